@@ -1,0 +1,46 @@
+# Every target sets up what it needs; a second call does not install again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG := configs/sum_mod_10.yaml
+RUN := runs/sum_mod_10/$(shell date +%Y-%m-%d_%H-%M-%S)
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test check format golden clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+install: $(VENV)/installed ## create .venv and install rnncls with its development tools
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: install ## the main job: train configs/sum_mod_10.yaml and evaluate it
+	$(BIN)/rnncls train --config $(CONFIG) --run-dir $(RUN)
+	$(BIN)/rnncls eval $(RUN)
+	@echo
+	@echo "curves: $(BIN)/tensorboard --logdir runs, then open http://localhost:6006"
+
+test: install ## all tests
+	$(BIN)/python -m pytest
+
+check: install ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+golden: install ## rewrite the golden losses; say in the commit why they moved
+	$(BIN)/python scripts/golden.py
+
+clean: ## remove what make and the tools created; runs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,32 @@
+"""rnncls: train, evaluate and watch recurrent classifiers of variable-length sequences.
+
+    import rnncls
+
+    config = rnncls.load_config("configs/sum_mod_10.yaml", ["train.max_steps=1000"])
+    state = rnncls.fit(config, "runs/mine")
+    report = rnncls.evaluate(state.model, config, lengths=[5, 50])
+    model = rnncls.load_model("runs/mine")
+
+The functions are imported on first use, so that `import rnncls` stays fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rnncls.version import __version__
+
+if TYPE_CHECKING:
+    from rnncls.checkpoint import load_model
+    from rnncls.config import load_config
+    from rnncls.evaluation import evaluate
+    from rnncls.train import fit
+
+__all__ = ["__version__", "evaluate", "fit", "load_config", "load_model"]
+
+_HOMES = {"evaluate": "evaluation", "fit": "train", "load_config": "config", "load_model": "checkpoint"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"rnncls.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'rnncls' has no attribute {name!r}")

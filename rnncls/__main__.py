@@ -1,0 +1,3 @@
+from rnncls.cli import main
+
+main()

@@ -1,0 +1,190 @@
+"""Checkpoints of a run: `checkpoints/step-N.safetensors` and `checkpoints/best.safetensors`.
+
+    tensors    model/<parameter>, optim/<state>/<parameter>
+    state      JSON: `State`
+
+There is no pointer to a last checkpoint that could lie: the step is in the file name and in the state. The model part
+loads into a plain nn.Embedding, nn.RNN and nn.Linear. tensorfile.py writes and verifies the files.
+"""
+
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from rnncls import tensorfile
+from rnncls.config import Config, parse_config
+from rnncls.errors import CheckpointError, ConfigError, Problem
+from rnncls.model import RNNClassifier, build_model
+from rnncls.version import __version__
+
+BEST = "best.safetensors"
+
+
+class State(BaseModel):
+    """What a checkpoint knows beside its tensors. Everything else follows from config and step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    step: int  # optimizer steps done
+    config: dict[str, Any]
+    counters: dict[str, float | int | None]  # sums since the last log line, best value so far, ...
+    versions: dict[str, str]
+    device: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint. `model` is a state_dict; `optim` maps `<state>/<parameter>` to tensors."""
+
+    path: Path
+    config: Config
+    state: State
+    model: dict[str, Tensor]
+    optim: dict[str, Tensor]
+
+
+def step_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def write_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    step: int,
+    counters: dict[str, float | int | None],
+) -> Path:
+    """Commit `folder/step-N.safetensors`. Raises WriteError; files that were there stay as they are."""
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            if isinstance(value, Tensor):
+                tensors[f"optim/{key}/{name}"] = value
+    versions = {"rnncls": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    state = State(
+        step=step,
+        config=config.model_dump(mode="json"),
+        counters=counters,
+        versions=versions,
+        device=str(next(model.parameters()).device),
+    )
+    path = step_path(folder, step)
+    tensorfile.write(path, json.dumps(state.model_dump(), allow_nan=False), tensors)
+    return path
+
+
+def mark_best(path: Path) -> None:
+    """Make `best.safetensors` another name of this checkpoint (or a copy, where links are refused)."""
+    temporary = path.parent / f".tmp-{os.getpid()}-best"
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, temporary)
+            tensorfile.fsync(temporary)
+        temporary.replace(path.parent / BEST)
+        temporary.unlink(missing_ok=True)  # renaming onto another link of the same file leaves both
+        tensorfile.fsync(path.parent)
+    except OSError as error:
+        raise tensorfile.cannot_write(path.parent / BEST, error) from None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the `keep` newest step files. `best.safetensors` stays."""
+    for path in step_files(folder)[keep:]:
+        path.unlink(missing_ok=True)
+
+
+def step_files(folder: Path) -> list[Path]:
+    """The step checkpoints in a folder, newest first, by number and not by time."""
+    files = [path for path in folder.glob("step-*.safetensors") if path.stem[5:].isdecimal()]
+    return sorted(files, key=lambda path: int(path.stem[5:]), reverse=True)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The file to read for a checkpoint file, or for a run directory: its best, else its newest checkpoint."""
+    best = Path(path) / "checkpoints" / BEST
+    return best if best.exists() else find_newest(path)
+
+
+def find_newest(path: str | Path) -> Path:
+    """The newest step checkpoint of a run directory; a path that is no directory is taken as the file itself.
+
+    Raises CheckpointError for a directory without checkpoints, naming what is there.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if files := step_files(path / "checkpoints"):
+        return files[0]
+    runs = sorted(folder.parent for folder in path.glob("*/checkpoints"))
+    found = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
+    remedy = f"a run in it, for example {runs[-1]}" if runs else ""
+    expected = "a run directory, with checkpoints in checkpoints/, or a checkpoint file"
+    raise CheckpointError(Problem("no checkpoint in this folder", str(path), expected, found, remedy, id="K1"))
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read and verify a checkpoint file or a run directory's best.
+
+    Raises CheckpointError when the file is missing, damaged, foreign or of another version, and MachineError when it
+    cannot be read.
+    """
+    path = find_checkpoint(path)
+    text, tensors = tensorfile.read(path)
+    state = _read_state(path, text)
+    return Checkpoint(
+        path,
+        _read_config(path, state),
+        state,
+        {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")},
+        {name.removeprefix("optim/"): tensor for name, tensor in tensors.items() if name.startswith("optim/")},
+    )
+
+
+def load_model(path: str | Path) -> RNNClassifier:
+    """The classifier of a checkpoint file, or of a run directory's best, on the CPU in evaluation mode."""
+    return restore_model(read_checkpoint(path))
+
+
+def restore_model(checkpoint: Checkpoint) -> RNNClassifier:
+    """Build the checkpoint's model with its weights. Raises CheckpointError unless names, shapes and dtypes all fit."""
+    model = build_model(checkpoint.config)
+    expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in checkpoint.model.items()}
+    if expected != found:
+        names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        lines = [f"{name}: {found.get(name, 'missing')}" for name in names[:5]]
+        what = f"{len(names)} tensors do not fit the checkpoint's own config"
+        wanted = f"{names[0]}: {expected.get(names[0], 'no such tensor')}"
+        raise CheckpointError(Problem(what, str(checkpoint.path), wanted, "; ".join(lines), id="K9"))
+    model.load_state_dict(checkpoint.model)
+    return model.eval()
+
+
+def _read_state(path: Path, text: str) -> State:
+    try:
+        state = State.model_validate_json(text)
+    except ValidationError:
+        raise tensorfile.damaged(path, "a state that rnncls did not write", "K4") from None
+    named = path.stem.removeprefix("step-")
+    if named.isdecimal() and int(named) != state.step:
+        raise tensorfile.damaged(path, f"the state of step {state.step}, which is not what the file name says", "K7")
+    return state
+
+
+def _read_config(path: Path, state: State) -> Config:
+    try:
+        return parse_config(state.config, str(path))
+    except ConfigError as error:
+        raise CheckpointError(*error.problems) from None

@@ -1,0 +1,175 @@
+"""The command line: parse, call one function, print, map errors to exit codes.
+
+Results go to stdout, everything else to stderr. torch is imported only inside the functions a command calls, so that
+every --help answers at once.
+"""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rnncls.errors import ConfigError, Problem, RnnclsError
+from rnncls.version import __version__
+
+# The parent of typer's public BadParameter, wherever this version of typer keeps its copy of click.
+UsageError: Any = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    help="Train, evaluate and watch recurrent classifiers of variable-length sequences.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at a config without running it.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML config file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="section.key=value", help="Replace values of the config.", show_default=False),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:INDEX, instead of the config's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def main() -> None:
+    """Entry point of `rnncls`. Every error is one block on stderr and an exit code (see errors.py)."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except RnnclsError as error:
+        fail(error.render(), error.exit_code)
+    except UsageError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        fail("rnncls: interrupted", 130)
+    except BrokenPipeError:  # the reader of stdout has what it wanted
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        fail(f"rnncls: internal error: {type(error).__name__}: {error}\n  try:      --debug for the traceback", 1)
+
+
+def fail(message: str, exit_code: int) -> None:
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rnncls {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="New directory to write into; else runs/CONFIG/DATE_TIME.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Added to the default run directory's name.")] = "",
+    device: Device = None,
+) -> None:
+    """Train a classifier and write a run directory."""
+    resolved = _load(config, overrides, device)
+    from rnncls.runlog import default_run_dir
+    from rnncls.train import fit
+
+    run_dir = run_dir or default_run_dir(config, name)
+    print(f"run directory: {run_dir}", flush=True)
+    state = fit(resolved, run_dir)
+    print(f"steps: {state.step:,}; best validation accuracy: {state.best_accuracy:.4f} at step {state.best_step:,}")
+    print(f"run directory: {run_dir}")
+
+
+@app.command(name="eval")
+def evaluate_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file, or run directory (its best).")],
+    lengths: Annotated[
+        str | None, typer.Option(help="For example 1-5,10,100, instead of the training lengths.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, max=10**8, help="Sequences per length, where not all.")] = 10_000,
+    confusion: Annotated[bool, typer.Option("--confusion", help="Also the confusion matrix.")] = False,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a checkpoint: overall, by length, by class."""
+    chosen = None if lengths is None else parse_ranges(lengths)
+    from rnncls.checkpoint import read_checkpoint, restore_model
+    from rnncls.device import resolve_device
+    from rnncls.evaluation import evaluate
+
+    loaded = read_checkpoint(checkpoint)
+    model = restore_model(loaded).to(resolve_device(device or loaded.config.device))
+    report = evaluate(model, loaded.config, chosen, samples, confusion, progress=True)
+    if as_json:
+        print(json.dumps({"checkpoint": str(loaded.path), "step": loaded.state.step, **report.to_json()}))
+    else:
+        print(f"checkpoint: {loaded.path}, step {loaded.state.step:,}")
+        print(report.to_text())
+
+
+@config_app.command()
+def show(config: ConfigOption, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Print the resolved config: every key with its value."""
+    from rnncls.config import dump_config
+
+    resolved = _load(config, overrides)
+    print(json.dumps(resolved.model_dump(mode="json")) if as_json else dump_config(resolved).rstrip())
+
+
+@config_app.command()
+def check(config: ConfigOption, overrides: Overrides = None) -> None:
+    """Report every problem of a config, without running it."""
+    from rnncls.config import num_parameters
+
+    resolved = _load(config, overrides)
+    size, train = num_parameters(resolved), resolved.train
+    print(f"{config}: ok; {size:,} parameters, {train.max_steps:,} steps of {train.batch_size:,} sequences")
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON Schema of config files, for editors."""
+    from rnncls.config import config_schema
+
+    print(json.dumps(config_schema(), indent=2))
+
+
+def parse_ranges(text: str) -> list[int]:
+    """Positive numbers and ranges: "1-3,10" -> [1, 2, 3, 10]. Raises ConfigError for anything else."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        low, high = (
+            int(bound) if bound.isdecimal() and len(bound) < 8 else 0 for bound in (first, last if dash else first)
+        )
+        if not 1 <= low <= high <= 2**20:
+            expected = "positive numbers and ranges up to 1,048,576, for example 1-5,10,100"
+            raise ConfigError(Problem("bad list of lengths", "--lengths", expected, part or "nothing", id="C17"))
+        numbers += range(low, high + 1)
+    return numbers
+
+
+def _load(path: Path, overrides: list[str] | None, device: str | None = None) -> Any:
+    from rnncls.config import load_config
+
+    return load_config(path, [*(overrides or []), *([f"device={device}"] if device else [])])

@@ -1,0 +1,205 @@
+"""YAML without surprises: text -> plain values, and the line and column of every key.
+
+PyYAML follows YAML 1.1, where `1e-3` is a string, `no` is False, `010` is 8, `12:30:45` is 45045 and the
+last of two equal keys wins silently. Here numbers are numbers, and everything YAML 1.1 would read in a
+way its writer hardly meant is refused with the advice to quote it. Tags, anchors and aliases are refused
+too, which also leaves no room for code execution or alias bombs.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rnncls.errors import ConfigError, Problem
+
+KeyPath = tuple[str | int, ...]  # ("optimizer", "betas", 0)
+
+MAX_BYTES = 64 * 1024  # a config is about 1 kB
+MAX_DEPTH = 32
+
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NAMED = {
+    "": None,
+    "~": None,
+    "null": None,
+    "true": True,
+    "false": False,
+    ".inf": float("inf"),
+    "-.inf": float("-inf"),
+    ".nan": float("nan"),
+}
+_YAML_1_1: Any = yaml.SafeLoader("")  # only asked which type YAML 1.1 would give a plain scalar
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed YAML document: its value, where each key or item stands, and what is wrong with it."""
+
+    value: Any
+    source: str
+    marks: dict[KeyPath, tuple[int, int]] = field(default_factory=dict)  # line and column, from 1
+    problems: list[tuple[KeyPath, Problem]] = field(default_factory=list)
+
+    def where(self, path: KeyPath) -> str:
+        """`file:line:column` of the key at `path`, or of its nearest parent that has a place."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.marks:
+                line, column = self.marks[path[:end]]
+                return f"{self.source}:{line}:{column}"
+        return self.source
+
+
+def dotted(path: KeyPath) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def read(path: Path) -> Document:
+    """Parse the file at `path`; see `parse`. Raises ConfigError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        remedy = "check the path; `--config` takes a YAML file"
+        raise ConfigError(Problem(f"cannot read the config {path}: {error.strerror}", remedy=remedy, id="C1")) from None
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(Problem("the config is too large", str(path), f"at most {MAX_BYTES} bytes", id="C13"))
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
+        raise ConfigError(Problem("the config is not text", str(path), "UTF-8", found, id="C2")) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str) -> Document:
+    """Parse YAML text. `source` is how messages call it.
+
+    What has one meaning but should not be there (a duplicate key, an ambiguous value) goes into the
+    document's `problems`, so that it can be reported beside what validation finds. Raises ConfigError
+    where reading cannot go on.
+    """
+    composer = _Composer(text, source)
+    try:
+        return composer.document()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        lines = text.splitlines()
+        found = lines[mark.line].strip() if mark and mark.line < len(lines) else ""
+        raise ConfigError(Problem(f"not YAML: {error.problem}", where, found=found, id="C3")) from None
+    except yaml.reader.ReaderError as error:
+        found = f"character U+{ord(error.character):04X} at offset {error.position}"
+        raise ConfigError(Problem("the config is not text", source, "printable characters", found, id="C2")) from None
+
+
+def dump(value: dict[str, Any]) -> str:
+    """YAML text that `parse` reads back as `value`."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+def _position(event: yaml.Event) -> tuple[int, int]:
+    """Line and column, from 1."""
+    mark = event.start_mark
+    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
+
+
+class _Composer:
+    """Builds plain values from PyYAML's events and notes problems on the way."""
+
+    def __init__(self, text: str, source: str) -> None:
+        self.events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.SafeLoader)
+        self.source = source
+        self.problems: list[tuple[KeyPath, Problem]] = []
+        self.marks: dict[KeyPath, tuple[int, int]] = {}
+
+    def document(self) -> Document:
+        next(self.events)  # stream start
+        event = next(self.events)
+        if isinstance(event, yaml.StreamEndEvent):
+            return Document(None, self.source)
+        value = self.node(next(self.events), ())
+        next(self.events)  # document end
+        if not isinstance(next(self.events), yaml.StreamEndEvent):
+            self.problem("a second YAML document", (), event, expected="one document", id="C4")
+        return Document(value, self.source, self.marks, self.problems)
+
+    def node(self, event: yaml.Event, path: KeyPath) -> Any:
+        self.marks.setdefault(path, _position(event))
+        if len(path) > MAX_DEPTH:
+            raise ConfigError(Problem("nested too deeply", self.place(event), f"at most {MAX_DEPTH} levels", id="C13"))
+        self.refuse_extras(event, path)
+        if isinstance(event, yaml.MappingStartEvent):
+            return self.mapping(path)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return self.sequence(path)
+        if isinstance(event, yaml.ScalarEvent):
+            return self.scalar(event, path)
+        return None  # an alias, refused above
+
+    def mapping(self, path: KeyPath) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                where = self.place(event)
+                raise ConfigError(Problem("a key that is no word", where, "a word", id="C4"))
+            self.refuse_extras(event, path)
+            key = event.value
+            child = (*path, key)
+            if event.implicit[0] and not isinstance(self.plain(key), str):
+                self.problem(f"a key that is no word: {key}", path, event, expected="a word", id="C4")
+            if key in result:
+                line, _ = self.marks[child]
+                first = f"first on line {line}, again on line {_position(event)[0]}"
+                self.problem(f'duplicate key "{key}"', child, event, found=first, remedy="keep one of them", id="C6")
+            self.marks[child] = _position(event)
+            result[key] = self.node(next(self.events), child)
+        return result
+
+    def sequence(self, path: KeyPath) -> tuple[Any, ...]:
+        items: list[Any] = []
+        while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
+            items.append(self.node(event, (*path, len(items))))
+        return tuple(items)
+
+    def refuse_extras(self, event: yaml.Event, path: KeyPath) -> None:
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            self.problem("anchors and aliases are not allowed", path, event, remedy="write the value out", id="C13")
+        if tag := getattr(event, "tag", None):
+            self.problem(f"tags are not allowed: {tag}", path, event, remedy="write a plain value", id="C14")
+
+    def scalar(self, event: yaml.ScalarEvent, path: KeyPath) -> Any:
+        text = event.value
+        if not event.implicit[0]:  # quoted, or a block
+            return text
+        value = self.plain(text)
+        if isinstance(value, str):
+            kind = _YAML_1_1.resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]
+            if kind != "str":
+                what = f"ambiguous value {text} (YAML 1.1 reads it as {kind})"
+                remedy = f'"{text}" if it is text; otherwise true, false, null or a plain decimal number'
+                self.problem(what, path, event, remedy=remedy, id="C8")
+        return value
+
+    @staticmethod
+    def plain(text: str) -> Any:
+        """The value of an unquoted scalar: null, true, false, a decimal number, or text."""
+        if text in _NAMED:
+            return _NAMED[text]
+        if _INT.fullmatch(text) and len(text) <= 40:
+            return int(text)
+        if _FLOAT.fullmatch(text):
+            return float(text)
+        return text
+
+    def place(self, event: yaml.Event) -> str:
+        line, column = _position(event)
+        return f"{self.source}:{line}:{column}"
+
+    def problem(self, what: str, path: KeyPath, event: yaml.Event, **details: str) -> None:
+        where = f"{self.place(event)}, {dotted(path)}" if path else self.place(event)
+        self.problems.append((path, Problem(what, where, **details)))

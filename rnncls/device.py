@@ -1,0 +1,28 @@
+"""Which device computes, and with how many threads."""
+
+import torch
+
+from rnncls.errors import MachineError, Problem
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device for `auto`, `cpu`, `cuda` or `cuda:INDEX`. Raises MachineError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
+            found = f"{count} CUDA devices (torch {torch.__version__}, {built})"
+            remedy = "device=auto or device=cpu" if count == 0 else f"cuda:0 to cuda:{count - 1}"
+            raise MachineError(Problem(f"no device {name}", "device", "a CUDA device", found, remedy, id="R17"))
+    return device
+
+
+def describe(device: torch.device) -> str:
+    """`cpu, 1 thread` or the name of the GPU, for the first lines of a run."""
+    if device.type == "cuda":
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    threads = torch.get_num_threads()
+    return f"{device}, {threads} thread{'s' if threads > 1 else ''}"

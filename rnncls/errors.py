@@ -1,0 +1,78 @@
+"""Everything that can go wrong for a user, and the exit code it ends with.
+
+    RnnclsError             1   a bug in rnncls, unless a child says otherwise
+      ConfigError           2   command line or configuration
+      DataError             3   data
+      CheckpointError       4   a checkpoint is missing, damaged, foreign or does not fit
+      MachineError          5   device, permission, lock
+      WriteError            6   a file cannot be written
+      NonFiniteError        7   NaN or infinity in the loss or the gradient
+
+Each error carries one or more `Problem`s: what is wrong and where, what was expected, what was found,
+what to try. The command line prints them and nothing else.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+MOST_PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, in the words the user reads."""
+
+    what: str
+    where: str = ""  # file:line:column and dotted key, as far as known
+    expected: str = ""
+    found: str = ""
+    remedy: str = ""
+    id: str = ""  # the kind of fault; stable, never reused
+
+    def render(self) -> str:
+        label = f"error[{self.id}]" if self.id else "error"
+        lines = [f"rnncls: {label}: {self.what}" + (f" ({self.where})" if self.where else "")]
+        details = (("expected:", self.expected), ("found:", self.found), ("try:", self.remedy))
+        lines += [f"  {name:<9} {text}" for name, text in details if text]
+        return "\n".join(lines)
+
+
+class RnnclsError(Exception):
+    """Base of all errors rnncls raises on purpose; `exit_code` is what the process ends with."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("; ".join(problem.what for problem in problems))
+        self.problems = problems
+
+    def render(self) -> str:
+        """The block for stderr: every problem, and a count when they are too many to read."""
+        blocks = [problem.render() for problem in self.problems[:MOST_PROBLEMS_SHOWN]]
+        if len(self.problems) > MOST_PROBLEMS_SHOWN:
+            blocks.append(f"rnncls: ... and {len(self.problems) - MOST_PROBLEMS_SHOWN} more problems")
+        return "\n".join(blocks)
+
+
+class ConfigError(RnnclsError):
+    exit_code = 2
+
+
+class DataError(RnnclsError):
+    exit_code = 3
+
+
+class CheckpointError(RnnclsError):
+    exit_code = 4
+
+
+class MachineError(RnnclsError):
+    exit_code = 5
+
+
+class WriteError(RnnclsError):
+    exit_code = 6
+
+
+class NonFiniteError(RnnclsError):
+    exit_code = 7

@@ -1,0 +1,80 @@
+"""The classifier: embedding -> nn.RNN -> linear head on the final hidden state."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnncls.config import Config
+from rnncls.seeds import mix
+
+
+class RNNClassifier(nn.Module):
+    """Many-to-one classification of packed sequences of token ids.
+
+    h_t = f(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh) with h_0 = 0 and f = tanh or relu; the logits are a linear
+    function of the last layer's h at each sequence's own last token (and, when bidirectional, of the
+    backward state at its first). Padding is never embedded and never seen by the recurrence.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        num_classes: int,
+        embedding_dim: int = 10,
+        hidden_size: int = 128,
+        num_layers: int = 1,
+        nonlinearity: Literal["tanh", "relu"] = "relu",
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_embeddings, embedding_dim)
+        self.rnn = nn.RNN(
+            embedding_dim,
+            hidden_size,
+            num_layers,
+            nonlinearity=nonlinearity,
+            bias=bias,
+            dropout=dropout,
+            bidirectional=bidirectional,
+        )
+        self.num_directions = 2 if bidirectional else 1
+        self.head = nn.Linear(hidden_size * self.num_directions, num_classes)
+
+    def forward(self, tokens: PackedSequence) -> Tensor:
+        """Logits (B, num_classes), in the order in which the sequences were given."""
+        embedded = tokens._replace(data=self.embedding(tokens.data))  # (sum of lengths, embedding_dim)
+        _, hidden = self.rnn(embedded)  # (num_layers * num_directions, B, hidden_size)
+        last = hidden[-self.num_directions :]  # (num_directions, B, hidden_size)
+        logits: Tensor = self.head(last.transpose(0, 1).flatten(1))
+        return logits
+
+
+def build_model(config: Config) -> RNNClassifier:
+    """A fresh model on the CPU whose weights are a pure function of the config. The global RNG is left alone."""
+    model_config = config.model
+    sizes = model_config.model_dump(exclude={"recurrent_init", "init_gain"})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(config.seed, "init"))
+        model = RNNClassifier(config.data.num_embeddings, config.data.num_classes, **sizes)
+        init_recurrence(model, model_config.recurrent_init, model_config.init_gain)
+    return model
+
+
+@torch.no_grad()
+def init_recurrence(model: RNNClassifier, recurrent_init: str, gain: float) -> None:
+    """Set each W_hh to a random orthogonal or the identity matrix with b_hh = 0, unless `recurrent_init` is
+    default; then scale embedding, W_ih and W_hh by `gain`. The head keeps PyTorch's initialisation.
+    """
+    for name, parameter in model.rnn.named_parameters():
+        if recurrent_init != "default" and name.startswith("weight_hh"):
+            init = nn.init.orthogonal_ if recurrent_init == "orthogonal" else nn.init.eye_
+            init(parameter)
+        elif recurrent_init != "default" and name.startswith("bias_hh"):
+            nn.init.zeros_(parameter)
+        if name.startswith("weight"):
+            parameter.mul_(gain)
+    model.embedding.weight.mul_(gain)

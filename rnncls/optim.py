@@ -1,0 +1,41 @@
+"""Optimizer, learning-rate schedule and gradient clipping."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from rnncls.config import OptimizerConfig, ScheduleConfig
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Adam, AdamW or SGD over all parameters, with PyTorch's fused kernels."""
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        )
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(parameters, config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate(step: int, max_steps: int, lr: float, schedule: ScheduleConfig) -> float:
+    """The learning rate of the step with this index (0 is the first).
+
+    Linear warm-up: lr (step + 1) / warmup_steps for the first warmup_steps. Then, with p running from 0 to 1 over
+    the remaining steps, cosine: min_lr + (lr - min_lr) (1 + cos(pi p)) / 2 (Loshchilov and Hutter 2017, eq. 5,
+    without restarts), or linear: lr + (min_lr - lr) p.
+    """
+    if step < schedule.warmup_steps:
+        return lr * (step + 1) / schedule.warmup_steps
+    if schedule.name == "constant":
+        return lr
+    progress = min(1.0, (step - schedule.warmup_steps) / max(1, max_steps - 1 - schedule.warmup_steps))
+    share = (1 + math.cos(math.pi * progress)) / 2 if schedule.name == "cosine" else 1 - progress
+    return schedule.min_lr + (lr - schedule.min_lr) * share
+
+
+def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+    """The 2-norm of all gradients together before clipping, a 0-d tensor. Scales them down to `max_norm` if larger."""
+    limit = math.inf if max_norm is None else max_norm
+    return nn.utils.clip_grad_norm_(parameters, limit)

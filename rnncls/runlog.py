@@ -1,0 +1,141 @@
+"""The run directory: config, metrics as lines and as a table, TensorBoard, and the progress bar.
+
+config.yaml                  the resolved config: `rnncls train --config` on it repeats the run
+metrics.jsonl, metrics.csv   one line per logged step, with the same names as the TensorBoard tags
+events.out.tfevents...       TensorBoard: one event stream, HParams included
+checkpoints/                 see checkpoint.py
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+
+from rnncls.config import Config, dump_config, flatten
+from rnncls.errors import ConfigError, Problem, WriteError
+
+MOST_LENGTHS_LOGGED = 20  # more curves than this in one chart tell nobody anything
+TAGS = (
+    "train/loss",
+    "train/accuracy",
+    "train/grad_norm",
+    "train/clip_fraction",
+    "train/lr",
+    "train/sequences_per_second",
+    "val/loss",
+    "val/accuracy",
+)
+# Keys that change what is written or how fast, not what is learned: they would only crowd the HParams table.
+_NOT_HPARAMS = {"device", "train.num_threads", "train.keep_checkpoints"} | {
+    f"train.{name}_every" for name in ("log", "eval", "checkpoint", "histogram")
+}
+
+
+def default_run_dir(config_path: Path, name: str = "") -> Path:
+    """`runs/<config name>/<date_time>[-name]`. A run's own config.yaml goes by the name of that run's config."""
+    is_run = config_path.name == "config.yaml" and (config_path.parent / "checkpoints").is_dir()
+    stem = config_path.resolve().parent.parent.name if is_run else config_path.stem
+    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return Path("runs") / stem / (f"{time}-{name}" if name else time)
+
+
+def logged_lengths(config: Config) -> list[int]:
+    """The training lengths whose validation accuracy is logged: all, or evenly spread ones when they are many."""
+    first, last = config.data.min_length, config.data.max_length
+    count = min(MOST_LENGTHS_LOGGED, last - first + 1)
+    return sorted({first + round(index * (last - first) / max(1, count - 1)) for index in range(count)})
+
+
+class RunLog:
+    """Writes one run's directory. A context manager; a training loop calls `log`, `histograms` and `bar.update`."""
+
+    def __init__(self, run_dir: Path, config: Config) -> None:
+        """Create the directory. Raises ConfigError when it exists and is not empty, WriteError when it cannot."""
+        self.run_dir = run_dir
+        self.checkpoints = run_dir / "checkpoints"
+        with writing(run_dir):
+            if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+                remedy = "another --run-dir, or leave it out to get a fresh one"
+                raise ConfigError(Problem("the run directory is not empty", str(run_dir), remedy=remedy, id="C19"))
+            self.checkpoints.mkdir(parents=True)
+            (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+            self.jsonl = (run_dir / "metrics.jsonl").open("x", encoding="utf-8")
+            self.csv_file = (run_dir / "metrics.csv").open("x", encoding="utf-8", newline="")
+            self.writer = SummaryWriter(str(run_dir))
+        lengths = [f"val/accuracy_by_length/{length}" for length in logged_lengths(config)]
+        self.csv = csv.DictWriter(self.csv_file, ["step", *TAGS, *lengths])
+        self.csv.writeheader()
+        self.writer.add_text("config", "\n".join(f"    {line}" for line in dump_config(config).splitlines()))
+        self._begin_session(config)
+        self.bar = tqdm(total=config.train.max_steps, unit="step", disable=None, dynamic_ncols=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+        if error is None:
+            self.events.add_summary(self.session_end)
+        self.writer.close()
+        self.jsonl.close()
+        self.csv_file.close()
+
+    def _begin_session(self, config: Config) -> None:
+        """HParams in the run's own stream; SummaryWriter.add_hparams would open a second, time-stamped run."""
+        flat = {key: value for key, value in flatten(config).items() if key not in _NOT_HPARAMS}
+        values = {key: str(value) if isinstance(value, list) else value for key, value in flat.items()}
+        metrics = {"val/accuracy": None, "val/loss": None}
+        experiment, start, self.session_end = hparams(values, metrics)  # type: ignore[no-untyped-call]
+        self.events.add_summary(experiment)
+        self.events.add_summary(start)
+
+    @property
+    def events(self) -> Any:
+        return self.writer.file_writer
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        """Write one step's values, by TensorBoard tag, everywhere. Called at most once per step."""
+        row = {"step": step, **scalars}
+        with writing(self.run_dir):
+            self.jsonl.write(json.dumps(row) + "\n")
+            self.jsonl.flush()
+            self.csv.writerow(row)
+            self.csv_file.flush()
+            for tag, value in scalars.items():
+                self.writer.add_scalar(tag, value, step)
+            self.writer.flush()
+        shown = [tag for tag in ("train/loss", "val/loss", "val/accuracy") if tag in scalars]
+        if "val/accuracy" in scalars:
+            self.say(f"step {step:>6,}   " + "   ".join(f"{tag} {scalars[tag]:.4f}" for tag in shown))
+
+    def histograms(self, step: int, model: nn.Module) -> None:
+        """Distributions of every parameter and of its gradient at this step."""
+        for name, parameter in model.named_parameters():
+            self.writer.add_histogram(f"weights/{name}", parameter, step)
+            if parameter.grad is not None:
+                self.writer.add_histogram(f"gradients/{name}", parameter.grad, step)
+
+    def say(self, line: str) -> None:
+        """A line on stderr that does not tear the progress bar."""
+        tqdm.write(line, file=sys.stderr)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError of the body into a WriteError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(Problem(f"cannot write: {error.strerror}", str(path), remedy="another --run-dir")) from None
