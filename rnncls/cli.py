@@ -5,6 +5,7 @@ every --help answers at once.
 """
 
 import json
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -14,6 +15,8 @@ import typer
 
 from rnncls.errors import ConfigError, Problem, RnnclsError
 from rnncls.version import __version__
+
+MAX_LENGTH = 2**20  # as in the config
 
 # The parent of typer's public BadParameter, wherever this version of typer keeps its copy of click.
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -40,7 +43,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 def main() -> None:
     """Entry point of `rnncls`. Every error is one block on stderr and an exit code (see errors.py)."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        exit_code = app(standalone_mode=False) or 0
+        if exit_code == 130:  # how newer versions of typer report Ctrl-C; older ones raise Abort
+            raise KeyboardInterrupt
+        sys.exit(exit_code)
     except RnnclsError as error:
         fail(error.render(), error.exit_code)
     except UsageError as error:
@@ -158,12 +164,10 @@ def parse_ranges(text: str) -> list[int]:
     """Positive numbers and ranges: "1-3,10" -> [1, 2, 3, 10]. Raises ConfigError for anything else."""
     numbers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        low, high = (
-            int(bound) if bound.isdecimal() and len(bound) < 8 else 0 for bound in (first, last if dash else first)
-        )
-        if not 1 <= low <= high <= 2**20:
-            expected = "positive numbers and ranges up to 1,048,576, for example 1-5,10,100"
+        match = re.fullmatch(r"\s*([0-9]{1,7})(?:-([0-9]{1,7}))?\s*", part)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= low <= high <= MAX_LENGTH:
+            expected = f"positive numbers and ranges up to {MAX_LENGTH:,}, for example 1-5,10,100"
             raise ConfigError(Problem("bad list of lengths", "--lengths", expected, part or "nothing", id="C17"))
         numbers += range(low, high + 1)
     return numbers

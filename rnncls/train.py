@@ -139,9 +139,9 @@ def note_accuracy(state: TrainState, scalars: dict[str, float]) -> bool:
     Of equal accuracies the latest is the best: once every sequence in range is right, it is further training that
     makes longer ones right too. Patience counts only strict improvements.
     """
-    accuracy = scalars["val/accuracy"]
+    accuracy = scalars["val/accuracy"] if math.isfinite(scalars["val/loss"]) else -math.inf
     state.stale_evaluations = 0 if accuracy > state.best_accuracy else state.stale_evaluations + 1
-    if accuracy < state.best_accuracy or not math.isfinite(scalars["val/loss"]):
+    if accuracy < state.best_accuracy or accuracy == -math.inf:
         return False
     state.best_accuracy, state.best_step = accuracy, state.step
     return True

@@ -87,13 +87,13 @@ def parse(text: str, source: str) -> Document:
     try:
         return composer.document()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         lines = text.splitlines()
-        found = lines[mark.line].strip() if mark and mark.line < len(lines) else ""
+        marks = [mark for mark in (error.problem_mark, error.context_mark) if mark]
+        where = f"{source}:{marks[0].line + 1}:{marks[0].column + 1}" if marks else source
+        found = next((lines[mark.line].strip() for mark in marks if mark.line < len(lines)), "")
         raise ConfigError(Problem(f"not YAML: {error.problem}", where, found=found, id="C3")) from None
     except yaml.reader.ReaderError as error:
-        found = f"character U+{ord(error.character):04X} at offset {error.position}"
+        found = f"character U+{ord(text[error.position]):04X} at offset {error.position}"
         raise ConfigError(Problem("the config is not text", source, "printable characters", found, id="C2")) from None
 
 

@@ -1,0 +1,221 @@
+"""The command line as a user meets it: a process, its two streams and its exit code."""
+
+import json
+import math
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import rnncls
+from rnncls.cli import parse_ranges
+from rnncls.errors import ConfigError
+from tests.conftest import ROOT, Completed, run_rnncls
+
+COMMANDS = [[], ["train"], ["eval"], ["config"], ["config", "show"], ["config", "check"], ["config", "schema"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_answers_at_once_and_without_torch(command: list[str]) -> None:
+    code = "import sys; from rnncls.cli import app; app(sys.argv[1:], standalone_mode=False);"
+    code += "print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.startswith("Usage: ")
+    assert done.stdout.endswith("False\n")
+
+
+def test_help_takes_under_half_a_second() -> None:
+    times = []
+    for _ in range(5):  # the fastest of five: a noisy machine may slow some of them down
+        started_at = time.perf_counter()
+        assert run_rnncls("train", "--help").returncode == 0
+        times.append(time.perf_counter() - started_at)
+    assert min(times) < 0.5
+
+
+def test_version() -> None:
+    assert run_rnncls("--version").stdout == f"rnncls {rnncls.__version__}\n"
+
+
+def test_train_names_the_run_directory_first_and_last_and_keeps_stdout_for_results(
+    trained: tuple[Path, Completed],
+) -> None:
+    run_dir, done = trained
+    lines = done.stdout.splitlines()
+    assert lines[0] == lines[-1] == f"run directory: {run_dir}"
+    assert re.fullmatch(r"steps: 400; best validation accuracy: \d\.\d{4} at step \d+", lines[1])
+    assert len(lines) == 3
+    assert "val/accuracy" in done.stderr  # progress, without a terminal one line per evaluation
+    assert "it/s" not in done.stderr
+
+
+def test_eval_prints_a_report(run_dir: Path) -> None:
+    done = run_rnncls("eval", run_dir, "--confusion")
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoint: {run_dir}/checkpoints/best.safetensors, step 400" in done.stdout
+    assert "all 120 sequences" in done.stdout
+    assert re.search(r"^ +4 +81 +\d+ +\d\.\d{4} +all of them +yes$", done.stdout, re.MULTILINE)
+    assert re.search(r"^   2 +\d+ +\d+ +\d+$", done.stdout, re.MULTILINE)
+
+
+def test_eval_json_is_one_object_and_nothing_else(run_dir: Path) -> None:
+    done = run_rnncls("eval", run_dir, "--json", "--lengths", "2-3,30", "--samples", "200")
+    report = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert {"accuracy", "loss", "examples", "errors", "exhaustive", "by_length"} <= report.keys()
+    assert report["examples"] == 9 + 27 + 200
+    assert report["exhaustive"] is False
+    assert report["accuracy"] == pytest.approx(1 - report["errors"] / report["examples"])
+    assert [row["length"] for row in report["by_length"]] == [2, 3, 30]
+    assert [row["trained"] for row in report["by_length"]] == [True, True, False]
+    for row in report["by_length"]:
+        assert {"length", "examples", "errors", "accuracy", "ci95", "trained"} <= row.keys()
+        assert row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
+    assert math.isfinite(report["loss"])
+
+
+def test_eval_of_a_file_a_run_and_the_python_api_agree(run_dir: Path) -> None:
+    by_run = json.loads(run_rnncls("eval", run_dir, "--json").stdout)
+    by_file = json.loads(run_rnncls("eval", run_dir / "checkpoints" / "step-00000400.safetensors", "--json").stdout)
+    report = rnncls.evaluate(rnncls.load_model(run_dir), rnncls.load_config(run_dir / "config.yaml"))
+    for key in ("accuracy", "errors", "examples", "by_length"):
+        assert by_run[key] == by_file[key] == json.loads(json.dumps(report.to_json()))[key]
+
+
+def test_config_show_check_and_schema(tmp_path: Path) -> None:
+    done = run_rnncls("config", "show", "--config", "configs/parity.yaml", "train.max_steps=7")
+    (tmp_path / "shown.yaml").write_text(done.stdout)
+    shown = rnncls.load_config(tmp_path / "shown.yaml")
+    assert shown == rnncls.load_config(ROOT / "configs/parity.yaml", ["train.max_steps=7"])
+    as_json = run_rnncls("config", "show", "--config", "configs/parity.yaml", "train.max_steps=7", "--json")
+    assert json.loads(as_json.stdout) == shown.model_dump(mode="json")
+    assert run_rnncls("config", "check", "--config", "configs/parity.yaml").stdout == (
+        "configs/parity.yaml: ok; 5,014 parameters, 5,000 steps of 128 sequences\n"
+    )
+    assert json.loads(run_rnncls("config", "schema").stdout)["properties"].keys() >= {"data", "model", "seed"}
+
+
+def test_a_saved_config_repeats_the_run(trained: tuple[Path, Completed], tmp_path: Path) -> None:
+    run_dir, _ = trained
+    again = run_rnncls("train", "--config", run_dir / "config.yaml", "--run-dir", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+
+    def values(folder: Path) -> list[dict[str, float]]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
+
+    assert values(tmp_path / "again") == values(run_dir)
+
+
+def test_wrong_configs(fails: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("train:\n  max_stepps: 5\n")
+    stderr = fails(2, "train", "--config", tmp_path / "bad.yaml", cwd=tmp_path)
+    assert f"{tmp_path}/bad.yaml:2:3, train.max_stepps" in stderr
+    assert "did you mean train.max_steps?" in stderr
+    assert "no.yaml" in fails(2, "train", "--config", tmp_path / "no.yaml", cwd=tmp_path)
+    smoke = ROOT / "configs" / "smoke.yaml"
+    assert "override model.dropout=0.5" in fails(2, "train", "--config", smoke, "model.dropout=0.5", cwd=tmp_path)
+    assert "expected: section.key=value" in fails(2, "config", "check", "--config", smoke, "lr", cwd=tmp_path)
+    assert "not empty" in fails(2, "train", "--config", smoke, "--run-dir", tmp_path, cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["train", "--conifg", "x"], ["eval"]], ids=" ".join)
+def test_wrong_usage_is_explained(arguments: list[str]) -> None:
+    done = run_rnncls(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_cuda_without_cuda_is_a_clear_error(run_dir: Path, tmp_path: Path) -> None:
+    torch_free = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    for arguments in (
+        ["train", "--config", "configs/smoke.yaml", "--device", "cuda", "--run-dir", str(tmp_path / "run")],
+        ["train", "--config", "configs/smoke.yaml", "device=cuda:3", "--run-dir", str(tmp_path / "run")],
+        ["eval", str(run_dir), "--device", "cuda"],
+    ):
+        done = run_rnncls(*arguments, env=torch_free)
+        assert done.returncode == 5, done.stderr
+        assert "no device cuda" in done.stderr
+        assert "device=cpu" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_checkpoints(fails: Callable[..., str], run_dir: Path, tmp_path: Path) -> None:
+    whole = (run_dir / "checkpoints" / "best.safetensors").read_bytes()
+    contents = {"truncated": whole[:-100], "empty": b"", "random": os.urandom(9999), "pickled": pickle.dumps({"a": 1})}
+    for name, content in contents.items():
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(content)
+        assert str(path) in fails(4, "eval", path)
+    assert "no such checkpoint" in fails(4, "eval", tmp_path / "missing.safetensors")
+    assert "no checkpoint in this folder" in fails(4, "eval", tmp_path)
+
+
+def test_a_non_finite_loss_ends_with_7(tmp_path: Path) -> None:
+    overrides = ["optimizer.name=sgd", "optimizer.lr=1e30", "train.max_grad_norm=null", "schedule.warmup_steps=0"]
+    done = run_rnncls("train", "--config", ROOT / "configs/smoke.yaml", *overrides, "--run-dir", tmp_path / "run")
+    assert done.returncode == 7
+    assert "not finite at step" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = run_rnncls("--debug", "eval", "nowhere")
+    assert done.returncode == 4
+    assert "Traceback" in done.stderr
+
+
+def test_ctrl_c_ends_with_130_and_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rnncls", "train", "--config", "configs/smoke.yaml", "train.max_steps=1000000"]
+    with subprocess.Popen(
+        [*command, "--run-dir", str(tmp_path / "run")],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("step    200"):  # the checkpoint of the evaluation before is committed
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert rest.splitlines()[-1] == "rnncls: interrupted"
+    assert "Traceback" not in rest
+    assert run_rnncls("eval", tmp_path / "run").returncode == 0
+
+
+def test_stdout_closed_early_is_no_error(run_dir: Path) -> None:
+    command = f"{sys.executable} -m rnncls eval {run_dir} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert done.stdout.startswith("checkpoint: ")
+    assert done.stderr == ""
+
+
+def test_ranges() -> None:
+    assert parse_ranges("1-3,10,7") == [1, 2, 3, 10, 7]
+    assert parse_ranges("5") == [5]
+    for text in ("", "0", "3-1", "a", "1,,2", "-3", "1-", "1-2-3", "1.5", "99999999", "٣"):
+        with pytest.raises(ConfigError, match="bad list of lengths"):
+            parse_ranges(text)
+
+
+def test_the_public_api_is_lazy() -> None:
+    code = "import sys, rnncls; print('torch' in sys.modules, rnncls.fit.__module__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False rnncls.train True\n"
+    with pytest.raises(AttributeError, match="no attribute 'fti'"):
+        rnncls.fti  # noqa: B018

@@ -1,0 +1,284 @@
+"""Strict YAML, overrides and validation: one meaning, or a clear message that names the place."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rnncls.config import Config, config_schema, dump_config, flatten, load_config, num_parameters
+from rnncls.config.strict_yaml import parse
+from rnncls.errors import ConfigError
+from rnncls.model import build_model
+from tests.conftest import ROOT, config_of
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+KEYS = list(flatten(Config()))
+
+
+def problems_of(tmp_path: Path, text: str, *overrides: str) -> str:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert caught.value.exit_code == 2
+    return caught.value.render()
+
+
+def load_text(tmp_path: Path, text: str, *overrides: str) -> Config:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1E-3", 0.001),
+        ("1e3", 1000.0),
+        ("2.5", 2.5),
+        (".5", 0.5),
+        ("-3", -3),
+        ("+3", 3),
+        ("0", 0),
+        ("true", True),
+        ("false", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ('"010"', "010"),
+        ("'no'", "no"),
+        ("adam", "adam"),
+        ("[0.9, 0.999]", (0.9, 0.999)),
+        ("123456789012345678", 123456789012345678),
+    ],
+)
+def test_scalars_have_the_value_they_look_like(text: str, value: object) -> None:
+    document = parse(f"a: {text}", "here")
+    assert document.value == {"a": value}
+    assert type(document.value["a"]) is type(value)
+    assert not document.problems
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "yes", "on", "off", "No", "TRUE", "Null", "010", "0x1F", "12:30:45", "2024-01-01", "1_000", "0b11"]
+)
+def test_what_yaml_1_1_would_convert_silently_is_refused(tmp_path: Path, text: str) -> None:
+    message = problems_of(tmp_path, f"train:\n  max_steps: {text}\n")
+    assert "error[C8]" in message
+    assert "c.yaml:2:14, train.max_steps" in message
+    assert f'"{text}"' in message
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_duplicate_key_is_refused_with_both_lines(tmp_path: Path, nested: bool) -> None:
+    text = "train:\n  max_steps: 5\n  max_steps: 6\n" if nested else "seed: 1\ndevice: cpu\nseed: 2\n"
+    message = problems_of(tmp_path, text)
+    first, again = (2, 3) if nested else (1, 3)
+    assert f"first on line {first}, again on line {again}" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "id", "part"),
+    [
+        ("", "C4", "found:    nothing"),
+        ("~", "C4", "mapping"),
+        ("- 1", "C4", "mapping"),
+        ("7", "C4", "mapping"),
+        ("seed: 1\n---\nseed: 2\n", "C4", "second YAML document"),
+        ("3: 4", "C4", "no word"),
+        ("? [a]\n: 1", "C4", "no word"),
+        ("\tseed: 1", "C3", "c.yaml:1:1"),
+        ("train: {max_steps: 5", "C3", "c.yaml:1:"),
+        ("seed: 1\ndevice cpu\n", "C3", "device cpu"),
+        ("seed: &a 1", "C13", "anchors"),
+        ("seed: 1\ntrain: *a", "C13", "aliases"),
+        ("seed: !!python/object/apply:os.system ['touch canary']", "C14", "tags"),
+        ("!!map {seed: 1}", "C14", "tags"),
+        ("[" * 10_000, "C13", "deep"),
+        ("a: " + "{a: " * 10_000, "C13", "deep"),
+        ("a: 1\n" * 20_000, "C13", "too large"),
+        ("seed: 1\x00", "C2", "U+0000"),
+        ("data: 5", "C9", "a section with the keys modulus"),
+        ("data:", "C9", "a section with the keys modulus"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path: Path, text: str, id: str, part: str) -> None:
+    message = problems_of(tmp_path, text)
+    assert f"error[{id}]" in message
+    assert part in message
+    assert not (tmp_path / "canary").exists()
+
+
+def test_bytes_that_are_no_utf_8_are_located_and_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"\xef\xbb\xbfseed: 3\n")
+    assert load_config(path).seed == 3
+    path.write_bytes(b"seed: \xff\n")
+    with pytest.raises(ConfigError, match="not text") as caught:
+        load_config(path)
+    assert "byte 0xff at offset 6" in caught.value.render()
+
+
+def test_missing_file_and_directory(tmp_path: Path) -> None:
+    for path in (tmp_path / "no.yaml", tmp_path):
+        with pytest.raises(ConfigError, match="cannot read") as caught:
+            load_config(path)
+        assert str(path) in caught.value.render()
+
+
+def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
+    text = """
+data:
+  modulus: 010
+  min_lenght: 2
+optimizer:
+  name: Adam
+train:
+  batch_size: "32"
+  max_grad_norm: .nan
+  max_steps: 5
+  max_steps: 6
+lr: 3
+"""
+    message = problems_of(tmp_path, text, "model.dropout=.5", "data.min_length=9", "nonsense", "train.seed=no")
+    for part in (
+        "c.yaml:3:12, data.modulus",
+        'unknown key "min_lenght" (' + str(tmp_path / "c.yaml") + ":4:3, data.min_lenght)",
+        "did you mean data.min_length?",
+        "expected: one of adam, adamw, sgd",
+        '"32" (text)',
+        "expected: number > 0, or null",
+        'duplicate key "max_steps"',
+        "did you mean optimizer.lr?",
+        "override model.dropout=.5, model.dropout",
+        "malformed override",
+        "override train.seed=no",
+        "did you mean seed?",
+    ):
+        assert part in message, part
+    assert message.count("rnncls: error") == 11
+
+
+def test_a_problem_of_two_keys_names_both(tmp_path: Path) -> None:
+    for override, parts in {
+        "data.min_length=9": ("data.min_length", "data.max_length = 5"),
+        "model.dropout=0.1": ("model.dropout", "num_layers"),
+        "optimizer.momentum=0.9": ("optimizer.momentum", "optimizer.name"),
+        "schedule.min_lr=1": ("schedule.min_lr", "optimizer.lr"),
+    }.items():
+        message = problems_of(tmp_path, "seed: 0", override)
+        assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_misspelt_key_gets_the_right_suggestion(tmp_path: Path, key: str) -> None:
+    section, _, name = key.rpartition(".")
+    for index in range(len(name)):
+        typo = name[:index] + name[index + 1 :]
+        if len(typo) < 2 or f"{section}.{typo}".strip(".") in KEYS:
+            continue  # `l` for `lr` could be anything
+        text = f"{section}:\n  {typo}: 1\n" if section else f"{typo}: 1\n"
+        assert f"did you mean {key}?" in problems_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("data.modulus", ["2", "97"], ["1", "0", "-3", "2.0", "true", '"10"', "null", "[10]"]),
+        ("data.max_value", ["0", "null", "20"], ["-1", "1.5"]),
+        ("data.min_length", ["1", "5"], ["0", "-1"]),
+        ("model.hidden_size", ["1", "64"], ["0", "1e2", "true"]),
+        ("model.nonlinearity", ["tanh", "relu"], ["Tanh", "gelu", "null", "1"]),
+        ("model.bias", ["true", "false"], ["1", '"true"', "null"]),
+        ("model.dropout", ["0", "0.0"], ["1", "1.5", "-0.1"]),
+        ("model.init_gain", ["0.3", "1"], ["0", "-1", ".inf"]),
+        ("optimizer.lr", ["1e-3", "1"], ["0", "-1e-3", ".nan", ".inf", "1e999", "fast"]),
+        ("optimizer.betas", ["[0.9, 0.99]", "[0, 0]"], ["[0.9]", "[0.9, 1]", "0.9", "[0.9, 0.9, 0.9]"]),
+        ("schedule.warmup_steps", ["0", "10"], ["-1", "1.5"]),
+        ("train.max_steps", ["0", "1"], ["-1", "true"]),
+        ("train.max_grad_norm", ["null", "0.5"], ["0", "-1"]),
+        ("train.batch_size", ["1"], ["0", "10000000"]),
+        ("train.stop_at_accuracy", ["1", "0.5", "null"], ["0", "1.1"]),
+        ("seed", ["0", "4294967295"], ["-1", "4294967296", "1.0"]),
+        ("device", ["auto", "cpu", "cuda", "cuda:1"], ["gpu", "cuda:", "CPU", "1"]),
+    ],
+)
+def test_ranges_and_types(tmp_path: Path, key: str, good: list[str], bad: list[str]) -> None:
+    for value in good:
+        assert flatten(load_text(tmp_path, "data: {modulus: 10}", f"{key}={value}"))
+    for value in bad:
+        message = problems_of(tmp_path, "data: {modulus: 10}", f"{key}={value}")
+        assert f"override {key}={value}, {key}" in message
+        assert "expected:" in message
+        assert "found:" in message
+
+
+def test_a_model_too_large_for_any_machine_is_refused_without_allocating(tmp_path: Path) -> None:
+    message = problems_of(tmp_path, "model: {hidden_size: 1048576, num_layers: 1024}")
+    assert "bytes of weights" in message
+
+
+def test_overrides_win_and_the_last_one_wins(tmp_path: Path) -> None:
+    config = load_text(tmp_path, "seed: 1\noptimizer: {lr: 1e-3}\n", "seed=2", "optimizer.lr=1e-4", "seed=3")
+    assert (config.seed, config.optimizer.lr) == (3, 1e-4)
+
+
+def test_a_config_is_frozen() -> None:
+    config = Config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.max_steps = 3
+
+
+def test_a_config_saved_and_read_again_is_the_same(tmp_path: Path) -> None:
+    config = config_of(data={"max_value": 1}, optimizer={"betas": [0.5, 0.75], "lr": 2e-4}, seed=9)
+    assert load_text(tmp_path, dump_config(config)) == config
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=60))
+def test_any_text_is_read_or_refused_in_our_own_words(text: str) -> None:
+    with suppress(ConfigError):  # anything else fails the test
+        parse(text, "here")
+
+
+@given(st.dictionaries(st.text(st.characters(codec="ascii", categories=["L"]), min_size=1), st.floats(allow_nan=False)))
+def test_floats_survive_writing_and_reading(values: dict[str, float]) -> None:
+    text = "".join(f'"{key}": {value!r}\n' for key, value in values.items()).replace(": inf", ": .inf")
+    assert (parse(text.replace(": -inf", ": -.inf"), "here").value or {}) == values
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_and_its_header_says_command_result_and_time(path: Path) -> None:
+    load_config(path)
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(header)
+    assert f"rnncls train --config {path.relative_to(ROOT)}" in text
+    assert "expected:" in text
+    assert "time:" in text
+
+
+def test_the_default_config_is_the_schema_default() -> None:
+    assert load_config(ROOT / "configs" / "sum_mod_10.yaml") == Config()
+
+
+def test_the_json_schema_describes_every_key_and_accepts_the_shipped_configs() -> None:
+    schema = json.loads(json.dumps(config_schema()))
+    for key in KEYS:
+        section, _, name = key.rpartition(".")
+        place = schema["$defs"][schema["properties"][section]["$ref"].rpartition("/")[2]] if section else schema
+        assert name in place["properties"]
+        assert place["properties"][name]["description"], key
+        assert place["additionalProperties"] is False
+    assert yaml.safe_load(dump_config(Config())).keys() == schema["properties"].keys()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_the_parameter_count_is_that_of_the_model(bidirectional: bool, bias: bool, num_layers: int) -> None:
+    config = config_of(model={"bidirectional": bidirectional, "bias": bias, "num_layers": num_layers})
+    assert num_parameters(config) == sum(parameter.numel() for parameter in build_model(config).parameters())

@@ -1,0 +1,162 @@
+"""What a run leaves behind, read by TensorBoard's own reader and by a real TensorBoard server."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from rnncls.config import load_config
+from rnncls.runlog import default_run_dir, logged_lengths
+from tests.conftest import ROOT, Completed, config_of
+
+TRAIN_TAGS = {"loss", "accuracy", "grad_norm", "clip_fraction", "lr", "sequences_per_second"}
+VAL_TAGS = {"loss", "accuracy"} | {f"accuracy_by_length/{n}" for n in range(1, 5)}
+ALL_TAGS = {f"train/{tag}" for tag in TRAIN_TAGS} | {f"val/{tag}" for tag in VAL_TAGS}
+
+
+@pytest.fixture(scope="module")
+def events(trained: tuple[Path, Completed]) -> EventAccumulator:
+    accumulator = EventAccumulator(str(trained[0]), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
+    return accumulator.Reload()
+
+
+def lines_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_run_directory_has_the_documented_files(run_dir: Path) -> None:
+    names = sorted(re.sub(r"tfevents.*", "tfevents", str(path.relative_to(run_dir))) for path in run_dir.rglob("*"))
+    checkpoints = [f"checkpoints/{name}.safetensors" for name in ("best", "step-00000300", "step-00000400")]
+    assert names == ["checkpoints", *checkpoints, "config.yaml", "events.out.tfevents", "metrics.csv", "metrics.jsonl"]
+
+
+def test_the_saved_config_is_the_resolved_one(run_dir: Path) -> None:
+    assert load_config(run_dir / "config.yaml") == load_config(
+        ROOT / "configs/smoke.yaml", ["train.histogram_every=100"]
+    )
+
+
+def test_scalars_in_tensorboard_equal_the_lines(run_dir: Path, events: EventAccumulator) -> None:
+    assert set(events.Tags()["scalars"]) == ALL_TAGS
+    lines = lines_of(run_dir)
+    assert [line["step"] for line in lines] == list(range(50, 401, 50))
+    for tag in ALL_TAGS:
+        expected = [(line["step"], pytest.approx(line[tag], rel=1e-6)) for line in lines if tag in line]
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == expected
+        assert len(expected) == (8 if tag.startswith("train/") else 4)
+
+
+def test_values_are_what_their_names_say(run_dir: Path) -> None:
+    for line in lines_of(run_dir):
+        assert 0 <= line["train/accuracy"] <= 1
+        assert 0 <= line["train/clip_fraction"] <= 1
+        assert line["train/grad_norm"] > 0
+        assert line["train/sequences_per_second"] > 0
+    assert lines_of(run_dir)[-1]["train/lr"] == pytest.approx(1e-4)
+    assert lines_of(run_dir)[0]["train/loss"] > lines_of(run_dir)[-1]["train/loss"]
+
+
+def test_the_table_equals_the_lines(run_dir: Path) -> None:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    assert rows == lines_of(run_dir)
+
+
+def test_the_config_and_the_histograms_are_in_tensorboard(events: EventAccumulator) -> None:
+    text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "    hidden_size: 64" in text
+    names = events.Tags()["histograms"]
+    parameters = ["embedding.weight", "head.bias", "head.weight"]
+    parameters += [f"rnn.{kind}_l0" for kind in ("bias_hh", "bias_ih", "weight_hh", "weight_ih")]
+    assert sorted(names) == sorted(f"{kind}/{name}" for kind in ("weights", "gradients") for name in parameters)
+    assert [event.step for event in events.Histograms("weights/head.weight")] == [100, 200, 300, 400]
+
+
+def test_hparams_are_in_the_runs_own_stream(run_dir: Path, events: EventAccumulator) -> None:
+    assert len(list(run_dir.rglob("events.out.tfevents*"))) == 1
+    contents = events.summary_metadata
+    data = {
+        tag: plugin_data_pb2.HParamsPluginData.FromString(contents[tag].plugin_data.content)
+        for tag in ("_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info")
+    }
+    start = data["_hparams_/session_start_info"].session_start_info.hparams
+    assert start["optimizer.lr"].number_value == 5e-3
+    assert start["model.nonlinearity"].string_value == "relu"
+    assert start["seed"].number_value == 0
+    assert "train.log_every" not in start
+    metrics = {info.name.tag for info in data["_hparams_/experiment"].experiment.metric_infos}
+    assert metrics == {"val/accuracy", "val/loss"} < ALL_TAGS
+
+
+@pytest.fixture(scope="module")
+def tensorboard(trained: tuple[Path, Completed]) -> Iterator[str]:
+    """A real server on a free loopback port; its address."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(trained[0].parent.parent)]
+    command += ["--port", "0", "--host", "127.0.0.1", "--load_fast", "false"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        try:
+            for line in server.stderr:
+                if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    yield found[0]
+                    break
+            else:
+                pytest.fail("TensorBoard did not start")
+        finally:
+            server.terminate()
+
+
+def get(url: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)
+
+
+def test_a_tensorboard_server_shows_scalars_and_hparams_over_http(tensorboard: str, run_dir: Path) -> None:
+    deadline = time.monotonic() + 60
+    while "smoke/run" not in (runs := get(f"{tensorboard}/data/plugin/scalars/tags")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert list(runs) == ["smoke/run"]  # one run, no time-stamped one beside it
+    assert set(runs["smoke/run"]) == ALL_TAGS
+    points = get(f"{tensorboard}/data/plugin/scalars/scalars?tag=val/accuracy&run=smoke/run")
+    expected = [(line["step"], line["val/accuracy"]) for line in lines_of(run_dir) if "val/accuracy" in line]
+    assert [(step, pytest.approx(value)) for _, step, value in points] == expected
+
+    request = {
+        "experimentName": "",
+        "allowedStatuses": ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_FAILURE", "STATUS_RUNNING"],
+        "colParams": [{"metric": {"group": "", "tag": "val/accuracy"}}],
+        "startIndex": 0,
+        "sliceSize": 10,
+    }
+    (group,) = get(f"{tensorboard}/data/plugin/hparams/session_groups", request)["sessionGroups"]
+    assert group["hparams"]["optimizer.lr"] == 5e-3
+    values = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
+    assert values["val/accuracy"] == pytest.approx(expected[-1][1])
+    assert group["sessions"][0]["status"] == "STATUS_SUCCESS"
+
+
+def test_many_lengths_are_thinned_out_to_a_readable_chart() -> None:
+    few, many = ({"min_length": 2, "max_length": n} for n in (5, 500))
+    assert logged_lengths(config_of(data=few)) == [2, 3, 4, 5]
+    lengths = logged_lengths(config_of(data=many))
+    assert len(lengths) == 20
+    assert (lengths[0], lengths[-1]) == (2, 500)
+
+
+def test_default_run_directories_are_named_after_the_config_and_the_time(run_dir: Path) -> None:
+    stamp = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
+    assert re.fullmatch(f"runs/parity/{stamp}", str(default_run_dir(Path("configs/parity.yaml"))))
+    assert re.fullmatch(f"runs/parity/{stamp}-wide", str(default_run_dir(Path("configs/parity.yaml"), "wide")))
+    assert re.fullmatch(f"runs/smoke/{stamp}", str(default_run_dir(run_dir / "config.yaml")))
