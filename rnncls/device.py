@@ -1,12 +1,20 @@
 """Which device computes, and with how many threads."""
 
+import re
+
 import torch
 
-from rnncls.errors import MachineError, Problem
+from rnncls.config import DEVICE_PATTERN
+from rnncls.errors import ConfigError, MachineError, Problem
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device for `auto`, `cpu`, `cuda` or `cuda:INDEX`. Raises MachineError where it is not there."""
+    """The torch device for `auto`, `cpu`, `cuda` or `cuda:INDEX`.
+
+    Raises ConfigError for any other name, and MachineError where the device is not there.
+    """
+    if not re.fullmatch(DEVICE_PATTERN, name):
+        raise ConfigError(Problem("no such device", "device", "auto, cpu, cuda or cuda:INDEX", name, id="C9"))
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

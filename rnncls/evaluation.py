@@ -1,5 +1,6 @@
 """How good is a model: overall, by length, by class."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -11,10 +12,12 @@ from tqdm import tqdm
 
 from rnncls.config import Config
 from rnncls.data import Batch, all_sequences, num_sequences, samples
+from rnncls.errors import ConfigError, Problem
 from rnncls.metrics import confusion_matrix, sequence_losses, wilson_interval
 from rnncls.model import RNNClassifier
 
-EXHAUSTIVE_LIMIT = 2**17  # sequences of one length; all lengths 1-5 of 10 digits are 111,110
+EXHAUSTIVE_LIMIT = 2**17  # sequences of one length; there are 100,000 of 5 decimal digits
+MOST_CLASSES_SHOWN = 1000  # in a confusion matrix
 
 
 class Scores(NamedTuple):
@@ -121,11 +124,15 @@ def evaluate(
 
     With `lengths`, `num_samples` sequences of each longer length are drawn from the test stream. Without, the training
     lengths are evaluated: all sequences if every length allows it, else `num_samples` as training draws them.
-    `progress` shows a bar on stderr when that is a terminal.
+    `progress` shows a bar on stderr when that is a terminal. Raises ConfigError when a confusion matrix would be huge.
     """
     data = config.data
+    if confusion and data.num_classes > MOST_CLASSES_SHOWN:
+        expected = f"at most {MOST_CLASSES_SHOWN} classes"
+        raise ConfigError(Problem("too many classes for a confusion matrix", "--confusion", expected, id="C15"))
     trained = range(data.min_length, data.max_length + 1)
-    exhaustive = {n for n in lengths or trained if num_sequences(data, n) <= EXHAUSTIVE_LIMIT}
+    digit_bits = math.log2(data.num_embeddings)
+    exhaustive = {n for n in lengths or trained if n * digit_bits <= math.log2(EXHAUSTIVE_LIMIT)}
     sources: list[tuple[int, Iterable[Batch]]]  # number of sequences, batches
     if lengths is None and len(exhaustive) < len(trained):
         exhaustive = set()

@@ -8,10 +8,12 @@ checkpoints/                 see checkpoint.py
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,18 +44,20 @@ _NOT_HPARAMS = {"device", "train.num_threads", "train.keep_checkpoints"} | {
 
 
 def default_run_dir(config_path: Path, name: str = "") -> Path:
-    """`runs/<config name>/<date_time>[-name]`. A run's own config.yaml goes by the name of that run's config."""
+    """`runs/<config name>/<date_time>[-name]`, numbered if taken. A run's own config.yaml goes by that run's name."""
     is_run = config_path.name == "config.yaml" and (config_path.parent / "checkpoints").is_dir()
     stem = config_path.resolve().parent.parent.name if is_run else config_path.stem
     time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return Path("runs") / stem / (f"{time}-{name}" if name else time)
+    wanted = Path("runs") / stem / (f"{time}-{name}" if name else time)
+    others = (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
+    return next(path for path in chain([wanted], others) if not path.exists())
 
 
 def logged_lengths(config: Config) -> list[int]:
     """The training lengths whose validation accuracy is logged: all, or evenly spread ones when they are many."""
     first, last = config.data.min_length, config.data.max_length
-    count = min(MOST_LENGTHS_LOGGED, last - first + 1)
-    return sorted({first + round(index * (last - first) / max(1, count - 1)) for index in range(count)})
+    number = min(MOST_LENGTHS_LOGGED, last - first + 1)
+    return sorted({first + round(index * (last - first) / max(1, number - 1)) for index in range(number)})
 
 
 class RunLog:
@@ -109,7 +113,8 @@ class RunLog:
         """Write one step's values, by TensorBoard tag, everywhere. Called at most once per step."""
         row = {"step": step, **scalars}
         with writing(self.run_dir):
-            self.jsonl.write(json.dumps(row) + "\n")
+            finite = {tag: value if math.isfinite(value) else None for tag, value in row.items()}  # JSON has no NaN
+            self.jsonl.write(json.dumps(finite) + "\n")
             self.jsonl.flush()
             self.csv.writerow(row)
             self.csv_file.flush()

@@ -52,7 +52,8 @@ def fit(config: Config, run_dir: str | Path) -> TrainState:
     state = TrainState(model, build_optimizer(model.parameters(), config.optimizer))
     with RunLog(Path(run_dir), config) as log:
         log.say(f"training on {describe(device)}")
-        done = state.step >= config.train.max_steps and after_step(state, config, log)
+        if config.train.max_steps == 0:
+            after_step(state, config, log)
         started_at = time.perf_counter()
         for batch in batches(
             config.data, config.seed, "train", config.train.batch_size, state.step, config.train.max_steps
@@ -60,10 +61,9 @@ def fit(config: Config, run_dir: str | Path) -> TrainState:
             train_step(state, batch.to(device), config)
             log.bar.update()
             state.totals.seconds += time.perf_counter() - started_at
-            done = after_step(state, config, log)
-            started_at = time.perf_counter()
-            if done:
+            if after_step(state, config, log):
                 break
+            started_at = time.perf_counter()
     return state
 
 

@@ -159,6 +159,7 @@ def test_wrong_checkpoints(fails: Callable[..., str], run_dir: Path, tmp_path: P
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
         assert str(path) in fails(4, "eval", path)
+    assert "cuda:INDEX" in fails(2, "eval", run_dir, "--device", "gpu")
     assert "no such checkpoint" in fails(4, "eval", tmp_path / "missing.safetensors")
     assert "no checkpoint in this folder" in fails(4, "eval", tmp_path)
 

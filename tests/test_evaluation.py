@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from rnncls.config import Config
 from rnncls.data import batches
+from rnncls.errors import ConfigError
 from rnncls.evaluation import Report, evaluate, score
 from rnncls.model import build_model
 from tests.conftest import config_of
@@ -84,6 +85,17 @@ def test_the_sample_of_a_length_does_not_depend_on_the_other_lengths() -> None:
     among = evaluate(model, config, [6, 20, 30], 300).by_length[1]
     assert alone == among
     assert 0 < alone.errors < 300
+
+
+def test_a_confusion_matrix_of_very_many_classes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="too many classes"):
+        report_of(config_of(data={"modulus": 2000, "max_value": 1}))
+
+
+def test_a_very_long_length_is_not_enumerated() -> None:
+    """Also not counted: 2 to the power of 100,000 is a number nobody needs."""
+    report = report_of(config_of(data={"modulus": 2}), lengths=[17, 18, 5000], samples=3)
+    assert [(row.examples, row.exhaustive) for row in report.by_length] == [(2**17, True), (3, False), (3, False)]
 
 
 def test_scoring_puts_the_training_mode_back_and_draws_no_random_number() -> None:

@@ -11,6 +11,8 @@ from pydantic_core import PydanticCustomError
 
 MAX_PARAMETERS = 2**32  # 16 GiB of float32 weights, before gradients and optimizer state
 
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
+
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Steps = Annotated[int, Field(ge=0, le=2**40)]
 Positive = Annotated[float, Field(gt=0)]
@@ -162,7 +164,7 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides initial weights, batches and dropout."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
+    device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
     """Where to compute: auto (CUDA if there is one), cpu, cuda or cuda:INDEX."""
 
     @model_validator(mode="after")
