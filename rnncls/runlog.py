@@ -99,7 +99,8 @@ class RunLog:
     def _begin_session(self, config: Config) -> None:
         """HParams in the run's own stream; SummaryWriter.add_hparams would open a second, time-stamped run."""
         flat = {key: value for key, value in flatten(config).items() if key not in _NOT_HPARAMS}
-        values = {key: str(value) if isinstance(value, list) else value for key, value in flat.items()}
+        # torch's hparams writes booleans as 0 and 1, and knows no lists.
+        values = {key: json.dumps(value) if isinstance(value, bool | list) else value for key, value in flat.items()}
         metrics = {"val/accuracy": None, "val/loss": None}
         experiment, start, self.session_end = hparams(values, metrics)  # type: ignore[no-untyped-call]
         self.events.add_summary(experiment)

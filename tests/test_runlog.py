@@ -93,6 +93,7 @@ def test_hparams_are_in_the_runs_own_stream(run_dir: Path, events: EventAccumula
     assert start["optimizer.lr"].number_value == 5e-3
     assert start["model.nonlinearity"].string_value == "relu"
     assert start["seed"].number_value == 0
+    assert start["model.bidirectional"].string_value == "false"
     assert "train.log_every" not in start
     metrics = {info.name.tag for info in data["_hparams_/experiment"].experiment.metric_infos}
     assert metrics == {"val/accuracy", "val/loss"} < ALL_TAGS

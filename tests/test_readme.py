@@ -1,0 +1,117 @@
+"""What the README shows is run: commands, Python, the worked examples, the code map and the tags."""
+
+import doctest
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+QUICK = ["train.max_steps=6", "train.eval_every=3", "schedule.warmup_steps=2"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("sh") for line in block.splitlines() if line]
+
+
+def quick(command: str) -> str:
+    """The same command with less work: fewer steps, seeds and samples."""
+    if command.startswith("rnncls train"):
+        return " ".join([command, *QUICK])
+    if command.startswith("python scripts/seeds.py"):
+        command = re.sub(r"--seeds \S+", "--seeds 0-1", command)
+        command = re.sub(r"--lengths \S+", "--lengths 1-2,20", command)
+        return " ".join([command, "--samples 50", *(f"--override {override}" for override in QUICK)])
+    if command.startswith("python scripts/bench"):
+        return f"{command} --rounds 1 --count 4"
+    return command
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the project to the README's commands."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("configs", "scripts"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def test_every_command_of_the_readme_runs(home: Path) -> None:
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    ran = []
+    for command in commands():
+        if command.startswith(("make ", "tensorboard ")):
+            continue  # make targets: below; a TensorBoard server: test_runlog.py
+        done = subprocess.run(
+            shlex.split(quick(command)),
+            cwd=home,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout, command
+        ran.append(command)
+    assert len(ran) >= 12
+
+
+def test_make_knows_the_targets_the_readme_and_the_help_name() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    for target in ("install", "train", "test", "check", "format", "golden", "clean"):
+        assert f"make {target} " in listed
+    for command in commands():
+        if command.startswith("make "):
+            done = subprocess.run([*command.split(), "-n"], cwd=ROOT, capture_output=True, timeout=60, check=False)
+            assert done.returncode == 0, command
+
+
+def test_the_python_of_the_readme_runs(home: Path) -> None:
+    (code,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=home, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accuracy: " in done.stdout
+
+
+def test_the_worked_examples_are_true() -> None:
+    results = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert results.failed == 0
+    assert results.attempted >= 8
+    for name in ("data.batches", "metrics"):
+        module = importlib.import_module(f"rnncls.{name}")
+        results = doctest.testmod(module, extraglobs={"torch": importlib.import_module("torch")})
+        assert results.failed == 0
+        assert results.attempted > 0
+
+
+def test_the_code_map_names_every_module_and_the_tag_table_every_tag() -> None:
+    from rnncls.runlog import TAGS
+
+    for path in (ROOT / "rnncls").rglob("*.py"):
+        if not path.name.startswith("__"):
+            assert path.name in README, path
+    for tag in TAGS:
+        assert f"`{tag}`" in README
+    for path in (ROOT / "configs").glob("*.yaml"):
+        assert path.stem in README or path.stem == "smoke"
+
+
+def test_the_results_table_names_real_configs() -> None:
+    for path in re.findall(r"configs/\S+\.yaml", README):
+        assert (ROOT / path).is_file(), path
