@@ -145,12 +145,13 @@ def _read_header(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, dic
         header = json.loads(data[8:start], object_pairs_hook=_unique)
         metadata = header.pop("__metadata__", {})
         spans = sorted(_span(entry) for entry in header.values())
-        text = all(isinstance(value, str) for value in metadata.values())
+        for text in (*header, *metadata.values()):
+            text.encode()  # a number has no encode, half a surrogate pair has no encoding
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise damaged(path, "a header that is no safetensors header", "K6") from None
     ends = [0, *(end for _, end in spans)]
     contiguous = all(begin == end for (begin, _), end in zip(spans, ends, strict=False))
-    if not text or not contiguous or ends[-1] != len(data) - start:
+    if not contiguous or ends[-1] != len(data) - start:
         raise damaged(path, "tensors with holes, overlaps or missing bytes", "K2")
     return metadata, header, start
 
@@ -163,7 +164,9 @@ def _span(entry: dict[str, Any]) -> tuple[int, int]:
         if type(dimension) is not int or dimension < 0:
             raise ValueError
         size *= dimension
-    if set(entry) != {"dtype", "shape", "data_offsets"} or type(begin) is not int or end - begin != size:
+    if set(entry) != {"dtype", "shape", "data_offsets"} or type(begin) is not int or type(end) is not int:
+        raise ValueError
+    if end - begin != size:
         raise ValueError
     return begin, end
 

@@ -132,6 +132,12 @@ def test_flipped_bits_are_detected(tmp_path: Path) -> None:
             read_checkpoint(flipped)
 
 
+def header_of(header: dict[str, Any]) -> bytes:
+    """A file that is a safetensors header and nothing else."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
 class Canary:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (os.environ["CANARY"],)
@@ -152,6 +158,10 @@ def test_foreign_files_are_refused_and_run_nothing(tmp_path: Path, monkeypatch: 
         "plain_safetensors": (plain, "not a checkpoint of rnncls"),
         "huge_header": ((2**63).to_bytes(8, "little") + b"{}", "damaged"),
         "deep_header": ((60_000).to_bytes(8, "little") + b"[" * 60_000, "damaged"),
+        "surrogate": (header_of({"__metadata__": {"format": "\ud800", "state": "", "sha256": ""}}), "damaged"),
+        "surrogate_name": (header_of({"\ud800": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}), "damaged"),
+        "number_in_metadata": (header_of({"__metadata__": {"format": 1, "state": "", "sha256": ""}}), "damaged"),
+        "fractional_offset": (header_of({"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0.0]}}), "damaged"),
         "list_header": ((2).to_bytes(8, "little") + b"[]", "damaged"),
         "text": (b"seed: 1\n" * 100, "damaged"),
     }

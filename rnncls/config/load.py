@@ -41,7 +41,7 @@ def dump_config(config: Config) -> str:
 def config_schema() -> dict[str, Any]:
     """The JSON Schema of a config file, for editors."""
     schema = Config.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "rnncls config", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "rnncls config"}
 
 
 def flatten(config: Config) -> dict[str, Any]:
