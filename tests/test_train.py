@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rnncls.checkpoint import read_checkpoint
 from rnncls.config import Config
 from rnncls.data import batches
 from rnncls.errors import ConfigError, NonFiniteError, WriteError
@@ -156,6 +157,22 @@ def test_a_run_that_diverges_keeps_its_metrics_and_its_last_checkpoint(tmp_path:
     steps = [line["step"] for line in lines_of(tmp_path / "run")]
     assert steps == list(range(1, len(steps) + 1))
     assert (tmp_path / "run" / "checkpoints" / f"step-{steps[-1]:08d}.safetensors").exists()
+
+
+def test_the_best_evaluation_is_saved_at_once_whatever_the_cadence(tmp_path: Path) -> None:
+    config = config_of(
+        optimizer={"name": "sgd", "lr": 1e30, "weight_decay": 0.0},
+        schedule={"warmup_steps": 30, "name": "constant"},
+        train={"max_grad_norm": None, "checkpoint_every": 1000, "eval_every": 1},
+    )
+    with pytest.raises(NonFiniteError):
+        fit(config, tmp_path / "run")
+    accuracies = {line["step"]: line["val/accuracy"] for line in lines_of(tmp_path / "run")}
+    best = read_checkpoint(tmp_path / "run" / "checkpoints" / "best.safetensors")
+    finite = {line["step"] for line in lines_of(tmp_path / "run") if line["val/loss"] is not None}
+    highest = max(accuracies[step] for step in finite)
+    assert best.state.step == max(step for step in finite if accuracies[step] == highest)
+    assert best.state.counters["best_accuracy"] == highest
 
 
 def test_zero_steps_evaluate_and_save_the_initial_model(tmp_path: Path) -> None:
