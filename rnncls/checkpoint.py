@@ -11,7 +11,9 @@ import json
 import os
 import platform
 import shutil
+import sys
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from rnncls import tensorfile
 from rnncls.config import Config, parse_config
-from rnncls.errors import CheckpointError, ConfigError, Problem
+from rnncls.errors import CheckpointError, ConfigError, Damaged, Problem
 from rnncls.model import RNNClassifier, build_model
 from rnncls.version import __version__
 
@@ -152,24 +154,84 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
+def recover(run_dir: Path) -> Checkpoint:
+    """The newest checkpoint of a run that verifies; best.safetensors is put right beside it.
+
+    A file that does not verify gets `.bad` behind its name and is never deleted. Only the owner of the run may call
+    this. Raises CheckpointError when there is no checkpoint, or none that is whole: never a silent fresh start.
+    """
+    folder = run_dir / "checkpoints"
+    files = step_files(folder)
+    if not files:
+        find_newest(run_dir)  # raises, and says what is there
+    for path in files:
+        try:
+            checkpoint = read_checkpoint(path)
+        except Damaged as error:
+            print(f"{error.render()}\n  set aside: {set_aside(path).name}", file=sys.stderr)
+        else:
+            _repair_best(folder, checkpoint)
+            return checkpoint
+    what = f"none of the {len(files)} checkpoints is whole"
+    raise CheckpointError(Problem(what, str(folder), remedy="a new run; the damaged files are kept", id="K2"))
+
+
+def set_aside(path: Path) -> Path:
+    """Rename to `<name>.bad`, numbered if taken; returns the new path."""
+    names = (path.with_name(f"{path.name}.bad{number or ''}") for number in count())
+    target = next(name for name in names if not name.exists())
+    return path.rename(target)
+
+
+def _repair_best(folder: Path, checkpoint: Checkpoint) -> None:
+    """After a kill between a commit and its link, or damage: link the best step's file again if it is there."""
+    best, step = folder / BEST, checkpoint.state.counters.get("best_step")
+    if not isinstance(step, int):
+        return
+    try:
+        fits = best.exists() and read_checkpoint(best).state.step >= step
+    except Damaged:
+        set_aside(best)
+        fits = False
+    if not fits and step_path(folder, step).exists():
+        mark_best(step_path(folder, step))
+
+
+def restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the checkpoint's optimizer state back. Raises CheckpointError unless every tensor fits its parameter."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in checkpoint.optim.items():
+        key, _, parameter_name = name.partition("/")
+        parameter = parameters.get(parameter_name)
+        if parameter is None or (tensor.dim() > 0 and tensor.shape != parameter.shape):
+            what = f"optimizer state {name} fits no parameter"
+            raise CheckpointError(Problem(what, str(checkpoint.path), found=str(tuple(tensor.shape)), id="K9"))
+        optimizer.state[parameter][key] = tensor.to(parameter.device)
+
+
 def load_model(path: str | Path) -> RNNClassifier:
     """The classifier of a checkpoint file, or of a run directory's best, on the CPU in evaluation mode."""
     return restore_model(read_checkpoint(path))
 
 
 def restore_model(checkpoint: Checkpoint) -> RNNClassifier:
-    """Build the checkpoint's model with its weights. Raises CheckpointError unless names, shapes and dtypes all fit."""
+    """The checkpoint's own model with its weights, in evaluation mode. Raises CheckpointError unless they fit."""
     model = build_model(checkpoint.config)
+    model.load_state_dict(fitting_weights(checkpoint, model))
+    return model.eval()
+
+
+def fitting_weights(checkpoint: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
+    """The checkpoint's weights. Raises CheckpointError unless names, shapes and dtypes are all those of `model`."""
     expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in checkpoint.model.items()}
     if expected != found:
         names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         lines = [f"{name}: {found.get(name, 'missing')}" for name in names[:5]]
-        what = f"{len(names)} tensors do not fit the checkpoint's own config"
+        what = f"{len(names)} tensors do not fit the model"
         wanted = f"{names[0]}: {expected.get(names[0], 'no such tensor')}"
         raise CheckpointError(Problem(what, str(checkpoint.path), wanted, "; ".join(lines), id="K9"))
-    model.load_state_dict(checkpoint.model)
-    return model.eval()
+    return checkpoint.model
 
 
 def _read_state(path: Path, text: str) -> State:

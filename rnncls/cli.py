@@ -29,7 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="Look at a config without running it.", no_args_is_help=True, rich_markup_mode=None)
+runs_app = typer.Typer(help="Look at what has been run.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.add_typer(runs_app, name="runs")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML config file.", show_default=False)]
 Overrides = Annotated[
@@ -86,23 +88,36 @@ def root(
 
 @app.command()
 def train(
-    config: ConfigOption,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML config file.", show_default=False)] = None,
     overrides: Overrides = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="New directory to write into; else runs/CONFIG/DATE_TIME.")
     ] = None,
     name: Annotated[str, typer.Option(help="Added to the default run directory's name.")] = "",
     device: Device = None,
+    resume: Annotated[Path | None, typer.Option(help="Run directory to go on with, instead of --config.")] = None,
+    init_from: Annotated[Path | None, typer.Option(help="Checkpoint or run whose weights to start from.")] = None,
 ) -> None:
-    """Train a classifier and write a run directory."""
-    resolved = _load(config, overrides, device)
-    from rnncls.runlog import default_run_dir
-    from rnncls.train import fit
+    """Train a classifier and write a run directory, or go on with one."""
+    if config is not None and resume is None:
+        resolved = _load(config, overrides, device)  # before torch is imported: a wrong config is reported at once
+        from rnncls.runlog import default_run_dir
+        from rnncls.train import fit
 
-    run_dir = run_dir or default_run_dir(config, name)
-    print(f"run directory: {run_dir}", flush=True)
-    state = fit(resolved, run_dir)
-    print(f"steps: {state.step:,}; best validation accuracy: {state.best_accuracy:.4f} at step {state.best_step:,}")
+        run_dir = run_dir or default_run_dir(config, name)
+        print(f"run directory: {run_dir}", flush=True)
+        state = fit(resolved, run_dir, init_from)
+    elif resume is not None and not (config or run_dir or name or init_from):
+        from rnncls.resume import resume as resume_run
+
+        run_dir = resume
+        print(f"run directory: {run_dir}", flush=True)
+        state = resume_run(resume, _with_device(overrides, device))
+    else:
+        expected = "--config X [--run-dir D] [--name N] [--init-from C], or --resume RUN"
+        raise ConfigError(Problem("what is to be trained?", expected=expected, id="C17"))
+    best = "none" if state.best_step is None else f"{state.best_accuracy:.4f} at step {state.best_step:,}"
+    print(f"steps: {state.step:,}; best validation accuracy: {best}")
     print(f"run directory: {run_dir}")
 
 
@@ -160,6 +175,30 @@ def schema() -> None:
     print(json.dumps(config_schema(), indent=2))
 
 
+@runs_app.command()
+def ls(
+    folder: Annotated[Path, typer.Argument(help="Where the runs are.")] = Path("runs"), as_json: Json = False
+) -> None:
+    """List runs, newest first: state, step, best validation accuracy, age."""
+    from rnncls.rundir import find_runs
+
+    runs = find_runs(folder)
+    if as_json:
+        print(json.dumps(runs))
+        return
+    print(f"{'state':<12} {'step':>9} {'best':>7} {'age':>6}  run")
+    for run in runs:
+        best = "" if run["best_accuracy"] is None else f"{run['best_accuracy']:.4f}"
+        print(f"{run['state']:<12} {run['step']:>9,} {best:>7} {_age(run['age_s']):>6}  {run['run']}")
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
 def parse_ranges(text: str) -> list[int]:
     """Positive numbers and ranges: "1-3,10" -> [1, 2, 3, 10]. Raises ConfigError for anything else."""
     numbers: list[int] = []
@@ -176,4 +215,8 @@ def parse_ranges(text: str) -> list[int]:
 def _load(path: Path, overrides: list[str] | None, device: str | None = None) -> Any:
     from rnncls.config import load_config
 
-    return load_config(path, [*(overrides or []), *([f"device={device}"] if device else [])])
+    return load_config(path, _with_device(overrides, device))
+
+
+def _with_device(overrides: list[str] | None, device: str | None) -> list[str]:
+    return [*(overrides or []), *([f"device={device}"] if device else [])]

@@ -7,13 +7,13 @@
       MachineError          5   device, permission, lock
       WriteError            6   a file cannot be written
       NonFiniteError        7   NaN or infinity in the loss or the gradient
+      Interrupted       129-143   stopped by a signal after a committed checkpoint
 
 Each error carries one or more `Problem`s: what is wrong and where, what was expected, what was found,
 what to try. The command line prints them and nothing else.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 MOST_PROBLEMS_SHOWN = 20
 
@@ -40,7 +40,7 @@ class Problem:
 class RnnclsError(Exception):
     """Base of all errors rnncls raises on purpose; `exit_code` is what the process ends with."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__("; ".join(problem.what for problem in problems))
@@ -66,6 +66,10 @@ class CheckpointError(RnnclsError):
     exit_code = 4
 
 
+class Damaged(CheckpointError):
+    """The file does not verify: truncated, changed, or never a checkpoint."""
+
+
 class MachineError(RnnclsError):
     exit_code = 5
 
@@ -76,3 +80,11 @@ class WriteError(RnnclsError):
 
 class NonFiniteError(RnnclsError):
     exit_code = 7
+
+
+class Interrupted(RnnclsError):
+    """Its exit code is 128 + the number of the signal."""
+
+    def __init__(self, exit_code: int, problem: Problem) -> None:
+        super().__init__(problem)
+        self.exit_code = exit_code

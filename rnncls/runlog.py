@@ -9,6 +9,7 @@ checkpoints/                 see checkpoint.py
 import csv
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,28 +61,58 @@ def logged_lengths(config: Config) -> list[int]:
     return sorted({first + round(index * (last - first) / max(1, number - 1)) for index in range(number)})
 
 
+def create(run_dir: Path, config: Config) -> None:
+    """Make a new run directory. Raises ConfigError when it exists and is not empty, WriteError when it cannot."""
+    with writing(run_dir):
+        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+            remedy = "another --run-dir, --resume to go on with a run, or neither for a fresh directory"
+            raise ConfigError(Problem("the run directory is not empty", str(run_dir), remedy=remedy, id="C19"))
+        (run_dir / "checkpoints").mkdir(parents=True)
+        (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        (run_dir / "metrics.jsonl").touch(exist_ok=False)
+
+
+def rewind(run_dir: Path, config: Config, step: int) -> None:
+    """Drop what was logged after `step`, a torn last line included, and save the config the run goes on with."""
+    with writing(run_dir):
+        path = run_dir / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        kept = b"".join(line + b"\n" for line in lines if (at := _step_of(line)) is not None and at <= step)
+        for name, content in (("metrics.jsonl", kept), ("config.yaml", dump_config(config).encode())):
+            temporary = run_dir / f".tmp-{os.getpid()}-{name}"
+            temporary.write_bytes(content)
+            temporary.replace(run_dir / name)
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None for a torn or empty one."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row["step"] if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
 class RunLog:
     """Writes one run's directory. A context manager; a training loop calls `log`, `histograms` and `bar.update`."""
 
-    def __init__(self, run_dir: Path, config: Config) -> None:
-        """Create the directory. Raises ConfigError when it exists and is not empty, WriteError when it cannot."""
+    def __init__(self, run_dir: Path, config: Config, step: int = 0) -> None:
+        """Go on after `step` in a directory that `create` or `rewind` prepared. Raises WriteError."""
         self.run_dir = run_dir
         self.checkpoints = run_dir / "checkpoints"
-        with writing(run_dir):
-            if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-                remedy = "another --run-dir, or leave it out to get a fresh one"
-                raise ConfigError(Problem("the run directory is not empty", str(run_dir), remedy=remedy, id="C19"))
-            self.checkpoints.mkdir(parents=True)
-            (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-            self.jsonl = (run_dir / "metrics.jsonl").open("x", encoding="utf-8")
-            self.csv_file = (run_dir / "metrics.csv").open("x", encoding="utf-8", newline="")
-            self.writer = SummaryWriter(str(run_dir))
         lengths = [f"val/accuracy_by_length/{length}" for length in logged_lengths(config)]
-        self.csv = csv.DictWriter(self.csv_file, ["step", *TAGS, *lengths])
-        self.csv.writeheader()
-        self.writer.add_text("config", "\n".join(f"    {line}" for line in dump_config(config).splitlines()))
+        with writing(run_dir):
+            rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+            self.jsonl = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+            self.csv_file = (run_dir / "metrics.csv").open("w", encoding="utf-8", newline="")
+            self.csv = csv.DictWriter(self.csv_file, ["step", *TAGS, *lengths])
+            self.csv.writeheader()
+            self.csv.writerows(rows)
+            # A resumed run starts a second event file, which tells TensorBoard to forget what came after `step`.
+            self.writer = SummaryWriter(str(run_dir), purge_step=step + 1 if rows or step else None)
+        self.writer.add_text("config", "\n".join(f"    {line}" for line in dump_config(config).splitlines()), step)
         self._begin_session(config)
-        self.bar = tqdm(total=config.train.max_steps, unit="step", disable=None, dynamic_ncols=True)
+        self.bar = tqdm(total=config.train.max_steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +148,7 @@ class RunLog:
             finite = {tag: value if math.isfinite(value) else None for tag, value in row.items()}  # JSON has no NaN
             self.jsonl.write(json.dumps(finite) + "\n")
             self.jsonl.flush()
-            self.csv.writerow(row)
+            self.csv.writerow(finite)
             self.csv_file.flush()
             for tag, value in scalars.items():
                 self.writer.add_scalar(tag, value, step)

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rnncls.errors import CheckpointError, MachineError, Problem, WriteError
+from rnncls.errors import CheckpointError, Damaged, MachineError, Problem, WriteError
 
 FORMAT = "rnncls-checkpoint/1"
 MAX_HEADER_BYTES = 16 * 2**20
@@ -178,6 +178,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def damaged(path: Path, found: str, id: str) -> CheckpointError:
+def damaged(path: Path, found: str, id: str) -> Damaged:
     remedy = "another checkpoint of the run; this one cannot be trusted"
-    return CheckpointError(Problem("the checkpoint is damaged", str(path), "a whole checkpoint", found, remedy, id=id))
+    return Damaged(Problem("the checkpoint is damaged", str(path), "a whole checkpoint", found, remedy, id=id))

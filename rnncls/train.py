@@ -2,23 +2,33 @@
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from rnncls.checkpoint import mark_best, prune, write_checkpoint
+from rnncls.checkpoint import (
+    fitting_weights,
+    mark_best,
+    prune,
+    read_checkpoint,
+    write_checkpoint,
+)
 from rnncls.config import Config
 from rnncls.data import Batch, batches, samples
 from rnncls.device import describe, resolve_device
-from rnncls.errors import NonFiniteError, Problem
+from rnncls.errors import Interrupted, NonFiniteError, Problem, RnnclsError
 from rnncls.evaluation import count_by_length, score
 from rnncls.metrics import Totals
 from rnncls.model import RNNClassifier, build_model
 from rnncls.optim import build_optimizer, clip_grad_norm, learning_rate
-from rnncls.runlog import RunLog, logged_lengths
+from rnncls.rundir import locked, write_status
+from rnncls.runlog import RunLog, create, logged_lengths
 from rnncls.seeds import mix
+from rnncls.signals import StopRequest, stop_requests
 
 
 @dataclass
@@ -32,39 +42,89 @@ class TrainState:
     best_step: int | None = None
     best_accuracy: float = -math.inf
     stale_evaluations: int = 0  # in a row, without a higher accuracy
+    stopped: bool = False  # whether the run is over, be it before its last step
 
     def counters(self) -> dict[str, float | int | None]:
         """What a checkpoint keeps beside weights, optimizer state and step."""
-        best = None if self.best_step is None else self.best_accuracy
-        counters = {"best_step": self.best_step, "best_accuracy": best, "stale_evaluations": self.stale_evaluations}
-        return counters | {f"totals_{name}": value for name, value in asdict(self.totals).items()}
+        own: dict[str, float | int | None] = {
+            "best_step": self.best_step,
+            "best_accuracy": None if self.best_step is None else self.best_accuracy,
+            "stale_evaluations": self.stale_evaluations,
+            "stopped": int(self.stopped),
+        }
+        return own | {f"totals_{name}": value for name, value in asdict(self.totals).items()}
+
+    def restore_counters(self, counters: dict[str, Any]) -> None:
+        """The inverse of `counters`."""
+        self.best_step = counters["best_step"]
+        self.best_accuracy = -math.inf if counters["best_accuracy"] is None else counters["best_accuracy"]
+        self.stale_evaluations, self.stopped = counters["stale_evaluations"], bool(counters["stopped"])
+        self.totals = Totals(**{name: counters[f"totals_{name}"] for name in asdict(Totals())})
 
 
-def fit(config: Config, run_dir: str | Path) -> TrainState:
-    """Train `config` from scratch, writing everything into `run_dir`, which must be new or empty.
+def fit(config: Config, run_dir: str | Path, init_from: str | Path | None = None) -> TrainState:
+    """Train `config`, writing everything into `run_dir`, which must be new or empty.
 
-    Raises MachineError without the device, ConfigError for a used directory, NonFiniteError, WriteError.
+    `init_from`: a checkpoint or run whose weights to start from instead of fresh ones. Raises MachineError without the
+    device, ConfigError for a used directory, CheckpointError, NonFiniteError, WriteError, and Interrupted after a
+    signal.
     """
+    state = new_state(config)
+    if init_from is not None:
+        state.model.load_state_dict(fitting_weights(read_checkpoint(init_from), state.model))
+    run_dir = Path(run_dir)
+    create(run_dir, config)
+    with locked(run_dir):
+        return run(state, config, run_dir)
+
+
+def new_state(config: Config) -> TrainState:
+    """A fresh model and optimizer on the config's device. Raises MachineError without it."""
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
-    device = resolve_device(config.device)
-    model = build_model(config).to(device)
-    state = TrainState(model, build_optimizer(model.parameters(), config.optimizer))
-    with RunLog(Path(run_dir), config) as log:
-        log.say(f"training on {describe(device)}")
-        if config.train.max_steps == 0:
-            after_step(state, config, log)
-        started_at = time.perf_counter()
-        for batch in batches(
-            config.data, config.seed, "train", config.train.batch_size, state.step, config.train.max_steps
-        ):
-            train_step(state, batch.to(device), config)
-            log.bar.update()
-            state.totals.seconds += time.perf_counter() - started_at
-            if after_step(state, config, log):
-                break
-            started_at = time.perf_counter()
+    model = build_model(config).to(resolve_device(config.device))
+    return TrainState(model, build_optimizer(model.parameters(), config.optimizer))
+
+
+def run(state: TrainState, config: Config, run_dir: Path) -> TrainState:
+    """Train from the state's step on, in a directory this process owns; status.json says how it ended."""
+    outcome, exit_code = "failed", 1
+    note_status(run_dir, state, "running")
+    try:
+        with RunLog(run_dir, config, state.step) as log, stop_requests() as stop:
+            _loop(state, config, log, stop)
+        outcome, exit_code = "finished", 0
+    except RnnclsError as error:
+        outcome, exit_code = "interrupted" if isinstance(error, Interrupted) else "failed", error.exit_code
+        raise
+    finally:
+        with suppress(OSError):  # on a full disk the first error is the one to hear about
+            note_status(run_dir, state, outcome, exit_code)
     return state
+
+
+def note_status(run_dir: Path, state: TrainState, outcome: str, exit_code: int | None = None) -> None:
+    best = state.counters()["best_accuracy"]
+    write_status(run_dir, state=outcome, exit_code=exit_code, step=state.step, best_accuracy=best)
+
+
+def _loop(state: TrainState, config: Config, log: RunLog, stop: StopRequest) -> None:
+    device = next(state.model.parameters()).device
+    train = config.train
+    log.say(f"training on {describe(device)}" + (f", from step {state.step:,}" if state.step else ""))
+    if train.max_steps == 0:
+        after_step(state, config, log)
+    started_at = time.perf_counter()
+    for batch in batches(config.data, config.seed, "train", train.batch_size, state.step, train.max_steps):
+        if stop:
+            save(state, config, log)
+            raise stop.error(state.step, str(log.run_dir))
+        train_step(state, batch.to(device), config)
+        log.bar.update()
+        state.totals.seconds += time.perf_counter() - started_at
+        if after_step(state, config, log):
+            break
+        started_at = time.perf_counter()
 
 
 def train_step(state: TrainState, batch: Batch, config: Config) -> None:
@@ -110,11 +170,18 @@ def after_step(state: TrainState, config: Config, log: RunLog) -> bool:
     if train.histogram_every and step % train.histogram_every == 0:
         log.histograms(step, state.model)
     if over or is_best or step % train.checkpoint_every == 0:
-        path = write_checkpoint(log.checkpoints, state.model, state.optimizer, config, step, state.counters())
+        state.stopped = over
+        path = save(state, config, log)
         if is_best:
             mark_best(path)
         prune(log.checkpoints, train.keep_checkpoints)
+        note_status(log.run_dir, state, "running")
     return over
+
+
+def save(state: TrainState, config: Config, log: RunLog) -> Path:
+    """Commit a checkpoint of this step."""
+    return write_checkpoint(log.checkpoints, state.model, state.optimizer, config, state.step, state.counters())
 
 
 def validate(model: RNNClassifier, config: Config) -> dict[str, float]:

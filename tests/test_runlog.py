@@ -37,7 +37,8 @@ def lines_of(run_dir: Path) -> list[dict[str, Any]]:
 def test_the_run_directory_has_the_documented_files(run_dir: Path) -> None:
     names = sorted(re.sub(r"tfevents.*", "tfevents", str(path.relative_to(run_dir))) for path in run_dir.rglob("*"))
     checkpoints = [f"checkpoints/{name}.safetensors" for name in ("best", "step-00000300", "step-00000400")]
-    assert names == ["checkpoints", *checkpoints, "config.yaml", "events.out.tfevents", "metrics.csv", "metrics.jsonl"]
+    files = ["config.yaml", "events.out.tfevents", "metrics.csv", "metrics.jsonl", "status.json"]
+    assert names == [".lock", "checkpoints", *checkpoints, *files]
 
 
 def test_the_saved_config_is_the_resolved_one(run_dir: Path) -> None:

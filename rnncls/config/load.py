@@ -28,9 +28,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _validate(document, overrides)
 
 
-def parse_config(raw: dict[str, Any], source: str) -> Config:
+def parse_config(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
     """A `Config` from plain values that rnncls itself saved, e.g. in a checkpoint. Raises ConfigError."""
-    return _validate(Document(_tuples(raw), source), ())
+    return _validate(Document(_tuples(raw), source), overrides)
 
 
 def dump_config(config: Config) -> str:

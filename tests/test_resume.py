@@ -1,0 +1,279 @@
+"""A run that was stopped or killed goes on and ends as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rnncls import train
+from rnncls.checkpoint import find_newest, read_checkpoint, step_files
+from rnncls.config import Config
+from rnncls.errors import CheckpointError, ConfigError, Interrupted, MachineError
+from rnncls.resume import resume
+from rnncls.rundir import is_locked, locked, read_status
+from rnncls.train import TrainState, fit
+from tests.conftest import ROOT, config_of, run_rnncls
+
+# Everything random or stateful at once: dropout, two layers and directions, momenta, odd cadences.
+HARD: dict[str, Any] = {
+    "model": {"num_layers": 2, "dropout": 0.4, "bidirectional": True},
+    "train": {"max_steps": 24, "log_every": 5, "eval_every": 7, "checkpoint_every": 4, "eval_samples": 40},
+}
+
+
+def outcome(run_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """Final tensors as bytes, logged lines and trajectory counters, without what depends on the clock."""
+    checkpoint = read_checkpoint(find_newest(run_dir))
+    tensors = {**checkpoint.model, **checkpoint.optim}
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    timeless = [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
+    counters = {key: value for key, value in checkpoint.state.counters.items() if key != "totals_seconds"}
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, timeless, counters
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Send this process a real signal in the middle of the training step with this index."""
+    original = train.train_step
+
+    def stepping(state: TrainState, *arguments: Any) -> None:
+        if state.step == step:
+            os.kill(os.getpid(), number)
+        original(state, *arguments)
+
+    monkeypatch.setattr(train, "train_step", stepping)
+
+
+def fit_in_pieces(monkeypatch: pytest.MonkeyPatch, config: Config, run_dir: Path, stops: list[int]) -> None:
+    for index, step in enumerate(stops):
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(Interrupted) as caught:
+                resume(run_dir) if index else fit(config, run_dir)
+        assert caught.value.exit_code == 143
+        assert read_status(run_dir)["state"] == "interrupted"
+        assert read_status(run_dir)["step"] == step + 1  # the step was finished and saved
+    resume(run_dir)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    fit(config_of(**HARD), run_dir)
+    return run_dir
+
+
+def test_stopping_at_any_step_changes_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(23):  # a signal in the last step finds the run over
+        run_dir = tmp_path / str(step)
+        fit_in_pieces(monkeypatch, config_of(**HARD), run_dir, [step])
+        assert outcome(run_dir) == outcome(whole), step
+
+
+def test_stopping_twice_changes_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(0)
+    for number in range(12):
+        first, second = sorted(rng.sample(range(23), 2))
+        run_dir = tmp_path / str(number)
+        fit_in_pieces(monkeypatch, config_of(**HARD), run_dir, [first, second])
+        assert outcome(run_dir) == outcome(whole), (first, second)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_every_optimizer_resumes(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    momentum = 0.9 if optimizer == "sgd" else 0.0
+    config = config_of(**HARD, optimizer={"name": optimizer, "momentum": momentum})
+    fit(config, tmp_path / "whole")
+    fit_in_pieces(monkeypatch, config, tmp_path / "pieces", [2, 13])
+    assert outcome(tmp_path / "pieces") == outcome(tmp_path / "whole")
+
+
+def test_tables_and_tensorboard_go_on_without_gaps_or_duplicates(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    fit_in_pieces(monkeypatch, config_of(**HARD), run_dir, [11])
+    (run_dir / "checkpoints" / "step-00000024.safetensors").unlink()  # as if killed before the last save
+    (run_dir / "checkpoints" / "best.safetensors").unlink()
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 24, "tra')  # torn by the kill
+    resume(run_dir)
+    assert outcome(run_dir) == outcome(whole)
+    steps = [line["step"] for line in outcome(whole)[1]]
+    assert [int(row.split(",")[0]) for row in (run_dir / "metrics.csv").read_text().splitlines()[1:]] == steps
+    for tag in ("train/loss", "val/accuracy"):
+        series = [
+            [(event.step, event.value) for event in EventAccumulator(str(folder)).Reload().Scalars(tag)]
+            for folder in (whole, run_dir)
+        ]
+        assert series[0] == series[1]
+
+
+def test_random_sigkills_change_nothing(tmp_path: Path) -> None:
+    """Ten real kills at random moments, start-up included; make chaos is the place for more."""
+    steps = ["train.max_steps=1500", "train.checkpoint_every=50", "train.eval_every=130", "device=cpu"]
+    start = ["train", "--config", "configs/smoke.yaml", *steps, "--run-dir"]
+    assert run_rnncls(*start, tmp_path / "whole").returncode == 0
+    run_dir, rng, kills = tmp_path / "run", random.Random(1), 0
+    command: list[str] = [*start, str(run_dir)]
+    while kills < 10:
+        process = subprocess.Popen([sys.executable, "-m", "rnncls", *command], cwd=ROOT, stdout=-3, stderr=-3)
+        time.sleep(rng.uniform(1.0, 2.2))
+        process.kill()
+        process.wait()
+        kills += 1
+        if step_files(run_dir / "checkpoints"):
+            command = ["train", "--resume", str(run_dir)]
+        elif run_dir.exists():  # killed before its first checkpoint: there is nothing to go on from
+            run_dir = tmp_path / f"run-{kills}"
+            command = [*start, str(run_dir)]
+    done = run_rnncls(*command)
+    assert done.returncode == 0, done.stderr
+    assert outcome(run_dir) == outcome(tmp_path / "whole")
+    assert not list(run_dir.rglob(".tmp-*"))
+    assert read_status(run_dir)["state"] == "finished"
+
+
+def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(whole: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    fit(config_of(**HARD), run_dir)
+    folder = run_dir / "checkpoints"
+    content = (folder / "step-00000024.safetensors").read_bytes()
+    (folder / "best.safetensors").unlink()
+    (folder / "step-00000024.safetensors").write_bytes(content[:-7])
+    (folder / "best.safetensors").write_bytes(b"")
+    resume(run_dir)
+    assert outcome(run_dir) == outcome(whole)
+    names = {path.name for path in folder.iterdir()}
+    assert {"step-00000024.safetensors", "step-00000024.safetensors.bad", "best.safetensors"} <= names
+    assert (folder / "step-00000024.safetensors.bad").read_bytes() == content[:-7]
+    assert read_checkpoint(run_dir).state.step == read_checkpoint(whole).state.step
+
+
+def test_when_no_checkpoint_is_whole_nothing_starts_afresh(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    fit(config_of(), run_dir)
+    for path in (run_dir / "checkpoints").iterdir():
+        path.write_bytes(b"damaged")
+    for _ in range(2):
+        with pytest.raises(CheckpointError):
+            resume(run_dir)
+    assert any(path.suffix == ".bad" for path in (run_dir / "checkpoints").iterdir())
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    for name, extra in {"full": {}, "early": {"stop_at_accuracy": 0.01}}.items():
+        run_dir = tmp_path / name
+        fit(config_of(train=extra), run_dir)
+        before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
+        resume(run_dir)
+        assert {path: path.read_bytes() for path in before} == before
+        assert len([path for path in run_dir.rglob("*") if path.is_file()]) == len(before) + 1
+
+
+def test_going_on_longer_says_what_changed(tmp_path: Path) -> None:
+    fit(config_of(), tmp_path / "run")
+    done = run_rnncls("train", "--resume", tmp_path / "run", "train.max_steps=60", "train.log_every=20")
+    assert done.returncode == 0, done.stderr
+    assert "changed on resume: train.max_steps: 40 -> 60" in done.stderr
+    assert "changed on resume: train.log_every: 10 -> 20" in done.stderr
+    steps = [line["step"] for line in outcome(tmp_path / "run")[1]]
+    assert steps == [10, 20, 30, 40, 60]
+    assert read_checkpoint(find_newest(tmp_path / "run")).config.train.max_steps == 60
+
+
+@pytest.mark.parametrize("override", ["model.hidden_size=17", "data.modulus=4", "seed=1", "optimizer.name=sgd"])
+def test_what_is_trained_cannot_change_on_resume(tmp_path: Path, override: str) -> None:
+    fit(config_of(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="keeps its data") as caught:
+        resume(tmp_path / "run", [override, "train.max_steps=50"])
+    assert override.partition("=")[0] in caught.value.render()
+    with pytest.raises(ConfigError, match="unknown key"):
+        resume(tmp_path / "run", ["train.steps=1"])
+
+
+def test_a_new_run_can_start_from_given_weights(tmp_path: Path, fails: Callable[..., str]) -> None:
+    state = fit(config_of(), tmp_path / "old")
+    started = fit(config_of(seed=5, train={"max_steps": 0}), tmp_path / "new", tmp_path / "old")
+    for one, other in zip(state.model.parameters(), started.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    arguments = ["train", "--config", "configs/smoke.yaml", "--init-from", tmp_path / "old"]
+    assert "do not fit the model" in fails(4, *arguments, "--run-dir", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_directory_has_one_owner(tmp_path: Path, fails: Callable[..., str]) -> None:
+    fit(config_of(), tmp_path / "run")
+    with locked(tmp_path / "run"):
+        stderr = fails(5, "train", "--resume", tmp_path / "run")
+        assert f"pid {os.getpid()} on host" in stderr
+        assert is_locked(tmp_path / "run")
+    assert not is_locked(tmp_path / "run")
+    with locked(tmp_path / "run"), pytest.raises(MachineError, match="in use"):
+        resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_saves_and_ends_with_its_code(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
+    command = ["train", "--config", "configs/smoke.yaml", "train.max_steps=1000000", "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "rnncls", *command], cwd=ROOT, stderr=subprocess.PIPE, stdout=-3, text=True
+    ) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.startswith("step    100"))
+        process.send_signal(number)
+        rest = process.stderr.read()
+    assert process.returncode == exit_code
+    assert f"stopped by {number.name}" in rest
+    assert f"--resume {tmp_path}/run" in rest
+    assert "Traceback" not in rest
+    status = read_status(tmp_path / "run")
+    assert (status["state"], status["exit_code"]) == ("interrupted", exit_code)
+    assert read_checkpoint(find_newest(tmp_path / "run")).state.step == status["step"] >= 100
+
+
+def test_nothing_to_resume_is_a_clear_error(tmp_path: Path, fails: Callable[..., str]) -> None:
+    assert "nothing to resume" in fails(4, "train", "--resume", tmp_path / "nowhere")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert "no checkpoint" in fails(4, "train", "--resume", tmp_path / "run")
+    assert "what is to be trained" in fails(2, "train", "--resume", tmp_path, "--config", "configs/smoke.yaml")
+
+
+def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        fit(config_of(), tmp_path / "runs" / "x" / name)
+    old = json.loads((tmp_path / "runs" / "x" / "a" / "status.json").read_text())
+    old |= {"updated_at": "2020-01-01T00:00:00+00:00", "state": "running"}
+    (tmp_path / "runs" / "x" / "a" / "status.json").write_text(json.dumps(old))
+    (tmp_path / "runs" / "x" / "broken").mkdir()
+    (tmp_path / "runs" / "x" / "broken" / "status.json").write_text("[")
+    listed = json.loads(run_rnncls("runs", "ls", "--json", cwd=tmp_path).stdout)
+    assert [(run["run"], run["state"], run["step"]) for run in listed] == [
+        ("runs/x/b", "finished", 40),
+        ("runs/x/a", "died", 40),
+    ]
+    lines = run_rnncls("runs", "ls", tmp_path / "runs").stdout.splitlines()
+    assert lines[0].split() == ["state", "step", "best", "age", "run"]
+    assert lines[1].split()[:2] == ["finished", "40"]
+    assert lines[1].endswith("/runs/x/b")
+
+
+def test_a_run_that_died_without_a_word_is_seen(tmp_path: Path) -> None:
+    command = ["train", "--config", "configs/smoke.yaml", "train.max_steps=1000000", "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "rnncls", *command], cwd=ROOT, stderr=subprocess.PIPE, stdout=-3, text=True
+    ) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.startswith("step    100"))
+        assert read_status(tmp_path / "run")["state"] == "running"
+        process.kill()
+    assert read_status(tmp_path / "run")["state"] == "died"
