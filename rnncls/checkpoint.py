@@ -197,16 +197,27 @@ def _repair_best(folder: Path, checkpoint: Checkpoint) -> None:
         mark_best(step_path(folder, step))
 
 
-def restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the checkpoint's optimizer state back. Raises CheckpointError unless every tensor fits its parameter."""
+def restore_optimizer(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, state_names: set[str]
+) -> None:
+    """Put the optimizer's state back, the tensors `state_names` for each parameter.
+
+    Raises CheckpointError unless the checkpoint has exactly these, each of its parameter's shape (or 0-d).
+    """
     parameters = dict(model.named_parameters())
-    for name, tensor in checkpoint.optim.items():
+    expected = {f"{key}/{name}" for key in state_names for name in parameters} if checkpoint.state.step else set()
+    misfits = expected ^ checkpoint.optim.keys()
+    for name in expected & checkpoint.optim.keys():
         key, _, parameter_name = name.partition("/")
-        parameter = parameters.get(parameter_name)
-        if parameter is None or (tensor.dim() > 0 and tensor.shape != parameter.shape):
-            what = f"optimizer state {name} fits no parameter"
-            raise CheckpointError(Problem(what, str(checkpoint.path), found=str(tuple(tensor.shape)), id="K9"))
-        optimizer.state[parameter][key] = tensor.to(parameter.device)
+        parameter, tensor = parameters[parameter_name], checkpoint.optim[name]
+        if tensor.shape == (() if key == "step" else parameter.shape) and tensor.dtype == torch.float32:
+            optimizer.state[parameter][key] = tensor.to(parameter.device)
+        else:
+            misfits.add(name)
+    if misfits:
+        what, found = "the optimizer state does not fit", ", ".join(sorted(misfits)[:5])
+        remedy = "--init-from, which takes the weights alone"
+        raise CheckpointError(Problem(what, str(checkpoint.path), found=found, remedy=remedy, id="K9"))
 
 
 def load_model(path: str | Path) -> RNNClassifier:

@@ -19,6 +19,13 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
     return kind(parameters, config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True)
 
 
+def state_names(config: OptimizerConfig) -> set[str]:
+    """The tensors that the optimizer keeps for every parameter after its first step."""
+    if config.name == "sgd":
+        return {"momentum_buffer"} if config.momentum > 0 else set()
+    return {"step", "exp_avg", "exp_avg_sq"}
+
+
 def learning_rate(step: int, max_steps: int, lr: float, schedule: ScheduleConfig) -> float:
     """The learning rate of the step with this index (0 is the first).
 

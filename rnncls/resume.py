@@ -5,9 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from rnncls.checkpoint import Checkpoint, fitting_weights, recover, restore_optimizer
 from rnncls.config import Config, flatten, parse_config
 from rnncls.errors import CheckpointError, Problem
+from rnncls.optim import state_names
 from rnncls.rundir import locked, remove_leftovers
 from rnncls.runlog import rewind
 from rnncls.train import TrainState, new_state, run
@@ -28,16 +31,29 @@ def resume(run_dir: str | Path, overrides: Sequence[str] = ()) -> TrainState:
         remove_leftovers(run_dir)
         checkpoint = recover(run_dir)
         config = resumed_config(checkpoint, overrides)
-        state = new_state(config)
-        state.model.load_state_dict(fitting_weights(checkpoint, state.model))
-        restore_optimizer(checkpoint, state.model, state.optimizer)
-        state.step = checkpoint.state.step
-        state.restore_counters(checkpoint.state.counters)
+        state = restored_state(checkpoint, config)
         if state.step >= config.train.max_steps or (state.stopped and config == checkpoint.config):
             print(f"already complete at step {state.step:,}", file=sys.stderr)
             return state
         rewind(run_dir, config, state.step)
         return run(state, config, run_dir)
+
+
+def restored_state(checkpoint: Checkpoint, config: Config) -> TrainState:
+    """Model, optimizer and counters of the checkpoint, for training with `config`. Raises CheckpointError."""
+    state = new_state(config)
+    state.model.load_state_dict(fitting_weights(checkpoint, state.model))
+    restore_optimizer(checkpoint, state.model, state.optimizer, state_names(config.optimizer))
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in checkpoint.model.values()):
+        remedy = "an earlier checkpoint of the run"
+        raise CheckpointError(Problem("the weights are not finite", str(checkpoint.path), remedy=remedy, id="K13"))
+    state.step = checkpoint.state.step
+    try:
+        state.restore_counters(checkpoint.state.counters)
+    except (KeyError, TypeError):
+        found = ", ".join(checkpoint.state.counters)
+        raise CheckpointError(Problem("the counters do not fit", str(checkpoint.path), found=found, id="K9")) from None
+    return state
 
 
 def resumed_config(checkpoint: Checkpoint, overrides: Sequence[str]) -> Config:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rnncls import train
+from rnncls import tensorfile, train
 from rnncls.checkpoint import find_newest, read_checkpoint, step_files
 from rnncls.config import Config
 from rnncls.errors import CheckpointError, ConfigError, Interrupted, MachineError
 from rnncls.resume import resume
 from rnncls.rundir import is_locked, locked, read_status
 from rnncls.train import TrainState, fit
+from scripts import fuzz
 from tests.conftest import ROOT, config_of, run_rnncls
 
 # Everything random or stateful at once: dropout, two layers and directions, momenta, odd cadences.
@@ -118,29 +120,35 @@ def test_tables_and_tensorboard_go_on_without_gaps_or_duplicates(
         assert series[0] == series[1]
 
 
-def test_random_sigkills_change_nothing(tmp_path: Path) -> None:
-    """Ten real kills at random moments, start-up included; make chaos is the place for more."""
-    steps = ["train.max_steps=1500", "train.checkpoint_every=50", "train.eval_every=130", "device=cpu"]
-    start = ["train", "--config", "configs/smoke.yaml", *steps, "--run-dir"]
-    assert run_rnncls(*start, tmp_path / "whole").returncode == 0
-    run_dir, rng, kills = tmp_path / "run", random.Random(1), 0
-    command: list[str] = [*start, str(run_dir)]
-    while kills < 10:
+def killed_and_resumed(start: list[str], run_dir: Path, kills: int, seed: int) -> Path:
+    """Start, SIGKILL at a random moment, go on, ..., and let the last one finish. Returns the run directory."""
+    rng, command = random.Random(seed), [*start, str(run_dir)]
+    for kill in range(kills):
         process = subprocess.Popen([sys.executable, "-m", "rnncls", *command], cwd=ROOT, stdout=-3, stderr=-3)
-        time.sleep(rng.uniform(1.0, 2.2))
+        time.sleep(rng.uniform(1.0, 2.5))
         process.kill()
         process.wait()
-        kills += 1
         if step_files(run_dir / "checkpoints"):
             command = ["train", "--resume", str(run_dir)]
         elif run_dir.exists():  # killed before its first checkpoint: there is nothing to go on from
-            run_dir = tmp_path / f"run-{kills}"
+            run_dir = run_dir.with_name(f"{run_dir.name}-{kill}")
             command = [*start, str(run_dir)]
     done = run_rnncls(*command)
     assert done.returncode == 0, done.stderr
-    assert outcome(run_dir) == outcome(tmp_path / "whole")
-    assert not list(run_dir.rglob(".tmp-*"))
-    assert read_status(run_dir)["state"] == "finished"
+    return run_dir
+
+
+def test_random_sigkills_change_nothing(tmp_path: Path) -> None:
+    """Ten real kills at random moments, start-up included, of two runs."""
+    steps = ["train.max_steps=1500", "train.checkpoint_every=50", "train.eval_every=130", "device=cpu"]
+    start = ["train", "--config", "configs/smoke.yaml", *steps, "--run-dir"]
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(killed_and_resumed, start, tmp_path / str(seed), 5, seed) for seed in (1, 2)]
+        assert run_rnncls(*start, tmp_path / "whole").returncode == 0
+        for run in runs:
+            assert outcome(run.result()) == outcome(tmp_path / "whole")
+            assert not list(run.result().rglob(".tmp-*"))
+            assert read_status(run.result())["state"] == "finished"
 
 
 def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(whole: Path, tmp_path: Path) -> None:
@@ -168,6 +176,37 @@ def test_when_no_checkpoint_is_whole_nothing_starts_afresh(tmp_path: Path) -> No
         with pytest.raises(CheckpointError):
             resume(run_dir)
     assert any(path.suffix == ".bad" for path in (run_dir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _, tensors: tensors.pop("optim/exp_avg/head.bias"), "optimizer state does not fit"),
+        (lambda _, tensors: tensors.update({"optim/exp_avg/head.bias": torch.zeros(9)}), "optimizer state"),
+        (lambda _, tensors: tensors["model/head.bias"].fill_(torch.nan), "not finite"),
+        (lambda state, _: state["counters"].pop("totals_loss"), "counters do not fit"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_its_run_is_refused_and_kept(
+    tmp_path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None], message: str
+) -> None:
+    fit(config_of(), tmp_path / "run")
+    path = find_newest(tmp_path / "run")
+    text, tensors = tensorfile.read(path)
+    state = json.loads(text)
+    change(state, tensors)
+    tensorfile.write(path, json.dumps(state), tensors)
+    content = path.read_bytes()
+    with pytest.raises(CheckpointError) as caught:
+        resume(tmp_path / "run", ["train.max_steps=50"])
+    assert message in caught.value.render()
+    assert path.read_bytes() == content
+
+
+def test_mutated_configs_and_checkpoints_are_read_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """The short form of scripts/fuzz.py."""
+    assert fuzz.run("config", fuzz.one_config, 300, b"") == 0, capsys.readouterr().out
+    assert fuzz.run("checkpoint", fuzz.one_checkpoint, 500, fuzz.whole_checkpoint()) == 0, capsys.readouterr().out
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
