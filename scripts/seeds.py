@@ -4,7 +4,7 @@
 
 Every seed is reported, also one that failed. The last checkpoint is evaluated: nothing is selected by test
 accuracy. A length with few sequences is evaluated exhaustively (see `rnncls eval`). Runs are kept below --out, and
-a seed whose run is there already is not trained again.
+a seed that finished is not trained again, one that was stopped goes on, and one that diverged stays failed.
 """
 
 import json
@@ -49,14 +49,21 @@ def _one_seed(task: tuple[Path, int, list[int], int, Path, list[str]]) -> dict[s
     import rnncls
     from rnncls.checkpoint import find_newest, read_checkpoint, restore_model
     from rnncls.errors import NonFiniteError
+    from rnncls.resume import resume
+    from rnncls.rundir import read_status
 
     config_path, seed, lengths, samples, out, overrides = task
     config = rnncls.load_config(config_path, [*overrides, f"seed={seed}"])
     run_dir = out / config_path.stem / f"seed-{seed}"
     started_at = time.perf_counter()
     try:
+        status = read_status(run_dir)
         if not run_dir.exists():
             rnncls.fit(config, run_dir)
+        elif status.get("exit_code") == NonFiniteError.exit_code:
+            return {"seed": seed, "failed": "not finite in an earlier call", "by_length": []}
+        elif status.get("state") != "finished":
+            resume(run_dir)
     except NonFiniteError as error:
         return {"seed": seed, "failed": str(error), "by_length": []}
     elapsed_s = time.perf_counter() - started_at
