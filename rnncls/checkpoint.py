@@ -8,9 +8,7 @@ loads into a plain nn.Embedding, nn.RNN and nn.Linear. tensorfile.py writes and 
 """
 
 import json
-import os
 import platform
-import shutil
 import sys
 from dataclasses import dataclass
 from itertools import count
@@ -22,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from rnncls import tensorfile
-from rnncls.config import Config, parse_config
+from rnncls.config import Config, flatten, parse_config
 from rnncls.errors import CheckpointError, ConfigError, Damaged, Problem
-from rnncls.model import RNNClassifier, build_model
+from rnncls.files import link, writing
+from rnncls.model import RNNClassifier, build_model, tensor_shapes
 from rnncls.version import __version__
 
 BEST = "best.safetensors"
@@ -71,12 +70,11 @@ def write_checkpoint(
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor):
                 tensors[f"optim/{key}/{name}"] = value
-    versions = {"rnncls": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
     state = State(
         step=step,
         config=config.model_dump(mode="json"),
         counters=counters,
-        versions=versions,
+        versions=versions(),
         device=str(next(model.parameters()).device),
     )
     path = step_path(folder, step)
@@ -84,27 +82,22 @@ def write_checkpoint(
     return path
 
 
+def versions() -> dict[str, str]:
+    """Of rnncls, torch and Python: what the bits of a result depend on beside the machine."""
+    return {"rnncls": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
 def mark_best(path: Path) -> None:
     """Make `best.safetensors` another name of this checkpoint (or a copy, where links are refused)."""
-    temporary = path.parent / f".tmp-{os.getpid()}-best"
-    try:
-        temporary.unlink(missing_ok=True)
-        try:
-            temporary.hardlink_to(path)
-        except OSError:
-            shutil.copyfile(path, temporary)
-            tensorfile.fsync(temporary)
-        temporary.replace(path.parent / BEST)
-        temporary.unlink(missing_ok=True)  # renaming onto another link of the same file leaves both
-        tensorfile.fsync(path.parent)
-    except OSError as error:
-        raise tensorfile.cannot_write(path.parent / BEST, error) from None
+    with writing(path.parent / BEST, "cannot write the checkpoint"):
+        link(path, path.parent / BEST)
 
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the `keep` newest step files. `best.safetensors` stays."""
-    for path in step_files(folder)[keep:]:
-        path.unlink(missing_ok=True)
+    with writing(folder, "cannot delete an old checkpoint"):
+        for path in step_files(folder)[keep:]:
+            path.unlink(missing_ok=True)
 
 
 def step_files(folder: Path) -> list[Path]:
@@ -205,7 +198,8 @@ def restore_optimizer(
     Raises CheckpointError unless the checkpoint has exactly these, each of its parameter's shape (or 0-d).
     """
     parameters = dict(model.named_parameters())
-    expected = {f"{key}/{name}" for key in state_names for name in parameters} if checkpoint.state.step else set()
+    untouched = checkpoint.state.step <= (checkpoint.state.counters.get("skipped") or 0)  # no update so far
+    expected = set() if untouched else {f"{key}/{name}" for key in state_names for name in parameters}
     misfits = expected ^ checkpoint.optim.keys()
     for name in expected & checkpoint.optim.keys():
         key, _, parameter_name = name.partition("/")
@@ -227,22 +221,38 @@ def load_model(path: str | Path) -> RNNClassifier:
 
 def restore_model(checkpoint: Checkpoint) -> RNNClassifier:
     """The checkpoint's own model with its weights, in evaluation mode. Raises CheckpointError unless they fit."""
+    weights = fitting_weights(
+        checkpoint, checkpoint.config
+    )  # before a model is built whose size the file may lie about
     model = build_model(checkpoint.config)
-    model.load_state_dict(fitting_weights(checkpoint, model))
+    model.load_state_dict(weights)
     return model.eval()
 
 
-def fitting_weights(checkpoint: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
-    """The checkpoint's weights. Raises CheckpointError unless names, shapes and dtypes are all those of `model`."""
-    expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+def fitting_weights(checkpoint: Checkpoint, config: Config) -> dict[str, Tensor]:
+    """The checkpoint's weights. Raises CheckpointError unless all names, shapes and dtypes are those of the config."""
+    expected = {name: (shape, torch.float32) for name, shape in tensor_shapes(config).items()}
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in checkpoint.model.items()}
     if expected != found:
         names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         lines = [f"{name}: {found.get(name, 'missing')}" for name in names[:5]]
         what = f"{len(names)} tensors do not fit the model"
         wanted = f"{names[0]}: {expected.get(names[0], 'no such tensor')}"
-        raise CheckpointError(Problem(what, str(checkpoint.path), wanted, "; ".join(lines), id="K9"))
+        remedy = _model_differences(checkpoint.config, config) or "another checkpoint"
+        raise CheckpointError(Problem(what, str(checkpoint.path), wanted, "; ".join(lines), remedy, id="K9"))
     return checkpoint.model
+
+
+def _model_differences(own: Config, wanted: Config) -> str:
+    """The overrides that would make `wanted` fit a checkpoint of `own`."""
+    before, after = flatten(own), flatten(wanted)
+    keys = [key for key in before if key.startswith(("model.", "data.")) and before[key] != after[key]]
+    return " ".join(f"{key}={json.dumps(before[key])}" for key in keys)
+
+
+def is_finite(checkpoint: Checkpoint) -> bool:
+    """Whether no weight is NaN or infinite."""
+    return all(bool(tensor.isfinite().all()) for tensor in checkpoint.model.values())
 
 
 def _read_state(path: Path, text: str) -> State:

@@ -5,6 +5,7 @@ every --help answers at once.
 """
 
 import json
+import math
 import re
 import sys
 import traceback
@@ -13,7 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from rnncls.errors import ConfigError, Problem, RnnclsError
+from rnncls.errors import ConfigError, NonFiniteError, Problem, RnnclsError, as_out_of_memory
+from rnncls.signals import exit_on_signals
+from rnncls.streams import make_streams_lenient
 from rnncls.version import __version__
 
 MAX_LENGTH = 2**20  # as in the config
@@ -44,30 +47,36 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 def main() -> None:
     """Entry point of `rnncls`. Every error is one block on stderr and an exit code (see errors.py)."""
+    make_streams_lenient()
+    exit_on_signals()
+    exit_code = _run()
     try:
-        exit_code = app(standalone_mode=False) or 0
-        if exit_code == 130:  # how newer versions of typer report Ctrl-C; older ones raise Abort
-            raise KeyboardInterrupt
-        sys.exit(exit_code)
+        sys.stdout.flush()
+    except RnnclsError as error:  # the disk behind it is full
+        exit_code = _fail(error.render(), error.exit_code)
+    sys.exit(exit_code)
+
+
+def _run() -> int:
+    try:
+        return app(standalone_mode=False) or 0
     except RnnclsError as error:
-        fail(error.render(), error.exit_code)
+        return _fail(error.render(), error.exit_code)
     except UsageError as error:
         error.show()
-        sys.exit(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        fail("rnncls: interrupted", 130)
-    except BrokenPipeError:  # the reader of stdout has what it wanted
-        sys.stderr.close()
-        sys.exit(0)
+        return int(error.exit_code)
     except Exception as error:
-        fail(f"rnncls: internal error: {type(error).__name__}: {error}\n  try:      --debug for the traceback", 1)
+        if memory := as_out_of_memory(error):
+            return _fail(memory.render(), memory.exit_code)
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+        return _fail(f"rnncls: internal error: {type(error).__name__}: {error}{notes}\n  try:      --debug", 1)
 
 
-def fail(message: str, exit_code: int) -> None:
+def _fail(message: str, exit_code: int) -> int:
     if "--debug" in sys.argv:
         traceback.print_exc()
     print(message, file=sys.stderr)
-    sys.exit(exit_code)
+    return exit_code
 
 
 def _print_version(wanted: bool) -> None:
@@ -134,13 +143,18 @@ def evaluate_command(
 ) -> None:
     """Evaluate a checkpoint: overall, by length, by class."""
     chosen = None if lengths is None else parse_ranges(lengths)
-    from rnncls.checkpoint import read_checkpoint, restore_model
+    from rnncls.checkpoint import is_finite, read_checkpoint, restore_model
     from rnncls.device import resolve_device
     from rnncls.evaluation import evaluate
 
     loaded = read_checkpoint(checkpoint)
     model = restore_model(loaded).to(resolve_device(device or loaded.config.device))
+    if not is_finite(loaded):
+        print(f"rnncls: warning[K13]: weights in {loaded.path} are not finite", file=sys.stderr)
     report = evaluate(model, loaded.config, chosen, samples, confusion, progress=True)
+    if not math.isfinite(report.loss):
+        remedy = "an earlier checkpoint of the run"
+        raise NonFiniteError(Problem("the loss is not finite", str(loaded.path), remedy=remedy, id="K13"))
     if as_json:
         print(json.dumps({"checkpoint": str(loaded.path), "step": loaded.state.step, **report.to_json()}))
     else:
@@ -180,7 +194,7 @@ def ls(
     folder: Annotated[Path, typer.Argument(help="Where the runs are.")] = Path("runs"), as_json: Json = False
 ) -> None:
     """List runs, newest first: state, step, best validation accuracy, age."""
-    from rnncls.rundir import find_runs
+    from rnncls.runs import find_runs
 
     runs = find_runs(folder)
     if as_json:
@@ -190,6 +204,31 @@ def ls(
     for run in runs:
         best = "" if run["best_accuracy"] is None else f"{run['best_accuracy']:.4f}"
         print(f"{run['state']:<12} {run['step']:>9,} {best:>7} {_age(run['age_s']):>6}  {run['run']}")
+
+
+@runs_app.command()
+def diff(
+    one: Annotated[Path, typer.Argument(metavar="A", help="Run directory.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Run directory.")],
+    as_json: Json = False,
+) -> None:
+    """Show how two runs differ: config, and state and last metrics."""
+    from rnncls.runs import compare
+
+    differences = compare(one, other)
+    if as_json:
+        print(json.dumps({"a": str(one), "b": str(other), **differences}))
+        return
+    print(f"a: {one}\nb: {other}")
+    for part, pairs in differences.items():
+        print(f"\n{part}" if pairs else f"\n{part}: no difference")
+        width = max(map(len, pairs), default=0)
+        for key, (first, second) in pairs.items():
+            print(f"  {key:<{width}}  {_shown(first):>12}  {_shown(second):>12}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def _age(seconds: float) -> str:

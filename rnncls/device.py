@@ -1,6 +1,8 @@
-"""Which device computes, and with how many threads."""
+"""Which device computes, with how many threads, and how reproducibly."""
 
+import os
 import re
+import sys
 
 import torch
 
@@ -34,3 +36,19 @@ def describe(device: torch.device) -> str:
         return f"{device}, {torch.cuda.get_device_name(device)}"
     threads = torch.get_num_threads()
     return f"{device}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def make_deterministic() -> None:
+    """Have CUDA compute the same bits every time, at some cost in speed; the CPU does so anyway. For the whole process.
+
+    cuDNN's RNN kernels need the cuBLAS workspace setting (PyTorch's documentation of nn.RNN), before CUDA is
+    first used.
+    """
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if used and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+        print("rnncls: warning: CUDA is in use already; set CUBLAS_WORKSPACE_CONFIG=:16:8 before", file=sys.stderr)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False

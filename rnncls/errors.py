@@ -6,7 +6,8 @@
       CheckpointError       4   a checkpoint is missing, damaged, foreign or does not fit
       MachineError          5   device, permission, lock
       WriteError            6   a file cannot be written
-      NonFiniteError        7   NaN or infinity in the loss or the gradient
+      NonFiniteError        7   NaN or infinity in the loss, the gradient or the weights
+      OutOfMemory           8   main memory or the GPU's
       Interrupted       129-143   stopped by a signal after a committed checkpoint
 
 Each error carries one or more `Problem`s: what is wrong and where, what was expected, what was found,
@@ -82,9 +83,24 @@ class NonFiniteError(RnnclsError):
     exit_code = 7
 
 
+class OutOfMemory(RnnclsError):
+    exit_code = 8
+
+
 class Interrupted(RnnclsError):
     """Its exit code is 128 + the number of the signal."""
 
     def __init__(self, exit_code: int, problem: Problem) -> None:
         super().__init__(problem)
         self.exit_code = exit_code
+
+
+def as_out_of_memory(error: Exception, found: str = "") -> OutOfMemory | None:
+    """The OutOfMemory to raise instead of what Python or torch raised; None when it is about something else."""
+    text = str(error)
+    on_device = type(error).__name__ == "OutOfMemoryError"  # torch's; not imported here
+    if not (on_device or isinstance(error, MemoryError) or "can't allocate memory" in text or "bad_alloc" in text):
+        return None
+    remedy = "a smaller train.batch_size, data.max_length or model.hidden_size; nothing is changed by itself"
+    what, id = ("out of memory on the GPU", "R15") if on_device else ("out of memory", "R16")
+    return OutOfMemory(Problem(what, found=found, remedy=remedy, id=id))

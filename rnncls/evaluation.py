@@ -96,11 +96,13 @@ def score(model: RNNClassifier, batches: Iterable[Batch]) -> Scores:
     was_training = model.training
     model.eval()
     parts = []
-    for batch in batches:
-        tokens, labels, lengths = batch.to(device)
-        logits = model(tokens)  # (B, N)
-        parts.append((lengths, labels, logits.argmax(1), sequence_losses(logits, labels)))
-    model.train(was_training)
+    try:
+        for batch in batches:
+            tokens, labels, lengths = batch.to(device)
+            logits = model(tokens)  # (B, N)
+            parts.append((lengths, labels, logits.argmax(1), sequence_losses(logits, labels)))
+    finally:
+        model.train(was_training)
     return Scores(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)))
 
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.config import Config
@@ -38,30 +39,64 @@ class RNNClassifier(nn.Module):
             num_layers,
             nonlinearity=nonlinearity,
             bias=bias,
-            dropout=dropout,
             bidirectional=bidirectional,
         )
+        self.dropout = dropout  # between layers; see _layer_by_layer
         self.num_directions = 2 if bidirectional else 1
         self.head = nn.Linear(hidden_size * self.num_directions, num_classes)
 
     def forward(self, tokens: PackedSequence) -> Tensor:
         """Logits (B, num_classes), in the order in which the sequences were given."""
         embedded = tokens._replace(data=self.embedding(tokens.data))  # (sum of lengths, embedding_dim)
-        _, hidden = self.rnn(embedded)  # (num_layers * num_directions, B, hidden_size)
+        if self.training and self.dropout > 0:
+            hidden = self._layer_by_layer(embedded)
+        else:
+            _, hidden = self.rnn(embedded)  # (num_layers * num_directions, B, hidden_size)
         last = hidden[-self.num_directions :]  # (num_directions, B, hidden_size)
         logits: Tensor = self.head(last.transpose(0, 1).flatten(1))
         return logits
 
+    def _layer_by_layer(self, packed: PackedSequence) -> Tensor:
+        """As nn.RNN with dropout between its layers: the final hidden states.
+
+        Dropout is drawn by F.dropout from torch's generator, because cuDNN's own RNN dropout keeps its random state
+        where no checkpoint and no seed of ours reaches it.
+        """
+        rnn = self.rnn
+        run = torch.rnn_tanh if rnn.nonlinearity == "tanh" else torch.rnn_relu
+        data, batch_sizes = packed.data, packed.batch_sizes
+        start = data.new_zeros(self.num_directions, int(batch_sizes[0]), rnn.hidden_size)
+        weights: list[Tensor] = [weight for part in rnn.all_weights for weight in part]
+        per_layer = len(weights) // rnn.num_layers
+        finals = []
+        for layer in range(rnn.num_layers):
+            if layer > 0:
+                data = F.dropout(data, self.dropout)
+            own = weights[layer * per_layer : (layer + 1) * per_layer]
+            data, final = run(data, batch_sizes, start, own, rnn.bias, 1, 0.0, True, rnn.bidirectional)
+            finals.append(final)
+        hidden = torch.cat(finals)  # (num_layers * num_directions, B, hidden_size), longest sequence first
+        return hidden if packed.unsorted_indices is None else hidden.index_select(1, packed.unsorted_indices)
+
 
 def build_model(config: Config) -> RNNClassifier:
     """A fresh model on the CPU whose weights are a pure function of the config. The global RNG is left alone."""
-    model_config = config.model
-    sizes = model_config.model_dump(exclude={"recurrent_init", "init_gain"})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config.seed, "init"))
-        model = RNNClassifier(config.data.num_embeddings, config.data.num_classes, **sizes)
-        init_recurrence(model, model_config.recurrent_init, model_config.init_gain)
+        model = _model_of(config)
+        init_recurrence(model, config.model.recurrent_init, config.model.init_gain)
     return model
+
+
+def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in the model's state_dict, all float32. Nothing is allocated."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in _model_of(config).state_dict().items()}
+
+
+def _model_of(config: Config) -> RNNClassifier:
+    sizes = config.model.model_dump(exclude={"recurrent_init", "init_gain"})
+    return RNNClassifier(config.data.num_embeddings, config.data.num_classes, **sizes)
 
 
 @torch.no_grad()

@@ -5,15 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from rnncls.checkpoint import Checkpoint, fitting_weights, recover, restore_optimizer
+from rnncls import rundir
+from rnncls.checkpoint import Checkpoint, fitting_weights, is_finite, recover, restore_optimizer, versions
 from rnncls.config import Config, flatten, parse_config
 from rnncls.errors import CheckpointError, Problem
 from rnncls.optim import state_names
-from rnncls.rundir import locked, remove_leftovers
-from rnncls.runlog import rewind
-from rnncls.train import TrainState, new_state, run
+from rnncls.runlog import prepare
+from rnncls.train import TrainState, new_state, note_status, run
 
 
 def resume(run_dir: str | Path, overrides: Sequence[str] = ()) -> TrainState:
@@ -24,29 +22,37 @@ def resume(run_dir: str | Path, overrides: Sequence[str] = ()) -> TrainState:
     Raises what `fit` raises, and CheckpointError when there is nothing whole to go on from.
     """
     run_dir = Path(run_dir)
-    if not (run_dir / "checkpoints").is_dir():
+    if not (run_dir / rundir.CHECKPOINTS).is_dir():
         expected = "a run directory, with checkpoints in checkpoints/"
-        raise CheckpointError(Problem("nothing to resume", str(run_dir), expected, id="K1"))
-    with locked(run_dir):
-        remove_leftovers(run_dir)
+        found = ", ".join(sorted(path.name for path in run_dir.glob("*"))[:5]) or "nothing"
+        raise CheckpointError(Problem("nothing to resume", str(run_dir), expected, found, id="K1"))
+    died = rundir.read_status(run_dir).get("state") == "died"
+    with rundir.locked(run_dir):
+        if died:
+            print("the run died without a word (killed?)", file=sys.stderr)
         checkpoint = recover(run_dir)
         config = resumed_config(checkpoint, overrides)
         state = restored_state(checkpoint, config)
-        if state.step >= config.train.max_steps or (state.stopped and config == checkpoint.config):
+        over = state.step >= config.train.max_steps or (state.stopped and config == checkpoint.config)
+        if over and not state.due:
             print(f"already complete at step {state.step:,}", file=sys.stderr)
+            if died:  # after its last checkpoint
+                note_status(run_dir, state, "finished", 0)
             return state
-        rewind(run_dir, config, state.step)
+        _warn_of_other_machine(checkpoint, state)
+        prepare(run_dir, config, last_logged=state.step - state.due)
         return run(state, config, run_dir)
 
 
 def restored_state(checkpoint: Checkpoint, config: Config) -> TrainState:
     """Model, optimizer and counters of the checkpoint, for training with `config`. Raises CheckpointError."""
-    state = new_state(config)
-    state.model.load_state_dict(fitting_weights(checkpoint, state.model))
-    restore_optimizer(checkpoint, state.model, state.optimizer, state_names(config.optimizer))
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in checkpoint.model.values()):
+    weights = fitting_weights(checkpoint, config)
+    if not is_finite(checkpoint):
         remedy = "an earlier checkpoint of the run"
         raise CheckpointError(Problem("the weights are not finite", str(checkpoint.path), remedy=remedy, id="K13"))
+    state = new_state(config)
+    state.model.load_state_dict(weights)
+    restore_optimizer(checkpoint, state.model, state.optimizer, state_names(config.optimizer))
     state.step = checkpoint.state.step
     try:
         state.restore_counters(checkpoint.state.counters)
@@ -54,6 +60,15 @@ def restored_state(checkpoint: Checkpoint, config: Config) -> TrainState:
         found = ", ".join(checkpoint.state.counters)
         raise CheckpointError(Problem("the counters do not fit", str(checkpoint.path), found=found, id="K9")) from None
     return state
+
+
+def _warn_of_other_machine(checkpoint: Checkpoint, state: TrainState) -> None:
+    """Bits are promised for the same versions and kind of device only."""
+    saved = {**checkpoint.state.versions, "device": checkpoint.state.device}
+    here = {**versions(), "device": str(next(state.model.parameters()).device)}
+    changes = [f"{name} {saved.get(name)} -> {here[name]}" for name in here if saved.get(name) != here[name]]
+    if changes:
+        print(f"rnncls: warning[K22]: results may differ in the last bits: {', '.join(changes)}", file=sys.stderr)
 
 
 def resumed_config(checkpoint: Checkpoint, overrides: Sequence[str]) -> Config:

@@ -1,4 +1,8 @@
-"""Who owns a run directory and how its run stands: a lock that dies with its process, and status.json."""
+"""Who owns a run directory and how its run stands: a lock that dies with its process, and status.json.
+
+A run directory comes into being with its first checkpoint, that of step 0. What a process was killed over before is
+nothing but a lock file and an empty folder, and may be used again.
+"""
 
 import fcntl
 import json
@@ -10,19 +14,48 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rnncls.errors import MachineError, Problem
+from rnncls.errors import ConfigError, MachineError, Problem
+from rnncls.files import remove_leftovers, replace, writing
 
 LOCK = ".lock"
 STATUS = "status.json"
+CHECKPOINTS = "checkpoints"
+
+
+@contextmanager
+def created(run_dir: Path) -> Iterator[None]:
+    """Make a new run directory and hold it. Raises ConfigError when it is used already, and then touches nothing.
+
+    Also raises WriteError when it cannot be made, and MachineError while another process holds it.
+    """
+    _require_unused(run_dir)
+    with writing(run_dir):
+        (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    with locked(run_dir):
+        _require_unused(run_dir)  # nobody came first
+        yield
+
+
+def _require_unused(run_dir: Path) -> None:
+    with writing(run_dir):
+        if not run_dir.exists():
+            return
+        names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else {"a file"}
+        if names <= {LOCK, CHECKPOINTS}:
+            names = {path.name for path in (run_dir / CHECKPOINTS).glob("*") if not path.name.startswith(".tmp-")}
+    if names:
+        remedy = "another --run-dir, --resume to go on with a run, or neither for a fresh directory"
+        raise ConfigError(Problem("the run directory is not empty", str(run_dir), remedy=remedy, id="C19"))
 
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the directory for this process. The kernel lets go when the process ends, however it ends.
+    """Hold the directory for this process, without what a killed one left. The kernel lets go when the process ends.
 
-    Raises MachineError, naming the owner, while another process holds it.
+    Raises MachineError, naming the owner, while another process holds it, and WriteError.
     """
-    descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    with writing(run_dir / LOCK):
+        descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -32,9 +65,12 @@ def locked(run_dir: Path) -> Iterator[None]:
             raise MachineError(
                 Problem("the run directory is in use", str(run_dir), found=owner, remedy=remedy, id="R26")
             ) from None
-        os.ftruncate(descriptor, 0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        os.pwrite(descriptor, f"pid {os.getpid()} on host {socket.gethostname()} since {now}\n".encode(), 0)
+        with writing(run_dir / LOCK):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} on host {socket.gethostname()} since {now}\n".encode(), 0)
+            for folder in (run_dir, run_dir / CHECKPOINTS):
+                remove_leftovers(folder)
         yield
     finally:
         os.close(descriptor)
@@ -57,11 +93,13 @@ def is_locked(run_dir: Path) -> bool:
 
 
 def write_status(run_dir: Path, **values: Any) -> None:
-    """Replace status.json: state (running, finished, interrupted, failed), exit_code, step, best_accuracy."""
-    temporary = run_dir / f".tmp-{os.getpid()}-status"
+    """Replace status.json: state (running, finished, interrupted, failed), exit_code, error_id, step, best_accuracy.
+
+    Raises WriteError.
+    """
     stamp = {"pid": os.getpid(), "updated_at": datetime.now(UTC).isoformat(timespec="seconds")}
-    temporary.write_text(json.dumps({**values, **stamp}) + "\n", encoding="utf-8")
-    temporary.replace(run_dir / STATUS)
+    with writing(run_dir / STATUS):
+        replace(run_dir / STATUS, (json.dumps({**values, **stamp}) + "\n").encode(), durable=False)
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
@@ -74,25 +112,3 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         return {}
     died = status.get("state") == "running" and not is_locked(run_dir)
     return status | {"state": "died"} if died else status
-
-
-def remove_leftovers(run_dir: Path) -> None:
-    """Delete what a killed process was writing. Only the owner of the lock may."""
-    for folder in (run_dir, run_dir / "checkpoints"):
-        for path in folder.glob(".tmp-*"):
-            path.unlink(missing_ok=True)
-
-
-def find_runs(folder: Path) -> list[dict[str, Any]]:
-    """Every run below `folder`, newest first: run, state, step, best_accuracy, and age_s since it was last heard of."""
-    runs = []
-    for path in folder.glob(f"**/{STATUS}"):
-        status = read_status(path.parent)
-        try:
-            heard_at = datetime.fromisoformat(status["updated_at"])
-            known = {key: status[key] for key in ("state", "step", "best_accuracy", "exit_code")}
-        except (KeyError, ValueError, TypeError):
-            continue  # no status that rnncls wrote
-        age = (datetime.now(UTC) - heard_at).total_seconds()
-        runs.append({"run": str(path.parent), **known, "age_s": age})
-    return sorted(runs, key=lambda run: (run["age_s"], run["run"]))

@@ -9,15 +9,15 @@ checkpoints/                 see checkpoint.py
 import csv
 import json
 import math
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -25,9 +25,10 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from rnncls.config import Config, dump_config, flatten
-from rnncls.errors import ConfigError, Problem, WriteError
+from rnncls.files import replace, writing
 
 MOST_LENGTHS_LOGGED = 20  # more curves than this in one chart tell nobody anything
+TABLES, EVENTS = "metrics.jsonl and metrics.csv", "the TensorBoard log"
 TAGS = (
     "train/loss",
     "train/accuracy",
@@ -39,7 +40,7 @@ TAGS = (
     "val/accuracy",
 )
 # Keys that change what is written or how fast, not what is learned: they would only crowd the HParams table.
-_NOT_HPARAMS = {"device", "train.num_threads", "train.keep_checkpoints"} | {
+_NOT_HPARAMS = {"device", "train.num_threads", "train.deterministic", "train.keep_checkpoints"} | {
     f"train.{name}_every" for name in ("log", "eval", "checkpoint", "histogram")
 }
 
@@ -61,27 +62,17 @@ def logged_lengths(config: Config) -> list[int]:
     return sorted({first + round(index * (last - first) / max(1, number - 1)) for index in range(number)})
 
 
-def create(run_dir: Path, config: Config) -> None:
-    """Make a new run directory. Raises ConfigError when it exists and is not empty, WriteError when it cannot."""
-    with writing(run_dir):
-        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-            remedy = "another --run-dir, --resume to go on with a run, or neither for a fresh directory"
-            raise ConfigError(Problem("the run directory is not empty", str(run_dir), remedy=remedy, id="C19"))
-        (run_dir / "checkpoints").mkdir(parents=True)
-        (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        (run_dir / "metrics.jsonl").touch(exist_ok=False)
+def prepare(run_dir: Path, config: Config, last_logged: int) -> None:
+    """Write config.yaml, and drop from metrics.jsonl what was logged after this step and a torn last line.
 
-
-def rewind(run_dir: Path, config: Config, step: int) -> None:
-    """Drop what was logged after `step`, a torn last line included, and save the config the run goes on with."""
+    Raises WriteError.
+    """
+    path = run_dir / "metrics.jsonl"
     with writing(run_dir):
-        path = run_dir / "metrics.jsonl"
         lines = path.read_bytes().split(b"\n") if path.exists() else []
-        kept = b"".join(line + b"\n" for line in lines if (at := _step_of(line)) is not None and at <= step)
-        for name, content in (("metrics.jsonl", kept), ("config.yaml", dump_config(config).encode())):
-            temporary = run_dir / f".tmp-{os.getpid()}-{name}"
-            temporary.write_bytes(content)
-            temporary.replace(run_dir / name)
+        kept = b"".join(line + b"\n" for line in lines if (at := _step_of(line)) is not None and at <= last_logged)
+        replace(path, kept)
+        replace(run_dir / "config.yaml", dump_config(config).encode())
 
 
 def _step_of(line: bytes) -> int | None:
@@ -94,25 +85,22 @@ def _step_of(line: bytes) -> int | None:
 
 
 class RunLog:
-    """Writes one run's directory. A context manager; a training loop calls `log`, `histograms` and `bar.update`."""
+    """Writes one run's directory. A context manager; a training loop calls `log`, `histograms` and `bar.update`.
+
+    What cannot be written does not end the run: that log is off from then on, after one warning. A resumed run has both
+    logs again, with a gap where the disk was full.
+    """
 
     def __init__(self, run_dir: Path, config: Config, step: int = 0) -> None:
-        """Go on after `step` in a directory that `create` or `rewind` prepared. Raises WriteError."""
+        """Go on after `step` in a directory that `prepare` made ready."""
         self.run_dir = run_dir
-        self.checkpoints = run_dir / "checkpoints"
-        lengths = [f"val/accuracy_by_length/{length}" for length in logged_lengths(config)]
-        with writing(run_dir):
-            rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-            self.jsonl = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-            self.csv_file = (run_dir / "metrics.csv").open("w", encoding="utf-8", newline="")
-            self.csv = csv.DictWriter(self.csv_file, ["step", *TAGS, *lengths])
-            self.csv.writeheader()
-            self.csv.writerows(rows)
-            # A resumed run starts a second event file, which tells TensorBoard to forget what came after `step`.
-            self.writer = SummaryWriter(str(run_dir), purge_step=step + 1 if rows or step else None)
-        self.writer.add_text("config", "\n".join(f"    {line}" for line in dump_config(config).splitlines()), step)
-        self._begin_session(config)
+        self.off: set[str] = set()  # the logs that failed
+        self.files: list[TextIO] = []
+        # TensorBoard writes in a thread of its own, whose error `write` meets again and reports
+        self.other_hook, threading.excepthook = threading.excepthook, self._on_thread_error
         self.bar = tqdm(total=config.train.max_steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+        self.write(TABLES, lambda: self._open_tables(config))
+        self.write(EVENTS, lambda: self._open_events(config, step))
 
     def __enter__(self) -> Self:
         return self
@@ -122,10 +110,46 @@ class RunLog:
     ) -> None:
         self.bar.close()
         if error is None:
-            self.events.add_summary(self.session_end)
-        self.writer.close()
-        self.jsonl.close()
-        self.csv_file.close()
+            self.write(EVENTS, lambda: self.events.add_summary(self.session_end))
+        self.write(EVENTS, lambda: self.writer.close())
+        threading.excepthook = self.other_hook
+        for file in self.files:
+            with suppress(OSError):  # of a log that is off
+                file.close()
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        if not isinstance(error.exc_value, OSError):
+            self.other_hook(error)
+
+    def write(self, log: str, action: Callable[[], object]) -> None:
+        """Do `action` unless that log is off; when it fails, turn the log off and say so once."""
+        if log in self.off:
+            return
+        try:
+            action()
+        except OSError as error:
+            self.off.add(log)
+            self.say(
+                f"rnncls: warning[R10]: {log} cannot be written and stops here: {error.strerror}; training goes on"
+            )
+
+    def _open_tables(self, config: Config) -> None:
+        lengths = [f"val/accuracy_by_length/{length}" for length in logged_lengths(config)]
+        rows = [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        self.jsonl = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self.files.append(self.jsonl)
+        self.csv_file = (self.run_dir / "metrics.csv").open("w", encoding="utf-8", newline="")
+        self.files.append(self.csv_file)
+        self.csv = csv.DictWriter(self.csv_file, ["step", *TAGS, *lengths], extrasaction="ignore")
+        self.csv.writeheader()
+        self.csv.writerows(rows)
+
+    def _open_events(self, config: Config, step: int) -> None:
+        # A resumed run starts a second event file, which tells TensorBoard to forget what came after `step`.
+        resumed = any(self.run_dir.glob("events.out.tfevents.*"))
+        self.writer = SummaryWriter(str(self.run_dir), purge_step=step + 1 if resumed else None)
+        self.writer.add_text("config", "\n".join(f"    {line}" for line in dump_config(config).splitlines()), step)
+        self._begin_session(config)
 
     def _begin_session(self, config: Config) -> None:
         """HParams in the run's own stream; SummaryWriter.add_hparams would open a second, time-stamped run."""
@@ -143,22 +167,29 @@ class RunLog:
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         """Write one step's values, by TensorBoard tag, everywhere. Called at most once per step."""
-        row = {"step": step, **scalars}
-        with writing(self.run_dir):
-            finite = {tag: value if math.isfinite(value) else None for tag, value in row.items()}  # JSON has no NaN
-            self.jsonl.write(json.dumps(finite) + "\n")
-            self.jsonl.flush()
-            self.csv.writerow(finite)
-            self.csv_file.flush()
-            for tag, value in scalars.items():
-                self.writer.add_scalar(tag, value, step)
-            self.writer.flush()
+        self.write(TABLES, lambda: self._log_row({"step": step, **scalars}))
+        self.write(EVENTS, lambda: self._log_events(step, scalars))
         shown = [tag for tag in ("train/loss", "val/loss", "val/accuracy") if tag in scalars]
         if "val/accuracy" in scalars:
             self.say(f"step {step:>6,}   " + "   ".join(f"{tag} {scalars[tag]:.4f}" for tag in shown))
 
+    def _log_row(self, row: dict[str, float]) -> None:
+        finite = {tag: value if math.isfinite(value) else None for tag, value in row.items()}  # JSON has no NaN
+        self.jsonl.write(json.dumps(finite) + "\n")
+        self.jsonl.flush()
+        self.csv.writerow(finite)
+        self.csv_file.flush()
+
+    def _log_events(self, step: int, scalars: dict[str, float]) -> None:
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, step)
+        self.writer.flush()
+
     def histograms(self, step: int, model: nn.Module) -> None:
         """Distributions of every parameter and of its gradient at this step."""
+        self.write(EVENTS, lambda: self._log_histograms(step, model))
+
+    def _log_histograms(self, step: int, model: nn.Module) -> None:
         for name, parameter in model.named_parameters():
             self.writer.add_histogram(f"weights/{name}", parameter, step)
             if parameter.grad is not None:
@@ -167,12 +198,3 @@ class RunLog:
     def say(self, line: str) -> None:
         """A line on stderr that does not tear the progress bar."""
         tqdm.write(line, file=sys.stderr)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError of the body into a WriteError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(Problem(f"cannot write: {error.strerror}", str(path), remedy="another --run-dir")) from None

@@ -19,7 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rnncls.errors import CheckpointError, Damaged, MachineError, Problem, WriteError
+from rnncls.errors import CheckpointError, Damaged, MachineError, Problem
+from rnncls.files import replace, writing
 
 FORMAT = "rnncls-checkpoint/1"
 MAX_HEADER_BYTES = 16 * 2**20
@@ -36,7 +37,9 @@ def write(path: Path, state: str, tensors: dict[str, Tensor]) -> None:
         for name, tensor in sorted(tensors.items())
     )
     metadata = {"format": FORMAT, "state": state, "sha256": _digest(state, fields)}
-    _write_atomically(path, safetensors.torch.save(tensors, metadata))
+    content = safetensors.torch.save(tensors, metadata)
+    with writing(path, "cannot write the checkpoint", needed=len(content)):
+        replace(path, content)
 
 
 def read(path: Path) -> tuple[str, dict[str, Tensor]]:
@@ -64,15 +67,6 @@ def read(path: Path) -> tuple[str, dict[str, Tensor]]:
     return metadata["state"], safetensors.torch.load(data)
 
 
-def fsync(path: Path) -> None:
-    """Make a file's contents, or a folder's entries, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _digest(state: str, tensors: Iterable[tuple[str, str, list[int], bytes | memoryview]]) -> str:
     """SHA-256 over the state text and the tensors in name order, each field preceded by its length."""
     sha = hashlib.sha256()
@@ -88,29 +82,6 @@ def _digest(state: str, tensors: Iterable[tuple[str, str, list[int], bytes | mem
         add(json.dumps(shape).encode())
         add(content)
     return sha.hexdigest()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """All of `content` under `path`, or what was there before: temp file, fsync, rename, fsync of the folder."""
-    temporary = path.parent / f".tmp-{os.getpid()}-{path.stem}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        fsync(path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from None
-
-
-def cannot_write(path: Path, error: OSError) -> WriteError:
-    remedy = "free some space or choose another folder; earlier checkpoints are unharmed"
-    return WriteError(Problem(f"cannot write the checkpoint: {error.strerror}", str(path), remedy=remedy, id="R9"))
 
 
 def _read_file(path: Path) -> bytes:

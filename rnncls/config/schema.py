@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_PARAMETERS = 2**32  # 16 GiB of float32 weights, before gradients and optimizer state
+MAX_BATCH_TOKENS = 2**30  # 8 GiB of int64 ids
 
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 
@@ -149,6 +150,10 @@ class TrainConfig(Section):
     """Stop after an evaluation with at least this validation accuracy."""
     patience: Count | None = None
     """Stop after this many evaluations in a row without a higher validation accuracy."""
+    max_skipped_steps: Annotated[int, Field(ge=0, le=2**20)] = 0
+    """How many steps in a row may be skipped because loss or gradient is not finite; one more ends the run."""
+    deterministic: bool = False
+    """On CUDA: the same bits every time, slower. The CPU always computes so."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = 1
     """CPU threads of torch. One is fastest for small models and gives the same bits on any number of
     cores. null: torch's choice."""
@@ -173,6 +178,10 @@ class Config(Section):
             expected = f"at most optimizer.lr = {self.optimizer.lr}"
             found = str(self.schedule.min_lr)
             raise _clash("schedule.min_lr", "the schedule would end above where it starts", expected, found)
+        if (tokens := self.train.batch_size * self.data.max_length) > MAX_BATCH_TOKENS:
+            what = f"a batch would need {8 * tokens:,} bytes of tokens"
+            expected = f"train.batch_size * data.max_length of at most {MAX_BATCH_TOKENS:,}"
+            raise _clash("train.batch_size", what, expected, f"{tokens:,}", "smaller batches or shorter sequences")
         if (size := num_parameters(self)) > MAX_PARAMETERS:
             what = f"the model would need {4 * size:,} bytes of weights"
             expected = f"at most {MAX_PARAMETERS:,} parameters"

@@ -1,0 +1,117 @@
+"""Writing files so that a kill, a full disk or an I/O error at any call leaves the old file or the new one, whole.
+
+The order is: temporary file in the same folder, fsync, rename, fsync of the folder (Pillai et al. 2014, "All File
+Systems Are Not Created Equal", on what happens without it). A temporary file's name begins with `.tmp-`; only a kill
+leaves one behind, and the next owner of the folder removes it.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rnncls.errors import MachineError, Problem, WriteError
+
+_LIMITS = (errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without links say
+
+
+def replace(path: Path, content: bytes, durable: bool = True) -> None:
+    """All of `content` under `path`, or what was there before. Not `durable`: it need not survive a power cut.
+
+    Raises OSError; the temporary file is gone then.
+    """
+    temporary = _temporary(path)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync_folder(path.parent)
+
+
+def link(existing: Path, path: Path) -> None:
+    """Make `path` another name of `existing` in the same folder, or a copy where links are refused. Raises OSError."""
+    temporary = _temporary(path)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(existing, temporary)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        replace(path, existing.read_bytes())
+        return
+    try:
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # renaming onto another link of the same file leaves both
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the folder's entries survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process was writing. Only the owner of the folder may."""
+    for path in folder.glob(".tmp-*"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, what: str = "cannot write", needed: int = 0) -> Iterator[None]:
+    """Turns an OSError of the body into a WriteError that names `path`, and the space if that ran out.
+
+    A limit of the machine (open files, length of a name) becomes a MachineError. `needed`: bytes.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = f"{what}: {error.strerror}"
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG):
+            limits = (
+                f"at most {os.sysconf('SC_OPEN_MAX'):,} open files, names of {os.pathconf('/', 'PC_NAME_MAX')} bytes"
+            )
+            raise MachineError(
+                Problem(what, str(path), limits, remedy="ulimit -n, or a shorter path", id="R30")
+            ) from None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        found = _space(path, needed) if full else ""
+        remedy = ("free some space" if full else "another folder") + "; what was saved before is unharmed"
+        raise WriteError(Problem(what, str(path), found=found, remedy=remedy, id="R9")) from None
+
+
+def free_bytes(path: Path) -> int:
+    """Free space where `path` is, or would be; 0 when that cannot be said."""
+    existing = next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))
+    try:
+        return shutil.disk_usage(existing).free
+    except OSError:
+        return 0
+
+
+def _space(path: Path, needed: int) -> str:
+    wanted = f", {needed:,} needed" if needed else ""
+    return f"{free_bytes(path):,} bytes free{wanted}"
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
