@@ -6,7 +6,7 @@ CONFIG := configs/sum_mod_10.yaml
 RUN := runs/sum_mod_10/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test check format golden clean
+.PHONY: help install train test chaos check format golden clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -26,7 +26,10 @@ train: install ## the main job: train configs/sum_mod_10.yaml and evaluate it
 	@echo "curves: $(BIN)/tensorboard --logdir runs, then open http://localhost:6006"
 
 test: install ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+chaos: install ## kill, stop, starve and damage runs at length, and print what came of it
+	$(BIN)/python -m scripts.chaos
 
 check: install ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff format --check .

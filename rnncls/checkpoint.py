@@ -138,13 +138,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = find_checkpoint(path)
     text, tensors = tensorfile.read(path)
     state = _read_state(path, text)
-    return Checkpoint(
-        path,
-        _read_config(path, state),
-        state,
-        {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")},
-        {name.removeprefix("optim/"): tensor for name, tensor in tensors.items() if name.startswith("optim/")},
-    )
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        if part not in parts:
+            expected, remedy = "names that begin with model/ or optim/", "another checkpoint"
+            raise CheckpointError(
+                Problem("a tensor that is no part of it", str(path), expected, ascii(name), remedy, "K9")
+            )
+        parts[part][rest] = tensor
+    return Checkpoint(path, _read_config(path, state), state, **parts)
 
 
 def recover(run_dir: Path) -> Checkpoint:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rnncls.errors import ConfigError, NonFiniteError, Problem, RnnclsError, as_out_of_memory
+from rnncls.errors import ConfigError, NonFiniteError, Problem, RnnclsError, as_out_of_memory, printable
 from rnncls.signals import exit_on_signals
 from rnncls.streams import make_streams_lenient
 from rnncls.version import __version__
@@ -36,7 +36,9 @@ runs_app = typer.Typer(help="Look at what has been run.", no_args_is_help=True, 
 app.add_typer(config_app, name="config")
 app.add_typer(runs_app, name="runs")
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML config file.", show_default=False)]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="YAML config file.", show_default=False, readable=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="section.key=value", help="Replace values of the config.", show_default=False),
@@ -49,7 +51,7 @@ def main() -> None:
     """Entry point of `rnncls`. Every error is one block on stderr and an exit code (see errors.py)."""
     make_streams_lenient()
     exit_on_signals()
-    exit_code = _run()
+    exit_code = run()
     try:
         sys.stdout.flush()
     except RnnclsError as error:  # the disk behind it is full
@@ -57,7 +59,8 @@ def main() -> None:
     sys.exit(exit_code)
 
 
-def _run() -> int:
+def run() -> int:
+    """Run sys.argv; returns the exit code, its message printed."""
     try:
         return app(standalone_mode=False) or 0
     except RnnclsError as error:
@@ -97,15 +100,21 @@ def root(
 
 @app.command()
 def train(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML config file.", show_default=False)] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML config file.", show_default=False, readable=False)
+    ] = None,
     overrides: Overrides = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="New directory to write into; else runs/CONFIG/DATE_TIME.")
     ] = None,
     name: Annotated[str, typer.Option(help="Added to the default run directory's name.")] = "",
     device: Device = None,
-    resume: Annotated[Path | None, typer.Option(help="Run directory to go on with, instead of --config.")] = None,
-    init_from: Annotated[Path | None, typer.Option(help="Checkpoint or run whose weights to start from.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Run directory to go on with, instead of --config.", readable=False)
+    ] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Checkpoint or run whose weights to start from.", readable=False)
+    ] = None,
 ) -> None:
     """Train a classifier and write a run directory, or go on with one."""
     if config is not None and resume is None:
@@ -132,7 +141,7 @@ def train(
 
 @app.command(name="eval")
 def evaluate_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file, or run directory (its best).")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file, or run directory (its best).", readable=False)],
     lengths: Annotated[
         str | None, typer.Option(help="For example 1-5,10,100, instead of the training lengths.")
     ] = None,
@@ -191,7 +200,8 @@ def schema() -> None:
 
 @runs_app.command()
 def ls(
-    folder: Annotated[Path, typer.Argument(help="Where the runs are.")] = Path("runs"), as_json: Json = False
+    folder: Annotated[Path, typer.Argument(help="Where the runs are.", readable=False)] = Path("runs"),
+    as_json: Json = False,
 ) -> None:
     """List runs, newest first: state, step, best validation accuracy, age."""
     from rnncls.runs import find_runs
@@ -203,13 +213,13 @@ def ls(
     print(f"{'state':<12} {'step':>9} {'best':>7} {'age':>6}  run")
     for run in runs:
         best = "" if run["best_accuracy"] is None else f"{run['best_accuracy']:.4f}"
-        print(f"{run['state']:<12} {run['step']:>9,} {best:>7} {_age(run['age_s']):>6}  {run['run']}")
+        print(f"{run['state']:<12} {run['step']:>9,} {best:>7} {_age(run['age_s']):>6}  {printable(run['run'])}")
 
 
 @runs_app.command()
 def diff(
-    one: Annotated[Path, typer.Argument(metavar="A", help="Run directory.")],
-    other: Annotated[Path, typer.Argument(metavar="B", help="Run directory.")],
+    one: Annotated[Path, typer.Argument(metavar="A", help="Run directory.", readable=False)],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Run directory.", readable=False)],
     as_json: Json = False,
 ) -> None:
     """Show how two runs differ: config, and state and last metrics."""
@@ -228,7 +238,7 @@ def diff(
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else printable(str(value))
 
 
 def _age(seconds: float) -> str:

@@ -35,7 +35,12 @@ class Problem:
         lines = [f"rnncls: {label}: {self.what}" + (f" ({self.where})" if self.where else "")]
         details = (("expected:", self.expected), ("found:", self.found), ("try:", self.remedy))
         lines += [f"  {name:<9} {text}" for name, text in details if text]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
+
+
+def printable(text: str) -> str:
+    """The text with its control characters escaped: what comes from a file must not steer a terminal."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1] for letter in text)
 
 
 class RnnclsError(Exception):

@@ -8,7 +8,7 @@ from pathlib import Path
 from rnncls import rundir
 from rnncls.checkpoint import Checkpoint, fitting_weights, is_finite, recover, restore_optimizer, versions
 from rnncls.config import Config, flatten, parse_config
-from rnncls.errors import CheckpointError, Problem
+from rnncls.errors import CheckpointError, Problem, printable
 from rnncls.optim import state_names
 from rnncls.runlog import prepare
 from rnncls.train import TrainState, new_state, note_status, run
@@ -68,7 +68,8 @@ def _warn_of_other_machine(checkpoint: Checkpoint, state: TrainState) -> None:
     here = {**versions(), "device": str(next(state.model.parameters()).device)}
     changes = [f"{name} {saved.get(name)} -> {here[name]}" for name in here if saved.get(name) != here[name]]
     if changes:
-        print(f"rnncls: warning[K22]: results may differ in the last bits: {', '.join(changes)}", file=sys.stderr)
+        what = f"rnncls: warning[K22]: results may differ in the last bits: {', '.join(changes)}"
+        print(printable(what), file=sys.stderr)
 
 
 def resumed_config(checkpoint: Checkpoint, overrides: Sequence[str]) -> Config:

@@ -37,6 +37,10 @@ def created(run_dir: Path) -> Iterator[None]:
 
 
 def _require_unused(run_dir: Path) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in str(run_dir)):  # how Python shows bytes that are none
+        remedy = "another --run-dir, or a UTF-8 locale such as LANG=C.UTF-8"
+        what = "the name of the run directory is no text in this locale"
+        raise MachineError(Problem(what, ascii(str(run_dir)), "UTF-8", remedy=remedy, id="R30"))
     with writing(run_dir):
         if not run_dir.exists():
             return

@@ -14,17 +14,27 @@ Difference = dict[str, tuple[Any, Any]]
 
 def find_runs(folder: Path) -> list[dict[str, Any]]:
     """Every run below `folder`, newest first: run, state, step, best_accuracy, and age_s since it was last heard of."""
-    runs = []
-    for path in folder.glob(f"**/{STATUS}"):
-        status = read_status(path.parent)
-        try:
-            heard_at = datetime.fromisoformat(status["updated_at"])
-            known = {key: status[key] for key in ("state", "step", "best_accuracy", "exit_code")}
-        except (KeyError, ValueError, TypeError):
-            continue  # no status that rnncls wrote
-        age = (datetime.now(UTC) - heard_at).total_seconds()
-        runs.append({"run": str(path.parent), **known, "age_s": age})
+    listed = [_listed(path.parent) for path in folder.glob(f"**/{STATUS}")]
+    runs = [run for run in listed if run is not None]
     return sorted(runs, key=lambda run: (run["age_s"], run["run"]))
+
+
+def _listed(run_dir: Path) -> dict[str, Any] | None:
+    """None where the status is none that rnncls wrote."""
+    status = read_status(run_dir)
+    try:
+        age = datetime.now(UTC) - datetime.fromisoformat(status["updated_at"])
+        best, exit_code = status["best_accuracy"], status["exit_code"]
+        return {
+            "run": str(run_dir),
+            "state": str(status["state"]),
+            "step": int(status["step"]),
+            "best_accuracy": None if best is None else float(best),
+            "exit_code": None if exit_code is None else int(exit_code),
+            "age_s": age.total_seconds(),
+        }
+    except (KeyError, ValueError, TypeError):
+        return None
 
 
 def compare(one: Path, other: Path) -> dict[str, Difference]:

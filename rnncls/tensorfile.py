@@ -7,6 +7,7 @@ The safetensors format, no pickle. The metadata holds exactly three strings:
     sha256   over the state text and every tensor's name, dtype, shape and bytes
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -91,7 +92,10 @@ def _read_file(path: Path) -> bytes:
         remedy = "a checkpoint file or a run directory"
         raise CheckpointError(Problem("no such checkpoint", str(path), remedy=remedy, id="K1")) from None
     except OSError as error:
-        raise MachineError(Problem(f"cannot read the checkpoint: {error.strerror}", str(path), id="K7")) from None
+        if error.errno == errno.ELOOP:
+            remedy = "the path of the file itself"
+            raise CheckpointError(Problem("a symbolic link", str(path), "a file", remedy=remedy, id="K7")) from None
+        raise _cannot_read(path, error) from None
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
@@ -100,7 +104,12 @@ def _read_file(path: Path) -> bytes:
         try:
             return file.read()
         except OSError as error:
-            raise MachineError(Problem(f"cannot read the checkpoint: {error.strerror}", str(path), id="K7")) from None
+            raise _cannot_read(path, error) from None
+
+
+def _cannot_read(path: Path, error: OSError) -> MachineError:
+    remedy = "the permissions of the file, or the disk"
+    return MachineError(Problem(f"cannot read the checkpoint: {error.strerror}", str(path), remedy=remedy, id="K23"))
 
 
 def _read_header(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, dict[str, Any]], int]:

@@ -59,7 +59,9 @@ class TrainState:
         return own | {f"totals_{name}": value for name, value in asdict(self.totals).items()}
 
     def restore_counters(self, counters: dict[str, Any]) -> None:
-        """The inverse of `counters`. Raises KeyError or TypeError where one is missing or of another kind."""
+        """The inverse of `counters`. Raises KeyError or TypeError where one is missing, too many or of another kind."""
+        if counters.keys() != self.counters().keys():
+            raise KeyError
         self.due, self.stopped = bool(counters["due"]), bool(counters["stopped"])
         self.skipped, self.stale_evaluations = counters["skipped"], counters["stale_evaluations"]
         self.best_step = counters["best_step"]
@@ -207,7 +209,8 @@ def after_step(state: TrainState, config: Config, log: RunLog, stop: StopRequest
         is_best = note_accuracy(state, scalars)
         over = over or _may_stop(state, config, scalars["val/accuracy"], log)
     if over or step % train.log_every == 0:
-        rates = {"train/lr": state.optimizer.param_groups[0]["lr"]} if state.totals.steps else {}
+        lr = learning_rate(step - 1, train.max_steps, config.optimizer.lr, config.schedule)
+        rates = {"train/lr": lr} if state.totals.steps else {}
         scalars = state.totals.averages() | rates | scalars
         state.totals = Totals()
     if scalars:

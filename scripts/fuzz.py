@@ -1,6 +1,6 @@
-"""Thousands of broken configs and checkpoints: each must be read, or refused with one of rnncls's own errors.
+"""Thousands of broken configs, checkpoints and command lines: each is read, or refused with one of rnncls's own errors.
 
-    python scripts/fuzz.py --configs 5000 --checkpoints 5000
+    python scripts/fuzz.py --configs 5000 --checkpoints 5000 --commands 1000
 
 Mutations come from fixed seeds. Whatever else is raised, or takes longer than ten seconds, is printed with its case
 number, and the exit code is 1. A damaged checkpoint that is taken for whole counts as a failure too.
@@ -8,16 +8,21 @@ number, and the exit code is 1. A damaged checkpoint that is taken for whole cou
 
 import json
 import random
+import sys
 import tempfile
 import time
+import unittest.mock
 from collections import Counter
 from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import rnncls
+from rnncls import cli
 from rnncls.checkpoint import find_newest, read_checkpoint, restore_model
 from rnncls.config import Config, dump_config, flatten
 from rnncls.errors import RnnclsError
@@ -25,54 +30,51 @@ from rnncls.resume import restored_state
 from rnncls.tensorfile import FORMAT, _digest
 
 SLOW_S = 10.0
-WORDS = [
-    "no",
-    "010",
-    "1e999",
-    ".nan",
-    "-1",
-    "0",
-    "null",
-    "[]",
-    "{}",
-    "'",
-    '"',
-    "&a",
-    "*a",
-    "!!python/name:os.system",
-    ":",
-    "-",
-]
-WORDS += [
-    "\t",
-    "\n",
-    "\x00",
-    "\ufeff",
-    "\u2028",
-    "99999999999999999999",
-    "1e-3",
-    "true",
-    "[[[[",
-    "? ",
-    "|",
-    ">",
-    "%",
-    "@",
-    "...",
-]
-WORDS += ["---", "<<: *a", "\ud7ff", "x" * 5000, "model: 3", "seed: 1", "  ", "#"]
+WORDS = ["no", "010", "1e999", ".nan", "-1", "0", "null", "[]", "{}", "'", '"', "&a", "*a", "!!python/name:os.system"]
+WORDS += [":", "-", "99999999999999999999", "1e-3", "true", "[[[[", "|", ">", "%", "@", "...", "---", "#"]
+WORDS += ["\t", "\n", "\x00", "\ufeff", "\u2028", "? ", "<<: *a", "\ud7ff", "x" * 5000, "model: 3", "seed: 1", "  "]
 VALUES: list[Any] = [None, True, -1, 0, 1, 2**63, 2**70, 0.5, -0.0, 1e308, "", "x", "\ud7ff", [], {}, [1, 2], {"a": 1}]
-OVERRIDES = [
-    "",
-    "=",
-    "a=b",
-    "train.max_steps",
-    "train.max_steps=",
-    "..=1",
-    "model={}",
-    "model.bias=[",
-    "seed=1=2",
-    "data=3",
+OVERRIDES = ["", "=", "a=b", "train.max_steps", "train.max_steps=", "..=1", "model={}", "model.bias=[", "seed=1=2"]
+TINY = "{model: {hidden_size: 2}, train: {max_steps: 2, eval_samples: 2, batch_size: 2}}"
+COMMAND_LINES = [
+    "train --config tiny.yaml --name x train.max_steps=1",
+    "train --config tiny.yaml --init-from run optimizer.lr=1e-3",
+    "train --resume run train.max_steps=3",
+    "eval run --lengths 1-2 --samples 3 --json",
+    "eval run/checkpoints/best.safetensors --confusion --device cpu",
+    "config show --config tiny.yaml seed=1",
+    "config check -c tiny.yaml",
+    "runs ls . --json",
+    "runs diff run run",
+]
+STRAY = [
+    *OVERRIDES,
+    "--",
+    "-",
+    "--json",
+    "--debug",
+    "--help",
+    "--lengths",
+    "0",
+    "5-1",
+    "run",
+    "runs",
+    ".",
+    "/",
+    "é",
+    "\udc80",
+]
+STRAY += [
+    "--device",
+    "cuda:7",
+    "--config",
+    "/dev/zero",
+    "/dev/null",
+    "seed=1",
+    "seed=x",
+    "train.max_steps=1",
+    "-x",
+    "x" * 300,
 ]
 
 
@@ -158,6 +160,31 @@ def one_checkpoint(rng: random.Random, folder: Path, whole: bytes) -> str:
     return "accepted"
 
 
+def one_command_line(rng: random.Random, folder: Path, _whole: bytes) -> str:
+    """Words of a good command line lost, doubled, moved or replaced; run as `rnncls` would, in this process."""
+    words = rng.choice(COMMAND_LINES).split()
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        at = rng.randrange(len(words) + 1)
+        kind = rng.randrange(4)
+        if kind == 0 and words:
+            words.pop(at % len(words))
+        elif kind == 1:
+            words.insert(at, rng.choice(STRAY))
+        elif kind == 2 and words:
+            words[at % len(words)] = rng.choice(STRAY)
+        elif words:
+            words[at % len(words)] = broken_text(words[at % len(words)], rng).replace("\0", "")
+    (folder / "tiny.yaml").write_text(TINY)
+    with chdir(folder), redirect_stdout(StringIO()), redirect_stderr(StringIO()) as stderr:
+        if not Path("run").exists():
+            rnncls.fit(rnncls.load_config("tiny.yaml"), "run")
+        with unittest.mock.patch.object(sys, "argv", ["rnncls", *words]):
+            exit_code = cli.run()
+    if exit_code not in (0, 2, 4, 5, 6) or ("Traceback" in stderr.getvalue() and "--debug" not in words):
+        raise AssertionError(f"{words}: exit {exit_code}: {stderr.getvalue()}")
+    return f"exit {exit_code}"
+
+
 def run(name: str, case: Callable[[random.Random, Path, bytes], str], count: int, whole: bytes) -> int:
     """Run `count` cases; print and return the number of failures."""
     outcomes: Counter[str] = Counter()
@@ -184,9 +211,14 @@ def whole_checkpoint() -> bytes:
         return find_newest(folder).read_bytes()
 
 
-def main(configs: Annotated[int, typer.Option()] = 5000, checkpoints: Annotated[int, typer.Option()] = 5000) -> None:
+def main(
+    configs: Annotated[int, typer.Option()] = 5000,
+    checkpoints: Annotated[int, typer.Option()] = 5000,
+    commands: Annotated[int, typer.Option()] = 1000,
+) -> None:
     failures = run("config", one_config, configs, b"")
     failures += run("checkpoint", one_checkpoint, checkpoints, whole_checkpoint())
+    failures += run("command line", one_command_line, commands, b"")
     raise typer.Exit(1 if failures else 0)
 
 

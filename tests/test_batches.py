@@ -56,6 +56,7 @@ def test_lengths_and_batch_sizes_stay_on_the_cpu() -> None:
     assert moved.lengths.device.type == moved.tokens.batch_sizes.device.type == "cpu"
 
 
+@pytest.mark.row("D9")
 def test_an_empty_sequence_is_a_clear_error() -> None:
     with pytest.raises(DataError, match="sequence 1 of the batch is empty") as caught:
         batch_of([[1], [], [2, 3]])
@@ -64,6 +65,7 @@ def test_an_empty_sequence_is_a_clear_error() -> None:
         pack(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([0, 2]), torch.zeros(2))
 
 
+@pytest.mark.row("D2", "D10")
 def test_no_sequences_and_a_length_beyond_the_padding_are_clear_errors() -> None:
     with pytest.raises(DataError, match="without sequences"):
         collate([], torch.zeros(0))

@@ -116,6 +116,7 @@ def test_a_saved_config_repeats_the_run(trained: tuple[Path, Completed], tmp_pat
     assert values(tmp_path / "again") == values(run_dir)
 
 
+@pytest.mark.row("C1", "C5", "C17", "C19")
 def test_wrong_configs(fails: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("train:\n  max_stepps: 5\n")
     stderr = fails(2, "train", "--config", tmp_path / "bad.yaml", cwd=tmp_path)
@@ -137,6 +138,7 @@ def test_wrong_usage_is_explained(arguments: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.row("R17")
 def test_cuda_without_cuda_is_a_clear_error(run_dir: Path, tmp_path: Path) -> None:
     torch_free = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     for arguments in (
@@ -178,6 +180,7 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.row("R5")
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rnncls", "train", "--config", "configs/smoke.yaml", "train.max_steps=1000000"]
     with subprocess.Popen(
@@ -199,6 +202,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert run_rnncls("eval", tmp_path / "run").returncode == 0
 
 
+@pytest.mark.row("R8")
 def test_stdout_closed_early_is_no_error(run_dir: Path) -> None:
     command = f"{sys.executable} -m rnncls eval {run_dir} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
@@ -206,6 +210,7 @@ def test_stdout_closed_early_is_no_error(run_dir: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.row("C17")
 def test_ranges() -> None:
     assert parse_ranges("1-3,10,7") == [1, 2, 3, 10, 7]
     assert parse_ranges("5") == [5]

@@ -57,6 +57,7 @@ def load_text(tmp_path: Path, text: str, *overrides: str) -> Config:
         ("123456789012345678", 123456789012345678),
     ],
 )
+@pytest.mark.row("C7")
 def test_scalars_have_the_value_they_look_like(text: str, value: object) -> None:
     document = parse(f"a: {text}", "here")
     assert document.value == {"a": value}
@@ -67,6 +68,7 @@ def test_scalars_have_the_value_they_look_like(text: str, value: object) -> None
 @pytest.mark.parametrize(
     "text", ["no", "yes", "on", "off", "No", "TRUE", "Null", "010", "0x1F", "12:30:45", "2024-01-01", "1_000", "0b11"]
 )
+@pytest.mark.row("C8")
 def test_what_yaml_1_1_would_convert_silently_is_refused(tmp_path: Path, text: str) -> None:
     message = problems_of(tmp_path, f"train:\n  max_steps: {text}\n")
     assert "error[C8]" in message
@@ -75,6 +77,7 @@ def test_what_yaml_1_1_would_convert_silently_is_refused(tmp_path: Path, text: s
 
 
 @pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.row("C6")
 def test_a_duplicate_key_is_refused_with_both_lines(tmp_path: Path, nested: bool) -> None:
     text = "train:\n  max_steps: 5\n  max_steps: 6\n" if nested else "seed: 1\ndevice: cpu\nseed: 2\n"
     message = problems_of(tmp_path, text)
@@ -107,6 +110,7 @@ def test_a_duplicate_key_is_refused_with_both_lines(tmp_path: Path, nested: bool
         ("data:", "C9", "a section with the keys modulus"),
     ],
 )
+@pytest.mark.row("C2", "C3", "C4", "C9", "C13", "C14")
 def test_files_that_are_no_config(tmp_path: Path, text: str, id: str, part: str) -> None:
     message = problems_of(tmp_path, text)
     assert f"error[{id}]" in message
@@ -114,6 +118,7 @@ def test_files_that_are_no_config(tmp_path: Path, text: str, id: str, part: str)
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.row("C2")
 def test_bytes_that_are_no_utf_8_are_located_and_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(b"\xef\xbb\xbfseed: 3\n")
@@ -124,6 +129,7 @@ def test_bytes_that_are_no_utf_8_are_located_and_a_byte_order_mark_is_accepted(t
     assert "byte 0xff at offset 6" in caught.value.render()
 
 
+@pytest.mark.row("C1")
 def test_missing_file_and_directory(tmp_path: Path) -> None:
     for path in (tmp_path / "no.yaml", tmp_path):
         with pytest.raises(ConfigError, match="cannot read") as caught:
@@ -164,6 +170,7 @@ lr: 3
     assert message.count("rnncls: error") == 11
 
 
+@pytest.mark.row("C15")
 def test_a_problem_of_two_keys_names_both(tmp_path: Path) -> None:
     for override, parts in {
         "data.min_length=9": ("data.min_length", "data.max_length = 5"),
@@ -176,6 +183,7 @@ def test_a_problem_of_two_keys_names_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
+@pytest.mark.row("C5")
 def test_a_misspelt_key_gets_the_right_suggestion(tmp_path: Path, key: str) -> None:
     section, _, name = key.rpartition(".")
     for index in range(len(name)):
@@ -208,6 +216,7 @@ def test_a_misspelt_key_gets_the_right_suggestion(tmp_path: Path, key: str) -> N
         ("device", ["auto", "cpu", "cuda", "cuda:1"], ["gpu", "cuda:", "CPU", "1"]),
     ],
 )
+@pytest.mark.row("C9", "C10", "C11")
 def test_ranges_and_types(tmp_path: Path, key: str, good: list[str], bad: list[str]) -> None:
     for value in good:
         assert flatten(load_text(tmp_path, "data: {modulus: 10}", f"{key}={value}"))
@@ -218,6 +227,7 @@ def test_ranges_and_types(tmp_path: Path, key: str, good: list[str], bad: list[s
         assert "found:" in message
 
 
+@pytest.mark.row("C12")
 def test_a_model_too_large_for_any_machine_is_refused_without_allocating(tmp_path: Path) -> None:
     message = problems_of(tmp_path, "model: {hidden_size: 1048576, num_layers: 1024}")
     assert "bytes of weights" in message

@@ -130,6 +130,26 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(logits_of(model, rows), logits_of(model, rows))
 
 
+@pytest.mark.parametrize(
+    ("num_layers", "bidirectional", "bias", "nonlinearity"), [(2, False, True, "relu"), (3, True, False, "tanh")]
+)
+def test_dropout_between_layers_is_nn_rnns(num_layers: int, bidirectional: bool, bias: bool, nonlinearity: str) -> None:
+    """The same masks as nn.RNN draws on the CPU, so the same logits and gradients, to the bit."""
+    shape = {"num_layers": num_layers, "bidirectional": bidirectional, "bias": bias, "nonlinearity": nonlinearity}
+    model = build_model(config_of(model={**shape, "dropout": 0.4}))
+    batch = collate([torch.tensor(row) for row in ([1, 2, 0], [2], [0, 1, 1, 2])], torch.zeros(3))
+    results = []
+    for reference in (False, True):
+        torch.manual_seed(5)
+        if reference:
+            model.rnn.dropout, model.dropout = 0.4, 0.0  # nn.RNN's own
+        model.zero_grad()
+        logits = model(batch.tokens)
+        logits.square().sum().backward()
+        results.append([logits, *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 def test_the_state_dict_is_that_of_plain_modules() -> None:
     config = config_of(model={"num_layers": 2, "bidirectional": True})
     state = build_model(config).state_dict()

@@ -35,8 +35,10 @@ def quick(command: str) -> str:
         command = re.sub(r"--seeds \S+", "--seeds 0 --jobs 1", command)
         command = re.sub(r"--lengths \S+", "--lengths 1-2,20", command)
         return " ".join([command, "--samples 50", *(f"--override {override}" for override in QUICK)])
-    if command.startswith("python scripts/bench"):
+    if command.startswith("python scripts/bench_data"):
         return f"{command} --rounds 1 --count 4"
+    if command.startswith("python scripts/bench_checkpoint"):
+        return f"{command} --rounds 1 --config configs/smoke.yaml"
     return command
 
 
@@ -72,7 +74,7 @@ def test_every_command_of_the_readme_runs(home: Path) -> None:
 
 def test_make_knows_the_targets_the_readme_and_the_help_name() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
-    for target in ("install", "train", "test", "check", "format", "golden", "clean"):
+    for target in ("install", "train", "test", "chaos", "check", "format", "golden", "clean"):
         assert f"make {target} " in listed
     for command in commands():
         if command.startswith("make "):

@@ -18,12 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rnncls import tensorfile, train
 from rnncls.checkpoint import find_newest, read_checkpoint, step_files
-from rnncls.config import Config
+from rnncls.config import Config, dump_config
 from rnncls.errors import CheckpointError, ConfigError, Interrupted, MachineError
 from rnncls.resume import resume
 from rnncls.rundir import is_locked, locked, read_status
 from rnncls.train import TrainState, fit
-from scripts import fuzz
+from scripts.chaos import outcome
 from tests.conftest import ROOT, config_of, run_rnncls
 
 # Everything random or stateful at once: dropout, two layers and directions, momenta, odd cadences.
@@ -31,16 +31,6 @@ HARD: dict[str, Any] = {
     "model": {"num_layers": 2, "dropout": 0.4, "bidirectional": True},
     "train": {"max_steps": 24, "log_every": 5, "eval_every": 7, "checkpoint_every": 4, "eval_samples": 40},
 }
-
-
-def outcome(run_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
-    """Final tensors as bytes, logged lines and trajectory counters, without what depends on the clock."""
-    checkpoint = read_checkpoint(find_newest(run_dir))
-    tensors = {**checkpoint.model, **checkpoint.optim}
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
-    counters = {key: value for key, value in checkpoint.state.counters.items() if key != "totals_seconds"}
-    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, timeless, counters
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
@@ -74,6 +64,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.row("K18")
 def test_stopping_at_any_step_changes_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in range(23):  # a signal in the last step finds the run over
         run_dir = tmp_path / str(step)
@@ -81,6 +72,7 @@ def test_stopping_at_any_step_changes_nothing(whole: Path, tmp_path: Path, monke
         assert outcome(run_dir) == outcome(whole), step
 
 
+@pytest.mark.row("K19")
 def test_stopping_twice_changes_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
     for number in range(12):
@@ -97,6 +89,42 @@ def test_every_optimizer_resumes(optimizer: str, tmp_path: Path, monkeypatch: py
     fit(config, tmp_path / "whole")
     fit_in_pieces(monkeypatch, config, tmp_path / "pieces", [2, 13])
     assert outcome(tmp_path / "pieces") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_on_cuda_a_deterministic_run_resumes_exactly(optimizer: str, tmp_path: Path) -> None:
+    """In processes of their own, because determinism is set for a whole process before CUDA is used."""
+    text = dump_config(config_of(**HARD, optimizer={"name": optimizer}, device="cuda"))
+    (tmp_path / "c.yaml").write_text(text)
+    words: list[str | Path] = ["train", "--config", tmp_path / "c.yaml", "train.deterministic=true", "--run-dir"]
+    assert run_rnncls(*words, tmp_path / "whole").returncode == 0
+    patch = "import os, signal, rnncls.train as t; o = t.train_step\n"
+    patch += "t.train_step = lambda s, *a: (s.step == 13 and os.kill(os.getpid(), signal.SIGTERM), o(s, *a))\n"
+    code = patch + "from rnncls.cli import main; main()"
+    stopped = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words), str(tmp_path / "run")], cwd=ROOT, check=False
+    )
+    assert stopped.returncode == 143
+    assert run_rnncls("train", "--resume", tmp_path / "run").returncode == 0
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_determinism_is_switched_on_for_the_process(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(dump_config(config_of(**HARD)))
+    code = f"""
+import os, torch
+from rnncls import fit, load_config
+config = load_config({str(tmp_path / "c.yaml")!r}, ["train.deterministic=true"])
+assert not torch.are_deterministic_algorithms_enabled()
+fit(config, {str(tmp_path / "deterministic")!r})
+print(torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark,
+      os.environ["CUBLAS_WORKSPACE_CONFIG"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "True True False :16:8\n"
+    fit(config_of(**HARD), tmp_path / "plain")
+    assert outcome(tmp_path / "deterministic") == outcome(tmp_path / "plain")  # the CPU computes so anyway
 
 
 def test_tables_and_tensorboard_go_on_without_gaps_or_duplicates(
@@ -121,23 +149,21 @@ def test_tables_and_tensorboard_go_on_without_gaps_or_duplicates(
 
 
 def killed_and_resumed(start: list[str], run_dir: Path, kills: int, seed: int) -> Path:
-    """Start, SIGKILL at a random moment, go on, ..., and let the last one finish. Returns the run directory."""
+    """Start, SIGKILL at a random moment, go on, ..., and let the last one finish."""
     rng, command = random.Random(seed), [*start, str(run_dir)]
-    for kill in range(kills):
+    for _ in range(kills):
         process = subprocess.Popen([sys.executable, "-m", "rnncls", *command], cwd=ROOT, stdout=-3, stderr=-3)
         time.sleep(rng.uniform(1.0, 2.5))
         process.kill()
         process.wait()
-        if step_files(run_dir / "checkpoints"):
+        if step_files(run_dir / "checkpoints"):  # else the run may be started again in the same directory
             command = ["train", "--resume", str(run_dir)]
-        elif run_dir.exists():  # killed before its first checkpoint: there is nothing to go on from
-            run_dir = run_dir.with_name(f"{run_dir.name}-{kill}")
-            command = [*start, str(run_dir)]
     done = run_rnncls(*command)
     assert done.returncode == 0, done.stderr
     return run_dir
 
 
+@pytest.mark.row("R1", "R3", "R27")
 def test_random_sigkills_change_nothing(tmp_path: Path) -> None:
     """Ten real kills at random moments, start-up included, of two runs."""
     steps = ["train.max_steps=1500", "train.checkpoint_every=50", "train.eval_every=130", "device=cpu"]
@@ -151,6 +177,7 @@ def test_random_sigkills_change_nothing(tmp_path: Path) -> None:
             assert read_status(run.result())["state"] == "finished"
 
 
+@pytest.mark.row("K2", "K16")
 def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(whole: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     fit(config_of(**HARD), run_dir)
@@ -167,6 +194,7 @@ def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(whole: Pat
     assert read_checkpoint(run_dir).state.step == read_checkpoint(whole).state.step
 
 
+@pytest.mark.row("K2")
 def test_when_no_checkpoint_is_whole_nothing_starts_afresh(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     fit(config_of(), run_dir)
@@ -187,6 +215,7 @@ def test_when_no_checkpoint_is_whole_nothing_starts_afresh(tmp_path: Path) -> No
         (lambda state, _: state["counters"].pop("totals_loss"), "counters do not fit"),
     ],
 )
+@pytest.mark.row("K9", "K13")
 def test_a_checkpoint_that_does_not_fit_its_run_is_refused_and_kept(
     tmp_path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None], message: str
 ) -> None:
@@ -203,12 +232,7 @@ def test_a_checkpoint_that_does_not_fit_its_run_is_refused_and_kept(
     assert path.read_bytes() == content
 
 
-def test_mutated_configs_and_checkpoints_are_read_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """The short form of scripts/fuzz.py."""
-    assert fuzz.run("config", fuzz.one_config, 300, b"") == 0, capsys.readouterr().out
-    assert fuzz.run("checkpoint", fuzz.one_checkpoint, 500, fuzz.whole_checkpoint()) == 0, capsys.readouterr().out
-
-
+@pytest.mark.row("K17")
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     for name, extra in {"full": {}, "early": {"stop_at_accuracy": 0.01}}.items():
         run_dir = tmp_path / name
@@ -219,6 +243,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
         assert len([path for path in run_dir.rglob("*") if path.is_file()]) == len(before) + 1
 
 
+@pytest.mark.row("K21")
 def test_going_on_longer_says_what_changed(tmp_path: Path) -> None:
     fit(config_of(), tmp_path / "run")
     done = run_rnncls("train", "--resume", tmp_path / "run", "train.max_steps=60", "train.log_every=20")
@@ -231,6 +256,7 @@ def test_going_on_longer_says_what_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("override", ["model.hidden_size=17", "data.modulus=4", "seed=1", "optimizer.name=sgd"])
+@pytest.mark.row("K21")
 def test_what_is_trained_cannot_change_on_resume(tmp_path: Path, override: str) -> None:
     fit(config_of(), tmp_path / "run")
     with pytest.raises(CheckpointError, match="keeps its data") as caught:
@@ -250,6 +276,7 @@ def test_a_new_run_can_start_from_given_weights(tmp_path: Path, fails: Callable[
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.row("R26")
 def test_a_run_directory_has_one_owner(tmp_path: Path, fails: Callable[..., str]) -> None:
     fit(config_of(), tmp_path / "run")
     with locked(tmp_path / "run"):
@@ -262,6 +289,7 @@ def test_a_run_directory_has_one_owner(tmp_path: Path, fails: Callable[..., str]
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.row("R4", "R5", "R6")
 def test_a_signal_saves_and_ends_with_its_code(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
     command = ["train", "--config", "configs/smoke.yaml", "train.max_steps=1000000", "--run-dir", str(tmp_path / "run")]
     with subprocess.Popen(
@@ -280,6 +308,7 @@ def test_a_signal_saves_and_ends_with_its_code(tmp_path: Path, number: signal.Si
     assert read_checkpoint(find_newest(tmp_path / "run")).state.step == status["step"] >= 100
 
 
+@pytest.mark.row("K1")
 def test_nothing_to_resume_is_a_clear_error(tmp_path: Path, fails: Callable[..., str]) -> None:
     assert "nothing to resume" in fails(4, "train", "--resume", tmp_path / "nowhere")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -287,25 +316,7 @@ def test_nothing_to_resume_is_a_clear_error(tmp_path: Path, fails: Callable[...,
     assert "what is to be trained" in fails(2, "train", "--resume", tmp_path, "--config", "configs/smoke.yaml")
 
 
-def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        fit(config_of(), tmp_path / "runs" / "x" / name)
-    old = json.loads((tmp_path / "runs" / "x" / "a" / "status.json").read_text())
-    old |= {"updated_at": "2020-01-01T00:00:00+00:00", "state": "running"}
-    (tmp_path / "runs" / "x" / "a" / "status.json").write_text(json.dumps(old))
-    (tmp_path / "runs" / "x" / "broken").mkdir()
-    (tmp_path / "runs" / "x" / "broken" / "status.json").write_text("[")
-    listed = json.loads(run_rnncls("runs", "ls", "--json", cwd=tmp_path).stdout)
-    assert [(run["run"], run["state"], run["step"]) for run in listed] == [
-        ("runs/x/b", "finished", 40),
-        ("runs/x/a", "died", 40),
-    ]
-    lines = run_rnncls("runs", "ls", tmp_path / "runs").stdout.splitlines()
-    assert lines[0].split() == ["state", "step", "best", "age", "run"]
-    assert lines[1].split()[:2] == ["finished", "40"]
-    assert lines[1].endswith("/runs/x/b")
-
-
+@pytest.mark.row("R16")
 def test_a_run_that_died_without_a_word_is_seen(tmp_path: Path) -> None:
     command = ["train", "--config", "configs/smoke.yaml", "train.max_steps=1000000", "--run-dir", str(tmp_path / "run")]
     with subprocess.Popen(

@@ -101,6 +101,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
     assert all(torch.equal(value, runs["b"][1][name]) for name, value in runs["a"][1].items())
 
 
+@pytest.mark.row("K20")
 def test_evaluation_and_logging_cadence_do_not_change_the_run(tmp_path: Path) -> None:
     dropout = {"num_layers": 2, "dropout": 0.3}
     finals = [
@@ -118,6 +119,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert evaluate(state.model, config).errors == 0
 
 
+@pytest.mark.row("R12")
 def test_a_non_finite_loss_stops_before_the_optimizer_step() -> None:
     config = config_of()
     state = state_of(config)
@@ -175,6 +177,7 @@ def test_the_best_evaluation_is_saved_at_once_whatever_the_cadence(tmp_path: Pat
     assert best.state.counters["best_accuracy"] == highest
 
 
+@pytest.mark.row("C18")
 def test_zero_steps_evaluate_and_save_the_initial_model(tmp_path: Path) -> None:
     state = fit(config_of(train={"max_steps": 0}), tmp_path / "run")
     (line,) = lines_of(tmp_path / "run")
@@ -201,6 +204,7 @@ def test_it_stops_without_progress(tmp_path: Path) -> None:
     assert state.step == 40  # the first evaluation sets the mark, three more do not beat it
 
 
+@pytest.mark.row("R14")
 def test_the_best_is_the_latest_of_the_most_accurate_and_never_one_with_a_nan_loss() -> None:
     state = state_of(config_of())
     history = [(0.5, 1.0), (0.7, 1.0), (0.7, 2.0), (0.6, 0.1), (0.9, math.nan), (0.8, 1.0)]
@@ -212,6 +216,7 @@ def test_the_best_is_the_latest_of_the_most_accurate_and_never_one_with_a_nan_lo
     assert best == [(0, 0), (1, 0), (2, 1), (2, 2), (2, 3), (5, 0)]
 
 
+@pytest.mark.row("C19")
 def test_a_used_run_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(ConfigError, match="not empty"):

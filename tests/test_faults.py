@@ -1,0 +1,579 @@
+"""What can go wrong while rnncls runs, made to go wrong. docs/faults.md is the table; every row of it has a test."""
+
+import ast
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rnncls import data, optim, tensorfile
+from rnncls.checkpoint import find_newest, read_checkpoint, step_files
+from rnncls.errors import ConfigError, Interrupted, NonFiniteError
+from rnncls.resume import resume
+from rnncls.rundir import read_status
+from rnncls.train import fit
+from scripts.chaos import outcome
+from tests.conftest import ROOT, Completed, config_of, run_rnncls
+
+row = pytest.mark.row
+SMOKE: list[str | Path] = ["train", "--config", "configs/smoke.yaml", "device=cpu"]
+
+
+def run_patched(patch: str, *words: str | Path, **options: Any) -> Completed:
+    """`rnncls words` in a process of its own, after some Python: the only way to hit a chosen moment."""
+    code = f"import os, signal, sys, torch\nimport rnncls.train as train\n{patch}\nfrom rnncls.cli import main\nmain()"
+    command = [sys.executable, "-c", code, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False, **options)
+
+
+def in_step(step: int, statement: str) -> str:
+    """Python that makes the training step with this index begin with a statement."""
+    return f"""
+original = train.train_step
+def patched(state, *arguments):
+    if state.step == {step}:
+        {statement}
+    return original(state, *arguments)
+train.train_step = patched"""
+
+
+@contextmanager
+def running(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """An endless run that has logged step 100; killed at the end if it still runs."""
+    words = [sys.executable, "-m", "rnncls", *map(str, SMOKE), "train.max_steps=100000000", "--run-dir", str(run_dir)]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.startswith("step    100"))
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    give_up_at = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+
+
+def change(path: Path, edit: Callable[[dict[str, Any], dict[str, torch.Tensor]], object]) -> None:
+    """Change state or tensors of a checkpoint and sign it again."""
+    text, tensors = tensorfile.read(path)
+    state = json.loads(text)
+    edit(state, tensors)
+    tensorfile.write(path, json.dumps(state), tensors)
+
+
+# --- the table itself
+
+
+def test_every_row_of_the_table_has_a_test_and_every_id_in_the_code_a_row() -> None:
+    rows = set(re.findall(r"^\| ([CDKR]\d+) \|", (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE))
+    marked = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for arguments in re.findall(r"^@(?:pytest\.mark\.)?row\(([^)]*)\)", path.read_text(), re.MULTILINE):
+            marked |= set(re.findall(r'"([A-Z]\d+)"', arguments))
+    code = "".join(path.read_text() for path in (ROOT / "rnncls").rglob("*.py"))
+    used = set(re.findall(r'"([CDKR]\d{1,2})"', code)) | set(re.findall(r"warning\[([CDKR]\d+)\]", code))
+    assert len(rows) > 60
+    assert rows - marked == set()
+    assert marked - rows == set()
+    assert used - rows == set()
+
+
+# --- config
+
+
+@row("C20")
+def test_without_assertions_the_messages_are_the_same() -> None:
+    bad = ["seed: no", "seed: 1\nseed: 2", "sed: 1", "- 1", "\tx", "train: {batch_size: 0}", "data: {min_length: 9}"]
+    bad += ["a: &x 1", "a: !!map {}", "[" * 100, "optimizer: {lr: .nan}", "model: {hidden_size: 1000000}"]
+    code = f"""
+from pathlib import Path
+from rnncls.config import load_config
+from rnncls.errors import ConfigError
+for text in {bad!r}:
+    Path("c.yaml").write_text(text)
+    try:
+        load_config("c.yaml")
+    except ConfigError as error:
+        print(error.render())
+"""
+    outputs = []
+    for options in ([], ["-O"], ["-OO"]):
+        folder = Path(os.environ.get("TMPDIR", "/tmp"))
+        done = subprocess.run(
+            [sys.executable, *options, "-c", code], capture_output=True, text=True, cwd=folder, check=True
+        )
+        outputs.append(done.stdout)
+    assert outputs[0].count("rnncls: error") >= len(bad)
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@row("C12")
+def test_a_batch_too_large_for_any_machine_is_refused() -> None:
+    with pytest.raises(ConfigError, match="bytes of tokens") as caught:
+        config_of(train={"batch_size": 2**20}, data={"max_length": 2**20})
+    assert "train.batch_size" in caught.value.render()
+    assert "try:" in caught.value.render()
+
+
+# --- checkpoints
+
+
+@row("K1")
+def test_what_is_there_instead_of_a_checkpoint_is_listed(tmp_path: Path, fails: Callable[..., str]) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    for words in (["train", "--resume"], ["eval"]):
+        message = fails(4, *words, tmp_path)
+        assert str(tmp_path) in message
+        assert "notes.txt" in message
+    assert "no such checkpoint" in fails(4, "eval", tmp_path / "gone.safetensors")
+
+
+@row("K4")
+def test_other_files_beside_the_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    fit(config_of(train={"max_steps": 4}), tmp_path / "run")
+    for name in ("notes.txt", "step-x.safetensors", "step-9.safetensors.bak", "stepp-9.safetensors"):
+        (tmp_path / "run" / "checkpoints" / name).write_text("mine")
+    assert resume(tmp_path / "run", ["train.max_steps=6"]).step == 6
+    assert sum(path.read_bytes() == b"mine" for path in (tmp_path / "run" / "checkpoints").iterdir()) == 4
+
+
+@row("K7")
+def test_links_and_paths_in_names_are_not_followed(tmp_path: Path) -> None:
+    fit(config_of(train={"max_steps": 4}), tmp_path / "run")
+    newest = find_newest(tmp_path / "run")
+    link = newest.with_name("step-00000099.safetensors")
+    link.symlink_to(newest)
+    done = run_rnncls("train", "--resume", tmp_path / "run", "train.max_steps=5")
+    assert done.returncode == 4
+    assert "error[K7]: a symbolic link" in done.stderr
+    assert "try:" in done.stderr
+    link.unlink()
+    change(newest, lambda _, tensors: tensors.update({"model/../../canary": torch.zeros(1)}))
+    assert run_rnncls("eval", newest).returncode == 4
+    assert not list(tmp_path.rglob("canary"))
+    newest.rename(newest.with_name("step-00000098.safetensors"))
+    assert "error[K7]" in run_rnncls("eval", newest.with_name("step-00000098.safetensors")).stderr
+
+
+@row("K8")
+def test_a_checkpoint_of_another_model_names_what_would_make_it_fit(tmp_path: Path) -> None:
+    fit(config_of(model={"hidden_size": 7}, train={"max_steps": 0}), tmp_path / "run")
+    words = [*SMOKE, "--run-dir", tmp_path / "new", "--init-from", tmp_path / "run"]
+    done = run_rnncls(*words)
+    assert done.returncode == 4
+    assert "error[K9]" in done.stderr
+    remedy = re.search(r"try: +(.*)", done.stderr)
+    assert remedy
+    assert "model.hidden_size=7" in remedy[1]
+    assert not (tmp_path / "new").exists()
+    overrides = [word for word in remedy[1].split() if word.startswith(("model", "data.modulus"))]
+    assert run_rnncls(*words, *overrides, "train.max_steps=1").returncode == 0
+
+
+@row("K9")
+def test_a_well_signed_checkpoint_that_lies_about_its_size_allocates_nothing(tmp_path: Path) -> None:
+    fit(config_of(train={"max_steps": 0}), tmp_path / "run")
+    path = find_newest(tmp_path / "run")
+    change(path, lambda state, _: state["config"]["model"].update(hidden_size=40_000))
+    code = f"""
+import resource, sys
+from rnncls.checkpoint import load_model
+from rnncls.errors import CheckpointError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    load_model({str(path)!r})
+except CheckpointError as error:
+    print(error.render())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "tensors do not fit" in done.stdout
+    assert int(done.stdout.split()[-1]) < 200_000  # kB; its weights would take 6.4 GB
+
+
+@row("K13")
+def test_nan_weights_are_seen_before_they_are_believed(tmp_path: Path) -> None:
+    fit(config_of(train={"max_steps": 4}), tmp_path / "run")
+    path = find_newest(tmp_path / "run")
+    change(path, lambda _, tensors: tensors["model/head.bias"].fill_(torch.nan))
+    done = run_rnncls("eval", path, "--json")
+    assert done.returncode == 7
+    assert done.stdout == ""
+    assert f"warning[K13]: weights in {path} are not finite" in done.stderr
+    assert "error[K13]: the loss is not finite" in done.stderr
+    assert "try:" in done.stderr
+    done = run_rnncls("train", "--resume", tmp_path / "run", "train.max_steps=9")
+    assert (done.returncode, "error[K13]" in done.stderr) == (4, True)
+
+
+@row("K15")
+def test_a_checkpoint_folder_that_is_gone_is_a_clear_error(tmp_path: Path) -> None:
+    with running(tmp_path / "run") as process:
+        (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        message = process.stderr.read()
+        assert process.wait(30) == 6
+    assert "error[R9]: cannot write the checkpoint: No such file or directory" in message
+    assert "try:" in message
+    (tmp_path / "run" / "checkpoints").write_text("a file")
+    assert run_rnncls("train", "--resume", tmp_path / "run").returncode == 4
+
+
+@row("K22")
+def test_other_versions_are_named_on_resume(tmp_path: Path) -> None:
+    fit(config_of(train={"max_steps": 4}), tmp_path / "run")
+    change(find_newest(tmp_path / "run"), lambda state, _: state["versions"].update(torch="1.13.0"))
+    done = run_rnncls("train", "--resume", tmp_path / "run", "train.max_steps=6")
+    assert done.returncode == 0
+    assert f"warning[K22]: results may differ in the last bits: torch 1.13.0 -> {torch.__version__}" in done.stderr
+
+
+@row("K23")
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    code = "import os; os.setgid(65534); os.setuid(65534)\n" if os.geteuid() == 0 else ""  # root may read anything
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"whatever")
+    path.chmod(0)
+    code += f"import sys; sys.argv = ['rnncls', 'eval', {str(path)!r}]; from rnncls.cli import main; main()"
+    imports = "import torch, rnncls.checkpoint, rnncls.evaluation\n"  # before the rights are given up
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    done = subprocess.run([sys.executable, "-c", imports + code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 5, done.stderr
+    assert "error[K23]: cannot read the checkpoint: Permission denied" in done.stderr
+    assert "try:" in done.stderr
+    assert path.exists()
+
+
+# --- signals
+
+
+@row("R4")
+@pytest.mark.parametrize("evaluation", [1, 2])  # the second is that of the last step
+def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
+    evaluation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(train={"eval_samples": 100_000, "max_steps": 20, "eval_every": 10})
+    fit(config, tmp_path / "whole")
+    original, evaluations, scored = data.samples, 0, 0
+
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        nonlocal evaluations, scored
+        evaluations += 1
+        for number, batch in enumerate(original(*arguments)):
+            scored = number
+            if (evaluations, number) == (evaluation, 2):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rnncls.train.samples", interrupted)
+        with pytest.raises(Interrupted) as caught:
+            fit(config, tmp_path / "run")
+    assert caught.value.exit_code == 143
+    assert scored == 2  # of 13
+    assert read_checkpoint(find_newest(tmp_path / "run")).state.step == 10 * evaluation
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(10, 10 * evaluation, 10))
+    resume(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+@row("R4", "R5", "R6")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_at_the_start_ends_it_at_once(tmp_path: Path, number: int, code: int) -> None:
+    patch = f"train.build_model = lambda *_: os.kill(os.getpid(), {int(number)})"
+    done = run_patched(patch, *SMOKE, "--run-dir", tmp_path / "run")
+    assert done.returncode == code
+    assert "stopped by SIG" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@row("R5")
+def test_a_second_ctrl_c_ends_at_once_without_saving(tmp_path: Path) -> None:
+    patch = in_step(7, "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)")
+    done = run_patched(patch, *SMOKE, "--run-dir", tmp_path / "run")
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in step_files(tmp_path / "run" / "checkpoints")] == ["step-00000000.safetensors"]
+    assert resume(tmp_path / "run").step == 400
+
+
+@row("R6")
+def test_sigusr1_saves_and_goes_on(tmp_path: Path) -> None:
+    every = ["train.checkpoint_every=1000000", "train.eval_every=1000000", "train.log_every=1000000"]
+    done = run_patched(
+        in_step(7, "os.kill(os.getpid(), signal.SIGUSR1)"), *SMOKE, *every, "--run-dir", tmp_path / "run"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in step_files(tmp_path / "run" / "checkpoints")] == [
+        "step-00000400.safetensors",
+        "step-00000008.safetensors",
+    ]
+
+
+@row("R6")
+def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    done = run_patched(
+        in_step(7, "os.kill(os.getpid(), signal.SIGHUP)"), *SMOKE, "--run-dir", tmp_path / "run", preexec_fn=ignore
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_status(tmp_path / "run")["state"] == "finished"
+
+
+@row("R7", "R16", "R27")
+def test_stopped_by_the_terminal_it_goes_on_and_killed_it_is_said_to_have_died(tmp_path: Path) -> None:
+    with running(tmp_path / "run") as process:
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)
+        before = read_status(tmp_path / "run")["step"]
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: read_status(tmp_path / "run")["step"] > before)
+    assert read_status(tmp_path / "run")["state"] == "died"
+    done = run_rnncls("train", "--resume", tmp_path / "run", f"train.max_steps={before}")
+    assert done.returncode == 0, done.stderr
+    assert "the run died without a word (killed?)" in done.stderr
+    assert read_status(tmp_path / "run")["state"] == "finished"
+
+
+# --- streams, disks, memory
+
+
+@row("R8")
+@pytest.mark.parametrize("redirections", ["| head -1", "2>&1 | head -1", ">&-", "2>&-", ">&- 2>&-", "2>/dev/full"])
+def test_a_run_goes_on_when_nobody_listens(tmp_path: Path, redirections: str) -> None:
+    words = " ".join(
+        [sys.executable, "-m", "rnncls", *map(str, SMOKE), "--run-dir", str(tmp_path / "run"), redirections]
+    )
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", words], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+    assert read_status(tmp_path / "run")["state"] == "finished"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
+
+
+@row("R8", "R9")
+def test_results_that_cannot_be_written_are_an_error(run_dir: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "rnncls", "eval", str(run_dir)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 6
+    assert "error[R9]: cannot write: No space left on device (stdout)" in done.stderr
+
+
+@row("R9")
+def test_a_real_full_disk(tmp_path: Path) -> None:
+    """A file system of 200 kB in a namespace of its own."""
+    run_dir, rnncls = tmp_path / "run", f"{sys.executable} -m rnncls"
+    mount = f"mount -t tmpfs -o size=200k none {tmp_path}"
+    unshare = ["unshare", "-rm", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, mount], check=False).returncode:
+        pytest.skip("no right to mount a small file system")
+    words = [
+        *SMOKE,
+        "model.hidden_size=64",
+        "train.checkpoint_every=50",
+        "train.keep_checkpoints=9",
+        "--run-dir",
+        run_dir,
+    ]
+    look = f"ls -A {run_dir}/checkpoints; {rnncls} eval {run_dir}"
+    script = f"{mount} && {{ {rnncls} {' '.join(map(str, words))}; echo rc $?; {look}; }}"
+    done = subprocess.run([*unshare, script], capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
+    assert "rc 6" in done.stdout, done.stderr
+    assert "warning[R9]" in done.stderr
+    assert re.search(r"error\[R9\]: cannot write the checkpoint: No space left on device", done.stderr)
+    assert re.search(r"found: +[\d,]+ bytes free, [\d,]+ needed", done.stderr)
+    assert ".tmp-" not in done.stdout
+    assert re.search(r"^step-\d+\.safetensors$", done.stdout, re.MULTILINE)
+    assert "accuracy: " in done.stdout  # what was committed before can be read
+    assert "Traceback" not in done.stderr
+
+
+def limit_file_size(limit: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+@row("R10")
+def test_logs_that_cannot_be_written_stop_with_one_warning_and_training_goes_on(tmp_path: Path) -> None:
+    """A limit on file sizes that checkpoints stay below and logs do not."""
+    words = [*SMOKE, "train.log_every=1", "model.hidden_size=8", "--run-dir", tmp_path / "run"]
+    done = run_patched("", *words, preexec_fn=limit_file_size(25_000))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("warning[R10]: metrics.jsonl and metrics.csv cannot be written and stops here") == 1
+    assert done.stderr.count("warning[R10]: the TensorBoard log cannot be written") == 1
+    assert "Traceback" not in done.stderr
+    assert read_status(tmp_path / "run")["state"] == "finished"
+    assert read_checkpoint(find_newest(tmp_path / "run")).state.step == 400
+    assert resume(tmp_path / "run", ["train.max_steps=410"]).step == 410  # a torn line does not matter
+    assert "410" in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[-1].split(",")[0]
+
+
+@row("R12")
+def test_steps_that_are_not_finite_may_be_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = {0, 5, 6, 11}
+    original, step = optim.clip_grad_norm, 0
+
+    def poisoned(*arguments: Any) -> torch.Tensor:
+        nonlocal step
+        step += 1
+        return original(*arguments) * (torch.nan if step - 1 in bad else 1)
+
+    monkeypatch.setattr("rnncls.train.clip_grad_norm", poisoned)
+    config = config_of(train={"max_steps": 16, "max_skipped_steps": 2, "log_every": 1, "eval_every": 16})
+    state = fit(config, tmp_path / "run")
+    assert (state.step, state.skipped) == (16, 0)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"] - 1 for line in lines if "train/loss" not in line} | bad == bad
+    updates = {int(entry["step"]) for entry in state.optimizer.state.values()}
+    assert updates == {16 - len(bad)}
+    bad, step = {3, 4, 5}, 0
+    with pytest.raises(NonFiniteError, match="step 6"):
+        fit(config, tmp_path / "ended")
+    status = read_status(tmp_path / "ended")
+    assert (status["state"], status["exit_code"], status["error_id"]) == ("failed", 7, "R12")
+
+
+@row("R12")
+def test_a_loss_that_is_not_finite_names_the_sequences(tmp_path: Path) -> None:
+    patch = in_step(3, "state.model.embedding.weight.data[1] = float('nan')")
+    done = run_patched(patch, *SMOKE, "--run-dir", tmp_path / "run")
+    assert done.returncode == 7
+    message = re.search(r"error\[R12\].*step 4\n(.*\n)+", done.stderr)
+    assert message
+    assert re.search(r"learning rate .*not finite for sequences \d+, \d+, .* of the batch", message[0])
+    assert "try:" in message[0]
+
+
+@row("R15", "R16")
+@pytest.mark.parametrize(
+    ("error", "id"), [("torch.OutOfMemoryError('CUDA out of memory')", "R15"), ("MemoryError()", "R16")]
+)
+def test_out_of_memory_in_a_step(tmp_path: Path, error: str, id: str) -> None:
+    done = run_patched(in_step(3, f"raise {error}"), *SMOKE, "--run-dir", tmp_path / "run")
+    assert done.returncode == 8
+    assert f"error[{id}]: out of memory" in done.stderr
+    assert "batches of 128 sequences of up to 4 tokens" in done.stderr
+    assert "train.batch_size" in done.stderr
+    assert "Traceback" not in done.stderr
+    status = read_status(tmp_path / "run")
+    assert (status["state"], status["exit_code"], status["error_id"]) == ("failed", 8, id)
+
+
+@row("R16")
+def test_a_real_lack_of_memory(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
+
+    done = run_patched(
+        "",
+        *SMOKE,
+        "train.batch_size=1000000",
+        "model.hidden_size=1000",
+        "--run-dir",
+        tmp_path / "run",
+        preexec_fn=limit,
+    )
+    assert done.returncode == 8, done.stderr
+    assert "error[R16]: out of memory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@row("R18")
+def test_an_unexpected_error_leaves_a_crash_log_and_no_checkpoint(tmp_path: Path) -> None:
+    done = run_patched(
+        in_step(3, "raise RuntimeError('device-side assert triggered')"), *SMOKE, "--run-dir", tmp_path / "run"
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"the traceback is in {tmp_path}/run/crash.log" in done.stderr
+    assert "device-side assert triggered" in (tmp_path / "run" / "crash.log").read_text()
+    assert [path.name for path in step_files(tmp_path / "run" / "checkpoints")] == ["step-00000000.safetensors"]
+    assert resume(tmp_path / "run").step == 400
+
+
+# --- the rest of the world
+
+
+@row("R28")
+def test_durations_never_come_from_the_wall_clock() -> None:
+    for path in (ROOT / "rnncls").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":
+                assert node.attr == "perf_counter", path
+
+
+@row("R29")
+def test_any_terminal_will_do(tmp_path: Path) -> None:
+    plain = {"PATH": os.environ["PATH"], "TERM": "dumb", "LANG": "C", "LC_ALL": "C", "NO_COLOR": "1", "COLUMNS": "20"}
+    run_dir = tmp_path / "ünïcode 試 run"
+    done = run_rnncls(*SMOKE, "train.max_steps=3", "--run-dir", run_dir, env=plain)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    for words in (["eval", run_dir], ["config", "show", "--config", run_dir / "config.yaml"], ["--help"]):
+        done = run_rnncls(*words, env=plain | {"PYTHONIOENCODING": "ascii"})
+        assert done.returncode == 0, done.stderr
+    shutil.rmtree(run_dir)
+    no_utf8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_rnncls(*SMOKE, "--run-dir", run_dir, env=plain | no_utf8)
+    assert done.returncode == 5
+    assert "error[R30]" in done.stderr
+    assert "LANG=C.UTF-8" in done.stderr
+    assert not run_dir.exists()
+
+
+@row("R30")
+def test_few_open_files_and_odd_paths(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+
+    assert run_patched("", *SMOKE, "--run-dir", tmp_path / "a 'b' \"c\"\n\t$d", preexec_fn=limit).returncode == 0
+    done = run_rnncls(*SMOKE, "--run-dir", tmp_path / ("x" * 300))
+    assert done.returncode == 5
+    assert "error[R30]: cannot write: File name too long" in done.stderr
+    assert "255 bytes" in done.stderr
+    assert "try:" in done.stderr
+
+
+# --- the long ones, in their short form
+
+
+@row("R1", "R2", "R3", "R4", "R9", "R11", "K2", "K3", "K18", "K19")
+def test_chaos() -> None:
+    """make chaos runs all of it; here every fail point of a shorter run, ten kills, and samples of the rest."""
+    halves = [["failpoints", "signals", "stops"], ["disk_errors", "kills", "damage", "mutations"]]
+
+    def run(parts: list[str]) -> Completed:
+        command = [sys.executable, "-m", "scripts.chaos", "--short", *parts]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
+
+    with ThreadPoolExecutor(2) as pool:
+        for parts, done in zip(halves, pool.map(run, halves), strict=True):
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert all(re.search(rf"^{part}: .*; 0 failures", done.stdout, re.MULTILINE) for part in parts)
