@@ -8,6 +8,7 @@ loads into a plain nn.Embedding, nn.RNN and nn.Linear. tensorfile.py writes and 
 """
 
 import json
+import math
 import platform
 import sys
 from dataclasses import dataclass
@@ -20,13 +21,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from rnncls import tensorfile
-from rnncls.config import Config, flatten, parse_config
+from rnncls.config import Config, flatten, parse_config, sizes
+from rnncls.data import Task, Vocabulary
 from rnncls.errors import CheckpointError, ConfigError, Damaged, Problem
 from rnncls.files import link, writing
 from rnncls.model import RNNClassifier, build_model, tensor_shapes
 from rnncls.version import __version__
 
 BEST = "best.safetensors"
+
+
+class VocabularyState(BaseModel):
+    """A Vocabulary as JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    tokens: tuple[str, ...]
+    labels: tuple[str, ...]
+    has_unknown: bool
 
 
 class State(BaseModel):
@@ -39,6 +51,8 @@ class State(BaseModel):
     counters: dict[str, float | int | None]  # sums since the last log line, best value so far, ...
     versions: dict[str, str]
     device: str
+    vocabulary: VocabularyState | None = None
+    fingerprints: dict[str, str] = {}  # SHA-256 of the data files
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,18 @@ class Checkpoint:
     model: dict[str, Tensor]
     optim: dict[str, Tensor]
 
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """What tokens and labels mean; None where they are numbers."""
+        kept = self.state.vocabulary
+        return None if kept is None else Vocabulary(kept.tokens, kept.labels, kept.has_unknown)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(number of different tokens, number of classes)."""
+        kept = self.state.vocabulary
+        return sizes(self.config) if kept is None else (len(kept.tokens), len(kept.labels))
+
 
 def step_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.safetensors"
@@ -60,7 +86,7 @@ def write_checkpoint(
     folder: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    config: Config,
+    task: Task,
     step: int,
     counters: dict[str, float | int | None],
 ) -> Path:
@@ -70,12 +96,17 @@ def write_checkpoint(
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor):
                 tensors[f"optim/{key}/{name}"] = value
+    words, kept = task.vocabulary, None
+    if words is not None:
+        kept = VocabularyState(tokens=words.tokens, labels=words.labels, has_unknown=words.has_unknown)
     state = State(
         step=step,
-        config=config.model_dump(mode="json"),
+        config=task.config.model_dump(mode="json"),
         counters=counters,
         versions=versions(),
         device=str(next(model.parameters()).device),
+        vocabulary=kept,
+        fingerprints=task.fingerprints,
     )
     path = step_path(folder, step)
     tensorfile.write(path, json.dumps(state.model_dump(), allow_nan=False), tensors)
@@ -83,8 +114,9 @@ def write_checkpoint(
 
 
 def versions() -> dict[str, str]:
-    """Of rnncls, torch and Python: what the bits of a result depend on beside the machine."""
-    return {"rnncls": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    """Of rnncls, torch and Python, and the number of threads: what bits depend on beside the machine."""
+    python, threads = platform.python_version(), str(torch.get_num_threads())
+    return {"rnncls": __version__, "torch": str(torch.__version__), "python": python, "threads": threads}
 
 
 def mark_best(path: Path) -> None:
@@ -109,7 +141,10 @@ def step_files(folder: Path) -> list[Path]:
 def find_checkpoint(path: str | Path) -> Path:
     """The file to read for a checkpoint file, or for a run directory: its best, else its newest checkpoint."""
     best = Path(path) / "checkpoints" / BEST
-    return best if best.exists() else find_newest(path)
+    try:
+        return best if best.exists() else find_newest(path)
+    except OSError as error:  # a name that is too long, no permission
+        raise tensorfile.cannot_read(Path(path), error) from None
 
 
 def find_newest(path: str | Path) -> Path:
@@ -180,17 +215,21 @@ def set_aside(path: Path) -> Path:
 
 
 def _repair_best(folder: Path, checkpoint: Checkpoint) -> None:
-    """After a kill between a commit and its link, or damage: link the best step's file again if it is there."""
+    """After a kill between a commit and its link, or damage: link the best step's file again if that is whole."""
     best, step = folder / BEST, checkpoint.state.counters.get("best_step")
-    if not isinstance(step, int):
+    if not isinstance(step, int) or step < 0:
         return
     try:
-        fits = best.exists() and read_checkpoint(best).state.step >= step
-    except Damaged:
-        set_aside(best)
-        fits = False
-    if not fits and step_path(folder, step).exists():
-        mark_best(step_path(folder, step))
+        if (best.exists() or best.is_symlink()) and read_checkpoint(best).state.step >= step:
+            return
+    except CheckpointError as error:
+        print(f"{error.render()}\n  set aside: {set_aside(best).name}", file=sys.stderr)
+    path = step_path(folder, step)
+    try:
+        if path.exists() and read_checkpoint(path).state.step == step:
+            mark_best(path)
+    except Damaged as error:
+        print(f"{error.render()}\n  set aside: {set_aside(path).name}", file=sys.stderr)
 
 
 def restore_optimizer(
@@ -211,6 +250,11 @@ def restore_optimizer(
             optimizer.state[parameter][key] = tensor.to(parameter.device)
         else:
             misfits.add(name)
+    for name in expected - misfits:
+        tensor, kind = checkpoint.optim[name], name.partition("/")[0]
+        lowest = {"step": 1.0, "exp_avg_sq": 0.0}.get(kind, -math.inf)
+        if not bool(tensor.isfinite().all()) or bool((tensor < lowest).any()):
+            misfits.add(name)
     if misfits:
         what, found = "the optimizer state does not fit", ", ".join(sorted(misfits)[:5])
         remedy = "--init-from, which takes the weights alone"
@@ -224,17 +268,16 @@ def load_model(path: str | Path) -> RNNClassifier:
 
 def restore_model(checkpoint: Checkpoint) -> RNNClassifier:
     """The checkpoint's own model with its weights, in evaluation mode. Raises CheckpointError unless they fit."""
-    weights = fitting_weights(
-        checkpoint, checkpoint.config
-    )  # before a model is built whose size the file may lie about
-    model = build_model(checkpoint.config)
+    # first, because the file may lie about the size of the model that would be built
+    weights = fitting_weights(checkpoint, checkpoint.config, checkpoint.sizes)
+    model = build_model(checkpoint.config, checkpoint.sizes)
     model.load_state_dict(weights)
     return model.eval()
 
 
-def fitting_weights(checkpoint: Checkpoint, config: Config) -> dict[str, Tensor]:
+def fitting_weights(checkpoint: Checkpoint, config: Config, sizes: tuple[int, int]) -> dict[str, Tensor]:
     """The checkpoint's weights. Raises CheckpointError unless all names, shapes and dtypes are those of the config."""
-    expected = {name: (shape, torch.float32) for name, shape in tensor_shapes(config).items()}
+    expected = {name: (shape, torch.float32) for name, shape in tensor_shapes(config, sizes).items()}
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in checkpoint.model.items()}
     if expected != found:
         names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

@@ -4,13 +4,14 @@ Results go to stdout, everything else to stderr. torch is imported only inside t
 every --help answers at once.
 """
 
+import errno
 import json
 import math
 import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,12 @@ from rnncls.errors import ConfigError, NonFiniteError, Problem, RnnclsError, as_
 from rnncls.signals import exit_on_signals
 from rnncls.streams import make_streams_lenient
 from rnncls.version import __version__
+
+if TYPE_CHECKING:
+    from rnncls.checkpoint import Checkpoint
+    from rnncls.data import FilesTask
+    from rnncls.data.files import Dataset
+    from rnncls.predict import Predictor
 
 MAX_LENGTH = 2**20  # as in the config
 
@@ -32,8 +39,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="Look at a config without running it.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True, rich_markup_mode=None)
 runs_app = typer.Typer(help="Look at what has been run.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 
 ConfigOption = Annotated[
@@ -68,11 +77,20 @@ def run() -> int:
     except UsageError as error:
         error.show()
         return int(error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            return _bug(error)
+        what, remedy = f"a path that is too long: {error.filename!s:.60}...", "a shorter path"
+        return _fail(Problem(what, expected="names of at most 255 bytes", remedy=remedy, id="R30").render(), 5)
     except Exception as error:
         if memory := as_out_of_memory(error):
             return _fail(memory.render(), memory.exit_code)
-        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
-        return _fail(f"rnncls: internal error: {type(error).__name__}: {error}{notes}\n  try:      --debug", 1)
+        return _bug(error)
+
+
+def _bug(error: Exception) -> int:
+    notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+    return _fail(printable(f"rnncls: internal error: {type(error).__name__}: {error}{notes}\n  try:      --debug"), 1)
 
 
 def _fail(message: str, exit_code: int) -> int:
@@ -147,6 +165,7 @@ def evaluate_command(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, max=10**8, help="Sequences per length, where not all.")] = 10_000,
     confusion: Annotated[bool, typer.Option("--confusion", help="Also the confusion matrix.")] = False,
+    data: Annotated[str | None, typer.Option(help="Another file of labelled sequences, for a run on files.")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -160,7 +179,8 @@ def evaluate_command(
     model = restore_model(loaded).to(resolve_device(device or loaded.config.device))
     if not is_finite(loaded):
         print(f"rnncls: warning[K13]: weights in {loaded.path} are not finite", file=sys.stderr)
-    report = evaluate(model, loaded.config, chosen, samples, confusion, progress=True)
+    dataset = None if data is None else _held_out(data, loaded)
+    report = evaluate(model, loaded.config, chosen, samples, confusion, progress=True, dataset=dataset)
     if not math.isfinite(report.loss):
         remedy = "an earlier checkpoint of the run"
         raise NonFiniteError(Problem("the loss is not finite", str(loaded.path), remedy=remedy, id="K13"))
@@ -169,6 +189,135 @@ def evaluate_command(
     else:
         print(f"checkpoint: {loaded.path}, step {loaded.state.step:,}")
         print(report.to_text())
+
+
+def _held_out(path: str, checkpoint: "Checkpoint") -> "Dataset":
+    from rnncls.config import FilesConfig
+    from rnncls.data.files import load_file, warnings
+
+    if checkpoint.vocabulary is None or not isinstance(checkpoint.config.data, FilesConfig):
+        remedy = "--lengths, or a checkpoint that was trained on files"
+        raise ConfigError(Problem("this checkpoint was trained on generated data", "--data", remedy=remedy, id="C15"))
+    data = checkpoint.config.data.model_copy(update={"format": "auto"})
+    dataset = load_file(path, data, checkpoint.vocabulary, progress=True)
+    for warning in warnings(dataset):
+        print(warning, file=sys.stderr)
+    return dataset
+
+
+@app.command(name="predict")
+def predict_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file, or run directory (its best).", readable=False)],
+    sequences: Annotated[
+        list[str] | None,
+        typer.Argument(help='Sequences, such as "3 7 1 9"; - reads lines from stdin.', show_default=False),
+    ] = None,
+    input: Annotated[
+        Path | None, typer.Option(help="File: .jsonl, .csv, .tsv (or .gz), else one sequence per line.", readable=False)
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File: .jsonl, .csv, .tsv, else text.", readable=False)] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many labels, likeliest first.")] = 1,
+    bad: Annotated[str, typer.Option(help="What to do about a bad line: stop or skip.")] = "stop",
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout.")] = False,
+) -> None:
+    """Predict labels: of arguments, a file, stdin, or at a prompt when there is a terminal."""
+    if bad not in ("stop", "skip") or (input and sequences):
+        raise ConfigError(
+            Problem("what is to be predicted?", expected="--bad stop|skip; --input or sequences", id="C17")
+        )
+    from rnncls.predict import Skipping, items_of_file, items_of_texts, load_predictor, write_predictions
+
+    predictor = load_predictor(checkpoint, device)
+    format = "jsonl" if as_json else "text"
+    reported = Skipping(input or ("stdin" if sequences in (None, [], ["-"]) else "argument"), stop=bad == "stop")
+    if input is not None and re.search(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", str(input)):
+        items = items_of_file(predictor, input, reported)
+    elif input is not None:
+        from rnncls.data.records import opened
+
+        with opened(input) as file:
+            items = items_of_texts(predictor, file, reported)
+            write_predictions(predictor, items, top_k, output, format)
+        return
+    elif sequences and sequences != ["-"]:
+        items = items_of_texts(predictor, sequences, reported)
+    elif not sequences and sys.stdin.isatty():
+        _prompt(predictor, top_k)
+        return
+    else:
+        items = items_of_texts(predictor, sys.stdin.buffer, reported)
+    write_predictions(predictor, items, top_k, output, format)
+
+
+def _prompt(predictor: "Predictor", top_k: int) -> None:
+    """Ask for sequences until `quit` or Ctrl-D."""
+    from rnncls.errors import printable as escaped
+    from rnncls.predict import Item, encode_text, predict, true_answer
+
+    print('one sequence per line; "quit" or Ctrl-D to leave', file=sys.stderr)
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "quit":
+            print(file=sys.stderr)
+            return
+        ids = encode_text(predictor, line.removesuffix("\n"))
+        if isinstance(ids, Problem):
+            print(ids.render(), file=sys.stderr)
+            continue
+        (prediction,) = predict(predictor, [Item(1, ids)], max(top_k, 3))
+        shown = "   ".join(f"{escaped(name)} {probability:.4f}" for name, probability in prediction.top)
+        truth = true_answer(predictor, ids)
+        print(shown + (f"   (true: {truth})" if truth is not None else ""), flush=True)
+
+
+@data_app.command(name="check")
+def check_data(config: ConfigOption, overrides: Overrides = None) -> None:
+    """Read the files of a config and name what is wrong with them, by line."""
+    task = _load_files(config, overrides)
+    for name, split in task.dataset.splits.items():
+        print(f"{name}: {len(split):,} sequences, {len(split.tokens):,} tokens")
+    tokens, classes = task.sizes
+    print(f"ok: {tokens:,} different tokens, {classes:,} classes")
+
+
+@data_app.command(name="stats")
+def data_stats(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw lengths and classes into this PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rows, classes, lengths, vocabulary and padding of a config's files."""
+    task = _load_files(config, overrides)
+    from rnncls.data import report
+    from rnncls.files import writing
+
+    print(json.dumps(report.stats(task)) if as_json else report.to_text(task))
+    if plot is not None:
+        with writing(plot):
+            report.plot(task, plot)
+
+
+@data_app.command(name="sample")
+def data_sample(config: ConfigOption, overrides: Overrides = None) -> None:
+    """Show the first training batch: padded, packed, lengths, labels."""
+    resolved = _load(config, overrides)
+    from rnncls.data import load_task, report
+
+    print(report.sample(load_task(resolved, progress=True)))
+
+
+def _load_files(config: Path, overrides: list[str] | None) -> "FilesTask":
+    resolved = _load(config, overrides)
+    from rnncls.data import FilesTask, load_task
+
+    task = load_task(resolved, progress=True)
+    if not isinstance(task, FilesTask):
+        remedy = "data.source=files data.train=...; rnncls data sample shows generated batches, too"
+        raise ConfigError(Problem("generated data has no files", "data.source", remedy=remedy, id="C15"))
+    return task
 
 
 @config_app.command()
@@ -183,11 +332,14 @@ def show(config: ConfigOption, overrides: Overrides = None, as_json: Json = Fals
 @config_app.command()
 def check(config: ConfigOption, overrides: Overrides = None) -> None:
     """Report every problem of a config, without running it."""
-    from rnncls.config import num_parameters
+    from rnncls.config import num_parameters, sizes
 
     resolved = _load(config, overrides)
-    size, train = num_parameters(resolved), resolved.train
-    print(f"{config}: ok; {size:,} parameters, {train.max_steps:,} steps of {train.batch_size:,} sequences")
+    train = resolved.train
+    size = (
+        f"{num_parameters(resolved, *sizes(resolved)):,} parameters" if resolved.data.source == "sum_mod" else "files"
+    )
+    print(f"{config}: ok; {size}, {train.max_steps:,} steps of {train.batch_size:,} sequences")
 
 
 @config_app.command()
@@ -234,7 +386,7 @@ def diff(
         print(f"\n{part}" if pairs else f"\n{part}: no difference")
         width = max(map(len, pairs), default=0)
         for key, (first, second) in pairs.items():
-            print(f"  {key:<{width}}  {_shown(first):>12}  {_shown(second):>12}")
+            print(f"  {printable(key):<{width}}  {_shown(first):>12}  {_shown(second):>12}")
 
 
 def _shown(value: Any) -> str:

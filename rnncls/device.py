@@ -19,15 +19,14 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(Problem("no such device", "device", "auto, cpu, cuda or cuda:INDEX", name, id="C9"))
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
+    if name != "cpu":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
+        if int(name.partition(":")[2] or 0) >= count:  # torch.device would take the index modulo 256
             built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
             found = f"{count} CUDA devices (torch {torch.__version__}, {built})"
             remedy = "device=auto or device=cpu" if count == 0 else f"cuda:0 to cuda:{count - 1}"
             raise MachineError(Problem(f"no device {name}", "device", "a CUDA device", found, remedy, id="R17"))
-    return device
+    return torch.device(name)
 
 
 def describe(device: torch.device) -> str:

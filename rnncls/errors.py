@@ -17,6 +17,7 @@ what to try. The command line prints them and nothing else.
 from dataclasses import dataclass
 
 MOST_PROBLEMS_SHOWN = 20
+MOST_LETTERS = 1000  # of one line of a message
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Problem:
         lines = [f"rnncls: {label}: {self.what}" + (f" ({self.where})" if self.where else "")]
         details = (("expected:", self.expected), ("found:", self.found), ("try:", self.remedy))
         lines += [f"  {name:<9} {text}" for name, text in details if text]
-        return "\n".join(map(printable, lines))
+        return "\n".join(
+            printable(line if len(line) <= MOST_LETTERS else line[:MOST_LETTERS] + " ...") for line in lines
+        )
 
 
 def printable(text: str) -> str:

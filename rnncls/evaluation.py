@@ -1,7 +1,7 @@
 """How good is a model: overall, by length, by class."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rnncls.config import Config
-from rnncls.data import Batch, all_sequences, num_sequences, samples
-from rnncls.errors import ConfigError, Problem
-from rnncls.metrics import confusion_matrix, sequence_losses, wilson_interval
+from rnncls.config import Config, SumModConfig
+from rnncls.data import Batch, all_sequences, files, num_sequences, samples
+from rnncls.data.files import Dataset
+from rnncls.data.sum_mod import BATCH_TOKENS
+from rnncls.errors import ConfigError, Problem, printable
+from rnncls.metrics import class_counts, confusion_matrix, sequence_losses, wilson_interval
 from rnncls.model import RNNClassifier
 
 EXHAUSTIVE_LIMIT = 2**17  # sequences of one length; there are 100,000 of 5 decimal digits
-MOST_CLASSES_SHOWN = 1000  # in a confusion matrix
+MOST_CLASSES_SHOWN = 1000  # in a confusion matrix, and by class
+MOST_LENGTHS_SHOWN = 24  # in the text of a report
 
 
 class Scores(NamedTuple):
@@ -43,6 +46,17 @@ class LengthReport:
 
 
 @dataclass(frozen=True)
+class ClassReport:
+    """How well one class is found."""
+
+    label: str
+    examples: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
 class Report:
     """What `rnncls eval` prints, and `--json` writes."""
 
@@ -54,6 +68,8 @@ class Report:
     exhaustive: bool
     chance: float  # accuracy of guessing each class alike
     majority: float  # accuracy of always saying the most frequent class of these examples
+    macro_f1: float  # mean F1 of the classes that occur
+    by_class: list[ClassReport] | None  # None for very many classes
     by_length: list[LengthReport]
     confusion: list[list[int]] | None = None  # rows: true class; columns: predicted class
 
@@ -65,16 +81,20 @@ class Report:
         extent = f"all {self.examples:,} sequences" if self.exhaustive else f"95 % interval {_interval(self.ci95)}"
         lines = [
             f"accuracy: {self.accuracy:.4f} ({self.errors:,} errors of {self.examples:,}; {extent})",
-            f"loss: {self.loss:.4g}; chance: {self.chance:.4f}; always the most frequent class: {self.majority:.4f}",
+            f"loss: {self.loss:.4g}; macro-F1: {self.macro_f1:.4f}; chance: {self.chance:.4f}; "
+            f"always the most frequent class: {self.majority:.4f}",
             "",
             "length   examples     errors  accuracy  95 % interval     trained",
         ]
-        for row in self.by_length:
+        for low, high, row in _shown_lengths(self.by_length):
             interval = "all of them" if row.exhaustive else _interval(row.ci95)
+            length = f"{high:,}" if low == high else f"{low:,}-{high:,}"
             lines.append(
-                f"{row.length:>6,} {row.examples:>10,} {row.errors:>10,}    {row.accuracy:.4f}  {interval:<16}  "
+                f"{length:>6} {row.examples:>10,} {row.errors:>10,}    {row.accuracy:.4f}  {interval:<16}  "
                 + ("yes" if row.trained else "no")
             )
+        if self.by_class is not None and self.by_class[0].label != "0":
+            lines += _class_lines(self.by_class)
         if self.confusion is not None:
             width = max(len(str(count)) for row in self.confusion for count in row) + 1
             lines += ["", "confusion (row: true class, column: predicted class)"]
@@ -83,6 +103,36 @@ class Report:
                 f"{label:>4} " + "".join(f"{n:>{width}}" for n in row) for label, row in enumerate(self.confusion)
             ]
         return "\n".join(lines)
+
+
+def _class_lines(classes: list[ClassReport]) -> list[str]:
+    width = max(5, *(len(printable(row.label)) for row in classes))
+    lines = ["", f"{'class':<{width}}   examples  precision  recall      F1"]
+    return lines + [
+        f"{printable(row.label):<{width}} {row.examples:>10,}     {row.precision:.4f}  {row.recall:.4f}  {row.f1:.4f}"
+        for row in classes
+    ]
+
+
+def _shown_lengths(rows: list[LengthReport]) -> list[tuple[int, int, LengthReport]]:
+    """(from, to, report) of each length; of many lengths, added up between powers of two."""
+    if len(rows) <= MOST_LENGTHS_SHOWN:
+        return [(row.length, row.length, row) for row in rows]
+    groups: dict[int, list[LengthReport]] = {}
+    for row in rows:
+        groups.setdefault((row.length - 1).bit_length(), []).append(row)
+    shown = []
+    for group in groups.values():
+        examples, errors = sum(row.examples for row in group), sum(row.errors for row in group)
+        exhaustive, trained = all(row.exhaustive for row in group), any(row.trained for row in group)
+        merged = _length_report(group[-1].length, examples, errors, trained, exhaustive)
+        shown.append((group[0].length, group[-1].length, merged))
+    return shown
+
+
+def _length_report(length: int, examples: int, errors: int, trained: bool, exhaustive: bool) -> LengthReport:
+    interval = wilson_interval(examples - errors, examples)
+    return LengthReport(length, examples, errors, 1 - errors / examples, interval, trained, exhaustive)
 
 
 def _interval(bounds: tuple[float, float]) -> str:
@@ -121,36 +171,65 @@ def evaluate(
     num_samples: int = 10_000,
     confusion: bool = False,
     progress: bool = False,
+    dataset: Dataset | None = None,
 ) -> Report:
-    """Evaluate on every sequence of a length where there are at most `EXHAUSTIVE_LIMIT`, else on a sample.
+    """Evaluate a model on generated sequences, or on files.
 
-    With `lengths`, `num_samples` sequences of each longer length are drawn from the test stream. Without, the training
+    Generated: on every sequence of a length where there are at most `EXHAUSTIVE_LIMIT`, else on a sample. With
+    `lengths`, `num_samples` sequences of each longer length are drawn from the test stream. Without, the training
     lengths are evaluated: all sequences if every length allows it, else `num_samples` as training draws them.
-    `progress` shows a bar on stderr when that is a terminal. Raises ConfigError when a confusion matrix would be huge.
+
+    Files: on the whole test split of `dataset`, which is read from the config's files if it is not given; where that is
+    empty, on the validation split.
+
+    `progress` shows a bar on stderr when that is a terminal. Raises ConfigError when a confusion matrix would be huge,
+    and DataError.
     """
-    data = config.data
-    if confusion and data.num_classes > MOST_CLASSES_SHOWN:
+    exhaustive: set[int] = set()
+    sources: list[tuple[int, Iterable[Batch]]]  # number of sequences, batches
+    trained: Container[int]
+    if isinstance(config.data, SumModConfig):
+        data = config.data
+        labels = tuple(map(str, range(data.num_classes)))
+        trained = range(data.min_length, data.max_length + 1)
+        sources, exhaustive = _generated(data, config.seed, lengths, num_samples)
+    else:
+        if lengths is not None:
+            remedy = "leave it out: a file is evaluated as a whole, and the report goes by length"
+            raise ConfigError(
+                Problem("lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17")
+            )
+        dataset = dataset or files.load(config.data, progress=progress)
+        labels = dataset.vocabulary.labels
+        known = dataset.splits.get("train")
+        trained = set() if known is None else set(known.lengths.tolist())
+        chosen = next(dataset.splits[name] for name in ("test", "val", "train") if len(dataset.splits[name]))
+        sources = [(len(chosen), files.evaluation_batches(chosen, None, config.seed, BATCH_TOKENS))]
+    if confusion and len(labels) > MOST_CLASSES_SHOWN:
         expected = f"at most {MOST_CLASSES_SHOWN} classes"
         raise ConfigError(Problem("too many classes for a confusion matrix", "--confusion", expected, id="C15"))
+    with tqdm(total=sum(count for count, _ in sources), unit="seq", disable=None if progress else True) as bar:
+        scores = score(model, _watched(chain.from_iterable(batches for _, batches in sources), bar))
+    return _report(scores, labels, trained, exhaustive, confusion)
+
+
+def _generated(
+    data: SumModConfig, seed: int, lengths: Sequence[int] | None, num_samples: int
+) -> tuple[list[tuple[int, Iterable[Batch]]], set[int]]:
+    """What is to be scored, and the lengths of which that is every sequence."""
     trained = range(data.min_length, data.max_length + 1)
     digit_bits = math.log2(data.num_embeddings)
     exhaustive = {n for n in lengths or trained if n * digit_bits <= math.log2(EXHAUSTIVE_LIMIT)}
-    sources: list[tuple[int, Iterable[Batch]]]  # number of sequences, batches
     if lengths is None and len(exhaustive) < len(trained):
-        exhaustive = set()
-        sources = [(num_samples, samples(data, config.seed, "test", num_samples))]
-    else:
-        sources = [_of_length(config, n, num_samples, n in exhaustive) for n in sorted(set(lengths or trained))]
-    with tqdm(total=sum(count for count, _ in sources), unit="seq", disable=None if progress else True) as bar:
-        scores = score(model, _watched(chain.from_iterable(batches for _, batches in sources), bar))
-    return _report(scores, config, trained, exhaustive, confusion)
-
-
-def _of_length(config: Config, length: int, num_samples: int, exhaustive: bool) -> tuple[int, Iterable[Batch]]:
-    if exhaustive:
-        return num_sequences(config.data, length), all_sequences(config.data, length)
-    data = config.data.model_copy(update={"min_length": length, "max_length": length})
-    return num_samples, samples(data, config.seed, "test", num_samples)
+        return [(num_samples, samples(data, seed, "test", num_samples))], set()
+    sources: list[tuple[int, Iterable[Batch]]] = []
+    for n in sorted(set(lengths or trained)):
+        if n in exhaustive:
+            sources.append((num_sequences(data, n), all_sequences(data, n)))
+        else:
+            of_length = data.model_copy(update={"min_length": n, "max_length": n})
+            sources.append((num_samples, samples(of_length, seed, "test", num_samples)))
+    return sources, exhaustive
 
 
 def _watched(batches: Iterable[Batch], bar: "tqdm[Any]") -> Iterator[Batch]:
@@ -159,21 +238,18 @@ def _watched(batches: Iterable[Batch], bar: "tqdm[Any]") -> Iterator[Batch]:
         bar.update(len(batch.labels))
 
 
-def _report(scores: Scores, config: Config, trained: range, exhaustive: set[int], confusion: bool) -> Report:
-    num_classes = config.data.num_classes
+def _report(
+    scores: Scores, labels: tuple[str, ...], trained: Container[int], exhaustive: set[int], confusion: bool
+) -> Report:
+    num_classes = len(labels)
     rows = [
-        LengthReport(
-            length=length,
-            examples=examples,
-            errors=errors,
-            accuracy=1 - errors / examples,
-            ci95=wilson_interval(examples - errors, examples),
-            trained=length in trained,
-            exhaustive=length in exhaustive,
-        )
+        _length_report(length, examples, errors, length in trained, length in exhaustive)
         for length, (examples, errors) in count_by_length(scores).items()
     ]
     examples, errors = sum(row.examples for row in rows), sum(row.errors for row in rows)
+    counts = class_counts(scores.labels, scores.predictions, num_classes)
+    columns = (column.tolist() for column in (counts.true.long(), *counts.precision_recall_f1()))
+    by_class = [ClassReport(*row) for row in zip(labels, *columns, strict=True)]
     matrix = confusion_matrix(scores.labels, scores.predictions, num_classes).tolist() if confusion else None
     return Report(
         accuracy=1 - errors / examples,
@@ -184,6 +260,8 @@ def _report(scores: Scores, config: Config, trained: range, exhaustive: set[int]
         exhaustive=all(row.exhaustive for row in rows),
         chance=1 / num_classes,
         majority=int(torch.bincount(scores.labels).max()) / examples,
+        macro_f1=counts.macro_f1(),
+        by_class=by_class if num_classes <= MOST_CLASSES_SHOWN else None,
         by_length=rows,
         confusion=matrix,
     )

@@ -8,9 +8,11 @@ leaves one behind, and the next owner of the folder removes it.
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from rnncls.errors import MachineError, Problem, WriteError
 
@@ -43,6 +45,21 @@ def replace(path: Path, content: bytes, durable: bool = True) -> None:
         fsync_folder(path.parent)
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[TextIO]:
+    """A text file that is written bit by bit and appears under `path` when the body ends without an exception."""
+    temporary = _temporary(path)
+    try:
+        with temporary.open("x", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def link(existing: Path, path: Path) -> None:
     """Make `path` another name of `existing` in the same folder, or a copy where links are refused. Raises OSError."""
     temporary = _temporary(path)
@@ -61,6 +78,24 @@ def link(existing: Path, path: Path) -> None:
     fsync_folder(path.parent)
 
 
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file that is no symbolic link. Raises OSError for anything else; never blocks."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return descriptor
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """All of such a file. Raises OSError, also when it has more than `most` bytes."""
+    with open(open_regular(path), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most:,} bytes")
+    return content
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the folder's entries survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -73,7 +108,8 @@ def fsync_folder(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete what a killed process was writing. Only the owner of the folder may."""
     for path in folder.glob(".tmp-*"):
-        path.unlink(missing_ok=True)
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

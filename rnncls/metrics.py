@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +63,32 @@ def wilson_interval(correct: int, examples: int) -> tuple[float, float]:
     low = 0.0 if correct == 0 else centre - radius
     high = 1.0 if correct == examples else centre + radius
     return low, high
+
+
+class ClassCounts(NamedTuple):
+    """For each class c, (num_classes,) each: how often it was right, how often it was said, how often it was true."""
+
+    correct: Tensor
+    predicted: Tensor
+    true: Tensor
+
+    def precision_recall_f1(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(num_classes,) each; 0 where a class was never said, or never true."""
+        precision = self.correct / self.predicted.clamp(min=1)
+        recall = self.correct / self.true.clamp(min=1)
+        return precision, recall, 2 * self.correct / (self.predicted + self.true).clamp(min=1)
+
+    def macro_f1(self) -> float:
+        """The mean F1 of the classes that occur, as truth or prediction (scikit-learn's f1_score, average="macro")."""
+        occurs = self.predicted + self.true > 0
+        return float(self.precision_recall_f1()[2][occurs].mean()) if occurs.any() else 0.0
+
+
+def class_counts(labels: Tensor, predictions: Tensor, num_classes: int) -> ClassCounts:
+    """From labels and predictions (R,)."""
+    correct = labels[labels == predictions]
+    counts = (torch.bincount(part, minlength=num_classes).double() for part in (correct, predictions, labels))
+    return ClassCounts(*counts)
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""The classifier: embedding -> nn.RNN -> linear head on the final hidden state."""
+"""The classifier: embedding -> nn.RNN, nn.LSTM or nn.GRU -> linear head on the final hidden state."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,15 +8,25 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.config import Config
+from rnncls.config import sizes as sizes_of
 from rnncls.seeds import mix
+
+_MODULES: dict[str, Any] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+_KERNELS: dict[str, Any] = {
+    "RNN_TANH": torch.rnn_tanh,
+    "RNN_RELU": torch.rnn_relu,
+    "LSTM": torch.lstm,
+    "GRU": torch.gru,
+}
 
 
 class RNNClassifier(nn.Module):
     """Many-to-one classification of packed sequences of token ids.
 
-    h_t = f(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh) with h_0 = 0 and f = tanh or relu; the logits are a linear
-    function of the last layer's h at each sequence's own last token (and, when bidirectional, of the
-    backward state at its first). Padding is never embedded and never seen by the recurrence.
+    For cell rnn, h_t = f(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh) with h_0 = 0 and f = tanh or relu; lstm and gru are
+    torch.nn's, with c_0 = 0 as well. The logits are a linear function of the last layer's h at each sequence's own last
+    token (and, when bidirectional, of the backward state at its first). Padding is never embedded and never seen by the
+    recurrence.
     """
 
     def __init__(
@@ -30,17 +40,14 @@ class RNNClassifier(nn.Module):
         bias: bool = True,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        cell: Literal["rnn", "lstm", "gru"] = "rnn",
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(num_embeddings, embedding_dim)
-        self.rnn = nn.RNN(
-            embedding_dim,
-            hidden_size,
-            num_layers,
-            nonlinearity=nonlinearity,
-            bias=bias,
-            bidirectional=bidirectional,
-        )
+        options: dict[str, Any] = {"num_layers": num_layers, "bias": bias, "bidirectional": bidirectional}
+        if cell == "rnn":
+            options["nonlinearity"] = nonlinearity
+        self.rnn: nn.RNNBase = _MODULES[cell](embedding_dim, hidden_size, **options)
         self.dropout = dropout  # between layers; see _layer_by_layer
         self.num_directions = 2 if bidirectional else 1
         self.head = nn.Linear(hidden_size * self.num_directions, num_classes)
@@ -51,21 +58,23 @@ class RNNClassifier(nn.Module):
         if self.training and self.dropout > 0:
             hidden = self._layer_by_layer(embedded)
         else:
-            _, hidden = self.rnn(embedded)  # (num_layers * num_directions, B, hidden_size)
+            _, hidden = self.rnn(embedded)  # (num_layers * num_directions, B, hidden_size), for lstm with its c
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         last = hidden[-self.num_directions :]  # (num_directions, B, hidden_size)
         logits: Tensor = self.head(last.transpose(0, 1).flatten(1))
         return logits
 
     def _layer_by_layer(self, packed: PackedSequence) -> Tensor:
-        """As nn.RNN with dropout between its layers: the final hidden states.
+        """As torch.nn's module with dropout between its layers: the final hidden states.
 
         Dropout is drawn by F.dropout from torch's generator, because cuDNN's own RNN dropout keeps its random state
         where no checkpoint and no seed of ours reaches it.
         """
         rnn = self.rnn
-        run = torch.rnn_tanh if rnn.nonlinearity == "tanh" else torch.rnn_relu
+        run = _KERNELS[rnn.mode]
         data, batch_sizes = packed.data, packed.batch_sizes
-        start = data.new_zeros(self.num_directions, int(batch_sizes[0]), rnn.hidden_size)
+        zeros = data.new_zeros(self.num_directions, int(batch_sizes[0]), rnn.hidden_size)
+        start: Any = [zeros, zeros] if rnn.mode == "LSTM" else zeros
         weights: list[Tensor] = [weight for part in rnn.all_weights for weight in part]
         per_layer = len(weights) // rnn.num_layers
         finals = []
@@ -73,41 +82,45 @@ class RNNClassifier(nn.Module):
             if layer > 0:
                 data = F.dropout(data, self.dropout)
             own = weights[layer * per_layer : (layer + 1) * per_layer]
-            data, final = run(data, batch_sizes, start, own, rnn.bias, 1, 0.0, True, rnn.bidirectional)
+            data, final, *_ = run(data, batch_sizes, start, own, rnn.bias, 1, 0.0, True, rnn.bidirectional)
             finals.append(final)
         hidden = torch.cat(finals)  # (num_layers * num_directions, B, hidden_size), longest sequence first
         return hidden if packed.unsorted_indices is None else hidden.index_select(1, packed.unsorted_indices)
 
 
-def build_model(config: Config) -> RNNClassifier:
-    """A fresh model on the CPU whose weights are a pure function of the config. The global RNG is left alone."""
+def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClassifier:
+    """A fresh model on the CPU whose weights are a pure function of its arguments. The global RNG is left alone.
+
+    `sizes`: (number of tokens, number of classes), where the config does not say it.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config.seed, "init"))
-        model = _model_of(config)
+        model = _model_of(config, sizes)
         init_recurrence(model, config.model.recurrent_init, config.model.init_gain)
     return model
 
 
-def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: Config, sizes: tuple[int, int] | None = None) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor in the model's state_dict, all float32. Nothing is allocated."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in _model_of(config).state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in _model_of(config, sizes).state_dict().items()}
 
 
-def _model_of(config: Config) -> RNNClassifier:
-    sizes = config.model.model_dump(exclude={"recurrent_init", "init_gain"})
-    return RNNClassifier(config.data.num_embeddings, config.data.num_classes, **sizes)
+def _model_of(config: Config, sizes: tuple[int, int] | None) -> RNNClassifier:
+    options = config.model.model_dump(exclude={"recurrent_init", "init_gain"})
+    return RNNClassifier(*(sizes or sizes_of(config)), **options)
 
 
 @torch.no_grad()
 def init_recurrence(model: RNNClassifier, recurrent_init: str, gain: float) -> None:
-    """Set each W_hh to a random orthogonal or the identity matrix with b_hh = 0, unless `recurrent_init` is
+    """Set W_hh, of each gate, to a random orthogonal or the identity matrix with b_hh = 0, unless `recurrent_init` is
     default; then scale embedding, W_ih and W_hh by `gain`. The head keeps PyTorch's initialisation.
     """
     for name, parameter in model.rnn.named_parameters():
         if recurrent_init != "default" and name.startswith("weight_hh"):
             init = nn.init.orthogonal_ if recurrent_init == "orthogonal" else nn.init.eye_
-            init(parameter)
+            for gate in torch.split(parameter, model.rnn.hidden_size):
+                init(gate)
         elif recurrent_init != "default" and name.startswith("bias_hh"):
             nn.init.zeros_(parameter)
         if name.startswith("weight"):

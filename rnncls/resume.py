@@ -7,11 +7,14 @@ from pathlib import Path
 
 from rnncls import rundir
 from rnncls.checkpoint import Checkpoint, fitting_weights, is_finite, recover, restore_optimizer, versions
-from rnncls.config import Config, flatten, parse_config
+from rnncls.config import Config, FilesConfig, flatten, parse_config
+from rnncls.data import Task, files, load_task
 from rnncls.errors import CheckpointError, Problem, printable
 from rnncls.optim import state_names
 from rnncls.runlog import prepare
-from rnncls.train import TrainState, new_state, note_status, run
+from rnncls.train import TrainState, new_state, note_status, run, save
+
+ENDING = ("max_steps", "max_epochs", "stop_at_accuracy", "patience")  # keys that say when a run is over
 
 
 def resume(run_dir: str | Path, overrides: Sequence[str] = ()) -> TrainState:
@@ -22,7 +25,11 @@ def resume(run_dir: str | Path, overrides: Sequence[str] = ()) -> TrainState:
     Raises what `fit` raises, and CheckpointError when there is nothing whole to go on from.
     """
     run_dir = Path(run_dir)
-    if not (run_dir / rundir.CHECKPOINTS).is_dir():
+    folder = run_dir / rundir.CHECKPOINTS
+    if folder.is_symlink():
+        remedy = "the run directory that it belongs to"
+        raise CheckpointError(Problem("a symbolic link in place of a folder", str(folder), remedy=remedy, id="K7"))
+    if not folder.is_dir():
         expected = "a run directory, with checkpoints in checkpoints/"
         found = ", ".join(sorted(path.name for path in run_dir.glob("*"))[:5]) or "nothing"
         raise CheckpointError(Problem("nothing to resume", str(run_dir), expected, found, id="K1"))
@@ -32,33 +39,54 @@ def resume(run_dir: str | Path, overrides: Sequence[str] = ()) -> TrainState:
             print("the run died without a word (killed?)", file=sys.stderr)
         checkpoint = recover(run_dir)
         config = resumed_config(checkpoint, overrides)
-        state = restored_state(checkpoint, config)
-        over = state.step >= config.train.max_steps or (state.stopped and config == checkpoint.config)
+        task = restored_task(checkpoint, config)
+        state = restored_state(checkpoint, task)
+        lifted = any(getattr(config.train, key) != getattr(checkpoint.config.train, key) for key in ENDING)
+        over = state.step >= task.max_steps or (state.stopped and not lifted)
         if over and not state.due:
             print(f"already complete at step {state.step:,}", file=sys.stderr)
             if died:  # after its last checkpoint
                 note_status(run_dir, state, "finished", 0)
             return state
+        state.stopped = False
         _warn_of_other_machine(checkpoint, state)
+        if config != checkpoint.config:
+            save(state, task, run_dir)  # or a kill would bring back the config from before
         prepare(run_dir, config, last_logged=state.step - state.due)
-        return run(state, config, run_dir)
+        return run(state, task, run_dir)
 
 
-def restored_state(checkpoint: Checkpoint, config: Config) -> TrainState:
-    """Model, optimizer and counters of the checkpoint, for training with `config`. Raises CheckpointError."""
-    weights = fitting_weights(checkpoint, config)
+def restored_task(checkpoint: Checkpoint, config: Config) -> Task:
+    """The checkpoint's task. Raises CheckpointError when a file is no longer what it was, and DataError."""
+    if isinstance(config.data, FilesConfig):
+        found = files.fingerprints(config.data)
+        changed = [name for name, value in checkpoint.state.fingerprints.items() if found.get(name) != value]
+        if changed:
+            where = getattr(config.data, changed[0]) or config.data.train
+            what = "the data has changed since the run began"
+            expected = f"SHA-256 {checkpoint.state.fingerprints[changed[0]]}"
+            remedy = "the old file, or train --config ... --init-from for a new run on the new one"
+            raise CheckpointError(Problem(what, where, expected, found.get(changed[0], "none"), remedy, "D18"))
+    return load_task(config, checkpoint.vocabulary, progress=True)
+
+
+def restored_state(checkpoint: Checkpoint, task: Task) -> TrainState:
+    """Model, optimizer and counters of the checkpoint, for training on `task`. Raises CheckpointError."""
+    config = task.config
+    weights = fitting_weights(checkpoint, config, task.sizes)
     if not is_finite(checkpoint):
-        remedy = "an earlier checkpoint of the run"
+        remedy = "train --config ... --init-from with an earlier checkpoint file"
         raise CheckpointError(Problem("the weights are not finite", str(checkpoint.path), remedy=remedy, id="K13"))
-    state = new_state(config)
+    state = new_state(task)
     state.model.load_state_dict(weights)
     restore_optimizer(checkpoint, state.model, state.optimizer, state_names(config.optimizer))
     state.step = checkpoint.state.step
     try:
         state.restore_counters(checkpoint.state.counters)
-    except (KeyError, TypeError):
-        found = ", ".join(checkpoint.state.counters)
-        raise CheckpointError(Problem("the counters do not fit", str(checkpoint.path), found=found, id="K9")) from None
+    except ValueError as error:
+        remedy = "--init-from, which takes the weights alone"
+        what, where = "the counters do not fit", str(checkpoint.path)
+        raise CheckpointError(Problem(what, where, found=f"{error}", remedy=remedy, id="K9")) from None
     return state
 
 
@@ -81,7 +109,9 @@ def resumed_config(checkpoint: Checkpoint, overrides: Sequence[str]) -> Config:
     config = parse_config(old.model_dump(mode="json"), str(checkpoint.path), overrides)
     before, after = flatten(old), flatten(config)
     changed = [key for key in after if after[key] != before[key]]
+    moved = ("data.train", "data.val", "data.test") if isinstance(config.data, FilesConfig) else ()  # the same files?
     fixed = [key for key in changed if key.startswith(("data.", "model.")) or key in ("seed", "optimizer.name")]
+    fixed = [key for key in fixed if key not in moved]
     if fixed:
         found = ", ".join(f"{key}: {json.dumps(before[key])} -> {json.dumps(after[key])}" for key in fixed)
         remedy = "train --config ... --init-from, which starts a new run from these weights"

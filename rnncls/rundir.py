@@ -6,8 +6,10 @@ nothing but a lock file and an empty folder, and may be used again.
 
 import fcntl
 import json
+import math
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from rnncls.errors import ConfigError, MachineError, Problem
-from rnncls.files import remove_leftovers, replace, writing
+from rnncls.files import open_regular, read_regular, remove_leftovers, replace, writing
 
 LOCK = ".lock"
 STATUS = "status.json"
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+STATES = ("running", "finished", "interrupted", "failed")
+MAX_STATUS_BYTES = 64 * 1024
+MAX_METRICS_BYTES = 2**30
 
 
 @contextmanager
@@ -28,15 +34,16 @@ def created(run_dir: Path) -> Iterator[None]:
 
     Also raises WriteError when it cannot be made, and MachineError while another process holds it.
     """
-    _require_unused(run_dir)
+    require_unused(run_dir)
     with writing(run_dir):
         (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     with locked(run_dir):
-        _require_unused(run_dir)  # nobody came first
+        require_unused(run_dir)  # nobody came first
         yield
 
 
-def _require_unused(run_dir: Path) -> None:
+def require_unused(run_dir: Path) -> None:
+    """Raises ConfigError for a directory that a new run may not use, MachineError for a name that is no text."""
     if any("\ud800" <= letter <= "\udfff" for letter in str(run_dir)):  # how Python shows bytes that are none
         remedy = "another --run-dir, or a UTF-8 locale such as LANG=C.UTF-8"
         what = "the name of the run directory is no text in this locale"
@@ -59,16 +66,14 @@ def locked(run_dir: Path) -> Iterator[None]:
     Raises MachineError, naming the owner, while another process holds it, and WriteError.
     """
     with writing(run_dir / LOCK):
-        descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = open_regular(run_dir / LOCK, os.O_RDWR | os.O_CREAT)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(descriptor):
             owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
             remedy = "wait for it, stop it, or choose another --run-dir"
             raise MachineError(
                 Problem("the run directory is in use", str(run_dir), found=owner, remedy=remedy, id="R26")
-            ) from None
+            )
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with writing(run_dir / LOCK):
             os.ftruncate(descriptor, 0)
@@ -80,10 +85,22 @@ def locked(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _lock(descriptor: int) -> bool:
+    """Take the lock; try again for a moment, because whoever asks `is_locked` holds it for an instant."""
+    for _ in range(20):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+        else:
+            return True
+    return False
+
+
 def is_locked(run_dir: Path) -> bool:
     """Whether a living process holds the directory. Changes nothing."""
     try:
-        descriptor = os.open(run_dir / LOCK, os.O_RDONLY)
+        descriptor = open_regular(run_dir / LOCK)
     except OSError:
         return False
     try:
@@ -109,10 +126,33 @@ def write_status(run_dir: Path, **values: Any) -> None:
 def read_status(run_dir: Path) -> dict[str, Any]:
     """The status, empty when there is none that can be read. A run that died without a word has state `died`."""
     try:
-        status = json.loads((run_dir / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        status = json.loads(read_regular(run_dir / STATUS, MAX_STATUS_BYTES).decode())
+    except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(status, dict):
+    if not isinstance(status, dict) or status.get("state") not in STATES:
         return {}
     died = status.get("state") == "running" and not is_locked(run_dir)
     return status | {"state": "died"} if died else status
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl: a step and numbers, null for what was not finite. Lines that are none are left out.
+
+    Raises OSError when there is a file that cannot be read.
+    """
+    try:
+        content = read_regular(run_dir / METRICS, MAX_METRICS_BYTES)
+    except FileNotFoundError:
+        return []
+    return [row for line in content.split(b"\n") if (row := _row(line)) is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode())
+        if type(row["step"]) is not int or not all(key.isprintable() for key in row):
+            return None
+        good = all(value is None or (type(value) in (int, float) and math.isfinite(value)) for value in row.values())
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+    return row if good else None

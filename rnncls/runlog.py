@@ -9,6 +9,7 @@ checkpoints/                 see checkpoint.py
 import csv
 import json
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -25,9 +26,10 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from rnncls.config import Config, dump_config, flatten
-from rnncls.files import replace, writing
+from rnncls.data import Task
+from rnncls.files import open_regular, replace, writing
+from rnncls.rundir import METRICS, read_metrics
 
-MOST_LENGTHS_LOGGED = 20  # more curves than this in one chart tell nobody anything
 TABLES, EVENTS = "metrics.jsonl and metrics.csv", "the TensorBoard log"
 TAGS = (
     "train/loss",
@@ -38,6 +40,7 @@ TAGS = (
     "train/sequences_per_second",
     "val/loss",
     "val/accuracy",
+    "val/macro_f1",
 )
 # Keys that change what is written or how fast, not what is learned: they would only crowd the HParams table.
 _NOT_HPARAMS = {"device", "train.num_threads", "train.deterministic", "train.keep_checkpoints"} | {
@@ -55,33 +58,15 @@ def default_run_dir(config_path: Path, name: str = "") -> Path:
     return next(path for path in chain([wanted], others) if not path.exists())
 
 
-def logged_lengths(config: Config) -> list[int]:
-    """The training lengths whose validation accuracy is logged: all, or evenly spread ones when they are many."""
-    first, last = config.data.min_length, config.data.max_length
-    number = min(MOST_LENGTHS_LOGGED, last - first + 1)
-    return sorted({first + round(index * (last - first) / max(1, number - 1)) for index in range(number)})
-
-
 def prepare(run_dir: Path, config: Config, last_logged: int) -> None:
     """Write config.yaml, and drop from metrics.jsonl what was logged after this step and a torn last line.
 
     Raises WriteError.
     """
-    path = run_dir / "metrics.jsonl"
     with writing(run_dir):
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-        kept = b"".join(line + b"\n" for line in lines if (at := _step_of(line)) is not None and at <= last_logged)
-        replace(path, kept)
+        kept = "".join(json.dumps(row) + "\n" for row in read_metrics(run_dir) if row["step"] <= last_logged)
+        replace(run_dir / METRICS, kept.encode())
         replace(run_dir / "config.yaml", dump_config(config).encode())
-
-
-def _step_of(line: bytes) -> int | None:
-    """The step of a line of metrics.jsonl; None for a torn or empty one."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row["step"] if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 class RunLog:
@@ -91,16 +76,16 @@ class RunLog:
     logs again, with a gap where the disk was full.
     """
 
-    def __init__(self, run_dir: Path, config: Config, step: int = 0) -> None:
-        """Go on after `step` in a directory that `prepare` made ready."""
+    def __init__(self, run_dir: Path, task: Task, step: int = 0, last_logged: int = 0) -> None:
+        """Go on after `step` in a directory that `prepare` made ready; what is behind `last_logged` will come again."""
         self.run_dir = run_dir
         self.off: set[str] = set()  # the logs that failed
         self.files: list[TextIO] = []
         # TensorBoard writes in a thread of its own, whose error `write` meets again and reports
         self.other_hook, threading.excepthook = threading.excepthook, self._on_thread_error
-        self.bar = tqdm(total=config.train.max_steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
-        self.write(TABLES, lambda: self._open_tables(config))
-        self.write(EVENTS, lambda: self._open_events(config, step))
+        self.bar = tqdm(total=task.max_steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+        self.write(TABLES, lambda: self._open_tables(task.logged_lengths()))
+        self.write(EVENTS, lambda: self._open_events(task.config, step, last_logged))
 
     def __enter__(self) -> Self:
         return self
@@ -133,21 +118,24 @@ class RunLog:
                 f"rnncls: warning[R10]: {log} cannot be written and stops here: {error.strerror}; training goes on"
             )
 
-    def _open_tables(self, config: Config) -> None:
-        lengths = [f"val/accuracy_by_length/{length}" for length in logged_lengths(config)]
-        rows = [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        self.jsonl = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self.files.append(self.jsonl)
-        self.csv_file = (self.run_dir / "metrics.csv").open("w", encoding="utf-8", newline="")
-        self.files.append(self.csv_file)
-        self.csv = csv.DictWriter(self.csv_file, ["step", *TAGS, *lengths], extrasaction="ignore")
+    def _open_tables(self, lengths: list[int]) -> None:
+        by_length = [f"val/accuracy_by_length/{length}" for length in lengths]
+        rows = read_metrics(self.run_dir)
+        self.jsonl = self._opened(METRICS, os.O_APPEND)
+        self.csv_file = self._opened("metrics.csv", os.O_CREAT | os.O_TRUNC)
+        self.csv = csv.DictWriter(self.csv_file, ["step", *TAGS, *by_length], extrasaction="ignore")
         self.csv.writeheader()
         self.csv.writerows(rows)
 
-    def _open_events(self, config: Config, step: int) -> None:
-        # A resumed run starts a second event file, which tells TensorBoard to forget what came after `step`.
+    def _opened(self, name: str, flags: int) -> TextIO:
+        file = os.fdopen(open_regular(self.run_dir / name, os.O_WRONLY | flags), "w", encoding="utf-8", newline="")
+        self.files.append(file)
+        return file
+
+    def _open_events(self, config: Config, step: int, last_logged: int) -> None:
+        # A resumed run starts a second event file, which tells TensorBoard to forget what will come again.
         resumed = any(self.run_dir.glob("events.out.tfevents.*"))
-        self.writer = SummaryWriter(str(self.run_dir), purge_step=step + 1 if resumed else None)
+        self.writer = SummaryWriter(str(self.run_dir), purge_step=last_logged + 1 if resumed else None)
         self.writer.add_text("config", "\n".join(f"    {line}" for line in dump_config(config).splitlines()), step)
         self._begin_session(config)
 

@@ -1,13 +1,14 @@
 """What has been run: a list of runs, and how two of them differ."""
 
-import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rnncls.config import flatten, load_config
-from rnncls.errors import CheckpointError, Problem
-from rnncls.rundir import CHECKPOINTS, STATUS, read_status
+from rnncls.errors import CheckpointError, ConfigError, Problem
+from rnncls.files import read_regular
+from rnncls.rundir import CHECKPOINTS, STATUS, read_metrics, read_status
 
 Difference = dict[str, tuple[Any, Any]]
 
@@ -33,7 +34,7 @@ def _listed(run_dir: Path) -> dict[str, Any] | None:
             "exit_code": None if exit_code is None else int(exit_code),
             "age_s": age.total_seconds(),
         }
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         return None
 
 
@@ -56,21 +57,20 @@ def _described(run_dir: Path) -> dict[str, dict[str, Any]]:
     if not (run_dir / CHECKPOINTS).is_dir():
         expected = "a folder with config.yaml and checkpoints/"
         raise CheckpointError(Problem("no run directory", str(run_dir), expected, id="K1"))
+    try:
+        read_regular(run_dir / "config.yaml", 2**20)  # a pipe would block
+    except OSError as error:
+        what, remedy = f"cannot read the config: {error.strerror}", "a run directory"
+        raise ConfigError(Problem(what, str(run_dir / "config.yaml"), remedy=remedy, id="C1")) from None
     status = read_status(run_dir)
     result = {key: status.get(key) for key in ("state", "step", "best_accuracy")}
     return {"config": flatten(load_config(run_dir / "config.yaml")), "result": result | _last_metrics(run_dir)}
 
 
 def _last_metrics(run_dir: Path) -> dict[str, Any]:
-    """The last value of each tag in metrics.jsonl; lines that are none do not count."""
+    """The last value of each tag."""
     last: dict[str, Any] = {}
-    try:
-        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return last
-    for line in lines:
-        try:
-            last |= json.loads(line)
-        except (ValueError, TypeError):
-            continue
+    with suppress(OSError):
+        for row in read_metrics(run_dir):
+            last |= row
     return {tag: value for tag, value in last.items() if tag != "step"}

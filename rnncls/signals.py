@@ -73,6 +73,7 @@ def exit_on_signals() -> None:
             os._exit(128 + number)
 
     _handle(STOPPING, leave)
+    _handle((signal.SIGUSR1,), lambda *_: None)  # before and after a run there is nothing to save
 
 
 def _handle(

@@ -38,7 +38,7 @@ class LenientStream:
         os.dup2(nowhere, self.stream.fileno())  # what is still buffered goes there too
         os.close(nowhere)
         if self.is_result and error.errno != errno.EPIPE:
-            remedy = "another place for the results; a run is in its directory all the same"
+            remedy = "another place for the results"
             raise WriteError(Problem(f"cannot write: {error.strerror}", "stdout", remedy=remedy, id="R9"))
 
     def __getattr__(self, name: str) -> Any:

@@ -11,21 +11,20 @@ import errno
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from rnncls.errors import CheckpointError, Damaged, MachineError, Problem
-from rnncls.files import replace, writing
+from rnncls.files import open_regular, replace, writing
 
 FORMAT = "rnncls-checkpoint/1"
 MAX_HEADER_BYTES = 16 * 2**20
-MAX_FILE_BYTES = 64 * 2**30
+MAX_RANK, MAX_DIMENSION = 8, 2**40
 _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1, "BOOL": 1}
 _DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.int64: "I64"}
 
@@ -49,8 +48,7 @@ def read(path: Path) -> tuple[str, dict[str, Tensor]]:
     Raises CheckpointError when the file is missing, damaged, foreign or of another format version, and MachineError
     when it cannot be read.
     """
-    data = _read_file(path)
-    metadata, entries, start = _read_header(path, data)
+    data, metadata, entries, start = _read_file(path)
     if set(metadata) != {"format", "state", "sha256"}:
         found = ", ".join(sorted(metadata)) or "no metadata"
         expected = f"a checkpoint of rnncls ({FORMAT})"
@@ -65,7 +63,10 @@ def read(path: Path) -> tuple[str, dict[str, Tensor]]:
     )
     if _digest(metadata["state"], fields) != metadata["sha256"]:
         raise damaged(path, "its contents differ from their checksum", "K3")
-    return metadata["state"], safetensors.torch.load(data)
+    try:
+        return metadata["state"], safetensors.torch.load(data)
+    except Exception:  # signed, but not what safetensors takes for its format
+        raise damaged(path, "tensors that cannot be loaded", "K6") from None
 
 
 def _digest(state: str, tensors: Iterable[tuple[str, str, list[int], bytes | memoryview]]) -> str:
@@ -85,44 +86,55 @@ def _digest(state: str, tensors: Iterable[tuple[str, str, list[int], bytes | mem
     return sha.hexdigest()
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path) -> tuple[bytes, dict[str, str], dict[str, dict[str, Any]], int]:
+    """The whole file, its metadata, its tensor entries and where the tensor bytes begin.
+
+    The header is checked before the rest is read: a huge file that is no checkpoint costs nothing.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with _opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(8)
+            head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
+            metadata, entries = _read_header(path, head, size)
+            data = head + file.read()
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    if len(data) != size:
+        raise damaged(path, "a file that changes while it is read", "K2")
+    return data, metadata, entries, len(head)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return open(open_regular(path), "rb")
     except FileNotFoundError:
         remedy = "a checkpoint file or a run directory"
         raise CheckpointError(Problem("no such checkpoint", str(path), remedy=remedy, id="K1")) from None
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            remedy = "the path of the file itself"
-            raise CheckpointError(Problem("a symbolic link", str(path), "a file", remedy=remedy, id="K7")) from None
-        raise _cannot_read(path, error) from None
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            expected = f"a regular file of at most {MAX_FILE_BYTES:,} bytes"
-            raise CheckpointError(Problem("not a checkpoint", str(path), expected, id="K4"))
-        try:
-            return file.read()
-        except OSError as error:
-            raise _cannot_read(path, error) from None
+        if error.errno not in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
+            raise
+        what = "a symbolic link" if error.errno == errno.ELOOP else "not a regular file"
+        raise CheckpointError(
+            Problem(what, str(path), "a file", remedy="the path of the file itself", id="K7")
+        ) from None
 
 
-def _cannot_read(path: Path, error: OSError) -> MachineError:
+def cannot_read(path: Path, error: OSError) -> MachineError:
+    """What to raise for an OSError that does not mean a missing or damaged file."""
     remedy = "the permissions of the file, or the disk"
     return MachineError(Problem(f"cannot read the checkpoint: {error.strerror}", str(path), remedy=remedy, id="K23"))
 
 
-def _read_header(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, dict[str, Any]], int]:
-    """Metadata, tensor entries and the offset of the tensor bytes; CheckpointError unless all of it is sound."""
-    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+def _read_header(path: Path, head: bytes, size: int) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Metadata and tensor entries of a file of `size` bytes; CheckpointError unless all of it is sound."""
+    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         remedy = "load it where you trust its origin and save its tensors as safetensors"
         raise CheckpointError(Problem("a pickle-based file; rnncls never unpickles", str(path), remedy=remedy, id="K5"))
-    size = int.from_bytes(data[:8], "little")
-    start = 8 + size
-    if len(data) < 8 or size > MAX_HEADER_BYTES or start > len(data):
-        raise damaged(path, f"{len(data):,} bytes that are no safetensors file, or a part of one", "K2")
+    if len(head) < 8 or len(head) != 8 + int.from_bytes(head[:8], "little"):
+        raise damaged(path, f"{size:,} bytes that are no safetensors file, or a part of one", "K2")
     try:
-        header = json.loads(data[8:start], object_pairs_hook=_unique)
+        header = json.loads(head[8:].decode(), object_pairs_hook=_unique)
         metadata = header.pop("__metadata__", {})
         spans = sorted(_span(entry) for entry in header.values())
         for text in (*header, *metadata.values()):
@@ -131,21 +143,23 @@ def _read_header(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, dic
         raise damaged(path, "a header that is no safetensors header", "K6") from None
     ends = [0, *(end for _, end in spans)]
     contiguous = all(begin == end for (begin, _), end in zip(spans, ends, strict=False))
-    if not contiguous or ends[-1] != len(data) - start:
+    if not contiguous or ends[-1] != size - len(head):
         raise damaged(path, "tensors with holes, overlaps or missing bytes", "K2")
-    return metadata, header, start
+    return metadata, header
 
 
 def _span(entry: dict[str, Any]) -> tuple[int, int]:
     """The byte range of a header entry. Raises ValueError unless dtype, shape and range agree."""
     begin, end = entry["data_offsets"]
-    size = _DTYPE_BYTES[entry["dtype"]]
-    for dimension in entry["shape"]:
-        if type(dimension) is not int or dimension < 0:
-            raise ValueError
-        size *= dimension
+    size, shape = _DTYPE_BYTES[entry["dtype"]], entry["shape"]
     if set(entry) != {"dtype", "shape", "data_offsets"} or type(begin) is not int or type(end) is not int:
         raise ValueError
+    if type(shape) is not list or len(shape) > MAX_RANK:
+        raise ValueError
+    for dimension in shape:
+        if type(dimension) is not int or not 0 <= dimension <= MAX_DIMENSION:
+            raise ValueError
+        size *= dimension
     if end - begin != size:
         raise ValueError
     return begin, end

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from rnncls import train
-from rnncls.config import Config, load_config, num_parameters
+from rnncls.config import Config, load_config, num_parameters, sizes
+from rnncls.data import load_task
 from rnncls.train import fit
 
 SIZES = (64, 256, 512, 1024)
@@ -71,11 +72,11 @@ def main(
             state = fit(sized, Path(folder) / "run")
             for _ in range(15):
                 started_at = time.perf_counter()
-                path = train.save(state, sized, Path(folder) / "run")
+                path = train.save(state, load_task(sized), Path(folder) / "run")
                 times.append(time.perf_counter() - started_at)
             size = path.stat().st_size
         median = 1000 * statistics.median(times)
-        parameters = f"{num_parameters(sized):,} parameters"
+        parameters = f"{num_parameters(sized, *sizes(sized)):,} parameters"
         print(f"hidden_size {hidden_size}: {parameters}, {size / 1e6:.2f} MB, {median:.1f} ms per save")
 
 

@@ -17,10 +17,10 @@ import torch
 import typer
 from torch import Tensor
 
-from rnncls.config import DataConfig
+from rnncls.config import SumModConfig
 from rnncls.data import Batch, batches, collate
 
-DATA = DataConfig(modulus=10, min_length=2, max_length=5)
+DATA = SumModConfig(modulus=10, min_length=2, max_length=5)
 B = 64
 
 

@@ -364,12 +364,14 @@ def is_refused(path: Path, content: bytes) -> bool:
 
 
 def mutations(_folder: Path, short: bool) -> tuple[str, int]:
-    """Mutated configs, checkpoints and command lines."""
-    configs, checkpoints, lines = (200, 200, 40) if short else (5000, 5000, 1000)
+    """Mutated configs, checkpoints, data files and command lines."""
+    configs, checkpoints, datasets, lines = (200, 200, 200, 40) if short else (5000, 5000, 5000, 1000)
     failures = fuzz.run("config", fuzz.one_config, configs, b"")
     failures += fuzz.run("checkpoint", fuzz.one_checkpoint, checkpoints, fuzz.whole_checkpoint())
+    failures += fuzz.run("dataset", fuzz.one_dataset, datasets, b"")
     failures += fuzz.run("command line", fuzz.one_command_line, lines, b"")
-    return f"{configs:,} configs, {checkpoints:,} checkpoints and {lines:,} command lines, mutated", failures
+    counts = f"{configs:,} configs, {checkpoints:,} checkpoints, {datasets:,} data files, {lines:,} command lines"
+    return f"{counts}, mutated", failures
 
 
 # --- faults from the kernel

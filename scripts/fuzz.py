@@ -1,11 +1,12 @@
-"""Thousands of broken configs, checkpoints and command lines: each is read, or refused with one of rnncls's own errors.
+"""Thousands of broken configs, checkpoints, data files and command lines: each is read or refused in our own words.
 
-    python scripts/fuzz.py --configs 5000 --checkpoints 5000 --commands 1000
+    python scripts/fuzz.py --configs 5000 --checkpoints 5000 --datasets 5000 --commands 1000
 
 Mutations come from fixed seeds. Whatever else is raised, or takes longer than ten seconds, is printed with its case
 number, and the exit code is 1. A damaged checkpoint that is taken for whole counts as a failure too.
 """
 
+import gzip
 import json
 import random
 import sys
@@ -24,9 +25,10 @@ import typer
 import rnncls
 from rnncls import cli
 from rnncls.checkpoint import find_newest, read_checkpoint, restore_model
-from rnncls.config import Config, dump_config, flatten
+from rnncls.config import Config, FilesConfig, dump_config, flatten
+from rnncls.data import files
 from rnncls.errors import RnnclsError
-from rnncls.resume import restored_state
+from rnncls.resume import restored_state, restored_task
 from rnncls.tensorfile import FORMAT, _digest
 
 SLOW_S = 10.0
@@ -46,6 +48,9 @@ COMMAND_LINES = [
     "config check -c tiny.yaml",
     "runs ls . --json",
     "runs diff run run",
+    "predict run 3,1 --top-k 2 --json",
+    "predict run --input tiny.yaml --bad skip --output out.csv",
+    "data sample --config tiny.yaml",
 ]
 STRAY = [
     *OVERRIDES,
@@ -103,8 +108,9 @@ def broken_text(text: str, rng: random.Random) -> str:
 
 def one_config(rng: random.Random, folder: Path, _whole: bytes) -> str:
     path = folder / "config.yaml"
-    path.write_bytes(broken_text(dump_config(Config()), rng).encode("utf-8", "surrogatepass"))
-    overrides = [f"{rng.choice(list(flatten(Config())))}={rng.choice(WORDS)}"] if rng.random() < 0.3 else []
+    config = rng.choice((Config(), Config(data=FilesConfig(source="files", train="x.jsonl"))))
+    path.write_bytes(broken_text(dump_config(config), rng).encode("utf-8", "surrogatepass"))
+    overrides = [f"{rng.choice(list(flatten(config)))}={rng.choice(WORDS)}"] if rng.random() < 0.3 else []
     overrides += [rng.choice(OVERRIDES)] if rng.random() < 0.1 else []
     rnncls.load_config(path, overrides)
     return "accepted"
@@ -154,9 +160,33 @@ def one_checkpoint(rng: random.Random, folder: Path, whole: bytes) -> str:
         changed = kind == 1 and header != json.loads(whole[8:start])
     checkpoint = read_checkpoint(path)
     restore_model(checkpoint)
-    restored_state(checkpoint, checkpoint.config)
+    restored_state(checkpoint, restored_task(checkpoint, checkpoint.config))
     if changed:
         raise AssertionError("a changed checkpoint was taken for whole")
+    return "accepted"
+
+
+JSONL = """{"sequence": [1, 2, 3], "label": 0}
+{"sequence": "4 5", "label": "x"}
+{"sequence": [6], "label": 0}
+"""
+TABLE = 'sequence,label,n\n1 2 3,0,"a"\n"4 5",x,"b, c"\n6,0,\n'
+
+
+def one_dataset(rng: random.Random, folder: Path, _whole: bytes) -> str:
+    """A file whose text or bytes were changed, gzipped or not; read as `rnncls data check` does."""
+    kind = rng.choice(("jsonl", "csv", "tsv"))
+    text = JSONL if kind == "jsonl" else TABLE if kind == "csv" else TABLE.replace(",", "\t")
+    broken = broken_text(text, rng).encode("utf-8", "surrogatepass")
+    zipped = rng.random() < 0.3
+    content = bytearray(gzip.compress(broken) if zipped else broken)
+    if rng.random() < 0.3:
+        content[rng.randrange(len(content) or 1) : rng.choice((None, len(content)))] = rng.randbytes(rng.randint(0, 4))
+    path = folder / f"data.{kind}{'.gz' if zipped else ''}"
+    path.write_bytes(content)
+    tokens = rng.choice(("ids", "words", "characters"))
+    fractions = {"val_fraction": rng.choice((0.0, 0.4)), "test_fraction": rng.choice((0.0, 0.4))}
+    files.load(FilesConfig.model_validate({"source": "files", "train": str(path), "tokens": tokens, **fractions}))
     return "accepted"
 
 
@@ -180,7 +210,7 @@ def one_command_line(rng: random.Random, folder: Path, _whole: bytes) -> str:
             rnncls.fit(rnncls.load_config("tiny.yaml"), "run")
         with unittest.mock.patch.object(sys, "argv", ["rnncls", *words]):
             exit_code = cli.run()
-    if exit_code not in (0, 2, 4, 5, 6) or ("Traceback" in stderr.getvalue() and "--debug" not in words):
+    if exit_code not in (0, 2, 3, 4, 5, 6) or ("Traceback" in stderr.getvalue() and "--debug" not in words):
         raise AssertionError(f"{words}: exit {exit_code}: {stderr.getvalue()}")
     return f"exit {exit_code}"
 
@@ -194,7 +224,7 @@ def run(name: str, case: Callable[[random.Random, Path, bytes], str], count: int
             try:
                 outcomes[case(random.Random(f"{name}-{number}"), Path(folder), whole)] += 1
             except RnnclsError as error:
-                outcomes["refused" if error.exit_code in (2, 4) and error.render() else "wrong exit code"] += 1
+                outcomes["refused" if error.exit_code in (2, 3, 4) and error.render() else "wrong exit code"] += 1
             except Exception as error:
                 outcomes["FAILED"] += 1
                 print(f"{name} {number}: {type(error).__name__}: {str(error)[:200]}")
@@ -214,10 +244,12 @@ def whole_checkpoint() -> bytes:
 def main(
     configs: Annotated[int, typer.Option()] = 5000,
     checkpoints: Annotated[int, typer.Option()] = 5000,
+    datasets: Annotated[int, typer.Option()] = 5000,
     commands: Annotated[int, typer.Option()] = 1000,
 ) -> None:
     failures = run("config", one_config, configs, b"")
     failures += run("checkpoint", one_checkpoint, checkpoints, whole_checkpoint())
+    failures += run("dataset", one_dataset, datasets, b"")
     failures += run("command line", one_command_line, commands, b"")
     raise typer.Exit(1 if failures else 0)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rnncls.config import Config
+from rnncls.config import Config, SumModConfig
 from rnncls.config.load import parse_config
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +28,12 @@ def config_of(**sections: Any) -> Config:
     for name, value in sections.items():
         raw[name] = {**raw.get(name, {}), **value} if isinstance(value, dict) else value
     return parse_config(raw, "test")
+
+
+def data_of(config: Config) -> SumModConfig:
+    """The data section of a config with generated data."""
+    assert isinstance(config.data, SumModConfig)
+    return config.data
 
 
 def run_rnncls(*arguments: str | Path, cwd: Path | None = None, **options: Any) -> Completed:

@@ -28,26 +28,28 @@ from rnncls.checkpoint import (
     write_checkpoint,
 )
 from rnncls.config import Config
-from rnncls.data import batches, collate
+from rnncls.data import batches, collate, load_task
 from rnncls.errors import CheckpointError, WriteError
 from rnncls.model import build_model
 from rnncls.optim import build_optimizer
 from rnncls.train import TrainState, train_step
-from tests.conftest import config_of
+from tests.conftest import config_of, data_of
 
 
 def trained_state(config: Config, steps: int = 3) -> TrainState:
     model = build_model(config)
     state = TrainState(model, build_optimizer(model.parameters(), config.optimizer))
-    for batch in batches(config.data, 0, "train", 8, 0, steps):
-        train_step(state, batch, config)
+    for batch in batches(data_of(config), 0, "train", 8, 0, steps):
+        train_step(state, batch, load_task(config))
     return state
 
 
 def save(folder: Path, config: Config, steps: int = 3) -> tuple[Path, TrainState]:
     state = trained_state(config, steps)
     folder.mkdir(parents=True, exist_ok=True)
-    return write_checkpoint(folder, state.model, state.optimizer, config, state.step, state.counters()), state
+    return write_checkpoint(
+        folder, state.model, state.optimizer, load_task(config), state.step, state.counters()
+    ), state
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> None:

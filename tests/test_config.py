@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnncls.config import Config, config_schema, dump_config, flatten, load_config, num_parameters
+from rnncls.config import Config, config_schema, dump_config, flatten, load_config, num_parameters, parse_config, sizes
 from rnncls.config.strict_yaml import parse
 from rnncls.errors import ConfigError
 from rnncls.model import build_model
@@ -26,6 +26,10 @@ def problems_of(tmp_path: Path, text: str, *overrides: str) -> str:
         load_config(path, overrides)
     assert caught.value.exit_code == 2
     return caught.value.render()
+
+
+def load_text_config(text: str) -> Config:
+    return parse_config(parse(text, "here").value, "here")
 
 
 def load_text(tmp_path: Path, text: str, *overrides: str) -> Config:
@@ -106,8 +110,8 @@ def test_a_duplicate_key_is_refused_with_both_lines(tmp_path: Path, nested: bool
         ("a: " + "{a: " * 10_000, "C13", "deep"),
         ("a: 1\n" * 20_000, "C13", "too large"),
         ("seed: 1\x00", "C2", "U+0000"),
-        ("data: 5", "C9", "a section with the keys modulus"),
-        ("data:", "C9", "a section with the keys modulus"),
+        ("data: 5", "C9", "a section with the keys source, modulus"),
+        ("data:", "C9", "a section with the keys source, modulus"),
     ],
 )
 @pytest.mark.row("C2", "C3", "C4", "C9", "C13", "C14")
@@ -275,14 +279,19 @@ def test_the_default_config_is_the_schema_default() -> None:
     assert load_config(ROOT / "configs" / "sum_mod_10.yaml") == Config()
 
 
-def test_the_json_schema_describes_every_key_and_accepts_the_shipped_configs() -> None:
+def test_the_json_schema_describes_every_key_of_both_sources() -> None:
     schema = json.loads(json.dumps(config_schema()))
-    for key in KEYS:
+    files = load_text_config("data: {source: files, train: x.jsonl}")
+    for key in {*KEYS, *flatten(files)}:
         section, _, name = key.rpartition(".")
-        place = schema["$defs"][schema["properties"][section]["$ref"].rpartition("/")[2]] if section else schema
-        assert name in place["properties"]
-        assert place["properties"][name]["description"], key
-        assert place["additionalProperties"] is False
+        kinds = [schema["$defs"]["SumModConfig"], schema["$defs"]["FilesConfig"]] if section == "data" else []
+        if section not in ("", "data"):
+            kinds = [schema["$defs"][schema["properties"][section]["$ref"].rpartition("/")[2]]]
+        places = [kind for kind in kinds or [schema] if name in kind["properties"]]
+        assert places, key
+        for place in places:
+            assert place["properties"][name]["description"], key
+            assert place["additionalProperties"] is False
     assert yaml.safe_load(dump_config(Config())).keys() == schema["properties"].keys()
 
 
@@ -291,4 +300,6 @@ def test_the_json_schema_describes_every_key_and_accepts_the_shipped_configs() -
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_the_parameter_count_is_that_of_the_model(bidirectional: bool, bias: bool, num_layers: int) -> None:
     config = config_of(model={"bidirectional": bidirectional, "bias": bias, "num_layers": num_layers})
-    assert num_parameters(config) == sum(parameter.numel() for parameter in build_model(config).parameters())
+    assert num_parameters(config, *sizes(config)) == sum(
+        parameter.numel() for parameter in build_model(config).parameters()
+    )

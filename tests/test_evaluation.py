@@ -12,7 +12,7 @@ from rnncls.data import batches
 from rnncls.errors import ConfigError
 from rnncls.evaluation import Report, evaluate, score
 from rnncls.model import build_model
-from tests.conftest import config_of
+from tests.conftest import config_of, data_of
 
 
 class Oracle(nn.Module):
@@ -31,7 +31,7 @@ class Oracle(nn.Module):
 
 
 def report_of(config: Config, blind: int = -1, lengths: list[int] | None = None, samples: int = 500) -> Report:
-    model = Oracle(config.data.modulus, blind)
+    model = Oracle(data_of(config).modulus, blind)
     return evaluate(model, config, lengths, samples, confusion=True)  # type: ignore[arg-type]
 
 
@@ -102,9 +102,9 @@ def test_scoring_puts_the_training_mode_back_and_draws_no_random_number() -> Non
     config = config_of(model={"num_layers": 2, "dropout": 0.5})
     model = build_model(config)
     before = torch.get_rng_state()
-    first = score(model, batches(config.data, 0, "val", 8, 0, 3))
-    second = score(model, batches(config.data, 0, "val", 24, 0, 1))
+    first = score(model, batches(data_of(config), 0, "val", 8, 0, 3))
+    second = score(model, batches(data_of(config), 0, "val", 24, 0, 1))
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
     assert len(first.labels) == len(second.labels) == 24
-    assert torch.equal(first.predictions, score(model, batches(config.data, 0, "val", 8, 0, 3)).predictions)
+    assert torch.equal(first.predictions, score(model, batches(data_of(config), 0, "val", 8, 0, 3)).predictions)

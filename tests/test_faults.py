@@ -21,9 +21,10 @@ import torch
 
 from rnncls import data, optim, tensorfile
 from rnncls.checkpoint import find_newest, read_checkpoint, step_files
-from rnncls.errors import ConfigError, Interrupted, NonFiniteError
+from rnncls.device import resolve_device
+from rnncls.errors import ConfigError, Interrupted, MachineError, NonFiniteError
 from rnncls.resume import resume
-from rnncls.rundir import read_status
+from rnncls.rundir import locked, read_status
 from rnncls.train import fit
 from scripts.chaos import outcome
 from tests.conftest import ROOT, Completed, config_of, run_rnncls
@@ -286,7 +287,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr("rnncls.train.samples", interrupted)
+        patch.setattr("rnncls.data.sum_mod.samples", interrupted)
         with pytest.raises(Interrupted) as caught:
             fit(config, tmp_path / "run")
     assert caught.value.exit_code == 143
@@ -330,6 +331,13 @@ def test_sigusr1_saves_and_goes_on(tmp_path: Path) -> None:
         "step-00000400.safetensors",
         "step-00000008.safetensors",
     ]
+
+
+@row("R6")
+def test_sigusr1_before_a_run_is_no_reason_to_die(tmp_path: Path) -> None:
+    patch = "o = train.build_model\ntrain.build_model = lambda *a: (os.kill(os.getpid(), signal.SIGUSR1), o(*a))[1]"
+    done = run_patched(patch, *SMOKE, "train.max_steps=2", "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
 
 
 @row("R6")
@@ -471,6 +479,18 @@ def test_a_loss_that_is_not_finite_names_the_sequences(tmp_path: Path) -> None:
     assert "try:" in message[0]
 
 
+@row("R12")
+def test_weights_that_are_not_finite_are_never_committed(tmp_path: Path) -> None:
+    words = ["optimizer.lr=1e300", "schedule.name=constant", "schedule.warmup_steps=0", "train.checkpoint_every=1"]
+    for steps in ("1", "5"):
+        run_dir = tmp_path / steps
+        done = run_rnncls(*SMOKE, *words, f"train.max_steps={steps}", "--run-dir", run_dir)
+        assert done.returncode == 7
+        assert "error[R12]: the weights are not finite" in done.stderr
+        assert "try:" in done.stderr
+        assert read_checkpoint(find_newest(run_dir)).state.step == 0
+
+
 @row("R15", "R16")
 @pytest.mark.parametrize(
     ("error", "id"), [("torch.OutOfMemoryError('CUDA out of memory')", "R15"), ("MemoryError()", "R16")]
@@ -526,7 +546,7 @@ def test_durations_never_come_from_the_wall_clock() -> None:
     for path in (ROOT / "rnncls").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":
-                assert node.attr == "perf_counter", path
+                assert node.attr in ("perf_counter", "sleep"), path
 
 
 @row("R29")
@@ -546,6 +566,46 @@ def test_any_terminal_will_do(tmp_path: Path) -> None:
     assert "error[R30]" in done.stderr
     assert "LANG=C.UTF-8" in done.stderr
     assert not run_dir.exists()
+
+
+@row("R30")
+def test_paths_of_five_thousand_letters() -> None:
+    path = "/".join(["x" * 99] * 50)
+    commands = (["eval", path], ["train", "--resume", path], ["runs", "ls", path], ["runs", "diff", path, path])
+    for words in (*commands, [*SMOKE, "--init-from", path], [*SMOKE, "--run-dir", path], ["predict", path, "1"]):
+        done = run_rnncls(*words)
+        assert done.returncode == 5, (words[0], done.stderr)
+        assert "Traceback" not in done.stderr
+        assert "try:" in done.stderr
+
+
+@row("R26")
+def test_looking_at_a_run_does_not_keep_it_from_starting(tmp_path: Path) -> None:
+    fit(config_of(train={"max_steps": 2}), tmp_path / "run")
+    looking = f"""
+from pathlib import Path
+from rnncls.rundir import is_locked
+print(flush=True)
+while True:
+    is_locked(Path({str(tmp_path / "run")!r}))
+"""
+    with subprocess.Popen([sys.executable, "-c", looking], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            for _ in range(100):
+                with locked(tmp_path / "run"):
+                    pass
+        finally:
+            process.kill()
+
+
+@row("R17")
+@pytest.mark.skipif(torch.cuda.device_count() > 128, reason="these devices exist")
+@pytest.mark.parametrize("index", [128, 200, 255, 256, 999])
+def test_an_index_that_torch_would_take_modulo_256(index: int) -> None:
+    with pytest.raises(MachineError, match=f"no device cuda:{index}"):
+        resolve_device(f"cuda:{index}")
 
 
 @row("R30")

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from rnncls.config import num_parameters, sizes
 from rnncls.data import collate
 from rnncls.model import RNNClassifier, build_model
 from tests.conftest import config_of
@@ -130,19 +131,63 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(logits_of(model, rows), logits_of(model, rows))
 
 
+CELLS = [("rnn", nn.RNN), ("lstm", nn.LSTM), ("gru", nn.GRU)]
+
+
+def gates_by_hand(cell: str, model: RNNClassifier, row: list[int]) -> Tensor:
+    """Logits of one sequence for one layer and direction, by the equations in PyTorch's documentation."""
+    weights = {name.removesuffix("_l0"): value for name, value in model.rnn.named_parameters()}
+    hidden = memory = torch.zeros(model.rnn.hidden_size, dtype=torch.float64)
+    for token in row:
+        x = weights["weight_ih"] @ model.embedding.weight[token] + weights["bias_ih"]
+        h = weights["weight_hh"] @ hidden + weights["bias_hh"]
+        if cell == "lstm":
+            i, f, g, o = (x + h).chunk(4)
+            memory = f.sigmoid() * memory + i.sigmoid() * g.tanh()
+            hidden = o.sigmoid() * memory.tanh()
+        else:
+            (xr, xz, xn), (hr, hz, hn) = x.chunk(3), h.chunk(3)
+            new, update = (xn + (xr + hr).sigmoid() * hn).tanh(), (xz + hz).sigmoid()
+            hidden = (1 - update) * new + update * hidden
+    return model.head.weight @ hidden + model.head.bias
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_gated_cells_are_the_documented_equations(cell: str) -> None:
+    model = build_model(config_of(model={"cell": cell})).double()
+    rows = [[1, 2, 0, 1], [2], [0, 1]]
+    expected = torch.stack([gates_by_hand(cell, model, row) for row in rows])
+    torch.testing.assert_close(logits_of(model, rows), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("cell", "module"), CELLS)
+def test_every_cell_has_its_gates_initialised_and_its_parameters_counted(cell: str, module: type[nn.RNNBase]) -> None:
+    shape = {"cell": cell, "num_layers": 2, "bidirectional": True, "hidden_size": 6}
+    config = config_of(model={**shape, "recurrent_init": "orthogonal", "init_gain": 1.0})
+    model = build_model(config)
+    assert isinstance(model.rnn, module)
+    assert num_parameters(config, *sizes(config)) == sum(parameter.numel() for parameter in model.parameters())
+    for name, parameter in model.rnn.named_parameters():
+        for gate in torch.split(parameter.detach(), 6) if name.startswith("weight_hh") else ():
+            torch.testing.assert_close(gate @ gate.T, torch.eye(6), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 @pytest.mark.parametrize(
     ("num_layers", "bidirectional", "bias", "nonlinearity"), [(2, False, True, "relu"), (3, True, False, "tanh")]
 )
-def test_dropout_between_layers_is_nn_rnns(num_layers: int, bidirectional: bool, bias: bool, nonlinearity: str) -> None:
-    """The same masks as nn.RNN draws on the CPU, so the same logits and gradients, to the bit."""
+def test_dropout_between_layers_is_that_of_torch_nn(
+    cell: str, num_layers: int, bidirectional: bool, bias: bool, nonlinearity: str
+) -> None:
+    """The same masks as torch.nn's module draws on the CPU, so the same logits and gradients, to the bit."""
     shape = {"num_layers": num_layers, "bidirectional": bidirectional, "bias": bias, "nonlinearity": nonlinearity}
-    model = build_model(config_of(model={**shape, "dropout": 0.4}))
+    model = build_model(config_of(model={**shape, "cell": cell, "dropout": 0.4}))
     batch = collate([torch.tensor(row) for row in ([1, 2, 0], [2], [0, 1, 1, 2])], torch.zeros(3))
     results = []
     for reference in (False, True):
         torch.manual_seed(5)
         if reference:
-            model.rnn.dropout, model.dropout = 0.4, 0.0  # nn.RNN's own
+            model.rnn.dropout, model.dropout = 0.4, 0.0  # torch.nn's own
         model.zero_grad()
         logits = model(batch.tokens)
         logits.square().sum().backward()

@@ -39,6 +39,10 @@ def quick(command: str) -> str:
         return f"{command} --rounds 1 --count 4"
     if command.startswith("python scripts/bench_checkpoint"):
         return f"{command} --rounds 1 --config configs/smoke.yaml"
+    if command.startswith("python scripts/bench_files"):
+        return f"{command} --rows 1000"
+    if command.startswith("python scripts/digits"):
+        return f"{command} --rows 2000"
     return command
 
 

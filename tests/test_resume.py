@@ -1,8 +1,10 @@
 """A run that was stopped or killed goes on and ends as if nothing had happened."""
 
 import json
+import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from rnncls.config import Config, dump_config
 from rnncls.errors import CheckpointError, ConfigError, Interrupted, MachineError
 from rnncls.resume import resume
 from rnncls.rundir import is_locked, locked, read_status
+from rnncls.runs import compare, find_runs
 from rnncls.train import TrainState, fit
 from scripts.chaos import outcome
 from tests.conftest import ROOT, config_of, run_rnncls
@@ -274,6 +277,169 @@ def test_a_new_run_can_start_from_given_weights(tmp_path: Path, fails: Callable[
     arguments = ["train", "--config", "configs/smoke.yaml", "--init-from", tmp_path / "old"]
     assert "do not fit the model" in fails(4, *arguments, "--run-dir", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing is saved on the way out."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    original = train.train_step
+
+    def stepping(state: TrainState, *arguments: Any) -> None:
+        if state.step == step:
+            raise Killed
+        original(state, *arguments)
+
+    monkeypatch.setattr(train, "train_step", stepping)
+
+
+@pytest.mark.row("K18", "K21")
+@pytest.mark.parametrize("first", [{"max_steps": 12}, {"max_steps": 0}, {"stop_at_accuracy": 0.01}])
+@pytest.mark.parametrize("how", [stop_at, kill_at])
+def test_a_lengthened_run_that_is_stopped_or_killed_goes_on(
+    first: dict[str, Any], how: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(**{**HARD, "schedule": {"name": "constant"}})
+    began = config.model_copy(update={"train": config.train.model_copy(update=first)})
+    overrides = [f"train.{key}={json.dumps(getattr(config.train, key))}" for key in first]
+    fit(config, tmp_path / "whole")
+    begun_at = fit(began, tmp_path / "begun").step
+    for step in range(begun_at, 23, 3):
+        run_dir = tmp_path / str(step)
+        shutil.copytree(tmp_path / "begun", run_dir)
+        with monkeypatch.context() as patch:
+            how(patch, step)
+            with pytest.raises((Interrupted, Killed)):
+                resume(run_dir, overrides)
+        assert resume(run_dir).step == 24
+        tensors, _, counters = outcome(run_dir)
+        expected, _, wanted = outcome(tmp_path / "whole")
+        assert tensors == expected
+        if "max_steps" in first:  # the end of the shorter run is logged as well
+            assert counters.keys() == wanted.keys()
+
+
+@pytest.mark.row("K17")
+def test_an_early_stop_is_not_lifted_by_another_cadence(tmp_path: Path) -> None:
+    assert fit(config_of(train={"stop_at_accuracy": 0.01}), tmp_path / "run").step == 20
+    assert resume(tmp_path / "run", ["train.keep_checkpoints=3", "device=cpu"]).step == 20
+    assert resume(tmp_path / "run", ["train.stop_at_accuracy=null"]).step == 40
+
+
+def test_tensorboard_has_each_step_once_after_an_interrupted_evaluation_and_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(train={"log_every": 5, "eval_every": 10, "checkpoint_every": 1000, "best_metric": "loss"})
+    original = train.validate
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "validate", interrupted)
+        with pytest.raises(Interrupted):
+            fit(config, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        kill_at(patch, 13)
+        with pytest.raises(Killed):
+            resume(tmp_path / "run")
+    resume(tmp_path / "run")
+    accumulator = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert [event.step for event in accumulator.Scalars("val/accuracy")] == [10, 20, 30, 40]
+    assert [event.step for event in accumulator.Scalars("train/loss")] == list(range(5, 41, 5))
+
+
+DAMAGED_LINES = {
+    "deep": b"[" * 100_000,
+    "separator": '{"step": 5, "x": "a\u2028b"}'.encode(),
+    "surrogate": b'{"step": 5, "\xed\xa0\x80": 1}',
+    "utf_16": '{"step": 5}'.encode("utf-16"),
+    "half_pair": b'{"step": 5, "val/loss": "\\ud800"}',
+    "keys": b"[[1, 2]]",
+    "huge": b'{"step": 5, "val/loss": 1e999}',
+    "digits": b'{"step": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LINES)
+def test_damaged_lines_and_statuses_are_passed_over(damage: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    fit(config_of(train={"max_steps": 10}), run_dir)
+    with (run_dir / "metrics.jsonl").open("ab") as file:
+        file.write(DAMAGED_LINES[damage] + b"\n")
+    (run_dir / "status.json").write_bytes(DAMAGED_LINES[damage])
+    assert compare(run_dir, run_dir) == {"config": {}, "result": {}}
+    assert find_runs(tmp_path) == []
+    assert resume(run_dir, ["train.max_steps=20"]).step == 20
+    assert [line["step"] for line in outcome(run_dir)[1]] == [10, 20]
+
+
+@pytest.mark.row("K9")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"totals_loss": None},
+        {"totals_correct": 10**400},
+        {"stale_evaluations": None},
+        {"stale_evaluations": -1},
+        {"best_accuracy": None},
+        {"best_accuracy": 2.0},
+        {"best_step": 3.5},
+        {"best_step": 41},
+        {"due": 2},
+        {"another": 1},
+    ],
+)
+def test_counters_that_make_no_sense_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    fit(config_of(), tmp_path / "run")
+    path = find_newest(tmp_path / "run")
+    text, tensors = tensorfile.read(path)
+    state = json.loads(text)
+    state["counters"] |= change
+    tensorfile.write(path, json.dumps(state), tensors)
+    with pytest.raises(CheckpointError, match="counters do not fit") as caught:
+        resume(tmp_path / "run", ["train.max_steps=50"])
+    assert "try:" in caught.value.render()
+
+
+@pytest.mark.row("K9")
+@pytest.mark.parametrize(
+    ("name", "value"), [("step", -1.0), ("step", math.nan), ("exp_avg", math.inf), ("exp_avg_sq", -1.0)]
+)
+def test_an_optimizer_state_that_no_run_has_is_refused(name: str, value: float, tmp_path: Path) -> None:
+    fit(config_of(), tmp_path / "run")
+    path = find_newest(tmp_path / "run")
+    text, tensors = tensorfile.read(path)
+    tensors[f"optim/{name}/head.bias"].fill_(value)
+    tensorfile.write(path, text, tensors)
+    with pytest.raises(CheckpointError, match="optimizer state"):
+        resume(tmp_path / "run", ["train.max_steps=50"])
+
+
+@pytest.mark.row("K16")
+@pytest.mark.parametrize("kind", ["link", "folder", "foreign", "pickle", "damaged with its step"])
+def test_a_best_that_is_no_checkpoint_does_not_stop_a_resume(kind: str, tmp_path: Path) -> None:
+    fit(config_of(train={"checkpoint_every": 10}), tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    best = folder / "best.safetensors"
+    step = read_checkpoint(best).state.step
+    content = bytearray(best.read_bytes())
+    best.unlink()
+    if kind == "link":
+        best.symlink_to(folder / "step-00000040.safetensors")
+    elif kind == "folder":
+        best.mkdir()
+    elif kind == "damaged with its step":
+        content[-9] ^= 1
+        (folder / f"step-{step:08d}.safetensors").write_bytes(content)
+        best.write_bytes(content)
+    else:
+        best.write_bytes(b"PK\x03\x04" if kind == "pickle" else (2).to_bytes(8, "little") + b"{}")
+    assert resume(tmp_path / "run", ["train.max_steps=50"]).step == 50
+    assert read_checkpoint(best).state.step >= min(step, 40)
+    assert list(folder.glob("best.safetensors.bad*"))
 
 
 @pytest.mark.row("R26")

@@ -16,11 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from rnncls.config import load_config
-from rnncls.runlog import default_run_dir, logged_lengths
+from rnncls.data import load_task
+from rnncls.runlog import default_run_dir
 from tests.conftest import ROOT, Completed, config_of
 
 TRAIN_TAGS = {"loss", "accuracy", "grad_norm", "clip_fraction", "lr", "sequences_per_second"}
-VAL_TAGS = {"loss", "accuracy"} | {f"accuracy_by_length/{n}" for n in range(1, 5)}
+VAL_TAGS = {"loss", "accuracy", "macro_f1"} | {f"accuracy_by_length/{n}" for n in range(1, 5)}
 ALL_TAGS = {f"train/{tag}" for tag in TRAIN_TAGS} | {f"val/{tag}" for tag in VAL_TAGS}
 
 
@@ -151,8 +152,8 @@ def test_a_tensorboard_server_shows_scalars_and_hparams_over_http(tensorboard: s
 
 def test_many_lengths_are_thinned_out_to_a_readable_chart() -> None:
     few, many = ({"min_length": 2, "max_length": n} for n in (5, 500))
-    assert logged_lengths(config_of(data=few)) == [2, 3, 4, 5]
-    lengths = logged_lengths(config_of(data=many))
+    assert load_task(config_of(data=few)).logged_lengths() == [2, 3, 4, 5]
+    lengths = load_task(config_of(data=many)).logged_lengths()
     assert len(lengths) == 20
     assert (lengths[0], lengths[-1]) == (2, 500)
 

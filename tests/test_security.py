@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,7 +25,7 @@ import torch
 from rnncls import tensorfile
 from rnncls.checkpoint import find_newest
 from rnncls.train import fit
-from tests.conftest import ROOT, config_of
+from tests.conftest import ROOT, config_of, run_rnncls
 
 CANARY = "canary"
 
@@ -133,6 +134,13 @@ def hostile_checkpoints(whole: Path, scratch: Path) -> dict[str, bytes]:
         "negative_offsets": header({"a": {**span, "data_offsets": [-8, 0]}}, bytes(8)),
         "unknown_dtype": header({"a": {**span, "dtype": "PICKLE"}}, bytes(8)),
         "many_dimensions": header({"a": {**span, "shape": [1] * 10_000 + [2]}}, bytes(8)),
+        "digits": header(
+            '{"a":{"dtype":"F32","shape":[' + ",".join(["9" * 4200] * 300) + '],"data_offsets":[0,8]}}', bytes(8)
+        ),
+        "zero_times_huge": header({"a": {**span, "shape": [0, 10**30], "data_offsets": [0, 0]}}),
+        "zero_times_large": header({"a": {**span, "shape": [0, 2**63], "data_offsets": [0, 0]}}),
+        "header_utf_16": header(json.dumps({"a": span}), bytes(8)).replace(b"{", "{".encode("utf-16")),
+        "header_byte_order_mark": header("\ufeff" + json.dumps({"a": span}), bytes(8)),
         "name_up": signed(text, {**tensors, "model/../../../canary": torch.zeros(1)}, scratch),
         "name_absolute": signed(text, {**tensors, "/tmp/canary": torch.zeros(1)}, scratch),
         "name_attribute": signed(text, {**tensors, "model/__class__.__init__": torch.zeros(1)}, scratch),
@@ -232,6 +240,67 @@ def test_a_hostile_corpus_is_refused_without_running_writing_or_swelling(tmp_pat
         assert grown < 200_000, words  # kB
     assert set(tmp_path.iterdir()) - before == {tmp_path / "results.json", tmp_path / "warm"}
     assert not list(tmp_path.rglob(CANARY))
+
+
+def test_a_hostile_run_directory_changes_nothing_outside_and_blocks_nothing(tmp_path: Path) -> None:
+    """Links and pipes in place of every file of a run: nothing behind a link changes, and nothing waits for a pipe."""
+    fit(config_of(train={"max_steps": 4}), tmp_path / "run")
+    fit(config_of(train={"max_steps": 4}), tmp_path / "other")
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    names = [".lock", "status.json", "metrics.jsonl", "metrics.csv", "config.yaml", "crash.log", "checkpoints"]
+    for name in names:
+        for kind in ("link", "pipe"):
+            run_dir = tmp_path / f"{kind} {name}"
+            shutil.copytree(tmp_path / "run", run_dir)
+            path = run_dir / name
+            if name == "checkpoints":
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            if kind == "link":
+                path.symlink_to(tmp_path / "other" / "checkpoints" if name == "checkpoints" else victim)
+            else:
+                os.mkfifo(path)
+    others = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()}
+    commands = [["runs", "ls", str(tmp_path)]]
+    for run_dir in tmp_path.glob("* *"):
+        commands += [
+            ["runs", "diff", str(run_dir), str(run_dir)],
+            ["train", "--resume", str(run_dir), "train.max_steps=6"],
+        ]
+    code = """
+import io, json, signal, sys
+from rnncls import cli
+codes = []
+for words in json.loads(sys.argv[1]):
+    signal.alarm(20)  # a pipe that blocks ends this process
+    sys.argv = ["rnncls", *words]
+    codes.append(cli.run())
+print(json.dumps(codes))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert set(json.loads(done.stdout.splitlines()[-1])) <= {0, 2, 4, 6}, done.stderr
+    assert victim.read_text() == "mine"
+    assert {path: path.read_bytes() for path in others} == others
+    assert {path for path in (tmp_path / "other").rglob("*") if path.is_file()} == set(others)
+
+
+def test_what_a_run_says_of_itself_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    for name in "ab":
+        fit(config_of(train={"max_steps": 2}), tmp_path / name)
+    escape = "\x1b]0;owned\x07"
+    (tmp_path / "a" / "metrics.jsonl").write_text(json.dumps({"step": 1, escape: 3}) + "\n")
+    status = json.loads((tmp_path / "b" / "status.json").read_text())
+    (tmp_path / "b" / "status.json").write_text(json.dumps(status | {"state": escape}))
+    commands: list[list[str | Path]] = [["ls", tmp_path], ["diff", tmp_path / "a", tmp_path / "b"]]
+    for words in commands:
+        done = run_rnncls("runs", *words)
+        assert done.returncode == 0, done.stderr
+        assert "\x1b" not in done.stdout + done.stderr
 
 
 BANNED_IMPORTS = {

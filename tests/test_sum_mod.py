@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_packed_sequence
 
-from rnncls.config import DataConfig
+from rnncls.config import SumModConfig
 from rnncls.data import Batch, all_sequences, batches, num_sequences, samples, sum_mod
 
 SPLITS: tuple[sum_mod.Split, ...] = ("train", "val", "test")
@@ -29,7 +29,7 @@ def examples_of(stream: Iterable[Batch]) -> list[Example]:
 
 
 tasks = st.builds(
-    lambda modulus, max_value, low, extra: DataConfig(
+    lambda modulus, max_value, low, extra: SumModConfig(
         modulus=modulus, max_value=max_value, min_length=low, max_length=low + extra
     ),
     st.integers(2, 12),
@@ -41,7 +41,7 @@ tasks = st.builds(
 
 @given(tasks, st.integers(0, 2**32 - 1))
 @settings(max_examples=30)
-def test_labels_are_the_sum_mod_n_and_digits_and_lengths_are_in_range(data: DataConfig, seed: int) -> None:
+def test_labels_are_the_sum_mod_n_and_digits_and_lengths_are_in_range(data: SumModConfig, seed: int) -> None:
     largest = data.modulus - 1 if data.max_value is None else data.max_value
     for digits, label in examples_of(batches(data, seed, "train", 7, 0, 3)):
         assert label == sum(digits) % data.modulus
@@ -52,7 +52,7 @@ def test_labels_are_the_sum_mod_n_and_digits_and_lengths_are_in_range(data: Data
 @given(st.integers(0, 600), st.integers(0, 40))
 @settings(max_examples=25)
 def test_the_batch_of_a_step_does_not_depend_on_where_the_stream_begins(start: int, count: int) -> None:
-    data = DataConfig(modulus=10, max_length=5)
+    data = SumModConfig(modulus=10, max_length=5)
     stream = examples_of(batches(data, 3, "train", 4, 0, start + count))
     assert examples_of(batches(data, 3, "train", 4, start, start + count)) == stream[4 * start :]
 
@@ -61,14 +61,14 @@ def test_large_batches_come_in_smaller_blocks_and_still_depend_on_the_step_alone
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sum_mod, "BLOCK_TOKENS", 3 * 8 * 5)  # three steps a block
-    data = DataConfig(modulus=10, max_length=5)
+    data = SumModConfig(modulus=10, max_length=5)
     whole = examples_of(batches(data, 0, "train", 8, 0, 10))
     assert len(whole) == 80
     assert examples_of(batches(data, 0, "train", 8, 4, 10)) == whole[32:]
 
 
 def test_splits_seeds_and_steps_are_different_streams() -> None:
-    data = DataConfig(modulus=10, min_length=5, max_length=5)
+    data = SumModConfig(modulus=10, min_length=5, max_length=5)
     streams = [
         tuple(examples_of(batches(data, seed, split, 16, start, start + 1)))
         for seed, split, start in product((0, 1), SPLITS, (0, 1, 256))
@@ -79,7 +79,7 @@ def test_splits_seeds_and_steps_are_different_streams() -> None:
 
 def test_digits_and_lengths_are_uniform() -> None:
     """Pearson's chi-square below the 99.99 % quantile (23.5 for 4, 33.7 for 9 degrees of freedom), fixed seed."""
-    data = DataConfig(modulus=10, min_length=1, max_length=5)
+    data = SumModConfig(modulus=10, min_length=1, max_length=5)
     drawn = [digits for digits, _ in examples_of(samples(data, 0, "test", 20_000))]
     lengths = Counter(map(len, drawn))
     digits = Counter(digit for row in drawn for digit in row)
@@ -90,7 +90,7 @@ def test_digits_and_lengths_are_uniform() -> None:
 
 def test_samples_are_as_many_as_asked_for_and_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sum_mod, "BATCH_TOKENS", 100)
-    data = DataConfig(modulus=10, max_length=5)
+    data = SumModConfig(modulus=10, max_length=5)
     assert [len(batch.labels) for batch in samples(data, 0, "val", 45)] == [20, 20, 5]
     assert examples_of(samples(data, 0, "val", 45)) == examples_of(samples(data, 0, "val", 45))
 
@@ -98,7 +98,7 @@ def test_samples_are_as_many_as_asked_for_and_always_the_same(monkeypatch: pytes
 @pytest.mark.parametrize(("base", "length"), [(10, 1), (10, 3), (3, 4), (2, 7), (1, 3)])
 def test_all_sequences_are_each_sequence_once(base: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sum_mod, "BATCH_TOKENS", 50)  # several batches
-    data = DataConfig(modulus=4, max_value=base - 1)
+    data = SumModConfig(modulus=4, max_value=base - 1)
     expected = [(digits, sum(digits) % 4) for digits in product(range(base), repeat=length)]
     assert examples_of(all_sequences(data, length)) == expected
     assert num_sequences(data, length) == len(expected)

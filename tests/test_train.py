@@ -11,14 +11,14 @@ from torch import Tensor
 
 from rnncls.checkpoint import read_checkpoint
 from rnncls.config import Config
-from rnncls.data import batches
+from rnncls.data import batches, load_task
 from rnncls.errors import ConfigError, NonFiniteError, WriteError
 from rnncls.evaluation import evaluate
 from rnncls.model import build_model
 from rnncls.optim import build_optimizer
-from rnncls.train import TrainState, fit, note_accuracy, train_step
+from rnncls.train import TrainState, fit, note_score, train_step
 from scripts.golden import CASES, GOLDEN, STEPS, first_losses
-from tests.conftest import config_of
+from tests.conftest import config_of, data_of
 
 # Enough to learn SMALL's 120 sequences by heart, in a second.
 LEARNS: dict[str, Any] = {
@@ -53,7 +53,7 @@ def test_the_first_loss_is_that_of_a_hand_made_step() -> None:
     )
     state = state_of(config)
     weights = {name: value.clone().requires_grad_() for name, value in state.model.state_dict().items()}
-    batch = next(batches(config.data, config.seed, "train", 8, 0, 1))
+    batch = next(batches(data_of(config), config.seed, "train", 8, 0, 1))
     padded, lengths = torch.nn.utils.rnn.pad_packed_sequence(batch.tokens, batch_first=True)
     h = torch.zeros(8, 16)
     for t in range(padded.shape[1]):
@@ -66,7 +66,7 @@ def test_the_first_loss_is_that_of_a_hand_made_step() -> None:
     gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
     norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
 
-    train_step(state, batch, config)
+    train_step(state, batch, load_task(config))
 
     assert state.totals.loss / 8 == pytest.approx(loss.item(), rel=1e-5)
     assert state.totals.grad_norm == pytest.approx(norm, rel=1e-5)
@@ -83,7 +83,7 @@ def test_every_parameter_moves_in_one_step(nonlinearity: str, bidirectional: boo
     config = config_of(model=model, optimizer={"weight_decay": 0.0})
     state = state_of(config)
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
-    train_step(state, next(batches(config.data, 0, "train", 64, 0, 1)), config)
+    train_step(state, next(batches(data_of(config), 0, "train", 64, 0, 1)), load_task(config))
     unmoved = [name for name, value in state.model.state_dict().items() if torch.equal(value, before[name])]
     assert unmoved == []
     assert state.step == 1
@@ -123,14 +123,14 @@ def test_it_learns(tmp_path: Path) -> None:
 def test_a_non_finite_loss_stops_before_the_optimizer_step() -> None:
     config = config_of()
     state = state_of(config)
-    stream = batches(config.data, 0, "train", 8, 0, 3)
-    train_step(state, next(stream), config)
+    stream = batches(data_of(config), 0, "train", 8, 0, 3)
+    train_step(state, next(stream), load_task(config))
     with torch.no_grad():
         state.model.head.bias[0] = torch.nan
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     moments = {key: value["exp_avg"].clone() for key, value in state.optimizer.state.items()}
     with pytest.raises(NonFiniteError, match="step 2") as caught:
-        train_step(state, next(stream), config)
+        train_step(state, next(stream), load_task(config))
     assert caught.value.exit_code == 7
     assert "loss nan" in caught.value.render()
     assert state.step == 1
@@ -145,7 +145,7 @@ def test_an_infinite_gradient_with_a_finite_loss_stops_too() -> None:
     state = state_of(config)
     state.model.head.weight.register_hook(lambda gradient: gradient * torch.inf)  # type: ignore[no-untyped-call]
     with pytest.raises(NonFiniteError, match="step 1"):
-        train_step(state, next(batches(config.data, 0, "train", 8, 0, 1)), config)
+        train_step(state, next(batches(data_of(config), 0, "train", 8, 0, 1)), load_task(config))
 
 
 def test_a_run_that_diverges_keeps_its_metrics_and_its_last_checkpoint(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_the_best_is_the_latest_of_the_most_accurate_and_never_one_with_a_nan_lo
     best = []
     for step, (accuracy, loss) in enumerate(history):
         state.step = step
-        note_accuracy(state, {"val/accuracy": accuracy, "val/loss": loss})
+        note_score(state, {"val/accuracy": accuracy, "val/loss": loss}, "accuracy")
         best.append((state.best_step, state.stale_evaluations))
     assert best == [(0, 0), (1, 0), (2, 1), (2, 2), (2, 3), (5, 0)]
 

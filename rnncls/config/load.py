@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rnncls.config import strict_yaml
-from rnncls.config.schema import Config
+from rnncls.config.schema import Config, FilesConfig
 from rnncls.config.strict_yaml import Document, KeyPath, dotted
 from rnncls.errors import ConfigError, Problem
 
@@ -25,12 +26,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(document.value, dict):
         found = "nothing" if document.value is None else _shown(document.value)
         raise ConfigError(Problem("the config is no mapping", document.source, "sections", found, id="C4"))
-    return _validate(document, overrides)
+    return _validate(document, overrides, Path(path).parent)
 
 
 def parse_config(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
     """A `Config` from plain values that rnncls itself saved, e.g. in a checkpoint. Raises ConfigError."""
-    return _validate(Document(_tuples(raw), source), overrides)
+    return _validate(Document(_tuples(raw), source), overrides, Path())
 
 
 def dump_config(config: Config) -> str:
@@ -55,9 +56,14 @@ def flatten(config: Config) -> dict[str, Any]:
     return flat
 
 
-def _validate(document: Document, overrides: Sequence[str]) -> Config:
+def _validate(document: Document, overrides: Sequence[str], folder: Path) -> Config:
+    """`folder`: what paths in the document are relative to."""
     places = _Places(document)
     raw, noted = _apply(document, overrides, places)
+    if isinstance(data := raw.setdefault("data", {}), dict):
+        source = data.setdefault("source", places.source)
+        places.source = source if source in ("sum_mod", "files") else places.source
+        _resolve_paths(data, folder, places)
     problems = [problem for _, problem in noted]
     spoiled = {path for path, _ in noted}  # their values are no longer what the user wrote
     try:
@@ -66,11 +72,18 @@ def _validate(document: Document, overrides: Sequence[str]) -> Config:
         problems += [
             _translate(detail, places)
             for detail in error.errors(include_url=False)
-            if detail["type"] == "extra_forbidden" or detail["loc"] not in spoiled
+            if detail["type"] == "extra_forbidden" or _path_of(detail) not in spoiled
         ]
     if problems:
         raise ConfigError(*problems)
     return config
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path, places: "_Places") -> None:
+    for key in ("train", "val", "test"):
+        if isinstance(data.get(key), str) and data[key] and places.source == "files":
+            base = Path() if ("data", key) in places.overrides else folder
+            data[key] = os.path.abspath(base / data[key])  # noqa: PTH100  # resolve() would follow links
 
 
 class _Places:
@@ -79,6 +92,7 @@ class _Places:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.overrides: dict[KeyPath, str] = {}
+        self.source = "sum_mod"  # which keys the data section has
 
     def where(self, path: KeyPath) -> str:
         for end in range(len(path), 0, -1):
@@ -122,17 +136,20 @@ def _apply(
 
 def _translate(detail: ErrorDetails, places: _Places) -> Problem:
     """One pydantic error in our own words."""
-    path: KeyPath = tuple(part for part in detail["loc"])
+    path = _path_of(detail)
     kind, context = detail["type"], detail.get("ctx", {})
+    if kind.startswith("union_tag"):
+        path = (*path, "source")
     if kind == "clash":
         path = (*path, *context["key"].split("."))
         details = {name: context[name] for name in ("expected", "found", "remedy")}
         return Problem(context["what"], places.where(path), **details, id="C15")
     if kind == "extra_forbidden":
         return _unknown_key(path, places)
-    schema = _schema_at(path)
-    found = _shown(detail["input"])
-    close = difflib.get_close_matches(str(detail["input"]), schema.get("enum", []), n=1, cutoff=0.5)
+    schema = _schema_at(path, places.source)
+    value = detail["input"].get("source") if kind.startswith("union_tag") else detail["input"]
+    found = "nothing" if kind == "missing" else _shown(value)
+    close = difflib.get_close_matches(str(value), schema.get("enum", []), n=1, cutoff=0.5)
     id = "C10" if kind.startswith(("greater", "less")) else "C11" if kind == "finite_number" else "C9"
     what = f"bad value for {dotted(path)}"
     return Problem(what, places.where(path), _described(schema), found, "".join(close), id=id)
@@ -140,8 +157,11 @@ def _translate(detail: ErrorDetails, places: _Places) -> Problem:
 
 def _unknown_key(path: KeyPath, places: _Places) -> Problem:
     section, key = path[:-1], str(path[-1])
-    known = list(_schema_at(section).get("properties", {}))
+    known = list(_schema_at(section, places.source).get("properties", {}))
     close = [dotted((*section, name)) for name in difflib.get_close_matches(key, known, n=1)]
+    if not close and section == ("data",) and key in FilesConfig.model_fields:
+        remedy = "data.source=files, whose key it is"
+        return Problem(f'unknown key "{key}"', places.where(path), f"keys of source {places.source}", key, remedy, "C5")
     if not close:  # perhaps the right key in the wrong section
         close = [name for name in flatten(Config()) if name.rpartition(".")[2] == key]
     expected = f'a key of section "{dotted(section)}"' if section else "one of " + ", ".join(known)
@@ -149,8 +169,16 @@ def _unknown_key(path: KeyPath, places: _Places) -> Problem:
     return Problem(f'unknown key "{key}"', places.where(path), expected, key, remedy, id="C5")
 
 
-def _schema_at(path: KeyPath) -> dict[str, Any]:
-    """The JSON Schema of the key at `path`; empty for one that does not exist."""
+def _path_of(detail: ErrorDetails) -> KeyPath:
+    """Where the error is, without the `source` that pydantic puts behind `data`."""
+    first, *rest = detail["loc"] or ("",)
+    if first == "data" and rest and rest[0] in ("sum_mod", "files"):
+        rest = rest[1:]
+    return (first, *rest) if detail["loc"] else ()
+
+
+def _schema_at(path: KeyPath, source: str) -> dict[str, Any]:
+    """The JSON Schema of the key at `path`, with data of this source; empty for one that does not exist."""
     root = Config.model_json_schema()
     schema = root
     for part in path:
@@ -158,8 +186,11 @@ def _schema_at(path: KeyPath) -> dict[str, Any]:
             schema = (schema.get("prefixItems") or [{}])[0]
         else:
             schema = schema.get("properties", {}).get(part, {})
-        if "$ref" in schema:
-            schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
+        if path == ("data", "source") and part == "source":
+            return {"enum": list(root["properties"]["data"]["discriminator"]["mapping"])}
+        reference = schema.get("$ref") or schema.get("discriminator", {"mapping": {}})["mapping"].get(source)
+        if reference:
+            schema = root["$defs"][reference.rpartition("/")[2]]
     return schema
 
 
@@ -178,7 +209,7 @@ def _described(schema: dict[str, Any]) -> str:
         return f"text that matches {schema['pattern']}"
     if "properties" in schema:
         return "a section with the keys " + ", ".join(schema["properties"])
-    bounds = " and ".join(f"{sign} {schema[name]:g}" for name, sign in _BOUNDS.items() if name in schema)
+    bounds = " and ".join(f"{sign} {schema[name]:,}" for name, sign in _BOUNDS.items() if name in schema)
     kind = {"boolean": "true or false", "string": "text"}.get(schema.get("type", ""), schema.get("type", ""))
     return f"{kind} {bounds}".strip()
 

@@ -18,6 +18,7 @@ Count = Annotated[int, Field(ge=1, le=2**20)]
 Steps = Annotated[int, Field(ge=0, le=2**40)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -33,9 +34,11 @@ class Section(BaseModel):
     )
 
 
-class DataConfig(Section):
+class SumModConfig(Section):
     """Generated sequences of digits, each labelled with the sum of its digits modulo `modulus`."""
 
+    source: Literal["sum_mod"] = "sum_mod"
+    """Where sequences come from: sum_mod, or files (then with other keys)."""
     modulus: Annotated[int, Field(ge=2, le=2**20)] = 10
     """N: the label is the sum of the digits mod N, so there are N classes."""
     max_value: Annotated[int, Field(ge=0, le=2**20)] | None = None
@@ -55,32 +58,86 @@ class DataConfig(Section):
         return (self.modulus - 1 if self.max_value is None else self.max_value) + 1
 
     @model_validator(mode="after")
-    def _check(self) -> "DataConfig":
+    def _check(self) -> "SumModConfig":
         if self.min_length > self.max_length:
             expected = f"at most data.max_length = {self.max_length}"
             raise _clash("min_length", "min_length is above max_length", expected, str(self.min_length))
         return self
 
 
+class FilesConfig(Section):
+    """Labelled sequences from JSONL, CSV or TSV files, each plain or gzipped."""
+
+    source: Literal["files"]
+    """Where sequences come from: files, or sum_mod (then with other keys)."""
+    train: FilePath
+    """Training file. Relative paths are relative to the config file, in an override to the current folder."""
+    val: FilePath | None = None
+    """Validation file. null: val_fraction of the training file."""
+    test: FilePath | None = None
+    """Test file. null: test_fraction of the training file."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the training file's sequences for validation, chosen by a hash of the sequence."""
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the training file's sequences for the test, chosen by a hash of the sequence."""
+    format: Literal["auto", "jsonl", "csv", "tsv"] = "auto"
+    """Format of the files; auto goes by .jsonl, .csv or .tsv, with or without .gz."""
+    sequence_field: Annotated[str, Field(min_length=1)] = "sequence"
+    """Name of the field or column with the sequence."""
+    label_field: Annotated[str, Field(min_length=1)] = "label"
+    """Name of the field or column with the label."""
+    tokens: Literal["ids", "words", "characters"] = "words"
+    """What a token is: an integer id >= 0, a word between white space, or a character of the text."""
+    unknown: Literal["unk", "error"] = "unk"
+    """Tokens that are not in the training data: the token <unk>, or an error."""
+    min_count: Count = 1
+    """Tokens that are rarer in the training data become <unk> (with `unknown: unk`)."""
+    max_length: Count | None = None
+    """Longest sequence, in tokens; longer ones are handled by `truncate`. null: no limit."""
+    truncate: Literal["head", "tail", "error"] = "head"
+    """What stays of a longer sequence: its first max_length tokens, its last ones, or an error."""
+    empty: Literal["error", "drop"] = "error"
+    """Sequences without a token: an error, or left out and counted."""
+    batching: Literal["shuffle", "bucket"] = "shuffle"
+    """shuffle: random batches. bucket: random batches of similar lengths, with less padding."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "FilesConfig":
+        taken = (self.val_fraction if self.val is None else 0) + (self.test_fraction if self.test is None else 0)
+        if taken >= 1:
+            expected = "val_fraction + test_fraction below 1"
+            raise _clash("val_fraction", "no training data is left", expected, f"{taken:g}")
+        if self.min_count > 1 and self.unknown == "error":
+            what = "rare tokens would be unknown, and unknown tokens an error"
+            raise _clash("min_count", what, "min_count: 1, or unknown: unk", f"{self.min_count}", "data.unknown=unk")
+        return self
+
+
+DataConfig = Annotated[SumModConfig | FilesConfig, Field(discriminator="source")]
+
+
 class ModelConfig(Section):
-    """Embedding -> nn.RNN -> linear head on the last layer's final hidden state."""
+    """Embedding -> nn.RNN, nn.LSTM or nn.GRU -> linear head on the last layer's final hidden state."""
+
+    cell: Literal["rnn", "lstm", "gru"] = "rnn"
+    """The recurrence: torch.nn's RNN, LSTM or GRU."""
 
     embedding_dim: Count = 10
-    """Width of the digit embedding, the RNN's input_size."""
+    """Width of the token embedding, the recurrence's input_size."""
     hidden_size: Count = 256
     """Width of the hidden state."""
     num_layers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Stacked recurrent layers."""
     nonlinearity: Literal["tanh", "relu"] = "relu"
-    """The recurrence's activation function."""
+    """Activation function of `cell: rnn`; lstm and gru have their own."""
     bias: bool = True
     """Whether the recurrence has the biases b_ih and b_hh."""
     dropout: BelowOne = 0.0
     """Dropout probability between recurrent layers; needs num_layers >= 2."""
     bidirectional: bool = False
-    """Run a second RNN from the last digit to the first and use both final states."""
+    """Run a second recurrence from the last token to the first and use both final states."""
     recurrent_init: Literal["default", "orthogonal", "identity"] = "orthogonal"
-    """Initial W_hh: PyTorch's uniform default, a random orthogonal matrix, or the identity (then b_hh = 0)."""
+    """Initial W_hh, of each gate: PyTorch's uniform default, random orthogonal, or the identity (then b_hh = 0)."""
     init_gain: Positive = 0.3
     """Factor on the initial embedding, W_ih and W_hh; 1 leaves them as they are."""
 
@@ -130,6 +187,8 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     max_steps: Steps = 5000
     """Optimizer steps of the whole run."""
+    max_epochs: Count | None = None
+    """Epochs of the whole run, if they end before max_steps; for `source: files`. null: max_steps alone decides."""
     batch_size: Count = 128
     """Sequences per step."""
     max_grad_norm: Positive | None = 1.0
@@ -139,7 +198,7 @@ class TrainConfig(Section):
     eval_every: Count = 500
     """Steps between two evaluations on the validation stream; also after the last step."""
     eval_samples: Count = 2000
-    """Validation sequences per evaluation, always the same ones."""
+    """Validation sequences per evaluation, always the same ones; of a file at most as many as there are."""
     checkpoint_every: Count = 1000
     """Steps between two checkpoints; also after the last step and at each best evaluation."""
     keep_checkpoints: Annotated[int, Field(ge=1, le=1000)] = 2
@@ -154,6 +213,10 @@ class TrainConfig(Section):
     """How many steps in a row may be skipped because loss or gradient is not finite; one more ends the run."""
     deterministic: bool = False
     """On CUDA: the same bits every time, slower. The CPU always computes so."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a class weighs in the loss by the inverse of its frequency in training; for `source: files`."""
+    best_metric: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
+    """Which validation value makes an evaluation the best."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = 1
     """CPU threads of torch. One is fastest for small models and gives the same bits on any number of
     cores. null: torch's choice."""
@@ -162,7 +225,7 @@ class TrainConfig(Section):
 class Config(Section):
     """Everything a run depends on."""
 
-    data: DataConfig = Field(default_factory=DataConfig)
+    data: DataConfig = Field(default_factory=SumModConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
@@ -178,24 +241,47 @@ class Config(Section):
             expected = f"at most optimizer.lr = {self.optimizer.lr}"
             found = str(self.schedule.min_lr)
             raise _clash("schedule.min_lr", "the schedule would end above where it starts", expected, found)
-        if (tokens := self.train.batch_size * self.data.max_length) > MAX_BATCH_TOKENS:
+        if isinstance(self.data, SumModConfig):
+            self._check_generated(self.data)
+        check_size(self, *sizes(self))
+        return self
+
+    def _check_generated(self, data: SumModConfig) -> None:
+        for key, value, neutral in (
+            ("max_epochs", self.train.max_epochs, None),
+            ("class_weights", self.train.class_weights, "none"),
+        ):
+            if value != neutral:
+                what = f"{key} needs a training file, and data.source is sum_mod"
+                raise _clash(f"train.{key}", what, "data.source: files", f"{value}", f"train.{key}={neutral or 'null'}")
+        if (tokens := self.train.batch_size * data.max_length) > MAX_BATCH_TOKENS:
             what = f"a batch would need {8 * tokens:,} bytes of tokens"
             expected = f"train.batch_size * data.max_length of at most {MAX_BATCH_TOKENS:,}"
             raise _clash("train.batch_size", what, expected, f"{tokens:,}", "smaller batches or shorter sequences")
-        if (size := num_parameters(self)) > MAX_PARAMETERS:
-            what = f"the model would need {4 * size:,} bytes of weights"
-            expected = f"at most {MAX_PARAMETERS:,} parameters"
-            raise _clash("model.hidden_size", what, expected, f"{size:,} parameters", "smaller sizes")
-        return self
 
 
-def num_parameters(config: Config) -> int:
+def sizes(config: Config) -> tuple[int, int]:
+    """(number of different tokens, number of classes); of files, which say it themselves, the least there can be."""
+    data = config.data
+    return (data.num_embeddings, data.num_classes) if isinstance(data, SumModConfig) else (1, 1)
+
+
+def check_size(config: Config, num_embeddings: int, num_classes: int) -> None:
+    """Raises PydanticCustomError, which is a ValueError, for a model larger than any machine."""
+    if (size := num_parameters(config, num_embeddings, num_classes)) > MAX_PARAMETERS:
+        what = f"the model would need {4 * size:,} bytes of weights"
+        expected = f"at most {MAX_PARAMETERS:,} parameters"
+        raise _clash("model.hidden_size", what, expected, f"{size:,} parameters", "smaller sizes")
+
+
+def num_parameters(config: Config, num_embeddings: int, num_classes: int) -> int:
     """Number of trainable numbers, by arithmetic alone: nothing is allocated."""
-    data, model = config.data, config.model
+    model = config.model
     directions = 2 if model.bidirectional else 1
-    count = data.num_embeddings * model.embedding_dim
+    gates = {"rnn": 1, "lstm": 4, "gru": 3}[model.cell]
+    count = num_embeddings * model.embedding_dim
     for layer in range(model.num_layers):
         width = model.embedding_dim if layer == 0 else model.hidden_size * directions
         biases = 2 if model.bias else 0
-        count += directions * model.hidden_size * (width + model.hidden_size + biases)
-    return count + (model.hidden_size * directions + 1) * data.num_classes
+        count += directions * gates * model.hidden_size * (width + model.hidden_size + biases)
+    return count + (model.hidden_size * directions + 1) * num_classes

@@ -2,5 +2,20 @@
 
 from rnncls.data.batches import Batch, collate, pack
 from rnncls.data.sum_mod import all_sequences, batches, num_sequences, samples
+from rnncls.data.task import FilesTask, SumModTask, Task, load_task
+from rnncls.data.vocabulary import Vocabulary
 
-__all__ = ["Batch", "all_sequences", "batches", "collate", "num_sequences", "pack", "samples"]
+__all__ = [
+    "Batch",
+    "FilesTask",
+    "SumModTask",
+    "Task",
+    "Vocabulary",
+    "all_sequences",
+    "batches",
+    "collate",
+    "load_task",
+    "num_sequences",
+    "pack",
+    "samples",
+]

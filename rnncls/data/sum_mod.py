@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rnncls.config import DataConfig
+from rnncls.config import SumModConfig
 from rnncls.data.batches import Batch, pack
 from rnncls.seeds import mix
 
@@ -24,7 +24,7 @@ BATCH_TOKENS = 2**15  # an evaluation batch that stays in cache. Changing it cha
 Rows = tuple[Tensor, Tensor, Tensor]  # padded (R, T), lengths (R,), labels (R,)
 
 
-def draw(data: DataConfig, rows: int, generator: torch.Generator) -> Rows:
+def draw(data: SumModConfig, rows: int, generator: torch.Generator) -> Rows:
     """`rows` random sequences: digits uniform on 0..max_value, lengths uniform on min_length..max_length.
 
     Returns padded digits (rows, max_length) with zeros behind each length, lengths (rows,), labels (rows,).
@@ -35,7 +35,7 @@ def draw(data: DataConfig, rows: int, generator: torch.Generator) -> Rows:
     return digits, lengths, digits.sum(1) % data.modulus
 
 
-def batches(data: DataConfig, seed: int, split: Split, batch_size: int, start: int, stop: int) -> Iterator[Batch]:
+def batches(data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int) -> Iterator[Batch]:
     """The batches of the steps start, start + 1, ..., stop - 1 of a split, `batch_size` sequences each."""
     block_steps = max(1, min(BLOCK_STEPS, BLOCK_TOKENS // (batch_size * data.max_length)))
     step = start
@@ -49,7 +49,7 @@ def batches(data: DataConfig, seed: int, split: Split, batch_size: int, start: i
             step += 1
 
 
-def samples(data: DataConfig, seed: int, split: Split, count: int) -> Iterator[Batch]:
+def samples(data: SumModConfig, seed: int, split: Split, count: int) -> Iterator[Batch]:
     """`count` sequences of a split, in batches that suit evaluation. The last batch may be smaller."""
     generator = torch.Generator().manual_seed(mix(seed, split, data.min_length, data.max_length))
     batch_size = _evaluation_batch_size(data.max_length)
@@ -57,12 +57,12 @@ def samples(data: DataConfig, seed: int, split: Split, count: int) -> Iterator[B
         yield pack(*draw(data, min(batch_size, count - first), generator))
 
 
-def num_sequences(data: DataConfig, length: int) -> int:
+def num_sequences(data: SumModConfig, length: int) -> int:
     """How many different sequences of a length there are."""
     return int(data.num_embeddings**length)
 
 
-def all_sequences(data: DataConfig, length: int) -> Iterator[Batch]:
+def all_sequences(data: SumModConfig, length: int) -> Iterator[Batch]:
     """Every sequence of a length once, in counting order."""
     count = num_sequences(data, length)
     places = data.num_embeddings ** torch.arange(length - 1, -1, -1)  # (length,), most significant first

@@ -1,0 +1,307 @@
+"""The user's files as flat arrays: tokens end to end, where each sequence begins, labels.
+
+One pass reads, numbers tokens and labels as they come, and assigns each row of the training file to a split by a hash
+of its sequence. Then the vocabulary is made of what training has, and the numbers are changed to its ids.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rnncls.config import FilesConfig
+from rnncls.data.batches import Batch, pack
+from rnncls.data.records import BadRows, fingerprint, read
+from rnncls.data.vocabulary import UNKNOWN, Vocabulary, in_order
+from rnncls.errors import DataError, Problem, printable
+from rnncls.seeds import mix
+
+SPLITS = ("train", "val", "test")
+BUCKET_BATCHES = 50  # batches that are sorted by length together
+MAX_TOKENS = 2**20  # in a vocabulary
+
+Array = np.ndarray[Any, Any]  # one-dimensional
+
+
+class Sequences(NamedTuple):
+    """R labelled sequences of L tokens in all."""
+
+    tokens: Tensor  # (L,) int32
+    offsets: Tensor  # (R + 1,) int64: sequence i is tokens[offsets[i]:offsets[i + 1]]
+    labels: Tensor  # (R,) int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(R,) int64."""
+        return self.offsets.diff()
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The sequences with these numbers, padded and packed."""
+        starts, lengths = self.offsets[rows], self.lengths_of(rows)
+        positions = starts.unsqueeze(1) + torch.arange(int(lengths.max()))  # (B, T)
+        padded = self.tokens[positions.clamp_(max=len(self.tokens) - 1)].long()  # what is behind a length is never read
+        return pack(padded, lengths, self.labels[rows])
+
+    def lengths_of(self, rows: Tensor) -> Tensor:
+        return self.offsets[rows + 1] - self.offsets[rows]
+
+
+@dataclass
+class Dataset:
+    """All splits of the user's data, and what was noticed while reading them."""
+
+    splits: dict[str, Sequences]
+    vocabulary: Vocabulary
+    fingerprints: dict[str, str]  # SHA-256 by file
+    dropped: dict[str, int] = field(default_factory=dict)  # empty sequences, by split or file
+    truncated: dict[str, int] = field(default_factory=dict)
+    unknown_tokens: dict[str, int] = field(default_factory=dict)
+    in_train: dict[str, int] = field(default_factory=dict)  # sequences of val and test that training has too
+
+
+@dataclass
+class _Table:
+    """One file's rows, tokens and labels numbered as they first came up."""
+
+    path: str
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    labels: array[int] = field(default_factory=lambda: array("i"))
+    lines: array[int] = field(default_factory=lambda: array("i"))
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
+    dropped: int = 0
+    truncated: int = 0
+
+
+class _Numbering(dict[str, int]):
+    """Gives each new key the next number."""
+
+    def __missing__(self, key: str) -> int:
+        self[key] = number = len(self)
+        return number
+
+
+def load(data: FilesConfig, vocabulary: Vocabulary | None = None, progress: bool = False) -> Dataset:
+    """Read the files of a config. `vocabulary`: that of a checkpoint instead of a new one from the training data.
+
+    Raises DataError with the bad rows by line, and for a split without sequences or a token or label that the training
+    data lacks. `progress` shows a bar on stderr when that is a terminal.
+    """
+    token_numbers, label_numbers = _Numbering(), _Numbering()
+    prints, paths = fingerprints(data), paths_of(data)
+    tables = {name: _read_table(path, data, token_numbers, label_numbers, progress) for name, path in paths.items()}
+    parts: dict[str, Array] = {name: np.zeros(len(table.labels), dtype=np.int8) for name, table in tables.items()}
+    parts["train"] = _parts(np.frombuffer(tables["train"].hashes, dtype=np.uint64), data)
+    rows = {
+        name: (tables[name], parts[name] == 0) if name in tables else (tables["train"], parts["train"] == number)
+        for number, name in enumerate(SPLITS)
+    }
+    if not rows["train"][1].any():
+        remedy = "the file, or smaller data.val_fraction and data.test_fraction"
+        raise DataError(Problem("0 sequences to train on", data.train, remedy=remedy, id="D2"))
+    if vocabulary is None:
+        vocabulary = _vocabulary(*rows["train"], list(token_numbers), list(label_numbers), data)
+    dataset = Dataset({}, vocabulary, prints)
+    for name, (table, chosen) in rows.items():
+        _add_split(dataset, name, table, chosen, list(token_numbers), list(label_numbers))
+        if name in tables:
+            dataset.dropped[name], dataset.truncated[name] = table.dropped, table.truncated
+    hashes = {name: np.frombuffer(table.hashes, dtype=np.uint64)[chosen] for name, (table, chosen) in rows.items()}
+    dataset.in_train = {name: int(np.isin(hashes[name], hashes["train"]).sum()) for name in SPLITS[1:]}
+    return dataset
+
+
+def paths_of(data: FilesConfig) -> dict[str, str]:
+    """The file of each split that has its own."""
+    return {name: path for name in SPLITS if (path := getattr(data, name)) is not None}
+
+
+def fingerprints(data: FilesConfig) -> dict[str, str]:
+    """SHA-256 of each file. Raises DataError."""
+    return {name: fingerprint(path) for name, path in paths_of(data).items()}
+
+
+def load_file(path: str, data: FilesConfig, vocabulary: Vocabulary, progress: bool = False) -> Dataset:
+    """One file of labelled sequences as the split `test`, with the vocabulary of a checkpoint. Raises DataError."""
+    token_numbers, label_numbers = _Numbering(), _Numbering()
+    table = _read_table(path, data, token_numbers, label_numbers, progress)
+    dataset = Dataset({}, vocabulary, {"test": fingerprint(path)}, {"test": table.dropped}, {"test": table.truncated})
+    chosen = np.ones(len(table.labels), dtype=bool)
+    _add_split(dataset, "test", table, chosen, list(token_numbers), list(label_numbers))
+    if not len(table.labels):
+        raise DataError(Problem("0 sequences", path, remedy="a file with sequences", id="D2"))
+    return dataset
+
+
+def _read_table(
+    path: str, data: FilesConfig, token_numbers: _Numbering, label_numbers: _Numbering, progress: bool
+) -> _Table:
+    table, bad = _Table(path), BadRows(path)
+    number, limit, tail = token_numbers.__getitem__, data.max_length or sys.maxsize, data.truncate == "tail"
+    size = Path(path).stat().st_size if Path(path).exists() else 0
+    with tqdm(total=size, unit="B", unit_scale=True, desc=Path(path).name, disable=None if progress else True) as bar:
+        for record in read(path, data, bad, bar.update):
+            if isinstance(record, int):
+                table.dropped += 1
+                continue
+            line, tokens, label = record
+            table.hashes.append(int.from_bytes(blake2b("\x1f".join(tokens).encode(), digest_size=8).digest(), "little"))
+            if len(tokens) > limit:
+                if data.truncate == "error":
+                    expected, found = f"at most data.max_length = {limit} tokens", f"{len(tokens)}"
+                    bad.add(line, "a long sequence", expected, found, "data.truncate=head or tail", "D16")
+                table.truncated += 1
+                tokens = tokens[-limit:] if tail else tokens[:limit]
+            table.tokens.extend(map(number, tokens))
+            table.lengths.append(len(tokens))
+            table.labels.append(label_numbers[label])
+            table.lines.append(line)
+    bad.raise_if_any()
+    return table
+
+
+def _parts(hashes: Array, data: FilesConfig) -> Array:
+    """0 for train, 1 for val, 2 for test, for each row of the training file. A row's part depends on nothing else."""
+    place = hashes / 2.0**64
+    val = data.val_fraction if data.val is None else 0.0
+    test = data.test_fraction if data.test is None else 0.0
+    return np.where(place < val, 1, np.where(place < val + test, 2, 0)).astype(np.int8)
+
+
+def _vocabulary(table: _Table, chosen: Array, tokens: list[str], labels: list[str], data: FilesConfig) -> Vocabulary:
+    lengths = np.frombuffer(table.lengths, dtype=np.int64)
+    numbers = np.frombuffer(table.tokens, dtype=np.int32)[np.repeat(chosen, lengths)]
+    counts = np.bincount(numbers, minlength=len(tokens))
+    known = in_order(tokens[number] for number in np.flatnonzero(counts >= data.min_count))
+    used = np.unique(np.frombuffer(table.labels, dtype=np.int32)[chosen])
+    has_unknown = data.unknown == "unk"
+    if len(known) > MAX_TOKENS or sum(map(len, known)) > 8 * 2**20:
+        found, remedy = f"{len(known):,} tokens", "data.min_count, data.tokens"
+        expected = f"at most {MAX_TOKENS:,} different tokens with 8 MiB of text"
+        raise DataError(Problem("a very large vocabulary", table.path, expected, found, remedy, "D7"))
+    known = tuple(token for token in known if token != UNKNOWN)
+    return Vocabulary((UNKNOWN, *known) if has_unknown else known, in_order(labels[n] for n in used), has_unknown)
+
+
+def _add_split(dataset: Dataset, name: str, table: _Table, chosen: Array, tokens: list[str], labels: list[str]) -> None:
+    """Put the chosen rows of a table into the dataset, with the vocabulary's ids. Raises DataError."""
+    vocabulary = dataset.vocabulary
+    lengths = np.frombuffer(table.lengths, dtype=np.int64)
+    ids = np.fromiter((vocabulary.index.get(token, -1) for token in tokens), dtype=np.int32, count=len(tokens))
+    flat = np.frombuffer(table.tokens, dtype=np.int32)
+    flat = ids[flat if chosen.all() else flat[np.repeat(chosen, lengths)]]
+    unknown = flat < 0
+    lengths = lengths[chosen]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    lines = np.frombuffer(table.lines, dtype=np.int32)[chosen]
+    if dataset.vocabulary.has_unknown:
+        unknown = unknown | (flat == 0)  # `<unk>` written out is no better
+        flat[unknown] = 0
+    elif unknown.any():
+        row = int(np.searchsorted(offsets, int(unknown.argmax()), side="right")) - 1
+        what = f"{int(unknown.sum()):,} tokens of {name} are not in the training data"
+        where = f"{table.path}:{lines[row]}"
+        raise DataError(Problem(what, where, remedy="data.unknown=unk, or mend the line", id="D8"))
+    dataset.unknown_tokens[name] = int(unknown.sum())
+    if len(flat) and unknown.all():
+        remedy = "data.tokens, or data like the training data"
+        raise DataError(Problem(f"no token of {name} is in the training data", table.path, remedy=remedy, id="D8"))
+    places = {label: number for number, label in enumerate(vocabulary.labels)}
+    classes = np.fromiter((places.get(label, -1) for label in labels), dtype=np.int64, count=len(labels))
+    numbers = classes[np.frombuffer(table.labels, dtype=np.int32)[chosen]]
+    if (numbers < 0).any():
+        row = int((numbers < 0).argmax())
+        found = labels[np.frombuffer(table.labels, dtype=np.int32)[chosen][row]]
+        shown = ", ".join(vocabulary.labels[:10]) + (", ..." if vocabulary.num_classes > 10 else "")
+        what, remedy = f"a label of {name} that training lacks", "mend the line, or train with this label"
+        raise DataError(Problem(what, f"{table.path}:{lines[row]}", f"one of {shown}", found, remedy, "D6"))
+    dataset.splits[name] = Sequences(torch.from_numpy(flat), torch.from_numpy(offsets), torch.from_numpy(numbers))
+
+
+def warnings(dataset: Dataset) -> list[str]:
+    """What the user should know before believing a result."""
+    said = []
+    if "val" in dataset.splits and not len(dataset.splits["val"]):
+        said.append("[D3]: there are no validation sequences; validating on those of training")
+    if dataset.vocabulary.num_classes == 1:
+        said.append(f"[D4]: all labels are {dataset.vocabulary.labels[0]!r}: there is nothing to learn")
+    for name, sequences in dataset.splits.items():
+        if len(sequences) and (share := dataset.unknown_tokens[name] / len(sequences.tokens)) > 0.5:
+            said.append(f"[D8]: {share:.0%} of the tokens of {name} are not in the vocabulary")
+        if len(sequences) and (share := dataset.in_train.get(name, 0) / len(sequences)) > 0.01:
+            said.append(f"[D17]: {share:.1%} of the sequences of {name} are in the training data too")
+    said += [
+        f"[D16]: {count:,} sequences of {name} were truncated" for name, count in dataset.truncated.items() if count
+    ]
+    said += [
+        f"[D9]: {count:,} empty sequences of {name} were dropped" for name, count in dataset.dropped.items() if count
+    ]
+    return [printable(f"rnncls: warning{text}") for text in said]
+
+
+def steps_per_epoch(sequences: Sequences, batch_size: int) -> int:
+    """Every sequence is used once per epoch; the last batch may be smaller."""
+    return -(-len(sequences) // batch_size)
+
+
+def epoch_order(sequences: Sequences, seed: int, epoch: int, batch_size: int, batching: str) -> list[Tensor]:
+    """The rows of each batch of an epoch: a function of (seed, epoch).
+
+    bucket: of the shuffled rows, those of 50 batches at a time are sorted by length and cut into batches, which are
+    shuffled again.
+    """
+    generator = torch.Generator().manual_seed(mix(seed, "epoch", epoch))
+    order = torch.randperm(len(sequences), generator=generator)
+    if batching == "shuffle":
+        return list(torch.split(order, batch_size))
+    batches: list[Tensor] = []
+    for chunk in torch.split(order, BUCKET_BATCHES * batch_size):
+        batches += torch.split(chunk[sequences.lengths_of(chunk).argsort(stable=True)], batch_size)
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def batches(sequences: Sequences, seed: int, batch_size: int, batching: str, start: int, stop: int) -> Iterator[Batch]:
+    """The batches of the steps start, ..., stop - 1, epoch after epoch."""
+    per_epoch = steps_per_epoch(sequences, batch_size)
+    step = start
+    while step < stop:
+        epoch, first = divmod(step, per_epoch)
+        for rows in epoch_order(sequences, seed, epoch, batch_size, batching)[first : first + stop - step]:
+            yield sequences.batch(rows)
+            step += 1
+
+
+def evaluation_batches(sequences: Sequences, count: int | None, seed: int, batch_tokens: int) -> Iterator[Batch]:
+    """All sequences, or `count` of them, always the same ones; short ones first, so that there is little padding."""
+    rows = torch.arange(len(sequences))
+    if count is not None and count < len(sequences):
+        generator = torch.Generator().manual_seed(mix(seed, "evaluation"))
+        rows = torch.randperm(len(sequences), generator=generator)[:count]
+    rows = rows[sequences.lengths_of(rows).argsort(stable=True)]
+    lengths = sequences.lengths_of(rows).tolist()
+    first = 0
+    while first < len(rows):
+        last = first + 1
+        while last < len(rows) and (last - first + 1) * lengths[last] <= batch_tokens and last - first < 8192:
+            last += 1
+        yield sequences.batch(rows[first:last])
+        first = last
+
+
+def padding_waste(sequences: Sequences, orders: list[Tensor]) -> float:
+    """Share of the cells of the padded rectangles of these batches that hold padding."""
+    cells = sum(len(rows) * int(sequences.lengths_of(rows).max()) for rows in orders)
+    return 1 - len(sequences.tokens) / cells

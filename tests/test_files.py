@@ -1,0 +1,511 @@
+"""The user's own files: read or refused by line, split stably, batched by (seed, epoch), resumed exactly."""
+
+import csv
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rnncls.checkpoint import read_checkpoint
+from rnncls.config import Config, FilesConfig, load_config, parse_config
+from rnncls.data import FilesTask, load_task
+from rnncls.data.files import Dataset, epoch_order, load, padding_waste
+from rnncls.errors import CheckpointError, ConfigError, DataError, Interrupted
+from rnncls.evaluation import evaluate
+from rnncls.resume import resume
+from rnncls.train import fit
+from scripts.chaos import outcome
+from tests.conftest import run_rnncls
+from tests.test_resume import stop_at
+
+row = pytest.mark.row
+Rows = list[tuple[Any, Any]]
+
+
+def some_rows(count: int, seed: int = 0, longest: int = 6) -> Rows:
+    rng = random.Random(seed)
+    sequences = [[rng.randrange(5) for _ in range(rng.randint(1, longest))] for _ in range(count)]
+    return [(sequence, sum(sequence) % 3) for sequence in sequences]
+
+
+def write_jsonl(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(json.dumps({"sequence": sequence, "label": label}) + "\n" for sequence, label in rows))
+    return path
+
+
+def data_of(path: Path, **keys: Any) -> FilesConfig:
+    return FilesConfig.model_validate({"source": "files", "train": str(path), "tokens": "ids", **keys})
+
+
+def config_of(path: Path, train: dict[str, Any] | None = None, **keys: Any) -> Config:
+    raw = {
+        "data": {"source": "files", "train": str(path), "tokens": "ids", **keys},
+        "model": {"embedding_dim": 4, "hidden_size": 8},
+        "schedule": {"warmup_steps": 5},
+        "train": {
+            "max_steps": 24,
+            "batch_size": 8,
+            "log_every": 5,
+            "eval_every": 7,
+            "checkpoint_every": 4,
+            **(train or {}),
+        },
+    }
+    return parse_config(raw, "test")
+
+
+def contents(dataset: Dataset, split: str = "train") -> Rows:
+    """The sequences of a split, as tokens and labels."""
+    sequences, words = dataset.splits[split], dataset.vocabulary
+    offsets = sequences.offsets.tolist()
+    return [
+        ([words.tokens[token] for token in sequences.tokens[start:end].tolist()], words.labels[label])
+        for start, end, label in zip(offsets, offsets[1:], sequences.labels.tolist(), strict=False)
+    ]
+
+
+WHOLE: dict[str, Any] = {"val_fraction": 0.0, "test_fraction": 0.0}
+
+
+# --- formats
+
+
+@row("D12")
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv"])
+def test_every_format_gives_the_same_data(tmp_path: Path, suffix: str, end: str, compressed: bool) -> None:
+    rows = [(["a", "b\u2028c", 'q"uote'], "x"), (["a"], "y, z"), (["nul\x00", "a"], "x")]
+    if suffix == "jsonl":
+        lines = [
+            json.dumps({"label": label, "other": 1, "sequence": words}, ensure_ascii=False) for words, label in rows
+        ]
+        text = "\ufeff" + end.join(lines)  # a byte order mark, and no end of the last line
+    else:
+        with (tmp_path / "table").open("w", newline="", encoding="utf-8-sig") as file:
+            table = csv.writer(file, delimiter="," if suffix == "csv" else "\t", lineterminator=end)
+            table.writerows([("label", "n", "sequence"), *((label, 1, " ".join(words)) for words, label in rows)])
+        text = (tmp_path / "table").read_bytes().decode()
+        rows = [(" ".join(words).split(), label) for words, label in rows]
+    path = tmp_path / (f"data.{suffix}" + (".gz" if compressed else ""))
+    path.write_bytes(gzip.compress(text.encode()) if compressed else text.encode())
+    assert contents(load(data_of(path, tokens="words", **WHOLE))) == rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        ("ids", [3, 1, 40], ["3", "1", "40"]),
+        ("ids", "3 1  40", ["3", "1", "40"]),
+        ("words", "to be  or", ["to", "be", "or"]),
+        ("words", ["to be", "or"], ["to be", "or"]),
+        ("characters", "a b", ["a", " ", "b"]),
+        ("characters", "é\n", ["é", "\n"]),
+    ],
+)
+def test_tokens(tmp_path: Path, kind: str, value: Any, expected: list[str]) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", [(value, "x")])
+    assert contents(load(data_of(path, tokens=kind, **WHOLE))) == [(expected, "x")]
+
+
+def test_field_names_and_formats_can_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_text("text;x\n", encoding="utf-8")
+    with pytest.raises(DataError, match="which format"):
+        load(data_of(path))
+    path.write_text("clicks\tbought\n1 2\tno\n3\tyes\n")
+    keys = {"format": "tsv", "sequence_field": "clicks", "label_field": "bought", **WHOLE}
+    assert contents(load(data_of(path, **keys))) == [(["1", "2"], "no"), (["3"], "yes")]
+
+
+# --- bad input
+
+
+def problems_of(path: Path, **keys: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        load(data_of(path, **{**WHOLE, **keys}))
+    assert caught.value.exit_code == 3
+    assert str(path) in caught.value.render()
+    return caught.value.render()
+
+
+BAD_LINES = [
+    ('{"sequence": [1]}', "D5", 'no field "label"'),
+    ('{"sequence": [1], "label": 1.5}', "D5", "1.5"),
+    ('{"sequence": [1], "label": true}', "D5", "True"),
+    ('{"sequence": [1], "label": ""}', "D5", "bad label"),
+    ('{"sequence": [1, -3], "label": 1}', "D7", "-3 at position 2"),
+    ('{"sequence": [1, 2.0], "label": 1}', "D7", "2.0 at position 2"),
+    ('{"sequence": [true], "label": 1}', "D7", "True at position 1"),
+    ('{"sequence": [NaN], "label": 1}', "D7", "nan at position 1"),
+    ('{"sequence": ["x"], "label": 1}', "D7", "'x' at position 1"),
+    ('{"sequence": "1 007", "label": 1}', "D7", "'007' at position 2"),
+    ('{"sequence": {"a": 1}, "label": 1}', "D14", "wrong kind"),
+    ('{"label": 1}', "D14", "no sequence"),
+    ('{"sequence": [], "label": 1}', "D9", "empty sequence"),
+    ('{"sequence": "  ", "label": 1}', "D9", "empty sequence"),
+    ('{"sequence": [1], "label": 1', "D14", "not JSON"),
+    ("[1, 2]", "D14", "not a JSON object"),
+    ("[" * 100_000, "D14", "not JSON"),
+]
+
+
+@row("D5", "D7", "D9", "D14")
+@pytest.mark.parametrize(("line", "id", "part"), BAD_LINES)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, id: str, part: str) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"sequence": [1], "label": 1}\n' * 2 + line + "\n")
+    message = problems_of(path)
+    assert f"error[{id}]" in message
+    assert f"{path}:3" in message
+    assert part in message
+    assert "try:" in message
+
+
+@row("D14")
+def test_the_first_five_bad_lines_are_named_and_all_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join("oops\n" if number % 2 else '{"sequence": [1], "label": 1}\n' for number in range(40)))
+    message = problems_of(path)
+    assert [f"{path}:{line}" in message for line in (2, 4, 6, 8, 10, 12)] == [True] * 5 + [False]
+    assert "20 bad rows in all" in message
+
+
+@row("D14")
+@pytest.mark.parametrize(
+    ("text", "line", "part"),
+    [
+        ("sequence,label\n1,2\n3\n", 3, "1 columns"),
+        ("sequence,label\n1,2,3\n", 2, "3 columns"),
+        ('sequence,label\n1,"2\n3,4\n', 3, "end of data"),
+        ('sequence,label\n"1"x,2\n', 2, "expected after"),
+        ("sequence,class\n1,2\n", 1, "columns sequence and label"),
+        ("sequence,label,label\n1,2,3\n", 1, "each once"),
+    ],
+)
+def test_a_bad_table_row_is_named(tmp_path: Path, text: str, line: int, part: str) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text(text)
+    message = problems_of(path)
+    assert f"{path}:{line}" in message
+    assert part in message
+    assert "try:" in message
+
+
+@row("D1")
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    for name in ("pipe", "folder", "zero"):
+        assert "not a regular file" in problems_of(tmp_path / f"{name}.jsonl")
+    assert "No such file" in problems_of(tmp_path / "missing.jsonl")
+
+
+@row("D2", "D3")
+def test_nothing_to_train_on_and_a_single_sequence(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    for text in ("sequence,label\n", ""):
+        path.write_text(text)
+        assert "error[D2]: 0 sequences to train on" in problems_of(path)
+    path.write_text("sequence,label\n1 2,3\n")
+    state = fit(config_of(path, {"max_steps": 3}, **WHOLE), tmp_path / "run")
+    assert state.step == 3
+    path.write_text("sequence,label\n1 2,3\n")
+    assert "val_fraction" in problems_of(path, val_fraction=0.9999)
+
+
+@row("D4", "D8", "D16", "D17")
+def test_what_is_remarkable_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [([1, 2, 3, 4], 1), ([5], 1)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    write_jsonl(tmp_path / "val.jsonl", [([9, 9, 9, 1], 1), rows[1]])
+    files: dict[str, Any] = {"val": str(tmp_path / "val.jsonl"), "test": str(tmp_path / "train.jsonl")}
+    load_task(config_of(tmp_path / "train.jsonl", max_length=3, **files))
+    said = capfd.readouterr().err
+    for part in (
+        "[D4]: all labels are '1'",
+        "[D8]: 75% of the tokens of val are not in the vocabulary",
+        "[D16]: 1 sequences of train were truncated",
+        "[D17]: 50.0% of the sequences of val are in the training data too",
+        "[D17]: 100.0% of the sequences of test",
+    ):
+        assert part in said, part
+
+
+@row("D6", "D8")
+def test_labels_and_tokens_that_training_lacks(tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", [([1], "a"), ([2], "b")])
+    val = write_jsonl(tmp_path / "val.jsonl", [([1], "a"), ([2], "c"), ([2], "d")])
+    with pytest.raises(DataError) as caught:
+        load(data_of(train, val=str(val), **WHOLE))
+    assert f"{val}:2" in caught.value.render()
+    assert "one of a, b" in caught.value.render()
+    write_jsonl(val, [([1], "a"), ([2, 3], "b")])
+    dataset = load(data_of(train, val=str(val), **WHOLE))
+    assert contents(dataset, "val") == [(["1"], "a"), (["2", "<unk>"], "b")]
+    with pytest.raises(DataError, match="1 tokens of val") as caught:
+        load(data_of(train, val=str(val), unknown="error", **WHOLE))
+    assert f"{val}:2" in caught.value.render()
+    write_jsonl(val, [([7], "a"), ([8], "b")])
+    with pytest.raises(DataError, match="no token of val"):
+        load(data_of(train, val=str(val), **WHOLE))
+
+
+@row("D11")
+def test_bytes_that_are_no_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b'{"sequence": [1], "label": 1}\n{"sequence": [1], "label": "\xff"}\n')
+    assert "byte 0xff at offset 28 of the line" in problems_of(path)
+    assert f"{path}:2" in problems_of(path)
+
+
+@row("D13", "D20")
+def test_long_lines_and_gzip_bombs_take_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "long.jsonl").write_bytes(b"[" + b"1," * 50_000_000)
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b"\n" * 200_000_000))
+    whole = gzip.compress(b'{"sequence": [1], "label": 1}\n' * 1000)
+    (tmp_path / "short.jsonl.gz").write_bytes(whole[:-20])
+    (tmp_path / "bad.jsonl.gz").write_bytes(whole[:30] + b"\xff" * 9 + whole[39:])
+    code = f"""
+import resource
+from rnncls.config import FilesConfig
+from rnncls.data.files import load
+from rnncls.errors import DataError
+for name in ("long.jsonl", "bomb.jsonl.gz", "short.jsonl.gz", "bad.jsonl.gz"):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        load(FilesConfig(source="files", train={str(tmp_path)!r} + "/" + name, tokens="ids"))
+    except DataError as error:
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+        print(error.render())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "error[D13]: a very long line" in done.stdout
+    assert "unpacks to more than 500 times" in done.stdout
+    assert "end-of-stream" in done.stdout
+    assert done.stdout.count("error[D20]") == 3
+
+
+@row("D16")
+@pytest.mark.parametrize(("truncate", "expected"), [("head", ["1", "2"]), ("tail", ["3", "4"])])
+def test_long_sequences_are_cut_where_asked(tmp_path: Path, truncate: str, expected: list[str]) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", [([1, 2, 3, 4], 0), ([5, 6], 1)])
+    dataset = load(data_of(path, max_length=2, truncate=truncate, **WHOLE))
+    assert contents(dataset) == [(expected, "0"), (["5", "6"], "1")]
+    assert dataset.truncated["train"] == 1
+    assert "found:    4" in problems_of(path, max_length=2, truncate="error")
+
+
+@row("D9")
+def test_empty_sequences_can_be_dropped(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", [([], 0), ([5, 6], 1), ("", 1)])
+    dataset = load(data_of(path, empty="drop", **WHOLE))
+    assert contents(dataset) == [(["5", "6"], "1")]
+    assert dataset.dropped["train"] == 2
+
+
+# --- vocabulary and splits
+
+
+def test_the_vocabulary_is_that_of_the_training_split_alone(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", [([number, 999], number % 2) for number in range(200)])
+    dataset = load(data_of(path))
+    trained = {token for tokens, _ in contents(dataset) for token in tokens}
+    assert set(dataset.vocabulary.tokens) == {"<unk>", *trained}
+    assert dataset.vocabulary.tokens[1:] == tuple(sorted(trained, key=int))
+    assert all(tokens == ["<unk>", "999"] for tokens, _ in contents(dataset, "val"))
+    assert dataset.unknown_tokens["val"] == len(dataset.splits["val"]) > 0
+
+
+def test_rare_tokens_become_unknown(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", [("a a b", "x"), ("b c <unk>", "y")])
+    dataset = load(data_of(path, tokens="words", min_count=2, **WHOLE))
+    assert contents(dataset) == [(["a", "a", "b"], "x"), (["b", "<unk>", "<unk>"], "y")]
+    with pytest.raises(ConfigError, match="rare tokens"):
+        config_of(path, min_count=2, unknown="error")
+
+
+def test_splits_are_stable_when_rows_are_added_and_keep_equal_sequences_together(tmp_path: Path) -> None:
+    rows = [([number, number % 7], number % 3) for number in range(3000)]
+    before = load(data_of(write_jsonl(tmp_path / "a.jsonl", rows), val_fraction=0.2))
+    more = [([number, 8], number % 3) for number in range(500)]
+    mixed = [*more[:250], *rows[::-1], *more[250:], *rows[:100]]
+    after = load(data_of(write_jsonl(tmp_path / "b.jsonl", mixed), val_fraction=0.2))
+    sizes = {}
+    for split in ("train", "val", "test"):
+        old = Counter(map(str, contents(before, split)))
+        sizes[split] = old.total()
+        if split == "train":  # elsewhere tokens may be unknown before and known after
+            assert old.keys() <= Counter(map(str, contents(after, split))).keys()
+    assert 500 < sizes["val"] < 700
+    assert 230 < sizes["test"] < 370
+    assert after.in_train == {"val": 0, "test": 0}  # the hundred doubled rows went where the first of them went
+
+
+# --- batches
+
+
+@pytest.mark.parametrize("batching", ["shuffle", "bucket"])
+def test_an_epoch_is_every_sequence_once_and_a_function_of_seed_and_epoch(tmp_path: Path, batching: str) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(1003, longest=60))
+    sequences = load(data_of(path, **WHOLE)).splits["train"]
+    orders = {key: epoch_order(sequences, *key, 8, batching) for key in ((0, 0), (0, 1), (1, 0))}
+    for rows in orders.values():
+        assert sorted(torch.cat(rows).tolist()) == list(range(1003))
+        assert sorted(map(len, rows)) == [3] + [8] * 125  # the last partial batch is used
+    flat = {key: torch.cat(rows).tolist() for key, rows in orders.items()}
+    assert flat[0, 0] == torch.cat(epoch_order(sequences, 0, 0, 8, batching)).tolist()
+    assert flat[0, 0] != flat[0, 1] != flat[1, 0] != flat[0, 0]
+    waste = padding_waste(sequences, orders[0, 0])
+    assert waste < 0.05 if batching == "bucket" else waste > 0.3
+
+
+@pytest.mark.parametrize("batching", ["shuffle", "bucket"])
+@pytest.mark.parametrize("start", [0, 1, 7, 26, 40])
+def test_the_batch_of_a_step_does_not_depend_on_where_the_stream_begins(
+    tmp_path: Path, batching: str, start: int
+) -> None:
+    task = load_task(config_of(write_jsonl(tmp_path / "d.jsonl", some_rows(103)), batching=batching, **WHOLE))
+    stream = list(task.batches(0, 45))  # 13 steps an epoch
+    for one, other in zip(stream[start:], task.batches(start, 45), strict=True):
+        assert torch.equal(one.tokens.data, other.tokens.data)
+        assert torch.equal(one.labels, other.labels)
+    assert sum(len(batch.labels) for batch in stream[:13]) == 103
+
+
+def test_epochs_end_a_run_and_its_schedule(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(103))
+    state = fit(config_of(path, {"max_steps": 1000, "max_epochs": 2}, **WHOLE), tmp_path / "run")
+    assert state.step == 26
+    assert state.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+    assert resume(tmp_path / "run").step == 26
+    assert resume(tmp_path / "run", ["train.max_epochs=3"]).step == 39
+    with pytest.raises(ConfigError, match="max_epochs needs a training file"):
+        parse_config({"train": {"max_epochs": 2}}, "test")
+
+
+def test_balanced_weights_are_the_inverse_of_the_frequencies(tmp_path: Path) -> None:
+    rows: Rows = [([1], "often")] * 6 + [([2], "rare")] * 2
+    task = load_task(config_of(write_jsonl(tmp_path / "d.jsonl", rows), {"class_weights": "balanced"}, **WHOLE))
+    assert task.class_weights is not None
+    assert task.class_weights.tolist() == pytest.approx([8 / (2 * 6), 8 / (2 * 2)])
+
+
+# --- the whole way
+
+
+@row("D18")
+def test_a_run_on_files_resumes_exactly_and_refuses_changed_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(150))
+    config = config_of(path, {"best_metric": "macro_f1", "class_weights": "balanced"}, batching="bucket")
+    fit(config, tmp_path / "whole")
+    for stops in ([3], [15], [6, 20]):
+        run_dir = tmp_path / "-".join(map(str, stops))
+        for step in stops:
+            with monkeypatch.context() as patch:
+                stop_at(patch, step, signal.SIGTERM)
+                with pytest.raises(Interrupted):
+                    resume(run_dir) if run_dir.exists() else fit(config, run_dir)
+        resume(run_dir)
+        assert outcome(run_dir) == outcome(tmp_path / "whole")
+    moved = path.rename(tmp_path / "moved.jsonl")
+    with pytest.raises(DataError):
+        resume(tmp_path / "3", ["train.max_steps=30"])
+    assert resume(tmp_path / "3", ["train.max_steps=30", f"data.train={moved}"]).step == 30
+    with moved.open("a") as file:
+        file.write('{"sequence": [1], "label": 1}\n')
+    with pytest.raises(CheckpointError, match="data has changed") as caught:
+        resume(tmp_path / "3", ["train.max_steps=40"])
+    assert caught.value.exit_code == 4
+    assert str(moved) in caught.value.render()
+    assert "--init-from" in caught.value.render()
+    assert "error[D18]" in caught.value.render()
+
+
+@row("D19")
+def test_a_file_that_changes_during_the_run_has_no_effect(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(150))
+    task = load_task(config_of(path))
+    first = [batch.labels.tolist() for batch in task.batches(0, 30)]
+    path.write_text("")
+    assert [batch.labels.tolist() for batch in task.batches(0, 30)] == first
+
+
+def test_a_checkpoint_alone_knows_tokens_and_labels(tmp_path: Path) -> None:
+    rows: Rows = [("up up", "north"), ("down", "south"), ("up", "north"), ("down down", "south")] * 10
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    fit(config_of(path, tokens="words", **WHOLE), tmp_path / "run")
+    path.unlink()
+    checkpoint = read_checkpoint(tmp_path / "run")
+    assert checkpoint.vocabulary is not None
+    assert checkpoint.vocabulary.tokens == ("<unk>", "down", "up")
+    assert checkpoint.vocabulary.labels == ("north", "south")
+
+
+def test_evaluation_of_files_agrees_with_counting(tmp_path: Path, fails: Callable[..., str]) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(400))
+    config = config_of(path, test_fraction=0.3)
+    state = fit(config, tmp_path / "run")
+    report = evaluate(state.model, config)
+    task = load_task(config)
+    assert isinstance(task, FilesTask)
+    test = task.dataset.splits["test"]
+    state.model.eval()
+    predicted = torch.tensor(
+        [int(state.model(test.batch(torch.tensor([i])).tokens).argmax()) for i in range(len(test))]
+    )
+    assert report.examples == len(test)
+    assert report.errors == int((predicted != test.labels).sum())
+    f1 = []
+    for label in range(3):
+        both = int(((predicted == label) & (test.labels == label)).sum())
+        said, true = int((predicted == label).sum()), int((test.labels == label).sum())
+        f1.append(2 * both / (said + true) if said + true else 0.0)
+        assert report.by_class is not None
+        assert report.by_class[label].recall == pytest.approx(both / true)
+        assert report.by_class[label].precision == pytest.approx(both / said if said else 0.0)
+    assert report.macro_f1 == pytest.approx(sum(f1) / 3)
+    assert report.majority == pytest.approx(max(Counter(test.labels.tolist()).values()) / len(test))
+    held_out = write_jsonl(tmp_path / "held.jsonl", some_rows(50, seed=9))
+    done = run_rnncls("eval", tmp_path / "run", "--data", held_out, "--json")
+    assert json.loads(done.stdout)["examples"] == 50
+    write_jsonl(held_out, [([1], 7)])
+    assert "error[D6]" in fails(3, "eval", tmp_path / "run", "--data", held_out)
+    assert "--lengths" in fails(2, "eval", tmp_path / "run", "--lengths", "3")
+
+
+def test_data_commands(tmp_path: Path, fails: Callable[..., str]) -> None:
+    write_jsonl(tmp_path / "d.jsonl", some_rows(300))
+    (tmp_path / "my.yaml").write_text("data: {source: files, train: d.jsonl, tokens: ids}")  # relative to the config
+    done = run_rnncls("data", "check", "--config", tmp_path / "my.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "ok: 6 different tokens, 3 classes" in done.stdout
+    found = json.loads(run_rnncls("data", "stats", "--config", tmp_path / "my.yaml", "--json").stdout)
+    assert sum(split["sequences"] for split in found["splits"].values()) == 300
+    assert found["padding_waste"]["bucket"] < found["padding_waste"]["shuffle"]
+    picture = tmp_path / "p.png"
+    done = run_rnncls("data", "stats", "--config", tmp_path / "my.yaml", "--plot", picture)
+    assert "lengths of train" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    config = load_config(tmp_path / "my.yaml")
+    assert config.data.source == "files"
+    batch = next(load_task(config).batches(0, 1))
+    done = run_rnncls("data", "sample", "--config", tmp_path / "my.yaml")
+    assert f"batch_sizes {' '.join(map(str, batch.tokens.batch_sizes.tolist()))}" in done.stdout
+    assert "generated data has no files" in fails(2, "data", "check", "--config", "configs/smoke.yaml")
+    assert "packed" in run_rnncls("data", "sample", "--config", "configs/smoke.yaml").stdout
+    (tmp_path / "d.jsonl").write_text("oops\n")
+    assert "d.jsonl:1" in fails(3, "data", "check", "--config", tmp_path / "my.yaml")

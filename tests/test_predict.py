@@ -1,0 +1,152 @@
+"""Predictions: the same for a sequence whatever is around it, in order, on a clean stdout."""
+
+import csv
+import json
+import os
+import pty
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rnncls.errors import DataError
+from rnncls.predict import Predictor, Skipping, items_of_texts, load_predictor, predict
+from rnncls.train import fit
+from tests.conftest import ROOT, run_rnncls
+from tests.test_files import config_of, some_rows, write_jsonl
+
+row = pytest.mark.row
+
+
+def train_on_files(folder: Path, cell: str) -> Path:
+    config = config_of(write_jsonl(folder / "d.jsonl", some_rows(300, longest=30)), val_fraction=0.1)
+    model = config.model.model_copy(update={"cell": cell, "num_layers": 2, "bidirectional": True})
+    fit(config.model_copy(update={"model": model}), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run_of_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_on_files(tmp_path_factory.mktemp("predict"), "gru")
+
+
+def probabilities(predictor: Predictor, texts: list[str]) -> list[dict[str, float]]:
+    items = items_of_texts(predictor, texts, Skipping("test", stop=True))
+    return [dict(prediction.top) for prediction in predict(predictor, items, 3)]
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_a_prediction_does_not_depend_on_what_is_predicted_beside_it(cell: str, tmp_path: Path) -> None:
+    predictor = load_predictor(train_on_files(tmp_path, cell))
+    texts = [" ".join(map(str, sequence)) for sequence, _ in some_rows(200, seed=5, longest=30)]
+    alone = [probabilities(predictor, [text])[0] for text in texts]
+    order = list(range(len(texts)))
+    random.Random(0).shuffle(order)
+    shuffled = probabilities(predictor, [texts[index] for index in order])
+    together = probabilities(predictor, texts)
+    longer = probabilities(predictor, [*texts, " ".join(["1"] * 3000)])[:-1]
+    for index, expected in enumerate(alone):
+        assert sum(expected.values()) == pytest.approx(1, abs=1e-6)
+        assert together[index] == pytest.approx(expected, abs=1e-6)
+        assert longer[index] == pytest.approx(expected, abs=1e-6)
+        assert shuffled[order.index(index)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_arguments_a_file_and_a_pipe_agree_and_stdout_is_clean(run_of_files: Path, tmp_path: Path) -> None:
+    texts = ["3 1 4 1", "2", "0 0 3"]
+    by_argument = run_rnncls("predict", run_of_files, *texts, "--json", "--top-k", "2")
+    assert by_argument.returncode == 0, by_argument.stderr
+    found = [json.loads(line) for line in by_argument.stdout.splitlines()]
+    assert [line["line"] for line in found] == [1, 2, 3]
+    for line in found:
+        assert line["label"] == line["top"][0]["label"] in (0, 1, 2)
+        assert line["probability"] == line["top"][0]["probability"] >= line["top"][1]["probability"]
+    piped = run_rnncls("predict", run_of_files, "-", "--json", "--top-k", "2", input="\n".join(texts))
+    assert piped.stdout == by_argument.stdout
+    write_jsonl(tmp_path / "new.jsonl", [([int(token) for token in text.split()], None) for text in texts])
+    (tmp_path / "new.txt").write_text("\r\n".join(texts))
+    for name in ("new.jsonl", "new.txt"):
+        words = ["--input", str(tmp_path / name), "--output", str(tmp_path / "out.jsonl"), "--top-k", "2"]
+        done = run_rnncls("predict", run_of_files, *words)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        assert (tmp_path / "out.jsonl").read_text() == by_argument.stdout
+    run_rnncls("predict", run_of_files, *texts, "--output", tmp_path / "out.csv")
+    table = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert [line["label"] for line in table] == [str(line["label"]) for line in found]
+    text = run_rnncls("predict", run_of_files, *texts).stdout.splitlines()
+    assert [line.split()[0] for line in text] == [str(line["label"]) for line in found]
+
+
+@row("D7", "D9", "D11", "D14")
+def test_bad_lines_are_fatal_or_skipped_by_number(
+    run_of_files: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    path = tmp_path / "new.txt"
+    path.write_bytes(b"1 2\n\n3 x\n\xff\n4 4\n")
+    message = fails(3, "predict", run_of_files, "--input", path, "--output", tmp_path / "out.jsonl")
+    assert f"error[D9]: an empty sequence ({path}:2)" in message
+    assert "try:      --bad skip" in message
+    assert not list(tmp_path.glob("*out*"))
+    done = run_rnncls("predict", run_of_files, "--input", path, "--bad", "skip", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [1, 5]
+    for line, part in ((2, "empty"), (3, "'x' at position 2"), (4, "byte 0xff")):
+        assert f"skipped {path}:{line}" in done.stderr
+        assert part in done.stderr
+    (tmp_path / "new.csv").write_text("sequence\n1 2\n3,4\n")
+    assert "1 columns" in fails(3, "predict", run_of_files, "--input", tmp_path / "new.csv")
+    assert "No such file" in fails(3, "predict", run_of_files, "--input", tmp_path / "gone.txt")
+
+
+def test_unknown_tokens_follow_the_policy_of_training(tmp_path: Path) -> None:
+    rows: list[tuple[Any, Any]] = [("up", "a"), ("down down", "b")] * 20
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    whole: dict[str, Any] = {"tokens": "words", "val_fraction": 0.0, "test_fraction": 0.0, "max_length": 2}
+    fit(config_of(path, **whole), tmp_path / "unk")
+    fit(config_of(path, unknown="error", truncate="error", **whole), tmp_path / "error")
+    lenient, strict = load_predictor(tmp_path / "unk"), load_predictor(tmp_path / "error")
+    assert probabilities(lenient, ["sideways"]) == probabilities(lenient, ["elsewhere"])
+    assert probabilities(lenient, ["up down up"]) == probabilities(lenient, ["up down"])  # cut as in training
+    for text, message in (("sideways", "unknown to the model"), ("up up up", "a long sequence")):
+        with pytest.raises(DataError, match=message):
+            probabilities(strict, [text])
+    assert set(probabilities(strict, ["up"])[0]) == {"a", "b"}
+
+
+def at_prompt(run_dir: Path, typed: bytes) -> str:
+    """What a terminal shows when this is typed at `rnncls predict RUN`."""
+    terminal, end = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "rnncls", "predict", str(run_dir)], stdin=end, stdout=end, stderr=end, cwd=ROOT
+    ) as process:
+        os.close(end)
+        os.write(terminal, typed)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(terminal, 4096)
+            except OSError:  # the other end is closed
+                break
+        assert process.wait(60) == 0
+    os.close(terminal)
+    return shown.decode()
+
+
+def test_the_prompt_answers_knows_the_truth_and_can_be_left(run_dir: Path) -> None:
+    for leaving in (b"quit\n", b"\x04"):
+        shown = at_prompt(run_dir, b"1 2 2\n1 9\n\n" + leaving)
+        assert "(true: 2)" in shown  # 5 mod 3
+        assert shown.count("(true:") == 1
+        assert "error[D7]" in shown
+        assert "error[D9]" in shown
+        assert "Traceback" not in shown
+
+
+def test_predict_without_input_reads_a_pipe(run_dir: Path) -> None:
+    done = run_rnncls("predict", run_dir, input="1 1\n2,2\n")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["2", "1"]
+    assert run_rnncls("predict", run_dir, input="").stdout == ""
