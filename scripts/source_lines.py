@@ -45,14 +45,17 @@ def split_of(path: Path) -> str:
     return {0: "val", 1: "test"}.get(crc32(str(path).encode()) % 10, "train")
 
 
-def main(output: Annotated[Path, typer.Option()] = Path("data/source_lines")) -> None:
+def main(
+    output: Annotated[Path, typer.Option()] = Path("data/source_lines"),
+    files: Annotated[int, typer.Option(help="At most so many source files.")] = 10**6,
+) -> None:
     """Write train.jsonl, val.jsonl and test.jsonl, and print how many lines of each class they have."""
     library = Path(sysconfig.get_path("stdlib"))
     output.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
     counts = {name: Counter[str]() for name in ("train", "val", "test")}
     streams = {name: (output / f"{name}.jsonl").open("w", encoding="utf-8") for name in counts}
-    for path in sorted(library.rglob("*.py")):
+    for path in sorted(library.rglob("*.py"))[:files]:
         inside = path.relative_to(library)
         if {"site-packages", "test", "tests", "idle_test", "lib2to3"} & set(inside.parts):
             continue
