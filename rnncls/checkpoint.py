@@ -292,8 +292,10 @@ def fitting_weights(checkpoint: Checkpoint, config: Config, sizes: tuple[int, in
 def _model_differences(own: Config, wanted: Config) -> str:
     """The overrides that would make `wanted` fit a checkpoint of `own`."""
     before, after = flatten(own), flatten(wanted)
-    keys = [key for key in before if key.startswith(("model.", "data.")) and before[key] != after[key]]
-    return " ".join(f"{key}={json.dumps(before[key])}" for key in keys)
+    keys = [key for key in before if key.startswith("model.") and before[key] != after[key]]
+    own_data, wanted_data = ((config.data.source, *sizes(config)) for config in (own, wanted))
+    other = ["a checkpoint of the same data"] if own_data != wanted_data else []
+    return ", ".join([" ".join(f"{key}={json.dumps(before[key])}" for key in keys)] * bool(keys) + other)
 
 
 def is_finite(checkpoint: Checkpoint) -> bool:

@@ -140,6 +140,8 @@ def train(
         from rnncls.runlog import default_run_dir
         from rnncls.train import fit
 
+        if "/" in name:
+            raise ConfigError(Problem("a name with a slash", "--name", "a part of a folder's name", name, id="C17"))
         run_dir = run_dir or default_run_dir(config, name)
         print(f"run directory: {run_dir}", flush=True)
         state = fit(resolved, run_dir, init_from)
@@ -150,7 +152,7 @@ def train(
         print(f"run directory: {run_dir}", flush=True)
         state = resume_run(resume, _with_device(overrides, device))
     else:
-        expected = "--config X [--run-dir D] [--name N] [--init-from C], or --resume RUN"
+        expected = "--config X [--run-dir D] [--name N] [--init-from C], or --resume RUN alone"
         raise ConfigError(Problem("what is to be trained?", expected=expected, id="C17"))
     best = "none" if state.best_step is None else f"{state.best_accuracy:.4f} at step {state.best_step:,}"
     print(f"steps: {state.step:,}; best validation accuracy: {best}")
@@ -179,7 +181,7 @@ def evaluate_command(
     model = restore_model(loaded).to(resolve_device(device or loaded.config.device))
     if not is_finite(loaded):
         print(f"rnncls: warning[K13]: weights in {loaded.path} are not finite", file=sys.stderr)
-    dataset = None if data is None else _held_out(data, loaded)
+    dataset = _held_out(data, loaded)
     report = evaluate(model, loaded.config, chosen, samples, confusion, progress=True, dataset=dataset)
     if not math.isfinite(report.loss):
         remedy = "an earlier checkpoint of the run"
@@ -191,15 +193,21 @@ def evaluate_command(
         print(report.to_text())
 
 
-def _held_out(path: str, checkpoint: "Checkpoint") -> "Dataset":
+def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
+    """What is to be evaluated: the file at `path`, else the run's own held-out data; None: generated sequences."""
     from rnncls.config import FilesConfig
-    from rnncls.data.files import load_file, warnings
+    from rnncls.data.files import load_file, load_held_out, warnings
 
-    if checkpoint.vocabulary is None or not isinstance(checkpoint.config.data, FilesConfig):
+    data = checkpoint.config.data
+    if checkpoint.vocabulary is None or not isinstance(data, FilesConfig):
+        if path is None:
+            return None
         remedy = "--lengths, or a checkpoint that was trained on files"
         raise ConfigError(Problem("this checkpoint was trained on generated data", "--data", remedy=remedy, id="C15"))
-    data = checkpoint.config.data.model_copy(update={"format": "auto"})
-    dataset = load_file(path, data, checkpoint.vocabulary, progress=True)
+    if path is None:
+        dataset = load_held_out(data, checkpoint.vocabulary, checkpoint.state.fingerprints, progress=True)
+    else:
+        dataset = load_file(path, data.model_copy(update={"format": "auto"}), checkpoint.vocabulary, progress=True)
     for warning in warnings(dataset):
         print(warning, file=sys.stderr)
     return dataset
@@ -222,23 +230,23 @@ def predict_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout.")] = False,
 ) -> None:
     """Predict labels: of arguments, a file, stdin, or at a prompt when there is a terminal."""
-    if bad not in ("stop", "skip") or (input and sequences):
-        raise ConfigError(
-            Problem("what is to be predicted?", expected="--bad stop|skip; --input or sequences", id="C17")
-        )
+    if bad not in ("stop", "skip"):
+        raise ConfigError(Problem("bad value for --bad", expected="stop or skip", found=bad, id="C17"))
+    if input and sequences:
+        raise ConfigError(Problem("what is to be predicted?", expected="--input or sequences, not both", id="C17"))
     from rnncls.predict import Skipping, items_of_file, items_of_texts, load_predictor, write_predictions
 
     predictor = load_predictor(checkpoint, device)
     format = "jsonl" if as_json else "text"
     reported = Skipping(input or ("stdin" if sequences in (None, [], ["-"]) else "argument"), stop=bad == "stop")
-    if input is not None and re.search(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", str(input)):
+    if input is not None and re.search(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", str(input), re.IGNORECASE):
         items = items_of_file(predictor, input, reported)
     elif input is not None:
         from rnncls.data.records import opened
 
         with opened(input) as file:
             items = items_of_texts(predictor, file, reported)
-            write_predictions(predictor, items, top_k, output, format)
+            reported.finish(write_predictions(predictor, items, top_k, output, format))
         return
     elif sequences and sequences != ["-"]:
         items = items_of_texts(predictor, sequences, reported)
@@ -247,13 +255,13 @@ def predict_command(
         return
     else:
         items = items_of_texts(predictor, sys.stdin.buffer, reported)
-    write_predictions(predictor, items, top_k, output, format)
+    reported.finish(write_predictions(predictor, items, top_k, output, format))
 
 
 def _prompt(predictor: "Predictor", top_k: int) -> None:
     """Ask for sequences until `quit` or Ctrl-D."""
     from rnncls.errors import printable as escaped
-    from rnncls.predict import Item, encode_text, predict, true_answer
+    from rnncls.predict import Item, encode_text, knows_nothing, predict, true_answer
 
     print('one sequence per line; "quit" or Ctrl-D to leave', file=sys.stderr)
     while True:
@@ -269,7 +277,8 @@ def _prompt(predictor: "Predictor", top_k: int) -> None:
         (prediction,) = predict(predictor, [Item(1, ids)], max(top_k, 3))
         shown = "   ".join(f"{escaped(name)} {probability:.4f}" for name, probability in prediction.top)
         truth = true_answer(predictor, ids)
-        print(shown + (f"   (true: {truth})" if truth is not None else ""), flush=True)
+        nothing_known = "   (no token of it was in the training data)" if knows_nothing(predictor, ids) else ""
+        print(shown + (f"   (true: {truth})" if truth is not None else "") + nothing_known, flush=True)
 
 
 @data_app.command(name="check")

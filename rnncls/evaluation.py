@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from rnncls.config import Config, SumModConfig
 from rnncls.data import Batch, all_sequences, files, num_sequences, samples
 from rnncls.data.files import Dataset
 from rnncls.data.sum_mod import BATCH_TOKENS
-from rnncls.errors import ConfigError, Problem, printable
+from rnncls.errors import ConfigError, DataError, Problem, printable
 from rnncls.metrics import class_counts, confusion_matrix, sequence_losses, wilson_interval
 from rnncls.model import RNNClassifier
 
@@ -41,7 +41,7 @@ class LengthReport:
     errors: int
     accuracy: float
     ci95: tuple[float, float]  # Wilson interval; says nothing where `exhaustive`: then the accuracy is exact
-    trained: bool  # whether training drew sequences of this length
+    trained: bool | None  # whether training had sequences of this length; None: not known here
     exhaustive: bool  # whether every sequence of this length was evaluated
 
 
@@ -72,6 +72,7 @@ class Report:
     by_class: list[ClassReport] | None  # None for very many classes
     by_length: list[LengthReport]
     confusion: list[list[int]] | None = None  # rows: true class; columns: predicted class
+    data: str | None = None  # which file or split was evaluated; None: generated sequences
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,7 +80,8 @@ class Report:
     def to_text(self) -> str:
         """The report as a person reads it."""
         extent = f"all {self.examples:,} sequences" if self.exhaustive else f"95 % interval {_interval(self.ci95)}"
-        lines = [
+        lines = [] if self.data is None else [f"evaluated on: {printable(self.data)}"]
+        lines += [
             f"accuracy: {self.accuracy:.4f} ({self.errors:,} errors of {self.examples:,}; {extent})",
             f"loss: {self.loss:.4g}; macro-F1: {self.macro_f1:.4f}; chance: {self.chance:.4f}; "
             f"always the most frequent class: {self.majority:.4f}",
@@ -91,17 +93,18 @@ class Report:
             length = f"{high:,}" if low == high else f"{low:,}-{high:,}"
             lines.append(
                 f"{length:>6} {row.examples:>10,} {row.errors:>10,}    {row.accuracy:.4f}  {interval:<16}  "
-                + ("yes" if row.trained else "no")
+                + {True: "yes", False: "no", None: "?"}[row.trained]
             )
-        if self.by_class is not None and self.by_class[0].label != "0":
+        if self.by_class is not None and self.data is not None:
             lines += _class_lines(self.by_class)
         if self.confusion is not None:
             width = max(len(str(count)) for row in self.confusion for count in row) + 1
             lines += ["", "confusion (row: true class, column: predicted class)"]
-            lines.append("     " + "".join(f"{label:>{width}}" for label in range(len(self.confusion))))
-            lines += [
-                f"{label:>4} " + "".join(f"{n:>{width}}" for n in row) for label, row in enumerate(self.confusion)
-            ]
+            names = [printable(row.label) for row in self.by_class or []]
+            width, first = max(width, *(len(name) + 1 for name in names)), max(4, *map(len, names))
+            lines.append(" " * (first + 1) + "".join(f"{name:>{width}}" for name in names))
+            rows = zip(names, self.confusion, strict=True)
+            lines += [f"{name:>{first}} " + "".join(f"{n:>{width}}" for n in row) for name, row in rows]
         return "\n".join(lines)
 
 
@@ -124,13 +127,14 @@ def _shown_lengths(rows: list[LengthReport]) -> list[tuple[int, int, LengthRepor
     shown = []
     for group in groups.values():
         examples, errors = sum(row.examples for row in group), sum(row.errors for row in group)
-        exhaustive, trained = all(row.exhaustive for row in group), any(row.trained for row in group)
+        exhaustive = all(row.exhaustive for row in group)
+        trained = None if group[0].trained is None else any(row.trained for row in group)
         merged = _length_report(group[-1].length, examples, errors, trained, exhaustive)
         shown.append((group[0].length, group[-1].length, merged))
     return shown
 
 
-def _length_report(length: int, examples: int, errors: int, trained: bool, exhaustive: bool) -> LengthReport:
+def _length_report(length: int, examples: int, errors: int, trained: bool | None, exhaustive: bool) -> LengthReport:
     interval = wilson_interval(examples - errors, examples)
     return LengthReport(length, examples, errors, 1 - errors / examples, interval, trained, exhaustive)
 
@@ -179,15 +183,16 @@ def evaluate(
     `lengths`, `num_samples` sequences of each longer length are drawn from the test stream. Without, the training
     lengths are evaluated: all sequences if every length allows it, else `num_samples` as training draws them.
 
-    Files: on the whole test split of `dataset`, which is read from the config's files if it is not given; where that is
-    empty, on the validation split.
+    Files: on the whole test split of `dataset`, which is read from the config's files if it is not given (they must be
+    what they were in training); where that is empty, on the validation split.
 
     `progress` shows a bar on stderr when that is a terminal. Raises ConfigError when a confusion matrix would be huge,
     and DataError.
     """
     exhaustive: set[int] = set()
     sources: list[tuple[int, Iterable[Batch]]]  # number of sequences, batches
-    trained: Container[int]
+    trained: Container[int] | None
+    evaluated: str | None = None
     if isinstance(config.data, SumModConfig):
         data = config.data
         labels = tuple(map(str, range(data.num_classes)))
@@ -201,16 +206,25 @@ def evaluate(
             )
         dataset = dataset or files.load(config.data, progress=progress)
         labels = dataset.vocabulary.labels
+        if (dataset.vocabulary.num_embeddings, len(labels)) != (
+            model.embedding.num_embeddings,
+            model.head.out_features,
+        ):
+            what, remedy = (
+                "the data is not what this model was trained on",
+                "the old file, or `dataset` from the checkpoint",
+            )
+            raise DataError(Problem(what, config.data.train, remedy=remedy, id="D18"))
         known = dataset.splits.get("train")
-        trained = set() if known is None else set(known.lengths.tolist())
-        chosen = next(dataset.splits[name] for name in ("test", "val", "train") if len(dataset.splits[name]))
+        trained = None if known is None else set(known.lengths.tolist())
+        evaluated, chosen = dataset.held_out()
         sources = [(len(chosen), files.evaluation_batches(chosen, None, config.seed, BATCH_TOKENS))]
     if confusion and len(labels) > MOST_CLASSES_SHOWN:
         expected = f"at most {MOST_CLASSES_SHOWN} classes"
         raise ConfigError(Problem("too many classes for a confusion matrix", "--confusion", expected, id="C15"))
     with tqdm(total=sum(count for count, _ in sources), unit="seq", disable=None if progress else True) as bar:
         scores = score(model, _watched(chain.from_iterable(batches for _, batches in sources), bar))
-    return _report(scores, labels, trained, exhaustive, confusion)
+    return replace(_report(scores, labels, trained, exhaustive, confusion), data=evaluated)
 
 
 def _generated(
@@ -239,11 +253,11 @@ def _watched(batches: Iterable[Batch], bar: "tqdm[Any]") -> Iterator[Batch]:
 
 
 def _report(
-    scores: Scores, labels: tuple[str, ...], trained: Container[int], exhaustive: set[int], confusion: bool
+    scores: Scores, labels: tuple[str, ...], trained: Container[int] | None, exhaustive: set[int], confusion: bool
 ) -> Report:
     num_classes = len(labels)
     rows = [
-        _length_report(length, examples, errors, length in trained, length in exhaustive)
+        _length_report(length, examples, errors, None if trained is None else length in trained, length in exhaustive)
         for length, (examples, errors) in count_by_length(scores).items()
     ]
     examples, errors = sum(row.examples for row in rows), sum(row.errors for row in rows)

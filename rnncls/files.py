@@ -47,7 +47,16 @@ def replace(path: Path, content: bytes, durable: bool = True) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[TextIO]:
-    """A text file that is written bit by bit and appears under `path` when the body ends without an exception."""
+    """A text file that is written bit by bit and appears under `path` when the body ends without an exception.
+
+    What is there and no plain file (a device, a pipe, a link) stays what it is and is written into.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a directory is there")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        return
     temporary = _temporary(path)
     try:
         with temporary.open("x", encoding="utf-8", newline="") as file:

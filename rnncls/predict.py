@@ -4,7 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TextIO
@@ -24,6 +24,7 @@ from rnncls.errors import DataError, Problem, printable
 from rnncls.files import writing
 from rnncls.model import RNNClassifier
 
+MOST_SKIPPED_SHOWN = 100  # the others are counted
 CHUNK = 4096  # sequences that are sorted by length together; their order comes back
 
 
@@ -93,7 +94,7 @@ def encode_text(predictor: Predictor, text: str) -> list[int] | Problem:
     """Ids of a sequence as a person types it: words between spaces, ids also between commas, or characters."""
     kind = predictor.data.tokens
     tokens = tokens_of(text.replace(",", " ") if kind == "ids" else text, kind)
-    return tokens if isinstance(tokens, Problem) else encode(predictor, tokens)
+    return replace(tokens, remedy="--bad skip") if isinstance(tokens, Problem) else encode(predictor, tokens)
 
 
 def items_of_texts(predictor: Predictor, texts: Iterable[str | bytes], bad: BadRows) -> Iterator[Item]:
@@ -101,6 +102,7 @@ def items_of_texts(predictor: Predictor, texts: Iterable[str | bytes], bad: BadR
     for number, text in enumerate(texts, 1):
         if isinstance(text, bytes):
             try:
+                text = text.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"")
                 text = text.removesuffix(b"\n").removesuffix(b"\r").decode()
             except UnicodeDecodeError as error:
                 found = f"byte 0x{text[error.start]:02x} at offset {error.start} of the line"
@@ -136,7 +138,16 @@ class Skipping(BadRows):
         problem = Problem(what, f"{self.path}:{line}", expected, found, remedy or "--bad skip", id)
         if self.stop:
             raise DataError(problem)
+        if self.count > MOST_SKIPPED_SHOWN:
+            return
         print(printable(f"rnncls: skipped {problem.where}: {what}" + (f": {found}" if found else "")), file=sys.stderr)
+
+    def finish(self, predicted: int) -> None:
+        """Say how many were skipped; raises DataError when there was nothing else."""
+        if self.count:
+            print(f"rnncls: skipped {self.count:,} of {self.count + predicted:,} sequences", file=sys.stderr)
+            if not predicted:
+                raise DataError(Problem("0 sequences to predict", str(self.path), id="D2"))
 
 
 @torch.inference_mode()
@@ -172,24 +183,50 @@ def _batches(order: list[int], chunk: list[Item]) -> Iterator[list[int]]:
 Writer = Callable[[Prediction], object]
 
 
-def write_predictions(
-    predictor: Predictor, items: Iterable[Item], top_k: int, output: Path | None, format: str
-) -> None:
-    """Predict and write to `output`, in the format of its name, or to stdout in `format`.
+def write_predictions(predictor: Predictor, items: Iterable[Item], top_k: int, output: Path | None, format: str) -> int:
+    """Predict and write to `output`, in the format of its name, or to stdout in `format`; returns how many.
 
     The file appears when all of it is written. Raises DataError, WriteError.
     """
-    predictions = predict(predictor, items, top_k)
+    watched = _Watched(predictor, items)
+    predictions = predict(predictor, watched, top_k)
     if output is None:
         write = writer(sys.stdout, format, predictor)
         for prediction in tqdm(predictions, unit="seq", disable=None if not sys.stdout.isatty() else True):
             write(prediction)
-        return
+        return watched.finish()
     suffix = output.suffix[1:].lower()
     with writing(output), files.new_file(output) as file:
         write = writer(file, suffix if suffix in ("jsonl", "csv", "tsv") else format, predictor)
         for prediction in tqdm(predictions, unit="seq", disable=None):
             write(prediction)
+    return watched.finish()
+
+
+class _Watched:
+    """The items, counted, and those of which the model knows no token."""
+
+    def __init__(self, predictor: Predictor, items: Iterable[Item]) -> None:
+        self.predictor, self.items = predictor, items
+        self.count = self.unknown = 0
+
+    def __iter__(self) -> Iterator[Item]:
+        for item in self.items:
+            self.count += 1
+            self.unknown += knows_nothing(self.predictor, item.ids)
+            yield item
+
+    def finish(self) -> int:
+        """Say on stderr what the predictions are not worth; returns how many sequences there were."""
+        if self.unknown:
+            what = f"{self.unknown:,} of {self.count:,} sequences have no token that the training data had"
+            print(f"rnncls: warning[D8]: {what}; their predictions mean nothing", file=sys.stderr)
+        return self.count
+
+
+def knows_nothing(predictor: Predictor, ids: list[int]) -> bool:
+    """Whether every token is `<unk>`."""
+    return predictor.vocabulary.has_unknown and not any(ids)
 
 
 def writer(file: TextIO | IO[str], format: str, predictor: Predictor) -> Writer:

@@ -14,6 +14,7 @@ from rnncls.optim import state_names
 from rnncls.runlog import prepare
 from rnncls.train import TrainState, new_state, note_status, run, save
 
+FIXED = ("seed", "optimizer.name", "train.best_metric")  # as are all of data and model
 ENDING = ("max_steps", "max_epochs", "stop_at_accuracy", "patience")  # keys that say when a run is over
 
 
@@ -59,14 +60,8 @@ def resume(run_dir: str | Path, overrides: Sequence[str] = ()) -> TrainState:
 def restored_task(checkpoint: Checkpoint, config: Config) -> Task:
     """The checkpoint's task. Raises CheckpointError when a file is no longer what it was, and DataError."""
     if isinstance(config.data, FilesConfig):
-        found = files.fingerprints(config.data)
-        changed = [name for name, value in checkpoint.state.fingerprints.items() if found.get(name) != value]
-        if changed:
-            where = getattr(config.data, changed[0]) or config.data.train
-            what = "the data has changed since the run began"
-            expected = f"SHA-256 {checkpoint.state.fingerprints[changed[0]]}"
-            remedy = "the old file, or train --config ... --init-from for a new run on the new one"
-            raise CheckpointError(Problem(what, where, expected, found.get(changed[0], "none"), remedy, "D18"))
+        remedy = "the old file, or train --config ... --init-from for a new run on the new one"
+        files.require_unchanged(config.data, checkpoint.state.fingerprints, files.paths_of(config.data), remedy)
     return load_task(config, checkpoint.vocabulary, progress=True)
 
 
@@ -103,19 +98,20 @@ def _warn_of_other_machine(checkpoint: Checkpoint, state: TrainState) -> None:
 def resumed_config(checkpoint: Checkpoint, overrides: Sequence[str]) -> Config:
     """The checkpoint's config with `overrides`, each change named on stderr.
 
-    Raises CheckpointError where data, model, seed or kind of optimizer would change: that is another run.
+    Raises CheckpointError where data, model, seed, kind of optimizer or what the best is would change: that is another
+    run.
     """
     old = checkpoint.config
     config = parse_config(old.model_dump(mode="json"), str(checkpoint.path), overrides)
     before, after = flatten(old), flatten(config)
     changed = [key for key in after if after[key] != before[key]]
     moved = ("data.train", "data.val", "data.test") if isinstance(config.data, FilesConfig) else ()  # the same files?
-    fixed = [key for key in changed if key.startswith(("data.", "model.")) or key in ("seed", "optimizer.name")]
+    fixed = [key for key in changed if key.startswith(("data.", "model.")) or key in FIXED]
     fixed = [key for key in fixed if key not in moved]
     if fixed:
         found = ", ".join(f"{key}: {json.dumps(before[key])} -> {json.dumps(after[key])}" for key in fixed)
         remedy = "train --config ... --init-from, which starts a new run from these weights"
-        what = "a resumed run keeps its data, model, seed and optimizer"
+        what = "a resumed run keeps its data, model, seed, optimizer and best_metric"
         raise CheckpointError(Problem(what, str(checkpoint.path), found=found, remedy=remedy, id="K21"))
     for key in changed:
         print(f"changed on resume: {key}: {json.dumps(before[key])} -> {json.dumps(after[key])}", file=sys.stderr)

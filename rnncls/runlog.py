@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from rnncls.config import Config, dump_config, flatten
 from rnncls.data import Task
+from rnncls.errors import printable
 from rnncls.files import open_regular, replace, writing
 from rnncls.rundir import METRICS, read_metrics
 
@@ -58,15 +59,21 @@ def default_run_dir(config_path: Path, name: str = "") -> Path:
     return next(path for path in chain([wanted], others) if not path.exists())
 
 
-def prepare(run_dir: Path, config: Config, last_logged: int) -> None:
-    """Write config.yaml, and drop from metrics.jsonl what was logged after this step and a torn last line.
+def prepare(run_dir: Path, config: Config, last_logged: int, comment: str = "") -> None:
+    """Write config.yaml, under a comment or the one it had, and drop from metrics.jsonl what was logged after this step
+    and a torn last line.
 
     Raises WriteError.
     """
     with writing(run_dir):
         kept = "".join(json.dumps(row) + "\n" for row in read_metrics(run_dir) if row["step"] <= last_logged)
         replace(run_dir / METRICS, kept.encode())
-        replace(run_dir / "config.yaml", dump_config(config).encode())
+        path = run_dir / "config.yaml"
+        if not comment and path.is_file():
+            first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+            comment = first[2:] if first.startswith("# ") else ""
+        text = f"# {printable(comment)}\n" if comment else ""
+        replace(path, (text + dump_config(config)).encode())
 
 
 class RunLog:

@@ -15,6 +15,8 @@ Difference = dict[str, tuple[Any, Any]]
 
 def find_runs(folder: Path) -> list[dict[str, Any]]:
     """Every run below `folder`, newest first: run, state, step, best_accuracy, and age_s since it was last heard of."""
+    if not folder.is_dir() and folder != Path("runs"):
+        raise CheckpointError(Problem("no such folder", str(folder), remedy="the folder that has the runs", id="K1"))
     listed = [_listed(path.parent) for path in folder.glob(f"**/{STATUS}")]
     runs = [run for run in listed if run is not None]
     return sorted(runs, key=lambda run: (run["age_s"], run["run"]))

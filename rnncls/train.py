@@ -122,7 +122,8 @@ def fit(config: Config, run_dir: str | Path, init_from: str | Path | None = None
     state.due = task.max_steps == 0  # then the only evaluation is that of the first weights
     with rundir.created(run_dir):
         save(state, task, run_dir)  # from here on the run can be resumed
-        prepare(run_dir, config, last_logged=-1)
+        origin = f"began with the weights of {first.path}, step {first.state.step}" if first else ""
+        prepare(run_dir, config, last_logged=-1, comment=origin)
         return run(state, task, run_dir)
 
 

@@ -187,7 +187,9 @@ def test_the_first_five_bad_lines_are_named_and_all_are_counted(tmp_path: Path) 
     [
         ("sequence,label\n1,2\n3\n", 3, "1 columns"),
         ("sequence,label\n1,2,3\n", 2, "3 columns"),
-        ('sequence,label\n1,"2\n3,4\n', 3, "end of data"),
+        ('sequence,label\n1,"2\n3,4\n', 2, "an open quote"),
+        ('sequence,label\n1,"2\n\n3"x\n', 2, "expected after"),
+        ('sequence,label\n1,"2\n2",3\n', 2, "3 columns"),
         ('sequence,label\n"1"x,2\n', 2, "expected after"),
         ("sequence,class\n1,2\n", 1, "columns sequence and label"),
         ("sequence,label,label\n1,2,3\n", 1, "each once"),
@@ -509,3 +511,78 @@ def test_data_commands(tmp_path: Path, fails: Callable[..., str]) -> None:
     assert "packed" in run_rnncls("data", "sample", "--config", "configs/smoke.yaml").stdout
     (tmp_path / "d.jsonl").write_text("oops\n")
     assert "d.jsonl:1" in fails(3, "data", "check", "--config", tmp_path / "my.yaml")
+
+
+@row("D18")
+def test_evaluation_takes_the_checkpoints_vocabulary_and_refuses_changed_data(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    path, held_out = (
+        write_jsonl(tmp_path / "d.jsonl", some_rows(200)),
+        write_jsonl(tmp_path / "t.jsonl", some_rows(50, 9)),
+    )
+    fit(config_of(path), tmp_path / "by_hash")
+    fit(config_of(path, test=str(held_out)), tmp_path / "own_file")
+    fit(
+        config_of(write_jsonl(tmp_path / "e.jsonl", [([1], 1), ([2], 0), ([0], 2)])),
+        tmp_path / "began",
+        tmp_path / "by_hash",
+    )
+    reports = [run_rnncls("eval", tmp_path / name).stdout for name in ("by_hash", "own_file", "began")]
+    assert "evaluated on: the test split" in reports[0]
+    assert json.loads(run_rnncls("eval", tmp_path / "began", "--json").stdout)["examples"] == 3
+    assert (tmp_path / "began" / "config.yaml").read_text().startswith(f"# began with the weights of {tmp_path}")
+    with path.open("a") as file:
+        file.write('{"sequence": [99], "label": 7}\n')
+    message = fails(4, "eval", tmp_path / "by_hash")
+    assert "error[D18]" in message
+    assert "--data FILE" in message
+    path.unlink()  # a test file of its own is all that an evaluation needs
+    assert run_rnncls("eval", tmp_path / "own_file").stdout == reports[1]
+    by_path = run_rnncls("eval", tmp_path / "own_file", "--data", held_out).stdout
+    assert f"evaluated on: {held_out}" in by_path
+    assert by_path.splitlines()[2] == reports[1].splitlines()[2]
+    assert not {"yes", "no"} & set(by_path.split())  # whether a length was trained is not known here
+
+
+@row("D5", "D7", "D11")
+@pytest.mark.parametrize("kind", ["words", "characters"])
+def test_odd_tokens_and_labels_are_read_or_named(tmp_path: Path, kind: str) -> None:
+    rows = [(["1", "--5"], "a"), (["007"], "--1"), (["9" * 5000], "1"), (["-0"], "9" * 5000)]
+    path = tmp_path / "odd.jsonl"
+    lines = [json.dumps({"sequence": "".join(tokens), "label": label}) for tokens, label in rows]
+    path.write_text("\n".join(lines) + "\n")
+    dataset = load(data_of(path, tokens=kind, **WHOLE))
+    assert set(dataset.vocabulary.labels) == {"a", "--1", "1", "9" * 5000}
+    for bad in ('{"sequence": "a\\ud800b", "label": "x"}', '{"sequence": "ab", "label": "a\\uD800"}'):
+        path.write_text(bad + "\n")
+        message = problems_of(path, tokens=kind)
+        assert "[D11]" in message
+        assert f"{path}:1" in message
+
+
+@row("D7")
+def test_a_vocabulary_that_no_checkpoint_could_hold_is_refused_at_once(tmp_path: Path) -> None:
+    words = [chr(0x4E00 + number // 150) * 6 + chr(0x4E00 + number % 150) for number in range(300_000)]
+    path = tmp_path / "d.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"sequence": " ".join(words[i : i + 1000]), "label": 1}) + "\n"
+            for i in range(0, len(words), 1000)
+        )
+    )
+    assert "a very large vocabulary" in problems_of(path, tokens="words", **WHOLE)
+    path.write_text(
+        "".join(json.dumps({"sequence": "a", "label": f"{number:0140}"}) + "\n" for number in range(100_000))
+    )
+    assert "a very large vocabulary" in problems_of(path, tokens="words", **WHOLE)
+
+
+@row("D21")
+def test_a_run_that_ends_too_early_is_warned_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(100))
+    config = config_of(path, {"max_epochs": 2, "max_steps": 1000, "batch_size": 10}, **WHOLE)
+    load_task(config.model_copy(update={"schedule": config.schedule.model_copy(update={"warmup_steps": 500})}))
+    assert "20 steps, all of them within schedule.warmup_steps = 500" in capfd.readouterr().err
+    load_task(config_of(path, {"max_epochs": 50, "max_steps": 20, "batch_size": 10}, **WHOLE))
+    assert "train.max_steps = 20 ends the run in epoch 2 of 50" in capfd.readouterr().err

@@ -150,3 +150,42 @@ def test_predict_without_input_reads_a_pipe(run_dir: Path) -> None:
     done = run_rnncls("predict", run_dir, input="1 1\n2,2\n")
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["2", "1"]
     assert run_rnncls("predict", run_dir, input="").stdout == ""
+
+
+def test_output_goes_into_what_is_no_plain_file_and_the_link_stays(run_of_files: Path, tmp_path: Path) -> None:
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link.csv", tmp_path / "target.csv"
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
+        assert run_rnncls("predict", run_of_files, "1 2", "--output", pipe).returncode == 0
+        assert reader.communicate(timeout=60)[0].count("\n") == 1
+    assert pipe.is_fifo()
+    assert run_rnncls("predict", run_of_files, "1 2", "--output", link).returncode == 0
+    assert link.is_symlink()
+    assert target.read_text().startswith("line,label")
+    to_stdout = run_rnncls("predict", run_of_files, "1 2", "--output", "/dev/stdout")
+    assert to_stdout.stdout.count("\n") == 1
+    assert run_rnncls("predict", run_of_files, "1 2", "--output", tmp_path).returncode == 6
+
+
+@row("D2", "D8", "D12", "D14")
+def test_what_was_skipped_or_is_not_known_is_said(run_of_files: Path, tmp_path: Path) -> None:
+    mixed = run_rnncls("predict", run_of_files, "1 2", "x", "99 98", "--bad", "skip")
+    assert mixed.stdout.count("\n") == 2
+    assert "skipped 1 of 3 sequences" in mixed.stderr
+    assert "warning[D8]: 1 of 2 sequences have no token" in mixed.stderr
+    nothing = run_rnncls("predict", run_of_files, "x", "y", "--bad", "skip")
+    assert nothing.returncode == 3
+    assert "error[D2]" in nothing.stderr
+    marked = subprocess.run(
+        [sys.executable, "-m", "rnncls", "predict", run_of_files, "-"],
+        input=b"\xef\xbb\xbf1 2\n1 2\n",
+        capture_output=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert len(set(marked.stdout.splitlines())) == 1
+    (tmp_path / "p.CSV").write_text('sequence\n1 2\n"3\n' + "4\n" * 50)
+    quoted = run_rnncls("predict", run_of_files, "--input", tmp_path / "p.CSV", "--bad", "skip")
+    assert quoted.returncode == 3
+    assert "p.CSV:3" in quoted.stderr

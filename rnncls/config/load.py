@@ -98,6 +98,9 @@ class _Places:
         for end in range(len(path), 0, -1):
             if path[:end] in self.overrides:
                 return f"override {self.overrides[path[:end]]}, {dotted(path)}"
+        for key, override in self.overrides.items():
+            if key[: len(path)] == path and str(path[0]) not in self.document.value:
+                return f"override {override}, {dotted(path)}"
         place = self.document.where(path)
         return f"{place}, {dotted(path)}" if path else place
 

@@ -208,7 +208,7 @@ class TrainConfig(Section):
     stop_at_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     """Stop after an evaluation with at least this validation accuracy."""
     patience: Count | None = None
-    """Stop after this many evaluations in a row without a higher validation accuracy."""
+    """Stop after this many evaluations in a row without a better `best_metric`."""
     max_skipped_steps: Annotated[int, Field(ge=0, le=2**20)] = 0
     """How many steps in a row may be skipped because loss or gradient is not finite; one more ends the run."""
     deterministic: bool = False

@@ -6,10 +6,11 @@ of its sequence. Then the vocabulary is made of what training has, and the numbe
 
 from __future__ import annotations
 
+import json
 import sys
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +24,13 @@ from rnncls.config import FilesConfig
 from rnncls.data.batches import Batch, pack
 from rnncls.data.records import BadRows, fingerprint, read
 from rnncls.data.vocabulary import UNKNOWN, Vocabulary, in_order
-from rnncls.errors import DataError, Problem, printable
+from rnncls.errors import CheckpointError, DataError, Problem, printable
 from rnncls.seeds import mix
 
 SPLITS = ("train", "val", "test")
 BUCKET_BATCHES = 50  # batches that are sorted by length together
 MAX_TOKENS = 2**20  # in a vocabulary
+MAX_VOCABULARY_BYTES = 12 * 2**20  # a checkpoint's header may have 16 MiB
 
 Array = np.ndarray[Any, Any]  # one-dimensional
 
@@ -70,6 +72,12 @@ class Dataset:
     truncated: dict[str, int] = field(default_factory=dict)
     unknown_tokens: dict[str, int] = field(default_factory=dict)
     in_train: dict[str, int] = field(default_factory=dict)  # sequences of val and test that training has too
+    in_val: dict[str, int] = field(default_factory=dict)  # sequences of test that val has too
+
+    def held_out(self) -> tuple[str, Sequences]:
+        """What a model is judged by, with its name: the test split; if that is empty val, and if that is too, train."""
+        name = next(name for name in ("test", "val", "train", *self.splits) if len(self.splits.get(name, ())))
+        return (f"the {name} split" if name in SPLITS else name), self.splits[name]
 
 
 @dataclass
@@ -84,6 +92,7 @@ class _Table:
     hashes: array[int] = field(default_factory=lambda: array("Q"))
     dropped: int = 0
     truncated: int = 0
+    of_train: bool = False  # whether this is the training file
 
 
 class _Numbering(dict[str, int]):
@@ -103,6 +112,7 @@ def load(data: FilesConfig, vocabulary: Vocabulary | None = None, progress: bool
     token_numbers, label_numbers = _Numbering(), _Numbering()
     prints, paths = fingerprints(data), paths_of(data)
     tables = {name: _read_table(path, data, token_numbers, label_numbers, progress) for name, path in paths.items()}
+    tables["train"].of_train = True
     parts: dict[str, Array] = {name: np.zeros(len(table.labels), dtype=np.int8) for name, table in tables.items()}
     parts["train"] = _parts(np.frombuffer(tables["train"].hashes, dtype=np.uint64), data)
     rows = {
@@ -121,7 +131,31 @@ def load(data: FilesConfig, vocabulary: Vocabulary | None = None, progress: bool
             dataset.dropped[name], dataset.truncated[name] = table.dropped, table.truncated
     hashes = {name: np.frombuffer(table.hashes, dtype=np.uint64)[chosen] for name, (table, chosen) in rows.items()}
     dataset.in_train = {name: int(np.isin(hashes[name], hashes["train"]).sum()) for name in SPLITS[1:]}
+    dataset.in_val = {"test": int(np.isin(hashes["test"], hashes["val"]).sum())}
     return dataset
+
+
+def load_held_out(data: FilesConfig, vocabulary: Vocabulary, known: dict[str, str], progress: bool = False) -> Dataset:
+    """What a checkpoint is judged by, with the checkpoint's vocabulary; `known` are the fingerprints in it.
+
+    A test file of its own is all that is read. Raises CheckpointError for a file that has changed, and DataError.
+    """
+    if data.test is None:
+        require_unchanged(data, known, paths_of(data), "the old file, or --data FILE for another one")
+        return load(data, vocabulary, progress)
+    require_unchanged(data, known, {"test": data.test}, "the old file, or --data FILE for another one")
+    return load_file(data.test, data, vocabulary, progress, "test")
+
+
+def require_unchanged(data: FilesConfig, known: dict[str, str], paths: dict[str, str], remedy: str) -> None:
+    """Raises CheckpointError when one of these files is not what it was, and DataError when it cannot be read."""
+    for name, path in paths.items():
+        if name in known and (found := fingerprint(path)) != known[name]:
+            what = "the data has changed since the run began"
+            raise CheckpointError(Problem(what, path, f"SHA-256 {known[name]}", found, remedy, "D18"))
+    if missing := known.keys() - paths_of(data).keys():
+        what = f"the run had a {sorted(missing)[0]} file"
+        raise CheckpointError(Problem(what, data.train, remedy=remedy, id="D18"))
 
 
 def paths_of(data: FilesConfig) -> dict[str, str]:
@@ -134,13 +168,26 @@ def fingerprints(data: FilesConfig) -> dict[str, str]:
     return {name: fingerprint(path) for name, path in paths_of(data).items()}
 
 
-def load_file(path: str, data: FilesConfig, vocabulary: Vocabulary, progress: bool = False) -> Dataset:
-    """One file of labelled sequences as the split `test`, with the vocabulary of a checkpoint. Raises DataError."""
+def load_file(
+    path: str, data: FilesConfig, vocabulary: Vocabulary, progress: bool = False, name: str | None = None
+) -> Dataset:
+    """One file of labelled sequences as the split `name`, else named after the file, with a checkpoint's vocabulary.
+
+    Raises DataError, whose remedies name no config key: the run's own config decides how the file is read.
+    """
+    try:
+        return _load_file(path, data, vocabulary, progress, name or path)
+    except DataError as error:
+        remedy = "mend the file; the config of the run decides how it is read"
+        raise DataError(*(replace(p, remedy=remedy) if "data." in p.remedy else p for p in error.problems)) from None
+
+
+def _load_file(path: str, data: FilesConfig, vocabulary: Vocabulary, progress: bool, name: str) -> Dataset:
     token_numbers, label_numbers = _Numbering(), _Numbering()
     table = _read_table(path, data, token_numbers, label_numbers, progress)
-    dataset = Dataset({}, vocabulary, {"test": fingerprint(path)}, {"test": table.dropped}, {"test": table.truncated})
+    dataset = Dataset({}, vocabulary, {name: fingerprint(path)}, {name: table.dropped}, {name: table.truncated})
     chosen = np.ones(len(table.labels), dtype=bool)
-    _add_split(dataset, "test", table, chosen, list(token_numbers), list(label_numbers))
+    _add_split(dataset, name, table, chosen, list(token_numbers), list(label_numbers))
     if not len(table.labels):
         raise DataError(Problem("0 sequences", path, remedy="a file with sequences", id="D2"))
     return dataset
@@ -158,7 +205,8 @@ def _read_table(
                 table.dropped += 1
                 continue
             line, tokens, label = record
-            table.hashes.append(int.from_bytes(blake2b("\x1f".join(tokens).encode(), digest_size=8).digest(), "little"))
+            text = "\x1f".join(tokens).encode()
+            table.hashes.append(int.from_bytes(blake2b(text, digest_size=8).digest(), "little"))
             if len(tokens) > limit:
                 if data.truncate == "error":
                     expected, found = f"at most data.max_length = {limit} tokens", f"{len(tokens)}"
@@ -188,12 +236,13 @@ def _vocabulary(table: _Table, chosen: Array, tokens: list[str], labels: list[st
     known = in_order(tokens[number] for number in np.flatnonzero(counts >= data.min_count))
     used = np.unique(np.frombuffer(table.labels, dtype=np.int32)[chosen])
     has_unknown = data.unknown == "unk"
-    if len(known) > MAX_TOKENS or sum(map(len, known)) > 8 * 2**20:
-        found, remedy = f"{len(known):,} tokens", "data.min_count, data.tokens"
-        expected = f"at most {MAX_TOKENS:,} different tokens with 8 MiB of text"
+    known, classes = tuple(token for token in known if token != UNKNOWN), in_order(labels[n] for n in used)
+    size = len(json.dumps(json.dumps([known, classes])))  # as it stands in a checkpoint
+    if len(known) > MAX_TOKENS or size > MAX_VOCABULARY_BYTES:
+        found, remedy = f"{len(known):,} tokens, {len(classes):,} labels, {size:,} bytes", "data.min_count, data.tokens"
+        expected = f"at most {MAX_TOKENS:,} different tokens, and {MAX_VOCABULARY_BYTES:,} bytes as JSON"
         raise DataError(Problem("a very large vocabulary", table.path, expected, found, remedy, "D7"))
-    known = tuple(token for token in known if token != UNKNOWN)
-    return Vocabulary((UNKNOWN, *known) if has_unknown else known, in_order(labels[n] for n in used), has_unknown)
+    return Vocabulary((UNKNOWN, *known) if has_unknown else known, classes, has_unknown)
 
 
 def _add_split(dataset: Dataset, name: str, table: _Table, chosen: Array, tokens: list[str], labels: list[str]) -> None:
@@ -217,7 +266,7 @@ def _add_split(dataset: Dataset, name: str, table: _Table, chosen: Array, tokens
         raise DataError(Problem(what, where, remedy="data.unknown=unk, or mend the line", id="D8"))
     dataset.unknown_tokens[name] = int(unknown.sum())
     if len(flat) and unknown.all():
-        remedy = "data.tokens, or data like the training data"
+        remedy = "data.tokens, or data like the training data" + _more_training(name, table)
         raise DataError(Problem(f"no token of {name} is in the training data", table.path, remedy=remedy, id="D8"))
     places = {label: number for number, label in enumerate(vocabulary.labels)}
     classes = np.fromiter((places.get(label, -1) for label in labels), dtype=np.int64, count=len(labels))
@@ -226,9 +275,15 @@ def _add_split(dataset: Dataset, name: str, table: _Table, chosen: Array, tokens
         row = int((numbers < 0).argmax())
         found = labels[np.frombuffer(table.labels, dtype=np.int32)[chosen][row]]
         shown = ", ".join(vocabulary.labels[:10]) + (", ..." if vocabulary.num_classes > 10 else "")
-        what, remedy = f"a label of {name} that training lacks", "mend the line, or train with this label"
+        what, remedy = f"a label of {name} that training lacks", "mend the line" + _more_training(name, table)
         raise DataError(Problem(what, f"{table.path}:{lines[row]}", f"one of {shown}", found, remedy, "D6"))
     dataset.splits[name] = Sequences(torch.from_numpy(flat), torch.from_numpy(offsets), torch.from_numpy(numbers))
+
+
+def _more_training(name: str, table: _Table) -> str:
+    """A remedy for what training lacks and another part of the same file has."""
+    key = f"data.{name}_fraction"
+    return f", or {key}=0, as the row is in {name} by its hash" if name in SPLITS[1:] and table.of_train else ""
 
 
 def warnings(dataset: Dataset) -> list[str]:
@@ -243,6 +298,8 @@ def warnings(dataset: Dataset) -> list[str]:
             said.append(f"[D8]: {share:.0%} of the tokens of {name} are not in the vocabulary")
         if len(sequences) and (share := dataset.in_train.get(name, 0) / len(sequences)) > 0.01:
             said.append(f"[D17]: {share:.1%} of the sequences of {name} are in the training data too")
+        if len(sequences) and (share := dataset.in_val.get(name, 0) / len(sequences)) > 0.01:
+            said.append(f"[D17]: {share:.1%} of the sequences of {name} are in the validation data too")
     said += [
         f"[D16]: {count:,} sequences of {name} were truncated" for name, count in dataset.truncated.items() if count
     ]

@@ -157,6 +157,7 @@ def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Ite
     file.seek(0)
     source: IO[bytes] = gzip.GzipFile(fileobj=file) if is_gzip else file  # type: ignore[assignment]
     number = size = told = 0
+    check_at = RATIO_FROM
     try:
         while content := source.readline(MAX_LINE_BYTES + 1):
             number, size = number + 1, size + len(content)
@@ -165,7 +166,9 @@ def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Ite
                 raise DataError(Problem("a very long line", f"{path}:{number}", expected, remedy=remedy, id="D13"))
             if number % 1024 == 0:
                 told = _tell(watch, told, file.tell())
-                if is_gzip and size > RATIO_FROM and size > MAX_RATIO * file.tell():
+            if is_gzip and size > check_at:
+                check_at = size + 2**20
+                if size > MAX_RATIO * file.tell():
                     raise _gzip_error(path, f"it unpacks to more than {MAX_RATIO} times its size")
             if number == 1:
                 content = content.removeprefix(b"\xef\xbb\xbf")
@@ -204,39 +207,63 @@ def _json_rows(lines: Lines, _path: str | Path, _fields: tuple[str, ...], bad: B
         except (ValueError, RecursionError) as error:
             bad.add(number, "not JSON", found=f"{str(error)[:60]}: {text[:40]!r}")
             continue
-        if isinstance(row, dict):
+        if "\\ud" in text.lower() and not _is_text(row):
+            bad.add(number, "half of a surrogate pair", "Unicode text", f"{text:.60}", id="D11")
+        elif isinstance(row, dict):
             yield number, row
         else:
             bad.add(number, "not a JSON object", '{"sequence": ..., "label": ...}', f"{text:.60}")
 
 
+def _is_text(value: Any) -> bool:
+    """Whether all of its text can be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _table_rows(lines: Lines, path: str | Path, fields: tuple[str, ...], bad: BadRows, delimiter: str) -> Rows:
-    number = 0
+    rows = _split_rows(lines, path, bad, delimiter)
+    line, header = next(rows, (1, None))
+    if header is None:
+        return
+    missing = [name for name in fields if name not in header]
+    if missing or len(set(header)) < len(header):
+        expected = f"a header row with the columns {' and '.join(fields)}, each once"
+        remedy = "data.sequence_field=..., data.label_field=..."
+        raise DataError(Problem("bad header", f"{path}:{line}", expected, ", ".join(header), remedy, id="D14"))
+    for line, row in rows:
+        if len(row) == len(header):
+            yield line, dict(zip(header, row, strict=True))
+        elif row:
+            bad.add(line, "a row of another width", f"{len(header)} columns", f"{len(row)} columns")
+
+
+def _split_rows(lines: Lines, path: str | Path, bad: BadRows, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(first line, fields) of each row, which may be several lines where a field is quoted."""
+    begin = number = 0  # first line of the row, and the last one read
 
     def texts() -> Iterator[str]:
-        nonlocal number
-        for number, text in lines:  # noqa: B007  # told to whoever reads the rows
+        nonlocal begin, number
+        for number, text in lines:
+            begin = begin or number
             yield text + "\n"
 
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(texts(), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
     while True:
+        begin = 0
         try:
-            row = next(reader, None)
-        except csv.Error as error:
-            bad.add(number, "not a row of the table", found=str(error), remedy="close the quotes, or mend the line")
-            continue
-        if row is None:
+            row = next(reader)
+        except StopIteration:
             return
-        if header is None:
-            header = row
-            missing = [name for name in fields if name not in header]
-            if missing or len(set(header)) < len(header):
-                expected = f"a header row with the columns {' and '.join(fields)}, each once"
-                remedy = "data.sequence_field=..., data.label_field=..."
-                raise DataError(Problem("bad header", f"{path}:1", expected, ", ".join(header), remedy, id="D14"))
-        elif row and len(row) != len(header):
-            bad.add(number, "a row of another width", f"{len(header)} columns", f"{len(row)} columns")
-        elif row:
-            yield number, dict(zip(header, row, strict=True))
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):  # every row behind it was taken for a part of this one
+                found, remedy = f"the end of the file, {number - begin} lines below", "close it, or double it"
+                where, expected = f"{path}:{begin}", "a second quote"
+                raise DataError(Problem("an open quote", where, expected, found, remedy, "D14")) from None
+            bad.add(begin, "not a row of the table", found=str(error), remedy="close the quotes, or mend the line")
+        else:
+            yield begin, row

@@ -55,6 +55,7 @@ def _split(dataset: Dataset, name: str, sequences: Sequences) -> dict[str, Any]:
         "truncated": dataset.truncated.get(name, 0),
         "unknown_tokens": dataset.unknown_tokens.get(name, 0),
         "also_in_train": dataset.in_train.get(name, 0),
+        "also_in_val": dataset.in_val.get(name, 0),
     }
 
 
@@ -106,10 +107,15 @@ def _length_bins(sequences: Sequences) -> list[tuple[str, int]]:
 
 
 def _bars(pairs: list[tuple[str, int]]) -> list[str]:
-    shown = [(repr(name)[1:-1] if name.isspace() else printable(name), count) for name, count in pairs[:MOST_SHOWN]]
+    shown = [(visible(name), count) for name, count in pairs[:MOST_SHOWN]]
     width, highest = max(len(name) for name, _ in shown), max(max(count for _, count in shown), 1)
     lines = [f"  {name:>{width}} {count:>10,} {'#' * round(BAR * count / highest)}" for name, count in shown]
     return lines + ([f"  ... and {len(pairs) - MOST_SHOWN:,} more"] if len(pairs) > MOST_SHOWN else [])
+
+
+def visible(token: str) -> str:
+    """The token as one word: white space and what steers a terminal are escaped, a space is an open box."""
+    return repr(token)[1:-1].replace(" ", "\N{OPEN BOX}")
 
 
 def plot(task: FilesTask, path: Path) -> None:
@@ -119,16 +125,23 @@ def plot(task: FilesTask, path: Path) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     splits = {name: split for name, split in task.dataset.splits.items() if len(split)}
-    left.hist([split.lengths.numpy() for split in splits.values()], bins=30, label=list(splits), density=True)
+    longest = max(int(split.lengths.max()) for split in splits.values())
+    width = -(-longest // 30)  # whole tokens
+    for offset, (name, split) in enumerate(splits.items()):
+        shares = torch.bincount((split.lengths - 1) // width) / len(split)
+        middles = width * (torch.arange(len(shares)) + 0.5) + 0.5 + 0.27 * width * (offset - (len(splits) - 1) / 2)
+        left.bar(middles.tolist(), shares.tolist(), width=0.25 * width, label=name)
     left.set(xlabel="length in tokens", ylabel="share of the sequences", title="lengths")
     left.legend()
     labels = task.dataset.vocabulary.labels[:MOST_SHOWN]
     for offset, (name, split) in enumerate(splits.items()):
         counts = torch.bincount(split.labels, minlength=task.sizes[1])[:MOST_SHOWN] / len(split)
         right.bar([index + 0.27 * offset for index in range(len(labels))], counts.tolist(), width=0.25, label=name)
-    right.set_xticks([index + 0.27 for index in range(len(labels))], labels, rotation=30 if len(labels) > 6 else 0)
+    names = [printable(label if len(label) <= 24 else label[:23] + "...") for label in labels]
+    places = [index + 0.27 for index in range(len(labels))]
+    right.set_xticks(places, names, rotation=30 if len(labels) > 6 else 0, parse_math=False)
     right.set(ylabel="share of the sequences", title="classes")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def sample(task: Task, rows: int = 8) -> str:
@@ -148,7 +161,7 @@ def sample(task: Task, rows: int = 8) -> str:
             position += 1
 
     def name(token: int) -> str:
-        return printable(repr(words.tokens[token])[1:-1]) if words else str(token)
+        return visible(words.tokens[token]) if words else str(token)
 
     shown = sequences[:rows]
     cut = min(max(map(len, shown)), 24)

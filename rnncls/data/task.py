@@ -129,6 +129,13 @@ def load_task(config: Config, vocabulary: Vocabulary | None = None, progress: bo
     for warning in files.warnings(dataset):
         print(warning, file=sys.stderr)
     task = FilesTask(config, config.data, dataset)
+    train, epoch = config.train, files.steps_per_epoch(task.train, config.train.batch_size)
+    if train.max_epochs and train.max_steps < train.max_epochs * epoch:
+        what = f"train.max_steps = {train.max_steps:,} ends the run in epoch {-(-train.max_steps // epoch):,}"
+        print(f"rnncls: warning[D21]: {what} of {train.max_epochs:,}, of {epoch:,} steps each", file=sys.stderr)
+    if 0 < task.max_steps <= config.schedule.warmup_steps and task.max_steps < train.max_steps:
+        what = f"the run has {task.max_steps:,} steps, all of them within schedule.warmup_steps"
+        print(f"rnncls: warning[D21]: {what} = {config.schedule.warmup_steps:,}", file=sys.stderr)
     try:
         check_size(config, *task.sizes)
     except PydanticCustomError as error:

@@ -1,9 +1,11 @@
 """Tokens and labels of the user's data, and their numbers."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 UNKNOWN = "<unk>"
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
@@ -44,4 +46,4 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 def are_integers(names: Sequence[str]) -> bool:
     """Whether every name is how an integer is written."""
-    return all(name.lstrip("-").isascii() and name.lstrip("-").isdigit() and str(int(name)) == name for name in names)
+    return all(map(_INTEGER.fullmatch, names))
