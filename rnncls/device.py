@@ -51,3 +51,14 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def set_precision(name: str) -> None:
+    """Whether CUDA may use TF32, for the whole process. float32 means float32: cuDNN would use TF32 unless told."""
+    torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+
+
+def describe_precision(name: str, device: torch.device) -> str:
+    """What is computed with; there is no TF32 on a CPU."""
+    return "float32" if name == "tf32" and device.type == "cpu" else name

@@ -9,9 +9,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.config import Config
 from rnncls.config import sizes as sizes_of
+from rnncls.data import Padded
+from rnncls.recurrence import PackedRNN
 from rnncls.seeds import mix
 
-_MODULES: dict[str, Any] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+_MODULES: dict[str, Any] = {"rnn": PackedRNN, "lstm": nn.LSTM, "gru": nn.GRU}
 _KERNELS: dict[str, Any] = {
     "RNN_TANH": torch.rnn_tanh,
     "RNN_RELU": torch.rnn_relu,
@@ -46,34 +48,61 @@ class RNNClassifier(nn.Module):
         self.embedding = nn.Embedding(num_embeddings, embedding_dim)
         options: dict[str, Any] = {"num_layers": num_layers, "bias": bias, "bidirectional": bidirectional}
         if cell == "rnn":
-            options["nonlinearity"] = nonlinearity
+            options |= {"nonlinearity": nonlinearity, "dropout": dropout}
         self.rnn: nn.RNNBase = _MODULES[cell](embedding_dim, hidden_size, **options)
         self.dropout = dropout  # between layers; see _layer_by_layer
         self.num_directions = 2 if bidirectional else 1
         self.head = nn.Linear(hidden_size * self.num_directions, num_classes)
 
-    def forward(self, tokens: PackedSequence) -> Tensor:
-        """Logits (B, num_classes), in the order in which the sequences were given."""
-        embedded = tokens._replace(data=self.embedding(tokens.data))  # (sum of lengths, embedding_dim)
-        if self.training and self.dropout > 0:
-            hidden = self._layer_by_layer(embedded)
+    def forward(self, tokens: PackedSequence | Padded) -> Tensor:
+        """Logits (B, num_classes), in the order in which the sequences were given.
+
+        Padded sequences give the same as packed ones: in one direction padding comes after a sequence's last token,
+        whose state is taken, and has no gradient. Raises ValueError for padded sequences in two directions.
+        """
+        if isinstance(tokens, Padded):
+            summary = self._summary_of_padded(tokens)
         else:
-            _, hidden = self.rnn(embedded)  # (num_layers * num_directions, B, hidden_size), for lstm with its c
-            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-        last = hidden[-self.num_directions :]  # (num_directions, B, hidden_size)
-        logits: Tensor = self.head(last.transpose(0, 1).flatten(1))
+            summary = self._summary(tokens._replace(data=self.embedding(tokens.data)))
+        logits: Tensor = self.head(summary)
         return logits
 
-    def _layer_by_layer(self, packed: PackedSequence) -> Tensor:
-        """As torch.nn's module with dropout between its layers: the final hidden states.
+    def _summary_of_padded(self, padded: Padded) -> Tensor:
+        """Of each sequence the last layer's state at its own last token, (B, hidden_size)."""
+        if self.num_directions == 2:
+            raise ValueError("padded sequences cannot be run in reverse: padding would come first")
+        embedded = self.embedding(padded.tokens.t())  # (T, B, embedding_dim)
+        if self.training and self.dropout > 0:
+            output, _ = self._layer_by_layer(embedded, None)
+        else:
+            output, _ = self.rnn(embedded)  # (T, B, hidden_size)
+        place = (padded.lengths - 1).view(1, -1, 1).expand(1, -1, output.shape[2])
+        return output.gather(0, place)[0]
 
-        Dropout is drawn by F.dropout from torch's generator, because cuDNN's own RNN dropout keeps its random state
-        where no checkpoint and no seed of ours reaches it.
+    def _summary(self, packed: PackedSequence) -> Tensor:
+        """The last layer's final state(s) of each sequence, (B, num_directions * hidden_size)."""
+        dropout = self.dropout if self.training else 0
+        if isinstance(self.rnn, PackedRNN) and (dropout == 0 or not packed.data.is_cuda):
+            return self.rnn.summary(packed)
+        if dropout > 0:
+            _, hidden = self._layer_by_layer(packed.data, packed.batch_sizes)
+            unsorted = packed.unsorted_indices
+            hidden = hidden if unsorted is None else hidden.index_select(1, unsorted)
+        else:
+            _, hidden = self.rnn(packed)  # (num_layers * num_directions, B, hidden_size), for lstm with its c
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        return hidden[-self.num_directions :].transpose(0, 1).flatten(1)
+
+    def _layer_by_layer(self, data: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As torch.nn's module with dropout between its layers: outputs and final hidden states, longest first.
+
+        `data`: packed, with its batch sizes, or (T, B, width) with None. Dropout is drawn by F.dropout from torch's
+        generator, because cuDNN's own RNN dropout keeps its random state where no checkpoint and no seed reaches it.
         """
         rnn = self.rnn
         run = _KERNELS[rnn.mode]
-        data, batch_sizes = packed.data, packed.batch_sizes
-        zeros = data.new_zeros(self.num_directions, int(batch_sizes[0]), rnn.hidden_size)
+        sequences = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
+        zeros = data.new_zeros(self.num_directions, sequences, rnn.hidden_size)
         start: Any = [zeros, zeros] if rnn.mode == "LSTM" else zeros
         weights: list[Tensor] = [weight for part in rnn.all_weights for weight in part]
         per_layer = len(weights) // rnn.num_layers
@@ -81,11 +110,13 @@ class RNNClassifier(nn.Module):
         for layer in range(rnn.num_layers):
             if layer > 0:
                 data = F.dropout(data, self.dropout)
-            own = weights[layer * per_layer : (layer + 1) * per_layer]
-            data, final, *_ = run(data, batch_sizes, start, own, rnn.bias, 1, 0.0, True, rnn.bidirectional)
+            options = (weights[layer * per_layer : (layer + 1) * per_layer], rnn.bias, 1, 0.0, True, rnn.bidirectional)
+            if batch_sizes is None:
+                data, final, *_ = run(data, start, *options, False)
+            else:
+                data, final, *_ = run(data, batch_sizes, start, *options)
             finals.append(final)
-        hidden = torch.cat(finals)  # (num_layers * num_directions, B, hidden_size), longest sequence first
-        return hidden if packed.unsorted_indices is None else hidden.index_select(1, packed.unsorted_indices)
+        return data, torch.cat(finals)
 
 
 def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClassifier:

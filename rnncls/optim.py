@@ -44,5 +44,8 @@ def learning_rate(step: int, max_steps: int, lr: float, schedule: ScheduleConfig
 
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
     """The 2-norm of all gradients together before clipping, a 0-d tensor. Scales them down to `max_norm` if larger."""
-    limit = math.inf if max_norm is None else max_norm
-    return nn.utils.clip_grad_norm_(parameters, limit)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if max_norm is not None and (norm.is_cuda or float(norm) > max_norm):  # on CUDA, to look would be to wait
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1))
+    return norm

@@ -12,7 +12,8 @@ from rnncls.data import Task, files, load_task
 from rnncls.errors import CheckpointError, Problem, printable
 from rnncls.optim import state_names
 from rnncls.runlog import prepare
-from rnncls.train import TrainState, new_state, note_status, run, save
+from rnncls.state import TrainState
+from rnncls.train import new_state, note_status, run, save
 
 FIXED = ("seed", "optimizer.name", "train.best_metric")  # as are all of data and model
 ENDING = ("max_steps", "max_epochs", "stop_at_accuracy", "patience")  # keys that say when a run is over

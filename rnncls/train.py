@@ -1,106 +1,32 @@
-"""The training loop: `fit` takes steps, `train_step` is one of them, `after_step` does what is due after it."""
+"""The training loop: `fit` has steps taken (see `steps`), `after_step` does what is due after them."""
 
 import math
 import time
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
-from torch.nn import functional as F
 
 from rnncls import rundir
 from rnncls.checkpoint import fitting_weights, mark_best, prune, read_checkpoint, write_checkpoint
 from rnncls.config import Config, TrainConfig
 from rnncls.data import Batch, Task, load_task
-from rnncls.device import describe, make_deterministic, resolve_device
+from rnncls.device import describe, describe_precision, make_deterministic, resolve_device, set_precision
 from rnncls.errors import Interrupted, NonFiniteError, Problem, RnnclsError, as_out_of_memory
 from rnncls.evaluation import count_by_length, score
 from rnncls.files import free_bytes, replace
-from rnncls.metrics import Totals, class_counts, sequence_losses
+from rnncls.metrics import Totals, class_counts
 from rnncls.model import RNNClassifier, build_model
-from rnncls.optim import build_optimizer, clip_grad_norm, learning_rate
+from rnncls.optim import build_optimizer, learning_rate
+from rnncls.profiling import TRACE, traced
 from rnncls.runlog import RunLog, prepare
-from rnncls.seeds import mix
 from rnncls.signals import StopRequest, stop_requests
+from rnncls.state import TrainState
+from rnncls.steps import choose
 
 CRASH_LOG = "crash.log"
-
-
-@dataclass
-class TrainState:
-    """All that changes during a run. The rest is a function of config and step."""
-
-    model: RNNClassifier
-    optimizer: torch.optim.Optimizer
-    step: int = 0  # batches trained on
-    due: bool = False  # whether `after_step` of this step is still to be done
-    skipped: int = 0  # batches in a row whose update was left out because it was not finite
-    totals: Totals = field(default_factory=Totals)  # since the last log line
-    best_step: int | None = None
-    best_score: float = -math.inf  # of `train.best_metric`, larger is better
-    best_accuracy: float = -math.inf  # of the best step
-    stale_evaluations: int = 0  # in a row, without a higher score
-    stopped: bool = False  # whether the run is over, be it before its last step
-
-    def counters(self) -> dict[str, float | int | None]:
-        """What a checkpoint keeps beside weights, optimizer state and step."""
-        own: dict[str, float | int | None] = {
-            "due": int(self.due),
-            "skipped": self.skipped,
-            "best_step": self.best_step,
-            "best_score": None if self.best_step is None else self.best_score,
-            "best_accuracy": None if self.best_step is None else self.best_accuracy,
-            "stale_evaluations": self.stale_evaluations,
-            "stopped": int(self.stopped),
-        }
-        return own | {f"totals_{name}": value for name, value in asdict(self.totals).items()}
-
-    def restore_counters(self, counters: dict[str, Any]) -> None:
-        """The inverse of `counters`, for a state whose step is set. Raises ValueError where they make no sense."""
-        try:
-            kept = Counters.model_validate(counters)
-        except ValidationError as error:
-            raise ValueError(", ".join(str(detail["loc"][0]) for detail in error.errors()[:5])) from None
-        known = (kept.best_step is None, kept.best_score is None, kept.best_accuracy is None)
-        if len(set(known)) > 1 or (kept.best_step or 0) > self.step:
-            raise ValueError("best_step, best_score, best_accuracy")
-        self.due, self.stopped = bool(kept.due), bool(kept.stopped)
-        self.skipped, self.stale_evaluations = kept.skipped, kept.stale_evaluations
-        self.best_step = kept.best_step
-        self.best_score = -math.inf if kept.best_score is None else kept.best_score
-        self.best_accuracy = -math.inf if kept.best_accuracy is None else kept.best_accuracy
-        self.totals = Totals(**{name: getattr(kept, f"totals_{name}") for name in asdict(Totals())})
-
-
-Number = Annotated[int, Field(ge=0, le=2**62)]
-Sum = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Counters(BaseModel):
-    """What `TrainState.counters` may be when it comes out of a file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    due: Literal[0, 1]
-    stopped: Literal[0, 1]
-    skipped: Number
-    stale_evaluations: Number
-    best_step: Number | None
-    best_score: Annotated[float, Field(ge=-1e300, le=1)] | None
-    best_accuracy: Annotated[float, Field(ge=0, le=1)] | None
-    totals_loss: Sum
-    totals_correct: Number
-    totals_sequences: Number
-    totals_grad_norm: Sum
-    totals_clipped: Number
-    totals_steps: Number
-    totals_seconds: Sum
 
 
 def fit(config: Config, run_dir: str | Path, init_from: str | Path | None = None) -> TrainState:
@@ -134,6 +60,7 @@ def new_state(task: Task) -> TrainState:
         torch.set_num_threads(config.train.num_threads)
     if config.train.deterministic:
         make_deterministic()
+    set_precision(config.train.precision)
     model = build_model(config, task.sizes).to(resolve_device(config.device))
     return TrainState(model, build_optimizer(model.parameters(), config.optimizer))
 
@@ -187,53 +114,34 @@ def note_status(
 
 def _loop(state: TrainState, task: Task, log: RunLog, stop: StopRequest) -> None:
     device = next(state.model.parameters()).device
-    log.say(f"training on {describe(device)}" + (f", from step {state.step:,}" if state.step else ""))
+    take_steps, engine = choose(task.config, device)
+    how = f"{describe(device)}, {describe_precision(task.config.train.precision, device)}, {engine}"
+    log.say(f"training on {how}" + (f", from step {state.step:,}" if state.step else ""))
     _warn_of_little_space(state, log)
     try:
         if state.due and after_step(state, task, log, stop):
             return
-        started_at = time.perf_counter()
-        for batch in task.batches(state.step, task.max_steps):
-            stop.check(state.step, str(log.run_dir))
-            train_step(state, batch.to(device), task)
-            log.bar.update()
-            state.totals.seconds += time.perf_counter() - started_at
-            if after_step(state, task, log, stop):
-                return
+        stop.check(state.step, str(log.run_dir))
+        with _tracing(state, task, log) as count:
             started_at = time.perf_counter()
+            for taken in take_steps(state, task):
+                state.totals.seconds += time.perf_counter() - started_at
+                log.bar.update(taken)
+                count(taken)
+                if after_step(state, task, log, stop):
+                    return
+                stop.check(state.step, str(log.run_dir))
+                started_at = time.perf_counter()
     except Interrupted:
         save(state, task, log.run_dir)
         raise
 
 
-def train_step(state: TrainState, batch: Batch, task: Task) -> None:
-    """One optimizer step on one batch, added to `state.totals`.
-
-    A loss or gradient that is not finite never reaches the weights: the update is left out, and after more than
-    `train.max_skipped_steps` in a row NonFiniteError is raised. For that, loss and norm are read once per step.
-    """
-    config = task.config
-    if config.model.dropout > 0:
-        torch.manual_seed(mix(config.seed, "dropout", state.step))
-    lr = learning_rate(state.step, task.max_steps, config.optimizer.lr, config.schedule)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.optimizer.zero_grad()
-    logits = state.model(batch.tokens)  # (B, num_classes)
-    weights = None if task.class_weights is None else task.class_weights.to(logits.device)
-    loss = F.cross_entropy(logits, batch.labels, weights)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = clip_grad_norm(state.model.parameters(), config.train.max_grad_norm)
-    correct = (logits.argmax(1) == batch.labels).sum()
-    loss_value, norm_value, correct_value = torch.stack((loss.detach(), norm, correct.float())).tolist()
-    finite = math.isfinite(loss_value) and math.isfinite(norm_value)
-    if not finite and state.skipped >= config.train.max_skipped_steps:
-        raise _non_finite(state.step + 1, loss_value, norm_value, lr, logits.detach(), batch.labels)
-    state.step, state.due = state.step + 1, True
-    state.skipped = 0 if finite else state.skipped + 1
-    if finite:
-        state.optimizer.step()
-        state.totals.add(loss_value, norm_value, int(correct_value), len(batch.labels), config.train.max_grad_norm)
+def _tracing(state: TrainState, task: Task, log: RunLog) -> AbstractContextManager[Callable[[int], None]]:
+    """With `train.profile` a trace of some steps; gives a function to be told of steps."""
+    if not task.config.train.profile:
+        return nullcontext(lambda _: None)
+    return traced(log.run_dir, task.max_steps - state.step, lambda action: log.write(TRACE, action))
 
 
 def after_step(state: TrainState, task: Task, log: RunLog, stop: StopRequest) -> bool:
@@ -329,17 +237,3 @@ def _warn_of_little_space(state: TrainState, log: RunLog) -> None:
     size = 3 * sum(4 * parameter.numel() for parameter in state.model.parameters())  # weights and two moments
     if (free := free_bytes(log.run_dir)) < 3 * size:
         log.say(f"rnncls: warning[R9]: {free:,} bytes free; checkpoints of this run take about {size:,} bytes each")
-
-
-def _non_finite(step: int, loss: float, norm: float, lr: float, logits: Tensor, labels: Tensor) -> NonFiniteError:
-    bad = (~sequence_losses(logits, labels).isfinite()).nonzero().flatten().tolist()
-    rows = f", not finite for sequences {', '.join(map(str, bad[:5]))} of the batch" if bad else ""
-    return NonFiniteError(
-        Problem(
-            f"the loss or the gradient is not finite at step {step}",
-            expected="finite numbers; the weights are those of the step before",
-            found=f"loss {loss}, gradient norm {norm}, learning rate {lr:.3g}{rows}",
-            remedy="a smaller optimizer.lr, a longer schedule.warmup_steps, or train.max_grad_norm=1",
-            id="R12",
-        )
-    )

@@ -31,9 +31,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from rnncls import cli, train
+from rnncls import cli
 from rnncls.checkpoint import find_newest, read_checkpoint, step_files
 from rnncls.errors import CheckpointError
+from rnncls.state import TrainState
+from rnncls.steps import eager
 from scripts import fuzz
 
 ROOT = Path(__file__).parent.parent
@@ -272,13 +274,13 @@ def kills(folder: Path, short: bool) -> tuple[str, int]:
 
 def counting(steps: mmap.mmap) -> Callable[[], None]:
     """Put the number of steps done where the parent process sees it."""
-    original = train.train_step
+    original = eager.train_step
 
-    def counted(state: train.TrainState, *arguments: Any) -> None:
+    def counted(state: TrainState, *arguments: Any) -> None:
         original(state, *arguments)
         steps[:8] = state.step.to_bytes(8, "little")
 
-    return lambda: setattr(train, "train_step", counted)
+    return lambda: setattr(eager, "train_step", counted)
 
 
 def signals(folder: Path, short: bool) -> tuple[str, int]:
@@ -304,14 +306,14 @@ def signals(folder: Path, short: bool) -> tuple[str, int]:
 
 def stopping(at: int) -> Callable[[], None]:
     """A real SIGTERM in the middle of the step with this index."""
-    original = train.train_step
+    original = eager.train_step
 
-    def step(state: train.TrainState, *arguments: Any) -> None:
+    def step(state: TrainState, *arguments: Any) -> None:
         if state.step == at:
             os.kill(os.getpid(), signal.SIGTERM)
         original(state, *arguments)
 
-    return lambda: setattr(train, "train_step", step)
+    return lambda: setattr(eager, "train_step", step)
 
 
 def stops(folder: Path, short: bool) -> tuple[str, int]:

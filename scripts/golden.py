@@ -24,10 +24,16 @@ CASES = {
 }
 
 
-def first_losses(case: str) -> list[float]:
+def first_losses(case: str, engine: str = "eager") -> list[float]:
     """The training losses of the first steps, one by one, on the CPU."""
     path, overrides = CASES[case]
-    small = [f"train.max_steps={STEPS}", "train.log_every=1", "train.eval_samples=10", "device=cpu"]
+    small = [
+        f"train.max_steps={STEPS}",
+        "train.log_every=1",
+        "train.eval_samples=10",
+        "device=cpu",
+        f"train.engine={engine}",
+    ]
     config = rnncls.load_config(ROOT / path, [*overrides, *small])
     with tempfile.TemporaryDirectory() as folder:
         rnncls.fit(config, folder)

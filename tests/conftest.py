@@ -18,7 +18,14 @@ SMALL: dict[str, Any] = {
     "data": {"modulus": 3, "min_length": 1, "max_length": 4},
     "model": {"embedding_dim": 4, "hidden_size": 16},
     "schedule": {"warmup_steps": 5},
-    "train": {"max_steps": 40, "batch_size": 8, "log_every": 10, "eval_every": 20, "eval_samples": 100},
+    "train": {
+        "max_steps": 40,
+        "batch_size": 8,
+        "log_every": 10,
+        "eval_every": 20,
+        "eval_samples": 100,
+        "engine": "eager",
+    },
 }
 
 

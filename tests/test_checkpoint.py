@@ -32,7 +32,8 @@ from rnncls.data import batches, collate, load_task
 from rnncls.errors import CheckpointError, WriteError
 from rnncls.model import build_model
 from rnncls.optim import build_optimizer
-from rnncls.train import TrainState, train_step
+from rnncls.state import TrainState
+from rnncls.steps import train_step
 from tests.conftest import config_of, data_of
 
 

@@ -30,7 +30,7 @@ from scripts.chaos import outcome
 from tests.conftest import ROOT, Completed, config_of, run_rnncls
 
 row = pytest.mark.row
-SMOKE: list[str | Path] = ["train", "--config", "configs/smoke.yaml", "device=cpu"]
+SMOKE: list[str | Path] = ["train", "--config", "configs/smoke.yaml", "device=cpu", "train.engine=eager"]
 
 
 def run_patched(patch: str, *words: str | Path, **options: Any) -> Completed:
@@ -43,12 +43,13 @@ def run_patched(patch: str, *words: str | Path, **options: Any) -> Completed:
 def in_step(step: int, statement: str) -> str:
     """Python that makes the training step with this index begin with a statement."""
     return f"""
-original = train.train_step
+from rnncls.steps import eager
+original = eager.train_step
 def patched(state, *arguments):
     if state.step == {step}:
         {statement}
     return original(state, *arguments)
-train.train_step = patched"""
+eager.train_step = patched"""
 
 
 @contextmanager
@@ -453,7 +454,7 @@ def test_steps_that_are_not_finite_may_be_skipped(tmp_path: Path, monkeypatch: p
         step += 1
         return original(*arguments) * (torch.nan if step - 1 in bad else 1)
 
-    monkeypatch.setattr("rnncls.train.clip_grad_norm", poisoned)
+    monkeypatch.setattr("rnncls.steps.eager.clip_grad_norm", poisoned)
     config = config_of(train={"max_steps": 16, "max_skipped_steps": 2, "log_every": 1, "eval_every": 16})
     state = fit(config, tmp_path / "run")
     assert (state.step, state.skipped) == (16, 0)

@@ -58,6 +58,7 @@ def config_of(path: Path, train: dict[str, Any] | None = None, **keys: Any) -> C
             "log_every": 5,
             "eval_every": 7,
             "checkpoint_every": 4,
+            "engine": "eager",
             **(train or {}),
         },
     }

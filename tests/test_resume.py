@@ -25,27 +25,36 @@ from rnncls.errors import CheckpointError, ConfigError, Interrupted, MachineErro
 from rnncls.resume import resume
 from rnncls.rundir import is_locked, locked, read_status
 from rnncls.runs import compare, find_runs
-from rnncls.train import TrainState, fit
+from rnncls.state import TrainState
+from rnncls.steps import eager
+from rnncls.train import fit
 from scripts.chaos import outcome
 from tests.conftest import ROOT, config_of, run_rnncls
 
 # Everything random or stateful at once: dropout, two layers and directions, momenta, odd cadences.
 HARD: dict[str, Any] = {
     "model": {"num_layers": 2, "dropout": 0.4, "bidirectional": True},
-    "train": {"max_steps": 24, "log_every": 5, "eval_every": 7, "checkpoint_every": 4, "eval_samples": 40},
+    "train": {
+        "max_steps": 24,
+        "log_every": 5,
+        "eval_every": 7,
+        "checkpoint_every": 4,
+        "eval_samples": 40,
+        "engine": "eager",
+    },
 }
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
     """Send this process a real signal in the middle of the training step with this index."""
-    original = train.train_step
+    original = eager.train_step
 
     def stepping(state: TrainState, *arguments: Any) -> None:
         if state.step == step:
             os.kill(os.getpid(), number)
         original(state, *arguments)
 
-    monkeypatch.setattr(train, "train_step", stepping)
+    monkeypatch.setattr(eager, "train_step", stepping)
 
 
 def fit_in_pieces(monkeypatch: pytest.MonkeyPatch, config: Config, run_dir: Path, stops: list[int]) -> None:
@@ -102,7 +111,7 @@ def test_on_cuda_a_deterministic_run_resumes_exactly(optimizer: str, tmp_path: P
     (tmp_path / "c.yaml").write_text(text)
     words: list[str | Path] = ["train", "--config", tmp_path / "c.yaml", "train.deterministic=true", "--run-dir"]
     assert run_rnncls(*words, tmp_path / "whole").returncode == 0
-    patch = "import os, signal, rnncls.train as t; o = t.train_step\n"
+    patch = "import os, signal, rnncls.steps.eager as t; o = t.train_step\n"
     patch += "t.train_step = lambda s, *a: (s.step == 13 and os.kill(os.getpid(), signal.SIGTERM), o(s, *a))\n"
     code = patch + "from rnncls.cli import main; main()"
     stopped = subprocess.run(
@@ -284,14 +293,14 @@ class Killed(BaseException):
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = train.train_step
+    original = eager.train_step
 
     def stepping(state: TrainState, *arguments: Any) -> None:
         if state.step == step:
             raise Killed
         original(state, *arguments)
 
-    monkeypatch.setattr(train, "train_step", stepping)
+    monkeypatch.setattr(eager, "train_step", stepping)
 
 
 @pytest.mark.row("K18", "K21")

@@ -16,7 +16,9 @@ from rnncls.errors import ConfigError, NonFiniteError, WriteError
 from rnncls.evaluation import evaluate
 from rnncls.model import build_model
 from rnncls.optim import build_optimizer
-from rnncls.train import TrainState, fit, note_score, train_step
+from rnncls.state import TrainState
+from rnncls.steps import train_step
+from rnncls.train import fit, note_score
 from scripts.golden import CASES, GOLDEN, STEPS, first_losses
 from tests.conftest import config_of, data_of
 

@@ -47,6 +47,9 @@ class SumModConfig(Section):
     """Shortest sequence; lengths are uniform on min_length..max_length."""
     max_length: Count = 5
     """Longest sequence in training and validation."""
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    """How a batch is computed: packed, without padding, or padded with a gather of each sequence's own last state (one
+    direction; for CUDA). auto: packed on the CPU and in two directions, padded on CUDA."""
 
     @property
     def num_classes(self) -> int:
@@ -100,6 +103,9 @@ class FilesConfig(Section):
     """Sequences without a token: an error, or left out and counted."""
     batching: Literal["shuffle", "bucket"] = "shuffle"
     """shuffle: random batches. bucket: random batches of similar lengths, with less padding."""
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    """How a batch is computed: packed, without padding, or padded with a gather of each sequence's own last state (one
+    direction; for CUDA). auto: packed on the CPU and in two directions, padded on CUDA."""
 
     @model_validator(mode="after")
     def _check(self) -> "FilesConfig":
@@ -217,6 +223,13 @@ class TrainConfig(Section):
     """balanced: a class weighs in the loss by the inverse of its frequency in training; for `source: files`."""
     best_metric: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
     """Which validation value makes an evaluation the best."""
+    engine: Literal["auto", "eager", "compiled", "captured"] = "auto"
+    """How steps are taken: one by one in PyTorch (eager), many in one compiled function (CPU; needs numba), or as CUDA
+    graphs (captured). auto: the fastest that can be. Equal up to rounding."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of matrix products: float32; tf32, with 10 bits of mantissa, on CUDA; bfloat16, with 7, weights in float32."""
+    profile: bool = False
+    """Write a profiler trace of 20 steps into the run directory."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = 1
     """CPU threads of torch. One is fastest for small models and gives the same bits on any number of
     cores. null: torch's choice."""
@@ -241,6 +254,10 @@ class Config(Section):
             expected = f"at most optimizer.lr = {self.optimizer.lr}"
             found = str(self.schedule.min_lr)
             raise _clash("schedule.min_lr", "the schedule would end above where it starts", expected, found)
+        if self.data.layout == "padded" and self.model.bidirectional:
+            what = "in two directions padding would come first"
+            expected, remedy = "data.layout: auto or packed", "data.layout=auto"
+            raise _clash("data.layout", what, expected, "padded, model.bidirectional: true", remedy)
         if isinstance(self.data, SumModConfig):
             self._check_generated(self.data)
         check_size(self, *sizes(self))

@@ -1,13 +1,16 @@
 """Where batches come from."""
 
-from rnncls.data.batches import Batch, collate, pack
+from rnncls.data.batches import Batch, Block, Padded, PaddedBatch, collate, pack
 from rnncls.data.sum_mod import all_sequences, batches, num_sequences, samples
 from rnncls.data.task import FilesTask, SumModTask, Task, load_task
 from rnncls.data.vocabulary import Vocabulary
 
 __all__ = [
     "Batch",
+    "Block",
     "FilesTask",
+    "Padded",
+    "PaddedBatch",
     "SumModTask",
     "Task",
     "Vocabulary",

@@ -22,6 +22,60 @@ class Batch(NamedTuple):
         return Batch(tokens, self.labels.to(device), self.lengths)
 
 
+class Padded(NamedTuple):
+    """B sequences as a rectangle of T columns, longer than all of them; what stands behind a length has no meaning."""
+
+    tokens: Tensor  # (B, T) int64
+    lengths: Tensor  # (B,) int64, on the same device
+
+    def to(self, device: torch.device) -> "Padded":
+        return Padded(self.tokens.to(device), self.lengths.to(device))
+
+
+class PaddedBatch(NamedTuple):
+    """The same, padded."""
+
+    tokens: Padded
+    labels: Tensor  # (B,) int64
+
+    def to(self, device: torch.device) -> "PaddedBatch":
+        return PaddedBatch(self.tokens.to(device), self.labels.to(device))
+
+
+class Block(NamedTuple):
+    """The R sequences of K steps, neither padded nor packed. All on the CPU."""
+
+    tokens: Tensor  # (L,) int32; sequence i is tokens[starts[i]:starts[i] + lengths[i]]
+    starts: Tensor  # (R,) int64
+    lengths: Tensor  # (R,) int64
+    labels: Tensor  # (R,) int64
+    edges: Tensor  # (K + 1,) int64; step k has the sequences edges[k] to edges[k + 1]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.edges) - 1
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one of the steps, packed."""
+        return pack(*self._rectangle(step))
+
+    def padded(self, step: int) -> PaddedBatch:
+        """The batch of one of the steps, padded to its longest sequence."""
+        padded, lengths, labels = self._rectangle(step)
+        return PaddedBatch(Padded(padded, lengths), labels)
+
+    def _rectangle(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        first, last = self.edges[step : step + 2].tolist()
+        lengths = self.lengths[first:last]
+        return rectangle(self.tokens, self.starts[first:last], lengths), lengths, self.labels[first:last]
+
+
+def rectangle(tokens: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
+    """Sequences that lie somewhere in one tensor, as rows of (B, T) int64; what is behind a length has no meaning."""
+    positions = starts.unsqueeze(1) + torch.arange(int(lengths.max()))
+    return tokens[positions.clamp_(max=len(tokens) - 1)].long()
+
+
 def collate(sequences: Sequence[Tensor], labels: Tensor) -> Batch:
     """Pad and pack B sequences, each (length,) int64, with their labels (B,). The order is kept.
 

@@ -21,13 +21,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rnncls.config import FilesConfig
-from rnncls.data.batches import Batch, pack
+from rnncls.data.batches import Batch, Block, pack, rectangle
 from rnncls.data.records import BadRows, fingerprint, read
 from rnncls.data.vocabulary import UNKNOWN, Vocabulary, in_order
 from rnncls.errors import CheckpointError, DataError, Problem, printable
 from rnncls.seeds import mix
 
 SPLITS = ("train", "val", "test")
+BLOCK_STEPS = 256
 BUCKET_BATCHES = 50  # batches that are sorted by length together
 MAX_TOKENS = 2**20  # in a vocabulary
 MAX_VOCABULARY_BYTES = 12 * 2**20  # a checkpoint's header may have 16 MiB
@@ -51,11 +52,9 @@ class Sequences(NamedTuple):
         return self.offsets.diff()
 
     def batch(self, rows: Tensor) -> Batch:
-        """The sequences with these numbers, padded and packed."""
-        starts, lengths = self.offsets[rows], self.lengths_of(rows)
-        positions = starts.unsqueeze(1) + torch.arange(int(lengths.max()))  # (B, T)
-        padded = self.tokens[positions.clamp_(max=len(self.tokens) - 1)].long()  # what is behind a length is never read
-        return pack(padded, lengths, self.labels[rows])
+        """The sequences with these numbers, packed."""
+        lengths = self.lengths_of(rows)
+        return pack(rectangle(self.tokens, self.offsets[rows], lengths), lengths, self.labels[rows])
 
     def lengths_of(self, rows: Tensor) -> Tensor:
         return self.offsets[rows + 1] - self.offsets[rows]
@@ -339,6 +338,22 @@ def batches(sequences: Sequences, seed: int, batch_size: int, batching: str, sta
         for rows in epoch_order(sequences, seed, epoch, batch_size, batching)[first : first + stop - step]:
             yield sequences.batch(rows)
             step += 1
+
+
+def blocks(sequences: Sequences, seed: int, batch_size: int, batching: str, start: int, stop: int) -> Iterator[Block]:
+    """The same, up to BLOCK_STEPS batches at a time."""
+    per_epoch = steps_per_epoch(sequences, batch_size)
+    step = start
+    while step < stop:
+        epoch, first = divmod(step, per_epoch)
+        order = epoch_order(sequences, seed, epoch, batch_size, batching)[first : first + stop - step]
+        for index in range(0, len(order), BLOCK_STEPS):
+            batches = order[index : index + BLOCK_STEPS]
+            rows = torch.cat(batches)
+            edges = torch.tensor([0, *map(len, batches)]).cumsum(0)
+            parts = (sequences.offsets[rows], sequences.lengths_of(rows), sequences.labels[rows])
+            yield Block(sequences.tokens, *parts, edges)
+        step += len(order)
 
 
 def evaluation_batches(sequences: Sequences, count: int | None, seed: int, batch_tokens: int) -> Iterator[Batch]:

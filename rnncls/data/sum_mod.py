@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnncls.config import SumModConfig
-from rnncls.data.batches import Batch, pack
+from rnncls.data.batches import Batch, Block, pack
 from rnncls.seeds import mix
 
 Split = Literal["train", "val", "test"]
@@ -37,16 +37,32 @@ def draw(data: SumModConfig, rows: int, generator: torch.Generator) -> Rows:
 
 def batches(data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int) -> Iterator[Batch]:
     """The batches of the steps start, start + 1, ..., stop - 1 of a split, `batch_size` sequences each."""
+    for rows in _draws(data, seed, split, batch_size, start, stop):
+        for digits, lengths, labels in zip(*(torch.split(part, batch_size) for part in rows), strict=True):
+            yield pack(digits, lengths, labels)
+
+
+def blocks(data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int) -> Iterator[Block]:
+    """The same, many batches at a time."""
+    for digits, lengths, labels in _draws(data, seed, split, batch_size, start, stop):
+        starts, edges = torch.arange(0, digits.numel(), data.max_length), torch.arange(0, len(labels) + 1, batch_size)
+        digits = digits.int()
+        yield Block(digits.flatten(), starts, lengths, labels, edges)
+        del digits, lengths, labels
+
+
+def _draws(data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int) -> Iterator[Rows]:
+    """The rows of as many steps at a time as are drawn together."""
     block_steps = max(1, min(BLOCK_STEPS, BLOCK_TOKENS // (batch_size * data.max_length)))
     step = start
     while step < stop:
         block, first = divmod(step, block_steps)
         generator = torch.Generator().manual_seed(mix(seed, split, block))
-        rows = draw(data, block_steps * batch_size, generator)
-        digits, lengths, labels = (torch.split(part, batch_size) for part in rows)
-        for index in range(first, min(block_steps, first + stop - step)):
-            yield pack(digits[index], lengths[index], labels[index])
-            step += 1
+        last = min(block_steps, first + stop - step)
+        wanted = slice(first * batch_size, last * batch_size)
+        # nothing is kept here while others work on it: a block is the largest thing in memory
+        yield tuple(part[wanted] for part in draw(data, block_steps * batch_size, generator))  # type: ignore[misc]
+        step += last - first
 
 
 def samples(data: SumModConfig, seed: int, split: Split, count: int) -> Iterator[Batch]:

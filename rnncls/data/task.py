@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnncls.config import Config, FilesConfig, SumModConfig, check_size
 from rnncls.data import files, sum_mod
-from rnncls.data.batches import Batch
+from rnncls.data.batches import Batch, Block
 from rnncls.data.sum_mod import BATCH_TOKENS
 from rnncls.data.vocabulary import Vocabulary
 from rnncls.errors import ConfigError, Problem
@@ -41,6 +41,10 @@ class Task(ABC):
         """The training batches of the steps start, ..., stop - 1: a function of (config, data, step)."""
 
     @abstractmethod
+    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+        """The same batches, many at a time."""
+
+    @abstractmethod
     def validation(self) -> Iterator[Batch]:
         """The sequences each evaluation during training uses, always the same ones."""
 
@@ -65,7 +69,12 @@ class SumModTask(Task):
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """As of Task."""
-        return sum_mod.batches(self.data, self.config.seed, "train", self.config.train.batch_size, start, stop)
+        batch_size = self.config.train.batch_size
+        return sum_mod.batches(self.data, self.config.seed, "train", batch_size, start, stop)
+
+    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+        """As of Task."""
+        return sum_mod.blocks(self.data, self.config.seed, "train", self.config.train.batch_size, start, stop)
 
     def validation(self) -> Iterator[Batch]:
         """As of Task."""
@@ -103,7 +112,13 @@ class FilesTask(Task):
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """As of Task."""
         config = self.config
-        return files.batches(self.train, config.seed, config.train.batch_size, self.data.batching, start, stop)
+        batch_size, batching = config.train.batch_size, self.data.batching
+        return files.batches(self.train, config.seed, batch_size, batching, start, stop)
+
+    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+        """As of Task."""
+        config = self.config
+        return files.blocks(self.train, config.seed, config.train.batch_size, self.data.batching, start, stop)
 
     def validation(self) -> Iterator[Batch]:
         """Of the split val; where there is none, of train."""

@@ -1,0 +1,66 @@
+"""Steps taken several at a time, for the ways that are faster so."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from rnncls.config import TrainConfig
+from rnncls.data import Block, Task
+from rnncls.optim import learning_rate
+from rnncls.state import TrainState
+from rnncls.steps.eager import train_step
+
+CHUNK_SECONDS = 0.1  # how long a signal may have to wait
+
+Take = Callable[[Block, list[float], int, int], int]
+T = TypeVar("T")
+
+
+def in_chunks(state: TrainState, task: Task, take: Take) -> Iterator[int]:
+    """Train up to the task's last step; yields how many steps were taken, none beyond one after which something is due.
+
+    `take(block, rates, first, last)` takes the steps `first` to `last` of a block, whose learning rates are `rates`,
+    adds them to `state.totals` and returns how many it took. It stops before one that it cannot take, because loss or
+    gradient is not finite for example; that is left to `train_step`, which says what is wrong or skips it.
+    """
+    device = next(state.model.parameters()).device
+    most = 1
+    for block, rates in ahead(_with_rates(task, state.step)):
+        first = 0
+        while first < block.num_steps:
+            until = next_due(task.config.train, state.step)
+            last = min(block.num_steps, first + most, first + until - state.step)
+            started_at = time.perf_counter()
+            taken = take(block, rates, first, last)
+            if taken:
+                state.step, state.due, state.skipped = state.step + taken, True, 0
+                most = max(1, int(taken * CHUNK_SECONDS / (time.perf_counter() - started_at)))
+            if taken < last - first:
+                train_step(state, block.batch(first + taken).to(device), task)
+                taken += 1
+            first += taken
+            yield taken
+
+
+def next_due(train: TrainConfig, step: int) -> int:
+    """The first step behind `step` with something to log, evaluate or save after it; the last step left aside."""
+    cadences = [train.log_every, train.eval_every, train.checkpoint_every, train.histogram_every]
+    return min((step // every + 1) * every for every in cadences if every)
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; the next one is made in a thread while the last is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
+def _with_rates(task: Task, step: int) -> Iterator[tuple[Block, list[float]]]:
+    config = task.config
+    for block in task.blocks(step, task.max_steps):
+        steps = range(step, step + block.num_steps)
+        yield block, [learning_rate(number, task.max_steps, config.optimizer.lr, config.schedule) for number in steps]
+        step += block.num_steps

@@ -1,0 +1,246 @@
+"""The compiled steps of `program`, on a run's own model and optimizer."""
+
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numba.core.config as numba_config
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from rnncls.config import Config
+from rnncls.data import Block, Task
+from rnncls.optim import state_names
+from rnncls.state import TrainState
+from rnncls.steps import kernels, program
+from rnncls.steps.chunks import Take, in_chunks
+
+_OPTIMIZERS = {"adam": program.ADAM, "adamw": program.ADAMW, "sgd": program.SGD}
+
+
+def compiled(state: TrainState, task: Task) -> Iterator[int]:
+    """Train up to the task's last step on the CPU, with torch's number of threads; yields how many steps were taken."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        yield from in_chunks(state, task, _taker(state, task, pool))
+
+
+def _taker(state: TrainState, task: Task, pool: ThreadPoolExecutor) -> Take:
+    functions, flat = load_program(), FlatState(state, task.config)
+    sizes, hyper = sizes_of(task), hyper_of(task.config)
+    weights = torch.ones(sizes.classes) if task.class_weights is None else task.class_weights
+    class_weights, threads = weights.numpy(), torch.get_num_threads()
+    memory: list[program.Buffers] = []
+    others = np.zeros((threads - 1, len(flat.arrays.weights)), np.float32)  # gradients of all threads but the first
+
+    def take(block: Block, rates: list[float], first: int, last: int) -> int:
+        _make_room(memory, threads, block, lambda *most: functions.buffers(sizes, *most))
+        flat.attach()
+        totals = state.totals
+        sums = np.array([totals.loss, totals.correct, totals.sequences, totals.grad_norm, totals.clipped])
+        tokens, starts, lengths, labels, edges = (part.numpy() for part in block)
+        steps = program.Steps(tokens, starts, lengths, labels, edges[first : last + 1], np.array(rates[first:last]))
+        if threads == 1:
+            arguments = (sizes, hyper, flat.arrays, steps, class_weights, flat.updates, sums, memory[0])
+            taken = int(functions.train_steps(*arguments))
+        else:
+            taken = _in_threads(pool, functions, sizes, hyper, flat, steps, class_weights, sums, memory, others)
+        totals.loss, totals.grad_norm = float(sums[0]), float(sums[3])
+        totals.correct, totals.sequences, totals.clipped = int(sums[1]), int(sums[2]), int(sums[4])
+        totals.steps += taken
+        flat.count(taken)
+        state.optimizer.param_groups[0]["lr"] = rates[max(first, first + taken - 1)]
+        return taken
+
+    return take
+
+
+def _in_threads(
+    pool: ThreadPoolExecutor,
+    functions: "Functions",
+    sizes: program.Sizes,
+    hyper: program.Hyper,
+    flat: "FlatState",
+    steps: program.Steps,
+    class_weights: program.Array,
+    sums: program.Array,
+    memory: list[program.Buffers],
+    others: program.Array,
+) -> int:
+    """As `program.train_steps`; each thread takes every so-many-th sequence of a batch."""
+    outs, threads, updates = [flat.arrays.gradients, *others], len(memory), flat.updates
+    for step, rate in enumerate(steps.rates):
+        shares = [
+            pool.submit(
+                functions.share_of_step,
+                *(sizes, flat.arrays.weights, outs[share], steps, step, share, threads, class_weights, memory[share]),
+            )
+            for share in range(threads)
+        ]
+        losses, corrects = zip(*(share.result() for share in shares), strict=True)
+        count = int(steps.edges[step + 1] - steps.edges[step])
+        done = (updates + step + 1, sum(losses), sum(corrects), count, sums)
+        if not functions.finish_step(sizes, hyper, flat.arrays, others, rate, *done):
+            return step
+    return len(steps.rates)
+
+
+def _make_room(memory: list[program.Buffers], threads: int, block: Block, make: Callable[..., program.Buffers]) -> None:
+    """Buffers that hold every batch of the block, for each thread; those there are stay if they are large enough."""
+    sequences, longest = int(block.edges.diff().max()), int(block.lengths.max())
+    ends = torch.cat([torch.zeros(1, dtype=torch.int64), block.lengths.cumsum(0)])
+    rows = int(ends[block.edges].diff().max())
+    if memory:
+        batch = memory[0].batch
+        if rows <= len(batch.tokens) and sequences <= len(batch.order) and longest <= len(batch.running):
+            return
+        rows, sequences = max(rows, len(batch.tokens)), max(sequences, len(batch.order))
+        longest = max(longest, len(batch.running))
+    memory[:] = [make(rows, sequences, longest) for _ in range(threads)]
+
+
+def sizes_of(task: Task) -> program.Sizes:
+    """Shapes and functions of the task's model. `by_table` depends on the config alone, so that bits never change."""
+    model, (tokens, classes) = task.config.model, task.sizes
+    return program.Sizes(
+        tokens=tokens,
+        width=model.embedding_dim,
+        hidden=model.hidden_size,
+        layers=model.num_layers,
+        classes=classes,
+        bias=model.bias,
+        relu=model.nonlinearity == "relu",
+        optimizer=_OPTIMIZERS[task.config.optimizer.name],
+        by_table=tokens <= task.config.train.batch_size,
+    )
+
+
+def hyper_of(settings: Config) -> program.Hyper:
+    """Of clipping and optimizer."""
+    optimizer, max_norm = settings.optimizer, settings.train.max_grad_norm
+    limit = math.inf if max_norm is None else max_norm
+    return program.Hyper(limit, optimizer.weight_decay, *optimizer.betas, optimizer.eps, optimizer.momentum)
+
+
+class FlatState:
+    """Parameters, gradients and optimizer state end to end in four arrays; the model's tensors become views of them."""
+
+    def __init__(self, state: TrainState, settings: Config) -> None:
+        self.optimizer, self.names = state.optimizer, state_names(settings.optimizer)
+        self.parameters = list(state.model.parameters())
+        self.steps = torch.zeros(len(self.parameters))  # Adam counts for each parameter
+        flat, self.views = [], []
+        for _ in range(4):
+            flat.append(torch.zeros(sum(parameter.numel() for parameter in self.parameters)))
+            parts = torch.split(flat[-1], [parameter.numel() for parameter in self.parameters])
+            self.views.append([part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)])
+        self.arrays = program.Flat(*(tensor.numpy() for tensor in flat))
+        for parameter, view in zip(self.parameters, self.views[0], strict=True):
+            parameter.data = view.copy_(parameter.data)
+        self.published = False
+        self.attach()
+
+    @property
+    def updates(self) -> int:
+        """How many the optimizer has done; of SGD, whether there was one."""
+        return int(self.steps[0]) if "step" in self.names else int(self.published)
+
+    def attach(self) -> None:
+        """Take over what an eager step has made: gradients of its own, and the optimizer's first state."""
+        if self.parameters[0].grad is not self.views[1][0]:
+            for parameter, gradient in zip(self.parameters, self.views[1], strict=True):
+                parameter.grad = gradient
+        if not self.published and self.names and self.optimizer.state.get(self.parameters[0]):
+            for parameter, own in zip(self.parameters, self._own(), strict=True):
+                for name in self.names:
+                    own[name].copy_(self.optimizer.state[parameter][name])
+            self._publish()
+
+    def count(self, taken: int) -> None:
+        """Note that so many updates were done."""
+        if taken:
+            self.steps += taken
+            if not self.published:
+                self._publish()
+
+    def _publish(self) -> None:
+        """From the first update on the optimizer has a state: the views."""
+        for parameter, own in zip(self.parameters, self._own(), strict=True):
+            self.optimizer.state[parameter] = {name: own[name] for name in self.names}
+        self.published = True
+
+    def _own(self) -> Iterator[dict[str, Tensor]]:
+        for step, first, second in zip(self.steps, *self.views[2:], strict=True):
+            yield {"step": step, "exp_avg": first, "exp_avg_sq": second, "momentum_buffer": first}
+
+
+class Functions(NamedTuple):
+    """The entry points of `program`, as machine code."""
+
+    buffers: Callable[..., Any]
+    train_steps: Callable[..., Any]
+    share_of_step: Callable[..., Any]
+    finish_step: Callable[..., Any]
+
+
+_loaded: list[Functions] = []
+
+
+def load_program() -> Functions:
+    """The compiled functions: from the disk, or compiled when they are first called, and kept there.
+
+    The folder is named after the sources, because Numba looks at the caller's file alone. Where there is no place to
+    keep them, or what was kept cannot be read, they are compiled for this process.
+    """
+    if not _loaded:
+        folder = _cache_folder()
+        try:
+            _loaded.append(_warmed_up(folder))
+        except Exception as error:  # whatever a damaged or full disk makes of Numba's files
+            if folder is None:
+                raise
+            print(f"rnncls: warning[R31]: compiled steps are not kept in {folder}: {error}", file=sys.stderr)
+            _loaded.append(_warmed_up(None))
+    return _loaded[0]
+
+
+def _cache_folder() -> Path | None:
+    sources = hashlib.sha256()
+    for module in (kernels, program):
+        sources.update(Path(str(module.__file__)).read_bytes())
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "rnncls" / sources.hexdigest()[:16]
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _warmed_up(folder: Path | None) -> Functions:
+    """Compile or load what one thread needs, which a call of no steps makes happen."""
+    if folder is None or not any(folder.rglob("*.nbi")):
+        kept = "" if folder is None else f"; kept in {folder}"
+        print(f"compiling the training step, which takes some seconds{kept}", file=sys.stderr)
+    numba: Any = numba_config
+    before, numba.CACHE_DIR = numba.CACHE_DIR, "" if folder is None else str(folder)
+    options = {"cache": folder is not None, **kernels.OPTIONS}
+    try:
+        functions = Functions(*(njit(getattr(program, name), **options) for name in Functions._fields))
+    finally:
+        numba.CACHE_DIR = before
+    sizes = program.Sizes(1, 1, 1, 1, 1, True, False, program.ADAM, True)
+    hyper = program.Hyper(1.0, 0.0, 0.9, 0.999, 1e-8, 0.0)
+    floats, integers = np.zeros(1, np.float32), np.zeros(1, np.int64)
+    steps = program.Steps(np.zeros(1, np.int32), integers, integers, integers, integers, np.zeros(0))
+    memory = functions.buffers(sizes, 1, 1, 1)
+    functions.train_steps(
+        sizes, hyper, program.Flat(floats, floats, floats, floats), steps, floats, 0, np.zeros(5), memory
+    )
+    return functions

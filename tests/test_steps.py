@@ -1,0 +1,391 @@
+"""All ways of taking steps give the results of the eager one, and of themselves to the bit however they are cut."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rnncls.config import Config
+from rnncls.data import PaddedBatch, load_task
+from rnncls.errors import Interrupted, MachineError, NonFiniteError
+from rnncls.model import build_model
+from rnncls.resume import resume
+from rnncls.state import TrainState
+from rnncls.steps import choose, chunks, kernels, one_by_one
+from rnncls.steps.captured import Graphs
+from rnncls.steps.chunks import ahead, in_chunks, next_due
+from rnncls.steps.compiled import load_program
+from rnncls.train import fit, new_state
+from scripts import golden
+from scripts.chaos import outcome
+from tests.conftest import ROOT, config_of, run_rnncls
+from tests.test_files import config_of as files_config
+from tests.test_files import some_rows, write_jsonl
+
+row = pytest.mark.row
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+CASES: dict[str, dict[str, Any]] = {
+    "tutorial": {"model": {"nonlinearity": "tanh", "init_gain": 1.0, "recurrent_init": "default"}},
+    "three_layers": {"model": {"num_layers": 3}, "train": {"batch_size": 31, "max_grad_norm": 0.01}},
+    "adam": {"optimizer": {"name": "adam", "weight_decay": 0.01}, "data": {"max_length": 17}},
+    "sgd": {
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},
+        "schedule": {"min_lr": 0.0},
+    },
+    "plain_sgd": {"optimizer": {"name": "sgd", "lr": 0.05}, "train": {"max_grad_norm": None}},
+    "no_bias": {"model": {"bias": False, "hidden_size": 7, "num_layers": 2}},
+    "more_tokens_than_sequences": {"data": {"modulus": 40, "max_value": 50}, "model": {"hidden_size": 33}},
+}
+
+
+def config_with(engine: str, case: dict[str, Any], **train: Any) -> Config:
+    sections = {name: dict(values) for name, values in case.items()}
+    sections["train"] = {"max_steps": 200, "log_every": 1, **sections.get("train", {}), "engine": engine, **train}
+    return config_of(**sections)
+
+
+def losses(config: Config, run_dir: Path) -> list[float]:
+    fit(config, run_dir)
+    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [row["train/loss"] for row in rows]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_losses_are_the_eager_ones(name: str, tmp_path: Path) -> None:
+    expected = losses(config_with("eager", CASES[name]), tmp_path / "eager")
+    found = losses(config_with("compiled", CASES[name]), tmp_path / "compiled")
+    assert len(expected) == 200
+    assert found[:20] == pytest.approx(expected[:20], rel=1e-6)
+    assert found == pytest.approx(expected, rel=1e-3)  # rounding grows as training goes on
+
+
+def test_compiled_steps_on_files_with_class_weights(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(100, longest=30))
+    found = {}
+    for engine in ("eager", "compiled"):
+        train = {"class_weights": "balanced", "batch_size": 16, "max_steps": 60, "log_every": 1, "engine": engine}
+        found[engine] = losses(files_config(path, train, batching="bucket"), tmp_path / engine)
+    assert found["compiled"] == pytest.approx(found["eager"], rel=1e-4)
+
+
+@pytest.mark.parametrize("case", golden.CASES)
+def test_every_engine_keeps_to_the_golden_losses(case: str) -> None:
+    expected = json.loads(golden.GOLDEN.read_text())[case]
+    if case == "deep_bidirectional":
+        pytest.skip("two directions are computed by eager steps")
+    assert golden.first_losses(case, "compiled") == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_compiled_steps_do_not_depend_on_how_they_are_cut(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = {"optimizer": {"name": optimizer, "momentum": 0.9 if optimizer == "sgd" else 0.0}, "data": {"max_length": 9}}
+    config = config_with("compiled", case, max_steps=150, log_every=50, eval_every=70, batch_size=5)
+    fit(config, tmp_path / "whole")
+    for name, seconds in (("single", 0.0), ("large", 10.0)):
+        monkeypatch.setattr(chunks, "CHUNK_SECONDS", seconds)
+        fit(config, tmp_path / name)
+        assert outcome(tmp_path / name) == outcome(tmp_path / "whole")
+
+
+def test_compiled_steps_resume_exactly_after_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_with("compiled", CASES["three_layers"], max_steps=120, log_every=30, checkpoint_every=40)
+    fit(config, tmp_path / "whole")
+    drawn = random.Random(1)
+    for number in range(5):
+        stops, run_dir = sorted(drawn.sample(range(1, 110), 2)), tmp_path / str(number)
+        for stop in stops:
+            with monkeypatch.context() as patch:
+                stop_after(patch, stop)
+                with pytest.raises(Interrupted):
+                    resume(run_dir) if run_dir.exists() else fit(config, run_dir)
+        resume(run_dir)
+        assert outcome(run_dir) == outcome(tmp_path / "whole"), stops
+
+
+def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Make chunks end at this step, and send this process a real SIGTERM there."""
+    original = chunks.next_due
+
+    def due(train: Any, at: int) -> int:
+        if at >= step:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+        return min(original(train, at), step) if at < step else at + 1
+
+    patch.setattr(chunks, "next_due", due)
+
+
+def test_two_threads_give_the_same_bits_every_time_and_the_same_results(tmp_path: Path) -> None:
+    case = {"data": {"max_length": 12}, "model": {"num_layers": 2}}
+    found = []
+    for name in ("one", "two", "again"):
+        threads = 1 if name == "one" else 2
+        found.append(losses(config_with("compiled", case, num_threads=threads, max_steps=100), tmp_path / name))
+    torch.set_num_threads(1)
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "again")
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+@row("R12")
+def test_a_compiled_step_that_is_not_finite_is_left_to_the_eager_one(tmp_path: Path) -> None:
+    wild = {"optimizer": {"name": "sgd", "lr": 1e20}, "schedule": {"name": "constant", "warmup_steps": 0}}
+    messages = []
+    for engine in ("eager", "compiled"):
+        with pytest.raises(NonFiniteError) as caught:
+            fit(config_with(engine, wild, max_grad_norm=None), tmp_path / engine)
+        messages.append(caught.value.problems[0].what)
+    assert messages[0] == messages[1]
+    state = new_state(load_task(config_with("compiled", wild)))
+    before = [weight.clone() for weight in state.model.parameters()]
+    state.model.embedding.weight.data[0] = float("nan")
+    engine_of, _ = choose(config_with("compiled", wild, max_skipped_steps=3), torch.device("cpu"))
+    taken = engine_of(state, load_task(config_with("compiled", wild, max_skipped_steps=3)))
+    assert [next(taken) for _ in range(3)] == [1, 1, 1]
+    assert state.skipped == 3
+    assert state.totals.steps == 0
+    with pytest.raises(NonFiniteError):
+        next(taken)
+    assert all(torch.equal(a, b) for a, b in zip(before[1:], list(state.model.parameters())[1:], strict=True))
+
+
+def test_gradients_and_histograms_are_there_after_compiled_steps(tmp_path: Path) -> None:
+    state = fit(config_with("compiled", {}, max_steps=20, histogram_every=10), tmp_path / "run")
+    reference = fit(config_with("eager", {}, max_steps=20), tmp_path / "eager")
+    for own, other in zip(state.model.parameters(), reference.model.parameters(), strict=True):
+        assert own.grad is not None
+        assert other.grad is not None
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+@row("R32")
+def test_an_engine_that_cannot_be_is_refused_or_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    for case, reason in (
+        ({"model": {"cell": "gru"}}, "model.cell is gru"),
+        ({"model": {"bidirectional": True}}, "bidirectional"),
+        ({"model": {"num_layers": 2, "dropout": 0.1}}, "dropout"),
+        ({"train": {"precision": "bfloat16"}}, "precision"),
+    ):
+        engine, how = choose(config_with("auto", case), cpu)
+        assert engine is one_by_one
+        assert reason in how
+        with pytest.raises(MachineError, match=reason):
+            choose(config_with("compiled", case), cpu)
+    done = run_rnncls("train", "-c", "configs/smoke.yaml", "train.engine=captured", "device=cpu", "--run-dir", tmp_path)
+    assert done.returncode == 5
+    assert "error[R32]" in done.stderr
+    assert choose(config_with("auto", {}), cpu)[1] == "compiled steps"
+    monkeypatch.setattr("rnncls.steps.find_spec", lambda _: None)
+    assert "pip install" in choose(config_with("auto", {}), cpu)[1]
+
+
+@row("R31")
+def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(tmp_path: Path) -> None:
+    words = ["train", "-c", "configs/smoke.yaml", "train.engine=compiled", "train.max_steps=20", "--run-dir"]
+    own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    load_program()
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnncls"
+    shutil.copytree(usual, tmp_path / "cache" / "rnncls")
+    first = run_rnncls(*words, tmp_path / "1", env=own)
+    assert first.returncode == 0, first.stderr
+    assert "compiling" not in first.stderr
+    kept = list((tmp_path / "cache").rglob("*.nb[ic]"))
+    assert kept
+    assert all(path.stat().st_mode & 0o077 == 0 for path in usual.glob("*"))
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:100])
+    second = run_rnncls(*words, tmp_path / "2", env=own)
+    assert second.returncode == 0, second.stderr
+    assert "warning[R31]" in second.stderr
+    assert "compiling the training step" in second.stderr
+    assert outcome(tmp_path / "2") == outcome(tmp_path / "1")
+
+
+# --- padded batches and captured steps
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_padded_batches_give_what_packed_ones_give(cell: str, tmp_path: Path) -> None:
+    case: dict[str, dict[str, Any]] = {"model": {"cell": cell, "num_layers": 2}, "data": {"max_length": 9}}
+    found = {}
+    for layout in ("packed", "padded"):
+        case["data"]["layout"] = layout
+        found[layout] = losses(config_with("eager", case, max_steps=50), tmp_path / layout)
+    assert found["padded"] == pytest.approx(found["packed"], rel=1e-5)
+
+
+def test_padding_has_no_influence_and_no_gradient() -> None:
+    config = config_of(data={"max_length": 6}, model={"num_layers": 2})
+    block = next(load_task(config).blocks(0, 1))
+    model = build_model(config).double()
+    batch = block.padded(0)
+    rubbish = batch.tokens.tokens.clone()
+    behind = torch.arange(rubbish.shape[1]) >= batch.tokens.lengths.unsqueeze(1)
+    rubbish[behind] = 2
+    logits = model(batch.tokens)
+    torch.testing.assert_close(model(batch.tokens._replace(tokens=rubbish)), logits, rtol=0, atol=0)
+    torch.testing.assert_close(model(block.batch(0).tokens), logits)
+    both = build_model(config_of(model={"bidirectional": True}))
+    with pytest.raises(ValueError, match="reverse"):
+        both(batch.tokens)
+
+
+def test_padded_two_directions_are_refused() -> None:
+    words = ["-c", "configs/smoke.yaml", "data.layout=padded", "model.bidirectional=true"]
+    done = run_rnncls("config", "check", *words)
+    assert done.returncode == 2
+    assert "padding would come first" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["tutorial", "three_layers", "adam", "sgd", "plain_sgd"])
+def test_the_step_that_is_captured_gives_the_eager_losses(name: str) -> None:
+    """On the CPU the step of the graphs is run as it is; capture and replay are tested where there is a GPU."""
+    found = {}
+    for engine in ("eager", "graphs"):
+        config = config_with("eager", CASES[name], max_steps=60)
+        task = load_task(config)
+        state = new_state(task)
+        found[engine] = [state.totals.loss for _ in steps_with(engine, state, task)]
+        assert state.step == 60
+        assert state.totals.steps == 60
+    assert found["graphs"] == pytest.approx(found["eager"], rel=1e-5)
+
+
+def steps_with(engine: str, state: TrainState, task: Any) -> Any:
+    return one_by_one(state, task) if engine == "eager" else in_chunks(state, task, Graphs(state, task).take)
+
+
+def test_captured_steps_stop_before_what_is_not_finite_and_before_an_odd_batch(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(100, longest=9))
+    task = load_task(files_config(path, {"batch_size": 16, "max_steps": 40, "engine": "eager"}))
+    states = {engine: new_state(task) for engine in ("eager", "graphs")}
+    for engine, state in states.items():
+        for _ in steps_with(engine, state, task):
+            pass
+    assert states["graphs"].totals.loss == pytest.approx(states["eager"].totals.loss, rel=1e-5)
+    assert states["graphs"].totals.sequences == states["eager"].totals.sequences
+    config = config_with("eager", {}, max_skipped_steps=2)
+    state = new_state(load_task(config))
+    state.model.head.bias.data[0] = float("inf")
+    taken = in_chunks(state, load_task(config), Graphs(state, load_task(config)).take)
+    assert [next(taken), next(taken), state.skipped, state.totals.steps] == [1, 1, 2, 0]
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", CASES)
+def test_captured_losses_are_the_eager_ones_on_cuda(name: str, tmp_path: Path) -> None:
+    case = {**CASES[name], "device": "cuda"}
+    device = case.pop("device")
+    found = {}
+    for engine in ("eager", "captured"):
+        config = config_with(engine, case).model_copy(update={"device": device})
+        found[engine] = losses(config, tmp_path / engine)
+    assert found["captured"][:20] == pytest.approx(found["eager"][:20], rel=1e-4)
+    assert found["captured"] == pytest.approx(found["eager"], rel=1e-2)
+
+
+@needs_cuda
+def test_captured_steps_resume_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_with("captured", {}, max_steps=100).model_copy(update={"device": "cuda"})
+    expected = losses(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 37)
+        with pytest.raises(Interrupted):
+            fit(config, tmp_path / "run")
+    resume(tmp_path / "run")
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [row["train/loss"] for row in rows] == pytest.approx(expected, rel=1e-3)
+
+
+# --- the rest
+
+
+def test_what_is_due_next() -> None:
+    train = config_of(train={"log_every": 10, "eval_every": 25, "checkpoint_every": 60}).train
+    assert [next_due(train, step) for step in (0, 9, 10, 24, 25, 59)] == [10, 10, 20, 25, 30, 60]
+
+
+def test_items_made_ahead_keep_their_order_and_their_errors() -> None:
+    def items() -> Any:
+        yield from range(3)
+        raise KeyError("broken")
+
+    found: list[int] = []
+    with pytest.raises(KeyError, match="broken"):
+        found.extend(ahead(items()))
+    assert found in ([], [0, 1, 2])
+    stream = ahead(iter(range(10**9)))
+    assert [next(stream), next(stream)] == [0, 1]
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_bfloat16_is_close_and_float32_is_float32(tmp_path: Path) -> None:
+    exact = losses(config_with("eager", {}, max_steps=20), tmp_path / "float32")
+    rough = losses(config_with("eager", {}, max_steps=20, precision="bfloat16"), tmp_path / "bfloat16")
+    assert rough != exact
+    assert rough == pytest.approx(exact, rel=2e-2)
+    for precision in ("tf32", "float32"):
+        new_state(load_task(config_with("eager", {}, precision=precision)))
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+
+
+@pytest.mark.parametrize(("engine", "steps"), [("eager", 60), ("compiled", 10)])
+def test_a_profile_can_be_opened(engine: str, steps: int, tmp_path: Path) -> None:
+    fit(config_with(engine, {}, max_steps=steps, profile=True), tmp_path / "run")
+    trace = json.loads((tmp_path / "run" / "profile" / "steps.pt.trace.json").read_text())
+    names = [event["name"] for event in trace["traceEvents"] if event.get("ph") == "X"]
+    assert names
+    if engine == "eager":
+        assert (
+            15 <= sum(name.startswith("autograd::engine::evaluate_function: EmbeddingBackward") for name in names) <= 25
+        )
+
+
+@pytest.mark.parametrize("size", [1, 3, 15, 16, 17, 40, 300])
+def test_products_are_those_of_numpy(size: int) -> None:
+    drawn = np.random.default_rng(size)
+    wide = kernels.padded(size)
+    a = drawn.standard_normal((size + 5, size)).astype(np.float32)
+    w = np.zeros((size, wide), np.float32)
+    w[:, :size] = drawn.standard_normal((size, size))
+    out = drawn.standard_normal((size + 5, wide)).astype(np.float32)
+    expected = out.copy()
+    expected[2 : size + 2] += a[1 : size + 1] @ w
+    kernels.multiply(out, 2, out, 2, 1, a, 1, w, size)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+    square, zeros = np.full((size, wide), 7, np.float32), np.zeros((1, wide), np.float32)
+    kernels.multiply_transposed(square, zeros, a, 3, expected, 1, size)
+    np.testing.assert_allclose(square, a[3 : size + 3].T @ expected[1 : size + 1], rtol=1e-3, atol=1e-3)
+
+
+def test_elementwise_functions_are_those_of_numpy() -> None:
+    x = np.concatenate([np.linspace(-90, 90, 20_001), [np.nan, np.inf, -np.inf]]).astype(np.float32)
+
+    def applied(function: Callable[..., None]) -> np.ndarray[Any, Any]:
+        y = x.copy()
+        function(y)
+        return y
+
+    np.testing.assert_allclose(applied(kernels.tanh)[:-1], np.tanh(x.astype(np.float64))[:-1], rtol=0, atol=4e-7)
+    np.testing.assert_array_equal(applied(kernels.relu), np.maximum(x, 0))
+    low = x <= 0
+    np.testing.assert_allclose(applied(kernels.exp)[low], np.exp(np.maximum(x[low].astype(np.float64), -87)), rtol=3e-7)
+    assert np.isnan(applied(kernels.exp)[-3])
+
+
+def test_the_program_is_loaded_once() -> None:
+    assert load_program() is load_program()
+    assert isinstance(next(load_task(config_of()).blocks(0, 1)).padded(0), PaddedBatch)
+    assert ROOT.is_dir()
