@@ -159,6 +159,87 @@ def train(
     print(f"run directory: {run_dir}")
 
 
+@app.command()
+def sweep(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML config file.", show_default=False, readable=False)
+    ] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SECTION.KEY=VALUE[,VALUE]...]...", help="Overrides; with several values an axis of the grid."
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="For example 0-63 or 0,3,5.")] = "0-9",
+    grid: Annotated[list[str] | None, typer.Option(help="section.key=value,value,...; more may follow.")] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="Test lengths, for example 1-5,10,100, instead of those of training.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, max=10**8, help="Test sequences per length, where not all.")] = 10_000,
+    sweep_dir: Annotated[Path | None, typer.Option(help="Directory of the sweep; else runs/CONFIG/DATE_TIME.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Directory of a sweep to go on with, instead of --config.", readable=False)
+    ] = None,
+    shard: Annotated[str, typer.Option(help="Only members i, i + n, ...: i/n.")] = "1/1",
+    jobs: Annotated[int | None, typer.Option(min=1, max=1024, help="Members at a time; else as many as cores.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train many members of one config, for seeds and grids of values, and say what they have in common."""
+    part = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
+    if not part or not 1 <= int(part[1]) <= int(part[2]):
+        raise ConfigError(Problem("bad value for --shard", expected="i/n with i from 1 to n", found=shard, id="C17"))
+    if (config is None) == (resume is None):
+        raise ConfigError(Problem("what is to be run?", expected="--config X or --resume SWEEP", id="C17"))
+    base = None if config is None else _load(config, [word for word in words or [] if not _is_axis(word)])
+    from rnncls.plots import draw
+    from rnncls.runlog import default_run_dir
+    from rnncls.statistics import to_text, write_summary
+    from rnncls.sweep import load_sweep, plan, run_sweep
+
+    if base is not None and config is not None:
+        axes = [*(grid or []), *(word for word in words or [] if _is_axis(word))]
+        chosen = None if lengths is None else parse_ranges(lengths)
+        folder = sweep_dir or default_run_dir(config, "sweep")
+        found = plan(base, parse_seeds(seeds), dict(map(_axis, axes)), chosen, samples, folder)
+    else:
+        assert resume is not None
+        found = load_sweep(resume)
+    print(f"sweep directory: {found.folder}", file=sys.stderr, flush=True)
+    failed = run_sweep(found, (int(part[1]), int(part[2])), jobs)
+    for line in failed:
+        print(f"rnncls: member failed: {line}", file=sys.stderr)
+    summary = write_summary(found)
+    draw(found)
+    print(json.dumps(summary) if as_json else to_text(summary))
+
+
+def _is_axis(word: str) -> bool:
+    """Whether an override names several values."""
+    value = word.partition("=")[2].strip()
+    return "," in value and not value.startswith("[")
+
+
+def _axis(word: str) -> tuple[str, list[str]]:
+    key, equals, values = word.partition("=")
+    texts = [text.strip() for text in values.split(",")]
+    if not equals or not all(texts) or len(set(texts)) < len(texts):
+        expected = "section.key=value,value,... with different values"
+        raise ConfigError(Problem("malformed axis of a grid", "--grid", expected, word, id="C17"))
+    return key.strip(), texts
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Numbers and ranges from 0 on: "0-2,7" -> [0, 1, 2, 7]. Raises ConfigError for anything else."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*", part)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not low <= high < 2**32 or high - low > 100_000:
+            raise ConfigError(Problem("bad list of seeds", "--seeds", "for example 0-63 or 0,3,5", part, id="C17"))
+        seeds += range(low, high + 1)
+    return seeds
+
+
 @app.command(name="eval")
 def evaluate_command(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file, or run directory (its best).", readable=False)],
@@ -173,6 +254,9 @@ def evaluate_command(
 ) -> None:
     """Evaluate a checkpoint: overall, by length, by class."""
     chosen = None if lengths is None else parse_ranges(lengths)
+    if (checkpoint / "sweep.yaml").is_file():
+        _evaluate_sweep(checkpoint, chosen, samples, as_json)
+        return
     from rnncls.checkpoint import is_finite, read_checkpoint, restore_model
     from rnncls.device import resolve_device
     from rnncls.evaluation import evaluate
@@ -191,6 +275,15 @@ def evaluate_command(
     else:
         print(f"checkpoint: {loaded.path}, step {loaded.state.step:,}")
         print(report.to_text())
+
+
+def _evaluate_sweep(folder: Path, lengths: list[int] | None, samples: int, as_json: bool) -> None:
+    """Every member's last checkpoint: a line each, and their median and minimum."""
+    from rnncls.statistics import evaluate_all, table
+    from rnncls.sweep import load_sweep
+
+    found = evaluate_all(load_sweep(folder), lengths, samples)
+    print(json.dumps(found) if as_json else table(found))
 
 
 def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":

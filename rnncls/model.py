@@ -1,5 +1,6 @@
 """The classifier: embedding -> nn.RNN, nn.LSTM or nn.GRU -> linear head on the final hidden state."""
 
+import threading
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from rnncls.data import Padded
 from rnncls.recurrence import PackedRNN
 from rnncls.seeds import mix
 
+_DRAWING = threading.Lock()  # torch has one generator for all threads
 _MODULES: dict[str, Any] = {"rnn": PackedRNN, "lstm": nn.LSTM, "gru": nn.GRU}
 _KERNELS: dict[str, Any] = {
     "RNN_TANH": torch.rnn_tanh,
@@ -124,7 +126,7 @@ def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClas
 
     `sizes`: (number of tokens, number of classes), where the config does not say it.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config.seed, "init"))
         model = _model_of(config, sizes)
         init_recurrence(model, config.model.recurrent_init, config.model.init_gain)

@@ -13,13 +13,13 @@ from rnncls.errors import CheckpointError, Problem, printable
 from rnncls.optim import state_names
 from rnncls.runlog import prepare
 from rnncls.state import TrainState
-from rnncls.train import new_state, note_status, run, save
+from rnncls.train import Company, new_state, note_status, run, save
 
 FIXED = ("seed", "optimizer.name", "train.best_metric")  # as are all of data and model
 ENDING = ("max_steps", "max_epochs", "stop_at_accuracy", "patience")  # keys that say when a run is over
 
 
-def resume(run_dir: str | Path, overrides: Sequence[str] = ()) -> TrainState:
+def resume(run_dir: str | Path, overrides: Sequence[str] = (), company: Company | None = None) -> TrainState:
     """Go on with a run from its newest whole checkpoint, as if it had never stopped.
 
     On the same kind of machine, with the same versions and thread count, weights, optimizer state and logged values are
@@ -55,7 +55,7 @@ def resume(run_dir: str | Path, overrides: Sequence[str] = ()) -> TrainState:
         if config != checkpoint.config:
             save(state, task, run_dir)  # or a kill would bring back the config from before
         prepare(run_dir, config, last_logged=state.step - state.due)
-        return run(state, task, run_dir)
+        return run(state, task, run_dir, company)
 
 
 def restored_task(checkpoint: Checkpoint, config: Config) -> Task:

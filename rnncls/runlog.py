@@ -83,14 +83,26 @@ class RunLog:
     logs again, with a gap where the disk was full.
     """
 
-    def __init__(self, run_dir: Path, task: Task, step: int = 0, last_logged: int = 0) -> None:
-        """Go on after `step` in a directory that `prepare` made ready; what is behind `last_logged` will come again."""
+    def __init__(
+        self,
+        run_dir: Path,
+        task: Task,
+        step: int = 0,
+        last_logged: int = 0,
+        update: Callable[[int], object] | None = None,
+    ) -> None:
+        """Go on after `step` in a directory that `prepare` made ready; what is behind `last_logged` will come again.
+
+        `update`: is told of steps instead of a bar; then only warnings are said.
+        """
         self.run_dir = run_dir
         self.off: set[str] = set()  # the logs that failed
         self.files: list[TextIO] = []
         # TensorBoard writes in a thread of its own, whose error `write` meets again and reports
         self.other_hook, threading.excepthook = threading.excepthook, self._on_thread_error
-        self.bar = tqdm(total=task.max_steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+        self.quiet, disable = update is not None, True if update else None
+        self.bar = tqdm(total=task.max_steps, initial=step, unit="step", disable=disable, dynamic_ncols=True)
+        self.advance = update or self.bar.update
         self.write(TABLES, lambda: self._open_tables(task.logged_lengths()))
         self.write(EVENTS, lambda: self._open_events(task.config, step, last_logged))
 
@@ -192,4 +204,12 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """A line on stderr that does not tear the progress bar."""
-        tqdm.write(line, file=sys.stderr)
+        if not self.quiet or line.startswith("rnncls:"):
+            tqdm.write(line, file=sys.stderr)
+
+
+def log_images(folder: Path, images: dict[str, Any]) -> None:
+    """Show pictures, (height, width, 3) uint8 by tag, in TensorBoard. Raises OSError."""
+    with SummaryWriter(str(folder)) as writer:
+        for tag, image in images.items():
+            writer.add_image(tag, image, dataformats="HWC")

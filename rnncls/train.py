@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,7 +30,17 @@ from rnncls.steps import choose
 CRASH_LOG = "crash.log"
 
 
-def fit(config: Config, run_dir: str | Path, init_from: str | Path | None = None) -> TrainState:
+@dataclass(frozen=True)
+class Company:
+    """What a run beside others in one process shares with them, instead of signals, lines and a bar of its own."""
+
+    stop: StopRequest
+    update: Callable[[int], object]  # is told how many steps were taken
+
+
+def fit(
+    config: Config, run_dir: str | Path, init_from: str | Path | None = None, company: Company | None = None
+) -> TrainState:
     """Train `config`, writing everything into `run_dir`, which must be new or empty.
 
     `init_from`: a checkpoint or run whose weights to start from instead of fresh ones; with files, also its vocabulary
@@ -50,7 +61,7 @@ def fit(config: Config, run_dir: str | Path, init_from: str | Path | None = None
         save(state, task, run_dir)  # from here on the run can be resumed
         origin = f"began with the weights of {first.path}, step {first.state.step}" if first else ""
         prepare(run_dir, config, last_logged=-1, comment=origin)
-        return run(state, task, run_dir)
+        return run(state, task, run_dir, company)
 
 
 def new_state(task: Task) -> TrainState:
@@ -65,13 +76,15 @@ def new_state(task: Task) -> TrainState:
     return TrainState(model, build_optimizer(model.parameters(), config.optimizer))
 
 
-def run(state: TrainState, task: Task, run_dir: Path) -> TrainState:
+def run(state: TrainState, task: Task, run_dir: Path, company: Company | None = None) -> TrainState:
     """Train from the state's step on, in a directory this process owns; status.json says how it ended."""
     outcome, exit_code, error_id = "failed", 1, ""
-    with stop_requests() as stop:
+    update = None if company is None else company.update
+    with stop_requests() if company is None else nullcontext(company.stop) as stop:
         note_status(run_dir, state, "running")
         try:
-            with reporting_memory(task.config), RunLog(run_dir, task, state.step, state.step - state.due) as log:
+            logging = RunLog(run_dir, task, state.step, state.step - state.due, update)
+            with reporting_memory(task.config), logging as log:
                 _loop(state, task, log, stop)
             outcome, exit_code = "finished", 0
         except RnnclsError as error:
@@ -126,7 +139,7 @@ def _loop(state: TrainState, task: Task, log: RunLog, stop: StopRequest) -> None
             started_at = time.perf_counter()
             for taken in take_steps(state, task):
                 state.totals.seconds += time.perf_counter() - started_at
-                log.bar.update(taken)
+                log.advance(taken)
                 count(taken)
                 if after_step(state, task, log, stop):
                     return

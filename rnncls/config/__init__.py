@@ -1,6 +1,14 @@
 """YAML and overrides -> a frozen, validated `Config`. Nothing here imports torch."""
 
-from rnncls.config.load import config_schema, dump_config, flatten, load_config, parse_config
+from rnncls.config.load import (
+    config_schema,
+    dump_config,
+    flatten,
+    load_config,
+    parse_config,
+    read_yaml,
+    write_yaml,
+)
 from rnncls.config.schema import (
     DEVICE_PATTERN,
     Config,
@@ -33,5 +41,7 @@ __all__ = [
     "load_config",
     "num_parameters",
     "parse_config",
+    "read_yaml",
     "sizes",
+    "write_yaml",
 ]

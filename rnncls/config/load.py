@@ -39,6 +39,19 @@ def dump_config(config: Config) -> str:
     return strict_yaml.dump(config.model_dump(mode="json"))
 
 
+def read_yaml(path: Path) -> Any:
+    """What a YAML file of ours holds, as strictly as configs. Raises ConfigError."""
+    document = strict_yaml.read(path)
+    if document.problems:
+        raise ConfigError(*(problem for _, problem in document.problems))
+    return document.value
+
+
+def write_yaml(value: dict[str, Any]) -> str:
+    """Text that `read_yaml` reads back."""
+    return strict_yaml.dump(value)
+
+
 def config_schema() -> dict[str, Any]:
     """The JSON Schema of a config file, for editors."""
     schema = Config.model_json_schema()

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rnncls.data import Block, Padded, Task
 from rnncls.optim import state_names
 from rnncls.state import TrainState
-from rnncls.steps.chunks import in_chunks
+from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.eager import precision
 
 MOST_WIDTHS = 8
@@ -49,7 +49,7 @@ class Graphs:
         self.steps: dict[int, Callable[[], object]] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
-    def take(self, block: Block, rates: list[float], first: int, last: int) -> int:
+    def take(self, block: Block, rates: Rates, first: int, last: int) -> int:
         """As `chunks.Take`: stops before a step that is not finite, and before a batch of another size."""
         self._attach()
         if block is not self.block:
@@ -87,7 +87,7 @@ class Graphs:
                     zeros = torch.zeros((), device=self.device) if name == "step" else torch.zeros_like(parameter)
                     optimizer.state[parameter][name] = zeros
 
-    def _upload(self, block: Block, rates: list[float]) -> None:
+    def _upload(self, block: Block, rates: Rates) -> None:
         """Copy a block to the device; larger memory than before makes the graphs void."""
         widest, self.block = int(block.lengths.max()), block
         counts, rows = block.edges.diff(), torch.arange(self.batch_size)
@@ -97,7 +97,7 @@ class Graphs:
             "tokens": block.tokens[positions.clamp_(max=len(block.tokens) - 1)].long(),  # (K, B, T)
             "lengths": block.lengths[index],
             "labels": block.labels[index],
-            "rates": torch.tensor(rates),
+            "rates": torch.from_numpy(rates).float(),
         }
         static = self.static.get("tokens")
         if static is None or len(static) < len(counts) or static.shape[2] < widest:

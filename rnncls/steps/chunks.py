@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from rnncls.config import TrainConfig
 from rnncls.data import Block, Task
@@ -13,7 +15,8 @@ from rnncls.steps.eager import train_step
 
 CHUNK_SECONDS = 0.1  # how long a signal may have to wait
 
-Take = Callable[[Block, list[float], int, int], int]
+Rates = np.ndarray[Any, np.dtype[np.float64]]
+Take = Callable[[Block, Rates, int, int], int]
 T = TypeVar("T")
 
 
@@ -58,9 +61,10 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def _with_rates(task: Task, step: int) -> Iterator[tuple[Block, list[float]]]:
+def _with_rates(task: Task, step: int) -> Iterator[tuple[Block, Rates]]:
     config = task.config
     for block in task.blocks(step, task.max_steps):
         steps = range(step, step + block.num_steps)
-        yield block, [learning_rate(number, task.max_steps, config.optimizer.lr, config.schedule) for number in steps]
+        rates = [learning_rate(number, task.max_steps, config.optimizer.lr, config.schedule) for number in steps]
+        yield block, np.array(rates)
         step += block.num_steps

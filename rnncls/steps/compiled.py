@@ -20,7 +20,7 @@ from rnncls.data import Block, Task
 from rnncls.optim import state_names
 from rnncls.state import TrainState
 from rnncls.steps import kernels, program
-from rnncls.steps.chunks import Take, in_chunks
+from rnncls.steps.chunks import Rates, Take, in_chunks
 
 _OPTIMIZERS = {"adam": program.ADAM, "adamw": program.ADAMW, "sgd": program.SGD}
 
@@ -38,14 +38,18 @@ def _taker(state: TrainState, task: Task, pool: ThreadPoolExecutor) -> Take:
     class_weights, threads = weights.numpy(), torch.get_num_threads()
     memory: list[program.Buffers] = []
     others = np.zeros((threads - 1, len(flat.arrays.weights)), np.float32)  # gradients of all threads but the first
+    current: list[tuple[Block, program.Steps]] = []
 
-    def take(block: Block, rates: list[float], first: int, last: int) -> int:
-        _make_room(memory, threads, block, lambda *most: functions.buffers(sizes, *most))
+    def take(block: Block, rates: Rates, first: int, last: int) -> int:
+        if not current or current[0][0] is not block:
+            _make_room(memory, threads, block, lambda *most: functions.buffers(sizes, *most))
+            tokens, starts, lengths, labels, edges = (part.numpy() for part in block)
+            current[:] = [(block, program.Steps(tokens, starts, lengths, labels, edges, rates))]
+        whole = current[0][1]
+        steps = whole._replace(edges=whole.edges[first : last + 1], rates=rates[first:last])
         flat.attach()
         totals = state.totals
         sums = np.array([totals.loss, totals.correct, totals.sequences, totals.grad_norm, totals.clipped])
-        tokens, starts, lengths, labels, edges = (part.numpy() for part in block)
-        steps = program.Steps(tokens, starts, lengths, labels, edges[first : last + 1], np.array(rates[first:last]))
         if threads == 1:
             arguments = (sizes, hyper, flat.arrays, steps, class_weights, flat.updates, sums, memory[0])
             taken = int(functions.train_steps(*arguments))
@@ -55,7 +59,7 @@ def _taker(state: TrainState, task: Task, pool: ThreadPoolExecutor) -> Take:
         totals.correct, totals.sequences, totals.clipped = int(sums[1]), int(sums[2]), int(sums[4])
         totals.steps += taken
         flat.count(taken)
-        state.optimizer.param_groups[0]["lr"] = rates[max(first, first + taken - 1)]
+        state.optimizer.param_groups[0]["lr"] = float(rates[max(first, first + taken - 1)])
         return taken
 
     return take
@@ -134,7 +138,8 @@ class FlatState:
     def __init__(self, state: TrainState, settings: Config) -> None:
         self.optimizer, self.names = state.optimizer, state_names(settings.optimizer)
         self.parameters = list(state.model.parameters())
-        self.steps = torch.zeros(len(self.parameters))  # Adam counts for each parameter
+        self.counts = np.zeros(len(self.parameters), np.float32)  # Adam counts for each parameter
+        self.steps = torch.from_numpy(self.counts)
         flat, self.views = [], []
         for _ in range(4):
             flat.append(torch.zeros(sum(parameter.numel() for parameter in self.parameters)))
@@ -149,7 +154,7 @@ class FlatState:
     @property
     def updates(self) -> int:
         """How many the optimizer has done; of SGD, whether there was one."""
-        return int(self.steps[0]) if "step" in self.names else int(self.published)
+        return int(self.counts[0]) if "step" in self.names else int(self.published)
 
     def attach(self) -> None:
         """Take over what an eager step has made: gradients of its own, and the optimizer's first state."""
@@ -165,7 +170,7 @@ class FlatState:
     def count(self, taken: int) -> None:
         """Note that so many updates were done."""
         if taken:
-            self.steps += taken
+            self.counts += taken
             if not self.published:
                 self._publish()
 
