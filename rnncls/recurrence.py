@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+STREAMED_ROWS = 8192  # tokens whose states are in memory at a time when no gradient is wanted
+
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _relu_backward = torch.ops.aten.threshold_backward.grad_input
 
@@ -45,10 +47,32 @@ class PackedRNN(nn.RNN):
         if input.data.device.type != "cpu":
             _, hidden = super().forward(input)
             return hidden[-2:].transpose(0, 1).flatten(1) if self.bidirectional else hidden[-1]
-        states, last = self._all_states(input, None)
-        finals = [_final(output, last, direction) for direction, output in enumerate(states[-1])]
-        summary = finals[0] if len(finals) == 1 else torch.cat(finals, 1)
+        if not torch.is_grad_enabled() and not self.bidirectional and not (self.training and self.dropout > 0):
+            summary = self._streamed(input.data, input.batch_sizes.tolist())
+        else:
+            states, last = self._all_states(input, None)
+            finals = [_final(output, last, direction) for direction, output in enumerate(states[-1])]
+            summary = finals[0] if len(finals) == 1 else torch.cat(finals, 1)
         return summary if input.unsorted_indices is None else summary.index_select(0, input.unsorted_indices)
+
+    def _streamed(self, data: Tensor, sizes: list[int]) -> Tensor:
+        """The same, longest sequence first, some time steps after the other: no more states are kept than of these."""
+        final = data.new_empty(sizes[0], self.hidden_size)
+        starts: list[Tensor | None] = [None] * self.num_layers
+        first = row = 0
+        while first < len(sizes):
+            last, rows = first + 1, sizes[first]
+            while last < len(sizes) and rows + sizes[last] <= STREAMED_ROWS:
+                last, rows = last + 1, rows + sizes[last]
+            states, own = data[row : row + rows], sizes[first:last]
+            for layer, weights in enumerate(self.all_weights):
+                start = starts[layer]
+                start = None if start is None else start[: own[0]]
+                states = run_layer(states, own, start, weights, self.nonlinearity, reverse=False)
+                starts[layer] = states[-own[-1] :].clone()
+            final[: own[0]] = states[torch.tensor(last_rows(own))]  # of those that go on, a later state comes
+            first, row = last, row + rows
+        return final
 
     def _all_states(self, input: PackedSequence, hx: Tensor | None) -> tuple[list[list[Tensor]], Tensor]:
         """For each layer and direction the states (S, hidden_size); and the row of each sequence's last token (B,)."""

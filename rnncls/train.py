@@ -65,14 +65,16 @@ def fit(
 
 
 def new_state(task: Task) -> TrainState:
-    """A fresh model and optimizer on the config's device. Raises MachineError without it."""
+    """A fresh model and optimizer on the config's device. Raises MachineError without it or the engine asked for."""
     config = task.config
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     if config.train.deterministic:
         make_deterministic()
     set_precision(config.train.precision)
-    model = build_model(config, task.sizes).to(resolve_device(config.device))
+    device = resolve_device(config.device)
+    choose(config, device)  # raises what it has to raise before anything is written
+    model = build_model(config, task.sizes).to(device)
     return TrainState(model, build_optimizer(model.parameters(), config.optimizer))
 
 

@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from rnncls.config import Config
 from rnncls.config.load import parse_config
 from rnncls.data import Batch, load_task
+from rnncls.device import set_precision
 from rnncls.steps import choose
 from rnncls.train import new_state
 
@@ -338,13 +339,13 @@ def losses_of(regime: Regime, engine: str, threads: str = "1") -> list[float]:
     return losses
 
 
-def measure(name: str, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
+def measure(name: str, chosen: list[str], rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
     """Microseconds per step of each way, by round. Each way is a process of its own, so that none has another's threads
     and memory; all but one wait.
     """
     context = get_context("spawn")
     pipes, results = dict[str, Any](), dict[str, dict[str, Any]]()
-    for way in ways(REGIMES[name]):
+    for way in chosen:
         pipes[way], other = context.Pipe()
         context.Process(target=_work, args=(other, name, way), daemon=True).start()
         results[way] = {"us": [], **pipes[way].recv()}
@@ -367,6 +368,8 @@ def measure(name: str, rounds: int, seconds: float) -> dict[str, dict[str, Any]]
 
 def _work(pipe: Any, name: str, way: str) -> None:
     """Take as many steps as the pipe says, until it says 0."""
+    set_precision("float32")  # for all alike: cuDNN would use TF32
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or JAX would take most of a GPU
     if way.startswith("rnncls compiled"):
         from rnncls.steps.compiled import load_program
 
@@ -403,7 +406,7 @@ def ratio(theirs: list[float], our: list[float]) -> tuple[float, float, float]:
 
 
 def peak_gflops() -> float:
-    """Of float32 products of 1024 x 1024, one thread."""
+    """Of float32 products of 1024 x 1024 on one thread of the CPU."""
     torch.set_num_threads(1)
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     best = 0.0
@@ -433,7 +436,7 @@ def table(name: str, results: dict[str, dict[str, Any]], floor_us: float) -> str
             f"{us:,.1f}",
             "{:.2f} ({:.2f} to {:.2f})".format(*ratio(results[best]["us"], result["us"])),
             jax,
-            f"{floor_us / us:.0%}",
+            f"{floor_us / us:.0%}" if regime.device == "cpu" else "",
             f"{result['first_step_s']:.1f}",
             f"{result['cuda_mib'] or result['peak_mib']:,.0f}",
             f"{result['peak_mib'] - result['before_mib']:,.0f}",
@@ -447,10 +450,13 @@ def main(
     rounds: Annotated[int, typer.Option()] = 10,
     seconds: Annotated[float, typer.Option(help="Of each way in each round.")] = 2.0,
     output: Annotated[Path | None, typer.Option(help="JSON file.")] = None,
+    only: Annotated[str, typer.Option(help="Names of ways, beside the textbook's.")] = "",
 ) -> None:
     """Measure, and print tables in Markdown."""
     here = [name for name, regime in REGIMES.items() if regime.device == "cpu" or torch.cuda.is_available()]
     chosen = regimes.split(",") if regimes else here
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    set_precision("float32")
     gflops = peak_gflops()
     machine = {
         "cpu": platform.processor() or platform.machine(),
@@ -460,7 +466,7 @@ def main(
         "python": platform.python_version(),
         "load": os.getloadavg()[0],
         "sgemm_gflops": gflops,
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
     }
     print(json.dumps(machine))
     report: dict[str, Any] = {"machine": machine, "regimes": {}}
@@ -470,7 +476,8 @@ def main(
         print(f"\n{name}: losses of 5 steps against float64: " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()))
         if max(found.values()) > limit:
             raise SystemExit(f"a way computes something else: relative difference above {limit}")
-        results = measure(name, rounds, seconds)
+        taken = [way for way in ways(REGIMES[name]) if not only or way in only.split(",") or way == "textbook"]
+        results = measure(name, taken, rounds, seconds)
         print(table(name, results, 1e6 * REGIMES[name].gigaflop() / gflops), flush=True)
         report["regimes"][name] = {"gate": found, "results": results}
     if output:

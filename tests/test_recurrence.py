@@ -100,3 +100,14 @@ def test_last_rows() -> None:
     ends = packed.data[last_rows(packed.batch_sizes.tolist())]
     assert ends.tolist() == [7 * row + int(LENGTHS[row]) - 1 for row in packed.sorted_indices.tolist()]
     assert last_rows([3]) == [0, 1, 2]
+
+
+def test_without_gradients_long_sequences_are_streamed_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack_padded_sequence(torch.randn(5, 7, 3), LENGTHS, batch_first=True, enforce_sorted=False)
+    for options in OPTIONS:
+        rnn = PackedRNN(3, 4, **options)
+        expected = rnn.summary(packed)
+        for rows in (1, 4, 6, 8192):
+            monkeypatch.setattr("rnncls.recurrence.STREAMED_ROWS", rows)
+            with torch.no_grad():
+                torch.testing.assert_close(rnn.summary(packed), expected)

@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
         "schedule": {"min_lr": 0.0},
     },
     "plain_sgd": {"optimizer": {"name": "sgd", "lr": 0.05}, "train": {"max_grad_norm": None}},
+    "small_batches": {"train": {"batch_size": 2}, "data": {"max_length": 30}},
     "no_bias": {"model": {"bias": False, "hidden_size": 7, "num_layers": 2}},
     "more_tokens_than_sequences": {"data": {"modulus": 40, "max_value": 50}, "model": {"hidden_size": 33}},
 }
@@ -183,12 +186,32 @@ def test_an_engine_that_cannot_be_is_refused_or_named(monkeypatch: pytest.Monkey
         assert reason in how
         with pytest.raises(MachineError, match=reason):
             choose(config_with("compiled", case), cpu)
-    done = run_rnncls("train", "-c", "configs/smoke.yaml", "train.engine=captured", "device=cpu", "--run-dir", tmp_path)
+    words: list[str | Path] = ["train", "-c", "configs/smoke.yaml", "train.engine=captured", "device=cpu", "--run-dir"]
+    done = run_rnncls(*words, tmp_path / "run")
     assert done.returncode == 5
+    assert not (tmp_path / "run").exists()
     assert "error[R32]" in done.stderr
     assert choose(config_with("auto", {}), cpu)[1] == "compiled steps"
     monkeypatch.setattr("rnncls.steps.find_spec", lambda _: None)
     assert "pip install" in choose(config_with("auto", {}), cpu)[1]
+
+
+@row("R31", "R32")
+def test_a_numba_that_cannot_be_imported_is_named_and_a_strangers_cache_not_used(tmp_path: Path) -> None:
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('Numba needs NumPy 2.4 or less')")
+    own = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    words = ["train", "-c", "configs/smoke.yaml", "train.max_steps=5", "--run-dir"]
+    done = run_rnncls(*words, tmp_path / "auto", env=own)
+    assert done.returncode == 0, done.stderr
+    assert "eager steps (numba fails: Numba needs NumPy 2.4 or less)" in done.stderr
+    done = run_rnncls(*words, tmp_path / "compiled", "train.engine=compiled", env=own)
+    assert done.returncode == 5, done.stderr
+    assert "error[R32]" in done.stderr
+    code = "from rnncls.steps.compiled import _cache_folder as f; p = f(); print(p); p.chmod(0o777); print(f())"
+    own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    found = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.split()[1] == "None"
 
 
 @row("R31")
@@ -249,7 +272,7 @@ def test_padded_two_directions_are_refused() -> None:
     assert "padding would come first" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["tutorial", "three_layers", "adam", "sgd", "plain_sgd"])
+@pytest.mark.parametrize("name", ["tutorial", "three_layers", "adam", "sgd", "plain_sgd", "small_batches"])
 def test_the_step_that_is_captured_gives_the_eager_losses(name: str) -> None:
     """On the CPU the step of the graphs is run as it is; capture and replay are tested where there is a GPU."""
     found = {}
@@ -281,6 +304,27 @@ def test_captured_steps_stop_before_what_is_not_finite_and_before_an_odd_batch(t
     state.model.head.bias.data[0] = float("inf")
     taken = in_chunks(state, load_task(config), Graphs(state, load_task(config)).take)
     assert [next(taken), next(taken), state.skipped, state.totals.steps] == [1, 1, 2, 0]
+    assert not state.optimizer.state  # no update yet, and so nothing that a checkpoint should have
+
+
+def test_after_a_step_that_was_skipped_an_odd_batch_is_trained_on(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(100, longest=9))
+    task = load_task(files_config(path, {"batch_size": 16, "max_steps": 40, "max_skipped_steps": 3}))
+    heads = []
+    for engine in ("eager", "graphs"):
+        state = new_state(task)
+        sizes = next(task.blocks(0, 40)).edges.diff()
+        odd = int((sizes != 16).nonzero()[0])
+        for _ in steps_with(engine, state, task):
+            if state.step == odd - 1:
+                state.model.head.bias.data[0] = float("inf")  # the next step is skipped
+            elif state.step == odd:
+                assert state.skipped == 1
+                state.model.head.bias.data[0] = 0
+            elif state.step == odd + 1:
+                break
+        heads.append(state.model.head.bias.data.clone())
+    torch.testing.assert_close(heads[1], heads[0], rtol=1e-5, atol=1e-7)
 
 
 @needs_cuda

@@ -99,7 +99,19 @@ def parse(text: str, source: str) -> Document:
 
 def dump(value: dict[str, Any]) -> str:
     """YAML text that `parse` reads back as `value`."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that we would read as something else, such as 1e-3."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    quoted = not isinstance(_Composer.plain(text), str)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if quoted else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _position(event: yaml.Event) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from rnncls.errors import CheckpointError, DataError, Problem, printable
 from rnncls.seeds import mix
 
 SPLITS = ("train", "val", "test")
-BLOCK_STEPS = 256
+BLOCK_STEPS, BLOCK_CELLS = 256, 2**22  # batches that are prepared together, and their cells if padded
 BUCKET_BATCHES = 50  # batches that are sorted by length together
 MAX_TOKENS = 2**20  # in a vocabulary
 MAX_VOCABULARY_BYTES = 12 * 2**20  # a checkpoint's header may have 16 MiB
@@ -347,13 +347,27 @@ def blocks(sequences: Sequences, seed: int, batch_size: int, batching: str, star
     while step < stop:
         epoch, first = divmod(step, per_epoch)
         order = epoch_order(sequences, seed, epoch, batch_size, batching)[first : first + stop - step]
-        for index in range(0, len(order), BLOCK_STEPS):
-            batches = order[index : index + BLOCK_STEPS]
+        for batches in _blocks_of(order, sequences):
             rows = torch.cat(batches)
             edges = torch.tensor([0, *map(len, batches)]).cumsum(0)
             parts = (sequences.offsets[rows], sequences.lengths_of(rows), sequences.labels[rows])
             yield Block(sequences.tokens, *parts, edges)
         step += len(order)
+
+
+def _blocks_of(order: list[Tensor], sequences: Sequences) -> Iterator[list[Tensor]]:
+    """Consecutive batches whose sequences, all padded to the longest of them, stay below BLOCK_CELLS; at least one."""
+    block: list[Tensor] = []
+    longest = rows = 0
+    for batch in order:
+        longest = max(longest, int(sequences.lengths_of(batch).max()))
+        if block and (len(block) == BLOCK_STEPS or (rows + len(batch)) * longest > BLOCK_CELLS):
+            yield block
+            block, rows, longest = [], 0, int(sequences.lengths_of(batch).max())
+        block.append(batch)
+        rows += len(batch)
+    if block:
+        yield block
 
 
 def evaluation_batches(sequences: Sequences, count: int | None, seed: int, batch_tokens: int) -> Iterator[Batch]:

@@ -19,6 +19,7 @@ Split = Literal["train", "val", "test"]
 
 BLOCK_STEPS = 256
 BLOCK_TOKENS = 2**20  # 8 MiB; a block of large batches has fewer steps
+LEAST_ROWS = 64  # of an evaluation batch, however long they are: fewer leave the processor idle
 BATCH_TOKENS = 2**15  # an evaluation batch that stays in cache. Changing it changes which samples are drawn
 
 Rows = tuple[Tensor, Tensor, Tensor]  # padded (R, T), lengths (R,), labels (R,)
@@ -90,4 +91,4 @@ def all_sequences(data: SumModConfig, length: int) -> Iterator[Batch]:
 
 
 def _evaluation_batch_size(length: int) -> int:
-    return max(1, min(8192, BATCH_TOKENS // length))
+    return max(LEAST_ROWS, min(8192, BATCH_TOKENS // length))

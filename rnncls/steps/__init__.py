@@ -38,9 +38,17 @@ def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
         from rnncls.steps.captured import captured
 
         return captured, "captured steps"
-    from rnncls.steps.compiled import compiled, load_program
+    try:
+        from rnncls.steps.compiled import compiled, load_program
 
-    load_program()  # now, not in the first step
+        load_program()  # now, not in the first step
+    except Exception as error:  # a numba or an LLVM that does not fit the machine or the other packages
+        if wanted == "auto":
+            return one_by_one, f"eager steps (numba fails: {error!s:.200})"
+        remedy = "train.engine=auto, or another version of numba"
+        raise MachineError(
+            Problem(f"no compiled steps: {error!s:.200}", "train.engine", remedy=remedy, id="R32")
+        ) from None
     return compiled, "compiled steps"
 
 
@@ -54,6 +62,7 @@ def why_not(engine: str, config: Config, device: torch.device) -> str:
         "model.bidirectional is true": model.bidirectional,
         "model.dropout is not 0": model.dropout > 0,
         f"train.precision is {config.train.precision}": config.train.precision == "bfloat16" and engine == "compiled",
+        "data.layout is packed": config.data.layout == "packed" and engine == "captured",
         "train.deterministic is true": config.train.deterministic and engine == "captured",
         f"model.hidden_size is above {MOST_COMPILED}": engine == "compiled"
         and config.train.engine == "auto"

@@ -38,7 +38,8 @@ def in_chunks(state: TrainState, task: Task, take: Take) -> Iterator[int]:
             taken = take(block, rates, first, last)
             if taken:
                 state.step, state.due, state.skipped = state.step + taken, True, 0
-                most = max(1, int(taken * CHUNK_SECONDS / (time.perf_counter() - started_at)))
+                measured = int(taken * CHUNK_SECONDS / (time.perf_counter() - started_at))
+                most = max(1, min(measured, 2 * most))  # steps need not be as fast as those before
             if taken < last - first:
                 train_step(state, block.batch(first + taken).to(device), task)
                 taken += 1

@@ -3,7 +3,9 @@
 import hashlib
 import math
 import os
+import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -195,6 +197,7 @@ class Functions(NamedTuple):
 
 
 _loaded: list[Functions] = []
+_loading = threading.Lock()
 
 
 def load_program() -> Functions:
@@ -203,16 +206,17 @@ def load_program() -> Functions:
     The folder is named after the sources, because Numba looks at the caller's file alone. Where there is no place to
     keep them, or what was kept cannot be read, they are compiled for this process.
     """
-    if not _loaded:
-        folder = _cache_folder()
-        try:
-            _loaded.append(_warmed_up(folder))
-        except Exception as error:  # whatever a damaged or full disk makes of Numba's files
-            if folder is None:
-                raise
-            print(f"rnncls: warning[R31]: compiled steps are not kept in {folder}: {error}", file=sys.stderr)
-            _loaded.append(_warmed_up(None))
-    return _loaded[0]
+    with _loading:
+        if not _loaded:
+            folder = _cache_folder()
+            try:
+                _loaded.append(_warmed_up(folder))
+            except Exception as error:  # whatever a damaged or full disk makes of Numba's files
+                if folder is None:
+                    raise
+                print(f"rnncls: warning[R31]: compiled steps are not kept in {folder}: {error}", file=sys.stderr)
+                _loaded.append(_warmed_up(None))
+        return _loaded[0]
 
 
 def _cache_folder() -> Path | None:
@@ -223,13 +227,15 @@ def _cache_folder() -> Path | None:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = base / "rnncls" / sources.hexdigest()[:16]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
     except (OSError, RuntimeError):
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    return folder if own and os.access(folder, os.W_OK) else None  # nobody else may have put machine code there
 
 
 def _warmed_up(folder: Path | None) -> Functions:
-    """Compile or load what one thread needs, which a call of no steps makes happen."""
+    """Compile or load what is needed with torch's number of threads, which a call of no steps makes happen."""
     if folder is None or not any(folder.rglob("*.nbi")):
         kept = "" if folder is None else f"; kept in {folder}"
         print(f"compiling the training step, which takes some seconds{kept}", file=sys.stderr)
@@ -242,10 +248,16 @@ def _warmed_up(folder: Path | None) -> Functions:
         numba.CACHE_DIR = before
     sizes = program.Sizes(1, 1, 1, 1, 1, True, False, program.ADAM, True)
     hyper = program.Hyper(1.0, 0.0, 0.9, 0.999, 1e-8, 0.0)
-    floats, integers = np.zeros(1, np.float32), np.zeros(1, np.int64)
+    floats, integers = np.zeros(16, np.float32), np.zeros(1, np.int64)  # a model of ones has 7 parameters
     steps = program.Steps(np.zeros(1, np.int32), integers, integers, integers, integers, np.zeros(0))
-    memory = functions.buffers(sizes, 1, 1, 1)
-    functions.train_steps(
-        sizes, hyper, program.Flat(floats, floats, floats, floats), steps, floats, 0, np.zeros(5), memory
-    )
+    memory, flat = functions.buffers(sizes, 1, 1, 1), program.Flat(floats, floats, floats, floats)
+    functions.train_steps(sizes, hyper, flat, steps, floats, 0, np.zeros(5), memory)
+    if torch.get_num_threads() > 1:  # a batch without sequences, and gradients that are not finite
+        steps = steps._replace(edges=np.zeros(2, np.int64))
+        loss, correct = functions.share_of_step(sizes, floats, floats.copy(), steps, 0, 0, 1, floats, memory)
+        nan = np.full(16, np.nan, np.float32)
+        done = (1, float(loss), int(correct), 1, np.zeros(5))
+        functions.finish_step(
+            sizes, hyper, program.Flat(floats, nan, floats, floats), np.zeros((1, 16), np.float32), 0.0, *done
+        )
     return functions

@@ -443,7 +443,7 @@ def _gradients(sizes, weights, out, steps, step, share, shares, class_weights, m
 @compiled
 def _finish(sizes, hyper, flat, rate, updates, loss, correct, count, totals):  # type: ignore[no-untyped-def]
     norm = _norm(flat.gradients)
-    if not (np.isfinite(loss) and np.isfinite(norm)):
+    if not (np.isfinite(loss) and norm < 1.8e19):  # whose square an eager step, in float32, could not hold
         return False
     _update(sizes, hyper, flat, min(1.0, hyper.max_norm / (norm + 1e-6)), rate, updates)
     totals[0] += loss * count

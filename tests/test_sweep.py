@@ -1,0 +1,277 @@
+"""Sweeps: members are ordinary runs, whatever happens to the sweep or to other members."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import trim_mean
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rnncls.cli import parse_seeds
+from rnncls.config import dump_config
+from rnncls.errors import ConfigError, MachineError
+from rnncls.metrics import wilson_interval
+from rnncls.statistics import fisher, horizon, interquartile_mean, success
+from rnncls.sweep import load_sweep, plan
+from scripts.chaos import outcome
+from tests.conftest import ROOT, config_of, run_rnncls
+
+row = pytest.mark.row
+
+CONFIG = {"train": {"max_steps": 60, "log_every": 20, "engine": "auto"}}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_config(config_of(**CONFIG)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A sweep over three seeds and two learning rates, and what it printed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "tiny.yaml").write_text(dump_config(config_of(**CONFIG)))
+    words: list[str | Path] = [
+        "sweep",
+        "-c",
+        folder / "tiny.yaml",
+        "--seeds",
+        "0-2",
+        "--grid",
+        "optimizer.lr=1e-3,2e-2",
+        "--lengths",
+    ]
+    done = run_rnncls(*words, "1-4,9", "--samples", "50", "--sweep-dir", folder / "sweep")
+    assert done.returncode == 0, done.stderr
+    return folder / "sweep", done.stdout
+
+
+def test_a_member_is_what_train_makes_of_its_config(swept: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = swept
+    member = folder / "members" / "lr=2e-2_seed=1"
+    words: list[str | Path] = [
+        "-c",
+        folder.parent / "tiny.yaml",
+        "optimizer.lr=2e-2",
+        "seed=1",
+        "--run-dir",
+        tmp_path / "run",
+    ]
+    assert run_rnncls("train", *words).returncode == 0
+    assert outcome(member) == outcome(tmp_path / "run")
+    assert (member / "config.yaml").read_text() == (tmp_path / "run" / "config.yaml").read_text()
+    assert run_rnncls("predict", member, "1 2").returncode == 0
+    assert run_rnncls("train", "--resume", member, "train.max_steps=70").returncode == 0
+
+
+def test_the_summary_says_what_the_members_say(swept: tuple[Path, str]) -> None:
+    folder, printed = swept
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [group["group"] for group in summary["groups"]] == ["optimizer.lr=1e-3", "optimizer.lr=2e-2"]
+    with (folder / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [entry["name"] for entry in rows] == sorted(entry["name"] for entry in rows)
+    assert len(rows) == 6
+    for entry in rows:
+        found = json.loads((folder / "members" / entry["name"] / "evaluation.json").read_text())
+        of_length = {at["length"]: at["accuracy"] for at in found["by_length"]}
+        assert float(entry["accuracy_at_9"]) == of_length[9]
+        assert float(entry["accuracy"]) == pytest.approx(sum(of_length[n] for n in range(1, 5)) / 4)
+        assert entry["state"] == "finished"
+    first, second = summary["groups"]
+    values = [float(entry["accuracy_at_9"]) for entry in rows[:3]]
+    assert first["by_length"]["9"]["median"] == sorted(values)[1]
+    assert first["by_length"]["9"]["min"] == min(values)
+    assert first["success"]["0.99"]["of"] == 3
+    assert set(second["p_against_first"]) == {"0.99", "0.999", "1.0"}
+    assert "optimizer.lr=2e-2\n3 of 3 members have ended" in printed
+
+
+def test_pictures_are_drawn_and_shown_in_tensorboard(swept: tuple[Path, str]) -> None:
+    folder, _ = swept
+    for name in ("accuracy_by_length", "loss"):
+        content = (folder / "plots" / f"{name}.png").read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 10_000
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert events.Tags()["images"] == ["sweep/accuracy_by_length", "sweep/loss"]
+    assert len({path.parent for path in folder.glob("members/*/events.out.tfevents.*")}) == 6
+
+
+def test_every_member_is_evaluated_in_one_table(swept: tuple[Path, str]) -> None:
+    folder, _ = swept
+    done = run_rnncls("eval", folder, "--lengths", "1-2,6", "--samples", "30")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["length", "1", "2", "6"]
+    assert len(lines) == 1 + 6 + 4
+    found = json.loads(run_rnncls("eval", folder, "--lengths", "1-2,6", "--samples", "30", "--json").stdout)
+    assert f"{found['accuracy']['lr=1e-3_seed=0']['6']:.4f}" == lines[1].split()[3]
+
+
+def test_a_killed_sweep_goes_on_and_ends_the_same(config: Path, tmp_path: Path) -> None:
+    base = ["sweep", "-c", config, "train.max_steps=4000", "train.checkpoint_every=200", "--seeds", "0-3"]
+    command = [sys.executable, "-m", "rnncls", *map(str, base), "--lengths", "1-4", "--sweep-dir"]
+    whole = subprocess.run([*command, tmp_path / "whole"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for number, kind in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)):
+        words = command if number == 0 else [*command[:4], "--resume"]
+        with subprocess.Popen([*words, tmp_path / "killed"], cwd=ROOT, stderr=subprocess.PIPE) as process:
+            seen = len(list((tmp_path / "killed").rglob("step-*")))
+            until = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < until:
+                if len(list((tmp_path / "killed").rglob("step-*"))) > seen + 2:
+                    break
+                time.sleep(0.02)
+            process.send_signal(kind)
+            process.communicate(timeout=60)
+        if kind == signal.SIGTERM:
+            assert process.returncode in (143, 0)
+    last = run_rnncls("sweep", "--resume", tmp_path / "killed")
+    assert last.returncode == 0, last.stderr
+    assert last.stdout == whole.stdout
+    for seed in range(4):
+        one, other = (tmp_path / name / "members" / f"seed={seed}" for name in ("killed", "whole"))
+        assert outcome(one) == outcome(other)
+    again = run_rnncls("sweep", "--resume", tmp_path / "killed")
+    assert again.stdout == whole.stdout
+
+
+def test_shards_share_a_directory_and_make_one_sweep(config: Path, swept: tuple[Path, str], tmp_path: Path) -> None:
+    words: list[str | Path] = [
+        "sweep",
+        "-c",
+        config,
+        "--seeds",
+        "0-2",
+        "--grid",
+        "optimizer.lr=1e-3,2e-2",
+        "--lengths",
+        "1-4,9",
+    ]
+    words += ["--samples", "50", "--sweep-dir", tmp_path / "sharded"]
+    first = run_rnncls(*words, "--shard", "1/2")
+    assert first.returncode == 0, first.stderr
+    assert len(list((tmp_path / "sharded" / "members").iterdir())) == 3
+    assert "of 3 members have ended" in first.stdout
+    second = run_rnncls(*words, "--shard", "2/2")
+    assert second.returncode == 0, second.stderr
+    assert second.stdout == swept[1]
+    other = run_rnncls(*words[:-1], tmp_path / "sharded", "train.batch_size=9")
+    assert other.returncode == 2
+    assert "another sweep is in this folder" in other.stderr
+
+
+@row("R12")
+def test_a_member_that_diverges_is_counted_and_harms_nobody(config: Path, tmp_path: Path) -> None:
+    words: list[str | Path] = [
+        "sweep",
+        "-c",
+        config,
+        "--seeds",
+        "0-1",
+        "--grid",
+        "optimizer.lr=1e-3,1e30",
+        "train.max_grad_norm=null",
+    ]
+    done = run_rnncls(*words, "schedule.warmup_steps=0", "--lengths", "1-4", "--sweep-dir", tmp_path / "sweep")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("member failed: lr=1e30") == 2
+    good, wild = json.loads((tmp_path / "sweep" / "summary.json").read_text())["groups"]
+    assert (good["failed"], good["ended"], wild["failed"], wild["ended"]) == (0, 2, 2, 2)
+    assert wild["success"]["0.99"]["count"] == 0
+    assert wild["accuracy"]["mean"] == 0
+    again = run_rnncls("sweep", "--resume", tmp_path / "sweep")
+    assert again.stdout == done.stdout
+
+
+@row("C17", "C19")
+def test_bad_sweeps_are_refused_before_anything_is_made(
+    config: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    base = ["sweep", "-c", config, "--sweep-dir", tmp_path / "sweep"]
+    for words, part in (
+        (["--seeds", "x"], "bad list of seeds"),
+        (["--shard", "3/2"], "bad value for --shard"),
+        (["--grid", "optimizer.lr"], "malformed axis"),
+        (["optimizer.lr=1,1"], "different values"),
+        (["optimizer.lr=1,x"], "bad value for optimizer.lr"),
+        (["optimzer.lr=1,2"], "unknown key"),
+        (["--resume", str(tmp_path)], "what is to be run"),
+    ):
+        assert part in fails(2, *base, *words)
+        assert not (tmp_path / "sweep").exists()
+    assert "No such file" in fails(2, "sweep", "--resume", tmp_path / "nothing")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.txt").write_text("precious")
+    assert "not empty" in fails(2, *base)
+
+
+def test_eager_members_run_one_by_one(config: Path, tmp_path: Path) -> None:
+    words: list[str | Path] = [
+        "sweep",
+        "-c",
+        config,
+        "--seeds",
+        "0-1",
+        "model.cell=gru",
+        "train.max_steps=5",
+        "--lengths",
+        "1-2",
+    ]
+    done = run_rnncls(*words, "--sweep-dir", tmp_path / "sweep")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 members have ended" in done.stdout
+
+
+def test_a_plan_is_read_back(tmp_path: Path) -> None:
+    grid = {"model.hidden_size": ["8", "16"], "optimizer.lr": ["1e-3"]}
+    made = plan(config_of(), [3, 5], grid, None, 10, tmp_path / "s")
+    assert load_sweep(tmp_path / "s") == made
+    assert [member.name for member in made.members] == [
+        f"hidden_size={size}_lr=1e-3_seed={seed}" for size in (8, 16) for seed in (3, 5)
+    ]
+    assert made.members[2].config.model.hidden_size == 16
+    (tmp_path / "s" / "sweep.yaml").write_text("a: 1\n")
+    with pytest.raises(ConfigError, match="no sweep"):
+        load_sweep(tmp_path / "s")
+
+
+@row("R33")
+def test_groups_are_not_compared_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(MachineError, match="scipy"):
+        fisher({"count": 1, "of": 2}, {"count": 2, "of": 2})
+
+
+def test_statistics() -> None:
+    drawn = [((7 * number) % 23) / 23 for number in range(21)]
+    for count in range(1, 21):
+        assert interquartile_mean(drawn[:count]) == pytest.approx(trim_mean(drawn[:count], 0.25))
+    assert success([1.0, 0.99, 0.5], 0.99) == {"count": 2, "of": 3, "rate": 2 / 3, "ci95": wilson_interval(2, 3)}
+    assert horizon({1: 1.0, 5: 0.9995, 10: 0.99, 100: 1.0}) == 5
+    assert horizon({1: 0.5}) == 0
+    tasting_tea: list[dict[str, Any]] = [{"count": 3, "of": 4}, {"count": 1, "of": 4}]
+    assert fisher(*tasting_tea) == pytest.approx(0.4857, abs=1e-4)  # Fisher 1935, chapter 2
+    assert parse_seeds("0-2,7, 9-9") == [0, 1, 2, 7, 9]
+
+
+def test_results_are_written_by_one_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.reproduce", "--short", "--only", "ladder-baseline,T5,nonlinearity"]
+    command += ["--out", str(tmp_path / "results"), "--output", str(tmp_path / "RESULTS.md")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert text.count("\n## ") == 3
+    assert "Fisher's exact test, model.nonlinearity=relu against model.nonlinearity=tanh" in text
+    assert "| all nines |" in text
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)  # nothing is trained again
+    assert (tmp_path / "RESULTS.md").read_text() == text
