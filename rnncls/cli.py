@@ -202,8 +202,7 @@ def sweep(
         folder = sweep_dir or default_run_dir(config, "sweep")
         found = plan(base, parse_seeds(seeds), dict(map(_axis, axes)), chosen, samples, folder)
     else:
-        assert resume is not None
-        found = load_sweep(resume)
+        found = load_sweep(resume or Path())
     print(f"sweep directory: {found.folder}", file=sys.stderr, flush=True)
     failed = run_sweep(found, (int(part[1]), int(part[2])), jobs)
     for line in failed:

@@ -90,6 +90,7 @@ def test_digits_and_lengths_are_uniform() -> None:
 
 def test_samples_are_as_many_as_asked_for_and_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sum_mod, "BATCH_TOKENS", 100)
+    monkeypatch.setattr(sum_mod, "LEAST_ROWS", 1)
     data = SumModConfig(modulus=10, max_length=5)
     assert [len(batch.labels) for batch in samples(data, 0, "val", 45)] == [20, 20, 5]
     assert examples_of(samples(data, 0, "val", 45)) == examples_of(samples(data, 0, "val", 45))
