@@ -18,6 +18,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -211,8 +212,8 @@ def jax_scan(regime: Regime, losses_of: list[Batch] | None = None) -> Any:
 
     With `losses_of`, not a Run but the losses of these batches, from our initial weights.
     """
-    import jax
-    import jax.numpy as jnp
+    jax: Any = import_module("jax")  # with or without its types, the same checks
+    jnp = jax.numpy
 
     config = regime.config("eager")
     task = load_task(config)
@@ -226,7 +227,7 @@ def jax_scan(regime: Regime, losses_of: list[Batch] | None = None) -> Any:
             nn.utils.rnn.pad_packed_sequence(b.tokens, batch_first=True, total_length=longest)[0] for b in batches
         ]
         columns = (padded, [b.lengths for b in batches], [b.labels for b in batches])
-        return tuple(jnp.asarray(torch.stack(column).numpy().astype(np.int32)) for column in columns)  # type: ignore[return-value]
+        return tuple(jnp.asarray(torch.stack(column).numpy().astype(np.int32)) for column in columns)
 
     def loss_of(weights: Any, padded: Any, lengths: Any, labels: Any) -> Any:
         inputs = weights["embedding.weight"][padded.T]  # (T, B, E)
@@ -375,9 +376,7 @@ def _work(pipe: Any, name: str, way: str) -> None:
 
         load_program()
     elif way.startswith("JAX"):
-        import jax
-
-        jax.numpy.zeros(1).block_until_ready()
+        import_module("jax").numpy.zeros(1).block_until_ready()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _mebibytes("VmRSS")
     started_at = time.perf_counter()
