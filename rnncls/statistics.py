@@ -1,5 +1,7 @@
 """What many seeds say together: success rates with intervals, inter-quartile means, horizons, comparisons."""
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -204,9 +206,6 @@ def table(found: dict[str, Any]) -> str:
 
 def write_summary(sweep: Sweep) -> dict[str, Any]:
     """summary.json and summary.csv, from what the members' directories say. Raises WriteError."""
-    import csv
-    import io
-
     summary = summarize(sweep)
     columns = dict.fromkeys(key for row in summary["members"] for key in row)
     text = io.StringIO(newline="")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from rnncls.config import Config
-from rnncls.data import PaddedBatch, load_task
+from rnncls.data import load_task
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
 from rnncls.model import build_model
 from rnncls.resume import resume
@@ -431,5 +431,3 @@ def test_elementwise_functions_are_those_of_numpy() -> None:
 
 def test_the_program_is_loaded_once() -> None:
     assert load_program() is load_program()
-    assert isinstance(next(load_task(config_of()).blocks(0, 1)).padded(0), PaddedBatch)
-    assert ROOT.is_dir()
