@@ -4,9 +4,9 @@
     <sweep>/members/<name>/  each an ordinary run, with evaluation.json when it has finished
     <sweep>/summary.json     statistics; summary.csv: a line per member; plots/
 
-A member is what `rnncls train` makes of its config, to the bit: same code, same batches, same files. Members whose
-steps are compiled run beside each other in threads, because compiled code does without Python's lock; others run one by
-one.
+A member is what `rnncls train` makes of its config: same code, same batches, same files. Members whose steps are
+compiled run beside each other in threads, because compiled code does without Python's lock, and are the same to the
+bit. On CUDA those of one shape are one stack (see `steps.stacked`), the same up to rounding. Others run one by one.
 """
 
 import itertools
@@ -16,7 +16,7 @@ import signal
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,17 @@ from rnncls.config import Config, SumModConfig, parse_config, read_yaml, write_y
 from rnncls.device import resolve_device
 from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem
 from rnncls.evaluation import Report, evaluate
-from rnncls.files import read_regular, replace, writing
+from rnncls.files import read_regular, writing
+from rnncls.files import replace as replace_file
 from rnncls.resume import resume
 from rnncls.signals import StopRequest, stop_requests
 from rnncls.steps import why_not
+from rnncls.steps.stacked import Stack, shape_of
 from rnncls.train import Company, fit
 
 PLAN, MEMBERS, EVALUATION = "sweep.yaml", "members", "evaluation.json"
 MOST_MEMBERS = 100_000
+MOST_STACKED = 128  # in one stack
 MAX_EVALUATION_BYTES = 64 * 2**20
 
 
@@ -83,7 +86,7 @@ def plan(
         raise ConfigError(Problem("the folder is not empty", str(folder), remedy="another --sweep-dir", id="C19"))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        replace(path, write_yaml(raw).encode())
+        replace_file(path, write_yaml(raw).encode())
     return sweep
 
 
@@ -121,11 +124,10 @@ def _sweep_of(raw: dict[str, Any], folder: Path, source: str) -> Sweep:
 def run_sweep(sweep: Sweep, shard: tuple[int, int] = (1, 1), jobs: int | None = None) -> list[str]:
     """Train and evaluate what is not done of this shard (number, of how many); returns who failed, and why.
 
-    A member that diverges is a failure of its own and harms no other. Raises Interrupted after a signal, when all
-    members have saved, and the first other error.
+    `jobs`: how many at once. A member that diverges is a failure of its own and harms no other. Raises Interrupted
+    after a signal, when all members have saved, and the first other error.
     """
     mine = [member for number, member in enumerate(sweep.members) if number % shard[1] == shard[0] - 1]
-    threads = min(jobs or len(os.sched_getaffinity(0)), len(mine)) if all(map(_compiled, mine)) else 1
     total = sum(member.config.train.max_steps for member in mine)
     failed: list[str] = []
     with stop_requests() as stop, tqdm(total=total, unit="step", disable=None, dynamic_ncols=True) as bar:
@@ -135,26 +137,74 @@ def run_sweep(sweep: Sweep, shard: tuple[int, int] = (1, 1), jobs: int | None = 
             with guard:
                 bar.update(steps)
 
-        company = Company(stop, update)
-        with ThreadPoolExecutor(max(1, threads)) as pool:
-            running = {pool.submit(_finish, sweep, member, company): member for member in mine}
-            for future, member in _as_they_end(running, stop):
-                error = future.exception()
-                if isinstance(error, NonFiniteError):
-                    failed.append(f"{member.name}: {error}")
-                elif isinstance(error, Interrupted):
-                    continue
-                elif error is not None:
-                    stop.number = stop.number or signal.SIGTERM  # the others save and end, too
-                    raise error
-                else:
-                    solved += future.result()
-                bar.set_postfix_str(f"{solved} solved, {len(failed)} failed of {len(mine)}")
-        if stop.number is not None:
-            what = f"stopped by {signal.Signals(stop.number).name}; every member has saved"
-            remedy = f"rnncls sweep --resume {sweep.folder}"
-            raise Interrupted(128 + stop.number, Problem(what, str(sweep.folder), remedy=remedy, id="R4"))
+        for group in groups(mine, jobs):
+            first_error: BaseException | None = None
+            with ThreadPoolExecutor(group.threads) as pool:
+                running = _submit(pool, sweep, group, Company(stop, update))
+                for future, member in _as_they_end(running, stop):
+                    error = future.exception()
+                    if isinstance(error, NonFiniteError):
+                        failed.append(f"{member.name}: {error}")
+                    elif isinstance(error, Interrupted):
+                        continue
+                    elif error is not None:
+                        first_error = first_error or error
+                        stop.number = stop.number or signal.SIGTERM  # the others save and end, too
+                    else:
+                        solved += future.result()
+                    bar.set_postfix_str(f"{solved} solved, {len(failed)} failed of {len(mine)}")
+            if first_error is not None:
+                raise first_error
+            if stop.number is not None:
+                what = f"stopped by {signal.Signals(stop.number).name}; every member has saved"
+                remedy = f"rnncls sweep --resume {sweep.folder}"
+                raise Interrupted(128 + stop.number, Problem(what, str(sweep.folder), remedy=remedy, id="R4"))
     return failed
+
+
+@dataclass(frozen=True)
+class Group:
+    """Members that run at the same time, as many as there are threads."""
+
+    members: list[Member]
+    threads: int
+    stacked: bool = False
+
+
+def groups(members: Sequence[Member], jobs: int | None) -> list[Group]:
+    """Compiled members beside each other; on CUDA those of one shape as a stack; the others one by one."""
+    compiled: list[Member] = []
+    alone: list[Member] = []
+    shapes: dict[str, list[Member]] = {}
+    for member in members:
+        config, device = member.config, resolve_device(member.config.device)
+        if config.train.engine in ("auto", "compiled") and not why_not("compiled", config, device):
+            compiled.append(member)
+        elif config.train.engine in ("auto", "captured") and not why_not("captured", config, device):
+            shape = shape_of(config)
+            (alone if shape is None else shapes.setdefault(shape.model_dump_json(), [])).append(member)
+        else:
+            alone.append(member)
+    found = []
+    for shape_members in shapes.values():
+        size = jobs or MOST_STACKED
+        for first in range(0, len(shape_members), size):
+            part = shape_members[first : first + size]
+            found.append(Group(part, len(part), stacked=len(part) > 1))
+    if compiled:
+        found.append(Group(compiled, min(jobs or len(os.sched_getaffinity(0)), len(compiled))))
+    return found + ([Group(alone, 1)] if alone else [])
+
+
+def _submit(pool: ThreadPoolExecutor, sweep: Sweep, group: Group, company: Company) -> dict[Future[bool], Member]:
+    if not group.stacked:
+        return {pool.submit(_finish, sweep, member, company): member for member in group.members}
+    running = {}
+    for member, seat in zip(group.members, Stack(len(group.members)).seats, strict=True):
+        future = pool.submit(_finish, sweep, member, replace(company, engine=seat.steps))
+        future.add_done_callback(seat.leave)  # also if it is cancelled or fails before its first step
+        running[future] = member
+    return running
 
 
 def _as_they_end(running: dict[Future[bool], Member], stop: StopRequest) -> Iterable[tuple[Future[bool], Member]]:
@@ -167,12 +217,6 @@ def _as_they_end(running: dict[Future[bool], Member], stop: StopRequest) -> Iter
                 yield future, running[future]
         if stop.number is not None:
             waiting = {future for future in waiting if not future.cancel()}
-
-
-def _compiled(member: Member) -> bool:
-    """Whether its steps are compiled, so that threads do not wait for each other."""
-    device = resolve_device(member.config.device)
-    return member.config.train.engine in ("auto", "compiled") and not why_not("compiled", member.config, device)
 
 
 def _finish(sweep: Sweep, member: Member, company: Company) -> bool:
@@ -193,7 +237,7 @@ def _finish(sweep: Sweep, member: Member, company: Company) -> bool:
     if not path.exists():
         report = evaluate_member(run_dir, sweep.lengths, sweep.samples)
         with writing(path):
-            replace(path, json.dumps(report.to_json()).encode())
+            replace_file(path, json.dumps(report.to_json()).encode())
     return bool(read_evaluation(run_dir)["accuracy"] == 1)
 
 

@@ -25,7 +25,7 @@ from rnncls.profiling import TRACE, traced
 from rnncls.runlog import RunLog, prepare
 from rnncls.signals import StopRequest, stop_requests
 from rnncls.state import TrainState
-from rnncls.steps import choose
+from rnncls.steps import Engine, choose
 
 CRASH_LOG = "crash.log"
 
@@ -36,6 +36,7 @@ class Company:
 
     stop: StopRequest
     update: Callable[[int], object]  # is told how many steps were taken
+    engine: Engine | None = None  # takes the steps of all of them at once
 
 
 def fit(
@@ -87,7 +88,9 @@ def run(state: TrainState, task: Task, run_dir: Path, company: Company | None = 
         try:
             logging = RunLog(run_dir, task, state.step, state.step - state.due, update)
             with reporting_memory(task.config), logging as log:
-                _loop(state, task, log, stop)
+                device = next(state.model.parameters()).device
+                shared = None if company is None else company.engine
+                _loop(state, task, log, stop, choose(task.config, device) if shared is None else (shared, "one stack"))
             outcome, exit_code = "finished", 0
         except RnnclsError as error:
             outcome, exit_code = "interrupted" if isinstance(error, Interrupted) else "failed", error.exit_code
@@ -127,10 +130,10 @@ def note_status(
     )
 
 
-def _loop(state: TrainState, task: Task, log: RunLog, stop: StopRequest) -> None:
+def _loop(state: TrainState, task: Task, log: RunLog, stop: StopRequest, engine: tuple[Engine, str]) -> None:
     device = next(state.model.parameters()).device
-    take_steps, engine = choose(task.config, device)
-    how = f"{describe(device)}, {describe_precision(task.config.train.precision, device)}, {engine}"
+    take_steps, name = engine
+    how = f"{describe(device)}, {describe_precision(task.config.train.precision, device)}, {name}"
     log.say(f"training on {how}" + (f", from step {state.step:,}" if state.step else ""))
     _warn_of_little_space(state, log)
     try:

@@ -1,17 +1,17 @@
-"""Sixteen members of one config: together, one after another compiled, and one after another eager.
+"""Sixteen members of one config: together, as one stack, one after another compiled, and one after another eager.
 
     python -m scripts.bench_sweep
 
 B64 H32 L3, lengths 2-5, steady state: steps only, as `rnncls train` and `rnncls sweep` take them, with batch making but
-without evaluation, logging and saving. Rounds take turns; medians, and the median of the per-round ratios with its
-range. No timing is asserted.
+without evaluation, logging and saving. Together is what a sweep does on the CPU; the stack is what it does on CUDA.
+Rounds take turns; medians, and the median of the per-round ratios with its range. No timing is asserted.
 """
 
 import os
 import platform
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Annotated
@@ -21,6 +21,9 @@ import typer
 
 from rnncls.data import load_task
 from rnncls.steps import choose
+from rnncls.steps.chunks import with_rates
+from rnncls.steps.graphs import Turn
+from rnncls.steps.stacked import Stacked
 from rnncls.train import new_state
 from scripts.bench import REGIMES
 
@@ -45,13 +48,39 @@ def member(seed: int, engine: str) -> Callable[[int], int]:
     return run
 
 
+def stack() -> Callable[[int], int]:
+    """The same for all members as one stack."""
+    configs = [REGIMES["tiny"].config("eager").model_copy(update={"seed": seed}) for seed in range(MEMBERS)]
+    tasks = [load_task(config) for config in configs]
+    states = [new_state(task) for task in tasks]
+    stacked = Stacked(list(zip(states, tasks, strict=True)))
+    batches = zip(*(with_rates(task, 0) for task in tasks), strict=True)
+
+    def turns() -> Iterator[dict[int, Turn]]:
+        for blocks in batches:
+            for first in range(blocks[0][0].num_steps):
+                yield {
+                    place: Turn(block, rates, first, state.totals)
+                    for place, ((block, rates), state) in enumerate(zip(blocks, states, strict=True))
+                }
+
+    coming = turns()
+
+    def run(steps: int) -> int:
+        return sum(sum(stacked.take(next(coming), 1)) for _ in range(steps))
+
+    return run
+
+
 def main(rounds: Annotated[int, typer.Option()] = 10, steps: Annotated[int, typer.Option()] = 1000) -> None:
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))
     members = {engine: [member(seed, engine) for seed in range(MEMBERS)] for engine in ("compiled", "eager")}
+    stack_of_all = stack()
     with ThreadPoolExecutor(cores) as pool:
         ways: dict[str, Callable[[], int]] = {
             "together": lambda: sum(pool.map(lambda run: run(steps), members["compiled"])),
+            "as one stack": lambda: stack_of_all(steps // 10),
             "compiled, one after another": lambda: sum(run(steps) for run in members["compiled"]),
             "eager, one after another": lambda: sum(run(steps // 10) for run in members["eager"]),
         }

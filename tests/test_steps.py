@@ -23,7 +23,7 @@ from rnncls.model import build_model
 from rnncls.resume import resume
 from rnncls.state import TrainState
 from rnncls.steps import choose, chunks, kernels, one_by_one
-from rnncls.steps.captured import Graphs
+from rnncls.steps.captured import Captured
 from rnncls.steps.chunks import ahead, in_chunks, next_due
 from rnncls.steps.compiled import load_program
 from rnncls.train import fit, new_state
@@ -287,7 +287,7 @@ def test_the_step_that_is_captured_gives_the_eager_losses(name: str) -> None:
 
 
 def steps_with(engine: str, state: TrainState, task: Any) -> Any:
-    return one_by_one(state, task) if engine == "eager" else in_chunks(state, task, Graphs(state, task).take)
+    return one_by_one(state, task) if engine == "eager" else in_chunks(state, task, Captured(state, task).take)
 
 
 def test_captured_steps_stop_before_what_is_not_finite_and_before_an_odd_batch(
@@ -304,7 +304,7 @@ def test_captured_steps_stop_before_what_is_not_finite_and_before_an_odd_batch(
     config = config_with("eager", {}, max_skipped_steps=2)
     state = new_state(load_task(config))
     state.model.head.bias.data[0] = float("inf")
-    taken = in_chunks(state, load_task(config), Graphs(state, load_task(config)).take)
+    taken = in_chunks(state, load_task(config), Captured(state, load_task(config)).take)
     assert [next(taken), next(taken), state.skipped, state.totals.steps] == [1, 1, 2, 0]
     assert not state.optimizer.state  # no update yet, and so nothing that a checkpoint should have
     state.model.head.bias.data[0] = 0

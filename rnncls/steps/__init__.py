@@ -11,7 +11,7 @@ from rnncls.errors import MachineError, Problem
 from rnncls.state import TrainState
 from rnncls.steps.eager import one_by_one, train_step
 
-__all__ = ["choose", "one_by_one", "train_step"]
+__all__ = ["Engine", "choose", "one_by_one", "train_step"]
 
 Engine = Callable[[TrainState, Task], Iterator[int]]
 

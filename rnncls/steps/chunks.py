@@ -29,7 +29,7 @@ def in_chunks(state: TrainState, task: Task, take: Take) -> Iterator[int]:
     """
     device = next(state.model.parameters()).device
     most = 1
-    for block, rates in ahead(_with_rates(task, state.step)):
+    for block, rates in ahead(with_rates(task, state.step)):
         first = 0
         while first < block.num_steps:
             until = next_due(task.config.train, state.step)
@@ -62,7 +62,8 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def _with_rates(task: Task, step: int) -> Iterator[tuple[Block, Rates]]:
+def with_rates(task: Task, step: int) -> Iterator[tuple[Block, Rates]]:
+    """The blocks from this step on, and the learning rates of their steps."""
     config = task.config
     for block in task.blocks(step, task.max_steps):
         steps = range(step, step + block.num_steps)

@@ -15,14 +15,13 @@ import numba.core.config as numba_config
 import numpy as np
 import torch
 from numba import njit
-from torch import Tensor
 
 from rnncls.config import Config
 from rnncls.data import Block, Task
-from rnncls.optim import state_names
 from rnncls.state import TrainState
 from rnncls.steps import kernels, program
-from rnncls.steps.chunks import Rates, Take, in_chunks
+from rnncls.steps.chunks import Rates, in_chunks
+from rnncls.steps.flat import FlatState
 
 _OPTIMIZERS = {"adam": program.ADAM, "adamw": program.ADAMW, "sgd": program.SGD}
 
@@ -30,85 +29,75 @@ _OPTIMIZERS = {"adam": program.ADAM, "adamw": program.ADAMW, "sgd": program.SGD}
 def compiled(state: TrainState, task: Task) -> Iterator[int]:
     """Train up to the task's last step on the CPU, with torch's number of threads; yields how many steps were taken."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        yield from in_chunks(state, task, _taker(state, task, pool))
+        yield from in_chunks(state, task, Compiled(state, task, pool).take)
 
 
-def _taker(state: TrainState, task: Task, pool: ThreadPoolExecutor) -> Take:
-    functions, flat = load_program(), FlatState(state, task.config)
-    sizes, hyper = sizes_of(task), hyper_of(task.config)
-    weights = torch.ones(sizes.classes) if task.class_weights is None else task.class_weights
-    class_weights, threads = weights.numpy(), torch.get_num_threads()
-    memory: list[program.Buffers] = []
-    others = np.zeros((threads - 1, len(flat.arrays.weights)), np.float32)  # gradients of all threads but the first
-    current: list[tuple[Block, program.Steps]] = []
+class Compiled:
+    """The program's arguments for one run."""
 
-    def take(block: Block, rates: Rates, first: int, last: int) -> int:
-        if not current or current[0][0] is not block:
-            _make_room(memory, threads, block, lambda *most: functions.buffers(sizes, *most))
+    def __init__(self, state: TrainState, task: Task, pool: ThreadPoolExecutor) -> None:
+        self.state, self.pool, self.functions = state, pool, load_program()
+        self.flat = FlatState(state, task.config)
+        self.arrays = program.Flat(*(row.numpy() for row in self.flat.flat))
+        self.sizes, self.hyper = sizes_of(task), hyper_of(task.config)
+        weights = torch.ones(self.sizes.classes) if task.class_weights is None else task.class_weights
+        self.class_weights, self.threads = weights.numpy(), torch.get_num_threads()
+        self.memory: list[program.Buffers] = []  # of each thread
+        rest = (self.threads - 1, len(self.arrays.weights))
+        self.others = np.zeros(rest, np.float32)  # gradients of all threads but the first
+        self.block: Block | None = None
+        self.steps: program.Steps
+
+    def take(self, block: Block, rates: Rates, first: int, last: int) -> int:
+        """As `chunks.Take`: stops before a step that is not finite."""
+        if block is not self.block:
+            self._make_room(block)
             tokens, starts, lengths, labels, edges = (part.numpy() for part in block)
-            current[:] = [(block, program.Steps(tokens, starts, lengths, labels, edges, rates))]
-        whole = current[0][1]
-        steps = whole._replace(edges=whole.edges[first : last + 1], rates=rates[first:last])
-        flat.attach()
-        totals = state.totals
+            self.block, self.steps = block, program.Steps(tokens, starts, lengths, labels, edges, rates)
+        steps = self.steps._replace(edges=self.steps.edges[first : last + 1], rates=rates[first:last])
+        self.flat.attach()
+        totals = self.state.totals
         sums = np.array([totals.loss, totals.correct, totals.sequences, totals.grad_norm, totals.clipped])
-        if threads == 1:
-            arguments = (sizes, hyper, flat.arrays, steps, class_weights, flat.updates, sums, memory[0])
-            taken = int(functions.train_steps(*arguments))
+        if self.threads == 1:
+            shared = (steps, self.class_weights, self.flat.updates, sums, self.memory[0])
+            taken = int(self.functions.train_steps(self.sizes, self.hyper, self.arrays, *shared))
         else:
-            taken = _in_threads(pool, functions, sizes, hyper, flat, steps, class_weights, sums, memory, others)
+            taken = self._in_threads(steps, sums)
         totals.loss, totals.grad_norm = float(sums[0]), float(sums[3])
         totals.correct, totals.sequences, totals.clipped = int(sums[1]), int(sums[2]), int(sums[4])
         totals.steps += taken
-        flat.count(taken)
-        state.optimizer.param_groups[0]["lr"] = float(rates[max(first, first + taken - 1)])
+        self.flat.count(taken)
+        self.state.optimizer.param_groups[0]["lr"] = float(rates[max(first, first + taken - 1)])
         return taken
 
-    return take
+    def _in_threads(self, steps: program.Steps, sums: program.Array) -> int:
+        """As `program.train_steps`; each thread takes every so-many-th sequence of a batch."""
+        outs, updates = [self.arrays.gradients, *self.others], self.flat.updates
+        for step, rate in enumerate(steps.rates):
+            shares = []
+            for share, (out, memory) in enumerate(zip(outs, self.memory, strict=True)):
+                what = (self.sizes, self.arrays.weights, out, steps, step, share, self.threads)
+                shares.append(self.pool.submit(self.functions.share_of_step, *what, self.class_weights, memory))
+            losses, corrects = zip(*(share.result() for share in shares), strict=True)
+            count = int(steps.edges[step + 1] - steps.edges[step])
+            done = (updates + step + 1, sum(losses), sum(corrects), count, sums)
+            if not self.functions.finish_step(self.sizes, self.hyper, self.arrays, self.others, rate, *done):
+                return step
+        return len(steps.rates)
 
-
-def _in_threads(
-    pool: ThreadPoolExecutor,
-    functions: "Functions",
-    sizes: program.Sizes,
-    hyper: program.Hyper,
-    flat: "FlatState",
-    steps: program.Steps,
-    class_weights: program.Array,
-    sums: program.Array,
-    memory: list[program.Buffers],
-    others: program.Array,
-) -> int:
-    """As `program.train_steps`; each thread takes every so-many-th sequence of a batch."""
-    outs, threads, updates = [flat.arrays.gradients, *others], len(memory), flat.updates
-    for step, rate in enumerate(steps.rates):
-        shares = [
-            pool.submit(
-                functions.share_of_step,
-                *(sizes, flat.arrays.weights, outs[share], steps, step, share, threads, class_weights, memory[share]),
-            )
-            for share in range(threads)
-        ]
-        losses, corrects = zip(*(share.result() for share in shares), strict=True)
-        count = int(steps.edges[step + 1] - steps.edges[step])
-        done = (updates + step + 1, sum(losses), sum(corrects), count, sums)
-        if not functions.finish_step(sizes, hyper, flat.arrays, others, rate, *done):
-            return step
-    return len(steps.rates)
-
-
-def _make_room(memory: list[program.Buffers], threads: int, block: Block, make: Callable[..., program.Buffers]) -> None:
-    """Buffers that hold every batch of the block, for each thread; those there are stay if they are large enough."""
-    sequences, longest = int(block.edges.diff().max()), int(block.lengths.max())
-    ends = torch.cat([torch.zeros(1, dtype=torch.int64), block.lengths.cumsum(0)])
-    rows = int(ends[block.edges].diff().max())
-    if memory:
-        batch = memory[0].batch
-        if rows <= len(batch.tokens) and sequences <= len(batch.order) and longest <= len(batch.running):
-            return
-        rows, sequences = max(rows, len(batch.tokens)), max(sequences, len(batch.order))
-        longest = max(longest, len(batch.running))
-    memory[:] = [make(rows, sequences, longest) for _ in range(threads)]
+    def _make_room(self, block: Block) -> None:
+        """Buffers that hold every batch of the block; those there are stay if they are large enough."""
+        sequences, longest = int(block.edges.diff().max()), int(block.lengths.max())
+        ends = torch.cat([torch.zeros(1, dtype=torch.int64), block.lengths.cumsum(0)])
+        rows = int(ends[block.edges].diff().max())
+        if self.memory:
+            batch = self.memory[0].batch
+            if rows <= len(batch.tokens) and sequences <= len(batch.order) and longest <= len(batch.running):
+                return
+            rows, sequences = max(rows, len(batch.tokens)), max(sequences, len(batch.order))
+            longest = max(longest, len(batch.running))
+        buffers = self.functions.buffers
+        self.memory = [buffers(self.sizes, rows, sequences, longest) for _ in range(self.threads)]
 
 
 def sizes_of(task: Task) -> program.Sizes:
@@ -132,59 +121,6 @@ def hyper_of(settings: Config) -> program.Hyper:
     optimizer, max_norm = settings.optimizer, settings.train.max_grad_norm
     limit = math.inf if max_norm is None else max_norm
     return program.Hyper(limit, optimizer.weight_decay, *optimizer.betas, optimizer.eps, optimizer.momentum)
-
-
-class FlatState:
-    """Parameters, gradients and optimizer state end to end in four arrays; the model's tensors become views of them."""
-
-    def __init__(self, state: TrainState, settings: Config) -> None:
-        self.optimizer, self.names = state.optimizer, state_names(settings.optimizer)
-        self.parameters = list(state.model.parameters())
-        self.counts = np.zeros(len(self.parameters), np.float32)  # Adam counts for each parameter
-        self.steps = torch.from_numpy(self.counts)
-        flat, self.views = [], []
-        for _ in range(4):
-            flat.append(torch.zeros(sum(parameter.numel() for parameter in self.parameters)))
-            parts = torch.split(flat[-1], [parameter.numel() for parameter in self.parameters])
-            self.views.append([part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)])
-        self.arrays = program.Flat(*(tensor.numpy() for tensor in flat))
-        for parameter, view in zip(self.parameters, self.views[0], strict=True):
-            parameter.data = view.copy_(parameter.data)
-        self.published = False
-        self.attach()
-
-    @property
-    def updates(self) -> int:
-        """How many the optimizer has done; of SGD, whether there was one."""
-        return int(self.counts[0]) if "step" in self.names else int(self.published)
-
-    def attach(self) -> None:
-        """Take over what an eager step has made: gradients of its own, and the optimizer's first state."""
-        if self.parameters[0].grad is not self.views[1][0]:
-            for parameter, gradient in zip(self.parameters, self.views[1], strict=True):
-                parameter.grad = gradient
-        if not self.published and self.names and self.optimizer.state.get(self.parameters[0]):
-            for parameter, own in zip(self.parameters, self._own(), strict=True):
-                for name in self.names:
-                    own[name].copy_(self.optimizer.state[parameter][name])
-            self._publish()
-
-    def count(self, taken: int) -> None:
-        """Note that so many updates were done."""
-        if taken:
-            self.counts += taken
-            if not self.published:
-                self._publish()
-
-    def _publish(self) -> None:
-        """From the first update on the optimizer has a state: the views."""
-        for parameter, own in zip(self.parameters, self._own(), strict=True):
-            self.optimizer.state[parameter] = {name: own[name] for name in self.names}
-        self.published = True
-
-    def _own(self) -> Iterator[dict[str, Tensor]]:
-        for step, first, second in zip(self.steps, *self.views[2:], strict=True):
-            yield {"step": step, "exp_avg": first, "exp_avg_sq": second, "momentum_buffer": first}
 
 
 class Functions(NamedTuple):

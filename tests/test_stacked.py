@@ -1,0 +1,192 @@
+"""Members of a stack train as if each were alone, whatever happens to the others."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rnncls import sweep as sweeps
+from rnncls.config import Config
+from rnncls.errors import Interrupted, MachineError, NonFiniteError
+from rnncls.resume import resume
+from rnncls.signals import StopRequest
+from rnncls.steps.stacked import Stack, Stacked, shape_of
+from rnncls.sweep import Group, groups, plan, run_sweep
+from rnncls.train import Company, fit
+from tests.conftest import config_of, run_rnncls
+from tests.test_files import config_of as files_config
+from tests.test_files import some_rows, write_jsonl
+from tests.test_steps import CASES, config_with, losses, needs_cuda
+
+
+def together(actions: list[Callable[[Company], object]], stop: StopRequest | None = None) -> list[Exception | None]:
+    """Run each in a thread with a seat in one stack; what they raised."""
+    stack, errors = Stack(len(actions)), list[Exception | None]([None] * len(actions))
+
+    def run(number: int) -> None:
+        seat = stack.seats[number]
+        try:
+            actions[number](Company(stop or StopRequest(), lambda _: None, seat.steps))
+        except Exception as error:
+            errors[number] = error
+        finally:
+            seat.leave()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(actions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    return errors
+
+
+def fitting(config: Config, run_dir: Path) -> Callable[[Company], object]:
+    return lambda company: fit(config, run_dir, company=company)
+
+
+def logged(run_dir: Path) -> list[float]:
+    return [json.loads(line)["train/loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def changed(config: Config, **sections: Any) -> Config:
+    seed = sections.pop("seed", config.seed)
+    parts = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    return config.model_copy(update={"seed": seed, **parts})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_members_that_differ_in_values_have_the_losses_of_eager_runs(name: str, tmp_path: Path) -> None:
+    base = config_with("eager", CASES[name], max_steps=100)
+    lr = base.optimizer.lr
+    decay = {"betas": (0.8, 0.99), "eps": 1e-6} if base.optimizer.name != "sgd" else {"momentum": 0.5}
+    configs = [
+        base,
+        changed(base, seed=7, optimizer={"lr": 2 * lr, "weight_decay": 0.5}, train={"max_grad_norm": 0.1}),
+        changed(base, seed=8, optimizer=decay, model={"init_gain": 0.5}, schedule={"name": "linear"}),
+    ]
+    assert len({shape_of(config) for config in configs}) == 1
+    errors = together([fitting(config, tmp_path / f"{seat}") for seat, config in enumerate(configs)])
+    assert errors == [None] * 3
+    for seat, config in enumerate(configs):
+        expected = losses(config, tmp_path / f"eager-{seat}")
+        assert len(expected) == 100
+        assert logged(tmp_path / f"{seat}") == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_cannot_share_a_stack_has_another_shape(tmp_path: Path) -> None:
+    base = config_of()
+    for section, values in (
+        ("model", {"hidden_size": 9}),
+        ("train", {"batch_size": 3}),
+        ("optimizer", {"name": "adam"}),
+        ("data", {"max_length": 11}),
+    ):
+        assert shape_of(changed(base, **{section: values})) != shape_of(base)
+    assert shape_of(changed(base, model={"cell": "gru"})) is None
+    assert shape_of(files_config(write_jsonl(tmp_path / "d.jsonl", some_rows(50)))) is None
+
+
+def test_a_member_that_diverges_or_ends_early_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    base = config_with("eager", {}, max_steps=60, eval_every=10)
+    wild = changed(base, optimizer={"lr": 1e30}, train={"max_grad_norm": None}, schedule={"warmup_steps": 0})
+    short = changed(base, seed=2, train={"stop_at_accuracy": 0.01})
+    (tmp_path / "alone").mkdir()
+    expected = {seed: losses(changed(base, seed=seed), tmp_path / "alone" / f"{seed}") for seed in (0, 2)}
+    errors = together([fitting(config, tmp_path / f"{n}") for n, config in enumerate((base, wild, short))])
+    assert [type(error) for error in errors] == [type(None), NonFiniteError, type(None)]
+    assert logged(tmp_path / "0") == pytest.approx(expected[0], rel=1e-5)
+    assert logged(tmp_path / "2") == pytest.approx(expected[2][:10], rel=1e-5)
+
+
+def test_members_go_on_from_different_steps(tmp_path: Path) -> None:
+    base = config_with("eager", {}, max_steps=50, checkpoint_every=10)
+    configs = [changed(base, seed=seed) for seed in range(3)]
+    for seed, config in enumerate(configs):
+        losses(config, tmp_path / f"eager-{seed}")
+    stop = StopRequest()
+
+    def first_part(company: Company) -> object:
+        def update(_: int) -> None:
+            if len(logged(tmp_path / "0")) > 12:
+                stop.number = 15
+
+        return fit(configs[0], tmp_path / "0", company=Company(stop, update, company.engine))
+
+    assert isinstance(together([first_part], stop)[0], Interrupted)
+    taken = len(logged(tmp_path / "0"))
+    assert 12 < taken < 50
+    rest = [fitting(config, tmp_path / f"{seed}") for seed, config in enumerate(configs)][1:]
+    assert together([lambda company: resume(tmp_path / "0", company=company), *rest]) == [None] * 3
+    for seed in range(3):
+        assert logged(tmp_path / f"{seed}") == pytest.approx(logged(tmp_path / f"eager-{seed}"), rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["auto", "captured"])
+def test_members_of_a_stack_that_fails_take_eager_steps_unless_captured_ones_were_asked_for(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Stacked, "take", fail)
+    monkeypatch.setattr("rnncls.train.choose", lambda *_: None)  # of a device that is not there
+    configs = [changed(config_with(engine, {}, max_steps=20), seed=seed) for seed in range(2)]
+    errors = together([fitting(config, tmp_path / f"{seed}") for seed, config in enumerate(configs)])
+    assert capsys.readouterr().err.count("warning[R32]: eager steps") == (engine == "auto")
+    if engine == "captured":
+        assert [str(error) for error in errors] == ["operation not permitted when stream is capturing"] * 2
+    else:
+        assert errors == [None, None]
+        monkeypatch.undo()
+        expected = losses(changed(configs[1], train={"engine": "eager"}), tmp_path / "eager")
+        assert logged(tmp_path / "1") == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_sweep_of_stacks_makes_ordinary_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = config_with("eager", {}, max_steps=40, log_every=20)
+    found = plan(base, [0, 1, 2], {"optimizer.lr": ["1e-3", "1e-2"]}, [1, 2], 20, tmp_path / "sweep")
+    monkeypatch.setattr(sweeps, "groups", lambda members, _: [Group(members, len(members), stacked=True)])
+    assert run_sweep(found) == []
+    assert run_sweep(found) == []  # all are done, and leave their seats
+    alone = losses(found.members[4].config, tmp_path / "alone")
+    assert logged(found.run_dir(found.members[4])) == pytest.approx(alone, rel=1e-5)
+    member = found.run_dir(found.members[0])
+    assert run_rnncls("train", "--resume", member, "train.max_steps=45").returncode == 0
+    assert run_rnncls("predict", member, "1 2").returncode == 0
+    assert run_rnncls("eval", member, "--lengths", "1-2").returncode == 0
+
+
+def test_members_are_grouped_by_how_they_can_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    base = config_of(train={"engine": "auto"})
+    grid = {"model.hidden_size": ["8", "16"], "model.cell": ["rnn", "gru"]}
+    members = plan(base, list(range(3)), grid, None, 10, tmp_path / "s").members
+    on_cpu = groups(members, jobs=2)
+    assert [(len(group.members), group.threads, group.stacked) for group in on_cpu] == [(6, 2, False), (6, 1, False)]
+    monkeypatch.setattr(sweeps, "resolve_device", lambda _: torch.device("cuda"))
+    on_cuda = groups(members, jobs=2)
+    sizes = [(len(group.members), group.threads, group.stacked) for group in on_cuda]
+    assert sizes == [(2, 2, True), (1, 1, False), (2, 2, True), (1, 1, False), (6, 1, False)]
+    assert len(groups(members, jobs=None)[0].members) == 3
+    eager = plan(config_of(train={"engine": "captured"}, device="cpu"), [0], {}, None, 10, tmp_path / "t").members
+    monkeypatch.undo()
+    assert not groups(eager, None)[0].stacked
+    with pytest.raises(MachineError, match="no captured steps"):
+        run_sweep(plan(config_of(train={"engine": "captured"}, device="cpu"), [0], {}, None, 10, tmp_path / "t"))
+
+
+@needs_cuda
+def test_a_sweep_on_cuda_is_one_stack_of_the_eager_runs(tmp_path: Path) -> None:
+    for name, case in CASES.items():
+        base = config_with("auto", case, max_steps=100).model_copy(update={"device": "cuda"})
+        found = plan(base, [0, 1, 2], {"optimizer.lr": ["1e-3", "1e-2"]}, [1, 2], 20, tmp_path / name)
+        assert [group.stacked for group in groups(found.members, None)] == [True]
+        assert run_sweep(found) == []
+        for member in found.members[1:5:3]:
+            config = changed(member.config, train={"engine": "eager"})
+            expected = losses(config, tmp_path / f"{name}-eager-{member.name}")
+            assert logged(found.run_dir(member)) == pytest.approx(expected, rel=1e-4)
