@@ -1,7 +1,7 @@
 """How good is a model: overall, by length, by class."""
 
 import math
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -75,7 +75,8 @@ class Report:
     data: str | None = None  # which file or split was evaluated; None: generated sequences
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON has no NaN and no infinity: a loss that is not finite is null."""
+        return asdict(self) | {"loss": self.loss if math.isfinite(self.loss) else None}
 
     def to_text(self) -> str:
         """The report as a person reads it."""
@@ -161,8 +162,8 @@ def score(model: RNNClassifier, batches: Iterable[Batch]) -> Scores:
 
 
 def count_by_length(scores: Scores) -> dict[int, tuple[int, int]]:
-    """(examples, errors) of each length that occurs."""
-    wrong = (scores.predictions != scores.labels).double()
+    """(examples, errors) of each length that occurs. Logits that are not finite say nothing: an error."""
+    wrong = ((scores.predictions != scores.labels) | ~scores.losses.isfinite()).double()
     examples = torch.bincount(scores.lengths)
     errors = torch.bincount(scores.lengths, weights=wrong).long()
     return {n: (int(examples[n]), int(errors[n])) for n in examples.nonzero().flatten().tolist()}
@@ -176,6 +177,7 @@ def evaluate(
     confusion: bool = False,
     progress: bool = False,
     dataset: Dataset | None = None,
+    check: Callable[[], object] | None = None,
 ) -> Report:
     """Evaluate a model on generated sequences, or on files.
 
@@ -186,8 +188,8 @@ def evaluate(
     Files: on the whole test split of `dataset`, which is read from the config's files if it is not given (they must be
     what they were in training); where that is empty, on the validation split.
 
-    `progress` shows a bar on stderr when that is a terminal. Raises ConfigError when a confusion matrix would be huge,
-    and DataError.
+    `progress` shows a bar on stderr when that is a terminal; `check` is called before each batch. Raises ConfigError
+    when a confusion matrix would be huge, and DataError.
     """
     exhaustive: set[int] = set()
     sources: list[tuple[int, Iterable[Batch]]]  # number of sequences, batches
@@ -223,7 +225,7 @@ def evaluate(
         expected = f"at most {MOST_CLASSES_SHOWN} classes"
         raise ConfigError(Problem("too many classes for a confusion matrix", "--confusion", expected, id="C15"))
     with tqdm(total=sum(count for count, _ in sources), unit="seq", disable=None if progress else True) as bar:
-        scores = score(model, _watched(chain.from_iterable(batches for _, batches in sources), bar))
+        scores = score(model, _watched(chain.from_iterable(batches for _, batches in sources), bar, check))
     return replace(_report(scores, labels, trained, exhaustive, confusion), data=evaluated)
 
 
@@ -246,8 +248,10 @@ def _generated(
     return sources, exhaustive
 
 
-def _watched(batches: Iterable[Batch], bar: "tqdm[Any]") -> Iterator[Batch]:
+def _watched(batches: Iterable[Batch], bar: "tqdm[Any]", check: Callable[[], object] | None) -> Iterator[Batch]:
     for batch in batches:
+        if check is not None:
+            check()
         yield batch
         bar.update(len(batch.labels))
 

@@ -7,6 +7,7 @@ leaves one behind, and the next owner of the folder removes it.
 
 import errno
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -72,7 +73,6 @@ def new_file(path: Path) -> Iterator[TextIO]:
 def link(existing: Path, path: Path) -> None:
     """Make `path` another name of `existing` in the same folder, or a copy where links are refused. Raises OSError."""
     temporary = _temporary(path)
-    temporary.unlink(missing_ok=True)
     try:
         os.link(existing, temporary)
     except OSError as error:
@@ -159,4 +159,4 @@ def _space(path: Path, needed: int) -> str:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    return path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")  # other hosts count alike

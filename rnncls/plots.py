@@ -1,5 +1,6 @@
 """Pictures of a sweep: accuracy by length, and losses as training goes on. A line per member, and the median."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnncls.config import SumModConfig
-from rnncls.files import writing
+from rnncls.files import replace, writing
 from rnncls.rundir import read_metrics
 from rnncls.runlog import log_images
-from rnncls.statistics import Outcome, outcomes
+from rnncls.statistics import Outcome, accuracies_at, outcomes
 from rnncls.sweep import Sweep
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PLOTS = "plots"
@@ -23,9 +24,12 @@ MOST_LINES = 200
 
 
 def draw(sweep: Sweep) -> list[Path]:
-    """Write plots/*.png, and the same as TensorBoard images. Nothing is drawn before a member has ended."""
-    found = [outcome for outcome in outcomes(sweep) if outcome.accuracies]
-    if not found:
+    """Write plots/*.png, and the same as TensorBoard images. Nothing is drawn before a member has been evaluated.
+
+    For a process that holds the folder. Raises WriteError.
+    """
+    found = [outcome for outcome in outcomes(sweep) if outcome.ended]
+    if not any(outcome.evaluation for outcome in found):
         return []
     figures = {"accuracy_by_length": accuracy_by_length(found), "loss": losses(sweep, found)}
     folder = sweep.folder / PLOTS
@@ -33,7 +37,9 @@ def draw(sweep: Sweep) -> list[Path]:
     with writing(folder):
         folder.mkdir(exist_ok=True)
         for path, figure in zip(paths, figures.values(), strict=True):
-            figure.savefig(path, dpi=120)
+            content = io.BytesIO()
+            figure.savefig(content, dpi=120)
+            replace(path, content.getvalue())
         log_images(sweep.folder, {f"sweep/{name}": _pixels(figure) for name, figure in figures.items()})
     return paths
 
@@ -47,56 +53,64 @@ def _groups(found: Sequence[Outcome]) -> dict[str, list[Outcome]]:
 
 
 def accuracy_by_length(found: Sequence[Outcome]) -> "Figure":
-    """Lengths on a logarithmic axis, those of training shaded."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    trained = [length for outcome in found for length in outcome.trained]
-    if trained:
+    """Lengths on a logarithmic axis, those of training shaded. One that diverged is at 0."""
+    figure, axes = _axes(found)
+    rows = [row for outcome in found if outcome.evaluation for row in outcome.evaluation.by_length]
+    if trained := [row.length for row in rows if row.trained]:
         axes.axvspan(min(trained) * 0.92, max(trained) * 1.08, color="0.92", label="trained")
+    lengths = sorted({row.length for row in rows})
     for number, (name, members) in enumerate(_groups(found).items()):
         colour = f"C{number % 10}"
         for outcome in members[:MOST_LINES]:
+            points = dict.fromkeys(lengths, 0.0) if outcome.diverged else outcome.accuracies
             axes.plot(
-                list(outcome.accuracies), list(outcome.accuracies.values()), color=colour, alpha=0.25, linewidth=0.8
+                *zip(*sorted(points.items()), strict=True), color=colour, alpha=0.3, linewidth=0.8, marker=".", ms=3
             )
-        lengths = list(members[0].accuracies)
-        middle = [median(outcome.accuracies.get(n, 0.0) for outcome in members) for n in lengths]
-        axes.plot(lengths, middle, color=colour, linewidth=2, marker="o", markersize=3, label=f"{name} median".strip())
-    chance = 1 / _classes(found[0])
-    axes.axhline(chance, color="0.5", linestyle=":", linewidth=1, label="chance")
-    axes.set(xscale="log", xlabel="length", ylabel="accuracy", ylim=(0, 1.03), title=f"{len(found)} members")
+        middle = {n: median(values) for n in lengths if (values := accuracies_at(n, members))}
+        label = f"{name} median".strip()
+        axes.plot(list(middle), list(middle.values()), color=colour, linewidth=2, marker="o", ms=3, label=label)
+    for chance in _chances(found):
+        axes.axhline(chance, color="0.5", linestyle=":", linewidth=1, label=f"chance {chance:.3g}")
+    axes.set(xscale="log", xlabel="length", ylabel="accuracy", ylim=(-0.02, 1.03))
     axes.legend(loc="lower left", fontsize="small")
     return figure
 
 
 def losses(sweep: Sweep, found: Sequence[Outcome]) -> "Figure":
-    """Training loss by step, with ln N, what guessing costs."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    """Training loss by step, with ln N, what guessing costs. The median is of those still trained, at least half."""
+    figure, axes = _axes(found)
     for number, (name, members) in enumerate(_groups(found).items()):
-        colour, curves = f"C{number % 10}", []
-        for outcome in members[:MOST_LINES]:
+        colour = f"C{number % 10}"
+        at_step: dict[int, list[float]] = {}
+        for place, outcome in enumerate(members):
             rows = [row for row in read_metrics(sweep.run_dir(outcome.member)) if row.get("train/loss") is not None]
             steps, values = [row["step"] for row in rows], [row["train/loss"] for row in rows]
-            curves.append(dict(zip(steps, values, strict=True)))
-            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-        common = sorted(set.intersection(*(set(curve) for curve in curves)))
-        middle = [median(curve[step] for curve in curves) for step in common]
-        axes.plot(common, middle, color=colour, linewidth=2, label=f"{name} median".strip())
-    guessing = math.log(_classes(found[0]))
-    axes.axhline(guessing, color="0.5", linestyle=":", linewidth=1, label="guessing: ln N")
-    axes.set(yscale="log", xlabel="step", ylabel="training loss (nats)", title=f"{len(found)} members")
+            for step, value in zip(steps, values, strict=True):
+                at_step.setdefault(step, []).append(value)
+            if place < MOST_LINES:
+                axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
+        middle = {step: median(found) for step, found in sorted(at_step.items()) if 2 * len(found) >= len(members)}
+        axes.plot(list(middle), list(middle.values()), color=colour, linewidth=2, label=f"{name} median".strip())
+    for chance in _chances(found):
+        label = f"guessing: ln {1 / chance:.0f}"
+        axes.axhline(-math.log(chance), color="0.5", linestyle=":", linewidth=1, label=label)
+    axes.set(yscale="log", xlabel="step", ylabel="training loss (nats)")
     axes.legend(fontsize="small")
     return figure
 
 
-def _classes(outcome: Outcome) -> int:
-    data = outcome.member.config.data
-    return data.num_classes if isinstance(data, SumModConfig) else 2
+def _axes(found: Sequence[Outcome]) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    diverged = sum(outcome.diverged for outcome in found)
+    axes.set_title(f"{len(found)} members" + (f", {diverged} not finite" if diverged else ""))
+    return figure, axes
+
+
+def _chances(found: Sequence[Outcome]) -> list[float]:
+    return sorted({outcome.evaluation.chance for outcome in found if outcome.evaluation})
 
 
 def _pixels(figure: "Figure") -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":

@@ -50,6 +50,8 @@ def resume(run_dir: str | Path, overrides: Sequence[str] = (), company: Company 
             if died:  # after its last checkpoint
                 note_status(run_dir, state, "finished", 0)
             return state
+        if company is not None:
+            company.update(state.step)
         state.stopped = False
         _warn_of_other_machine(checkpoint, state)
         if config != checkpoint.config:

@@ -85,6 +85,23 @@ def locked(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes into a folder that several share, and then be the one who does.
+
+    Raises WriteError.
+    """
+    with writing(folder / LOCK):
+        descriptor = open_regular(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        with writing(folder):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            remove_leftovers(folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _lock(descriptor: int) -> bool:
     """Take the lock; try again for a moment, because whoever asks `is_locked` holds it for an instant."""
     for _ in range(20):

@@ -12,8 +12,8 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
@@ -98,8 +98,8 @@ class RunLog:
         self.run_dir = run_dir
         self.off: set[str] = set()  # the logs that failed
         self.files: list[TextIO] = []
-        # TensorBoard writes in a thread of its own, whose error `write` meets again and reports
-        self.other_hook, threading.excepthook = threading.excepthook, self._on_thread_error
+        self.hook = nullcontext() if update else reporting_disk_errors_later()
+        self.hook.__enter__()
         self.quiet, disable = update is not None, True if update else None
         self.bar = tqdm(total=task.max_steps, initial=step, unit="step", disable=disable, dynamic_ncols=True)
         self.advance = update or self.bar.update
@@ -116,14 +116,10 @@ class RunLog:
         if error is None:
             self.write(EVENTS, lambda: self.events.add_summary(self.session_end))
         self.write(EVENTS, lambda: self.writer.close())
-        threading.excepthook = self.other_hook
+        self.hook.__exit__(None, None, None)
         for file in self.files:
             with suppress(OSError):  # of a log that is off
                 file.close()
-
-    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
-        if not isinstance(error.exc_value, OSError):
-            self.other_hook(error)
 
     def write(self, log: str, action: Callable[[], object]) -> None:
         """Do `action` unless that log is off; when it fails, turn the log off and say so once."""
@@ -208,8 +204,26 @@ class RunLog:
             tqdm.write(line, file=sys.stderr)
 
 
+@contextmanager
+def reporting_disk_errors_later() -> Iterator[None]:
+    """TensorBoard writes in threads of its own; their OSErrors come again in `RunLog.write`, which reports them."""
+    before = threading.excepthook
+
+    def hook(error: threading.ExceptHookArgs) -> None:
+        if not isinstance(error.exc_value, OSError):
+            before(error)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def log_images(folder: Path, images: dict[str, Any]) -> None:
-    """Show pictures, (height, width, 3) uint8 by tag, in TensorBoard. Raises OSError."""
+    """Show pictures, (height, width, 3) uint8 by tag, in TensorBoard, in place of those before. Raises OSError."""
+    for path in folder.glob("events.out.tfevents.*"):
+        path.unlink()
     with SummaryWriter(str(folder)) as writer:
         for tag, image in images.items():
             writer.add_image(tag, image, dataformats="HWC")

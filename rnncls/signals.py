@@ -24,14 +24,24 @@ class StopRequest:
     def __init__(self) -> None:
         self.number: int | None = None
         self.save = False  # SIGUSR1 came: a checkpoint is wanted, and then to go on
+        self.members: list[StopRequest] = []
+
+    def member(self) -> "StopRequest":
+        """A request of its own for one of several runs; what comes from now on comes to it, too."""
+        request = StopRequest()
+        request.number = self.number
+        self.members.append(request)
+        return request
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
             self.save = True
-        elif self.number is not None and number == signal.SIGINT:
+        elif self.number is not None and number == signal.SIGINT:  # the second one
             os._exit(128 + signal.SIGINT)
         else:
             self.number = self.number or number
+        for member in self.members:
+            member.handle(number, None)
 
     def check(self, step: int, run_dir: str) -> None:
         """Raises Interrupted once a signal to stop came; its exit code is 128 + the signal's number.

@@ -3,8 +3,9 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,12 +13,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rnncls.checkpoint import step_files
-from rnncls.errors import MachineError, Problem
-from rnncls.files import replace, writing
+from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, printable
+from rnncls.files import replace as replace_file
+from rnncls.files import writing
 from rnncls.metrics import wilson_interval
-from rnncls.rundir import CHECKPOINTS, read_metrics, read_status
-from rnncls.sweep import Member, Sweep, evaluate_member, read_evaluation
+from rnncls.rundir import read_metrics, read_status
+from rnncls.sweep import Evaluation, Member, Sweep, evaluate_member, read_evaluation, trained_accuracy
 
 LEVELS = (0.99, 0.999, 1.0)  # accuracies a success is counted at
 SOLVED = 0.999  # validation accuracy whose first step is reported, and that of a horizon
@@ -29,20 +30,31 @@ class Outcome:
 
     member: Member
     state: str  # of its status.json, or "not begun"
+    exit_code: int | None  # None while it is running
+    error_id: str  # of what it failed with
     step: int
-    accuracies: dict[int, float]  # by length; empty while it is not evaluated
-    trained: tuple[int, ...]  # the lengths of training among these
+    evaluation: Evaluation | None
     steps_to_solved: int | None  # None: not reached
     train_s: float | None
 
     @property
-    def failed(self) -> bool:
-        return self.state == "failed"
+    def diverged(self) -> bool:
+        """Numbers that were not finite: a result, and a failure. Other errors say nothing about the config."""
+        return self.exit_code == NonFiniteError.exit_code
+
+    @property
+    def ended(self) -> bool:
+        return self.diverged or self.evaluation is not None
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """By length; empty while it is not evaluated, and of one that diverged."""
+        return {row.length: row.accuracy for row in self.evaluation.by_length} if self.evaluation else {}
 
     @property
     def accuracy(self) -> float:
-        """Mean over the training lengths; of a failed member 0."""
-        return float(np.mean([self.accuracies[n] for n in self.trained])) if self.trained else 0.0
+        """Over the training lengths; of one that diverged 0."""
+        return trained_accuracy(self.evaluation, self.member.config) if self.evaluation else 0.0
 
 
 def outcomes(sweep: Sweep) -> list[Outcome]:
@@ -52,19 +64,28 @@ def outcomes(sweep: Sweep) -> list[Outcome]:
 
 def _outcome(run_dir: Path, member: Member) -> Outcome:
     status, found, metrics = read_status(run_dir), read_evaluation(run_dir), read_metrics(run_dir)
-    rows = found.get("by_length", [])
+    step = status.get("step")
+    step = step if isinstance(step, int) else 0
     reached = (row["step"] for row in metrics if (row.get("val/accuracy") or 0) >= SOLVED)
-    per_second = [row["train/sequences_per_second"] for row in metrics if row.get("train/sequences_per_second")]
-    spent = member.config.train.batch_size * member.config.train.log_every * sum(1 / rate for rate in per_second)
     return Outcome(
         member,
         str(status.get("state", "not begun")),
-        int(status.get("step") or 0),
-        {row["length"]: row["accuracy"] for row in rows},
-        tuple(row["length"] for row in rows if row["trained"]),
+        status.get("exit_code"),
+        str(status.get("error_id") or ""),
+        step,
+        found if found and found.step == step else None,  # else it was trained further
         next(reached, None),
-        spent or None,
+        _train_seconds(metrics, member.config.train.batch_size),
     )
+
+
+def _train_seconds(metrics: list[dict[str, Any]], batch_size: int) -> float | None:
+    """Time spent on steps alone, from the rates that were logged."""
+    spent, before = 0.0, 0
+    for row in metrics:
+        if rate := row.get("train/sequences_per_second"):
+            spent, before = spent + batch_size * (row["step"] - before) / rate, row["step"]
+    return spent or None
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
@@ -74,7 +95,12 @@ def interquartile_mean(values: Sequence[float]) -> float:
     1.0
     """
     cut = len(values) // 4
-    return float(np.mean(sorted(values)[cut : len(values) - cut]))
+    return mean(sorted(values)[cut : len(values) - cut])
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of ones exactly 1, of any equal numbers exactly that: success is counted by comparing with a level."""
+    return values[0] if min(values) == max(values) else math.fsum(values) / len(values)
 
 
 def success(values: Sequence[float], level: float) -> dict[str, Any]:
@@ -94,20 +120,22 @@ def horizon(accuracies: dict[int, float]) -> int:
 
 
 def group_statistics(members: list[Outcome]) -> dict[str, Any]:
-    """Of members that differ in their seed alone. Failed ones count as accuracy 0; those not done are left out."""
-    ended = [outcome for outcome in members if outcome.failed or outcome.accuracies]
+    """Of members that differ in their seed alone. One that diverged has accuracy 0; those not done are left out."""
+    ended = [outcome for outcome in members if outcome.ended]
+    broken = sorted({outcome.error_id or "?" for outcome in members if outcome.state == "failed" and not outcome.ended})
+    counts = {"members": len(members), "ended": len(ended), "broken": broken}
     if not ended:
-        return {"members": len(members), "ended": 0}
+        return counts
     accuracies = [outcome.accuracy for outcome in ended]
     lengths = sorted({length for outcome in ended for length in outcome.accuracies})
-    by_length = {n: [outcome.accuracies.get(n, 0.0) for outcome in ended] for n in lengths}
+    by_length = {n: accuracies_at(n, ended) for n in lengths}
     steps = sorted(outcome.steps_to_solved or np.inf for outcome in ended)
     middle, batch_size = median(steps), ended[0].member.config.train.batch_size
+    horizons = [horizon(outcome.accuracies) for outcome in ended]
     return {
-        "members": len(members),
-        "ended": len(ended),
-        "failed": sum(outcome.failed for outcome in ended),
-        "accuracy": {"mean": float(np.mean(accuracies)), "median": median(accuracies), "min": min(accuracies)},
+        **counts,
+        "diverged": sum(outcome.diverged for outcome in ended),
+        "accuracy": {"mean": mean(accuracies), "median": median(accuracies), "min": min(accuracies)},
         "success": {str(level): success(accuracies, level) for level in LEVELS},
         "by_length": {
             n: {
@@ -118,7 +146,7 @@ def group_statistics(members: list[Outcome]) -> dict[str, Any]:
             }
             for n, values in by_length.items()
         },
-        "horizon": {"median": median(map(horizon, _curves(ended))), "min": min(map(horizon, _curves(ended)))},
+        "horizon": {"median": median(horizons), "min": min(horizons), "tested": max(lengths, default=0)},
         "to_solved": {  # medians with those that never got there as infinitely late
             "reached": sum(step < np.inf for step in steps),
             "steps": None if middle == np.inf else middle,
@@ -127,23 +155,24 @@ def group_statistics(members: list[Outcome]) -> dict[str, Any]:
     }
 
 
-def _curves(ended: list[Outcome]) -> list[dict[int, float]]:
-    return [outcome.accuracies for outcome in ended]
+def accuracies_at(length: int, ended: Sequence[Outcome]) -> list[float]:
+    """Of those that were tested at this length, and 0 of those that diverged."""
+    found = [(outcome.diverged, outcome.accuracies.get(length)) for outcome in ended]
+    return [accuracy or 0.0 for diverged, accuracy in found if diverged or accuracy is not None]
 
 
-def fisher(first: dict[str, Any], other: dict[str, Any]) -> float:
-    """The p value of Fisher's exact test, two-sided, of two success rates. Raises MachineError without scipy."""
+def fisher(first: dict[str, Any], other: dict[str, Any]) -> float | None:
+    """The p value of Fisher's exact test, two-sided, of two success rates. None without scipy."""
     try:
         from scipy.stats import fisher_exact
     except ImportError:
-        remedy = "pip install 'rnncls[sweep]'"
-        raise MachineError(Problem("comparing groups needs scipy", remedy=remedy, id="R33")) from None
+        return None
     table = [[found["count"], found["of"] - found["count"]] for found in (first, other)]
     return float(fisher_exact(table).pvalue)
 
 
 def summarize(sweep: Sweep) -> dict[str, Any]:
-    """Groups of members that differ in their seed alone, each against the first, and every member."""
+    """Groups of members that differ in their seed alone, each against the first, and members. Raises ConfigError."""
     found = outcomes(sweep)
     groups: dict[str, list[Outcome]] = {}
     for outcome in found:
@@ -164,58 +193,72 @@ def _listed(outcome: Outcome) -> dict[str, Any]:
         "seed": outcome.member.config.seed,
         **outcome.member.values,
         "state": outcome.state,
+        "error": outcome.error_id or None,
         "step": outcome.step,
-        "accuracy": outcome.accuracy if outcome.accuracies or outcome.failed else None,
-        "horizon": horizon(outcome.accuracies),
+        "accuracy": outcome.accuracy if outcome.ended else None,
+        "horizon": horizon(outcome.accuracies) if outcome.ended else None,
         "steps_to_solved": outcome.steps_to_solved,
         "train_s": outcome.train_s,
         **{f"accuracy_at_{length}": accuracy for length, accuracy in outcome.accuracies.items()},
     }
 
 
-def evaluate_all(sweep: Sweep, lengths: list[int] | None, samples: int) -> dict[str, Any]:
-    """Accuracy by length of every member that has a checkpoint, by name; the others are listed as missing."""
+def evaluate_all(sweep: Sweep, lengths: list[int] | None, samples: int | None) -> dict[str, Any]:
+    """Accuracy by length of every member that has finished, by name; 0 for one that diverged. Others are named.
+
+    `lengths` and `samples`: None for those of the sweep.
+    """
+    sweep = sweep if samples is None else replace(sweep, samples=samples)
     rows: dict[str, dict[int, float]] = {}
-    missing = []
-    for member in tqdm(sweep.members, unit="member", disable=None):
-        if step_files(sweep.run_dir(member) / CHECKPOINTS):
-            report = evaluate_member(sweep.run_dir(member), lengths, samples)
-            rows[member.name] = {row.length: row.accuracy for row in report.by_length}
+    diverged: list[str] = []
+    left_out: dict[str, str] = {}
+    for outcome in tqdm(outcomes(sweep), unit="member", disable=None):
+        name = outcome.member.name
+        if outcome.diverged:
+            diverged.append(name)
+        elif outcome.state != "finished":
+            left_out[name] = " ".join(part for part in (outcome.state, outcome.error_id) if part)
         else:
-            missing.append(member.name)
-    return {"accuracy": rows, "missing": missing}
+            try:
+                report = evaluate_member(outcome.member, sweep.run_dir(outcome.member), lengths, sweep)
+                rows[name] = {row["length"]: row["accuracy"] for row in report["by_length"]}
+            except (CheckpointError, ConfigError) as error:
+                left_out[name] = f"{error}"
+    tested = sorted({length for row in rows.values() for length in row})
+    rows |= {name: dict.fromkeys(tested, 0.0) for name in diverged}
+    return {"accuracy": rows, "diverged": diverged, "left_out": left_out}
 
 
 def table(found: dict[str, Any]) -> str:
     """The same as text, with median, inter-quartile mean and minimum."""
     rows: dict[str, dict[int, float]] = found["accuracy"]
+    left_out = [f"left out: {name}: {printable(reason)}" for name, reason in found["left_out"].items()]
     if not rows:
-        return "no member has a checkpoint"
+        return "\n".join(["no member has finished", *left_out])
     lengths = sorted({length for row in rows.values() for length in row})
     width = max(8, *map(len, rows))
+    columns = {n: [row[n] for row in rows.values() if n in row] for n in lengths}
     lines = [f"{'length':<{width}} " + "".join(f"{length:>9,}" for length in lengths)]
-    lines += [f"{name:<{width}} " + "".join(f"{row.get(n, 0.0):>9.4f}" for n in lengths) for name, row in rows.items()]
+    for name, row in rows.items():
+        cells = "".join(f"{row[n]:>9.4f}" if n in row else " " * 9 for n in lengths)
+        lines.append(f"{name:<{width}} {cells}" + ("   not finite" if name in found["diverged"] else ""))
     for name, function in (("median", median), ("IQM", interquartile_mean), ("minimum", min)):
-        values = (function([row.get(n, 0.0) for row in rows.values()]) for n in lengths)
-        lines.append(f"{name:<{width}} " + "".join(f"{value:>9.4f}" for value in values))
-    lines.append(
-        f"{'>= 99 %':<{width}} " + "".join(f"{sum(row.get(n, 0) >= 0.99 for row in rows.values()):>9}" for n in lengths)
-    )
-    return "\n".join([*lines, *(f"{name}: no checkpoint" for name in found["missing"])])
+        lines.append(f"{name:<{width}} " + "".join(f"{function(values):>9.4f}" for values in columns.values()))
+    counts = (sum(value >= LEVELS[0] for value in values) for values in columns.values())
+    lines.append(f"{'>= 99 %':<{width}} " + "".join(f"{count:>9}" for count in counts))
+    return "\n".join(lines + left_out)
 
 
-def write_summary(sweep: Sweep) -> dict[str, Any]:
-    """summary.json and summary.csv, from what the members' directories say. Raises WriteError."""
-    summary = summarize(sweep)
+def write_summary(sweep: Sweep, summary: dict[str, Any]) -> None:
+    """summary.json and summary.csv. For a process that holds the folder. Raises WriteError."""
     columns = dict.fromkeys(key for row in summary["members"] for key in row)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns))
     writer.writeheader()
     writer.writerows(summary["members"])
     with writing(sweep.folder):
-        replace(sweep.folder / "summary.json", json.dumps(summary, indent=1).encode())
-        replace(sweep.folder / "summary.csv", text.getvalue().encode())
-    return summary
+        replace_file(sweep.folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False).encode())
+        replace_file(sweep.folder / "summary.csv", text.getvalue().encode())
 
 
 def to_text(summary: dict[str, Any]) -> str:
@@ -234,7 +277,8 @@ def to_text(summary: dict[str, Any]) -> str:
         lines.append(f"training lengths: mean {mean:.4f}, median {middle:.4f}, lowest {lowest:.4f}")
         for level, found in row["success"].items():
             low, high = found["ci95"]
-            p = f"   p {row['p_against_first'][level]:.2g}" if "p_against_first" in row else ""
+            p_value = row.get("p_against_first", {}).get(level)
+            p = "" if p_value is None else f"   p {p_value:.2g}"
             lines.append(
                 f"  at least {float(level):.1%}: {found['count']} of {found['of']}   (95 %: {low:.3f} to {high:.3f}){p}"
             )
@@ -251,4 +295,5 @@ def to_text(summary: dict[str, Any]) -> str:
 
 
 def _failures(row: dict[str, Any]) -> str:
-    return f", {row['failed']} of them not finite" if row.get("failed") else ""
+    diverged = f", {row['diverged']} of them not finite" if row.get("diverged") else ""
+    return diverged + (f"; others failed with {', '.join(row['broken'])} and are left out" if row["broken"] else "")

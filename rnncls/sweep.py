@@ -11,27 +11,42 @@ bit. On CUDA those of one shape are one stack (see `steps.stacked`), the same up
 
 import itertools
 import json
+import math
 import os
 import signal
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
 from rnncls import rundir
-from rnncls.checkpoint import find_newest, read_checkpoint, restore_model, step_files
-from rnncls.config import Config, SumModConfig, parse_config, read_yaml, write_yaml
+from rnncls.checkpoint import Checkpoint, find_newest, read_checkpoint, restore_model, step_files
+from rnncls.config import Config, FilesConfig, SumModConfig, flatten, parse_config, read_yaml, write_yaml
+from rnncls.data import files, spread_lengths
+from rnncls.data.records import fingerprint
 from rnncls.device import resolve_device
-from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem
-from rnncls.evaluation import Report, evaluate
+from rnncls.errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    MachineError,
+    NonFiniteError,
+    Problem,
+    RnnclsError,
+    WriteError,
+)
+from rnncls.evaluation import evaluate
 from rnncls.files import read_regular, writing
 from rnncls.files import replace as replace_file
+from rnncls.ranges import parse_lengths, parse_seeds
 from rnncls.resume import resume
+from rnncls.runlog import reporting_disk_errors_later
 from rnncls.signals import StopRequest, stop_requests
 from rnncls.steps import why_not
 from rnncls.steps.stacked import Stack, shape_of
@@ -40,6 +55,7 @@ from rnncls.train import Company, fit
 PLAN, MEMBERS, EVALUATION = "sweep.yaml", "members", "evaluation.json"
 MOST_MEMBERS = 100_000
 MOST_STACKED = 128  # in one stack
+MAX_PLAN_BYTES = 60_000  # what can be read again
 MAX_EVALUATION_BYTES = 64 * 2**20
 
 
@@ -58,108 +74,131 @@ class Sweep:
 
     folder: Path
     members: list[Member]
-    lengths: list[int] | None  # test lengths; None: those of training
+    lengths: list[int]  # test lengths beside those of training
     samples: int  # per length, where not all
+    fingerprints: dict[str, str]  # SHA-256 of the files of data, by path
 
     def run_dir(self, member: Member) -> Path:
         return self.folder / MEMBERS / member.name
 
 
+class Plan(BaseModel):
+    """sweep.yaml."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    config: dict[str, Any]
+    seeds: str
+    grid: dict[str, Annotated[list[str], Field(strict=False)]]  # YAML's sequences are read as tuples
+    lengths: str | None
+    samples: Annotated[int, Field(ge=1, le=10**8)]
+    fingerprints: dict[str, str]
+
+
+class LengthFound(BaseModel):
+    """What the statistics need of a `LengthReport`."""
+
+    length: Annotated[int, Field(ge=1)]
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    trained: bool | None
+
+
+class Evaluation(BaseModel):
+    """evaluation.json, the report of a member; what the statistics need of it."""
+
+    step: int
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    chance: Annotated[float, Field(gt=0, le=1)]
+    by_length: list[LengthFound]
+
+
 def plan(
-    base: Config,
-    seeds: Sequence[int],
-    grid: dict[str, list[str]],
-    lengths: list[int] | None,
-    samples: int,
-    folder: Path,
+    base: Config, seeds: str, grid: dict[str, list[str]], lengths: str | None, samples: int, folder: Path
 ) -> Sweep:
-    """A new sweep, written to `folder`, or the one that is there if it is the same. Raises ConfigError."""
-    raw = {"config": base.model_dump(mode="json"), "seeds": seeds, "grid": grid, "lengths": lengths, "samples": samples}
+    """A new sweep, written to `folder`, or the one that is there if it is the same. Raises ConfigError, DataError.
+
+    `lengths`: what is tested beside the lengths of training, of which there are at most 20.
+    """
+    config = base.model_dump(mode="json")
+    raw = Plan(config=config, seeds=seeds, grid=grid, lengths=lengths, samples=samples, fingerprints={})
     sweep = _sweep_of(raw, folder, str(folder))
-    path = folder / PLAN
-    if path.exists():
-        if json.dumps(read_yaml(path)) != json.dumps(raw):
-            remedy = "another --sweep-dir, or sweep --resume"
-            raise ConfigError(Problem("another sweep is in this folder", str(path), remedy=remedy, id="C19"))
-        return sweep
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(Problem("the folder is not empty", str(folder), remedy="another --sweep-dir", id="C19"))
+    paths = {path for member in sweep.members for path in _files_of(member.config)}
+    raw.fingerprints.update({path: fingerprint(path) for path in sorted(paths)})
+    text = write_yaml(raw.model_dump()).encode()
+    if len(text) > MAX_PLAN_BYTES:
+        raise ConfigError(Problem("a very large grid", "--grid", f"at most {MAX_PLAN_BYTES:,} bytes", id="C10"))
+    _require_unused(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, write_yaml(raw).encode())
+    with rundir.holding(folder):
+        path = folder / PLAN
+        if not path.exists():
+            _require_unused(folder)
+            with writing(path):
+                replace_file(path, text)
+        elif _read_plan(path).model_dump_json() != raw.model_dump_json():
+            remedy = "another --sweep-dir, or sweep --resume"
+            raise ConfigError(Problem("another sweep is in this folder", str(path), remedy=remedy, id="C19"))
     return sweep
+
+
+def _require_unused(folder: Path) -> None:
+    """Raises ConfigError where something else is than a sweep."""
+    with writing(folder):
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if PLAN not in names and any(name != rundir.LOCK and not name.startswith(".tmp-") for name in names):
+        raise ConfigError(Problem("the folder is not empty", str(folder), remedy="another --sweep-dir", id="C19"))
 
 
 def load_sweep(folder: Path) -> Sweep:
     """The sweep in a folder. Raises ConfigError."""
-    path = folder / PLAN
-    raw = read_yaml(path)
-    if not isinstance(raw, dict) or set(raw) != {"config", "seeds", "grid", "lengths", "samples"}:
-        raise ConfigError(Problem("no sweep", str(path), "what rnncls sweep wrote", id="C4"))
-    return _sweep_of(raw, folder, str(path))
+    return _sweep_of(_read_plan(folder / PLAN), folder, str(folder / PLAN))
 
 
-def _sweep_of(raw: dict[str, Any], folder: Path, source: str) -> Sweep:
-    axes = [[(key, text) for text in texts] for key, texts in raw["grid"].items()]
-    if not raw["seeds"] or any(not axis for axis in axes):
-        raise ConfigError(Problem("a sweep without members", source, "at least one seed and value", id="C17"))
-    if (count := len(raw["seeds"]) * len(list(itertools.product(*axes)))) > MOST_MEMBERS:
+def _read_plan(path: Path) -> Plan:
+    try:
+        return Plan.model_validate(read_yaml(path))
+    except ValidationError as error:
+        found = ", ".join(sorted({".".join(map(str, detail["loc"])) for detail in error.errors()})[:5])
+        raise ConfigError(Problem("no sweep", str(path), "what rnncls sweep wrote", found, id="C4")) from None
+
+
+def _sweep_of(raw: Plan, folder: Path, source: str) -> Sweep:
+    seeds = parse_seeds(raw.seeds, source)
+    lengths = [] if raw.lengths is None else parse_lengths(raw.lengths, source)
+    if "seed" in raw.grid or not all(raw.grid.values()):
+        raise ConfigError(Problem("no such axis of a grid", source, "a key with values; --seeds for seeds", id="C17"))
+    if (count := len(seeds) * math.prod(map(len, raw.grid.values()))) > MOST_MEMBERS:
         raise ConfigError(Problem("a very large sweep", source, f"at most {MOST_MEMBERS:,}", f"{count:,}", id="C10"))
     members = []
-    for pairs in itertools.product(*axes):
-        values = dict(pairs)
-        for seed in raw["seeds"]:
+    for texts in itertools.product(*raw.grid.values()):
+        values = dict(zip(raw.grid, texts, strict=True))
+        for seed in seeds:
             overrides = [*(f"{key}={text}" for key, text in values.items()), f"seed={seed}"]
             parts = [f"{key.rpartition('.')[2]}={text}" for key, text in values.items()]
-            name = "_".join([*parts, f"seed={seed}"])
-            if "/" in name or len(name) > 200:
-                raise ConfigError(Problem("no name for a folder", source, found=name, id="C17"))
-            members.append(Member(name, values, parse_config(raw["config"], source, overrides)))
-    if len({member.name for member in members}) < len(members):
+            name = "_".join([*parts, f"seed={seed}"]).replace("/", "-")
+            if len(name.encode()) > 200:
+                raise ConfigError(Problem("too long a name for a folder", source, found=name, id="C17"))
+            members.append(Member(name, values, parse_config(raw.config, source, overrides)))
+    if lengths and not all(isinstance(member.config.data, SumModConfig) for member in members):
+        remedy = "leave it out: files are evaluated as a whole"
+        raise ConfigError(Problem("lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17"))
+    names, configs = ({f(member) for member in members} for f in (_name, _config))
+    if len(names) < len(members) or len(configs) < len(members):
         raise ConfigError(Problem("two members would be the same", source, "different seeds and values", id="C17"))
-    lengths = None if raw["lengths"] is None else list(raw["lengths"])
-    return Sweep(folder, members, lengths, raw["samples"])
+    return Sweep(folder, members, lengths, raw.samples, raw.fingerprints)
 
 
-def run_sweep(sweep: Sweep, shard: tuple[int, int] = (1, 1), jobs: int | None = None) -> list[str]:
-    """Train and evaluate what is not done of this shard (number, of how many); returns who failed, and why.
+def _name(member: Member) -> str:
+    return member.name
 
-    `jobs`: how many at once. A member that diverges is a failure of its own and harms no other. Raises Interrupted
-    after a signal, when all members have saved, and the first other error.
-    """
-    mine = [member for number, member in enumerate(sweep.members) if number % shard[1] == shard[0] - 1]
-    total = sum(member.config.train.max_steps for member in mine)
-    failed: list[str] = []
-    with stop_requests() as stop, tqdm(total=total, unit="step", disable=None, dynamic_ncols=True) as bar:
-        solved, guard = 0, threading.Lock()
 
-        def update(steps: int) -> None:
-            with guard:
-                bar.update(steps)
+def _config(member: Member) -> str:
+    return member.config.model_dump_json()
 
-        for group in groups(mine, jobs):
-            first_error: BaseException | None = None
-            with ThreadPoolExecutor(group.threads) as pool:
-                running = _submit(pool, sweep, group, Company(stop, update))
-                for future, member in _as_they_end(running, stop):
-                    error = future.exception()
-                    if isinstance(error, NonFiniteError):
-                        failed.append(f"{member.name}: {error}")
-                    elif isinstance(error, Interrupted):
-                        continue
-                    elif error is not None:
-                        first_error = first_error or error
-                        stop.number = stop.number or signal.SIGTERM  # the others save and end, too
-                    else:
-                        solved += future.result()
-                    bar.set_postfix_str(f"{solved} solved, {len(failed)} failed of {len(mine)}")
-            if first_error is not None:
-                raise first_error
-            if stop.number is not None:
-                what = f"stopped by {signal.Signals(stop.number).name}; every member has saved"
-                remedy = f"rnncls sweep --resume {sweep.folder}"
-                raise Interrupted(128 + stop.number, Problem(what, str(sweep.folder), remedy=remedy, id="R4"))
-    return failed
+
+def _files_of(config: Config) -> list[str]:
+    return list(files.paths_of(config.data).values()) if isinstance(config.data, FilesConfig) else []
 
 
 @dataclass(frozen=True)
@@ -186,23 +225,84 @@ def groups(members: Sequence[Member], jobs: int | None) -> list[Group]:
         else:
             alone.append(member)
     found = []
-    for shape_members in shapes.values():
+    for of_one_shape in shapes.values():
         size = jobs or MOST_STACKED
-        for first in range(0, len(shape_members), size):
-            part = shape_members[first : first + size]
+        for first in range(0, len(of_one_shape), size):
+            part = of_one_shape[first : first + size]
             found.append(Group(part, len(part), stacked=len(part) > 1))
     if compiled:
         found.append(Group(compiled, min(jobs or len(os.sched_getaffinity(0)), len(compiled))))
     return found + ([Group(alone, 1)] if alone else [])
 
 
-def _submit(pool: ThreadPoolExecutor, sweep: Sweep, group: Group, company: Company) -> dict[Future[bool], Member]:
-    if not group.stacked:
-        return {pool.submit(_finish, sweep, member, company): member for member in group.members}
+class InUse(MachineError):
+    """Another process has this member."""
+
+
+def run_sweep(
+    sweep: Sweep, shard: tuple[int, int] = (1, 1), jobs: int | None = None
+) -> list[tuple[Member, RnnclsError]]:
+    """Train and evaluate what is not done of this shard (number, of how many); returns who failed, and why.
+
+    `jobs`: how many at once. A member that fails, because it diverges for example, harms no other; one that another
+    process has is left to it. Raises Interrupted after a signal, when all members have saved, CheckpointError for data
+    that has changed, and WriteError, after which nothing more can be done.
+    """
+    _require_unchanged(sweep)
+    mine = [member for number, member in enumerate(sweep.members) if number % shard[1] == shard[0] - 1]
+    total = sum(member.config.train.max_steps for member in mine)
+    failed: list[tuple[Member, RnnclsError]] = []
+    bar = tqdm(total=total, unit="step", disable=None, dynamic_ncols=True)
+    with stop_requests() as stop, reporting_disk_errors_later(), bar:
+        solved, guard = 0, threading.Lock()
+
+        def update(steps: int) -> None:
+            with guard:
+                bar.update(steps)
+
+        for group in groups(mine, jobs):
+            fatal: BaseException | None = None
+            with ThreadPoolExecutor(group.threads) as pool:
+                running = _submit(pool, sweep, group, stop, update)
+                for future, member in _as_they_end(running, stop):
+                    error = future.exception()
+                    if isinstance(error, InUse | Interrupted):
+                        continue
+                    if isinstance(error, RnnclsError) and not isinstance(error, WriteError):
+                        failed.append((member, error))
+                    elif error is not None:
+                        fatal = fatal or error
+                        stop.handle(signal.SIGTERM, None)  # the others save and end, too
+                    else:
+                        solved += future.result()
+                    bar.set_postfix_str(f"{solved} solved, {len(failed)} failed of {len(mine)}")
+            if fatal is not None:
+                raise fatal
+            if stop.number is not None:
+                what = f"stopped by {signal.Signals(stop.number).name}; every member has saved"
+                remedy = f"rnncls sweep --resume {sweep.folder}"
+                raise Interrupted(128 + stop.number, Problem(what, str(sweep.folder), remedy=remedy, id="R4"))
+    return failed
+
+
+def _require_unchanged(sweep: Sweep) -> None:
+    """Members that are trained later have the files that those before had. Raises CheckpointError."""
+    for path, known in sweep.fingerprints.items():
+        if (found := fingerprint(path)) != known:
+            what, remedy = "the data has changed since the sweep began", "the old file, or a new sweep"
+            raise CheckpointError(Problem(what, path, f"SHA-256 {known}", found, remedy, "D18"))
+
+
+def _submit(
+    pool: ThreadPoolExecutor, sweep: Sweep, group: Group, stop: StopRequest, update: Any
+) -> dict[Future[bool], Member]:
+    seats = Stack(len(group.members)).seats if group.stacked else [None] * len(group.members)
     running = {}
-    for member, seat in zip(group.members, Stack(len(group.members)).seats, strict=True):
-        future = pool.submit(_finish, sweep, member, replace(company, engine=seat.steps))
-        future.add_done_callback(seat.leave)  # also if it is cancelled or fails before its first step
+    for member, seat in zip(group.members, seats, strict=True):
+        company = Company(stop.member(), update, seat.steps if seat else None)
+        future = pool.submit(_finish, sweep, member, company)
+        if seat:
+            future.add_done_callback(seat.leave)  # also if it is cancelled or fails before its first step
         running[future] = member
     return running
 
@@ -222,46 +322,84 @@ def _as_they_end(running: dict[Future[bool], Member], stop: StopRequest) -> Iter
 def _finish(sweep: Sweep, member: Member, company: Company) -> bool:
     """Train and evaluate a member as far as that is not done; whether it is right on all training lengths."""
     run_dir = sweep.run_dir(member)
+    company.stop.check(0, str(run_dir))
     status = rundir.read_status(run_dir)
     if status.get("exit_code") == NonFiniteError.exit_code:
         error = Problem("not finite, in an earlier call", str(run_dir), id=str(status.get("error_id")) or "R12")
         raise NonFiniteError(error)
-    if status.get("state") == "finished":
-        company.update(member.config.train.max_steps)
-    elif step_files(run_dir / rundir.CHECKPOINTS):
-        company.update(read_checkpoint(find_newest(run_dir)).state.step)
-        resume(run_dir, company=company)
-    else:
-        fit(member.config, run_dir, company=company)
-    path = run_dir / EVALUATION
-    if not path.exists():
-        report = evaluate_member(run_dir, sweep.lengths, sweep.samples)
-        with writing(path):
-            replace_file(path, json.dumps(report.to_json()).encode())
-    return bool(read_evaluation(run_dir)["accuracy"] == 1)
-
-
-def evaluate_member(run_dir: Path, lengths: list[int] | None, samples: int) -> Report:
-    """Of the last checkpoint: nothing is selected by test accuracy."""
-    torch.set_num_threads(1)
-    checkpoint = read_checkpoint(find_newest(run_dir))
-    model = restore_model(checkpoint).to(resolve_device(checkpoint.config.device))
-    generated = isinstance(checkpoint.config.data, SumModConfig)
-    return evaluate(model, checkpoint.config, lengths if generated else None, samples)
-
-
-def read_evaluation(run_dir: Path) -> dict[str, Any]:
-    """What `evaluation.json` says; empty where there is none. Raises ConfigError when it is damaged."""
-    path = run_dir / EVALUATION
-    if not path.exists():
-        return {}
     try:
-        found = json.loads(read_regular(path, MAX_EVALUATION_BYTES))
-        if not {"accuracy", "by_length"} <= set(found):
-            raise ValueError
+        if status.get("state") == "finished":
+            company.update(member.config.train.max_steps)
+        elif step_files(run_dir / rundir.CHECKPOINTS):
+            resume(run_dir, company=company)
+        else:
+            fit(member.config, run_dir, company=company)
+    except (ConfigError, MachineError) as error:
+        if rundir.is_locked(run_dir):
+            raise InUse(*error.problems) from None
+        raise
+    found = read_evaluation(run_dir)
+    if found is None or found.step != rundir.read_status(run_dir).get("step"):
+        raw = evaluate_member(member, run_dir, None, sweep, company.stop)
+        with writing(run_dir / EVALUATION):
+            replace_file(run_dir / EVALUATION, json.dumps(raw, allow_nan=False).encode())
+        found = Evaluation.model_validate(raw)
+    return trained_accuracy(found, member.config) == 1
+
+
+def evaluate_member(
+    member: Member, run_dir: Path, lengths: list[int] | None, sweep: Sweep, stop: StopRequest | None = None
+) -> dict[str, Any]:
+    """The report on its last checkpoint, because nothing is selected by test accuracy, and the step of that.
+
+    `lengths`: None for those of the sweep. Raises ConfigError where the run is of another config than the member.
+    """
+    checkpoint = read_checkpoint(find_newest(run_dir))
+    _require_planned(member, checkpoint)
+    model = restore_model(checkpoint).to(resolve_device(checkpoint.config.device))
+    config, dataset = checkpoint.config, None
+    if isinstance(config.data, FilesConfig):
+        if checkpoint.vocabulary is not None:
+            dataset = files.load_held_out(config.data, checkpoint.vocabulary, checkpoint.state.fingerprints)
+        lengths = None
+    elif lengths is None:
+        lengths = sorted({*spread_lengths(config.data), *sweep.lengths})
+    step = checkpoint.state.step
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # members are evaluated beside each other
+    try:
+        check = None if stop is None else lambda: stop.check(step, str(run_dir))
+        report = evaluate(model, config, lengths, sweep.samples, dataset=dataset, check=check)
+    finally:
+        torch.set_num_threads(threads)
+    return {"step": step, **report.to_json()}
+
+
+def _require_planned(member: Member, checkpoint: Checkpoint) -> None:
+    found, wanted = flatten(checkpoint.config), flatten(member.config)
+    changes = [f"{key}: {wanted.get(key)} -> {found[key]}" for key in found if found[key] != wanted.get(key)]
+    if changes:
+        what, remedy = "the run is not the one that the sweep planned", "move it away, and sweep --resume"
+        raise ConfigError(Problem(what, str(checkpoint.path), found=", ".join(changes), remedy=remedy, id="C19"))
+
+
+def trained_accuracy(found: Evaluation, config: Config) -> float:
+    """What success is counted by: the mean over the training lengths, or over the sequences of a file."""
+    if not isinstance(config.data, SumModConfig):
+        return found.accuracy
+    accuracies = [row.accuracy for row in found.by_length if row.trained]
+    return math.fsum(accuracies) / max(1, len(accuracies))
+
+
+def read_evaluation(run_dir: Path) -> Evaluation | None:
+    """What `evaluation.json` says; None where there is none. Raises ConfigError when it is damaged."""
+    path = run_dir / EVALUATION
+    try:
+        return Evaluation.model_validate_json(read_regular(path, MAX_EVALUATION_BYTES))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError):
         remedy = "delete it, and sweep --resume"
         raise ConfigError(
             Problem("no evaluation", str(path), "what rnncls sweep wrote", remedy=remedy, id="C4")
         ) from None
-    return dict(found)

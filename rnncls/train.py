@@ -59,7 +59,11 @@ def fit(
         state.model.load_state_dict(weights)
     state.due = task.max_steps == 0  # then the only evaluation is that of the first weights
     with rundir.created(run_dir):
-        save(state, task, run_dir)  # from here on the run can be resumed
+        try:
+            save(state, task, run_dir)  # from here on the run can be resumed
+        except NonFiniteError as error:
+            note_status(run_dir, state, "failed", error.exit_code, error.problems[0].id)
+            raise
         origin = f"began with the weights of {first.path}, step {first.state.step}" if first else ""
         prepare(run_dir, config, last_logged=-1, comment=origin)
         return run(state, task, run_dir, company)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import rnncls
-from rnncls.cli import parse_ranges
 from rnncls.errors import ConfigError
+from rnncls.ranges import parse_lengths
 from tests.conftest import ROOT, Completed, run_rnncls
 
 COMMANDS = [[], ["train"], ["eval"], ["config"], ["config", "show"], ["config", "check"], ["config", "schema"]]
@@ -212,11 +212,11 @@ def test_stdout_closed_early_is_no_error(run_dir: Path) -> None:
 
 @pytest.mark.row("C17")
 def test_ranges() -> None:
-    assert parse_ranges("1-3,10,7") == [1, 2, 3, 10, 7]
-    assert parse_ranges("5") == [5]
+    assert parse_lengths("1-3,10,7") == [1, 2, 3, 7, 10]
+    assert parse_lengths("5") == [5]
     for text in ("", "0", "3-1", "a", "1,,2", "-3", "1-", "1-2-3", "1.5", "99999999", "٣"):
         with pytest.raises(ConfigError, match="bad list of lengths"):
-            parse_ranges(text)
+            parse_lengths(text)
 
 
 def test_the_public_api_is_lazy() -> None:

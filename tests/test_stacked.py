@@ -15,7 +15,7 @@ from rnncls.errors import Interrupted, MachineError, NonFiniteError
 from rnncls.resume import resume
 from rnncls.signals import StopRequest
 from rnncls.steps.stacked import Stack, Stacked, shape_of
-from rnncls.sweep import Group, groups, plan, run_sweep
+from rnncls.sweep import Group, groups, load_sweep, plan, run_sweep
 from rnncls.train import Company, fit
 from tests.conftest import config_of, run_rnncls
 from tests.test_files import config_of as files_config
@@ -149,7 +149,7 @@ def test_members_of_a_stack_that_fails_take_eager_steps_unless_captured_ones_wer
 
 def test_a_sweep_of_stacks_makes_ordinary_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = config_with("eager", {}, max_steps=40, log_every=20)
-    found = plan(base, [0, 1, 2], {"optimizer.lr": ["1e-3", "1e-2"]}, [1, 2], 20, tmp_path / "sweep")
+    found = plan(base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / "sweep")
     monkeypatch.setattr(sweeps, "groups", lambda members, _: [Group(members, len(members), stacked=True)])
     assert run_sweep(found) == []
     assert run_sweep(found) == []  # all are done, and leave their seats
@@ -164,7 +164,7 @@ def test_a_sweep_of_stacks_makes_ordinary_runs(tmp_path: Path, monkeypatch: pyte
 def test_members_are_grouped_by_how_they_can_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     base = config_of(train={"engine": "auto"})
     grid = {"model.hidden_size": ["8", "16"], "model.cell": ["rnn", "gru"]}
-    members = plan(base, list(range(3)), grid, None, 10, tmp_path / "s").members
+    members = plan(base, "0-2", grid, None, 10, tmp_path / "s").members
     on_cpu = groups(members, jobs=2)
     assert [(len(group.members), group.threads, group.stacked) for group in on_cpu] == [(6, 2, False), (6, 1, False)]
     monkeypatch.setattr(sweeps, "resolve_device", lambda _: torch.device("cuda"))
@@ -172,18 +172,19 @@ def test_members_are_grouped_by_how_they_can_run(monkeypatch: pytest.MonkeyPatch
     sizes = [(len(group.members), group.threads, group.stacked) for group in on_cuda]
     assert sizes == [(2, 2, True), (1, 1, False), (2, 2, True), (1, 1, False), (6, 1, False)]
     assert len(groups(members, jobs=None)[0].members) == 3
-    eager = plan(config_of(train={"engine": "captured"}, device="cpu"), [0], {}, None, 10, tmp_path / "t").members
+    eager = plan(config_of(train={"engine": "captured"}, device="cpu"), "0", {}, None, 10, tmp_path / "t").members
     monkeypatch.undo()
     assert not groups(eager, None)[0].stacked
-    with pytest.raises(MachineError, match="no captured steps"):
-        run_sweep(plan(config_of(train={"engine": "captured"}, device="cpu"), [0], {}, None, 10, tmp_path / "t"))
+    ((member, error),) = run_sweep(load_sweep(tmp_path / "t"))
+    assert isinstance(error, MachineError)
+    assert member.name == "seed=0"
 
 
 @needs_cuda
 def test_a_sweep_on_cuda_is_one_stack_of_the_eager_runs(tmp_path: Path) -> None:
     for name, case in CASES.items():
         base = config_with("auto", case, max_steps=100).model_copy(update={"device": "cuda"})
-        found = plan(base, [0, 1, 2], {"optimizer.lr": ["1e-3", "1e-2"]}, [1, 2], 20, tmp_path / name)
+        found = plan(base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / name)
         assert [group.stacked for group in groups(found.members, None)] == [True]
         assert run_sweep(found) == []
         for member in found.members[1:5:3]:

@@ -2,7 +2,7 @@
 
 from rnncls.data.batches import Batch, Block, Padded, PaddedBatch, collate, pack
 from rnncls.data.sum_mod import all_sequences, batches, num_sequences, samples
-from rnncls.data.task import FilesTask, SumModTask, Task, load_task
+from rnncls.data.task import FilesTask, SumModTask, Task, load_task, spread_lengths
 from rnncls.data.vocabulary import Vocabulary
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "num_sequences",
     "pack",
     "samples",
+    "spread_lengths",
 ]

@@ -53,6 +53,13 @@ class Task(ABC):
         """The lengths whose validation accuracy is logged on its own."""
 
 
+def spread_lengths(data: SumModConfig) -> list[int]:
+    """All training lengths, or evenly spread ones when they are many, from the shortest to the longest."""
+    first, last = data.min_length, data.max_length
+    number = min(MOST_LENGTHS_LOGGED, last - first + 1)
+    return sorted({first + round(index * (last - first) / max(1, number - 1)) for index in range(number)})
+
+
 class SumModTask(Task):
     """Digits labelled with their sum mod N, generated."""
 
@@ -82,9 +89,7 @@ class SumModTask(Task):
 
     def logged_lengths(self) -> list[int]:
         """All training lengths, or evenly spread ones when they are many."""
-        first, last = self.data.min_length, self.data.max_length
-        number = min(MOST_LENGTHS_LOGGED, last - first + 1)
-        return sorted({first + round(index * (last - first) / max(1, number - 1)) for index in range(number)})
+        return spread_lengths(self.data)
 
 
 class FilesTask(Task):

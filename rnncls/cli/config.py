@@ -1,0 +1,32 @@
+"""rnncls config show, check and schema"""
+
+import json
+
+from rnncls.cli.options import ConfigOption, Json, Overrides, load
+
+
+def show(config: ConfigOption, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Print the resolved config: every key with its value."""
+    from rnncls.config import dump_config
+
+    resolved = load(config, overrides)
+    print(json.dumps(resolved.model_dump(mode="json")) if as_json else dump_config(resolved).rstrip())
+
+
+def check(config: ConfigOption, overrides: Overrides = None) -> None:
+    """Report every problem of a config, without running it."""
+    from rnncls.config import num_parameters, sizes
+
+    resolved = load(config, overrides)
+    train = resolved.train
+    size = (
+        f"{num_parameters(resolved, *sizes(resolved)):,} parameters" if resolved.data.source == "sum_mod" else "files"
+    )
+    print(f"{config}: ok; {size}, {train.max_steps:,} steps of {train.batch_size:,} sequences")
+
+
+def schema() -> None:
+    """Print the JSON Schema of config files, for editors."""
+    from rnncls.config import config_schema
+
+    print(json.dumps(config_schema(), indent=2))

@@ -1,0 +1,58 @@
+"""rnncls data check, stats and sample"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rnncls.cli.options import ConfigOption, Json, Overrides, load
+from rnncls.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from rnncls.data import FilesTask
+
+
+def check(config: ConfigOption, overrides: Overrides = None) -> None:
+    """Read the files of a config and name what is wrong with them, by line."""
+    task = _load_files(config, overrides)
+    for name, split in task.dataset.splits.items():
+        print(f"{name}: {len(split):,} sequences, {len(split.tokens):,} tokens")
+    tokens, classes = task.sizes
+    print(f"ok: {tokens:,} different tokens, {classes:,} classes")
+
+
+def stats(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw lengths and classes into this PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rows, classes, lengths, vocabulary and padding of a config's files."""
+    task = _load_files(config, overrides)
+    from rnncls.data import report
+    from rnncls.files import writing
+
+    print(json.dumps(report.stats(task)) if as_json else report.to_text(task))
+    if plot is not None:
+        with writing(plot):
+            report.plot(task, plot)
+
+
+def sample(config: ConfigOption, overrides: Overrides = None) -> None:
+    """Show the first training batch: padded, packed, lengths, labels."""
+    resolved = load(config, overrides)
+    from rnncls.data import load_task, report
+
+    print(report.sample(load_task(resolved, progress=True)))
+
+
+def _load_files(config: Path, overrides: list[str] | None) -> "FilesTask":
+    resolved = load(config, overrides)
+    from rnncls.data import FilesTask, load_task
+
+    task = load_task(resolved, progress=True)
+    if not isinstance(task, FilesTask):
+        remedy = "data.source=files data.train=...; rnncls data sample shows generated batches, too"
+        raise ConfigError(Problem("generated data has no files", "data.source", remedy=remedy, id="C15"))
+    return task

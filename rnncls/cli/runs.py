@@ -1,0 +1,58 @@
+"""rnncls runs ls and diff"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rnncls.cli.options import Json
+from rnncls.errors import printable
+
+
+def ls(
+    folder: Annotated[Path, typer.Argument(help="Where the runs are.", readable=False)] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List runs, newest first: state, step, best validation accuracy, age."""
+    from rnncls.runs import find_runs
+
+    runs = find_runs(folder)
+    if as_json:
+        print(json.dumps(runs))
+        return
+    print(f"{'state':<12} {'step':>9} {'best':>7} {'age':>6}  run")
+    for run in runs:
+        best = "" if run["best_accuracy"] is None else f"{run['best_accuracy']:.4f}"
+        print(f"{run['state']:<12} {run['step']:>9,} {best:>7} {_age(run['age_s']):>6}  {printable(run['run'])}")
+
+
+def diff(
+    one: Annotated[Path, typer.Argument(metavar="A", help="Run directory.", readable=False)],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Run directory.", readable=False)],
+    as_json: Json = False,
+) -> None:
+    """Show how two runs differ: config, and state and last metrics."""
+    from rnncls.runs import compare
+
+    differences = compare(one, other)
+    if as_json:
+        print(json.dumps({"a": str(one), "b": str(other), **differences}))
+        return
+    print(f"a: {one}\nb: {other}")
+    for part, pairs in differences.items():
+        print(f"\n{part}" if pairs else f"\n{part}: no difference")
+        width = max(map(len, pairs), default=0)
+        for key, (first, second) in pairs.items():
+            print(f"  {printable(key):<{width}}  {_shown(first):>12}  {_shown(second):>12}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else printable(str(value))
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
