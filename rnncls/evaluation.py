@@ -13,6 +13,7 @@ from tqdm import tqdm
 from rnncls.config import Config, SumModConfig
 from rnncls.data import Batch, all_sequences, files, num_sequences, samples
 from rnncls.data.files import Dataset
+from rnncls.data.sequences import evaluation_batches
 from rnncls.data.sum_mod import BATCH_TOKENS
 from rnncls.errors import ConfigError, DataError, Problem, printable
 from rnncls.metrics import class_counts, confusion_matrix, sequence_losses, wilson_interval
@@ -220,7 +221,7 @@ def evaluate(
         known = dataset.splits.get("train")
         trained = None if known is None else set(known.lengths.tolist())
         evaluated, chosen = dataset.held_out()
-        sources = [(len(chosen), files.evaluation_batches(chosen, None, config.seed, BATCH_TOKENS))]
+        sources = [(len(chosen), evaluation_batches(chosen, None, config.seed, BATCH_TOKENS))]
     if confusion and len(labels) > MOST_CLASSES_SHOWN:
         expected = f"at most {MOST_CLASSES_SHOWN} classes"
         raise ConfigError(Problem("too many classes for a confusion matrix", "--confusion", expected, id="C15"))

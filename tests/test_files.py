@@ -19,7 +19,8 @@ import torch
 from rnncls.checkpoint import read_checkpoint
 from rnncls.config import Config, FilesConfig, load_config, parse_config
 from rnncls.data import FilesTask, load_task
-from rnncls.data.files import Dataset, epoch_order, load, padding_waste
+from rnncls.data.files import Dataset, load
+from rnncls.data.sequences import epoch_order, padding_waste
 from rnncls.errors import CheckpointError, ConfigError, DataError, Interrupted
 from rnncls.evaluation import evaluate
 from rnncls.resume import resume

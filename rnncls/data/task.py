@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from rnncls.config import Config, FilesConfig, SumModConfig, check_size
-from rnncls.data import files, sum_mod
+from rnncls.data import files, sequences, sum_mod
 from rnncls.data.batches import Batch, Block
 from rnncls.data.sum_mod import BATCH_TOKENS
 from rnncls.data.vocabulary import Vocabulary
@@ -112,23 +112,23 @@ class FilesTask(Task):
         train = self.config.train
         if train.max_epochs is None:
             return train.max_steps
-        return min(train.max_steps, train.max_epochs * files.steps_per_epoch(self.train, train.batch_size))
+        return min(train.max_steps, train.max_epochs * sequences.steps_per_epoch(self.train, train.batch_size))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """As of Task."""
         config = self.config
         batch_size, batching = config.train.batch_size, self.data.batching
-        return files.batches(self.train, config.seed, batch_size, batching, start, stop)
+        return sequences.batches(self.train, config.seed, batch_size, batching, start, stop)
 
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
         """As of Task."""
         config = self.config
-        return files.blocks(self.train, config.seed, config.train.batch_size, self.data.batching, start, stop)
+        return sequences.blocks(self.train, config.seed, config.train.batch_size, self.data.batching, start, stop)
 
     def validation(self) -> Iterator[Batch]:
         """Of the split val; where there is none, of train."""
         chosen = self.dataset.splits["val"] if len(self.dataset.splits["val"]) else self.train
-        return files.evaluation_batches(chosen, self.config.train.eval_samples, self.config.seed, BATCH_TOKENS)
+        return sequences.evaluation_batches(chosen, self.config.train.eval_samples, self.config.seed, BATCH_TOKENS)
 
     def logged_lengths(self) -> list[int]:
         """The most frequent lengths of the training data."""
@@ -149,7 +149,7 @@ def load_task(config: Config, vocabulary: Vocabulary | None = None, progress: bo
     for warning in files.warnings(dataset):
         print(warning, file=sys.stderr)
     task = FilesTask(config, config.data, dataset)
-    train, epoch = config.train, files.steps_per_epoch(task.train, config.train.batch_size)
+    train, epoch = config.train, sequences.steps_per_epoch(task.train, config.train.batch_size)
     if train.max_epochs and train.max_steps < train.max_epochs * epoch:
         what = f"train.max_steps = {train.max_steps:,} ends the run in epoch {-(-train.max_steps // epoch):,}"
         print(f"rnncls: warning[D21]: {what} of {train.max_epochs:,}, of {epoch:,} steps each", file=sys.stderr)
