@@ -19,11 +19,12 @@ from numba import njit
 from rnncls.config import Config
 from rnncls.data import Block, Task
 from rnncls.state import TrainState
-from rnncls.steps import kernels, program
+from rnncls.steps import kernels, memory, program
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.flat import FlatState
+from rnncls.steps.memory import ADAM, ADAMW, SGD, Array, Buffers, Flat, Hyper, Sizes, Steps, buffers
 
-_OPTIMIZERS = {"adam": program.ADAM, "adamw": program.ADAMW, "sgd": program.SGD}
+_OPTIMIZERS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
 
 def compiled(state: TrainState, task: Task) -> Iterator[int]:
@@ -38,22 +39,22 @@ class Compiled:
     def __init__(self, state: TrainState, task: Task, pool: ThreadPoolExecutor) -> None:
         self.state, self.pool, self.functions = state, pool, load_program()
         self.flat = FlatState(state, task.config)
-        self.arrays = program.Flat(*(row.numpy() for row in self.flat.flat))
+        self.arrays = Flat(*(row.numpy() for row in self.flat.flat))
         self.sizes, self.hyper = sizes_of(task), hyper_of(task.config)
         weights = torch.ones(self.sizes.classes) if task.class_weights is None else task.class_weights
         self.class_weights, self.threads = weights.numpy(), torch.get_num_threads()
-        self.memory: list[program.Buffers] = []  # of each thread
+        self.memory: list[Buffers] = []  # of each thread
         rest = (self.threads - 1, len(self.arrays.weights))
         self.others = np.zeros(rest, np.float32)  # gradients of all threads but the first
         self.block: Block | None = None
-        self.steps: program.Steps
+        self.steps: Steps
 
     def take(self, block: Block, rates: Rates, first: int, last: int) -> int:
         """As `chunks.Take`: stops before a step that is not finite."""
         if block is not self.block:
             self._make_room(block)
             tokens, starts, lengths, labels, edges = (part.numpy() for part in block)
-            self.block, self.steps = block, program.Steps(tokens, starts, lengths, labels, edges, rates)
+            self.block, self.steps = block, Steps(tokens, starts, lengths, labels, edges, rates)
         steps = self.steps._replace(edges=self.steps.edges[first : last + 1], rates=rates[first:last])
         self.flat.attach()
         totals = self.state.totals
@@ -70,14 +71,14 @@ class Compiled:
         self.state.optimizer.param_groups[0]["lr"] = float(rates[max(first, first + taken - 1)])
         return taken
 
-    def _in_threads(self, steps: program.Steps, sums: program.Array) -> int:
+    def _in_threads(self, steps: Steps, sums: Array) -> int:
         """As `program.train_steps`; each thread takes every so-many-th sequence of a batch."""
         outs, updates = [self.arrays.gradients, *self.others], self.flat.updates
         for step, rate in enumerate(steps.rates):
             shares = []
-            for share, (out, memory) in enumerate(zip(outs, self.memory, strict=True)):
+            for share, (out, own) in enumerate(zip(outs, self.memory, strict=True)):
                 what = (self.sizes, self.arrays.weights, out, steps, step, share, self.threads)
-                shares.append(self.pool.submit(self.functions.share_of_step, *what, self.class_weights, memory))
+                shares.append(self.pool.submit(self.functions.share_of_step, *what, self.class_weights, own))
             losses, corrects = zip(*(share.result() for share in shares), strict=True)
             count = int(steps.edges[step + 1] - steps.edges[step])
             done = (updates + step + 1, sum(losses), sum(corrects), count, sums)
@@ -96,14 +97,14 @@ class Compiled:
                 return
             rows, sequences = max(rows, len(batch.tokens)), max(sequences, len(batch.order))
             longest = max(longest, len(batch.running))
-        buffers = self.functions.buffers
-        self.memory = [buffers(self.sizes, rows, sequences, longest) for _ in range(self.threads)]
+        most = (rows, sequences, longest)
+        self.memory = [self.functions.buffers(self.sizes, *most) for _ in range(self.threads)]
 
 
-def sizes_of(task: Task) -> program.Sizes:
+def sizes_of(task: Task) -> Sizes:
     """Shapes and functions of the task's model. `by_table` depends on the config alone, so that bits never change."""
     model, (tokens, classes) = task.config.model, task.sizes
-    return program.Sizes(
+    return Sizes(
         tokens=tokens,
         width=model.embedding_dim,
         hidden=model.hidden_size,
@@ -116,11 +117,11 @@ def sizes_of(task: Task) -> program.Sizes:
     )
 
 
-def hyper_of(settings: Config) -> program.Hyper:
+def hyper_of(settings: Config) -> Hyper:
     """Of clipping and optimizer."""
     optimizer, max_norm = settings.optimizer, settings.train.max_grad_norm
     limit = math.inf if max_norm is None else max_norm
-    return program.Hyper(limit, optimizer.weight_decay, *optimizer.betas, optimizer.eps, optimizer.momentum)
+    return Hyper(limit, optimizer.weight_decay, *optimizer.betas, optimizer.eps, optimizer.momentum)
 
 
 class Functions(NamedTuple):
@@ -157,7 +158,7 @@ def load_program() -> Functions:
 
 def _cache_folder() -> Path | None:
     sources = hashlib.sha256()
-    for module in (kernels, program):
+    for module in (kernels, memory, program):
         sources.update(Path(str(module.__file__)).read_bytes())
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -179,14 +180,15 @@ def _warmed_up(folder: Path | None) -> Functions:
     before, numba.CACHE_DIR = numba.CACHE_DIR, "" if folder is None else str(folder)
     options = {"cache": folder is not None, **kernels.OPTIONS}
     try:
-        functions = Functions(*(njit(getattr(program, name), **options) for name in Functions._fields))
+        sources = (buffers, program.train_steps, program.share_of_step, program.finish_step)
+        functions = Functions(*(njit(source, **options) for source in sources))
     finally:
         numba.CACHE_DIR = before
-    sizes = program.Sizes(1, 1, 1, 1, 1, True, False, program.ADAM, True)
-    hyper = program.Hyper(1.0, 0.0, 0.9, 0.999, 1e-8, 0.0)
+    sizes = Sizes(1, 1, 1, 1, 1, True, False, ADAM, True)
+    hyper = Hyper(1.0, 0.0, 0.9, 0.999, 1e-8, 0.0)
     floats, integers = np.zeros(16, np.float32), np.zeros(1, np.int64)  # a model of ones has 7 parameters
-    steps = program.Steps(np.zeros(1, np.int32), integers, integers, integers, integers, np.zeros(0))
-    memory, flat = functions.buffers(sizes, 1, 1, 1), program.Flat(floats, floats, floats, floats)
+    steps = Steps(np.zeros(1, np.int32), integers, integers, integers, integers, np.zeros(0))
+    memory, flat = functions.buffers(sizes, 1, 1, 1), Flat(floats, floats, floats, floats)
     functions.train_steps(sizes, hyper, flat, steps, floats, 0, np.zeros(5), memory)
     if torch.get_num_threads() > 1:  # a batch without sequences, and gradients that are not finite
         steps = steps._replace(edges=np.zeros(2, np.int64))
@@ -194,6 +196,6 @@ def _warmed_up(folder: Path | None) -> Functions:
         nan = np.full(16, np.nan, np.float32)
         done = (1, float(loss), int(correct), 1, np.zeros(5))
         functions.finish_step(
-            sizes, hyper, program.Flat(floats, nan, floats, floats), np.zeros((1, 16), np.float32), 0.0, *done
+            sizes, hyper, Flat(floats, nan, floats, floats), np.zeros((1, 16), np.float32), 0.0, *done
         )
     return functions
