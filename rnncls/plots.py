@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnncls.files import replace, writing
+from rnncls.plan import Sweep
 from rnncls.rundir import read_metrics
 from rnncls.runlog import log_images
 from rnncls.statistics import Outcome, accuracies_at, outcomes
-from rnncls.sweep import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

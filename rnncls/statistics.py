@@ -17,8 +17,9 @@ from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, printabl
 from rnncls.files import replace as replace_file
 from rnncls.files import writing
 from rnncls.metrics import wilson_interval
+from rnncls.plan import Member, Sweep
 from rnncls.rundir import read_metrics, read_status
-from rnncls.sweep import Evaluation, Member, Sweep, evaluate_member, read_evaluation, trained_accuracy
+from rnncls.sweep import Evaluation, evaluate_member, read_evaluation, trained_accuracy
 
 LEVELS = (0.99, 0.999, 1.0)  # accuracies a success is counted at
 SOLVED = 0.999  # validation accuracy whose first step is reported, and that of a horizon

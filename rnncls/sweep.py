@@ -1,6 +1,6 @@
 """Many runs of one config in one process: seeds, and values of other keys, as members of a sweep.
 
-    <sweep>/sweep.yaml       the config, the seeds, the grid, how members are evaluated
+    <sweep>/sweep.yaml       the config, the seeds, the grid, how members are evaluated (see `plan`)
     <sweep>/members/<name>/  each an ordinary run, with evaluation.json when it has finished
     <sweep>/summary.json     statistics; summary.csv: a line per member; plots/
 
@@ -9,7 +9,6 @@ compiled run beside each other in threads, because compiled code does without Py
 bit. On CUDA those of one shape are one stack (see `steps.stacked`), the same up to rounding. Others run one by one.
 """
 
-import itertools
 import json
 import math
 import os
@@ -22,17 +21,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field
 from tqdm import tqdm
 
 from rnncls import rundir
 from rnncls.checkpoint import Checkpoint, find_newest, read_checkpoint, restore_model, step_files
-from rnncls.config import Config, FilesConfig, SumModConfig, flatten, parse_config, read_yaml, write_yaml
+from rnncls.config import Config, FilesConfig, SumModConfig, flatten
 from rnncls.data import files, spread_lengths
-from rnncls.data.records import fingerprint
 from rnncls.device import resolve_device
 from rnncls.errors import (
-    CheckpointError,
     ConfigError,
     Interrupted,
     MachineError,
@@ -42,9 +39,8 @@ from rnncls.errors import (
     WriteError,
 )
 from rnncls.evaluation import evaluate
-from rnncls.files import read_regular, writing
-from rnncls.files import replace as replace_file
-from rnncls.ranges import parse_lengths, parse_seeds
+from rnncls.files import read_regular, replace, writing
+from rnncls.plan import Member, Sweep, require_unchanged
 from rnncls.resume import resume
 from rnncls.runlog import reporting_disk_errors_later
 from rnncls.signals import StopRequest, stop_requests
@@ -52,47 +48,9 @@ from rnncls.steps import why_not
 from rnncls.steps.stacked import Stack, shape_of
 from rnncls.train import Company, fit
 
-PLAN, MEMBERS, EVALUATION = "sweep.yaml", "members", "evaluation.json"
-MOST_MEMBERS = 100_000
+EVALUATION = "evaluation.json"
 MOST_STACKED = 128  # in one stack
-MAX_PLAN_BYTES = 60_000  # what can be read again
 MAX_EVALUATION_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class Member:
-    """One run of a sweep."""
-
-    name: str
-    values: dict[str, str]  # of the grid's keys, as they were written
-    config: Config
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What is to be run, and how it is judged."""
-
-    folder: Path
-    members: list[Member]
-    lengths: list[int]  # test lengths beside those of training
-    samples: int  # per length, where not all
-    fingerprints: dict[str, str]  # SHA-256 of the files of data, by path
-
-    def run_dir(self, member: Member) -> Path:
-        return self.folder / MEMBERS / member.name
-
-
-class Plan(BaseModel):
-    """sweep.yaml."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    config: dict[str, Any]
-    seeds: str
-    grid: dict[str, Annotated[list[str], Field(strict=False)]]  # YAML's sequences are read as tuples
-    lengths: str | None
-    samples: Annotated[int, Field(ge=1, le=10**8)]
-    fingerprints: dict[str, str]
 
 
 class LengthFound(BaseModel):
@@ -110,95 +68,6 @@ class Evaluation(BaseModel):
     accuracy: Annotated[float, Field(ge=0, le=1)]
     chance: Annotated[float, Field(gt=0, le=1)]
     by_length: list[LengthFound]
-
-
-def plan(
-    base: Config, seeds: str, grid: dict[str, list[str]], lengths: str | None, samples: int, folder: Path
-) -> Sweep:
-    """A new sweep, written to `folder`, or the one that is there if it is the same. Raises ConfigError, DataError.
-
-    `lengths`: what is tested beside the lengths of training, of which there are at most 20.
-    """
-    config = base.model_dump(mode="json")
-    raw = Plan(config=config, seeds=seeds, grid=grid, lengths=lengths, samples=samples, fingerprints={})
-    sweep = _sweep_of(raw, folder, str(folder))
-    paths = {path for member in sweep.members for path in _files_of(member.config)}
-    raw.fingerprints.update({path: fingerprint(path) for path in sorted(paths)})
-    text = write_yaml(raw.model_dump()).encode()
-    if len(text) > MAX_PLAN_BYTES:
-        raise ConfigError(Problem("a very large grid", "--grid", f"at most {MAX_PLAN_BYTES:,} bytes", id="C10"))
-    _require_unused(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with rundir.holding(folder):
-        path = folder / PLAN
-        if not path.exists():
-            _require_unused(folder)
-            with writing(path):
-                replace_file(path, text)
-        elif _read_plan(path).model_dump_json() != raw.model_dump_json():
-            remedy = "another --sweep-dir, or sweep --resume"
-            raise ConfigError(Problem("another sweep is in this folder", str(path), remedy=remedy, id="C19"))
-    return sweep
-
-
-def _require_unused(folder: Path) -> None:
-    """Raises ConfigError where something else is than a sweep."""
-    with writing(folder):
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if PLAN not in names and any(name != rundir.LOCK and not name.startswith(".tmp-") for name in names):
-        raise ConfigError(Problem("the folder is not empty", str(folder), remedy="another --sweep-dir", id="C19"))
-
-
-def load_sweep(folder: Path) -> Sweep:
-    """The sweep in a folder. Raises ConfigError."""
-    return _sweep_of(_read_plan(folder / PLAN), folder, str(folder / PLAN))
-
-
-def _read_plan(path: Path) -> Plan:
-    try:
-        return Plan.model_validate(read_yaml(path))
-    except ValidationError as error:
-        found = ", ".join(sorted({".".join(map(str, detail["loc"])) for detail in error.errors()})[:5])
-        raise ConfigError(Problem("no sweep", str(path), "what rnncls sweep wrote", found, id="C4")) from None
-
-
-def _sweep_of(raw: Plan, folder: Path, source: str) -> Sweep:
-    seeds = parse_seeds(raw.seeds, source)
-    lengths = [] if raw.lengths is None else parse_lengths(raw.lengths, source)
-    if "seed" in raw.grid or not all(raw.grid.values()):
-        raise ConfigError(Problem("no such axis of a grid", source, "a key with values; --seeds for seeds", id="C17"))
-    if (count := len(seeds) * math.prod(map(len, raw.grid.values()))) > MOST_MEMBERS:
-        raise ConfigError(Problem("a very large sweep", source, f"at most {MOST_MEMBERS:,}", f"{count:,}", id="C10"))
-    members = []
-    for texts in itertools.product(*raw.grid.values()):
-        values = dict(zip(raw.grid, texts, strict=True))
-        for seed in seeds:
-            overrides = [*(f"{key}={text}" for key, text in values.items()), f"seed={seed}"]
-            parts = [f"{key.rpartition('.')[2]}={text}" for key, text in values.items()]
-            name = "_".join([*parts, f"seed={seed}"]).replace("/", "-")
-            if len(name.encode()) > 200:
-                raise ConfigError(Problem("too long a name for a folder", source, found=name, id="C17"))
-            members.append(Member(name, values, parse_config(raw.config, source, overrides)))
-    if lengths and not all(isinstance(member.config.data, SumModConfig) for member in members):
-        remedy = "leave it out: files are evaluated as a whole"
-        raise ConfigError(Problem("lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17"))
-    names, configs = ({f(member) for member in members} for f in (_name, _config))
-    if len(names) < len(members) or len(configs) < len(members):
-        raise ConfigError(Problem("two members would be the same", source, "different seeds and values", id="C17"))
-    return Sweep(folder, members, lengths, raw.samples, raw.fingerprints)
-
-
-def _name(member: Member) -> str:
-    return member.name
-
-
-def _config(member: Member) -> str:
-    return member.config.model_dump_json()
-
-
-def _files_of(config: Config) -> list[str]:
-    return list(files.paths_of(config.data).values()) if isinstance(config.data, FilesConfig) else []
 
 
 @dataclass(frozen=True)
@@ -248,7 +117,7 @@ def run_sweep(
     process has is left to it. Raises Interrupted after a signal, when all members have saved, CheckpointError for data
     that has changed, and WriteError, after which nothing more can be done.
     """
-    _require_unchanged(sweep)
+    require_unchanged(sweep)
     mine = [member for number, member in enumerate(sweep.members) if number % shard[1] == shard[0] - 1]
     total = sum(member.config.train.max_steps for member in mine)
     failed: list[tuple[Member, RnnclsError]] = []
@@ -283,14 +152,6 @@ def run_sweep(
                 remedy = f"rnncls sweep --resume {sweep.folder}"
                 raise Interrupted(128 + stop.number, Problem(what, str(sweep.folder), remedy=remedy, id="R4"))
     return failed
-
-
-def _require_unchanged(sweep: Sweep) -> None:
-    """Members that are trained later have the files that those before had. Raises CheckpointError."""
-    for path, known in sweep.fingerprints.items():
-        if (found := fingerprint(path)) != known:
-            what, remedy = "the data has changed since the sweep began", "the old file, or a new sweep"
-            raise CheckpointError(Problem(what, path, f"SHA-256 {known}", found, remedy, "D18"))
 
 
 def _submit(
@@ -342,7 +203,7 @@ def _finish(sweep: Sweep, member: Member, company: Company) -> bool:
     if found is None or found.step != rundir.read_status(run_dir).get("step"):
         raw = evaluate_member(member, run_dir, None, sweep, company.stop)
         with writing(run_dir / EVALUATION):
-            replace_file(run_dir / EVALUATION, json.dumps(raw, allow_nan=False).encode())
+            replace(run_dir / EVALUATION, json.dumps(raw, allow_nan=False).encode())
         found = Evaluation.model_validate(raw)
     return trained_accuracy(found, member.config) == 1
 

@@ -25,8 +25,8 @@ import typer
 from rnncls.checkpoint import find_newest, read_checkpoint, restore_model
 from rnncls.data import collate
 from rnncls.files import replace
+from rnncls.plan import load_sweep
 from rnncls.statistics import summarize
-from rnncls.sweep import load_sweep
 
 TIMING = "timing.json"
 

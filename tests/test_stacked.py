@@ -12,10 +12,11 @@ import torch
 from rnncls import sweep as sweeps
 from rnncls.config import Config
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
+from rnncls.plan import load_sweep, plan
 from rnncls.resume import resume
 from rnncls.signals import StopRequest
 from rnncls.steps.stacked import Stack, Stacked, shape_of
-from rnncls.sweep import Group, groups, load_sweep, plan, run_sweep
+from rnncls.sweep import Group, groups, run_sweep
 from rnncls.train import Company, fit
 from tests.conftest import config_of, run_rnncls
 from tests.test_files import config_of as files_config

@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rnncls.config import dump_config
 from rnncls.errors import ConfigError
 from rnncls.metrics import wilson_interval
+from rnncls.plan import load_sweep, plan
 from rnncls.ranges import parse_seeds
 from rnncls.statistics import fisher, horizon, interquartile_mean, success
-from rnncls.sweep import load_sweep, plan
 from scripts.chaos import outcome
 from tests.conftest import ROOT, config_of, run_rnncls
 

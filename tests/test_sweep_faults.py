@@ -19,9 +19,10 @@ from rnncls import plots, rundir
 from rnncls.checkpoint import find_newest, read_checkpoint
 from rnncls.config import dump_config
 from rnncls.errors import CheckpointError, ConfigError, NonFiniteError
+from rnncls.plan import Sweep, load_sweep, plan
 from rnncls.resume import resume
 from rnncls.statistics import Outcome, evaluate_all, group_statistics, mean, outcomes, summarize, table
-from rnncls.sweep import Evaluation, Sweep, load_sweep, plan, read_evaluation, run_sweep
+from rnncls.sweep import Evaluation, read_evaluation, run_sweep
 from rnncls.train import fit
 from tests.conftest import ROOT, config_of, run_rnncls
 from tests.test_files import config_of as files_config

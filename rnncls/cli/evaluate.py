@@ -71,8 +71,8 @@ def _is_sweep(folder: Path) -> bool:
 def _evaluate_sweep(folder: Path, lengths: list[int] | None, samples: int | None, as_json: bool) -> None:
     """Every member's last checkpoint: a line each, and their median and minimum."""
     from rnncls.config import SumModConfig
+    from rnncls.plan import load_sweep
     from rnncls.statistics import evaluate_all, table
-    from rnncls.sweep import load_sweep
 
     sweep = load_sweep(folder)
     if lengths is not None and not isinstance(sweep.members[0].config.data, SumModConfig):

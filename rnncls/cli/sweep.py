@@ -14,7 +14,7 @@ from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rnncls.sweep import Sweep
+    from rnncls.plan import Sweep
 
 
 def sweep(
@@ -52,9 +52,10 @@ def sweep(
     base = None if config is None else load(config, [word for word in words or [] if not _is_axis(word)])
     if any(word.partition("=")[0].strip() == "seed" for word in words or []):
         raise ConfigError(Problem("seeds are not a key of a sweep", "seed", remedy="--seeds", id="C17"))
+    from rnncls.plan import load_sweep, plan
     from rnncls.runlog import default_run_dir
     from rnncls.statistics import to_text
-    from rnncls.sweep import load_sweep, plan, run_sweep
+    from rnncls.sweep import run_sweep
 
     if base is not None and config is not None:
         axes = _axes([*(grid or []), *(word for word in words or [] if _is_axis(word))])
