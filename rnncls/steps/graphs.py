@@ -66,6 +66,7 @@ class Graphs:
         self.position = torch.zeros(self.count, dtype=torch.int64, device=self.device)
         self.taken = torch.zeros(self.count, dtype=torch.int64, device=self.device)
         self.sums = torch.zeros(self.count, 5, dtype=torch.float64, device=self.device)
+        self.zero = torch.zeros((), device=self.device)  # a number of Python's would be copied there, which waits
         self.blocks: list[Block | None] = [None] * self.count
         self.static: dict[str, Tensor] = {}
         self.steps: dict[int, Callable[[], object]] = {}
@@ -189,7 +190,7 @@ class Graphs:
         done = self.stop == 0
         size = torch.full_like(correct, self.batch_size)
         values = torch.stack([loss * self.batch_size, correct, size, norm, norm > self.limits], 1)
-        self.sums += torch.where(done[:, None], values.double(), 0)
+        self.sums += torch.where(done[:, None], values.double(), self.zero)
         self.taken += done
         self.position += 1
 

@@ -174,8 +174,8 @@ class Stacked:
         finite = loss.isfinite() & norm.isfinite()
         inputs.stop.copy_(torch.maximum(inputs.stop, (~finite).float()))
         going = (inputs.stop == 0)[:, None]
-        gradient = torch.where(going, gradient * (self.limit / (norm[:, None] + 1e-6)).clamp(max=1), 0)
-        self._optimize(gradient, inputs.lr[:, None], going)
+        scale = (self.limit / (norm[:, None] + 1e-6)).clamp(max=1)
+        self._optimize(torch.where(going, gradient * scale, self.graphs.zero), inputs.lr[:, None], going.float())
         correct = (logits.argmax(2) == inputs.labels).sum(1)
         return Measured(loss.detach(), correct, norm)
 
@@ -202,20 +202,23 @@ class Stacked:
         return torch.baddbmm(named["head.bias"][:, None], data.gather(1, place)[:, 0], named["head.weight"].mT)
 
     def _optimize(self, gradient: Tensor, lr: Tensor, going: Tensor) -> None:
-        """torch.optim's Adam, AdamW and SGD, for the members whose column of `going` (M, 1) is true."""
+        """torch.optim's Adam, AdamW and SGD, for the members whose row of `going` (M, 1) is 1; it is 0 for the others.
+
+        Theirs are finite numbers, too: what was not finite never came into the weights.
+        """
         weights, first, second = self.flat[:, 0], self.flat[:, 2], self.flat[:, 3]
         name = self.config.optimizer.name
         if name != "adamw":
-            gradient = gradient + torch.where(going, self.weight_decay * weights, 0)
+            gradient = gradient + self.weight_decay * weights
         if name == "sgd":
-            first.copy_(torch.where(going, self.momentum * first + gradient, first))
-            weights.sub_(torch.where(going, lr * first, 0))
+            first.lerp_(self.momentum * first + gradient, going)
+            weights.sub_(going * lr * first)
             return
         if name == "adamw":
-            weights.mul_(torch.where(going, 1 - lr * self.weight_decay, 1))
+            weights.mul_(1 - going * lr * self.weight_decay)
         updates = (self.counts[:, 0] + self.graphs.taken)[:, None] + 1
         for moment, new, beta in zip((first, second), (gradient, gradient.square()), self.betas, strict=True):
-            moment.lerp_(new, torch.where(going, 1 - beta, 0).float())
+            moment.lerp_(new, (going * (1 - beta)).float())
         rest1, rest2 = (1 - beta**updates for beta in self.betas)
         denominator = (second / rest2.float()).sqrt() + self.eps
-        weights.sub_(torch.where(going, lr / rest1, 0).float() * first / denominator)
+        weights.sub_((going * lr / rest1).float() * first / denominator)
