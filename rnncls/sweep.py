@@ -138,7 +138,7 @@ def run_sweep(
                     if isinstance(error, InUse | Interrupted):
                         continue
                     if isinstance(error, RnnclsError) and not isinstance(error, WriteError):
-                        failed.append((member, error))
+                        failed.append((member, error.with_traceback(None)))  # or its frames keep the weights of all
                     elif error is not None:
                         fatal = fatal or error
                         stop.handle(signal.SIGTERM, None)  # the others save and end, too
@@ -157,14 +157,18 @@ def run_sweep(
 def _submit(
     pool: ThreadPoolExecutor, sweep: Sweep, group: Group, stop: StopRequest, update: Any
 ) -> dict[Future[bool], Member]:
-    seats = Stack(len(group.members)).seats if group.stacked else [None] * len(group.members)
-    running = {}
-    for member, seat in zip(group.members, seats, strict=True):
-        company = Company(stop.member(), update, seat.steps if seat else None)
-        future = pool.submit(_finish, sweep, member, company)
-        if seat:
+    if not group.stacked:
+        return {pool.submit(_finish, sweep, member, Company(stop.member(), update)): member for member in group.members}
+    seats, running = Stack(len(group.members)).seats, {}
+    try:
+        for member, seat in zip(group.members, seats, strict=True):
+            future = pool.submit(_finish, sweep, member, Company(stop.member(), update, seat.steps))
             future.add_done_callback(seat.leave)  # also if it is cancelled or fails before its first step
-        running[future] = member
+            running[future] = member
+    except RuntimeError:  # no more threads
+        for seat in seats:
+            seat.leave()
+        raise
     return running
 
 

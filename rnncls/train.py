@@ -4,7 +4,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,9 +144,9 @@ def _loop(state: TrainState, task: Task, log: RunLog, stop: StopRequest, engine:
         if state.due and after_step(state, task, log, stop):
             return
         stop.check(state.step, str(log.run_dir))
-        with _tracing(state, task, log) as count:
+        with _tracing(state, task, log) as count, closing(take_steps(state, task)) as steps:
             started_at = time.perf_counter()
-            for taken in take_steps(state, task):
+            for taken in steps:
                 state.totals.seconds += time.perf_counter() - started_at
                 log.advance(taken)
                 count(taken)

@@ -22,7 +22,7 @@ import typer
 from rnncls.data import load_task
 from rnncls.steps import choose
 from rnncls.steps.chunks import with_rates
-from rnncls.steps.graphs import Turn
+from rnncls.steps.graphs import Turn, stage
 from rnncls.steps.stacked import Stacked
 from rnncls.train import new_state
 from scripts.bench import REGIMES
@@ -58,11 +58,10 @@ def stack() -> Callable[[int], int]:
 
     def turns() -> Iterator[dict[int, Turn]]:
         for blocks in batches:
+            staged = [stage(block, rates, configs[0].train.batch_size, torch.device("cpu")) for block, rates in blocks]
             for first in range(blocks[0][0].num_steps):
-                yield {
-                    place: Turn(block, rates, first, state.totals)
-                    for place, ((block, rates), state) in enumerate(zip(blocks, states, strict=True))
-                }
+                pairs = zip(staged, states, strict=True)
+                yield {place: Turn(batch, first, state.totals) for place, (batch, state) in enumerate(pairs)}
 
     coming = turns()
 

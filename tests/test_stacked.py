@@ -10,14 +10,18 @@ import pytest
 import torch
 
 from rnncls import sweep as sweeps
+from rnncls.checkpoint import find_newest, read_checkpoint, restore_model
 from rnncls.config import Config
+from rnncls.data import load_task
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
 from rnncls.plan import load_sweep, plan
 from rnncls.resume import resume
 from rnncls.signals import StopRequest
+from rnncls.steps import chunks
+from rnncls.steps.graphs import Turn, stage
 from rnncls.steps.stacked import Stack, Stacked, shape_of
 from rnncls.sweep import Group, groups, run_sweep
-from rnncls.train import Company, fit
+from rnncls.train import Company, fit, new_state
 from tests.conftest import config_of, run_rnncls
 from tests.test_files import config_of as files_config
 from tests.test_files import some_rows, write_jsonl
@@ -60,9 +64,14 @@ def changed(config: Config, **sections: Any) -> Config:
     return config.model_copy(update={"seed": seed, **parts})
 
 
+@pytest.mark.parametrize("log_every", [1, 25])
 @pytest.mark.parametrize("name", CASES)
-def test_members_that_differ_in_values_have_the_losses_of_eager_runs(name: str, tmp_path: Path) -> None:
-    base = config_with("eager", CASES[name], max_steps=100)
+def test_members_that_differ_in_values_have_the_losses_of_eager_runs(
+    name: str, log_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if log_every > 1:
+        monkeypatch.setattr(chunks, "CHUNK_SECONDS", 10.0)  # many steps at a time
+    base = config_with("eager", CASES[name], max_steps=100, log_every=log_every, eval_every=50, histogram_every=50)
     lr = base.optimizer.lr
     decay = {"betas": (0.8, 0.99), "eps": 1e-6} if base.optimizer.name != "sgd" else {"momentum": 0.5}
     configs = [
@@ -74,9 +83,11 @@ def test_members_that_differ_in_values_have_the_losses_of_eager_runs(name: str, 
     errors = together([fitting(config, tmp_path / f"{seat}") for seat, config in enumerate(configs)])
     assert errors == [None] * 3
     for seat, config in enumerate(configs):
-        expected = losses(config, tmp_path / f"eager-{seat}")
-        assert len(expected) == 100
-        assert logged(tmp_path / f"{seat}") == pytest.approx(expected, rel=1e-5)
+        found = read_checkpoint(find_newest(tmp_path / f"{seat}"))
+        expected = fit(config, tmp_path / f"eager-{seat}").model.state_dict()
+        assert logged(tmp_path / f"{seat}") == pytest.approx(logged(tmp_path / f"eager-{seat}"), rel=1e-5)
+        for key, value in restore_model(found).state_dict().items():
+            torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_share_a_stack_has_another_shape(tmp_path: Path) -> None:
@@ -181,14 +192,81 @@ def test_members_are_grouped_by_how_they_can_run(monkeypatch: pytest.MonkeyPatch
     assert member.name == "seed=0"
 
 
+def test_a_member_without_a_turn_is_not_touched_whatever_lies_in_its_batches() -> None:
+    base = config_with("eager", {"data": {"max_length": 9}})
+    tasks = [load_task(changed(base, seed=seed, data={"max_length": most})) for seed, most in enumerate((9, 2))]
+    states = [new_state(task) for task in tasks]
+    stacked = Stacked(list(zip(states, tasks, strict=True)))
+    turns = {}
+    for place, task in enumerate(tasks):
+        block, rates = next(chunks.with_rates(task, 0))
+        turns[place] = Turn(stage(block, rates, 8, torch.device("cpu")), 0, states[place].totals)
+    assert stacked.take(turns, 3) == [3, 3]
+    before = [{name: part.clone() for name, part in state.model.state_dict().items()} for state in states]
+    for present, absent in ((0, 1), (1, 0)):
+        kept = stacked.flat[absent].clone(), stacked.counts[absent].clone(), states[absent].totals.steps
+        assert stacked.take({present: turns[present]}, 5)[present] == 5
+        assert torch.equal(stacked.flat[absent], kept[0])
+        assert torch.equal(stacked.counts[absent], kept[1])
+        assert states[absent].totals.steps == kept[2]
+    assert all(not torch.equal(states[0].model.state_dict()[name], part) for name, part in before[0].items())
+    assert stacked.flat[:, 1].abs().sum(1).min() > 0  # gradients, for histograms
+
+
+def test_to_prepare_a_step_is_to_change_nothing() -> None:
+    task = load_task(config_with("eager", {"data": {"max_length": 9}}))
+    state = new_state(task)
+    stacked = Stacked([(state, task)])
+    block, rates = next(chunks.with_rates(task, 0))
+    turn = Turn(stage(block, rates, 8, torch.device("cpu")), 0, state.totals)
+    stacked.take({0: turn}, 3)
+    state.model.head.bias.data[0] = float("nan")
+    kept = [part.clone() for part in (stacked.flat, stacked.counts, stacked.graphs.sums, stacked.graphs.position)]
+    stacked.graphs.forget()
+    for width in (1, 4, 9):
+        stacked.graphs._step_of(width)
+    for before, after in zip(
+        kept, (stacked.flat, stacked.counts, stacked.graphs.sums, stacked.graphs.position), strict=True
+    ):
+        torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("log_every", [1, 50])
 @needs_cuda
-def test_a_sweep_on_cuda_is_one_stack_of_the_eager_runs(tmp_path: Path) -> None:
+def test_a_sweep_on_cuda_is_one_stack_of_the_eager_runs(
+    log_every: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name, case in CASES.items():
-        base = config_with("auto", case, max_steps=100).model_copy(update={"device": "cuda"})
+        base = config_with("captured", case, max_steps=100, log_every=log_every).model_copy(update={"device": "cuda"})
         found = plan(base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / name)
         assert [group.stacked for group in groups(found.members, None)] == [True]
         assert run_sweep(found) == []
         for member in found.members[1:5:3]:
             config = changed(member.config, train={"engine": "eager"})
             expected = losses(config, tmp_path / f"{name}-eager-{member.name}")
-            assert logged(found.run_dir(member)) == pytest.approx(expected, rel=1e-4)
+            assert logged(found.run_dir(member))[:20] == pytest.approx(expected[:20], rel=1e-4)
+            assert logged(found.run_dir(member)) == pytest.approx(expected, rel=1e-2)
+    assert "R32" not in capfd.readouterr().err
+
+
+@needs_cuda
+def test_no_step_of_a_stack_waits_for_the_device() -> None:
+    for name, case in CASES.items():
+        config = config_with("captured", case).model_copy(update={"device": "cuda"})
+        tasks = [load_task(changed(config, seed=seed)) for seed in range(3)]
+        states = [new_state(task) for task in tasks]
+        stacked = Stacked(list(zip(states, tasks, strict=True)))
+        turns = {}
+        for place, task in enumerate(tasks):
+            block, rates = next(chunks.with_rates(task, 0))
+            staged = stage(block, rates, config.train.batch_size, torch.device("cuda"))
+            turns[place] = Turn(staged, 0, states[place].totals)
+        assert stacked.take(turns, 3) == [3, 3, 3], name
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            stacked.graphs._step(1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        captured = len(stacked.graphs.steps)
+        assert stacked.take({1: turns[1]}, 20)[1] == 20
+        assert captured <= len(stacked.graphs.steps) <= 8

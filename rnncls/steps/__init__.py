@@ -1,6 +1,6 @@
 """Ways of taking training steps. All give the results of `train_step`, up to rounding."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from importlib.util import find_spec
 
 import torch
@@ -13,7 +13,7 @@ from rnncls.steps.eager import one_by_one, train_step
 
 __all__ = ["Engine", "choose", "one_by_one", "train_step"]
 
-Engine = Callable[[TrainState, Task], Iterator[int]]
+Engine = Callable[[TrainState, Task], Generator[int, None, None]]
 
 MOST_COMPILED = 512  # hidden_size: beyond, torch's own products are as fast and have several threads
 

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from rnncls.optim import state_names
 from rnncls.state import TrainState
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.eager import precision
-from rnncls.steps.graphs import Graphs, Inputs, Measured, Turn, whole_batches
+from rnncls.steps.graphs import Graphs, Inputs, Measured, Staged, Turn, stage, whole_batches
 
 
-def captured(state: TrainState, task: Task) -> Iterator[int]:
+def captured(state: TrainState, task: Task) -> Generator[int, None, None]:
     """Train up to the task's last step; yields how many steps were taken. For one direction, without dropout.
 
     Where a step cannot be captured, says so once and goes on with eager ones, unless captured ones were asked for.
@@ -57,6 +57,8 @@ class Captured:
         self.untouched = False  # whether the optimizer's state is ours and no update was done
         self.limit = task.config.train.max_grad_norm or math.inf
         limits = torch.full((1,), self.limit, device=self.device)
+        self.block: Block | None = None
+        self.staged: Staged  # of this block
         self.graphs = Graphs(task.config.train.batch_size, limits, self._update)
 
     def take(self, block: Block, rates: Rates, first: int, last: int) -> int:
@@ -64,8 +66,10 @@ class Captured:
         last = whole_batches(block, self.task.config.train.batch_size, first, last)
         if first == last:
             return 0
+        if block is not self.block:
+            self.block, self.staged = block, stage(block, rates, self.graphs.batch_size, self.device)
         self._attach()
-        (taken,) = self.graphs.run([Turn(block, rates, first, self.state.totals)], last - first)
+        (taken,) = self.graphs.run([Turn(self.staged, first, self.state.totals)], last - first)
         self._detach(taken)
         return taken
 
@@ -89,7 +93,7 @@ class Captured:
                 for name in state_names(self.task.config.optimizer):
                     zeros = torch.zeros((), device=self.device) if name == "step" else torch.zeros_like(parameter)
                     optimizer.state[parameter][name] = zeros
-                self.untouched = True
+                    self.untouched = True
 
     def _detach(self, taken: int) -> None:
         """Leave the optimizer as an eager step needs it, and without a state as long as there was no update."""

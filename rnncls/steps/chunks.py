@@ -1,7 +1,7 @@
 """Steps taken several at a time, for the ways that are faster so."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -20,26 +20,38 @@ Take = Callable[[Block, Rates, int, int], int]
 T = TypeVar("T")
 
 
-def in_chunks(state: TrainState, task: Task, take: Take) -> Iterator[int]:
+class Pace:
+    """How many steps take CHUNK_SECONDS."""
+
+    def __init__(self) -> None:
+        self.most = 1
+
+    def note(self, taken: int, seconds: float) -> None:
+        """Steps need not be as fast as those before: at most twice as many the next time."""
+        self.most = max(1, min(int(taken * CHUNK_SECONDS / seconds), 2 * self.most))
+
+
+def in_chunks(state: TrainState, task: Task, take: Take, shared: Pace | None = None) -> Generator[int, None, None]:
     """Train up to the task's last step; yields how many steps were taken, none beyond one after which something is due.
 
     `take(block, rates, first, last)` takes the steps `first` to `last` of a block, whose learning rates are `rates`,
     adds them to `state.totals` and returns how many it took. It stops before one that it cannot take, because loss or
-    gradient is not finite for example; that is left to `train_step`, which says what is wrong or skips it.
+    gradient is not finite for example; that is left to `train_step`, which says what is wrong or skips it. With a
+    `shared` pace, `take` waits for others and sees to the pace itself.
     """
     device = next(state.model.parameters()).device
-    most = 1
+    pace = shared or Pace()
     for block, rates in ahead(with_rates(task, state.step)):
         first = 0
         while first < block.num_steps:
             until = next_due(task.config.train, state.step)
-            last = min(block.num_steps, first + most, first + until - state.step)
+            last = min(block.num_steps, first + pace.most, first + until - state.step)
             started_at = time.perf_counter()
             taken = take(block, rates, first, last)
             if taken:
                 state.step, state.due, state.skipped = state.step + taken, True, 0
-                measured = int(taken * CHUNK_SECONDS / (time.perf_counter() - started_at))
-                most = max(1, min(measured, 2 * most))  # steps need not be as fast as those before
+                if shared is None:
+                    pace.note(taken, time.perf_counter() - started_at)
             if taken < last - first:
                 train_step(state, block.batch(first + taken).to(device), task)
                 taken += 1

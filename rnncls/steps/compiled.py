@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from rnncls.steps.memory import ADAM, ADAMW, SGD, Array, Buffers, Flat, Hyper, S
 _OPTIMIZERS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
 
-def compiled(state: TrainState, task: Task) -> Iterator[int]:
+def compiled(state: TrainState, task: Task) -> Generator[int, None, None]:
     """Train up to the task's last step on the CPU, with torch's number of threads; yields how many steps were taken."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         yield from in_chunks(state, task, Compiled(state, task, pool).take)

@@ -1,7 +1,7 @@
 """Steps one by one, in plain PyTorch: what every other way of taking steps must equal."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -17,7 +17,7 @@ from rnncls.seeds import mix
 from rnncls.state import TrainState
 
 
-def one_by_one(state: TrainState, task: Task) -> Iterator[int]:
+def one_by_one(state: TrainState, task: Task) -> Generator[int, None, None]:
     """Train up to the task's last step; yields 1 after each."""
     device = next(state.model.parameters()).device
     batches: Iterator[Batch | PaddedBatch] = task.batches(state.step, task.max_steps)

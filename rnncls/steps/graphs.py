@@ -18,8 +18,6 @@ from rnncls.data import Block
 from rnncls.metrics import Totals
 from rnncls.steps.chunks import Rates
 
-MOST_WIDTHS = 8
-
 
 class Inputs(NamedTuple):
     """The batches of one step of M members."""
@@ -42,13 +40,32 @@ class Measured(NamedTuple):
 Update = Callable[[Inputs], Measured]
 
 
+class Staged(NamedTuple):
+    """The K batches of a block as they are copied to the device."""
+
+    longest: Tensor  # (K,) of each batch; not copied
+    tokens: Tensor  # (K, B, T) int32
+    lengths: Tensor  # (K, B)
+    labels: Tensor  # (K, B)
+    rates: Tensor  # (K,)
+
+
 class Turn(NamedTuple):
     """Steps that a member takes in one chunk, from the step `first` of its block on."""
 
-    block: Block
-    rates: Rates
+    staged: Staged
     first: int
     totals: Totals
+
+
+def stage(block: Block, rates: Rates, batch_size: int, device: torch.device) -> Staged:
+    """Make rectangles of a block, in memory that is copied to the device without waiting."""
+    rows = torch.arange(batch_size)
+    index = (block.edges[:-1, None] + rows).clamp(max=len(block.labels) - 1)  # odd batches are never looked at
+    positions = block.starts[index].unsqueeze(2) + torch.arange(int(block.lengths.max()))
+    tokens, lengths = block.tokens[positions.clamp_(max=len(block.tokens) - 1)], block.lengths[index]
+    parts = (lengths.amax(1), tokens, lengths, block.labels[index], torch.from_numpy(rates).float())
+    return Staged(*(part.pin_memory() if device.type == "cuda" else part for part in parts))
 
 
 class Graphs:
@@ -67,7 +84,9 @@ class Graphs:
         self.taken = torch.zeros(self.count, dtype=torch.int64, device=self.device)
         self.sums = torch.zeros(self.count, 5, dtype=torch.float64, device=self.device)
         self.zero = torch.zeros((), device=self.device)  # a number of Python's would be copied there, which waits
-        self.blocks: list[Block | None] = [None] * self.count
+        on_cuda = self.device.type == "cuda"
+        self.stream = torch.cuda.Stream(self.device) if on_cuda else None  # type: ignore[no-untyped-call]
+        self.staged: list[Staged | None] = [None] * self.count  # what lies on the device
         self.static: dict[str, Tensor] = {}
         self.steps: dict[int, Callable[[], object]] = {}
         self.pool: Any = None  # of the graphs there are; with the last of them it goes
@@ -79,16 +98,17 @@ class Graphs:
         """
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             for member, turn in enumerate(turns):
-                if turn and turn.block is not self.blocks[member]:
-                    self._upload(member, turn.block, turn.rates)
+                if turn and turn.staged is not self.staged[member]:
+                    self._upload(member, turn.staged)
             begun = [(0.0,) * 5 if turn is None else _sums(turn.totals) for turn in turns]
             self.sums.copy_(torch.tensor(begun, dtype=torch.float64))
             self.position.copy_(torch.tensor([turn.first if turn else 0 for turn in turns]))
             self.stop.copy_(torch.tensor([float(turn is None) for turn in turns]))
             self.taken.zero_()
             widths = self._widths(turns, count)
+            steps = {width: self._step_of(width) for width in sorted(set(widths))}  # what fails has changed nothing
             for width in widths:
-                self._step_of(width)()
+                steps[width]()
             taken: list[int] = self.taken.tolist()  # the one time to wait
             sums = self.sums.tolist()
         for turn, done, values in zip(turns, taken, sums, strict=True):
@@ -103,54 +123,41 @@ class Graphs:
         """Capture anew: the memory that the update works on is another."""
         self.steps.clear()
 
-    def _upload(self, member: int, block: Block, rates: Rates) -> None:
+    def _upload(self, member: int, staged: Staged) -> None:
         """Copy a block to the device; larger memory than before makes the graphs void."""
-        counts, rows = block.edges.diff(), torch.arange(self.batch_size)
-        index = (block.edges[:-1, None] + rows).clamp(max=len(block.labels) - 1)  # odd batches are never looked at
-        positions = block.starts[index].unsqueeze(2) + torch.arange(int(block.lengths.max()))
-        whole = {
-            "tokens": block.tokens[positions.clamp_(max=len(block.tokens) - 1)],  # (K, B, T) int32
-            "lengths": block.lengths[index],
-            "labels": block.labels[index],
-            "rates": torch.from_numpy(rates).float(),
-        }
-        self._make_room(whole)
-        for name, part in whole.items():
-            place = self.static[name][member, : len(counts)]
-            (place[:, :, : part.shape[2]] if name == "tokens" else place).copy_(part)
-        self.blocks[member] = block
+        parts = staged._asdict()
+        del parts["longest"]
+        self._make_room(parts)
+        for name, part in parts.items():
+            place = self.static[name][member, : len(part)]
+            (place[:, :, : part.shape[2]] if name == "tokens" else place).copy_(part, non_blocking=True)
+        self.staged[member] = staged
 
-    def _make_room(self, whole: dict[str, Tensor]) -> None:
-        steps, _, widest = whole["tokens"].shape
+    def _make_room(self, parts: dict[str, Tensor]) -> None:
+        steps, _, widest = parts["tokens"].shape
         before = self.static
         if before:
             _, most, _, width = before["tokens"].shape
             if most >= steps and width >= widest:
                 return
             steps, widest = max(steps, most), max(widest, width)
+        steps = 1 << (steps - 1).bit_length()  # the first block may be a short one
         shapes = {"tokens": (steps, self.batch_size, widest), "rates": (steps,)}
         self.static = {
             name: torch.zeros(
                 self.count, *shapes.get(name, (steps, self.batch_size)), dtype=part.dtype, device=self.device
             )
-            for name, part in whole.items()
+            for name, part in parts.items()
         }
         for name, part in before.items():
             self.static[name][tuple(slice(0, size) for size in part.shape)] = part
         self.steps.clear()
 
     def _widths(self, turns: Sequence[Turn | None], count: int) -> list[int]:
-        """What the batches of each step are padded to: one of at most MOST_WIDTHS."""
-        longest = [
-            turn.block.lengths[slice(*turn.block.edges[[turn.first, turn.first + count]].tolist())]
-            .view(count, self.batch_size)
-            .amax(1)
-            for turn in turns
-            if turn
-        ]
+        """What the batches of each step are padded to: a power of two, or all there is room for."""
+        longest = torch.stack([turn.staged.longest[turn.first : turn.first + count] for turn in turns if turn])
         widest = self.static["tokens"].shape[3]
-        grain = max(1, -(-widest // MOST_WIDTHS))
-        return [min(widest, -(-width // grain) * grain) for width in torch.stack(longest).amax(0).tolist()]
+        return [min(widest, 1 << (width - 1).bit_length()) for width in longest.amax(0).tolist()]
 
     def _step_of(self, width: int) -> Callable[[], object]:
         if width not in self.steps:
@@ -163,30 +170,32 @@ class Graphs:
     def _warm_up(self, width: int) -> None:
         """Run the step that is next with updates off, without leaving a trace in counters and sums."""
         kept = [(part, part.clone()) for part in (self.position, self.stop, self.taken, self.sums)]
-        stream = torch.cuda.Stream() if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        if stream:
-            stream.wait_stream(torch.cuda.current_stream())
-        for _ in range(3):
-            self.stop.fill_(1)
-            with torch.cuda.stream(stream):
+        if self.stream:
+            self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            for _ in range(3):
+                self.stop.fill_(1)
                 self._step(width)
-            if stream:
-                torch.cuda.current_stream().wait_stream(stream)
-            for part, value in kept:
-                part.copy_(value)
-            if stream:
-                stream.wait_stream(torch.cuda.current_stream())
+                for part, value in kept:
+                    part.copy_(value)
+        if self.stream:
+            torch.cuda.current_stream().wait_stream(self.stream)
 
     def _capture(self, width: int) -> Callable[[], object]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # other runs may be evaluating
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),  # comes back to it when the capture fails, too
+            # other runs may be evaluating meanwhile
+            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
             self._step(width)  # nothing is computed now
         return graph.replay
 
     def _step(self, width: int) -> None:
         own = {name: part[self.members, self.position] for name, part in self.static.items()}
         tokens = own["tokens"][:, :, :width].long()
-        loss, correct, norm = self.update(Inputs(tokens, own["lengths"], own["labels"], own["rates"], self.stop))
+        lengths = own["lengths"].clamp(1, width)  # of a member without a turn: whatever lies there
+        loss, correct, norm = self.update(Inputs(tokens, lengths, own["labels"], own["rates"], self.stop))
         done = self.stop == 0
         size = torch.full_like(correct, self.batch_size)
         values = torch.stack([loss * self.batch_size, correct, size, norm, norm > self.limits], 1)

@@ -6,7 +6,9 @@ them wait for steps, one thread takes those steps for all at once: as many as th
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+import time
+import warnings
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,18 +16,17 @@ from torch.nn import functional as F
 
 from rnncls.config import Config, SumModConfig
 from rnncls.data import Block, Task
-from rnncls.errors import as_out_of_memory
 from rnncls.state import TrainState
 from rnncls.steps.captured import warn
-from rnncls.steps.chunks import Rates, in_chunks
+from rnncls.steps.chunks import Pace, Rates, in_chunks
 from rnncls.steps.eager import precision
 from rnncls.steps.flat import FlatState, storage
-from rnncls.steps.graphs import Graphs, Inputs, Measured, Turn, whole_batches
+from rnncls.steps.graphs import Graphs, Inputs, Measured, Staged, Turn, stage, whole_batches
 
 
 def shape_of(config: Config) -> Config | None:
     """The config without what members of one stack may differ in; None where there is no stack for it."""
-    if config.model.cell != "rnn" or not isinstance(config.data, SumModConfig):
+    if config.model.cell != "rnn" or config.train.profile or not isinstance(config.data, SumModConfig):
         return None
     parts = {
         "model": config.model.model_copy(update={"recurrent_init": "default", "init_gain": 1.0}),
@@ -39,12 +40,13 @@ def shape_of(config: Config) -> Config | None:
 class Stack:
     """What the threads of some runs share; each has one of the seats, and leaves it in the end.
 
-    Where a step cannot be captured, says so once and leaves all steps to eager ones, unless captured ones were asked
-    for.
+    Where no step can be captured, says so once and leaves all steps to eager ones; but only where any steps will do.
     """
 
     def __init__(self, members: int) -> None:
-        self.changed = threading.Condition()
+        # evaluation copies the weights of a member together, and torch says so each time
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+        self.changed, self.pace = threading.Condition(), Pace()
         self.seats = [Seat(self) for _ in range(members)]
         self.places: dict[Seat, int] = {}  # in what is stacked; from the first step on
         self.stacked: Stacked | None = None
@@ -62,7 +64,7 @@ class Stack:
                 else:
                     self.changed.wait()
             if self.error:
-                raise self.error
+                raise RuntimeError(f"{self.error}") from self.error
             return seat.answer
 
     def _advance(self) -> None:
@@ -72,12 +74,11 @@ class Stack:
         try:
             taken = {} if self.broken else self._take(waiting, count)
         except Exception as error:
-            config, taken = next(iter(waiting)).task.config, {}
-            self.broken, self.stacked = True, None
-            if not isinstance(error, RuntimeError) or config.train.engine == "captured" or as_out_of_memory(error):
-                self.error = error  # for everyone
+            taken, self.broken, self.stacked = {}, True, None
+            if isinstance(error, RuntimeError) and next(iter(waiting)).task.config.train.engine == "auto":
+                warn(error)  # also without memory for all at once
             else:
-                warn(error)
+                self.error = error  # for everyone
         for seat in waiting:
             seat.turn, seat.answer = None, (count, taken.get(seat, 0))
         self.changed.notify_all()
@@ -86,7 +87,9 @@ class Stack:
         if self.stacked is None:
             self.places = {seat: place for place, seat in enumerate(waiting)}
             self.stacked = Stacked([(seat.state, seat.task) for seat in waiting])
+        started_at = time.perf_counter()
         taken = self.stacked.take({self.places[seat]: turn for seat, turn in waiting.items()}, count)
+        self.pace.note(count, time.perf_counter() - started_at)
         return {seat: taken[self.places[seat]] for seat in waiting}
 
 
@@ -99,25 +102,33 @@ class Seat:
         self.wanted, self.answer, self.left = 0, (0, 0), False
         self.state: TrainState
         self.task: Task
+        self.block: Block | None = None
+        self.staged: Staged  # of this block
 
-    def steps(self, state: TrainState, task: Task) -> Iterator[int]:
+    def steps(self, state: TrainState, task: Task) -> Generator[int, None, None]:
         """An engine (see `steps.choose`)."""
         self.state, self.task = state, task
         try:
-            yield from in_chunks(state, task, self._take)
+            yield from in_chunks(state, task, self._take, self.stack.pace)
         finally:
             self.leave()
 
     def leave(self, _: object = None) -> None:
         """No longer be waited for."""
         with self.stack.changed:
-            self.left = True
+            self.left, self.turn = True, None
+            if all(seat.left for seat in self.stack.seats):
+                self.stack.stacked = None  # and its memory
             self.stack.changed.notify_all()
 
     def _take(self, block: Block, rates: Rates, first: int, last: int) -> int:
-        last, at = whole_batches(block, self.task.config.train.batch_size, first, last), first
+        batch_size = self.task.config.train.batch_size
+        if block is not self.block:  # here and not where all wait for it
+            device = next(self.state.model.parameters()).device
+            self.block, self.staged = block, stage(block, rates, batch_size, device)
+        last, at = whole_batches(block, batch_size, first, last), first
         while at < last:
-            asked, taken = self.stack.wait_for_steps(self, Turn(block, rates, at, self.state.totals), last - at)
+            asked, taken = self.stack.wait_for_steps(self, Turn(self.staged, at, self.state.totals), last - at)
             at += taken
             if taken < asked:
                 break
@@ -157,7 +168,7 @@ class Stacked:
         for place, turn in turns.items():
             state, flat = self.runs[place]
             flat.count(taken[place])
-            state.optimizer.param_groups[0]["lr"] = float(turn.rates[turn.first + max(0, taken[place] - 1)])
+            state.optimizer.param_groups[0]["lr"] = float(turn.staged.rates[turn.first + max(0, taken[place] - 1)])
         return taken
 
     def _column(self, values: list[float]) -> Tensor:
@@ -175,7 +186,9 @@ class Stacked:
         inputs.stop.copy_(torch.maximum(inputs.stop, (~finite).float()))
         going = (inputs.stop == 0)[:, None]
         scale = (self.limit / (norm[:, None] + 1e-6)).clamp(max=1)
-        self._optimize(torch.where(going, gradient * scale, self.graphs.zero), inputs.lr[:, None], going.float())
+        gradient = torch.where(going, gradient * scale, self.graphs.zero)
+        self.flat[:, 1].copy_(torch.where(going, gradient, self.flat[:, 1]))
+        self._optimize(gradient, inputs.lr[:, None], going)
         correct = (logits.argmax(2) == inputs.labels).sum(1)
         return Measured(loss.detach(), correct, norm)
 
@@ -187,9 +200,10 @@ class Stacked:
         model = self.config.model
         table = named["embedding.weight"].flatten(0, 1)
         data = F.embedding(tokens.transpose(1, 2) + self.offsets, table)  # (M, T, B, embedding_dim)
+        dtype = torch.bfloat16 if self.config.train.precision == "bfloat16" else weights.dtype  # once, not in each step
         activate = torch.tanh if model.nonlinearity == "tanh" else torch.relu
         for layer in range(model.num_layers):
-            w_ih, w_hh = (named[f"rnn.weight_{kind}_l{layer}"].transpose(1, 2) for kind in ("ih", "hh"))
+            w_ih, w_hh = (named[f"rnn.weight_{kind}_l{layer}"].mT.to(dtype) for kind in ("ih", "hh"))
             inputs = torch.bmm(data.flatten(1, 2), w_ih)
             if model.bias:
                 inputs = inputs + (named[f"rnn.bias_ih_l{layer}"] + named[f"rnn.bias_hh_l{layer}"])[:, None]
@@ -202,23 +216,22 @@ class Stacked:
         return torch.baddbmm(named["head.bias"][:, None], data.gather(1, place)[:, 0], named["head.weight"].mT)
 
     def _optimize(self, gradient: Tensor, lr: Tensor, going: Tensor) -> None:
-        """torch.optim's Adam, AdamW and SGD, for the members whose row of `going` (M, 1) is 1; it is 0 for the others.
-
-        Theirs are finite numbers, too: what was not finite never came into the weights.
-        """
+        """torch.optim's Adam, AdamW and SGD, for the members whose row of `going` (M, 1) is true."""
         weights, first, second = self.flat[:, 0], self.flat[:, 2], self.flat[:, 3]
+        share = going.float()
         name = self.config.optimizer.name
         if name != "adamw":
             gradient = gradient + self.weight_decay * weights
         if name == "sgd":
-            first.lerp_(self.momentum * first + gradient, going)
-            weights.sub_(going * lr * first)
+            first.lerp_(self.momentum * first + gradient, share)
+            weights.sub_(share * lr * first)
             return
         if name == "adamw":
-            weights.mul_(1 - going * lr * self.weight_decay)
+            weights.mul_(1 - share * lr * self.weight_decay)
         updates = (self.counts[:, 0] + self.graphs.taken)[:, None] + 1
         for moment, new, beta in zip((first, second), (gradient, gradient.square()), self.betas, strict=True):
-            moment.lerp_(new, (going * (1 - beta)).float())
+            moment.lerp_(new, (share * (1 - beta)).float())
         rest1, rest2 = (1 - beta**updates for beta in self.betas)
         denominator = (second / rest2.float()).sqrt() + self.eps
-        weights.sub_((going * lr / rest1).float() * first / denominator)
+        update = (lr / rest1).float() * first / denominator
+        weights.sub_(torch.where(going, update, self.graphs.zero))  # of the others it may be 0 / 0
