@@ -1,6 +1,7 @@
 """Members of a stack train as if each were alone, whatever happens to the others."""
 
 import json
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -213,14 +214,15 @@ def test_a_member_without_a_turn_is_not_touched_whatever_lies_in_its_batches() -
     assert stacked.flat[:, 1].abs().sum(1).min() > 0  # gradients, for histograms
 
 
-def test_to_prepare_a_step_is_to_change_nothing() -> None:
+@pytest.mark.parametrize("bias", [0.0, math.nan])
+def test_to_prepare_a_step_is_to_change_nothing(bias: float) -> None:
     task = load_task(config_with("eager", {"data": {"max_length": 9}}))
     state = new_state(task)
     stacked = Stacked([(state, task)])
     block, rates = next(chunks.with_rates(task, 0))
     turn = Turn(stage(block, rates, 8, torch.device("cpu")), 0, state.totals)
     stacked.take({0: turn}, 3)
-    state.model.head.bias.data[0] = float("nan")
+    state.model.head.bias.data[0] = bias
     kept = [part.clone() for part in (stacked.flat, stacked.counts, stacked.graphs.sums, stacked.graphs.position)]
     stacked.graphs.forget()
     for width in (1, 4, 9):
