@@ -72,6 +72,9 @@ def accuracy_by_length(found: Sequence[Outcome]) -> "Figure":
     for chance in _chances(found):
         axes.axhline(chance, color="0.5", linestyle=":", linewidth=1, label=f"chance {chance:.3g}")
     axes.set(xscale="log", xlabel="length", ylabel="accuracy", ylim=(-0.02, 1.03))
+    shown = _apart(lengths)
+    axes.set_xticks(shown, [f"{length:,}" for length in shown])
+    axes.set_xticks([], minor=True)
     axes.legend(loc="lower left", fontsize="small")
     return figure
 
@@ -97,6 +100,15 @@ def losses(sweep: Sweep, found: Sequence[Outcome]) -> "Figure":
     axes.set(yscale="log", xlabel="step", ylabel="training loss (nats)")
     axes.legend(fontsize="small")
     return figure
+
+
+def _apart(lengths: list[int]) -> list[int]:
+    """Those that can be written below a logarithmic axis: the longest, and what is not too near."""
+    shown = lengths[-1:]
+    for length in reversed(lengths):
+        if length * max(1.25, (lengths[-1] / lengths[0]) ** 0.04) <= shown[0]:
+            shown.insert(0, length)
+    return shown
 
 
 def _axes(found: Sequence[Outcome]) -> "tuple[Figure, Axes]":

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from itertools import chain, count
@@ -90,12 +90,15 @@ class RunLog:
         step: int = 0,
         last_logged: int = 0,
         update: Callable[[int], object] | None = None,
+        compared: Collection[str] = (),
     ) -> None:
         """Go on after `step` in a directory that `prepare` made ready; what is behind `last_logged` will come again.
 
-        `update`: is told of steps instead of a bar; then only warnings are said.
+        `update`: is told of steps instead of a bar; then only warnings are said. `compared`: the keys that HParams
+        shows, else all that say what is learned.
         """
         self.run_dir = run_dir
+        self.compared = compared
         self.off: set[str] = set()  # the logs that failed
         self.files: list[TextIO] = []
         self.hook = nullcontext() if update else reporting_disk_errors_later()
@@ -156,7 +159,8 @@ class RunLog:
 
     def _begin_session(self, config: Config) -> None:
         """HParams in the run's own stream; SummaryWriter.add_hparams would open a second, time-stamped run."""
-        flat = {key: value for key, value in flatten(config).items() if key not in _NOT_HPARAMS}
+        wanted = self.compared or flatten(config).keys() - _NOT_HPARAMS
+        flat = {key: value for key, value in flatten(config).items() if key in wanted}
         # torch's hparams writes booleans as 0 and 1, and knows no lists.
         values = {key: json.dumps(value) if isinstance(value, bool | list) else value for key, value in flat.items()}
         metrics = {"val/accuracy": None, "val/loss": None}

@@ -9,12 +9,13 @@ compiled run beside each other in threads, because compiled code does without Py
 bit. On CUDA those of one shape are one stack (see `steps.stacked`), the same up to rounding. Others run one by one.
 """
 
+import itertools
 import json
 import math
 import os
 import signal
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,16 +156,17 @@ def run_sweep(
 
 
 def _submit(
-    pool: ThreadPoolExecutor, sweep: Sweep, group: Group, stop: StopRequest, update: Any
+    pool: ThreadPoolExecutor, sweep: Sweep, group: Group, stop: StopRequest, update: Callable[[int], object]
 ) -> dict[Future[bool], Member]:
-    if not group.stacked:
-        return {pool.submit(_finish, sweep, member, Company(stop.member(), update)): member for member in group.members}
-    seats, running = Stack(len(group.members)).seats, {}
+    running: dict[Future[bool], Member] = {}
+    seats = Stack(len(group.members)).seats if group.stacked else []
     try:
-        for member, seat in zip(group.members, seats, strict=True):
-            future = pool.submit(_finish, sweep, member, Company(stop.member(), update, seat.steps))
-            future.add_done_callback(seat.leave)  # also if it is cancelled or fails before its first step
-            running[future] = member
+        for member, seat in itertools.zip_longest(group.members, seats):
+            compared = ("seed", *member.values)
+            company = Company(stop.member(), update, seat.steps if seat else None, compared)
+            running[future := pool.submit(_finish, sweep, member, company)] = member
+            if seat:
+                future.add_done_callback(seat.leave)  # also if it is cancelled or fails before its first step
     except RuntimeError:  # no more threads
         for seat in seats:
             seat.leave()

@@ -37,6 +37,7 @@ class Company:
     stop: StopRequest
     update: Callable[[int], object]  # is told how many steps were taken
     engine: Engine | None = None  # takes the steps of all of them at once
+    compared: tuple[str, ...] = ()  # the keys they differ in
 
 
 def fit(
@@ -86,11 +87,11 @@ def new_state(task: Task) -> TrainState:
 def run(state: TrainState, task: Task, run_dir: Path, company: Company | None = None) -> TrainState:
     """Train from the state's step on, in a directory this process owns; status.json says how it ended."""
     outcome, exit_code, error_id = "failed", 1, ""
-    update = None if company is None else company.update
+    update, compared = (None, ()) if company is None else (company.update, company.compared)
     with stop_requests() if company is None else nullcontext(company.stop) as stop:
         note_status(run_dir, state, "running")
         try:
-            logging = RunLog(run_dir, task, state.step, state.step - state.due, update)
+            logging = RunLog(run_dir, task, state.step, state.step - state.due, update, compared)
             with reporting_memory(task.config), logging as log:
                 device = next(state.model.parameters()).device
                 shared = None if company is None else company.engine

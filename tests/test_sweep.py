@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from scipy.stats import trim_mean
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from rnncls.config import dump_config
 from rnncls.errors import ConfigError
@@ -109,6 +110,12 @@ def test_pictures_are_drawn_and_shown_in_tensorboard(swept: tuple[Path, str]) ->
     events.Reload()
     assert events.Tags()["images"] == ["sweep/accuracy_by_length", "sweep/loss"]
     assert len({path.parent for path in folder.glob("members/*/events.out.tfevents.*")}) == 6
+    for member in folder.glob("members/*"):
+        events = EventAccumulator(str(member))
+        events.Reload()
+        content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+        start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+        assert set(start.hparams) == {"seed", "optimizer.lr"}  # what members differ in
 
 
 def test_every_member_is_evaluated_in_one_table(swept: tuple[Path, str]) -> None:
