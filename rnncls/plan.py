@@ -64,6 +64,9 @@ def plan(
 
     `lengths`: what is tested beside the lengths of training, of which there are at most 20.
     """
+    parse_seeds(seeds)  # what is wrong with them is the command line's
+    if lengths is not None:
+        parse_lengths(lengths)
     config = base.model_dump(mode="json")
     raw = Plan(config=config, seeds=seeds, grid=grid, lengths=lengths, samples=samples, fingerprints={})
     sweep = _sweep_of(raw, folder, str(folder))
@@ -101,6 +104,9 @@ def load_sweep(folder: Path) -> Sweep:
 
 
 def _read_plan(path: Path) -> Plan:
+    if not path.parent.is_dir() or PLAN not in {entry.name for entry in path.parent.iterdir()}:
+        remedy = "the folder of a sweep; train --resume goes on with a run"
+        raise ConfigError(Problem("no sweep", str(path.parent), f"a folder with {PLAN}", remedy=remedy, id="C4"))
     try:
         return Plan.model_validate(read_yaml(path))
     except ValidationError as error:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PLOTS = "plots"
 MOST_LINES = 200
+STYLES = ("-", "--", ":", "-.")  # after ten groups the colours come again
 
 
 def draw(sweep: Sweep) -> list[Path]:
@@ -62,20 +63,21 @@ def accuracy_by_length(found: Sequence[Outcome]) -> "Figure":
     for number, (name, members) in enumerate(_groups(found).items()):
         colour = f"C{number % 10}"
         for outcome in members[:MOST_LINES]:
-            points = dict.fromkeys(lengths, 0.0) if outcome.diverged else outcome.accuracies
+            points = outcome.accuracies or dict.fromkeys(lengths, 0.0)  # the latter on files, where it diverged
             axes.plot(
                 *zip(*sorted(points.items()), strict=True), color=colour, alpha=0.3, linewidth=0.8, marker=".", ms=3
             )
         middle = {n: median(values) for n in lengths if (values := accuracies_at(n, members))}
         label = f"{name} median".strip()
-        axes.plot(list(middle), list(middle.values()), color=colour, linewidth=2, marker="o", ms=3, label=label)
+        style = STYLES[number // 10 % len(STYLES)]
+        axes.plot(list(middle), list(middle.values()), style, color=colour, linewidth=2, marker="o", ms=3, label=label)
     for chance in _chances(found):
         axes.axhline(chance, color="0.5", linestyle=":", linewidth=1, label=f"chance {chance:.3g}")
     axes.set(xscale="log", xlabel="length", ylabel="accuracy", ylim=(-0.02, 1.03))
     shown = _apart(lengths)
     axes.set_xticks(shown, [f"{length:,}" for length in shown])
     axes.set_xticks([], minor=True)
-    axes.legend(loc="lower left", fontsize="small")
+    _legend(axes, len(_groups(found)))
     return figure
 
 
@@ -93,13 +95,23 @@ def losses(sweep: Sweep, found: Sequence[Outcome]) -> "Figure":
             if place < MOST_LINES:
                 axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
         middle = {step: median(found) for step, found in sorted(at_step.items()) if 2 * len(found) >= len(members)}
-        axes.plot(list(middle), list(middle.values()), color=colour, linewidth=2, label=f"{name} median".strip())
+        if middle:
+            style, label = STYLES[number // 10 % len(STYLES)], f"{name} median".strip()
+            axes.plot(list(middle), list(middle.values()), style, color=colour, linewidth=2, label=label)
     for chance in _chances(found):
         label = f"guessing: ln {1 / chance:.0f}"
         axes.axhline(-math.log(chance), color="0.5", linestyle=":", linewidth=1, label=label)
     axes.set(yscale="log", xlabel="step", ylabel="training loss (nats)")
-    axes.legend(fontsize="small")
+    _legend(axes, len(_groups(found)))
     return figure
+
+
+def _legend(axes: "Axes", groups: int) -> None:
+    """Beside the picture where it would hide the curves."""
+    if groups > 3:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="x-small")
+    else:
+        axes.legend(loc="lower left", fontsize="small")
 
 
 def _apart(lengths: list[int]) -> list[int]:

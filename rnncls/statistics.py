@@ -6,20 +6,19 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, printable
+from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, RnnclsError, printable
 from rnncls.files import replace as replace_file
 from rnncls.files import writing
 from rnncls.metrics import wilson_interval
 from rnncls.plan import Member, Sweep
 from rnncls.rundir import read_metrics, read_status
-from rnncls.sweep import Evaluation, evaluate_member, read_evaluation, trained_accuracy
+from rnncls.sweep import Evaluation, evaluate_member, read_evaluation, tested_lengths, trained_accuracy
 
 LEVELS = (0.99, 0.999, 1.0)  # accuracies a success is counted at
 SOLVED = 0.999  # validation accuracy whose first step is reported, and that of a horizon
@@ -35,6 +34,7 @@ class Outcome:
     error_id: str  # of what it failed with
     step: int
     evaluation: Evaluation | None
+    tested: tuple[int, ...]  # the lengths of an evaluation; of files none
     steps_to_solved: int | None  # None: not reached
     train_s: float | None
 
@@ -49,22 +49,30 @@ class Outcome:
 
     @property
     def accuracies(self) -> dict[int, float]:
-        """By length; empty while it is not evaluated, and of one that diverged."""
+        """By length; empty while it is not evaluated, and 0 of one that diverged."""
+        if self.diverged:
+            return dict.fromkeys(self.tested, 0.0)
         return {row.length: row.accuracy for row in self.evaluation.by_length} if self.evaluation else {}
 
     @property
     def accuracy(self) -> float:
         """Over the training lengths; of one that diverged 0."""
-        return trained_accuracy(self.evaluation, self.member.config) if self.evaluation else 0.0
+        evaluation = None if self.diverged else self.evaluation
+        return trained_accuracy(evaluation, self.member.config) if evaluation else 0.0
 
 
 def outcomes(sweep: Sweep) -> list[Outcome]:
     """Of all members, in their order."""
-    return [_outcome(sweep.run_dir(member), member) for member in sweep.members]
+    return [_outcome(sweep, member) for member in sweep.members]
 
 
-def _outcome(run_dir: Path, member: Member) -> Outcome:
-    status, found, metrics = read_status(run_dir), read_evaluation(run_dir), read_metrics(run_dir)
+def _outcome(sweep: Sweep, member: Member) -> Outcome:
+    run_dir, damaged = sweep.run_dir(member), ""
+    try:
+        found, metrics = read_evaluation(run_dir), read_metrics(run_dir)
+    except (ConfigError, OSError) as error:  # that is one member's trouble
+        found, metrics, damaged = None, [], error.problems[0].id if isinstance(error, ConfigError) else "R9"
+    status = read_status(run_dir)
     step = status.get("step")
     step = step if isinstance(step, int) else 0
     reached = (row["step"] for row in metrics if (row.get("val/accuracy") or 0) >= SOLVED)
@@ -72,9 +80,10 @@ def _outcome(run_dir: Path, member: Member) -> Outcome:
         member,
         str(status.get("state", "not begun")),
         status.get("exit_code"),
-        str(status.get("error_id") or ""),
+        damaged or str(status.get("error_id") or ""),
         step,
         found if found and found.step == step else None,  # else it was trained further
+        tuple(tested_lengths(sweep, member.config)),
         next(reached, None),
         _train_seconds(metrics, member.config.train.batch_size),
     )
@@ -123,7 +132,8 @@ def horizon(accuracies: dict[int, float]) -> int:
 def group_statistics(members: list[Outcome]) -> dict[str, Any]:
     """Of members that differ in their seed alone. One that diverged has accuracy 0; those not done are left out."""
     ended = [outcome for outcome in members if outcome.ended]
-    broken = sorted({outcome.error_id or "?" for outcome in members if outcome.state == "failed" and not outcome.ended})
+    waiting = [outcome for outcome in members if not outcome.ended and outcome.state != "interrupted"]
+    broken = sorted({outcome.error_id for outcome in waiting if outcome.error_id})
     counts = {"members": len(members), "ended": len(ended), "broken": broken}
     if not ended:
         return counts
@@ -135,6 +145,7 @@ def group_statistics(members: list[Outcome]) -> dict[str, Any]:
     horizons = [horizon(outcome.accuracies) for outcome in ended]
     return {
         **counts,
+        "measure": "training lengths" if ended[0].tested else "test sequences",
         "diverged": sum(outcome.diverged for outcome in ended),
         "accuracy": {"mean": mean(accuracies), "median": median(accuracies), "min": min(accuracies)},
         "success": {str(level): success(accuracies, level) for level in LEVELS},
@@ -177,7 +188,7 @@ def summarize(sweep: Sweep) -> dict[str, Any]:
     found = outcomes(sweep)
     groups: dict[str, list[Outcome]] = {}
     for outcome in found:
-        groups.setdefault(" ".join(f"{key}={text}" for key, text in outcome.member.values.items()), []).append(outcome)
+        groups.setdefault(_group_of(outcome.member), []).append(outcome)
     rows = [{"group": name, **group_statistics(members)} for name, members in groups.items()]
     first = rows[0]
     for row in rows[1:]:
@@ -186,6 +197,10 @@ def summarize(sweep: Sweep) -> dict[str, Any]:
                 str(level): fisher(first["success"][str(level)], row["success"][str(level)]) for level in LEVELS
             }
     return {"groups": rows, "members": [_listed(outcome) for outcome in found]}
+
+
+def _group_of(member: Member) -> str:
+    return " ".join(f"{key}={text}" for key, text in member.values.items())
 
 
 def _listed(outcome: Outcome) -> dict[str, Any]:
@@ -213,6 +228,7 @@ def evaluate_all(sweep: Sweep, lengths: list[int] | None, samples: int | None) -
     rows: dict[str, dict[int, float]] = {}
     diverged: list[str] = []
     left_out: dict[str, str] = {}
+    first_error: RnnclsError | None = None
     for outcome in tqdm(outcomes(sweep), unit="member", disable=None):
         name = outcome.member.name
         if outcome.diverged:
@@ -224,10 +240,13 @@ def evaluate_all(sweep: Sweep, lengths: list[int] | None, samples: int | None) -
                 report = evaluate_member(outcome.member, sweep.run_dir(outcome.member), lengths, sweep)
                 rows[name] = {row["length"]: row["accuracy"] for row in report["by_length"]}
             except (CheckpointError, ConfigError) as error:
-                left_out[name] = f"{error}"
+                first_error, left_out[name] = first_error or error, f"{error}"
+    if first_error and not rows:
+        raise first_error
     tested = sorted({length for row in rows.values() for length in row})
     rows |= {name: dict.fromkeys(tested, 0.0) for name in diverged}
-    return {"accuracy": rows, "diverged": diverged, "left_out": left_out}
+    groups = {member.name: _group_of(member) for member in sweep.members}
+    return {"accuracy": rows, "groups": groups, "diverged": diverged, "left_out": left_out}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -238,15 +257,18 @@ def table(found: dict[str, Any]) -> str:
         return "\n".join(["no member has finished", *left_out])
     lengths = sorted({length for row in rows.values() for length in row})
     width = max(8, *map(len, rows))
-    columns = {n: [row[n] for row in rows.values() if n in row] for n in lengths}
     lines = [f"{'length':<{width}} " + "".join(f"{length:>9,}" for length in lengths)]
     for name, row in rows.items():
         cells = "".join(f"{row[n]:>9.4f}" if n in row else " " * 9 for n in lengths)
         lines.append(f"{name:<{width}} {cells}" + ("   not finite" if name in found["diverged"] else ""))
-    for name, function in (("median", median), ("IQM", interquartile_mean), ("minimum", min)):
-        lines.append(f"{name:<{width}} " + "".join(f"{function(values):>9.4f}" for values in columns.values()))
-    counts = (sum(value >= LEVELS[0] for value in values) for values in columns.values())
-    lines.append(f"{'>= 99 %':<{width}} " + "".join(f"{count:>9}" for count in counts))
+    for group in dict.fromkeys(found["groups"][name] for name in rows):
+        own = [row for name, row in rows.items() if found["groups"][name] == group]
+        columns = [[row[n] for row in own if n in row] or [math.nan] for n in lengths]
+        lines += [""] + ([group] if group else [])
+        for title, function in (("median", median), ("IQM", interquartile_mean), ("minimum", min)):
+            lines.append(f"{title:<{width}} " + "".join(f"{function(values):>9.4f}" for values in columns))
+        counts = (sum(value >= LEVELS[0] for value in values) for values in columns)
+        lines.append(f"{'>= 99 %':<{width}} " + "".join(f"{count:>9}" for count in counts))
     return "\n".join(lines + left_out)
 
 
@@ -275,7 +297,7 @@ def to_text(summary: dict[str, Any]) -> str:
             continue
         accuracy = row["accuracy"]
         mean, middle, lowest = (accuracy[name] for name in ("mean", "median", "min"))
-        lines.append(f"training lengths: mean {mean:.4f}, median {middle:.4f}, lowest {lowest:.4f}")
+        lines.append(f"{row['measure']}: mean {mean:.4f}, median {middle:.4f}, lowest {lowest:.4f}")
         for level, found in row["success"].items():
             low, high = found["ci95"]
             p_value = row.get("p_against_first", {}).get(level)
@@ -292,9 +314,11 @@ def to_text(summary: dict[str, Any]) -> str:
             values = "".join(f"{at[name]:>11.4f}" for name in ("median", "iqm", "min"))
             counts = [at["success"][str(level)]["count"] for level in LEVELS]
             lines.append(f"{int(length):>6,}{values}   {counts[0]:>7} {counts[1]:>11} {counts[2]:>7}")
+    if any("p_against_first" in row for row in summary["groups"]):
+        lines += ["", "p: Fisher's exact test against the first group. IQM: inter-quartile mean."]
     return "\n".join(lines)
 
 
 def _failures(row: dict[str, Any]) -> str:
     diverged = f", {row['diverged']} of them not finite" if row.get("diverged") else ""
-    return diverged + (f"; others failed with {', '.join(row['broken'])} and are left out" if row["broken"] else "")
+    return diverged + (f"; others failed ({', '.join(row['broken'])}) and are left out" if row["broken"] else "")

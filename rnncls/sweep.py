@@ -230,7 +230,7 @@ def evaluate_member(
             dataset = files.load_held_out(config.data, checkpoint.vocabulary, checkpoint.state.fingerprints)
         lengths = None
     elif lengths is None:
-        lengths = sorted({*spread_lengths(config.data), *sweep.lengths})
+        lengths = tested_lengths(sweep, config)
     step = checkpoint.state.step
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # members are evaluated beside each other
@@ -240,6 +240,11 @@ def evaluate_member(
     finally:
         torch.set_num_threads(threads)
     return {"step": step, **report.to_json()}
+
+
+def tested_lengths(sweep: Sweep, config: Config) -> list[int]:
+    """Those of training, or of very many some, and those that were asked for. Files are tested as a whole: none."""
+    return sorted({*spread_lengths(config.data), *sweep.lengths}) if isinstance(config.data, SumModConfig) else []
 
 
 def _require_planned(member: Member, checkpoint: Checkpoint) -> None:
@@ -263,7 +268,7 @@ def read_evaluation(run_dir: Path) -> Evaluation | None:
     path = run_dir / EVALUATION
     try:
         return Evaluation.model_validate_json(read_regular(path, MAX_EVALUATION_BYTES))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError):
         remedy = "delete it, and sweep --resume"

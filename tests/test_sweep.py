@@ -124,7 +124,7 @@ def test_every_member_is_evaluated_in_one_table(swept: tuple[Path, str]) -> None
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["length", "1", "2", "6"]
-    assert len(lines) == 1 + 6 + 4
+    assert len(lines) == 1 + 6 + 2 * (2 + 4)
     found = json.loads(run_rnncls("eval", folder, "--lengths", "1-2,6", "--samples", "30", "--json").stdout)
     assert f"{found['accuracy']['lr=1e-3_seed=0']['6']:.4f}" == lines[1].split()[3]
 
@@ -220,7 +220,7 @@ def test_bad_sweeps_are_refused_before_anything_is_made(
     ):
         assert part in fails(2, *base, *words)
         assert not (tmp_path / "sweep").exists()
-    assert "No such file" in fails(2, "sweep", "--resume", tmp_path / "nothing")
+    assert "no sweep" in fails(2, "sweep", "--resume", tmp_path / "nothing")
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "mine.txt").write_text("precious")
     assert "not empty" in fails(2, *base)

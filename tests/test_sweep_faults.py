@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,7 +284,8 @@ def test_files_that_changed_are_noticed(tmp_path: Path) -> None:
     write_jsonl(path, some_rows(50))
     with pytest.raises(CheckpointError, match="changed since the sweep began"):
         run_sweep(sweep)
-    assert len(evaluate_all(sweep, None, None)["left_out"]) == 2
+    with pytest.raises(CheckpointError, match="has changed"):
+        evaluate_all(sweep, None, None)
 
 
 def test_success_on_files_is_by_sequences(tmp_path: Path) -> None:
@@ -319,6 +321,54 @@ def test_evaluating_beside_others_does_not_change_how_later_members_train(tmp_pa
         torch.set_num_threads(before)
 
 
+def test_trouble_with_one_member_does_not_hide_the_others(tmp_path: Path) -> None:
+    sweep = tiny(tmp_path, "0-3")
+    assert run_sweep(sweep) == []
+    (sweep.run_dir(sweep.members[0]) / "evaluation.json").write_text("{")
+    shutil.rmtree(sweep.run_dir(sweep.members[1]))
+    sweep.run_dir(sweep.members[1]).write_text("a file")
+    failed = run_sweep(sweep)
+    assert [member.name for member, _ in failed] == ["seed=0", "seed=1"]
+    (group,) = summarize(sweep)["groups"]
+    assert (group["members"], group["ended"], group["broken"]) == (4, 2, ["C4", "R9"])
+    found = run_rnncls("eval", sweep.folder)
+    assert found.returncode == 0
+    assert "left out: seed=1: not begun" in found.stdout
+
+
+def test_a_group_that_diverged_as_a_whole_has_a_table_of_zeros(tmp_path: Path) -> None:
+    config = config_of(**TINY, schedule={"warmup_steps": 0}, optimizer={"lr": 1e30})
+    config = config.model_copy(update={"train": config.train.model_copy(update={"max_grad_norm": None})})
+    sweep = plan(config, "0-1", {}, "9", 20, tmp_path / "s")
+    assert len(run_sweep(sweep)) == 2
+    summary = summarize(sweep)
+    (group,) = summary["groups"]
+    assert {n: at["median"] for n, at in group["by_length"].items()} == {1: 0, 2: 0, 3: 0, 4: 0, 9: 0}
+    assert summary["members"][0]["accuracy_at_9"] == 0
+    assert plots.draw(sweep) == []
+
+
+def test_the_groups_of_a_grid_are_told_apart_in_an_evaluation(tmp_path: Path) -> None:
+    sweep = tiny(tmp_path, grid={"optimizer.lr": ["1e-3", "2e-2"]})
+    assert run_sweep(sweep) == []
+    found = evaluate_all(sweep, [4], None)
+    lines = table(found).splitlines()
+    for group, first in (("optimizer.lr=1e-3", 0), ("optimizer.lr=2e-2", 2)):
+        values = [found["accuracy"][member.name][4] for member in sweep.members[first : first + 2]]
+        assert lines[lines.index(group) + 1].split() == ["median", f"{sum(values) / 2:.4f}"]
+
+
+def test_progress_is_shown_on_a_terminal(config: Path, tmp_path: Path) -> None:
+    command = (
+        f"stty rows 40 cols 120; {sys.executable} -m rnncls sweep -c {config} --seeds 0-1 --sweep-dir {tmp_path / 's'}"
+    )
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "12/12" in done.stdout
+    assert "0 failed of 2" in done.stdout
+
+
 # --- signals and time
 
 
@@ -335,7 +385,8 @@ def test_every_running_member_hears_a_signal(kind: signal.Signals, config: Path,
         )
         process.send_signal(kind)
         _wait_for(lambda: all(len(list(path.glob("checkpoints/step-*"))) > 1 for path in members))
-        process.send_signal(signal.SIGTERM)
+        if kind == signal.SIGUSR1:
+            process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "every member has saved" in said
@@ -377,7 +428,7 @@ def test_lengths_are_counted_where_they_were_tested(tmp_path: Path) -> None:
     for number, member in enumerate(sweep.members):
         rows = [{"length": n, "accuracy": 0.5, "trained": True} for n in (1, 2 + number)]
         raw = {"step": 6, "accuracy": 0.5, "chance": 0.1, "by_length": rows}
-        found.append(Outcome(member, "finished", 0, "", 6, Evaluation.model_validate(raw), None, None))
+        found.append(Outcome(member, "finished", 0, "", 6, Evaluation.model_validate(raw), (), None, None))
     by_length = group_statistics(found)["by_length"]
     assert {n: at["min"] for n, at in by_length.items()} == {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5}
     assert {n: at["success"]["0.99"]["of"] for n, at in by_length.items()} == {1: 3, 2: 1, 3: 1, 4: 1}

@@ -45,10 +45,13 @@ def sweep(
 ) -> None:
     """Train many members of one config, for seeds and grids of values, and say what they have in common."""
     chosen = _shard(shard)
-    planned = any(value is not None for value in (words, seeds, grid, lengths, samples, sweep_dir))
-    if (config is None) == (resume is None) or (resume is not None and planned):
-        expected = "--config X [words] [--seeds S] ..., or --resume SWEEP with --shard, --jobs and --json alone"
-        raise ConfigError(Problem("what is to be run?", expected=expected, id="C17"))
+    own = {"overrides": words, "--seeds": seeds, "--grid": grid, "--lengths": lengths, "--samples": samples}
+    given = [name for name, value in {**own, "--sweep-dir": sweep_dir}.items() if value is not None]
+    if (config is None) == (resume is None):
+        raise ConfigError(Problem("what is to be run?", expected="--config X, or --resume SWEEP", id="C17"))
+    if resume is not None and given:
+        remedy = "--shard, --jobs and --json, or --config for another sweep"
+        raise ConfigError(Problem("a sweep goes on as it was begun", found=", ".join(given), remedy=remedy, id="C17"))
     base = None if config is None else load(config, [word for word in words or [] if not _is_axis(word)])
     if any(word.partition("=")[0].strip() == "seed" for word in words or []):
         raise ConfigError(Problem("seeds are not a key of a sweep", "seed", remedy="--seeds", id="C17"))
