@@ -16,14 +16,19 @@ from typing import TYPE_CHECKING, Any
 from rnncls.version import __version__
 
 if TYPE_CHECKING:
-    from rnncls.checkpoint import load_model
     from rnncls.config import load_config
-    from rnncls.evaluation import evaluate
-    from rnncls.train import fit
+    from rnncls.evaluation.evaluate import evaluate
+    from rnncls.rundir.checkpoint_files import load_model
+    from rnncls.training.fit import fit
 
 __all__ = ["__version__", "evaluate", "fit", "load_config", "load_model"]
 
-_HOMES = {"evaluate": "evaluation", "fit": "train", "load_config": "config", "load_model": "checkpoint"}
+_HOMES = {
+    "evaluate": "evaluation.evaluate",
+    "fit": "training.fit",
+    "load_config": "config",
+    "load_model": "rundir.checkpoint_files",
+}
 
 
 def __getattr__(name: str) -> Any:

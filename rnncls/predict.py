@@ -12,17 +12,18 @@ from typing import IO, Any, NamedTuple, TextIO
 import torch
 from tqdm import tqdm
 
-from rnncls import files
-from rnncls.checkpoint import Checkpoint, read_checkpoint, restore_model
 from rnncls.config import FilesConfig
 from rnncls.data import Vocabulary, collate
 from rnncls.data.records import BadRows, Record, read, tokens_of
 from rnncls.data.sum_mod import BATCH_TOKENS
 from rnncls.data.vocabulary import are_integers
-from rnncls.device import resolve_device
 from rnncls.errors import DataError, Problem, printable
-from rnncls.files import writing
-from rnncls.model import RNNClassifier
+from rnncls.model.classifier import RNNClassifier
+from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint, restore_model
+from rnncls.rundir.checkpoint_files import find_checkpoint
+from rnncls.system import files
+from rnncls.system.device import resolve_device
+from rnncls.system.files import writing
 
 MOST_SKIPPED_SHOWN = 100  # the others are counted
 CHUNK = 4096  # sequences that are sorted by length together; their order comes back
@@ -55,7 +56,7 @@ class Prediction(NamedTuple):
 
 def load_predictor(path: str | Path, device: str | None = None) -> Predictor:
     """From a checkpoint file or a run directory's best. Raises CheckpointError, MachineError."""
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(find_checkpoint(path))
     model = restore_model(checkpoint).to(resolve_device(device or checkpoint.config.device))
     data, vocabulary, modulus = checkpoint.config.data, checkpoint.vocabulary, None
     if not isinstance(data, FilesConfig):

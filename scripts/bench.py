@@ -36,9 +36,9 @@ from torch.utils.data import DataLoader, Dataset
 from rnncls.config import Config
 from rnncls.config.load import parse_config
 from rnncls.data import Batch, load_task
-from rnncls.device import set_precision
-from rnncls.steps import choose
-from rnncls.train import new_state
+from rnncls.steps.engines import choose
+from rnncls.system.device import set_precision
+from rnncls.training.fit import new_state
 
 N, E, LR = 10, 10, 1e-3
 
@@ -372,7 +372,7 @@ def _work(pipe: Any, name: str, way: str) -> None:
     set_precision("float32")  # for all alike: cuDNN would use TF32
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or JAX would take most of a GPU
     if way.startswith("rnncls compiled"):
-        from rnncls.steps.compiled import load_program
+        from rnncls.steps.compiled.engine import load_program
 
         load_program()
     elif way.startswith("JAX"):

@@ -15,10 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
-from rnncls import train
 from rnncls.config import Config, load_config, num_parameters, sizes
 from rnncls.data import load_task
-from rnncls.train import fit
+from rnncls.rundir.checkpoint import save
+from rnncls.training import loop
+from rnncls.training.fit import fit
 
 SIZES = (64, 256, 512, 1024)
 SAVING = ("save", "mark_best", "prune", "note_status")
@@ -38,9 +39,9 @@ def timed_run(config: Config) -> tuple[float, list[float]]:
 
         return call
 
-    originals = {name: getattr(train, name) for name in SAVING}
+    originals = {name: getattr(loop, name) for name in SAVING}
     for name, original in originals.items():
-        setattr(train, name, timed(original))
+        setattr(loop, name, timed(original))
     try:
         with tempfile.TemporaryDirectory() as folder:
             started_at = time.perf_counter()
@@ -48,7 +49,7 @@ def timed_run(config: Config) -> tuple[float, list[float]]:
             return time.perf_counter() - started_at, spent
     finally:
         for name, original in originals.items():
-            setattr(train, name, original)
+            setattr(loop, name, original)
 
 
 def main(
@@ -72,7 +73,7 @@ def main(
             state = fit(sized, Path(folder) / "run")
             for _ in range(15):
                 started_at = time.perf_counter()
-                path = train.save(state, load_task(sized), Path(folder) / "run")
+                path = save(state, load_task(sized), Path(folder) / "run")
                 times.append(time.perf_counter() - started_at)
             size = path.stat().st_size
         median = 1000 * statistics.median(times)

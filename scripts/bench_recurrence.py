@@ -16,7 +16,7 @@ import typer
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from rnncls.recurrence import PackedRNN
+from rnncls.model.recurrence import PackedRNN
 
 B, H = 32, 64
 

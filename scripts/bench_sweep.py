@@ -20,11 +20,11 @@ import torch
 import typer
 
 from rnncls.data import load_task
-from rnncls.steps import choose
+from rnncls.steps.captured.graphs import Turn, stage
+from rnncls.steps.captured.stack import Stacked
 from rnncls.steps.chunks import with_rates
-from rnncls.steps.graphs import Turn, stage
-from rnncls.steps.stacked import Stacked
-from rnncls.train import new_state
+from rnncls.steps.engines import choose
+from rnncls.training.fit import new_state
 from scripts.bench import REGIMES
 
 MEMBERS = 16

@@ -32,10 +32,11 @@ import torch
 import typer
 
 from rnncls import cli
-from rnncls.checkpoint import find_newest, read_checkpoint, step_files
 from rnncls.errors import CheckpointError
-from rnncls.state import TrainState
+from rnncls.rundir.checkpoint import read_checkpoint
+from rnncls.rundir.checkpoint_files import find_newest, step_files
 from rnncls.steps import eager
+from rnncls.steps.state import TrainState
 from scripts import fuzz
 
 ROOT = Path(__file__).parent.parent

@@ -23,13 +23,14 @@ from typing import Annotated, Any
 import typer
 
 import rnncls
-from rnncls import cli
-from rnncls.checkpoint import find_newest, read_checkpoint, restore_model
+from rnncls.cli import app as cli
 from rnncls.config import Config, FilesConfig, dump_config, flatten
-from rnncls.data import files
+from rnncls.data import dataset as files
 from rnncls.errors import RnnclsError
-from rnncls.resume import restored_state, restored_task
-from rnncls.tensorfile import FORMAT, _digest
+from rnncls.rundir.checkpoint import read_checkpoint, restore_model
+from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.tensorfile import FORMAT, _digest
+from rnncls.training.resume import restored_state, restored_task
 
 SLOW_S = 10.0
 WORDS = ["no", "010", "1e999", ".nan", "-1", "0", "null", "[]", "{}", "'", '"', "&a", "*a", "!!python/name:os.system"]

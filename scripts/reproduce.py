@@ -22,11 +22,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from rnncls.checkpoint import find_newest, read_checkpoint, restore_model
 from rnncls.data import collate
-from rnncls.files import replace
-from rnncls.plan import load_sweep
-from rnncls.statistics import summarize
+from rnncls.rundir.checkpoint import read_checkpoint, restore_model
+from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.sweep.plan import load_sweep
+from rnncls.sweep.summary import summarize
+from rnncls.system.files import replace
 
 TIMING = "timing.json"
 

@@ -16,24 +16,17 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from rnncls import tensorfile
-from rnncls.checkpoint import (
-    find_checkpoint,
-    load_model,
-    mark_best,
-    prune,
-    read_checkpoint,
-    restore_model,
-    step_path,
-    write_checkpoint,
-)
 from rnncls.config import Config
 from rnncls.data import batches, collate, load_task
 from rnncls.errors import CheckpointError, WriteError
-from rnncls.model import build_model
-from rnncls.optim import build_optimizer
-from rnncls.state import TrainState
+from rnncls.model.classifier import build_model
+from rnncls.rundir import tensorfile
+from rnncls.rundir.checkpoint import read_checkpoint, restore_model, write_checkpoint
+from rnncls.rundir.checkpoint_files import find_checkpoint, load_model, mark_best, prune
+from rnncls.rundir.paths import step_path
 from rnncls.steps import train_step
+from rnncls.steps.optim import build_optimizer
+from rnncls.steps.state import TrainState
 from tests.conftest import config_of, data_of
 
 
@@ -189,9 +182,9 @@ def test_missing_files_links_pipes_and_folders(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     for missing in ("link.safetensors", "no.safetensors", "pipe.safetensors"):
         with pytest.raises(CheckpointError):
-            read_checkpoint(tmp_path / missing)
+            read_checkpoint(find_checkpoint(tmp_path / missing))
     with pytest.raises(CheckpointError, match="no checkpoint in this folder") as caught:
-        read_checkpoint(tmp_path)
+        read_checkpoint(find_checkpoint(tmp_path))
     assert str(tmp_path / "run") in caught.value.render()
 
 
@@ -200,9 +193,9 @@ def test_a_run_directory_means_its_best_and_without_one_its_newest(tmp_path: Pat
     newest, best = (save(folder, config_of(), steps)[0] for steps in (12, 4))
     assert find_checkpoint(tmp_path) == newest == step_path(folder, 12)
     mark_best(best)
-    assert read_checkpoint(tmp_path).state.step == 4
+    assert read_checkpoint(find_checkpoint(tmp_path)).state.step == 4
     mark_best(newest)
-    assert read_checkpoint(tmp_path).state.step == 12
+    assert read_checkpoint(find_checkpoint(tmp_path)).state.step == 12
     mark_best(newest)
     assert sorted(path.name for path in folder.iterdir()) == ["best.safetensors", best.name, newest.name]
 

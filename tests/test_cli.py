@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import rnncls
+from rnncls.config.ranges import parse_lengths
 from rnncls.errors import ConfigError
-from rnncls.ranges import parse_lengths
 from tests.conftest import ROOT, Completed, run_rnncls
 
 COMMANDS = [[], ["train"], ["eval"], ["config"], ["config", "show"], ["config", "check"], ["config", "schema"]]
@@ -222,6 +222,6 @@ def test_ranges() -> None:
 def test_the_public_api_is_lazy() -> None:
     code = "import sys, rnncls; print('torch' in sys.modules, rnncls.fit.__module__, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "False rnncls.train True\n"
+    assert done.stdout == "False rnncls.training.fit True\n"
     with pytest.raises(AttributeError, match="no attribute 'fti'"):
         rnncls.fti  # noqa: B018

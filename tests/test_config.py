@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rnncls.config import Config, config_schema, dump_config, flatten, load_config, num_parameters, parse_config, sizes
 from rnncls.config.strict_yaml import parse
 from rnncls.errors import ConfigError
-from rnncls.model import build_model
+from rnncls.model.classifier import build_model
 from tests.conftest import ROOT, config_of
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -10,8 +10,10 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from rnncls.config import Config
 from rnncls.data import batches
 from rnncls.errors import ConfigError
-from rnncls.evaluation import Report, evaluate, score
-from rnncls.model import build_model
+from rnncls.evaluation.evaluate import evaluate
+from rnncls.evaluation.report import Report
+from rnncls.evaluation.scores import score
+from rnncls.model.classifier import build_model
 from tests.conftest import config_of, data_of
 
 

@@ -19,13 +19,17 @@ from typing import Any
 import pytest
 import torch
 
-from rnncls import data, optim, tensorfile
-from rnncls.checkpoint import find_newest, read_checkpoint, step_files
-from rnncls.device import resolve_device
+from rnncls import data
 from rnncls.errors import ConfigError, Interrupted, MachineError, NonFiniteError
-from rnncls.resume import resume
-from rnncls.rundir import locked, read_status
-from rnncls.train import fit
+from rnncls.rundir import tensorfile
+from rnncls.rundir.checkpoint import read_checkpoint
+from rnncls.rundir.checkpoint_files import find_newest, step_files
+from rnncls.rundir.lock import locked
+from rnncls.rundir.status import read_status
+from rnncls.steps import optim
+from rnncls.system.device import resolve_device
+from rnncls.training.fit import fit
+from rnncls.training.resume import resume
 from scripts.chaos import outcome
 from tests.conftest import ROOT, Completed, config_of, run_rnncls
 
@@ -577,7 +581,7 @@ def test_paths_of_five_thousand_letters() -> None:
     commands += [[*smoke, "--init-from", path], [*smoke, "--run-dir", path], ["predict", path, "1"]]
     code = """
 import json, sys
-from rnncls import cli
+from rnncls.cli import app as cli
 for words in json.loads(sys.argv[1]):
     sys.argv = ["rnncls", *words]
     print(cli.run(), file=sys.stderr)

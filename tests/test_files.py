@@ -16,15 +16,16 @@ from typing import Any
 import pytest
 import torch
 
-from rnncls.checkpoint import read_checkpoint
 from rnncls.config import Config, FilesConfig, load_config, parse_config
 from rnncls.data import FilesTask, load_task
-from rnncls.data.files import Dataset, load
+from rnncls.data.dataset import Dataset, load
 from rnncls.data.sequences import epoch_order, padding_waste
 from rnncls.errors import CheckpointError, ConfigError, DataError, Interrupted
-from rnncls.evaluation import evaluate
-from rnncls.resume import resume
-from rnncls.train import fit
+from rnncls.evaluation.evaluate import evaluate
+from rnncls.rundir.checkpoint import read_checkpoint
+from rnncls.rundir.checkpoint_files import find_checkpoint
+from rnncls.training.fit import fit
+from rnncls.training.resume import resume
 from scripts.chaos import outcome
 from tests.conftest import run_rnncls
 from tests.test_resume import stop_at
@@ -453,7 +454,7 @@ def test_a_checkpoint_alone_knows_tokens_and_labels(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", rows)
     fit(config_of(path, tokens="words", **WHOLE), tmp_path / "run")
     path.unlink()
-    checkpoint = read_checkpoint(tmp_path / "run")
+    checkpoint = read_checkpoint(find_checkpoint(tmp_path / "run"))
     assert checkpoint.vocabulary is not None
     assert checkpoint.vocabulary.tokens == ("<unk>", "down", "up")
     assert checkpoint.vocabulary.labels == ("north", "south")

@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnncls.metrics import Totals, confusion_matrix, sequence_losses, wilson_interval
+from rnncls.evaluation.metrics import confusion_matrix, wilson_interval
+from rnncls.model.losses import sequence_losses
 from rnncls.seeds import mix
+from rnncls.steps.state import Totals
 
 
 def test_totals_divide_sums_once() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rnncls.config import OptimizerConfig, ScheduleConfig
-from rnncls.optim import build_optimizer, clip_grad_norm, learning_rate
+from rnncls.steps.optim import build_optimizer, clip_grad_norm, learning_rate
 
 
 def rates(name: str, warmup_steps: int, steps: int, lr: float = 0.1, min_lr: float = 0.001) -> list[float]:

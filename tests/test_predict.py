@@ -15,7 +15,7 @@ import pytest
 
 from rnncls.errors import DataError
 from rnncls.predict import Predictor, Skipping, items_of_texts, load_predictor, predict
-from rnncls.train import fit
+from rnncls.training.fit import fit
 from tests.conftest import ROOT, run_rnncls
 from tests.test_files import config_of, some_rows, write_jsonl
 

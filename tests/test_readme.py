@@ -107,7 +107,7 @@ def test_the_worked_examples_are_true() -> None:
     results = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert results.failed == 0
     assert results.attempted >= 8
-    for name in ("data.batches", "metrics"):
+    for name in ("data.batches", "evaluation.metrics"):
         module = importlib.import_module(f"rnncls.{name}")
         results = doctest.testmod(module, extraglobs={"torch": importlib.import_module("torch")})
         assert results.failed == 0
@@ -115,7 +115,7 @@ def test_the_worked_examples_are_true() -> None:
 
 
 def test_the_code_map_names_every_module_and_the_tag_table_every_tag() -> None:
-    from rnncls.runlog import TAGS
+    from rnncls.rundir.log import TAGS
 
     for path in (ROOT / "rnncls").rglob("*.py"):
         if not path.name.startswith("__"):

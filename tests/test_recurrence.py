@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from rnncls.recurrence import PackedRNN, last_rows, run_layer
+from rnncls.model.recurrence import PackedRNN, last_rows, run_layer
 
 LENGTHS = torch.tensor([3, 7, 1, 7, 2])
 OPTIONS: list[dict[str, Any]] = [
@@ -108,6 +108,6 @@ def test_without_gradients_long_sequences_are_streamed_with_the_same_result(monk
         rnn = PackedRNN(3, 4, **options)
         expected = rnn.summary(packed)
         for rows in (1, 4, 6, 8192):
-            monkeypatch.setattr("rnncls.recurrence.STREAMED_ROWS", rows)
+            monkeypatch.setattr("rnncls.model.recurrence.STREAMED_ROWS", rows)
             with torch.no_grad():
                 torch.testing.assert_close(rnn.summary(packed), expected)

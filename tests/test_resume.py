@@ -18,16 +18,20 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rnncls import tensorfile, train
-from rnncls.checkpoint import find_newest, read_checkpoint, step_files
 from rnncls.config import Config, dump_config
 from rnncls.errors import CheckpointError, ConfigError, Interrupted, MachineError
-from rnncls.resume import resume
-from rnncls.rundir import is_locked, locked, read_status
-from rnncls.runs import compare, find_runs
-from rnncls.state import TrainState
+from rnncls.rundir import tensorfile
+from rnncls.rundir.checkpoint import read_checkpoint
+from rnncls.rundir.checkpoint_files import find_checkpoint, find_newest, step_files
+from rnncls.rundir.listing import compare, find_runs
+from rnncls.rundir.lock import is_locked, locked
+from rnncls.rundir.status import read_status
 from rnncls.steps import eager
-from rnncls.train import fit
+from rnncls.steps.state import TrainState
+from rnncls.training import loop
+from rnncls.training.fit import fit
+from rnncls.training.loop import validate
+from rnncls.training.resume import resume
 from scripts.chaos import outcome
 from tests.conftest import ROOT, config_of, run_rnncls
 
@@ -203,7 +207,7 @@ def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(whole: Pat
     names = {path.name for path in folder.iterdir()}
     assert {"step-00000024.safetensors", "step-00000024.safetensors.bad", "best.safetensors"} <= names
     assert (folder / "step-00000024.safetensors.bad").read_bytes() == content[:-7]
-    assert read_checkpoint(run_dir).state.step == read_checkpoint(whole).state.step
+    assert read_checkpoint(find_checkpoint(run_dir)).state.step == read_checkpoint(find_checkpoint(whole)).state.step
 
 
 @pytest.mark.row("K2")
@@ -340,14 +344,14 @@ def test_tensorboard_has_each_step_once_after_an_interrupted_evaluation_and_a_ki
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(train={"log_every": 5, "eval_every": 10, "checkpoint_every": 1000, "best_metric": "loss"})
-    original = train.validate
+    original = validate
 
     def interrupted(*arguments: Any) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "validate", interrupted)
+        patch.setattr(loop, "validate", interrupted)
         with pytest.raises(Interrupted):
             fit(config, tmp_path / "run")
     with monkeypatch.context() as patch:

@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from rnncls.config import load_config
 from rnncls.data import load_task
-from rnncls.runlog import default_run_dir
+from rnncls.rundir.paths import default_run_dir
 from tests.conftest import ROOT, Completed, config_of
 
 TRAIN_TAGS = {"loss", "accuracy", "grad_norm", "clip_fraction", "lr", "sequences_per_second"}

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from rnncls.train import fit
+from rnncls.training.fit import fit
 from tests.conftest import config_of, run_rnncls
 
 

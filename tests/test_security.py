@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 import torch
 
-from rnncls import tensorfile
-from rnncls.checkpoint import find_newest
-from rnncls.train import fit
+from rnncls.rundir import tensorfile
+from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.training.fit import fit
 from tests.conftest import ROOT, config_of, run_rnncls
 
 CANARY = "canary"
@@ -164,8 +164,8 @@ def hostile_checkpoints(whole: Path, scratch: Path) -> dict[str, bytes]:
 
 WATCHED = r"""
 import io, json, os, resource, sys, time
-import rnncls.evaluation, rnncls.resume, rnncls.train, tensorboard
-from rnncls import cli
+import rnncls.evaluation.evaluate, rnncls.training.resume, rnncls.training.fit, tensorboard
+from rnncls.cli import app as cli
 
 for words in ("train --config warm.yaml --run-dir warm train.max_steps=1", "train --resume warm train.max_steps=2",
               "eval warm", "eval warm.yaml", "config check --config warm.yaml sed=1 model.hidden_size=x"):
@@ -271,7 +271,7 @@ def test_a_hostile_run_directory_changes_nothing_outside_and_blocks_nothing(tmp_
         ]
     code = """
 import io, json, signal, sys
-from rnncls import cli
+from rnncls.cli import app as cli
 codes = []
 for words in json.loads(sys.argv[1]):
     signal.alarm(20)  # a pipe that blocks ends this process

@@ -10,19 +10,21 @@ from typing import Any
 import pytest
 import torch
 
-from rnncls import sweep as sweeps
-from rnncls.checkpoint import find_newest, read_checkpoint, restore_model
 from rnncls.config import Config
 from rnncls.data import load_task
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
-from rnncls.plan import load_sweep, plan
-from rnncls.resume import resume
-from rnncls.signals import StopRequest
+from rnncls.rundir.checkpoint import read_checkpoint, restore_model
+from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.steps import chunks
-from rnncls.steps.graphs import Turn, stage
-from rnncls.steps.stacked import Stack, Stacked, shape_of
-from rnncls.sweep import Group, groups, run_sweep
-from rnncls.train import Company, fit, new_state
+from rnncls.steps.captured.graphs import Turn, stage
+from rnncls.steps.captured.stack import Stack, Stacked, shape_of
+from rnncls.sweep import members as sweep_members
+from rnncls.sweep.members import Group, groups, run_sweep
+from rnncls.sweep.plan import load_sweep, plan
+from rnncls.system.signals import StopRequest
+from rnncls.training.fit import fit, new_state
+from rnncls.training.resume import resume
+from rnncls.training.run import Company
 from tests.conftest import config_of, run_rnncls
 from tests.test_files import config_of as files_config
 from tests.test_files import some_rows, write_jsonl
@@ -147,7 +149,7 @@ def test_members_of_a_stack_that_fails_take_eager_steps_unless_captured_ones_wer
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(Stacked, "take", fail)
-    monkeypatch.setattr("rnncls.train.choose", lambda *_: None)  # of a device that is not there
+    monkeypatch.setattr("rnncls.training.fit.choose", lambda *_: None)  # of a device that is not there
     configs = [changed(config_with(engine, {}, max_steps=20), seed=seed) for seed in range(2)]
     errors = together([fitting(config, tmp_path / f"{seed}") for seed, config in enumerate(configs)])
     assert capsys.readouterr().err.count("warning[R32]: eager steps") == (engine == "auto")
@@ -163,7 +165,7 @@ def test_members_of_a_stack_that_fails_take_eager_steps_unless_captured_ones_wer
 def test_a_sweep_of_stacks_makes_ordinary_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = config_with("eager", {}, max_steps=40, log_every=20)
     found = plan(base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / "sweep")
-    monkeypatch.setattr(sweeps, "groups", lambda members, _: [Group(members, len(members), stacked=True)])
+    monkeypatch.setattr(sweep_members, "groups", lambda members, _: [Group(members, len(members), stacked=True)])
     assert run_sweep(found) == []
     assert run_sweep(found) == []  # all are done, and leave their seats
     alone = losses(found.members[4].config, tmp_path / "alone")
@@ -180,7 +182,7 @@ def test_members_are_grouped_by_how_they_can_run(monkeypatch: pytest.MonkeyPatch
     members = plan(base, "0-2", grid, None, 10, tmp_path / "s").members
     on_cpu = groups(members, jobs=2)
     assert [(len(group.members), group.threads, group.stacked) for group in on_cpu] == [(6, 2, False), (6, 1, False)]
-    monkeypatch.setattr(sweeps, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(sweep_members, "resolve_device", lambda _: torch.device("cuda"))
     on_cuda = groups(members, jobs=2)
     sizes = [(len(group.members), group.threads, group.stacked) for group in on_cuda]
     assert sizes == [(2, 2, True), (1, 1, False), (2, 2, True), (1, 1, False), (6, 1, False)]

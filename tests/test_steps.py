@@ -19,14 +19,16 @@ import torch
 from rnncls.config import Config
 from rnncls.data import load_task
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
-from rnncls.model import build_model
-from rnncls.resume import resume
-from rnncls.state import TrainState
-from rnncls.steps import choose, chunks, kernels, one_by_one
-from rnncls.steps.captured import Captured
+from rnncls.model.classifier import build_model
+from rnncls.steps import chunks, one_by_one
+from rnncls.steps.captured.engine import Captured
 from rnncls.steps.chunks import ahead, in_chunks, next_due
-from rnncls.steps.compiled import load_program
-from rnncls.train import fit, new_state
+from rnncls.steps.compiled import kernels
+from rnncls.steps.compiled.engine import load_program
+from rnncls.steps.engines import choose
+from rnncls.steps.state import TrainState
+from rnncls.training.fit import fit, new_state
+from rnncls.training.resume import resume
 from scripts import golden
 from scripts.chaos import outcome
 from tests.conftest import ROOT, config_of, run_rnncls
@@ -192,7 +194,7 @@ def test_an_engine_that_cannot_be_is_refused_or_named(monkeypatch: pytest.Monkey
     assert not (tmp_path / "run").exists()
     assert "error[R32]" in done.stderr
     assert choose(config_with("auto", {}), cpu)[1] == "compiled steps"
-    monkeypatch.setattr("rnncls.steps.find_spec", lambda _: None)
+    monkeypatch.setattr("rnncls.steps.engines.find_spec", lambda _: None)
     assert "pip install" in choose(config_with("auto", {}), cpu)[1]
 
 

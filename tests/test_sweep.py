@@ -18,11 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from rnncls.config import dump_config
+from rnncls.config.ranges import parse_seeds
 from rnncls.errors import ConfigError
-from rnncls.metrics import wilson_interval
-from rnncls.plan import load_sweep, plan
-from rnncls.ranges import parse_seeds
-from rnncls.statistics import fisher, horizon, interquartile_mean, success
+from rnncls.evaluation.metrics import wilson_interval
+from rnncls.sweep.plan import load_sweep, plan
+from rnncls.sweep.summary import fisher, horizon, interquartile_mean, success
 from scripts.chaos import outcome
 from tests.conftest import ROOT, config_of, run_rnncls
 

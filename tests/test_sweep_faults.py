@@ -16,15 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-from rnncls import plots, rundir
-from rnncls.checkpoint import find_newest, read_checkpoint
 from rnncls.config import dump_config
 from rnncls.errors import CheckpointError, ConfigError, NonFiniteError
-from rnncls.plan import Sweep, load_sweep, plan
-from rnncls.resume import resume
-from rnncls.statistics import Outcome, evaluate_all, group_statistics, mean, outcomes, summarize, table
-from rnncls.sweep import Evaluation, read_evaluation, run_sweep
-from rnncls.train import fit
+from rnncls.rundir.checkpoint import read_checkpoint
+from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.status import write_status
+from rnncls.sweep import plots
+from rnncls.sweep.members import run_sweep
+from rnncls.sweep.outcomes import Outcome, outcomes
+from rnncls.sweep.plan import Sweep, load_sweep, plan
+from rnncls.sweep.results import Evaluation, read_evaluation
+from rnncls.sweep.summary import evaluate_all, group_statistics, mean, summarize
+from rnncls.sweep.text import table
+from rnncls.training.fit import fit
+from rnncls.training.resume import resume
 from tests.conftest import ROOT, config_of, run_rnncls
 from tests.test_files import config_of as files_config
 from tests.test_files import some_rows, write_jsonl
@@ -182,7 +187,7 @@ def test_a_failure_of_the_machine_is_no_result(tmp_path: Path) -> None:
     assert run_sweep(sweep) == []
     member = sweep.run_dir(sweep.members[0])
     (member / "evaluation.json").unlink()
-    rundir.write_status(member, state="failed", exit_code=6, error_id="R9", step=4, best_accuracy=None)
+    write_status(member, state="failed", exit_code=6, error_id="R9", step=4, best_accuracy=None)
     (group,) = summarize(sweep)["groups"]
     assert (group["members"], group["ended"], group["diverged"], group["broken"]) == (2, 1, 0, ["R9"])
     found = evaluate_all(sweep, None, None)
@@ -250,7 +255,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path) -> None:
     (member / "evaluation.json").unlink()
     found = evaluate_all(sweep, None, None)
     assert list(found["left_out"]) == ["seed=0"]
-    rundir.write_status(member, state="interrupted", exit_code=143, error_id="R4", step=6, best_accuracy=None)
+    write_status(member, state="interrupted", exit_code=143, error_id="R4", step=6, best_accuracy=None)
     assert run_sweep(sweep) == []
     rows = [json.loads(line) for line in (member / "metrics.jsonl").read_text().splitlines()]
     assert [at["step"] for at in rows] == [json.loads(line)["step"] for line in kept[0].splitlines()]
@@ -263,7 +268,7 @@ def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None
     member = sweep.run_dir(sweep.members[0])
     code = "import pathlib, sys; from rnncls.rundir import locked\n"
     code += "with locked(pathlib.Path(sys.argv[1])):\n print(1, flush=True); input()"
-    rundir.write_status(member, state="interrupted", exit_code=143, error_id="R4", step=6)
+    write_status(member, state="interrupted", exit_code=143, error_id="R4", step=6)
     with subprocess.Popen(
         [sys.executable, "-c", code, str(member)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:

@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnncls.checkpoint import read_checkpoint
 from rnncls.config import Config
 from rnncls.data import batches, load_task
 from rnncls.errors import ConfigError, NonFiniteError, WriteError
-from rnncls.evaluation import evaluate
-from rnncls.model import build_model
-from rnncls.optim import build_optimizer
-from rnncls.state import TrainState
+from rnncls.evaluation.evaluate import evaluate
+from rnncls.model.classifier import build_model
+from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.steps import train_step
-from rnncls.train import fit, note_score
+from rnncls.steps.optim import build_optimizer
+from rnncls.steps.state import TrainState
+from rnncls.training.fit import fit
+from rnncls.training.loop import note_score
 from scripts.golden import CASES, GOLDEN, STEPS, first_losses
 from tests.conftest import config_of, data_of
 

@@ -31,7 +31,7 @@ def stats(
     """Rows, classes, lengths, vocabulary and padding of a config's files."""
     task = _load_files(config, overrides)
     from rnncls.data import report
-    from rnncls.files import writing
+    from rnncls.system.files import writing
 
     print(json.dumps(report.stats(task)) if as_json else report.to_text(task))
     if plot is not None:

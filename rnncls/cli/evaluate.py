@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnncls.cli.options import DEFAULT_SAMPLES, Device, Json
+from rnncls.config.ranges import parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem
-from rnncls.ranges import parse_lengths
 
 if TYPE_CHECKING:
-    from rnncls.checkpoint import Checkpoint
-    from rnncls.data.files import Dataset
+    from rnncls.data.dataset import Dataset
+    from rnncls.rundir.checkpoint import Checkpoint
 
 
 def evaluate(
@@ -39,16 +39,17 @@ def evaluate(
             raise ConfigError(Problem("an option that is not for sweeps", str(checkpoint), expected, id="C17"))
         _evaluate_sweep(checkpoint, chosen, samples, as_json)
         return
-    from rnncls import evaluation
-    from rnncls.checkpoint import is_finite, read_checkpoint, restore_model
-    from rnncls.device import resolve_device
+    from rnncls.evaluation.evaluate import evaluate
+    from rnncls.rundir.checkpoint import is_finite, read_checkpoint, restore_model
+    from rnncls.rundir.checkpoint_files import find_checkpoint
+    from rnncls.system.device import resolve_device
 
-    loaded = read_checkpoint(checkpoint)
+    loaded = read_checkpoint(find_checkpoint(checkpoint))
     model = restore_model(loaded).to(resolve_device(device or loaded.config.device))
     if not is_finite(loaded):
         print(f"rnncls: warning[K13]: weights in {loaded.path} are not finite", file=sys.stderr)
     dataset = _held_out(data, loaded)
-    report = evaluation.evaluate(
+    report = evaluate(
         model, loaded.config, chosen, samples or DEFAULT_SAMPLES, confusion, progress=True, dataset=dataset
     )
     if not math.isfinite(report.loss):
@@ -71,8 +72,9 @@ def _is_sweep(folder: Path) -> bool:
 def _evaluate_sweep(folder: Path, lengths: list[int] | None, samples: int | None, as_json: bool) -> None:
     """Every member's last checkpoint: a line each, and their median and minimum."""
     from rnncls.config import SumModConfig
-    from rnncls.plan import load_sweep
-    from rnncls.statistics import evaluate_all, table
+    from rnncls.sweep.plan import load_sweep
+    from rnncls.sweep.summary import evaluate_all
+    from rnncls.sweep.text import table
 
     sweep = load_sweep(folder)
     if lengths is not None and not isinstance(sweep.members[0].config.data, SumModConfig):
@@ -85,7 +87,7 @@ def _evaluate_sweep(folder: Path, lengths: list[int] | None, samples: int | None
 def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
     """What is to be evaluated: the file at `path`, else the run's own held-out data; None: generated sequences."""
     from rnncls.config import FilesConfig
-    from rnncls.data.files import load_file, load_held_out, warnings
+    from rnncls.data.dataset import load_file, load_held_out, warnings
 
     data = checkpoint.config.data
     if checkpoint.vocabulary is None or not isinstance(data, FilesConfig):

@@ -15,7 +15,7 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List runs, newest first: state, step, best validation accuracy, age."""
-    from rnncls.runs import find_runs
+    from rnncls.rundir.listing import find_runs
 
     runs = find_runs(folder)
     if as_json:
@@ -33,7 +33,7 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Show how two runs differ: config, and state and last metrics."""
-    from rnncls.runs import compare
+    from rnncls.rundir.listing import compare
 
     differences = compare(one, other)
     if as_json:

@@ -14,7 +14,7 @@ from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rnncls.plan import Sweep
+    from rnncls.sweep.plan import Sweep
 
 
 def sweep(
@@ -55,10 +55,10 @@ def sweep(
     base = None if config is None else load(config, [word for word in words or [] if not _is_axis(word)])
     if any(word.partition("=")[0].strip() == "seed" for word in words or []):
         raise ConfigError(Problem("seeds are not a key of a sweep", "seed", remedy="--seeds", id="C17"))
-    from rnncls.plan import load_sweep, plan
-    from rnncls.runlog import default_run_dir
-    from rnncls.statistics import to_text
-    from rnncls.sweep import run_sweep
+    from rnncls.rundir.paths import default_run_dir
+    from rnncls.sweep.members import run_sweep
+    from rnncls.sweep.plan import load_sweep, plan
+    from rnncls.sweep.text import to_text
 
     if base is not None and config is not None:
         axes = _axes([*(grid or []), *(word for word in words or [] if _is_axis(word))])
@@ -82,9 +82,9 @@ def sweep(
 
 def _report(sweep: "Sweep", shown: "Callable[[dict[str, Any]], str] | None" = None) -> None:
     """Print and write what is known, or write the numbers alone."""
-    from rnncls.plots import draw
-    from rnncls.rundir import holding
-    from rnncls.statistics import summarize, write_summary
+    from rnncls.rundir.lock import holding
+    from rnncls.sweep.plots import draw
+    from rnncls.sweep.summary import summarize, write_summary
 
     with holding(sweep.folder):
         summary = summarize(sweep)

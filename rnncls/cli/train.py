@@ -29,8 +29,8 @@ def train(
     """Train a classifier and write a run directory, or go on with one."""
     if config is not None and resume is None:
         resolved = load(config, overrides, device)  # before torch is imported: a wrong config is reported at once
-        from rnncls.runlog import default_run_dir
-        from rnncls.train import fit
+        from rnncls.rundir.paths import default_run_dir
+        from rnncls.training.fit import fit
 
         if "/" in name:
             raise ConfigError(Problem("a name with a slash", "--name", "a part of a folder's name", name, id="C17"))
@@ -38,7 +38,7 @@ def train(
         print(f"run directory: {run_dir}", flush=True)
         state = fit(resolved, run_dir, init_from)
     elif resume is not None and not (config or run_dir or name or init_from):
-        from rnncls.resume import resume as resume_run
+        from rnncls.training.resume import resume as resume_run
 
         run_dir = resume
         print(f"run directory: {run_dir}", flush=True)

@@ -1,14 +1,6 @@
 """YAML and overrides -> a frozen, validated `Config`. Nothing here imports torch."""
 
-from rnncls.config.load import (
-    config_schema,
-    dump_config,
-    flatten,
-    load_config,
-    parse_config,
-    read_yaml,
-    write_yaml,
-)
+from rnncls.config.load import config_schema, dump_config, load_config, parse_config, read_yaml, write_yaml
 from rnncls.config.schema import (
     DEVICE_PATTERN,
     Config,
@@ -20,6 +12,7 @@ from rnncls.config.schema import (
     SumModConfig,
     TrainConfig,
     check_size,
+    flatten,
     num_parameters,
     sizes,
 )

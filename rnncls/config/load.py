@@ -1,7 +1,5 @@
 """From a YAML file and `section.key=value` overrides to a `Config`, with every problem named at once."""
 
-import difflib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from rnncls.config import strict_yaml
-from rnncls.config.schema import Config, FilesConfig
-from rnncls.config.strict_yaml import Document, KeyPath, dotted
+from rnncls.config.messages import _path_of, _Places, _shown, _translate
+from rnncls.config.schema import Config
+from rnncls.config.strict_yaml import Document, KeyPath
 from rnncls.errors import ConfigError, Problem
 
 
@@ -58,17 +56,6 @@ def config_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "rnncls config"}
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """`{"data.modulus": 10, ...}`: every key with its value, dotted."""
-    flat: dict[str, Any] = {}
-    for key, value in config.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
-        else:
-            flat[key] = value
-    return flat
-
-
 def _validate(document: Document, overrides: Sequence[str], folder: Path) -> Config:
     """`folder`: what paths in the document are relative to."""
     places = _Places(document)
@@ -97,25 +84,6 @@ def _resolve_paths(data: dict[str, Any], folder: Path, places: "_Places") -> Non
         if isinstance(data.get(key), str) and data[key] and places.source == "files":
             base = Path() if ("data", key) in places.overrides else folder
             data[key] = os.path.abspath(base / data[key])  # noqa: PTH100  # resolve() would follow links
-
-
-class _Places:
-    """Where each key was set: in the file, or by an override, which wins."""
-
-    def __init__(self, document: Document) -> None:
-        self.document = document
-        self.overrides: dict[KeyPath, str] = {}
-        self.source = "sum_mod"  # which keys the data section has
-
-    def where(self, path: KeyPath) -> str:
-        for end in range(len(path), 0, -1):
-            if path[:end] in self.overrides:
-                return f"override {self.overrides[path[:end]]}, {dotted(path)}"
-        for key, override in self.overrides.items():
-            if key[: len(path)] == path and str(path[0]) not in self.document.value:
-                return f"override {override}, {dotted(path)}"
-        place = self.document.where(path)
-        return f"{place}, {dotted(path)}" if path else place
 
 
 def _apply(
@@ -148,95 +116,6 @@ def _apply(
         if isinstance(section, dict):  # if not, validation will say so
             section[str(path[-1])] = parsed.value
     return raw, problems
-
-
-def _translate(detail: ErrorDetails, places: _Places) -> Problem:
-    """One pydantic error in our own words."""
-    path = _path_of(detail)
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind.startswith("union_tag"):
-        path = (*path, "source")
-    if kind == "clash":
-        path = (*path, *context["key"].split("."))
-        details = {name: context[name] for name in ("expected", "found", "remedy")}
-        return Problem(context["what"], places.where(path), **details, id="C15")
-    if kind == "extra_forbidden":
-        return _unknown_key(path, places)
-    schema = _schema_at(path, places.source)
-    value = detail["input"].get("source") if kind.startswith("union_tag") else detail["input"]
-    found = "nothing" if kind == "missing" else _shown(value)
-    close = difflib.get_close_matches(str(value), schema.get("enum", []), n=1, cutoff=0.5)
-    id = "C10" if kind.startswith(("greater", "less")) else "C11" if kind == "finite_number" else "C9"
-    what = f"bad value for {dotted(path)}"
-    return Problem(what, places.where(path), _described(schema), found, "".join(close), id=id)
-
-
-def _unknown_key(path: KeyPath, places: _Places) -> Problem:
-    section, key = path[:-1], str(path[-1])
-    known = list(_schema_at(section, places.source).get("properties", {}))
-    close = [dotted((*section, name)) for name in difflib.get_close_matches(key, known, n=1)]
-    if not close and section == ("data",) and key in FilesConfig.model_fields:
-        remedy = "data.source=files, whose key it is"
-        return Problem(f'unknown key "{key}"', places.where(path), f"keys of source {places.source}", key, remedy, "C5")
-    if not close:  # perhaps the right key in the wrong section
-        close = [name for name in flatten(Config()) if name.rpartition(".")[2] == key]
-    expected = f'a key of section "{dotted(section)}"' if section else "one of " + ", ".join(known)
-    remedy = f"did you mean {close[0]}?" if close else ", ".join(known) if section else ""
-    return Problem(f'unknown key "{key}"', places.where(path), expected, key, remedy, id="C5")
-
-
-def _path_of(detail: ErrorDetails) -> KeyPath:
-    """Where the error is, without the `source` that pydantic puts behind `data`."""
-    first, *rest = detail["loc"] or ("",)
-    if first == "data" and rest and rest[0] in ("sum_mod", "files"):
-        rest = rest[1:]
-    return (first, *rest) if detail["loc"] else ()
-
-
-def _schema_at(path: KeyPath, source: str) -> dict[str, Any]:
-    """The JSON Schema of the key at `path`, with data of this source; empty for one that does not exist."""
-    root = Config.model_json_schema()
-    schema = root
-    for part in path:
-        if isinstance(part, int):
-            schema = (schema.get("prefixItems") or [{}])[0]
-        else:
-            schema = schema.get("properties", {}).get(part, {})
-        if path == ("data", "source") and part == "source":
-            return {"enum": list(root["properties"]["data"]["discriminator"]["mapping"])}
-        reference = schema.get("$ref") or schema.get("discriminator", {"mapping": {}})["mapping"].get(source)
-        if reference:
-            schema = root["$defs"][reference.rpartition("/")[2]]
-    return schema
-
-
-_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-
-
-def _described(schema: dict[str, Any]) -> str:
-    """A schema in words: `integer >= 1 and <= 1048576, or null`."""
-    if "anyOf" in schema:
-        return ", or ".join(_described(choice) for choice in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
-    if "prefixItems" in schema:
-        return "a list: [" + ", ".join(_described(item) for item in schema["prefixItems"]) + "]"
-    if "pattern" in schema:
-        return f"text that matches {schema['pattern']}"
-    if "properties" in schema:
-        return "a section with the keys " + ", ".join(schema["properties"])
-    bounds = " and ".join(f"{sign} {schema[name]:,}" for name, sign in _BOUNDS.items() if name in schema)
-    kind = {"boolean": "true or false", "string": "text"}.get(schema.get("type", ""), schema.get("type", ""))
-    return f"{kind} {bounds}".strip()
-
-
-def _shown(value: Any) -> str:
-    """A found value with its type, as the user would write it, cut to a readable length."""
-    text = json.dumps(value, default=str)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    kinds = {str: "text", dict: "a section", tuple: "a list", int: "integer", float: "number", bool: "boolean"}
-    kind = kinds.get(type(value))
-    return f"{text} ({kind})" if kind else text
 
 
 def _tuples(value: Any) -> Any:

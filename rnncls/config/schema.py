@@ -4,7 +4,7 @@ Defaults live here and nowhere else. A `Config` is frozen: nothing edits it afte
 derived (`data.num_classes`) is derived.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -302,3 +302,14 @@ def num_parameters(config: Config, num_embeddings: int, num_classes: int) -> int
         biases = 2 if model.bias else 0
         count += directions * gates * model.hidden_size * (width + model.hidden_size + biases)
     return count + (model.hidden_size * directions + 1) * num_classes
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """`{"data.modulus": 10, ...}`: every key with its value, dotted."""
+    flat: dict[str, Any] = {}
+    for key, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    return flat

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from rnncls.data.batches import Batch
-from rnncls.data.files import Dataset
+from rnncls.data.dataset import Dataset
 from rnncls.data.sequences import Sequences, epoch_order, padding_waste
 from rnncls.data.task import FilesTask, Task
 from rnncls.errors import printable

@@ -9,7 +9,8 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from rnncls.config import Config, FilesConfig, SumModConfig, check_size
-from rnncls.data import files, sequences, sum_mod
+from rnncls.data import dataset as files
+from rnncls.data import sequences, sum_mod
 from rnncls.data.batches import Batch, Block
 from rnncls.data.sum_mod import BATCH_TOKENS
 from rnncls.data.vocabulary import Vocabulary

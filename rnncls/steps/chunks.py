@@ -9,9 +9,9 @@ import numpy as np
 
 from rnncls.config import TrainConfig
 from rnncls.data import Block, Task
-from rnncls.optim import learning_rate
-from rnncls.state import TrainState
 from rnncls.steps.eager import train_step
+from rnncls.steps.optim import learning_rate
+from rnncls.steps.state import TrainState
 
 CHUNK_SECONDS = 0.1  # how long a signal may have to wait
 

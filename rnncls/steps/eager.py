@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from rnncls.config import Config
 from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.errors import NonFiniteError, Problem
-from rnncls.metrics import sequence_losses
-from rnncls.optim import clip_grad_norm, learning_rate
+from rnncls.model.losses import sequence_losses
 from rnncls.seeds import mix
-from rnncls.state import TrainState
+from rnncls.steps.optim import clip_grad_norm, learning_rate
+from rnncls.steps.state import TrainState
 
 
 def one_by_one(state: TrainState, task: Task) -> Generator[int, None, None]:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from rnncls.config import Config
-from rnncls.optim import state_names
-from rnncls.state import TrainState
+from rnncls.steps.optim import state_names
+from rnncls.steps.state import TrainState
 
 ROWS = 4  # weights, gradients, first moments (or momentum buffers), second moments
 LINE = 16  # floats
