@@ -14,7 +14,7 @@ Each error carries one or more `Problem`s: what is wrong and where, what was exp
 what to try. The command line prints them and nothing else.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 MOST_PROBLEMS_SHOWN = 20
 MOST_LETTERS = 1000  # of one line of a message
@@ -26,6 +26,7 @@ class Problem:
 
     what: str
     where: str = ""  # file:line:column and dotted key, as far as known
+    _: KW_ONLY
     expected: str = ""
     found: str = ""
     remedy: str = ""
@@ -37,13 +38,17 @@ class Problem:
         details = (("expected:", self.expected), ("found:", self.found), ("try:", self.remedy))
         lines += [f"  {name:<9} {text}" for name, text in details if text]
         return "\n".join(
-            printable(line if len(line) <= MOST_LETTERS else line[:MOST_LETTERS] + " ...") for line in lines
+            printable(line if len(line) <= MOST_LETTERS else line[:MOST_LETTERS] + " ...")
+            for line in lines
         )
 
 
 def printable(text: str) -> str:
     """The text with its control characters escaped: what comes from a file must not steer a terminal."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1] for letter in text)
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1]
+        for letter in text
+    )
 
 
 class RnnclsError(Exception):
@@ -59,7 +64,9 @@ class RnnclsError(Exception):
         """The block for stderr: every problem, and a count when they are too many to read."""
         blocks = [problem.render() for problem in self.problems[:MOST_PROBLEMS_SHOWN]]
         if len(self.problems) > MOST_PROBLEMS_SHOWN:
-            blocks.append(f"rnncls: ... and {len(self.problems) - MOST_PROBLEMS_SHOWN} more problems")
+            blocks.append(
+                f"rnncls: ... and {len(self.problems) - MOST_PROBLEMS_SHOWN} more problems"
+            )
         return "\n".join(blocks)
 
 
@@ -107,7 +114,12 @@ def as_out_of_memory(error: Exception, found: str = "") -> OutOfMemory | None:
     """The OutOfMemory to raise instead of what Python or torch raised; None when it is about something else."""
     text = str(error)
     on_device = type(error).__name__ == "OutOfMemoryError"  # torch's; not imported here
-    if not (on_device or isinstance(error, MemoryError) or "can't allocate memory" in text or "bad_alloc" in text):
+    if not (
+        on_device
+        or isinstance(error, MemoryError)
+        or "can't allocate memory" in text
+        or "bad_alloc" in text
+    ):
         return None
     remedy = "a smaller train.batch_size, data.max_length or model.hidden_size; nothing is changed by itself"
     what, id = ("out of memory on the GPU", "R15") if on_device else ("out of memory", "R16")

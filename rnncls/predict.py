@@ -68,18 +68,28 @@ def load_predictor(path: str | Path, device: str | None = None) -> Predictor:
 
 def _numbers(checkpoint: Checkpoint) -> Vocabulary:
     tokens, classes = checkpoint.sizes
-    return Vocabulary(tuple(map(str, range(tokens))), tuple(map(str, range(classes))), has_unknown=False)
+    return Vocabulary(
+        tuple(map(str, range(tokens))), tuple(map(str, range(classes))), has_unknown=False
+    )
 
 
 def encode(predictor: Predictor, tokens: list[str]) -> list[int] | Problem:
     """Ids, cut to the longest length in training, or what is wrong with the tokens."""
     if not tokens:
-        return Problem("an empty sequence", expected="at least one token", remedy="--bad skip", id="D9")
+        return Problem(
+            "an empty sequence", expected="at least one token", remedy="--bad skip", id="D9"
+        )
     limit = predictor.data.max_length
     if limit is not None and len(tokens) > limit:
         if predictor.data.truncate == "error":
             expected = f"at most {limit} tokens, as in training"
-            return Problem("a long sequence", expected=expected, found=f"{len(tokens)}", remedy="--bad skip", id="D16")
+            return Problem(
+                "a long sequence",
+                expected=expected,
+                found=f"{len(tokens)}",
+                remedy="--bad skip",
+                id="D16",
+            )
         tokens = tokens[-limit:] if predictor.data.truncate == "tail" else tokens[:limit]
     try:
         return predictor.vocabulary.encode(tokens)
@@ -87,7 +97,11 @@ def encode(predictor: Predictor, tokens: list[str]) -> list[int] | Problem:
         known = predictor.vocabulary.tokens
         expected = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
         return Problem(
-            "a token unknown to the model", expected=expected, found=f"{error}", remedy="--bad skip", id="D7"
+            "a token unknown to the model",
+            expected=expected,
+            found=f"{error}",
+            remedy="--bad skip",
+            id="D7",
         )
 
 
@@ -95,10 +109,16 @@ def encode_text(predictor: Predictor, text: str) -> list[int] | Problem:
     """Ids of a sequence as a person types it: words between spaces, ids also between commas, or characters."""
     kind = predictor.data.tokens
     tokens = tokens_of(text.replace(",", " ") if kind == "ids" else text, kind)
-    return replace(tokens, remedy="--bad skip") if isinstance(tokens, Problem) else encode(predictor, tokens)
+    return (
+        replace(tokens, remedy="--bad skip")
+        if isinstance(tokens, Problem)
+        else encode(predictor, tokens)
+    )
 
 
-def items_of_texts(predictor: Predictor, texts: Iterable[str | bytes], bad: BadRows) -> Iterator[Item]:
+def items_of_texts(
+    predictor: Predictor, texts: Iterable[str | bytes], bad: BadRows
+) -> Iterator[Item]:
     """One sequence per text, numbered from 1; bytes are UTF-8 lines."""
     for number, text in enumerate(texts, 1):
         if isinstance(text, bytes):
@@ -134,19 +154,40 @@ class Skipping(BadRows):
         super().__init__(path)
         self.stop = stop
 
-    def add(self, line: int, what: str, expected: str = "", found: str = "", remedy: str = "", id: str = "D14") -> None:
+    def add(
+        self,
+        line: int,
+        what: str,
+        expected: str = "",
+        found: str = "",
+        remedy: str = "",
+        id: str = "D14",
+    ) -> None:
         self.count += 1
-        problem = Problem(what, f"{self.path}:{line}", expected, found, remedy or "--bad skip", id)
+        problem = Problem(
+            what,
+            f"{self.path}:{line}",
+            expected=expected,
+            found=found,
+            remedy=remedy or "--bad skip",
+            id=id,
+        )
         if self.stop:
             raise DataError(problem)
         if self.count > MOST_SKIPPED_SHOWN:
             return
-        print(printable(f"rnncls: skipped {problem.where}: {what}" + (f": {found}" if found else "")), file=sys.stderr)
+        print(
+            printable(f"rnncls: skipped {problem.where}: {what}" + (f": {found}" if found else "")),
+            file=sys.stderr,
+        )
 
     def finish(self, predicted: int) -> None:
         """Say how many were skipped; raises DataError when there was nothing else."""
         if self.count:
-            print(f"rnncls: skipped {self.count:,} of {self.count + predicted:,} sequences", file=sys.stderr)
+            print(
+                f"rnncls: skipped {self.count:,} of {self.count + predicted:,} sequences",
+                file=sys.stderr,
+            )
             if not predicted:
                 raise DataError(Problem("0 sequences to predict", str(self.path), id="D2"))
 
@@ -161,9 +202,13 @@ def predict(predictor: Predictor, items: Iterable[Item], top_k: int = 1) -> Iter
         order = sorted(range(len(chunk)), key=lambda index: len(chunk[index].ids))
         found: dict[int, list[tuple[str, float]]] = {}
         for indices in _batches(order, chunk):
-            batch = collate([torch.tensor(chunk[index].ids) for index in indices], torch.zeros(len(indices)))
+            batch = collate(
+                [torch.tensor(chunk[index].ids) for index in indices], torch.zeros(len(indices))
+            )
             probabilities, labels = predictor.model(batch.to(device).tokens).softmax(1).topk(top_k)
-            for index, values, numbers in zip(indices, probabilities.tolist(), labels.tolist(), strict=True):
+            for index, values, numbers in zip(
+                indices, probabilities.tolist(), labels.tolist(), strict=True
+            ):
                 names = [predictor.vocabulary.labels[number] for number in numbers]
                 found[index] = list(zip(names, values, strict=True))
         yield from (Prediction(item.line, found[index]) for index, item in enumerate(chunk))
@@ -184,7 +229,9 @@ def _batches(order: list[int], chunk: list[Item]) -> Iterator[list[int]]:
 Writer = Callable[[Prediction], object]
 
 
-def write_predictions(predictor: Predictor, items: Iterable[Item], top_k: int, output: Path | None, format: str) -> int:
+def write_predictions(
+    predictor: Predictor, items: Iterable[Item], top_k: int, output: Path | None, format: str
+) -> int:
     """Predict and write to `output`, in the format of its name, or to stdout in `format`; returns how many.
 
     The file appears when all of it is written. Raises DataError, WriteError.
@@ -193,7 +240,9 @@ def write_predictions(predictor: Predictor, items: Iterable[Item], top_k: int, o
     predictions = predict(predictor, watched, top_k)
     if output is None:
         write = writer(sys.stdout, format, predictor)
-        for prediction in tqdm(predictions, unit="seq", disable=None if not sys.stdout.isatty() else True):
+        for prediction in tqdm(
+            predictions, unit="seq", disable=None if not sys.stdout.isatty() else True
+        ):
             write(prediction)
         return watched.finish()
     suffix = output.suffix[1:].lower()
@@ -239,10 +288,14 @@ def writer(file: TextIO | IO[str], format: str, predictor: Predictor) -> Writer:
     def jsonl(prediction: Prediction) -> None:
         top = [{"label": label(name), "probability": value} for name, value in prediction.top]
         rest = {"top": top} if len(top) > 1 else {}
-        file.write(json.dumps({"line": prediction.line, **top[0], **rest}, ensure_ascii=False) + "\n")
+        file.write(
+            json.dumps({"line": prediction.line, **top[0], **rest}, ensure_ascii=False) + "\n"
+        )
 
     def text(prediction: Prediction) -> None:
-        file.write("   ".join(f"{printable(name)} {value:.4f}" for name, value in prediction.top) + "\n")
+        file.write(
+            "   ".join(f"{printable(name)} {value:.4f}" for name, value in prediction.top) + "\n"
+        )
 
     if format == "jsonl":
         return jsonl

@@ -56,12 +56,24 @@ class Regime:
 
     def config(self, engine: str) -> Config:
         """The config with which rnncls trains this."""
-        data: dict[str, Any] = {"modulus": N, "min_length": self.min_length, "max_length": self.max_length}
-        model: dict[str, Any] = {"embedding_dim": E, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
+        data: dict[str, Any] = {
+            "modulus": N,
+            "min_length": self.min_length,
+            "max_length": self.max_length,
+        }
+        model: dict[str, Any] = {
+            "embedding_dim": E,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+        }
         model |= {"nonlinearity": "tanh", "recurrent_init": "default", "init_gain": 1.0}
         optimizer: dict[str, Any] = {"name": "adam", "lr": LR, "weight_decay": 0.0}
         schedule: dict[str, Any] = {"name": "constant", "warmup_steps": 0, "min_lr": 0.0}
-        train: dict[str, Any] = {"batch_size": self.batch_size, "max_steps": 2**40, "engine": engine}
+        train: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "max_steps": 2**40,
+            "engine": engine,
+        }
         sections: dict[str, Any] = {
             "data": data,
             "model": model,
@@ -75,7 +87,10 @@ class Regime:
         """Of one step over real tokens, forward and backward: the sum over layers of 6 S H D + 6 (S - B) H^2."""
         tokens = self.batch_size * (self.min_length + self.max_length) / 2
         rest, h = tokens - self.batch_size, self.hidden_size
-        layers = sum(6 * tokens * h * (E if layer == 0 else h) + 6 * rest * h * h for layer in range(self.num_layers))
+        layers = sum(
+            6 * tokens * h * (E if layer == 0 else h) + 6 * rest * h * h
+            for layer in range(self.num_layers)
+        )
         return (layers + 6 * self.batch_size * h * N) / 1e9
 
 
@@ -101,8 +116,12 @@ class Sequences(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, regime: Regime) -> None:
         generator = torch.Generator().manual_seed(0)
-        lengths = torch.randint(regime.min_length, regime.max_length + 1, (20_000,), generator=generator)
-        self.rows = [torch.randint(N, (length,), generator=generator) for length in lengths.tolist()]
+        lengths = torch.randint(
+            regime.min_length, regime.max_length + 1, (20_000,), generator=generator
+        )
+        self.rows = [
+            torch.randint(N, (length,), generator=generator) for length in lengths.tolist()
+        ]
         self.labels = [int(row.sum()) % N for row in self.rows]
 
     def __len__(self) -> int:
@@ -122,7 +141,9 @@ class Classifier(nn.Module):
         self.head = nn.Linear(regime.hidden_size, N)
 
     def forward(self, padded: Tensor, lengths: Tensor) -> Tensor:
-        packed = pack_padded_sequence(self.embedding(padded), lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            self.embedding(padded), lengths, batch_first=True, enforce_sorted=False
+        )
         _, hidden = self.rnn(packed)
         return self.head(hidden[-1])  # type: ignore[no-any-return]
 
@@ -133,9 +154,15 @@ def textbook(regime: Regime) -> Run:
     def collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
         rows = [row for row, _ in samples]
         lengths = torch.tensor([len(row) for row in rows])
-        return pad_sequence(rows, batch_first=True), lengths, torch.tensor([label for _, label in samples])
+        return (
+            pad_sequence(rows, batch_first=True),
+            lengths,
+            torch.tensor([label for _, label in samples]),
+        )
 
-    loader = DataLoader(Sequences(regime), regime.batch_size, shuffle=True, drop_last=True, collate_fn=collate)
+    loader = DataLoader(
+        Sequences(regime), regime.batch_size, shuffle=True, drop_last=True, collate_fn=collate
+    )
     model = Classifier(regime).to(regime.device)
     optimizer = torch.optim.Adam(model.parameters(), LR)
 
@@ -150,7 +177,9 @@ def textbook(regime: Regime) -> Run:
         for _ in range(steps):
             padded, lengths, labels = next(batches)
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(padded.to(regime.device), lengths), labels.to(regime.device))
+            loss = F.cross_entropy(
+                model(padded.to(regime.device), lengths), labels.to(regime.device)
+            )
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -192,7 +221,9 @@ def tuned(regime: Regime, packed: bool = True) -> Run:
 def ours(regime: Regime, engine: str, threads: int = 1) -> Run:
     """What `rnncls train` does between two log lines."""
     config = regime.config(engine)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"num_threads": threads})})
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"num_threads": threads})}
+    )
     task = load_task(config)
     state = new_state(task)
     take_steps, _ = choose(config, next(state.model.parameters()).device)
@@ -218,30 +249,40 @@ def jax_scan(regime: Regime, losses_of: list[Batch] | None = None) -> Any:
     config = regime.config("eager")
     task = load_task(config)
     initial = {
-        name: jnp.asarray(value.detach().cpu().numpy()) for name, value in new_state(task).model.named_parameters()
+        name: jnp.asarray(value.detach().cpu().numpy())
+        for name, value in new_state(task).model.named_parameters()
     }
     longest = regime.max_length
 
     def arrays(batches: list[Batch]) -> tuple[Any, Any, Any]:
         padded = [
-            nn.utils.rnn.pad_packed_sequence(b.tokens, batch_first=True, total_length=longest)[0] for b in batches
+            nn.utils.rnn.pad_packed_sequence(b.tokens, batch_first=True, total_length=longest)[0]
+            for b in batches
         ]
         columns = (padded, [b.lengths for b in batches], [b.labels for b in batches])
-        return tuple(jnp.asarray(torch.stack(column).numpy().astype(np.int32)) for column in columns)
+        return tuple(
+            jnp.asarray(torch.stack(column).numpy().astype(np.int32)) for column in columns
+        )
 
     def loss_of(weights: Any, padded: Any, lengths: Any, labels: Any) -> Any:
         inputs = weights["embedding.weight"][padded.T]  # (T, B, E)
         alive = (jnp.arange(longest)[:, None] < lengths)[:, :, None]
         for layer in range(regime.num_layers):
             w_ih, w_hh = weights[f"rnn.weight_ih_l{layer}"], weights[f"rnn.weight_hh_l{layer}"]
-            projected = inputs @ w_ih.T + weights[f"rnn.bias_ih_l{layer}"] + weights[f"rnn.bias_hh_l{layer}"]
+            projected = (
+                inputs @ w_ih.T
+                + weights[f"rnn.bias_ih_l{layer}"]
+                + weights[f"rnn.bias_hh_l{layer}"]
+            )
 
             def step(hidden: Any, now: Any, w_hh: Any = w_hh) -> Any:
                 new = jnp.where(now[1], jnp.tanh(now[0] + hidden @ w_hh.T), hidden)
                 return new, new
 
             start = jnp.zeros((len(lengths), regime.hidden_size))
-            final, inputs = jax.lax.scan(step, start, (projected, alive), unroll=longest if longest <= 8 else 4)
+            final, inputs = jax.lax.scan(
+                step, start, (projected, alive), unroll=longest if longest <= 8 else 4
+            )
         logits = final @ weights["head.weight"].T + weights["head.bias"]
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
 
@@ -254,11 +295,19 @@ def jax_scan(regime: Regime, losses_of: list[Batch] | None = None) -> Any:
         first = {name: 0.9 * first[name] + 0.1 * g for name, g in gradients.items()}
         second = {name: 0.999 * second[name] + 0.001 * g * g for name, g in gradients.items()}
         rate, root = LR / (1 - 0.9**count), jnp.sqrt(1 - 0.999**count)
-        moved = {n: w - rate * first[n] / (jnp.sqrt(second[n]) / root + 1e-8) for n, w in weights.items()}
+        moved = {
+            n: w - rate * first[n] / (jnp.sqrt(second[n]) / root + 1e-8) for n, w in weights.items()
+        }
         return (moved, first, second, count), loss
 
-    many = jax.jit(lambda carry, batches: jax.lax.scan(train_step, carry, batches), donate_argnums=0)
-    carry = (initial, *({name: jnp.zeros_like(value) for name, value in initial.items()} for _ in range(2)), 0.0)
+    many = jax.jit(
+        lambda carry, batches: jax.lax.scan(train_step, carry, batches), donate_argnums=0
+    )
+    carry = (
+        initial,
+        *({name: jnp.zeros_like(value) for name, value in initial.items()} for _ in range(2)),
+        0.0,
+    )
     if losses_of is not None:
         return many(carry, arrays(losses_of))[1].tolist()
     batches = arrays(list(load_task(config).batches(0, 64)))
@@ -319,10 +368,17 @@ def gate(regime: Regime) -> dict[str, float]:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         expected.append(loss.item())
-    found = {name: losses_of(regime, *name.split()[1:]) for name in ways(regime) if name.startswith("rnncls")}
+    found = {
+        name: losses_of(regime, *name.split()[1:])
+        for name in ways(regime)
+        if name.startswith("rnncls")
+    }
     if "JAX scan" in ways(regime):
         found["JAX scan"] = jax_scan(regime, batches)
-    return {name: max(abs(a / b - 1) for a, b in zip(found[name], expected, strict=True)) for name in found}
+    return {
+        name: max(abs(a / b - 1) for a, b in zip(found[name], expected, strict=True))
+        for name in found
+    }
 
 
 def losses_of(regime: Regime, engine: str, threads: str = "1") -> list[float]:
@@ -420,7 +476,10 @@ def table(name: str, results: dict[str, dict[str, Any]], floor_us: float) -> str
     """Markdown."""
     regime = REGIMES[name]
     shape = f"B{regime.batch_size} H{regime.hidden_size} L{regime.num_layers}"
-    best = min((way for way in results if way.startswith("textbook")), key=lambda way: median(results[way]["us"]))
+    best = min(
+        (way for way in results if way.startswith("textbook")),
+        key=lambda way: median(results[way]["us"]),
+    )
     lines = [
         f"**{name}** ({shape}, lengths {regime.min_length}-{regime.max_length}; floor {floor_us:,.0f} us)",
         "",
@@ -430,7 +489,11 @@ def table(name: str, results: dict[str, dict[str, Any]], floor_us: float) -> str
     ]
     for way, result in results.items():
         us = median(result["us"])
-        jax = f"{ratio(results['JAX scan']['us'], result['us'])[0]:.2f}" if "JAX scan" in results else ""
+        jax = (
+            f"{ratio(results['JAX scan']['us'], result['us'])[0]:.2f}"
+            if "JAX scan" in results
+            else ""
+        )
         cells = [
             f"{us:,.1f}",
             "{:.2f} ({:.2f} to {:.2f})".format(*ratio(results[best]["us"], result["us"])),
@@ -452,7 +515,11 @@ def main(
     only: Annotated[str, typer.Option(help="Names of ways, beside the textbook's.")] = "",
 ) -> None:
     """Measure, and print tables in Markdown."""
-    here = [name for name, regime in REGIMES.items() if regime.device == "cpu" or torch.cuda.is_available()]
+    here = [
+        name
+        for name, regime in REGIMES.items()
+        if regime.device == "cpu" or torch.cuda.is_available()
+    ]
     chosen = regimes.split(",") if regimes else here
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     set_precision("float32")
@@ -472,10 +539,17 @@ def main(
     for name in chosen:
         found = gate(REGIMES[name])
         limit = 1e-5 if REGIMES[name].device == "cpu" else 1e-3
-        print(f"\n{name}: losses of 5 steps against float64: " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()))
+        print(
+            f"\n{name}: losses of 5 steps against float64: "
+            + ", ".join(f"{k} {v:.1e}" for k, v in found.items())
+        )
         if max(found.values()) > limit:
             raise SystemExit(f"a way computes something else: relative difference above {limit}")
-        taken = [way for way in ways(REGIMES[name]) if not only or way in only.split(",") or way == "textbook"]
+        taken = [
+            way
+            for way in ways(REGIMES[name])
+            if not only or way in only.split(",") or way == "textbook"
+        ]
         results = measure(name, taken, rounds, seconds)
         print(table(name, results, 1e6 * REGIMES[name].gigaflop() / gflops), flush=True)
         report["regimes"][name] = {"gate": found, "results": results}

@@ -63,11 +63,21 @@ def main(
     for _ in range(rounds):
         seconds, spent = timed_run(loaded)
         shares.append(sum(spent) / seconds)
-        print(f"{config}: {seconds:.2f} s, {1000 * sum(spent):.1f} ms of it saving: {shares[-1]:.2%}", flush=True)
+        print(
+            f"{config}: {seconds:.2f} s, {1000 * sum(spent):.1f} ms of it saving: {shares[-1]:.2%}",
+            flush=True,
+        )
     print(f"median share of saving over {rounds} rounds: {statistics.median(shares):.2%}")
     for hidden_size in SIZES:
-        every = ["train.max_steps=20", "train.checkpoint_every=1", "train.eval_every=100", "train.log_every=100"]
-        sized = load_config(config, [f"model.hidden_size={hidden_size}", "train.eval_samples=1", *every])
+        every = [
+            "train.max_steps=20",
+            "train.checkpoint_every=1",
+            "train.eval_every=100",
+            "train.log_every=100",
+        ]
+        sized = load_config(
+            config, [f"model.hidden_size={hidden_size}", "train.eval_samples=1", *every]
+        )
         times = []
         with tempfile.TemporaryDirectory() as folder:
             state = fit(sized, Path(folder) / "run")
@@ -78,7 +88,9 @@ def main(
             size = path.stat().st_size
         median = 1000 * statistics.median(times)
         parameters = f"{num_parameters(sized, *sizes(sized)):,} parameters"
-        print(f"hidden_size {hidden_size}: {parameters}, {size / 1e6:.2f} MB, {median:.1f} ms per save")
+        print(
+            f"hidden_size {hidden_size}: {parameters}, {size / 1e6:.2f} MB, {median:.1f} ms per save"
+        )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ WAYS: dict[str, Callable[[int], None]] = {
 }
 
 
-def main(rounds: Annotated[int, typer.Option()] = 15, count: Annotated[int, typer.Option()] = 512) -> None:
+def main(
+    rounds: Annotated[int, typer.Option()] = 15, count: Annotated[int, typer.Option()] = 512
+) -> None:
     torch.set_num_threads(1)
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for turn in range(rounds + 1):
@@ -68,7 +70,9 @@ def main(rounds: Annotated[int, typer.Option()] = 15, count: Annotated[int, type
             WAYS[name](count)
             if turn:  # the first round warms up
                 seconds[name].append((time.perf_counter() - started_at) / count)
-    print(f"{platform.machine()}, torch {torch.__version__}, 1 thread, {rounds} rounds of {count} batches of {B}")
+    print(
+        f"{platform.machine()}, torch {torch.__version__}, 1 thread, {rounds} rounds of {count} batches of {B}"
+    )
     ours = seconds["block draw + pack (rnncls)"]
     for name, times in seconds.items():
         ratios = [theirs / our for theirs, our in zip(times, ours, strict=True)]

@@ -21,7 +21,9 @@ from rnncls.model.recurrence import PackedRNN
 B, H = 32, 64
 
 
-def main(rounds: Annotated[int, typer.Option()] = 9, longest: Annotated[int, typer.Option()] = 1024) -> None:
+def main(
+    rounds: Annotated[int, typer.Option()] = 9, longest: Annotated[int, typer.Option()] = 1024
+) -> None:
     torch.set_num_threads(1)
     ways = {"ours": PackedRNN(H, H), "torch": nn.RNN(H, H)}
     print("length   ours, us per token   torch, us per token   torch / ours")

@@ -50,7 +50,9 @@ def member(seed: int, engine: str) -> Callable[[int], int]:
 
 def stack() -> Callable[[int], int]:
     """The same for all members as one stack."""
-    configs = [REGIMES["tiny"].config("eager").model_copy(update={"seed": seed}) for seed in range(MEMBERS)]
+    configs = [
+        REGIMES["tiny"].config("eager").model_copy(update={"seed": seed}) for seed in range(MEMBERS)
+    ]
     tasks = [load_task(config) for config in configs]
     states = [new_state(task) for task in tasks]
     stacked = Stacked(list(zip(states, tasks, strict=True)))
@@ -58,10 +60,16 @@ def stack() -> Callable[[int], int]:
 
     def turns() -> Iterator[dict[int, Turn]]:
         for blocks in batches:
-            staged = [stage(block, rates, configs[0].train.batch_size, torch.device("cpu")) for block, rates in blocks]
+            staged = [
+                stage(block, rates, configs[0].train.batch_size, torch.device("cpu"))
+                for block, rates in blocks
+            ]
             for first in range(blocks[0][0].num_steps):
                 pairs = zip(staged, states, strict=True)
-                yield {place: Turn(batch, first, state.totals) for place, (batch, state) in enumerate(pairs)}
+                yield {
+                    place: Turn(batch, first, state.totals)
+                    for place, (batch, state) in enumerate(pairs)
+                }
 
     coming = turns()
 
@@ -71,10 +79,15 @@ def stack() -> Callable[[int], int]:
     return run
 
 
-def main(rounds: Annotated[int, typer.Option()] = 10, steps: Annotated[int, typer.Option()] = 1000) -> None:
+def main(
+    rounds: Annotated[int, typer.Option()] = 10, steps: Annotated[int, typer.Option()] = 1000
+) -> None:
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))
-    members = {engine: [member(seed, engine) for seed in range(MEMBERS)] for engine in ("compiled", "eager")}
+    members = {
+        engine: [member(seed, engine) for seed in range(MEMBERS)]
+        for engine in ("compiled", "eager")
+    }
     stack_of_all = stack()
     with ThreadPoolExecutor(cores) as pool:
         ways: dict[str, Callable[[], int]] = {
@@ -90,7 +103,9 @@ def main(rounds: Annotated[int, typer.Option()] = 10, steps: Annotated[int, type
                 done = ways[name]()
                 if turn:  # the first round warms up
                     us[name].append(1e6 * (time.perf_counter() - started_at) / done)
-    print(f"{platform.machine()}, {cores} cores, torch {torch.__version__}; {MEMBERS} members, {rounds} rounds")
+    print(
+        f"{platform.machine()}, {cores} cores, torch {torch.__version__}; {MEMBERS} members, {rounds} rounds"
+    )
     for name, times in us.items():
         ratios = [our / theirs for our, theirs in zip(us["together"], times, strict=True)]
         spread = f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"

@@ -50,7 +50,11 @@ schedule: {warmup_steps: 5}
 train: {max_steps: 24, batch_size: 8, log_every: 5, eval_every: 7, checkpoint_every: 4, eval_samples: 40}
 device: cpu
 """
-SHORTER = ("train.max_steps=9", "train.eval_every=4", "train.checkpoint_every=3")  # every kind of save, once
+SHORTER = (
+    "train.max_steps=9",
+    "train.eval_every=4",
+    "train.checkpoint_every=3",
+)  # every kind of save, once
 
 Outcome = tuple[dict[str, bytes], list[dict[str, Any]], dict[str, Any]]
 
@@ -60,8 +64,12 @@ def outcome(run_dir: Path) -> Outcome:
     checkpoint = read_checkpoint(find_newest(run_dir))
     tensors = {**checkpoint.model, **checkpoint.optim}
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
-    counters = {key: value for key, value in checkpoint.state.counters.items() if key != "totals_seconds"}
+    timeless = [
+        {key: value for key, value in line.items() if "per_second" not in key} for line in lines
+    ]
+    counters = {
+        key: value for key, value in checkpoint.state.counters.items() if key != "totals_seconds"
+    }
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, timeless, counters
 
 
@@ -74,7 +82,10 @@ def fork(words: list[str], prepare: Callable[[], None] = lambda: None) -> int:
         return pid
     exit_code = 99
     try:
-        log = os.open(words[-1] + ".log" if "--resume" in words else os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        log = os.open(
+            words[-1] + ".log" if "--resume" in words else os.devnull,
+            os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
+        )
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
@@ -140,13 +151,28 @@ class Part:
         if not self.check(exit_code == 0, f"{what}: going on ended with {exit_code}"):
             return
         self.check(outcome(run_dir) == self.expected, f"{what}: another outcome")
-        left = [path.name for path in run_dir.rglob("*") if ".tmp-" in path.name or path.suffix == ".bad"]
+        left = [
+            path.name
+            for path in run_dir.rglob("*")
+            if ".tmp-" in path.name or path.suffix == ".bad"
+        ]
         self.check(not left, f"{what}: left behind {left}")
 
 
 # --- fail points: the n-th call that changes a file
 
-CALLS = ("mkdir", "open", "write", "fsync", "rename", "replace", "link", "unlink", "ftruncate", "pwrite")
+CALLS = (
+    "mkdir",
+    "open",
+    "write",
+    "fsync",
+    "rename",
+    "replace",
+    "link",
+    "unlink",
+    "ftruncate",
+    "pwrite",
+)
 WRITE = os.write
 
 Act = Callable[[int, str, str, tuple[Any, ...]], None]
@@ -159,7 +185,9 @@ def intercept(act: Act) -> None:
 
     def intercepted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            path = paths.get(arguments[0], "") if isinstance(arguments[0], int) else str(arguments[0])
+            path = (
+                paths.get(arguments[0], "") if isinstance(arguments[0], int) else str(arguments[0])
+            )
             reading = name == "open" and not arguments[1] & (os.O_WRONLY | os.O_RDWR)
             if "/run-" in path and not reading:
                 act(next(numbers), name, path, arguments)
@@ -179,7 +207,9 @@ def noting(listed: Path, run_dir: Path) -> Callable[[], None]:
 
     def note(_number: int, call: str, path: str, _arguments: tuple[Any, ...]) -> None:
         with listed.open("a") as file:
-            file.write(json.dumps([call, without_pid(path.partition(f"{run_dir.name}/")[2])]) + "\n")
+            file.write(
+                json.dumps([call, without_pid(path.partition(f"{run_dir.name}/")[2])]) + "\n"
+            )
 
     return lambda: intercept(note)
 
@@ -218,15 +248,17 @@ def failpoints(folder: Path, short: bool) -> tuple[str, int]:
     """SIGKILL before every call of a whole run that changes a file, and in the middle of every write."""
     part = Part(folder, *(SHORTER if short else ()))
     calls = trace(part)
-    points = [(index, torn) for index, (name, _) in enumerate(calls) for torn in ({False, name == "write"})]
+    points = [
+        (index, torn)
+        for index, (name, _) in enumerate(calls)
+        for torn in ({False, name == "write"})
+    ]
     for index, torn in points:
         run_dir, what = part.run_dir(), f"kill at call {index}, {calls[index]}"
         exit_code = wait(fork(part.command(run_dir), killing(index, torn)))
         part.check(exit_code == -signal.SIGKILL, f"{what}: exit {exit_code}")
         part.check_end(run_dir, what)
-    figure = (
-        f"{len(points)} kills: one at each of {len(calls)} calls that change a file, and half-way through each write"
-    )
+    figure = f"{len(points)} kills: one at each of {len(calls)} calls that change a file, and half-way through each write"
     return figure, part.failures
 
 
@@ -234,14 +266,21 @@ def disk_errors(folder: Path, short: bool) -> tuple[str, int]:
     """ENOSPC and EIO at every call of every save: exit 6, what was committed stays byte-equal, the run can go on."""
     part, hashes = Part(folder, *(SHORTER if short else ())), folder / "hashes.json"
     calls = trace(part)
-    points = [index for index, (name, path) in enumerate(calls) if path.startswith("checkpoints") and name != "mkdir"]
+    points = [
+        index
+        for index, (name, path) in enumerate(calls)
+        if path.startswith("checkpoints") and name != "mkdir"
+    ]
     for index in points:
         for error in (errno.ENOSPC, errno.EIO):
             run_dir, what = part.run_dir(), f"{os.strerror(error)} at call {index}, {calls[index]}"
             exit_code = wait(fork(part.command(run_dir), failing(index, error, run_dir, hashes)))
             part.check(exit_code == 6, f"{what}: exit {exit_code}")
             before, after = json.loads(hashes.read_text()), committed(run_dir)
-            part.check(before == {name: after.get(name) for name in before}, f"{what}: a checkpoint changed")
+            part.check(
+                before == {name: after.get(name) for name in before},
+                f"{what}: a checkpoint changed",
+            )
             part.check(not list(run_dir.rglob(".tmp-*")), f"{what}: left a temporary file")
             part.check_end(run_dir, what)
     return (
@@ -296,7 +335,11 @@ def signals(folder: Path, short: bool) -> tuple[str, int]:
         was_late = (exit_code, done) == (0, part.steps)
         hits, late = hits + (not was_late), late + was_late
         part.check(exit_code == 143 or was_late, f"SIGTERM: exit {exit_code} at step {done}")
-        saved = read_checkpoint(find_newest(run_dir)).state.step if step_files(run_dir / "checkpoints") else 0
+        saved = (
+            read_checkpoint(find_newest(run_dir)).state.step
+            if step_files(run_dir / "checkpoints")
+            else 0
+        )
         part.check(saved == done, f"SIGTERM: {done} steps done, {saved} saved")
         part.check_end(run_dir, f"SIGTERM at step {done}")
     return (
@@ -331,7 +374,10 @@ def stops(folder: Path, short: bool) -> tuple[str, int]:
             saved = read_checkpoint(find_newest(run_dir)).state.step
             part.check(saved == at + 1, f"stop at {at}: step {saved} saved")
         part.check_end(run_dir, f"stops at {chosen}")
-    return f"stopped in {len(singles)} single steps and {len(pairs)} random pairs of steps: one outcome", part.failures
+    return (
+        f"stopped in {len(singles)} single steps and {len(pairs)} random pairs of steps: one outcome",
+        part.failures,
+    )
 
 
 # --- damage
@@ -339,7 +385,10 @@ def stops(folder: Path, short: bool) -> tuple[str, int]:
 
 def damage(folder: Path, short: bool) -> tuple[str, int]:
     """Bit flips and truncations of a checkpoint: each must be detected before anything in it is used."""
-    part, rng = Part(folder, "model.hidden_size=2", "model.embedding_dim=1", "train.max_steps=4"), random.Random(3)
+    part, rng = (
+        Part(folder, "model.hidden_size=2", "model.embedding_dim=1", "train.max_steps=4"),
+        random.Random(3),
+    )
     path = find_newest(folder / "whole")
     content, changed = path.read_bytes(), folder / path.name
     flips = [rng.randrange(8 * len(content)) for _ in range(500 if short else 10_000)]
@@ -349,7 +398,9 @@ def damage(folder: Path, short: bool) -> tuple[str, int]:
         flipped[position // 8] ^= 1 << position % 8
         part.check(is_refused(changed, bytes(flipped)), f"bit {position} flipped, not detected")
     for length in lengths:
-        part.check(is_refused(changed, content[:length]), f"truncated to {length} bytes, not detected")
+        part.check(
+            is_refused(changed, content[:length]), f"truncated to {length} bytes, not detected"
+        )
     return (
         f"{len(flips):,} bit flips and {len(lengths):,} truncations of {len(content):,} bytes detected",
         part.failures,
@@ -368,7 +419,9 @@ def is_refused(path: Path, content: bytes) -> bool:
 
 def mutations(_folder: Path, short: bool) -> tuple[str, int]:
     """Mutated configs, checkpoints, data files and command lines."""
-    configs, checkpoints, datasets, lines = (200, 200, 200, 40) if short else (5000, 5000, 5000, 1000)
+    configs, checkpoints, datasets, lines = (
+        (200, 200, 200, 40) if short else (5000, 5000, 5000, 1000)
+    )
     failures = fuzz.run("config", fuzz.one_config, configs, b"")
     failures += fuzz.run("checkpoint", fuzz.one_checkpoint, checkpoints, fuzz.whole_checkpoint())
     failures += fuzz.run("dataset", fuzz.one_dataset, datasets, b"")
@@ -391,11 +444,15 @@ def strace(folder: Path, short: bool) -> tuple[str, int]:
     straced(part, log, "write,fsync,rename,link,unlink", part.run_dir())
     found = calls_of_saves(log.read_text())
     order = "".join(
-        {"write": "w", "fsync": "f", "rename": "r", "link": "l", "unlink": "u"}[name] for name, _, _ in found
+        {"write": "w", "fsync": "f", "rename": "r", "link": "l", "unlink": "u"}[name]
+        for name, _, _ in found
     )
     part.check(bool(re.fullmatch(r"(w+frf|lrf|lruf|u)+", order)), f"order of the calls: {order}")
     cases = [
-        (call, fault) for call in found if call[0] != "unlink" for fault in ("signal=KILL", "error=ENOSPC", "error=EIO")
+        (call, fault)
+        for call in found
+        if call[0] != "unlink"
+        for fault in ("signal=KILL", "error=ENOSPC", "error=EIO")
     ]
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda case: one_injection(part, *case), cases))
@@ -438,7 +495,11 @@ def one_injection(part: Part, call: tuple[str, int, str], fault: str) -> tuple[P
     run_dir, log = case / "run", case / "strace.log"
     exit_code = straced(part, log, name, run_dir, "-e", f"inject={name}:{fault}:when={number}")
     calls = [line for line in log.read_text().splitlines() if line.startswith(f"{name}(")]
-    return run_dir, exit_code, len(calls) >= number and without_pid(path) in without_pid(calls[number - 1])
+    return (
+        run_dir,
+        exit_code,
+        len(calls) >= number and without_pid(path) in without_pid(calls[number - 1]),
+    )
 
 
 def without_pid(text: str) -> str:
@@ -446,7 +507,8 @@ def without_pid(text: str) -> str:
 
 
 PARTS: dict[str, Callable[[Path, bool], tuple[str, int]]] = {
-    part.__name__: part for part in (failpoints, disk_errors, kills, signals, stops, damage, mutations, strace)
+    part.__name__: part
+    for part in (failpoints, disk_errors, kills, signals, stops, damage, mutations, strace)
 }
 
 
@@ -462,7 +524,10 @@ def main(
         for name in parts or PARTS:
             started_at = time.monotonic()
             figure, failures = PARTS[name](Path(folder) / name, short)
-            print(f"{name}: {figure}; {failures} failures, {time.monotonic() - started_at:.0f} s", flush=True)
+            print(
+                f"{name}: {figure}; {failures} failures, {time.monotonic() - started_at:.0f} s",
+                flush=True,
+            )
             failed += failures
     raise typer.Exit(1 if failed else 0)
 

@@ -26,7 +26,9 @@ def main(
     every = [list(digits) for length in range(1, 6) for digits in product(range(10), repeat=length)]
     output.mkdir(parents=True, exist_ok=True)
     for name, sequences in {"train": drawn[:rows], "val": drawn[rows:], "test": every}.items():
-        lines = (json.dumps({"sequence": digits, "label": sum(digits) % 10}) for digits in sequences)
+        lines = (
+            json.dumps({"sequence": digits, "label": sum(digits) % 10}) for digits in sequences
+        )
         (output / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
         print(f"{name}: {len(sequences):,} sequences")
 

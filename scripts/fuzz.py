@@ -33,11 +33,81 @@ from rnncls.rundir.tensorfile import FORMAT, _digest
 from rnncls.training.resume import restored_state, restored_task
 
 SLOW_S = 10.0
-WORDS = ["no", "010", "1e999", ".nan", "-1", "0", "null", "[]", "{}", "'", '"', "&a", "*a", "!!python/name:os.system"]
-WORDS += [":", "-", "99999999999999999999", "1e-3", "true", "[[[[", "|", ">", "%", "@", "...", "---", "#"]
-WORDS += ["\t", "\n", "\x00", "\ufeff", "\u2028", "? ", "<<: *a", "\ud7ff", "x" * 5000, "model: 3", "seed: 1", "  "]
-VALUES: list[Any] = [None, True, -1, 0, 1, 2**63, 2**70, 0.5, -0.0, 1e308, "", "x", "\ud7ff", [], {}, [1, 2], {"a": 1}]
-OVERRIDES = ["", "=", "a=b", "train.max_steps", "train.max_steps=", "..=1", "model={}", "model.bias=[", "seed=1=2"]
+WORDS = [
+    "no",
+    "010",
+    "1e999",
+    ".nan",
+    "-1",
+    "0",
+    "null",
+    "[]",
+    "{}",
+    "'",
+    '"',
+    "&a",
+    "*a",
+    "!!python/name:os.system",
+]
+WORDS += [
+    ":",
+    "-",
+    "99999999999999999999",
+    "1e-3",
+    "true",
+    "[[[[",
+    "|",
+    ">",
+    "%",
+    "@",
+    "...",
+    "---",
+    "#",
+]
+WORDS += [
+    "\t",
+    "\n",
+    "\x00",
+    "\ufeff",
+    "\u2028",
+    "? ",
+    "<<: *a",
+    "\ud7ff",
+    "x" * 5000,
+    "model: 3",
+    "seed: 1",
+    "  ",
+]
+VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2**63,
+    2**70,
+    0.5,
+    -0.0,
+    1e308,
+    "",
+    "x",
+    "\ud7ff",
+    [],
+    {},
+    [1, 2],
+    {"a": 1},
+]
+OVERRIDES = [
+    "",
+    "=",
+    "a=b",
+    "train.max_steps",
+    "train.max_steps=",
+    "..=1",
+    "model={}",
+    "model.bias=[",
+    "seed=1=2",
+]
 TINY = "{model: {hidden_size: 2}, train: {max_steps: 2, eval_samples: 2, batch_size: 2}}"
 COMMAND_LINES = [
     "train --config tiny.yaml --name x train.max_steps=1",
@@ -111,7 +181,9 @@ def one_config(rng: random.Random, folder: Path, _whole: bytes) -> str:
     path = folder / "config.yaml"
     config = rng.choice((Config(), Config(data=FilesConfig(source="files", train="x.jsonl"))))
     path.write_bytes(broken_text(dump_config(config), rng).encode("utf-8", "surrogatepass"))
-    overrides = [f"{rng.choice(list(flatten(config)))}={rng.choice(WORDS)}"] if rng.random() < 0.3 else []
+    overrides = (
+        [f"{rng.choice(list(flatten(config)))}={rng.choice(WORDS)}"] if rng.random() < 0.3 else []
+    )
     overrides += [rng.choice(OVERRIDES)] if rng.random() < 0.1 else []
     rnncls.load_config(path, overrides)
     return "accepted"
@@ -142,7 +214,9 @@ def one_checkpoint(rng: random.Random, folder: Path, whole: bytes) -> str:
         content = bytearray(whole)
         for _ in range(rng.randint(1, 3)):
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-        path.write_bytes(content[: rng.choice([len(content), len(content), rng.randrange(len(content))])])
+        path.write_bytes(
+            content[: rng.choice([len(content), len(content), rng.randrange(len(content))])]
+        )
         changed = path.read_bytes() != whole
     else:
         header = json.loads(whole[8:start])
@@ -155,7 +229,11 @@ def one_checkpoint(rng: random.Random, folder: Path, whole: bytes) -> str:
                 (name, entry["dtype"], entry["shape"], whole[start:][slice(*entry["data_offsets"])])
                 for name, entry in sorted(tensors.items())
             )
-            header["__metadata__"] = {"format": FORMAT, "state": state, "sha256": _digest(state, fields)}
+            header["__metadata__"] = {
+                "format": FORMAT,
+                "state": state,
+                "sha256": _digest(state, fields),
+            }
         text = json.dumps(header).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + whole[start:])
         changed = kind == 1 and header != json.loads(whole[8:start])
@@ -182,12 +260,18 @@ def one_dataset(rng: random.Random, folder: Path, _whole: bytes) -> str:
     zipped = rng.random() < 0.3
     content = bytearray(gzip.compress(broken) if zipped else broken)
     if rng.random() < 0.3:
-        content[rng.randrange(len(content) or 1) : rng.choice((None, len(content)))] = rng.randbytes(rng.randint(0, 4))
+        content[rng.randrange(len(content) or 1) : rng.choice((None, len(content)))] = (
+            rng.randbytes(rng.randint(0, 4))
+        )
     path = folder / f"data.{kind}{'.gz' if zipped else ''}"
     path.write_bytes(content)
     tokens = rng.choice(("ids", "words", "characters"))
     fractions = {"val_fraction": rng.choice((0.0, 0.4)), "test_fraction": rng.choice((0.0, 0.4))}
-    files.load(FilesConfig.model_validate({"source": "files", "train": str(path), "tokens": tokens, **fractions}))
+    files.load(
+        FilesConfig.model_validate(
+            {"source": "files", "train": str(path), "tokens": tokens, **fractions}
+        )
+    )
     return "accepted"
 
 
@@ -211,12 +295,16 @@ def one_command_line(rng: random.Random, folder: Path, _whole: bytes) -> str:
             rnncls.fit(rnncls.load_config("tiny.yaml"), "run")
         with unittest.mock.patch.object(sys, "argv", ["rnncls", *words]):
             exit_code = cli.run()
-    if exit_code not in (0, 2, 3, 4, 5, 6) or ("Traceback" in stderr.getvalue() and "--debug" not in words):
+    if exit_code not in (0, 2, 3, 4, 5, 6) or (
+        "Traceback" in stderr.getvalue() and "--debug" not in words
+    ):
         raise AssertionError(f"{words}: exit {exit_code}: {stderr.getvalue()}")
     return f"exit {exit_code}"
 
 
-def run(name: str, case: Callable[[random.Random, Path, bytes], str], count: int, whole: bytes) -> int:
+def run(
+    name: str, case: Callable[[random.Random, Path, bytes], str], count: int, whole: bytes
+) -> int:
     """Run `count` cases; print and return the number of failures."""
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -225,19 +313,28 @@ def run(name: str, case: Callable[[random.Random, Path, bytes], str], count: int
             try:
                 outcomes[case(random.Random(f"{name}-{number}"), Path(folder), whole)] += 1
             except RnnclsError as error:
-                outcomes["refused" if error.exit_code in (2, 3, 4) and error.render() else "wrong exit code"] += 1
+                outcomes[
+                    "refused"
+                    if error.exit_code in (2, 3, 4) and error.render()
+                    else "wrong exit code"
+                ] += 1
             except Exception as error:
                 outcomes["FAILED"] += 1
                 print(f"{name} {number}: {type(error).__name__}: {str(error)[:200]}")
             outcomes["SLOW"] += time.perf_counter() - started_at > SLOW_S
-    print(f"{name}: {count} cases; " + ", ".join(f"{key} {value}" for key, value in sorted(outcomes.items())))
+    print(
+        f"{name}: {count} cases; "
+        + ", ".join(f"{key} {value}" for key, value in sorted(outcomes.items()))
+    )
     return outcomes["FAILED"] + outcomes["SLOW"] + outcomes["wrong exit code"]
 
 
 def whole_checkpoint() -> bytes:
     """A small real checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
-        config = Config.model_validate({"model": {"hidden_size": 4}, "train": {"max_steps": 2, "eval_samples": 5}})
+        config = Config.model_validate(
+            {"model": {"hidden_size": 4}, "train": {"max_steps": 2, "eval_samples": 5}}
+        )
         rnncls.fit(config, folder)
         return find_newest(folder).read_bytes()
 

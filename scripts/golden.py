@@ -19,7 +19,12 @@ CASES = {
     "tutorial_combined": ("configs/tutorial/combined.yaml", []),
     "deep_bidirectional": (
         "configs/parity.yaml",
-        ["model.num_layers=2", "model.bidirectional=true", "model.nonlinearity=tanh", "optimizer.name=sgd"],
+        [
+            "model.num_layers=2",
+            "model.bidirectional=true",
+            "model.nonlinearity=tanh",
+            "optimizer.name=sgd",
+        ],
     ),
 }
 

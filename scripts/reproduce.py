@@ -133,8 +133,23 @@ def command_of(name: str, sweep: Sweep, out: Path, short: bool) -> list[str]:
     lengths = sweep.lengths
     if short:
         seeds, samples, lengths = "0-1", 20, "1-3,10"
-        words += ["train.max_steps=20", "train.eval_samples=50", "schedule.warmup_steps=5", "model.hidden_size=16"]
-    words = ["--config", sweep.config, *words, "--seeds", seeds, "--lengths", lengths, "--samples", str(samples)]
+        words += [
+            "train.max_steps=20",
+            "train.eval_samples=50",
+            "schedule.warmup_steps=5",
+            "model.hidden_size=16",
+        ]
+    words = [
+        "--config",
+        sweep.config,
+        *words,
+        "--seeds",
+        seeds,
+        "--lengths",
+        lengths,
+        "--samples",
+        str(samples),
+    ]
     return ["rnncls", "sweep", *words, "--sweep-dir", str(out / name)]
 
 
@@ -147,7 +162,9 @@ def section(name: str, sweep: Sweep, command: list[str], out: Path, short: bool)
         return []
     lengths = [1, 2, 3, 10] if short else list(sweep.shown)
     lines = [f"## {sweep.title}", "", sweep.text, "", "```sh", shlex.join(command), "```", ""]
-    lines.append("| | members | not finite | at least 99 % | at least 99.9 % | 100 % | steps to 99.9 % | horizon |")
+    lines.append(
+        "| | members | not finite | at least 99 % | at least 99.9 % | 100 % | steps to 99.9 % | horizon |"
+    )
     lines.append("|---|---|---|---|---|---|---|---|")
     for group in summary["groups"]:
         rates = [
@@ -155,26 +172,48 @@ def section(name: str, sweep: Sweep, command: list[str], out: Path, short: bool)
             for found in group["success"].values()
         ]
         solved = group["to_solved"]
-        steps = f"{solved['steps'] or 0:,.0f}" if solved["steps"] else f"{solved['reached']} reach it"
-        cells = [group["group"] or "all", str(group["members"]), str(group["diverged"]), *rates, steps, _horizon(group)]
+        steps = (
+            f"{solved['steps'] or 0:,.0f}" if solved["steps"] else f"{solved['reached']} reach it"
+        )
+        cells = [
+            group["group"] or "all",
+            str(group["members"]),
+            str(group["diverged"]),
+            *rates,
+            steps,
+            _horizon(group),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| | " + " | ".join(f"length {n:,}" for n in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
+    lines += [
+        "",
+        "| | " + " | ".join(f"length {n:,}" for n in lengths) + " |",
+        "|---" * (len(lengths) + 1) + "|",
+    ]
     for group in summary["groups"]:
         label = group["group"] + " " if group["group"] else ""
         by_length = {int(n): row for n, row in group["by_length"].items()}
         at = [by_length[n] for n in lengths if n in by_length]  # none where all members diverged
         for key, title in (("median", "median"), ("iqm", "inter-quartile mean"), ("min", "lowest")):
-            lines.append(f"| {label}{title} | " + " | ".join(f"{row[key]:.4f}" for row in at) + " |")
+            lines.append(
+                f"| {label}{title} | " + " | ".join(f"{row[key]:.4f}" for row in at) + " |"
+            )
         lines.append(f"| {label}>= 99 % | " + " | ".join(_count(row, "0.99") for row in at) + " |")
         lines.append(f"| {label}100 % | " + " | ".join(_count(row, "1.0") for row in at) + " |")
     first = summary["groups"][0]["group"]
     for group in summary["groups"][1:]:
         p = group.get("p_against_first", {}).get("0.99")
         if p is not None:
-            lines += ["", f"Fisher's exact test, {first} against {group['group']}, at 99 %: p = {p:.2g}."]
+            lines += [
+                "",
+                f"Fisher's exact test, {first} against {group['group']}, at 99 %: p = {p:.2g}.",
+            ]
     seconds = [row["train_s"] for row in summary["members"] if row["train_s"]]
     timing = json.loads((out / name / TIMING).read_text())
-    per_member = f"{median(seconds):.1f} s of steps per member (median, beside another one), " if seconds else ""
+    per_member = (
+        f"{median(seconds):.1f} s of steps per member (median, beside another one), "
+        if seconds
+        else ""
+    )
     lines += ["", f"{per_member}{timing['seconds']:,.0f} s in all on {timing['machine']}.", ""]
     if sweep.structured:
         lines += [*_structured(out / name, (10,) if short else sweep.structured), ""]
@@ -184,7 +223,10 @@ def section(name: str, sweep: Sweep, command: list[str], out: Path, short: bool)
 def _horizon(group: dict[str, Any]) -> str:
     """Median and lowest; what reaches the longest length that was tested may go further."""
     found = group["horizon"]
-    middle, lowest = (f"{'>= ' if found[key] == found['tested'] else ''}{found[key]:,.0f}" for key in ("median", "min"))
+    middle, lowest = (
+        f"{'>= ' if found[key] == found['tested'] else ''}{found[key]:,.0f}"
+        for key in ("median", "min")
+    )
     return f"{middle}, lowest {lowest}"
 
 
@@ -242,9 +284,13 @@ def main(
         command = command_of(name, sweep, out, short)
         if name.startswith(wanted):
             started_at = time.perf_counter()
-            done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.DEVNULL, check=False)
+            done = subprocess.run(
+                [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, check=False
+            )
             if done.returncode:
-                print(f"{name}: exit code {done.returncode}; {output} is as it was", file=sys.stderr)
+                print(
+                    f"{name}: exit code {done.returncode}; {output} is as it was", file=sys.stderr
+                )
                 raise SystemExit(done.returncode)
             _note_time(out / name, time.perf_counter() - started_at)
         lines += section(name, sweep, command, out, short)

@@ -25,17 +25,23 @@ def labelled_lines(source: str) -> list[tuple[str, str]]:
     """(line, label) of a module. Raises SyntaxError for what is no Python."""
     docstrings: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
+        if isinstance(
+            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ) and ast.get_docstring(node):
             first = node.body[0]
             docstrings |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {token.start[0] for token in tokens if token.type == tokenize.COMMENT and token.line.lstrip()[0] == "#"}
+    comments = {
+        token.start[0]
+        for token in tokens
+        if token.type == tokenize.COMMENT and token.line.lstrip()[0] == "#"
+    }
     labelled = []
     for number, line in enumerate(source.splitlines(keepends=True), 1):
         if line.strip():
-            label = "docstring" if number in docstrings else "comment" if number in comments else "code"
+            label = (
+                "docstring" if number in docstrings else "comment" if number in comments else "code"
+            )
             labelled.append((line.rstrip("\n"), label))
     return labelled
 
@@ -66,7 +72,9 @@ def main(
         for line, label in labelled:
             if line not in seen:
                 seen.add(line)
-                streams[split_of(inside)].write(json.dumps({"sequence": line, "label": label}) + "\n")
+                streams[split_of(inside)].write(
+                    json.dumps({"sequence": line, "label": label}) + "\n"
+                )
                 counts[split_of(inside)][label] += 1
     for name, stream in streams.items():
         stream.close()

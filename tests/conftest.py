@@ -46,14 +46,24 @@ def data_of(config: Config) -> SumModConfig:
 def run_rnncls(*arguments: str | Path, cwd: Path | None = None, **options: Any) -> Completed:
     """`rnncls ...` as a user runs it, in a process of its own."""
     command = [sys.executable, "-m", "rnncls", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd or ROOT, check=False, **options)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd or ROOT,
+        check=False,
+        **options,
+    )
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Completed]:
     """The run directory of configs/smoke.yaml trained by the command line, and what the command printed."""
     run_dir = tmp_path_factory.mktemp("trained") / "smoke" / "run"
-    done = run_rnncls("train", "--config", "configs/smoke.yaml", "--run-dir", run_dir, "train.histogram_every=100")
+    done = run_rnncls(
+        "train", "--config", "configs/smoke.yaml", "--run-dir", run_dir, "train.histogram_every=100"
+    )
     assert done.returncode == 0, done.stderr
     return run_dir, done
 

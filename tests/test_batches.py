@@ -27,19 +27,27 @@ def test_a_batch_gives_back_the_sequences_in_their_order(rows: list[list[int]]) 
 
 
 @given(sequences)
-def test_packed_data_holds_real_tokens_only_step_by_step_longest_first(rows: list[list[int]]) -> None:
+def test_packed_data_holds_real_tokens_only_step_by_step_longest_first(
+    rows: list[list[int]],
+) -> None:
     tokens = batch_of(rows).tokens
     by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     assert tokens.sorted_indices is not None
     order = tokens.sorted_indices.tolist()
     assert [len(rows[i]) for i in order] == [len(rows[i]) for i in by_length]
     longest = len(rows[order[0]])
-    assert tokens.data.tolist() == [rows[i][t] for t in range(longest) for i in order if t < len(rows[i])]
-    assert tokens.batch_sizes.tolist() == [sum(t < len(row) for row in rows) for t in range(longest)]
+    assert tokens.data.tolist() == [
+        rows[i][t] for t in range(longest) for i in order if t < len(rows[i])
+    ]
+    assert tokens.batch_sizes.tolist() == [
+        sum(t < len(row) for row in rows) for t in range(longest)
+    ]
 
 
 @given(sequences, st.integers(0, 3), st.integers(-5, 50))
-def test_pack_never_reads_what_stands_behind_a_length(rows: list[list[int]], extra: int, filler: int) -> None:
+def test_pack_never_reads_what_stands_behind_a_length(
+    rows: list[list[int]], extra: int, filler: int
+) -> None:
     width = max(map(len, rows)) + extra
     padded = torch.tensor([row + [filler] * (width - len(row)) for row in rows])
     lengths = torch.tensor([len(row) for row in rows])

@@ -57,7 +57,10 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_model_and_optimizer_come_back_to_the_bit(tmp_path: Path, name: str) -> None:
     momentum = 0.9 if name == "sgd" else 0.0
-    config = config_of(optimizer={"name": name, "momentum": momentum}, model={"num_layers": 2, "bidirectional": True})
+    config = config_of(
+        optimizer={"name": name, "momentum": momentum},
+        model={"num_layers": 2, "bidirectional": True},
+    )
     path, state = save(tmp_path, config)
     checkpoint = read_checkpoint(path)
     assert checkpoint.config == config
@@ -79,9 +82,19 @@ def test_the_model_part_loads_into_plain_modules_and_gives_the_same_logits(tmp_p
     with safe_open(path, "pt") as file:
         assert set(file.metadata()) == {"format", "state", "sha256"}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    embedding, rnn, head = nn.Embedding(3, 4), nn.RNN(4, 16, nonlinearity="relu", batch_first=True), nn.Linear(16, 3)
-    for prefix, module in (("model/embedding.", embedding), ("model/rnn.", rnn), ("model/head.", head)):
-        module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    embedding, rnn, head = (
+        nn.Embedding(3, 4),
+        nn.RNN(4, 16, nonlinearity="relu", batch_first=True),
+        nn.Linear(16, 3),
+    )
+    for prefix, module in (
+        ("model/embedding.", embedding),
+        ("model/rnn.", rnn),
+        ("model/head.", head),
+    ):
+        module.load_state_dict(
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        )
     sequence = torch.tensor([2, 0, 1, 1])
     expected = head(rnn(embedding(sequence.unsqueeze(0)))[0][:, -1])
     actual = load_model(path)(collate([sequence], torch.zeros(1)).tokens)
@@ -97,7 +110,12 @@ def test_the_checksum_is_the_documented_one(tmp_path: Path) -> None:
     sha = hashlib.sha256()
     fields: list[bytes] = [metadata["state"].encode()]
     for name, tensor in sorted(safetensors.torch.load_file(path).items()):
-        fields += [name.encode(), b"F32", json.dumps(list(tensor.shape)).encode(), tensor.numpy().tobytes()]
+        fields += [
+            name.encode(),
+            b"F32",
+            json.dumps(list(tensor.shape)).encode(),
+            tensor.numpy().tobytes(),
+        ]
     for field in fields:
         sha.update(len(field).to_bytes(8, "little") + field)
     assert sha.hexdigest() == metadata["sha256"]
@@ -142,7 +160,9 @@ class Canary:
 
 
 @pytest.mark.row("K4", "K5", "K6")
-def test_foreign_files_are_refused_and_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_foreign_files_are_refused_and_run_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     canary = tmp_path / "canary"
     monkeypatch.setenv("CANARY", str(canary))
     plain = safetensors.torch.save({"model/head.bias": torch.zeros(3)})
@@ -157,10 +177,22 @@ def test_foreign_files_are_refused_and_run_nothing(tmp_path: Path, monkeypatch: 
         "plain_safetensors": (plain, "not a checkpoint of rnncls"),
         "huge_header": ((2**63).to_bytes(8, "little") + b"{}", "damaged"),
         "deep_header": ((60_000).to_bytes(8, "little") + b"[" * 60_000, "damaged"),
-        "surrogate": (header_of({"__metadata__": {"format": "\ud800", "state": "", "sha256": ""}}), "damaged"),
-        "surrogate_name": (header_of({"\ud800": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}), "damaged"),
-        "number_in_metadata": (header_of({"__metadata__": {"format": 1, "state": "", "sha256": ""}}), "damaged"),
-        "fractional_offset": (header_of({"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0.0]}}), "damaged"),
+        "surrogate": (
+            header_of({"__metadata__": {"format": "\ud800", "state": "", "sha256": ""}}),
+            "damaged",
+        ),
+        "surrogate_name": (
+            header_of({"\ud800": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
+            "damaged",
+        ),
+        "number_in_metadata": (
+            header_of({"__metadata__": {"format": 1, "state": "", "sha256": ""}}),
+            "damaged",
+        ),
+        "fractional_offset": (
+            header_of({"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0.0]}}),
+            "damaged",
+        ),
         "list_header": ((2).to_bytes(8, "little") + b"[]", "damaged"),
         "text": (b"seed: 1\n" * 100, "damaged"),
     }
@@ -197,7 +229,11 @@ def test_a_run_directory_means_its_best_and_without_one_its_newest(tmp_path: Pat
     mark_best(newest)
     assert read_checkpoint(find_checkpoint(tmp_path)).state.step == 12
     mark_best(newest)
-    assert sorted(path.name for path in folder.iterdir()) == ["best.safetensors", best.name, newest.name]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.safetensors",
+        best.name,
+        newest.name,
+    ]
 
 
 @pytest.mark.row("R28")
@@ -206,7 +242,10 @@ def test_pruning_goes_by_number_and_keeps_the_best(tmp_path: Path) -> None:
     mark_best(paths[2])
     os.utime(paths[1], (0, 0))
     prune(tmp_path, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.safetensors", "step-00000010.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best.safetensors",
+        "step-00000010.safetensors",
+    ]
     assert read_checkpoint(tmp_path / "best.safetensors").state.step == 2
 
 
@@ -232,13 +271,19 @@ def test_a_file_size_limit_is_a_clear_error_and_keeps_earlier_checkpoints(tmp_pa
     import subprocess
     import sys
 
-    config = ["configs/smoke.yaml", "--run-dir", str(tmp_path / "run"), "train.max_steps=4", "train.checkpoint_every=2"]
-    limited = (
-        "import resource, signal, sys; from rnncls.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    )
+    config = [
+        "configs/smoke.yaml",
+        "--run-dir",
+        str(tmp_path / "run"),
+        "train.max_steps=4",
+        "train.checkpoint_every=2",
+    ]
+    limited = "import resource, signal, sys; from rnncls.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
     limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
     limited += f"sys.argv = ['rnncls', 'train', '--config', *{config!r}]; main()"
-    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", limited], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 6, done.stderr
     assert "cannot write the checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
@@ -249,11 +294,23 @@ def test_a_file_size_limit_is_a_clear_error_and_keeps_earlier_checkpoints(tmp_pa
     ("change", "message"),
     [
         (lambda _, tensors: tensors.pop("model/head.bias"), "1 tensors do not fit"),
-        (lambda _, tensors: tensors.update({"model/extra": torch.zeros(1)}), "1 tensors do not fit"),
-        (lambda _, tensors: tensors.update({"model/head.bias": torch.zeros(4)}), "head.bias: ((4,)"),
-        (lambda _, tensors: tensors.update({"model/head.bias": torch.zeros(3).double()}), "float64"),
+        (
+            lambda _, tensors: tensors.update({"model/extra": torch.zeros(1)}),
+            "1 tensors do not fit",
+        ),
+        (
+            lambda _, tensors: tensors.update({"model/head.bias": torch.zeros(4)}),
+            "head.bias: ((4,)",
+        ),
+        (
+            lambda _, tensors: tensors.update({"model/head.bias": torch.zeros(3).double()}),
+            "float64",
+        ),
         (lambda state, _: state["config"]["model"].update(hidden_size=17), "tensors do not fit"),
-        (lambda state, _: state["config"]["model"].update(hidden_size="x"), "bad value for model.hidden_size"),
+        (
+            lambda state, _: state["config"]["model"].update(hidden_size="x"),
+            "bad value for model.hidden_size",
+        ),
         (lambda state, _: state["config"].update(future=1), "unknown key"),
         (lambda state, _: state.pop("counters"), "damaged"),
         (lambda state, _: state.update(step=7), "damaged"),

@@ -19,7 +19,15 @@ from rnncls.config.ranges import parse_lengths
 from rnncls.errors import ConfigError
 from tests.conftest import ROOT, Completed, run_rnncls
 
-COMMANDS = [[], ["train"], ["eval"], ["config"], ["config", "show"], ["config", "check"], ["config", "schema"]]
+COMMANDS = [
+    [],
+    ["train"],
+    ["eval"],
+    ["config"],
+    ["config", "show"],
+    ["config", "check"],
+    ["config", "schema"],
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -27,7 +35,11 @@ def test_help_answers_at_once_and_without_torch(command: list[str]) -> None:
     code = "import sys; from rnncls.cli import app; app(sys.argv[1:], standalone_mode=False);"
     code += "print('torch' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code, *command, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert done.stdout.startswith("Usage: ")
     assert done.stdout.endswith("False\n")
@@ -85,8 +97,12 @@ def test_eval_json_is_one_object_and_nothing_else(run_dir: Path) -> None:
 
 def test_eval_of_a_file_a_run_and_the_python_api_agree(run_dir: Path) -> None:
     by_run = json.loads(run_rnncls("eval", run_dir, "--json").stdout)
-    by_file = json.loads(run_rnncls("eval", run_dir / "checkpoints" / "step-00000400.safetensors", "--json").stdout)
-    report = rnncls.evaluate(rnncls.load_model(run_dir), rnncls.load_config(run_dir / "config.yaml"))
+    by_file = json.loads(
+        run_rnncls("eval", run_dir / "checkpoints" / "step-00000400.safetensors", "--json").stdout
+    )
+    report = rnncls.evaluate(
+        rnncls.load_model(run_dir), rnncls.load_config(run_dir / "config.yaml")
+    )
     for key in ("accuracy", "errors", "examples", "by_length"):
         assert by_run[key] == by_file[key] == json.loads(json.dumps(report.to_json()))[key]
 
@@ -96,22 +112,32 @@ def test_config_show_check_and_schema(tmp_path: Path) -> None:
     (tmp_path / "shown.yaml").write_text(done.stdout)
     shown = rnncls.load_config(tmp_path / "shown.yaml")
     assert shown == rnncls.load_config(ROOT / "configs/parity.yaml", ["train.max_steps=7"])
-    as_json = run_rnncls("config", "show", "--config", "configs/parity.yaml", "train.max_steps=7", "--json")
+    as_json = run_rnncls(
+        "config", "show", "--config", "configs/parity.yaml", "train.max_steps=7", "--json"
+    )
     assert json.loads(as_json.stdout) == shown.model_dump(mode="json")
     assert run_rnncls("config", "check", "--config", "configs/parity.yaml").stdout == (
         "configs/parity.yaml: ok; 5,014 parameters, 5,000 steps of 128 sequences\n"
     )
-    assert json.loads(run_rnncls("config", "schema").stdout)["properties"].keys() >= {"data", "model", "seed"}
+    assert json.loads(run_rnncls("config", "schema").stdout)["properties"].keys() >= {
+        "data",
+        "model",
+        "seed",
+    }
 
 
 def test_a_saved_config_repeats_the_run(trained: tuple[Path, Completed], tmp_path: Path) -> None:
     run_dir, _ = trained
-    again = run_rnncls("train", "--config", run_dir / "config.yaml", "--run-dir", tmp_path / "again")
+    again = run_rnncls(
+        "train", "--config", run_dir / "config.yaml", "--run-dir", tmp_path / "again"
+    )
     assert again.returncode == 0, again.stderr
 
     def values(folder: Path) -> list[dict[str, float]]:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
+        return [
+            {key: value for key, value in line.items() if "per_second" not in key} for line in lines
+        ]
 
     assert values(tmp_path / "again") == values(run_dir)
 
@@ -124,13 +150,19 @@ def test_wrong_configs(fails: Callable[..., str], tmp_path: Path) -> None:
     assert "did you mean train.max_steps?" in stderr
     assert "no.yaml" in fails(2, "train", "--config", tmp_path / "no.yaml", cwd=tmp_path)
     smoke = ROOT / "configs" / "smoke.yaml"
-    assert "override model.dropout=0.5" in fails(2, "train", "--config", smoke, "model.dropout=0.5", cwd=tmp_path)
-    assert "expected: section.key=value" in fails(2, "config", "check", "--config", smoke, "lr", cwd=tmp_path)
+    assert "override model.dropout=0.5" in fails(
+        2, "train", "--config", smoke, "model.dropout=0.5", cwd=tmp_path
+    )
+    assert "expected: section.key=value" in fails(
+        2, "config", "check", "--config", smoke, "lr", cwd=tmp_path
+    )
     assert "not empty" in fails(2, "train", "--config", smoke, "--run-dir", tmp_path, cwd=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["train", "--conifg", "x"], ["eval"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian"], ["train", "--conifg", "x"], ["eval"]], ids=" ".join
+)
 def test_wrong_usage_is_explained(arguments: list[str]) -> None:
     done = run_rnncls(*arguments)
     assert done.returncode == 2
@@ -142,8 +174,23 @@ def test_wrong_usage_is_explained(arguments: list[str]) -> None:
 def test_cuda_without_cuda_is_a_clear_error(run_dir: Path, tmp_path: Path) -> None:
     torch_free = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     for arguments in (
-        ["train", "--config", "configs/smoke.yaml", "--device", "cuda", "--run-dir", str(tmp_path / "run")],
-        ["train", "--config", "configs/smoke.yaml", "device=cuda:3", "--run-dir", str(tmp_path / "run")],
+        [
+            "train",
+            "--config",
+            "configs/smoke.yaml",
+            "--device",
+            "cuda",
+            "--run-dir",
+            str(tmp_path / "run"),
+        ],
+        [
+            "train",
+            "--config",
+            "configs/smoke.yaml",
+            "device=cuda:3",
+            "--run-dir",
+            str(tmp_path / "run"),
+        ],
         ["eval", str(run_dir), "--device", "cuda"],
     ):
         done = run_rnncls(*arguments, env=torch_free)
@@ -156,7 +203,12 @@ def test_cuda_without_cuda_is_a_clear_error(run_dir: Path, tmp_path: Path) -> No
 
 def test_wrong_checkpoints(fails: Callable[..., str], run_dir: Path, tmp_path: Path) -> None:
     whole = (run_dir / "checkpoints" / "best.safetensors").read_bytes()
-    contents = {"truncated": whole[:-100], "empty": b"", "random": os.urandom(9999), "pickled": pickle.dumps({"a": 1})}
+    contents = {
+        "truncated": whole[:-100],
+        "empty": b"",
+        "random": os.urandom(9999),
+        "pickled": pickle.dumps({"a": 1}),
+    }
     for name, content in contents.items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
@@ -167,8 +219,15 @@ def test_wrong_checkpoints(fails: Callable[..., str], run_dir: Path, tmp_path: P
 
 
 def test_a_non_finite_loss_ends_with_7(tmp_path: Path) -> None:
-    overrides = ["optimizer.name=sgd", "optimizer.lr=1e30", "train.max_grad_norm=null", "schedule.warmup_steps=0"]
-    done = run_rnncls("train", "--config", ROOT / "configs/smoke.yaml", *overrides, "--run-dir", tmp_path / "run")
+    overrides = [
+        "optimizer.name=sgd",
+        "optimizer.lr=1e30",
+        "train.max_grad_norm=null",
+        "schedule.warmup_steps=0",
+    ]
+    done = run_rnncls(
+        "train", "--config", ROOT / "configs/smoke.yaml", *overrides, "--run-dir", tmp_path / "run"
+    )
     assert done.returncode == 7
     assert "not finite at step" in done.stderr
     assert "Traceback" not in done.stderr
@@ -182,7 +241,15 @@ def test_debug_shows_the_traceback() -> None:
 
 @pytest.mark.row("R5")
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rnncls", "train", "--config", "configs/smoke.yaml", "train.max_steps=1000000"]
+    command = [
+        sys.executable,
+        "-m",
+        "rnncls",
+        "train",
+        "--config",
+        "configs/smoke.yaml",
+        "train.max_steps=1000000",
+    ]
     with subprocess.Popen(
         [*command, "--run-dir", str(tmp_path / "run")],
         stderr=subprocess.PIPE,
@@ -192,7 +259,9 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("step    200"):  # the checkpoint of the evaluation before is committed
+            if line.startswith(
+                "step    200"
+            ):  # the checkpoint of the evaluation before is committed
                 break
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
@@ -205,7 +274,9 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
 @pytest.mark.row("R8")
 def test_stdout_closed_early_is_no_error(run_dir: Path) -> None:
     command = f"{sys.executable} -m rnncls eval {run_dir} | head -1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
     assert done.stdout.startswith("checkpoint: ")
     assert done.stderr == ""
 
@@ -221,7 +292,9 @@ def test_ranges() -> None:
 
 def test_the_public_api_is_lazy() -> None:
     code = "import sys, rnncls; print('torch' in sys.modules, rnncls.fit.__module__, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout == "False rnncls.training.fit True\n"
     with pytest.raises(AttributeError, match="no attribute 'fti'"):
         rnncls.fti  # noqa: B018

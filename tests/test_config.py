@@ -9,7 +9,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnncls.config import Config, config_schema, dump_config, flatten, load_config, num_parameters, parse_config, sizes
+from rnncls.config import (
+    Config,
+    config_schema,
+    dump_config,
+    flatten,
+    load_config,
+    num_parameters,
+    parse_config,
+    sizes,
+)
 from rnncls.config.strict_yaml import parse
 from rnncls.errors import ConfigError
 from rnncls.model.classifier import build_model
@@ -70,7 +79,22 @@ def test_scalars_have_the_value_they_look_like(text: str, value: object) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["no", "yes", "on", "off", "No", "TRUE", "Null", "010", "0x1F", "12:30:45", "2024-01-01", "1_000", "0b11"]
+    "text",
+    [
+        "no",
+        "yes",
+        "on",
+        "off",
+        "No",
+        "TRUE",
+        "Null",
+        "010",
+        "0x1F",
+        "12:30:45",
+        "2024-01-01",
+        "1_000",
+        "0b11",
+    ],
 )
 @pytest.mark.row("C8")
 def test_what_yaml_1_1_would_convert_silently_is_refused(tmp_path: Path, text: str) -> None:
@@ -83,7 +107,9 @@ def test_what_yaml_1_1_would_convert_silently_is_refused(tmp_path: Path, text: s
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.row("C6")
 def test_a_duplicate_key_is_refused_with_both_lines(tmp_path: Path, nested: bool) -> None:
-    text = "train:\n  max_steps: 5\n  max_steps: 6\n" if nested else "seed: 1\ndevice: cpu\nseed: 2\n"
+    text = (
+        "train:\n  max_steps: 5\n  max_steps: 6\n" if nested else "seed: 1\ndevice: cpu\nseed: 2\n"
+    )
     message = problems_of(tmp_path, text)
     first, again = (2, 3) if nested else (1, 3)
     assert f"first on line {first}, again on line {again}" in message
@@ -123,7 +149,9 @@ def test_files_that_are_no_config(tmp_path: Path, text: str, id: str, part: str)
 
 
 @pytest.mark.row("C2")
-def test_bytes_that_are_no_utf_8_are_located_and_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+def test_bytes_that_are_no_utf_8_are_located_and_a_byte_order_mark_is_accepted(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(b"\xef\xbb\xbfseed: 3\n")
     assert load_config(path).seed == 3
@@ -155,7 +183,9 @@ train:
   max_steps: 6
 lr: 3
 """
-    message = problems_of(tmp_path, text, "model.dropout=.5", "data.min_length=9", "nonsense", "train.seed=no")
+    message = problems_of(
+        tmp_path, text, "model.dropout=.5", "data.min_length=9", "nonsense", "train.seed=no"
+    )
     for part in (
         "c.yaml:3:12, data.modulus",
         'unknown key "min_lenght" (' + str(tmp_path / "c.yaml") + ":4:3, data.min_lenght)",
@@ -210,7 +240,11 @@ def test_a_misspelt_key_gets_the_right_suggestion(tmp_path: Path, key: str) -> N
         ("model.dropout", ["0", "0.0"], ["1", "1.5", "-0.1"]),
         ("model.init_gain", ["0.3", "1"], ["0", "-1", ".inf"]),
         ("optimizer.lr", ["1e-3", "1"], ["0", "-1e-3", ".nan", ".inf", "1e999", "fast"]),
-        ("optimizer.betas", ["[0.9, 0.99]", "[0, 0]"], ["[0.9]", "[0.9, 1]", "0.9", "[0.9, 0.9, 0.9]"]),
+        (
+            "optimizer.betas",
+            ["[0.9, 0.99]", "[0, 0]"],
+            ["[0.9]", "[0.9, 1]", "0.9", "[0.9, 0.9, 0.9]"],
+        ),
         ("schedule.warmup_steps", ["0", "10"], ["-1", "1.5"]),
         ("train.max_steps", ["0", "1"], ["-1", "true"]),
         ("train.max_grad_norm", ["null", "0.5"], ["0", "-1"]),
@@ -238,7 +272,9 @@ def test_a_model_too_large_for_any_machine_is_refused_without_allocating(tmp_pat
 
 
 def test_overrides_win_and_the_last_one_wins(tmp_path: Path) -> None:
-    config = load_text(tmp_path, "seed: 1\noptimizer: {lr: 1e-3}\n", "seed=2", "optimizer.lr=1e-4", "seed=3")
+    config = load_text(
+        tmp_path, "seed: 1\noptimizer: {lr: 1e-3}\n", "seed=2", "optimizer.lr=1e-4", "seed=3"
+    )
     assert (config.seed, config.optimizer.lr) == (3, 1e-4)
 
 
@@ -259,9 +295,16 @@ def test_any_text_is_read_or_refused_in_our_own_words(text: str) -> None:
         parse(text, "here")
 
 
-@given(st.dictionaries(st.text(st.characters(codec="ascii", categories=["L"]), min_size=1), st.floats(allow_nan=False)))
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="ascii", categories=["L"]), min_size=1),
+        st.floats(allow_nan=False),
+    )
+)
 def test_floats_survive_writing_and_reading(values: dict[str, float]) -> None:
-    text = "".join(f'"{key}": {value!r}\n' for key, value in values.items()).replace(": inf", ": .inf")
+    text = "".join(f'"{key}": {value!r}\n' for key, value in values.items()).replace(
+        ": inf", ": .inf"
+    )
     assert (parse(text.replace(": -inf", ": -.inf"), "here").value or {}) == values
 
 
@@ -284,7 +327,11 @@ def test_the_json_schema_describes_every_key_of_both_sources() -> None:
     files = load_text_config("data: {source: files, train: x.jsonl}")
     for key in {*KEYS, *flatten(files)}:
         section, _, name = key.rpartition(".")
-        kinds = [schema["$defs"]["SumModConfig"], schema["$defs"]["FilesConfig"]] if section == "data" else []
+        kinds = (
+            [schema["$defs"]["SumModConfig"], schema["$defs"]["FilesConfig"]]
+            if section == "data"
+            else []
+        )
         if section not in ("", "data"):
             kinds = [schema["$defs"][schema["properties"][section]["$ref"].rpartition("/")[2]]]
         places = [kind for kind in kinds or [schema] if name in kind["properties"]]
@@ -298,8 +345,12 @@ def test_the_json_schema_describes_every_key_of_both_sources() -> None:
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 3])
-def test_the_parameter_count_is_that_of_the_model(bidirectional: bool, bias: bool, num_layers: int) -> None:
-    config = config_of(model={"bidirectional": bidirectional, "bias": bias, "num_layers": num_layers})
+def test_the_parameter_count_is_that_of_the_model(
+    bidirectional: bool, bias: bool, num_layers: int
+) -> None:
+    config = config_of(
+        model={"bidirectional": bidirectional, "bias": bias, "num_layers": num_layers}
+    )
     assert num_parameters(config, *sizes(config)) == sum(
         parameter.numel() for parameter in build_model(config).parameters()
     )

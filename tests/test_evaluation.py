@@ -32,7 +32,9 @@ class Oracle(nn.Module):
         return 5.0 * nn.functional.one_hot(answer, self.modulus)
 
 
-def report_of(config: Config, blind: int = -1, lengths: list[int] | None = None, samples: int = 500) -> Report:
+def report_of(
+    config: Config, blind: int = -1, lengths: list[int] | None = None, samples: int = 500
+) -> Report:
     model = Oracle(data_of(config).modulus, blind)
     return evaluate(model, config, lengths, samples, confusion=True)  # type: ignore[arg-type]
 
@@ -67,13 +69,18 @@ def test_the_confusion_matrix_and_the_wilson_interval_agree_with_the_counts() ->
 
 def test_lengths_beyond_training_are_sampled_and_marked() -> None:
     report = report_of(config_of(data={"modulus": 10, "max_length": 5}), lengths=[6, 2, 40, 2])
-    rows = [(row.length, row.examples, row.errors, row.trained, row.exhaustive) for row in report.by_length]
+    rows = [
+        (row.length, row.examples, row.errors, row.trained, row.exhaustive)
+        for row in report.by_length
+    ]
     assert rows == [(2, 100, 0, True, True), (6, 500, 0, False, False), (40, 500, 0, False, False)]
     assert not report.exhaustive
 
 
 def test_a_large_training_range_is_sampled_as_training_draws_it() -> None:
-    report = report_of(config_of(data={"modulus": 10, "min_length": 1, "max_length": 30}), samples=3000)
+    report = report_of(
+        config_of(data={"modulus": 10, "min_length": 1, "max_length": 30}), samples=3000
+    )
     assert report.examples == 3000
     assert not any(row.exhaustive for row in report.by_length)
     assert [row.length for row in report.by_length] == list(range(1, 31))
@@ -97,7 +104,11 @@ def test_a_confusion_matrix_of_very_many_classes_is_refused() -> None:
 def test_a_very_long_length_is_not_enumerated() -> None:
     """Also not counted: 2 to the power of 100,000 is a number nobody needs."""
     report = report_of(config_of(data={"modulus": 2}), lengths=[17, 18, 5000], samples=3)
-    assert [(row.examples, row.exhaustive) for row in report.by_length] == [(2**17, True), (3, False), (3, False)]
+    assert [(row.examples, row.exhaustive) for row in report.by_length] == [
+        (2**17, True),
+        (3, False),
+        (3, False),
+    ]
 
 
 def test_scoring_puts_the_training_mode_back_and_draws_no_random_number() -> None:
@@ -109,4 +120,6 @@ def test_scoring_puts_the_training_mode_back_and_draws_no_random_number() -> Non
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
     assert len(first.labels) == len(second.labels) == 24
-    assert torch.equal(first.predictions, score(model, batches(data_of(config), 0, "val", 8, 0, 3)).predictions)
+    assert torch.equal(
+        first.predictions, score(model, batches(data_of(config), 0, "val", 8, 0, 3)).predictions
+    )

@@ -34,14 +34,22 @@ from scripts.chaos import outcome
 from tests.conftest import ROOT, Completed, config_of, run_rnncls
 
 row = pytest.mark.row
-SMOKE: list[str | Path] = ["train", "--config", "configs/smoke.yaml", "device=cpu", "train.engine=eager"]
+SMOKE: list[str | Path] = [
+    "train",
+    "--config",
+    "configs/smoke.yaml",
+    "device=cpu",
+    "train.engine=eager",
+]
 
 
 def run_patched(patch: str, *words: str | Path, **options: Any) -> Completed:
     """`rnncls words` in a process of its own, after some Python: the only way to hit a chosen moment."""
     code = f"import os, signal, sys, torch\nimport rnncls.train as train\n{patch}\nfrom rnncls.cli import main\nmain()"
     command = [sys.executable, "-c", code, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False, **options)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False, **options
+    )
 
 
 def in_step(step: int, statement: str) -> str:
@@ -59,8 +67,18 @@ eager.train_step = patched"""
 @contextmanager
 def running(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
     """An endless run that has logged step 100; killed at the end if it still runs."""
-    words = [sys.executable, "-m", "rnncls", *map(str, SMOKE), "train.max_steps=100000000", "--run-dir", str(run_dir)]
-    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    words = [
+        sys.executable,
+        "-m",
+        "rnncls",
+        *map(str, SMOKE),
+        "train.max_steps=100000000",
+        "--run-dir",
+        str(run_dir),
+    ]
+    with subprocess.Popen(
+        words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stderr is not None
         next(line for line in process.stderr if line.startswith("step    100"))
         try:
@@ -88,13 +106,19 @@ def change(path: Path, edit: Callable[[dict[str, Any], dict[str, torch.Tensor]],
 
 
 def test_every_row_of_the_table_has_a_test_and_every_id_in_the_code_a_row() -> None:
-    rows = set(re.findall(r"^\| ([CDKR]\d+) \|", (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE))
+    rows = set(
+        re.findall(r"^\| ([CDKR]\d+) \|", (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE)
+    )
     marked = set()
     for path in (ROOT / "tests").glob("test_*.py"):
-        for arguments in re.findall(r"^@(?:pytest\.mark\.)?row\(([^)]*)\)", path.read_text(), re.MULTILINE):
+        for arguments in re.findall(
+            r"^@(?:pytest\.mark\.)?row\(([^)]*)\)", path.read_text(), re.MULTILINE
+        ):
             marked |= set(re.findall(r'"([A-Z]\d+)"', arguments))
     code = "".join(path.read_text() for path in (ROOT / "rnncls").rglob("*.py"))
-    used = set(re.findall(r'"([CDKR]\d{1,2})"', code)) | set(re.findall(r"warning\[([CDKR]\d+)\]", code))
+    used = set(re.findall(r'"([CDKR]\d{1,2})"', code)) | set(
+        re.findall(r"warning\[([CDKR]\d+)\]", code)
+    )
     assert len(rows) > 60
     assert rows - marked == set()
     assert marked - rows == set()
@@ -106,8 +130,22 @@ def test_every_row_of_the_table_has_a_test_and_every_id_in_the_code_a_row() -> N
 
 @row("C20")
 def test_without_assertions_the_messages_are_the_same() -> None:
-    bad = ["seed: no", "seed: 1\nseed: 2", "sed: 1", "- 1", "\tx", "train: {batch_size: 0}", "data: {min_length: 9}"]
-    bad += ["a: &x 1", "a: !!map {}", "[" * 100, "optimizer: {lr: .nan}", "model: {hidden_size: 1000000}"]
+    bad = [
+        "seed: no",
+        "seed: 1\nseed: 2",
+        "sed: 1",
+        "- 1",
+        "\tx",
+        "train: {batch_size: 0}",
+        "data: {min_length: 9}",
+    ]
+    bad += [
+        "a: &x 1",
+        "a: !!map {}",
+        "[" * 100,
+        "optimizer: {lr: .nan}",
+        "model: {hidden_size: 1000000}",
+    ]
     code = f"""
 from pathlib import Path
 from rnncls.config import load_config
@@ -123,7 +161,11 @@ for text in {bad!r}:
     for options in ([], ["-O"], ["-OO"]):
         folder = Path(os.environ.get("TMPDIR", "/tmp"))
         done = subprocess.run(
-            [sys.executable, *options, "-c", code], capture_output=True, text=True, cwd=folder, check=True
+            [sys.executable, *options, "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            check=True,
         )
         outputs.append(done.stdout)
     assert outputs[0].count("rnncls: error") >= len(bad)
@@ -142,7 +184,9 @@ def test_a_batch_too_large_for_any_machine_is_refused() -> None:
 
 
 @row("K1")
-def test_what_is_there_instead_of_a_checkpoint_is_listed(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_what_is_there_instead_of_a_checkpoint_is_listed(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
     (tmp_path / "notes.txt").write_text("")
     for words in (["train", "--resume"], ["eval"]):
         message = fails(4, *words, tmp_path)
@@ -154,10 +198,18 @@ def test_what_is_there_instead_of_a_checkpoint_is_listed(tmp_path: Path, fails: 
 @row("K4")
 def test_other_files_beside_the_checkpoints_are_left_alone(tmp_path: Path) -> None:
     fit(config_of(train={"max_steps": 4}), tmp_path / "run")
-    for name in ("notes.txt", "step-x.safetensors", "step-9.safetensors.bak", "stepp-9.safetensors"):
+    for name in (
+        "notes.txt",
+        "step-x.safetensors",
+        "step-9.safetensors.bak",
+        "stepp-9.safetensors",
+    ):
         (tmp_path / "run" / "checkpoints" / name).write_text("mine")
     assert resume(tmp_path / "run", ["train.max_steps=6"]).step == 6
-    assert sum(path.read_bytes() == b"mine" for path in (tmp_path / "run" / "checkpoints").iterdir()) == 4
+    assert (
+        sum(path.read_bytes() == b"mine" for path in (tmp_path / "run" / "checkpoints").iterdir())
+        == 4
+    )
 
 
 @row("K7")
@@ -194,7 +246,9 @@ def test_a_checkpoint_of_another_model_names_what_would_make_it_fit(tmp_path: Pa
 
 
 @row("K9")
-def test_a_well_signed_checkpoint_that_lies_about_its_size_allocates_nothing(tmp_path: Path) -> None:
+def test_a_well_signed_checkpoint_that_lies_about_its_size_allocates_nothing(
+    tmp_path: Path,
+) -> None:
     fit(config_of(train={"max_steps": 0}), tmp_path / "run")
     path = find_newest(tmp_path / "run")
     change(path, lambda state, _: state["config"]["model"].update(hidden_size=40_000))
@@ -249,21 +303,34 @@ def test_other_versions_are_named_on_resume(tmp_path: Path) -> None:
     change(find_newest(tmp_path / "run"), lambda state, _: state["versions"].update(torch="1.13.0"))
     done = run_rnncls("train", "--resume", tmp_path / "run", "train.max_steps=6")
     assert done.returncode == 0
-    assert f"warning[K22]: results may differ in the last bits: torch 1.13.0 -> {torch.__version__}" in done.stderr
+    assert (
+        f"warning[K22]: results may differ in the last bits: torch 1.13.0 -> {torch.__version__}"
+        in done.stderr
+    )
 
 
 @row("K23")
 def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
-    code = "import os; os.setgid(65534); os.setuid(65534)\n" if os.geteuid() == 0 else ""  # root may read anything
+    code = (
+        "import os; os.setgid(65534); os.setuid(65534)\n" if os.geteuid() == 0 else ""
+    )  # root may read anything
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"whatever")
     path.chmod(0)
     code += f"import sys; sys.argv = ['rnncls', 'eval', {str(path)!r}]; from rnncls.cli import main; main()"
-    imports = "import torch, rnncls.checkpoint, rnncls.evaluation\n"  # before the rights are given up
+    imports = (
+        "import torch, rnncls.checkpoint, rnncls.evaluation\n"  # before the rights are given up
+    )
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o055)
-    done = subprocess.run([sys.executable, "-c", imports + code], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", imports + code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
     assert done.returncode == 5, done.stderr
     assert "error[K23]: cannot read the checkpoint: Permission denied" in done.stderr
     assert "try:" in done.stderr
@@ -305,7 +372,9 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
 
 
 @row("R4", "R5", "R6")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_at_the_start_ends_it_at_once(tmp_path: Path, number: int, code: int) -> None:
     patch = f"train.build_model = lambda *_: os.kill(os.getpid(), {int(number)})"
     done = run_patched(patch, *SMOKE, "--run-dir", tmp_path / "run")
@@ -321,15 +390,25 @@ def test_a_second_ctrl_c_ends_at_once_without_saving(tmp_path: Path) -> None:
     done = run_patched(patch, *SMOKE, "--run-dir", tmp_path / "run")
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
-    assert [path.name for path in step_files(tmp_path / "run" / "checkpoints")] == ["step-00000000.safetensors"]
+    assert [path.name for path in step_files(tmp_path / "run" / "checkpoints")] == [
+        "step-00000000.safetensors"
+    ]
     assert resume(tmp_path / "run").step == 400
 
 
 @row("R6")
 def test_sigusr1_saves_and_goes_on(tmp_path: Path) -> None:
-    every = ["train.checkpoint_every=1000000", "train.eval_every=1000000", "train.log_every=1000000"]
+    every = [
+        "train.checkpoint_every=1000000",
+        "train.eval_every=1000000",
+        "train.log_every=1000000",
+    ]
     done = run_patched(
-        in_step(7, "os.kill(os.getpid(), signal.SIGUSR1)"), *SMOKE, *every, "--run-dir", tmp_path / "run"
+        in_step(7, "os.kill(os.getpid(), signal.SIGUSR1)"),
+        *SMOKE,
+        *every,
+        "--run-dir",
+        tmp_path / "run",
     )
     assert done.returncode == 0, done.stderr
     assert [path.name for path in step_files(tmp_path / "run" / "checkpoints")] == [
@@ -351,14 +430,20 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     done = run_patched(
-        in_step(7, "os.kill(os.getpid(), signal.SIGHUP)"), *SMOKE, "--run-dir", tmp_path / "run", preexec_fn=ignore
+        in_step(7, "os.kill(os.getpid(), signal.SIGHUP)"),
+        *SMOKE,
+        "--run-dir",
+        tmp_path / "run",
+        preexec_fn=ignore,
     )
     assert done.returncode == 0, done.stderr
     assert read_status(tmp_path / "run")["state"] == "finished"
 
 
 @row("R7", "R16", "R27")
-def test_stopped_by_the_terminal_it_goes_on_and_killed_it_is_said_to_have_died(tmp_path: Path) -> None:
+def test_stopped_by_the_terminal_it_goes_on_and_killed_it_is_said_to_have_died(
+    tmp_path: Path,
+) -> None:
     with running(tmp_path / "run") as process:
         process.send_signal(signal.SIGSTOP)
         time.sleep(0.5)
@@ -376,13 +461,27 @@ def test_stopped_by_the_terminal_it_goes_on_and_killed_it_is_said_to_have_died(t
 
 
 @row("R8")
-@pytest.mark.parametrize("redirections", ["| head -1", "2>&1 | head -1", ">&-", "2>&-", ">&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(
+    "redirections", ["| head -1", "2>&1 | head -1", ">&-", "2>&-", ">&- 2>&-", "2>/dev/full"]
+)
 def test_a_run_goes_on_when_nobody_listens(tmp_path: Path, redirections: str) -> None:
     words = " ".join(
-        [sys.executable, "-m", "rnncls", *map(str, SMOKE), "--run-dir", str(tmp_path / "run"), redirections]
+        [
+            sys.executable,
+            "-m",
+            "rnncls",
+            *map(str, SMOKE),
+            "--run-dir",
+            str(tmp_path / "run"),
+            redirections,
+        ]
     )
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", words], capture_output=True, text=True, cwd=ROOT, check=False
+        ["bash", "-o", "pipefail", "-c", words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -395,7 +494,9 @@ def test_a_run_goes_on_when_nobody_listens(tmp_path: Path, redirections: str) ->
 def test_results_that_cannot_be_written_are_an_error(run_dir: Path) -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "rnncls", "eval", str(run_dir)]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
+        )
     assert done.returncode == 6
     assert "error[R9]: cannot write: No space left on device (stdout)" in done.stderr
 
@@ -418,10 +519,14 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
     ]
     look = f"ls -A {run_dir}/checkpoints; {rnncls} eval {run_dir}"
     script = f"{mount} && {{ {rnncls} {' '.join(map(str, words))}; echo rc $?; {look}; }}"
-    done = subprocess.run([*unshare, script], capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
+    done = subprocess.run(
+        [*unshare, script], capture_output=True, text=True, cwd=ROOT, check=False, timeout=120
+    )
     assert "rc 6" in done.stdout, done.stderr
     assert "warning[R9]" in done.stderr
-    assert re.search(r"error\[R9\]: cannot write the checkpoint: No space left on device", done.stderr)
+    assert re.search(
+        r"error\[R9\]: cannot write the checkpoint: No space left on device", done.stderr
+    )
     assert re.search(r"found: +[\d,]+ bytes free, [\d,]+ needed", done.stderr)
     assert ".tmp-" not in done.stdout
     assert re.search(r"^step-\d+\.safetensors$", done.stdout, re.MULTILINE)
@@ -434,22 +539,33 @@ def limit_file_size(limit: int) -> Callable[[], None]:
 
 
 @row("R10")
-def test_logs_that_cannot_be_written_stop_with_one_warning_and_training_goes_on(tmp_path: Path) -> None:
+def test_logs_that_cannot_be_written_stop_with_one_warning_and_training_goes_on(
+    tmp_path: Path,
+) -> None:
     """A limit on file sizes that checkpoints stay below and logs do not."""
     words = [*SMOKE, "train.log_every=1", "model.hidden_size=8", "--run-dir", tmp_path / "run"]
     done = run_patched("", *words, preexec_fn=limit_file_size(25_000))
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("warning[R10]: metrics.jsonl and metrics.csv cannot be written and stops here") == 1
+    assert (
+        done.stderr.count(
+            "warning[R10]: metrics.jsonl and metrics.csv cannot be written and stops here"
+        )
+        == 1
+    )
     assert done.stderr.count("warning[R10]: the TensorBoard log cannot be written") == 1
     assert "Traceback" not in done.stderr
     assert read_status(tmp_path / "run")["state"] == "finished"
     assert read_checkpoint(find_newest(tmp_path / "run")).state.step == 400
-    assert resume(tmp_path / "run", ["train.max_steps=410"]).step == 410  # a torn line does not matter
+    assert (
+        resume(tmp_path / "run", ["train.max_steps=410"]).step == 410
+    )  # a torn line does not matter
     assert "410" in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[-1].split(",")[0]
 
 
 @row("R12")
-def test_steps_that_are_not_finite_may_be_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_that_are_not_finite_may_be_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bad = {0, 5, 6, 11}
     original, step = optim.clip_grad_norm, 0
 
@@ -459,10 +575,14 @@ def test_steps_that_are_not_finite_may_be_skipped(tmp_path: Path, monkeypatch: p
         return original(*arguments) * (torch.nan if step - 1 in bad else 1)
 
     monkeypatch.setattr("rnncls.steps.eager.clip_grad_norm", poisoned)
-    config = config_of(train={"max_steps": 16, "max_skipped_steps": 2, "log_every": 1, "eval_every": 16})
+    config = config_of(
+        train={"max_steps": 16, "max_skipped_steps": 2, "log_every": 1, "eval_every": 16}
+    )
     state = fit(config, tmp_path / "run")
     assert (state.step, state.skipped) == (16, 0)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert {line["step"] - 1 for line in lines if "train/loss" not in line} | bad == bad
     updates = {int(entry["step"]) for entry in state.optimizer.state.values()}
     assert updates == {16 - len(bad)}
@@ -480,13 +600,20 @@ def test_a_loss_that_is_not_finite_names_the_sequences(tmp_path: Path) -> None:
     assert done.returncode == 7
     message = re.search(r"error\[R12\].*step 4\n(.*\n)+", done.stderr)
     assert message
-    assert re.search(r"learning rate .*not finite for sequences \d+, \d+, .* of the batch", message[0])
+    assert re.search(
+        r"learning rate .*not finite for sequences \d+, \d+, .* of the batch", message[0]
+    )
     assert "try:" in message[0]
 
 
 @row("R12")
 def test_weights_that_are_not_finite_are_never_committed(tmp_path: Path) -> None:
-    words = ["optimizer.lr=1e300", "schedule.name=constant", "schedule.warmup_steps=0", "train.checkpoint_every=1"]
+    words = [
+        "optimizer.lr=1e300",
+        "schedule.name=constant",
+        "schedule.warmup_steps=0",
+        "train.checkpoint_every=1",
+    ]
     for steps in ("1", "5"):
         run_dir = tmp_path / steps
         done = run_rnncls(*SMOKE, *words, f"train.max_steps={steps}", "--run-dir", run_dir)
@@ -498,7 +625,8 @@ def test_weights_that_are_not_finite_are_never_committed(tmp_path: Path) -> None
 
 @row("R15", "R16")
 @pytest.mark.parametrize(
-    ("error", "id"), [("torch.OutOfMemoryError('CUDA out of memory')", "R15"), ("MemoryError()", "R16")]
+    ("error", "id"),
+    [("torch.OutOfMemoryError('CUDA out of memory')", "R15"), ("MemoryError()", "R16")],
 )
 def test_out_of_memory_in_a_step(tmp_path: Path, error: str, id: str) -> None:
     done = run_patched(in_step(3, f"raise {error}"), *SMOKE, "--run-dir", tmp_path / "run")
@@ -533,13 +661,18 @@ def test_a_real_lack_of_memory(tmp_path: Path) -> None:
 @row("R18")
 def test_an_unexpected_error_leaves_a_crash_log_and_no_checkpoint(tmp_path: Path) -> None:
     done = run_patched(
-        in_step(3, "raise RuntimeError('device-side assert triggered')"), *SMOKE, "--run-dir", tmp_path / "run"
+        in_step(3, "raise RuntimeError('device-side assert triggered')"),
+        *SMOKE,
+        "--run-dir",
+        tmp_path / "run",
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert f"the traceback is in {tmp_path}/run/crash.log" in done.stderr
     assert "device-side assert triggered" in (tmp_path / "run" / "crash.log").read_text()
-    assert [path.name for path in step_files(tmp_path / "run" / "checkpoints")] == ["step-00000000.safetensors"]
+    assert [path.name for path in step_files(tmp_path / "run" / "checkpoints")] == [
+        "step-00000000.safetensors"
+    ]
     assert resume(tmp_path / "run").step == 400
 
 
@@ -550,18 +683,33 @@ def test_an_unexpected_error_leaves_a_crash_log_and_no_checkpoint(tmp_path: Path
 def test_durations_never_come_from_the_wall_clock() -> None:
     for path in (ROOT / "rnncls").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "time"
+            ):
                 assert node.attr in ("perf_counter", "sleep"), path
 
 
 @row("R29")
 def test_any_terminal_will_do(tmp_path: Path) -> None:
-    plain = {"PATH": os.environ["PATH"], "TERM": "dumb", "LANG": "C", "LC_ALL": "C", "NO_COLOR": "1", "COLUMNS": "20"}
+    plain = {
+        "PATH": os.environ["PATH"],
+        "TERM": "dumb",
+        "LANG": "C",
+        "LC_ALL": "C",
+        "NO_COLOR": "1",
+        "COLUMNS": "20",
+    }
     run_dir = tmp_path / "ünïcode 試 run"
     done = run_rnncls(*SMOKE, "train.max_steps=3", "--run-dir", run_dir, env=plain)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
-    for words in (["eval", run_dir], ["config", "show", "--config", run_dir / "config.yaml"], ["--help"]):
+    for words in (
+        ["eval", run_dir],
+        ["config", "show", "--config", run_dir / "config.yaml"],
+        ["--help"],
+    ):
         done = run_rnncls(*words, env=plain | {"PYTHONIOENCODING": "ascii"})
         assert done.returncode == 0, done.stderr
     shutil.rmtree(run_dir)
@@ -577,7 +725,12 @@ def test_any_terminal_will_do(tmp_path: Path) -> None:
 def test_paths_of_five_thousand_letters() -> None:
     path = "/".join(["x" * 99] * 50)
     smoke = [str(word) for word in SMOKE]
-    commands = [["eval", path], ["train", "--resume", path], ["runs", "ls", path], ["runs", "diff", path, path]]
+    commands = [
+        ["eval", path],
+        ["train", "--resume", path],
+        ["runs", "ls", path],
+        ["runs", "diff", path, path],
+    ]
     commands += [[*smoke, "--init-from", path], [*smoke, "--run-dir", path], ["predict", path, "1"]]
     code = """
 import json, sys
@@ -587,7 +740,9 @@ for words in json.loads(sys.argv[1]):
     print(cli.run(), file=sys.stderr)
 """
     command = [sys.executable, "-c", code, json.dumps(commands)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60
+    )
     assert re.findall(r"^\d+$", done.stderr, re.MULTILINE) == ["5"] * len(commands), done.stderr
     assert done.stderr.count("try:") == len(commands)
     assert "Traceback" not in done.stderr
@@ -603,7 +758,9 @@ print(flush=True)
 while True:
     is_locked(Path({str(tmp_path / "run")!r}))
 """
-    with subprocess.Popen([sys.executable, "-c", looking], cwd=ROOT, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", looking], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         try:
@@ -627,7 +784,12 @@ def test_few_open_files_and_odd_paths(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
 
-    assert run_patched("", *SMOKE, "--run-dir", tmp_path / "a 'b' \"c\"\n\t$d", preexec_fn=limit).returncode == 0
+    assert (
+        run_patched(
+            "", *SMOKE, "--run-dir", tmp_path / "a 'b' \"c\"\n\t$d", preexec_fn=limit
+        ).returncode
+        == 0
+    )
     done = run_rnncls(*SMOKE, "--run-dir", tmp_path / ("x" * 300))
     assert done.returncode == 5
     assert "error[R30]: cannot write: File name too long" in done.stderr
@@ -645,9 +807,13 @@ def test_chaos() -> None:
 
     def run(parts: list[str]) -> Completed:
         command = [sys.executable, "-m", "scripts.chaos", "--short", *parts]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False
+        )
 
     with ThreadPoolExecutor(2) as pool:
         for parts, done in zip(halves, pool.map(run, halves), strict=True):
             assert done.returncode == 0, done.stdout + done.stderr
-            assert all(re.search(rf"^{part}: .*; 0 failures", done.stdout, re.MULTILINE) for part in parts)
+            assert all(
+                re.search(rf"^{part}: .*; 0 failures", done.stdout, re.MULTILINE) for part in parts
+            )

@@ -41,12 +41,18 @@ def some_rows(count: int, seed: int = 0, longest: int = 6) -> Rows:
 
 
 def write_jsonl(path: Path, rows: Rows) -> Path:
-    path.write_text("".join(json.dumps({"sequence": sequence, "label": label}) + "\n" for sequence, label in rows))
+    path.write_text(
+        "".join(
+            json.dumps({"sequence": sequence, "label": label}) + "\n" for sequence, label in rows
+        )
+    )
     return path
 
 
 def data_of(path: Path, **keys: Any) -> FilesConfig:
-    return FilesConfig.model_validate({"source": "files", "train": str(path), "tokens": "ids", **keys})
+    return FilesConfig.model_validate(
+        {"source": "files", "train": str(path), "tokens": "ids", **keys}
+    )
 
 
 def config_of(path: Path, train: dict[str, Any] | None = None, **keys: Any) -> Config:
@@ -72,7 +78,10 @@ def contents(dataset: Dataset, split: str = "train") -> Rows:
     sequences, words = dataset.splits[split], dataset.vocabulary
     offsets = sequences.offsets.tolist()
     return [
-        ([words.tokens[token] for token in sequences.tokens[start:end].tolist()], words.labels[label])
+        (
+            [words.tokens[token] for token in sequences.tokens[start:end].tolist()],
+            words.labels[label],
+        )
         for start, end, label in zip(offsets, offsets[1:], sequences.labels.tolist(), strict=False)
     ]
 
@@ -87,17 +96,25 @@ WHOLE: dict[str, Any] = {"val_fraction": 0.0, "test_fraction": 0.0}
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv"])
-def test_every_format_gives_the_same_data(tmp_path: Path, suffix: str, end: str, compressed: bool) -> None:
+def test_every_format_gives_the_same_data(
+    tmp_path: Path, suffix: str, end: str, compressed: bool
+) -> None:
     rows = [(["a", "b\u2028c", 'q"uote'], "x"), (["a"], "y, z"), (["nul\x00", "a"], "x")]
     if suffix == "jsonl":
         lines = [
-            json.dumps({"label": label, "other": 1, "sequence": words}, ensure_ascii=False) for words, label in rows
+            json.dumps({"label": label, "other": 1, "sequence": words}, ensure_ascii=False)
+            for words, label in rows
         ]
         text = "\ufeff" + end.join(lines)  # a byte order mark, and no end of the last line
     else:
         with (tmp_path / "table").open("w", newline="", encoding="utf-8-sig") as file:
             table = csv.writer(file, delimiter="," if suffix == "csv" else "\t", lineterminator=end)
-            table.writerows([("label", "n", "sequence"), *((label, 1, " ".join(words)) for words, label in rows)])
+            table.writerows(
+                [
+                    ("label", "n", "sequence"),
+                    *((label, 1, " ".join(words)) for words, label in rows),
+                ]
+            )
         text = (tmp_path / "table").read_bytes().decode()
         rows = [(" ".join(words).split(), label) for words, label in rows]
     path = tmp_path / (f"data.{suffix}" + (".gz" if compressed else ""))
@@ -178,7 +195,11 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, id: str, part: str) -> N
 @row("D14")
 def test_the_first_five_bad_lines_are_named_and_all_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
-    path.write_text("".join("oops\n" if number % 2 else '{"sequence": [1], "label": 1}\n' for number in range(40)))
+    path.write_text(
+        "".join(
+            "oops\n" if number % 2 else '{"sequence": [1], "label": 1}\n' for number in range(40)
+        )
+    )
     message = problems_of(path)
     assert [f"{path}:{line}" in message for line in (2, 4, 6, 8, 10, 12)] == [True] * 5 + [False]
     assert "20 bad rows in all" in message
@@ -235,7 +256,10 @@ def test_what_is_remarkable_is_said(tmp_path: Path, capfd: pytest.CaptureFixture
     rows = [([1, 2, 3, 4], 1), ([5], 1)]
     write_jsonl(tmp_path / "train.jsonl", rows)
     write_jsonl(tmp_path / "val.jsonl", [([9, 9, 9, 1], 1), rows[1]])
-    files: dict[str, Any] = {"val": str(tmp_path / "val.jsonl"), "test": str(tmp_path / "train.jsonl")}
+    files: dict[str, Any] = {
+        "val": str(tmp_path / "val.jsonl"),
+        "test": str(tmp_path / "train.jsonl"),
+    }
     load_task(config_of(tmp_path / "train.jsonl", max_length=3, **files))
     said = capfd.readouterr().err
     for part in (
@@ -295,7 +319,9 @@ for name in ("long.jsonl", "bomb.jsonl.gz", "short.jsonl.gz", "bad.jsonl.gz"):
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
         print(error.render())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert "error[D13]: a very long line" in done.stdout
     assert "unpacks to more than 500 times" in done.stdout
     assert "end-of-stream" in done.stdout
@@ -304,7 +330,9 @@ for name in ("long.jsonl", "bomb.jsonl.gz", "short.jsonl.gz", "bad.jsonl.gz"):
 
 @row("D16")
 @pytest.mark.parametrize(("truncate", "expected"), [("head", ["1", "2"]), ("tail", ["3", "4"])])
-def test_long_sequences_are_cut_where_asked(tmp_path: Path, truncate: str, expected: list[str]) -> None:
+def test_long_sequences_are_cut_where_asked(
+    tmp_path: Path, truncate: str, expected: list[str]
+) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", [([1, 2, 3, 4], 0), ([5, 6], 1)])
     dataset = load(data_of(path, max_length=2, truncate=truncate, **WHOLE))
     assert contents(dataset) == [(expected, "0"), (["5", "6"], "1")]
@@ -341,7 +369,9 @@ def test_rare_tokens_become_unknown(tmp_path: Path) -> None:
         config_of(path, min_count=2, unknown="error")
 
 
-def test_splits_are_stable_when_rows_are_added_and_keep_equal_sequences_together(tmp_path: Path) -> None:
+def test_splits_are_stable_when_rows_are_added_and_keep_equal_sequences_together(
+    tmp_path: Path,
+) -> None:
     rows = [([number, number % 7], number % 3) for number in range(3000)]
     before = load(data_of(write_jsonl(tmp_path / "a.jsonl", rows), val_fraction=0.2))
     more = [([number, 8], number % 3) for number in range(500)]
@@ -355,14 +385,19 @@ def test_splits_are_stable_when_rows_are_added_and_keep_equal_sequences_together
             assert old.keys() <= Counter(map(str, contents(after, split))).keys()
     assert 500 < sizes["val"] < 700
     assert 230 < sizes["test"] < 370
-    assert after.in_train == {"val": 0, "test": 0}  # the hundred doubled rows went where the first of them went
+    assert after.in_train == {
+        "val": 0,
+        "test": 0,
+    }  # the hundred doubled rows went where the first of them went
 
 
 # --- batches
 
 
 @pytest.mark.parametrize("batching", ["shuffle", "bucket"])
-def test_an_epoch_is_every_sequence_once_and_a_function_of_seed_and_epoch(tmp_path: Path, batching: str) -> None:
+def test_an_epoch_is_every_sequence_once_and_a_function_of_seed_and_epoch(
+    tmp_path: Path, batching: str
+) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(1003, longest=60))
     sequences = load(data_of(path, **WHOLE)).splits["train"]
     orders = {key: epoch_order(sequences, *key, 8, batching) for key in ((0, 0), (0, 1), (1, 0))}
@@ -381,7 +416,9 @@ def test_an_epoch_is_every_sequence_once_and_a_function_of_seed_and_epoch(tmp_pa
 def test_the_batch_of_a_step_does_not_depend_on_where_the_stream_begins(
     tmp_path: Path, batching: str, start: int
 ) -> None:
-    task = load_task(config_of(write_jsonl(tmp_path / "d.jsonl", some_rows(103)), batching=batching, **WHOLE))
+    task = load_task(
+        config_of(write_jsonl(tmp_path / "d.jsonl", some_rows(103)), batching=batching, **WHOLE)
+    )
     stream = list(task.batches(0, 45))  # 13 steps an epoch
     for one, other in zip(stream[start:], task.batches(start, 45), strict=True):
         assert torch.equal(one.tokens.data, other.tokens.data)
@@ -402,7 +439,9 @@ def test_epochs_end_a_run_and_its_schedule(tmp_path: Path) -> None:
 
 def test_balanced_weights_are_the_inverse_of_the_frequencies(tmp_path: Path) -> None:
     rows: Rows = [([1], "often")] * 6 + [([2], "rare")] * 2
-    task = load_task(config_of(write_jsonl(tmp_path / "d.jsonl", rows), {"class_weights": "balanced"}, **WHOLE))
+    task = load_task(
+        config_of(write_jsonl(tmp_path / "d.jsonl", rows), {"class_weights": "balanced"}, **WHOLE)
+    )
     assert task.class_weights is not None
     assert task.class_weights.tolist() == pytest.approx([8 / (2 * 6), 8 / (2 * 2)])
 
@@ -415,7 +454,9 @@ def test_a_run_on_files_resumes_exactly_and_refuses_changed_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(150))
-    config = config_of(path, {"best_metric": "macro_f1", "class_weights": "balanced"}, batching="bucket")
+    config = config_of(
+        path, {"best_metric": "macro_f1", "class_weights": "balanced"}, batching="bucket"
+    )
     fit(config, tmp_path / "whole")
     for stops in ([3], [15], [6, 20]):
         run_dir = tmp_path / "-".join(map(str, stops))
@@ -450,7 +491,12 @@ def test_a_file_that_changes_during_the_run_has_no_effect(tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_alone_knows_tokens_and_labels(tmp_path: Path) -> None:
-    rows: Rows = [("up up", "north"), ("down", "south"), ("up", "north"), ("down down", "south")] * 10
+    rows: Rows = [
+        ("up up", "north"),
+        ("down", "south"),
+        ("up", "north"),
+        ("down down", "south"),
+    ] * 10
     path = write_jsonl(tmp_path / "d.jsonl", rows)
     fit(config_of(path, tokens="words", **WHOLE), tmp_path / "run")
     path.unlink()
@@ -460,7 +506,9 @@ def test_a_checkpoint_alone_knows_tokens_and_labels(tmp_path: Path) -> None:
     assert checkpoint.vocabulary.labels == ("north", "south")
 
 
-def test_evaluation_of_files_agrees_with_counting(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_evaluation_of_files_agrees_with_counting(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(400))
     config = config_of(path, test_fraction=0.3)
     state = fit(config, tmp_path / "run")
@@ -494,11 +542,15 @@ def test_evaluation_of_files_agrees_with_counting(tmp_path: Path, fails: Callabl
 
 def test_data_commands(tmp_path: Path, fails: Callable[..., str]) -> None:
     write_jsonl(tmp_path / "d.jsonl", some_rows(300))
-    (tmp_path / "my.yaml").write_text("data: {source: files, train: d.jsonl, tokens: ids}")  # relative to the config
+    (tmp_path / "my.yaml").write_text(
+        "data: {source: files, train: d.jsonl, tokens: ids}"
+    )  # relative to the config
     done = run_rnncls("data", "check", "--config", tmp_path / "my.yaml")
     assert done.returncode == 0, done.stderr
     assert "ok: 6 different tokens, 3 classes" in done.stdout
-    found = json.loads(run_rnncls("data", "stats", "--config", tmp_path / "my.yaml", "--json").stdout)
+    found = json.loads(
+        run_rnncls("data", "stats", "--config", tmp_path / "my.yaml", "--json").stdout
+    )
     assert sum(split["sequences"] for split in found["splits"].values()) == 300
     assert found["padding_waste"]["bucket"] < found["padding_waste"]["shuffle"]
     picture = tmp_path / "p.png"
@@ -510,7 +562,9 @@ def test_data_commands(tmp_path: Path, fails: Callable[..., str]) -> None:
     batch = next(load_task(config).batches(0, 1))
     done = run_rnncls("data", "sample", "--config", tmp_path / "my.yaml")
     assert f"batch_sizes {' '.join(map(str, batch.tokens.batch_sizes.tolist()))}" in done.stdout
-    assert "generated data has no files" in fails(2, "data", "check", "--config", "configs/smoke.yaml")
+    assert "generated data has no files" in fails(
+        2, "data", "check", "--config", "configs/smoke.yaml"
+    )
     assert "packed" in run_rnncls("data", "sample", "--config", "configs/smoke.yaml").stdout
     (tmp_path / "d.jsonl").write_text("oops\n")
     assert "d.jsonl:1" in fails(3, "data", "check", "--config", tmp_path / "my.yaml")
@@ -531,10 +585,16 @@ def test_evaluation_takes_the_checkpoints_vocabulary_and_refuses_changed_data(
         tmp_path / "began",
         tmp_path / "by_hash",
     )
-    reports = [run_rnncls("eval", tmp_path / name).stdout for name in ("by_hash", "own_file", "began")]
+    reports = [
+        run_rnncls("eval", tmp_path / name).stdout for name in ("by_hash", "own_file", "began")
+    ]
     assert "evaluated on: the test split" in reports[0]
     assert json.loads(run_rnncls("eval", tmp_path / "began", "--json").stdout)["examples"] == 3
-    assert (tmp_path / "began" / "config.yaml").read_text().startswith(f"# began with the weights of {tmp_path}")
+    assert (
+        (tmp_path / "began" / "config.yaml")
+        .read_text()
+        .startswith(f"# began with the weights of {tmp_path}")
+    )
     with path.open("a") as file:
         file.write('{"sequence": [99], "label": 7}\n')
     message = fails(4, "eval", tmp_path / "by_hash")
@@ -545,7 +605,9 @@ def test_evaluation_takes_the_checkpoints_vocabulary_and_refuses_changed_data(
     by_path = run_rnncls("eval", tmp_path / "own_file", "--data", held_out).stdout
     assert f"evaluated on: {held_out}" in by_path
     assert by_path.splitlines()[2] == reports[1].splitlines()[2]
-    assert not {"yes", "no"} & set(by_path.split())  # whether a length was trained is not known here
+    assert not {"yes", "no"} & set(
+        by_path.split()
+    )  # whether a length was trained is not known here
 
 
 @row("D5", "D7", "D11")
@@ -557,7 +619,10 @@ def test_odd_tokens_and_labels_are_read_or_named(tmp_path: Path, kind: str) -> N
     path.write_text("\n".join(lines) + "\n")
     dataset = load(data_of(path, tokens=kind, **WHOLE))
     assert set(dataset.vocabulary.labels) == {"a", "--1", "1", "9" * 5000}
-    for bad in ('{"sequence": "a\\ud800b", "label": "x"}', '{"sequence": "ab", "label": "a\\uD800"}'):
+    for bad in (
+        '{"sequence": "a\\ud800b", "label": "x"}',
+        '{"sequence": "ab", "label": "a\\uD800"}',
+    ):
         path.write_text(bad + "\n")
         message = problems_of(path, tokens=kind)
         assert "[D11]" in message
@@ -566,7 +631,9 @@ def test_odd_tokens_and_labels_are_read_or_named(tmp_path: Path, kind: str) -> N
 
 @row("D7")
 def test_a_vocabulary_that_no_checkpoint_could_hold_is_refused_at_once(tmp_path: Path) -> None:
-    words = [chr(0x4E00 + number // 150) * 6 + chr(0x4E00 + number % 150) for number in range(300_000)]
+    words = [
+        chr(0x4E00 + number // 150) * 6 + chr(0x4E00 + number % 150) for number in range(300_000)
+    ]
     path = tmp_path / "d.jsonl"
     path.write_text(
         "".join(
@@ -576,16 +643,25 @@ def test_a_vocabulary_that_no_checkpoint_could_hold_is_refused_at_once(tmp_path:
     )
     assert "a very large vocabulary" in problems_of(path, tokens="words", **WHOLE)
     path.write_text(
-        "".join(json.dumps({"sequence": "a", "label": f"{number:0140}"}) + "\n" for number in range(100_000))
+        "".join(
+            json.dumps({"sequence": "a", "label": f"{number:0140}"}) + "\n"
+            for number in range(100_000)
+        )
     )
     assert "a very large vocabulary" in problems_of(path, tokens="words", **WHOLE)
 
 
 @row("D21")
-def test_a_run_that_ends_too_early_is_warned_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_ends_too_early_is_warned_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(100))
     config = config_of(path, {"max_epochs": 2, "max_steps": 1000, "batch_size": 10}, **WHOLE)
-    load_task(config.model_copy(update={"schedule": config.schedule.model_copy(update={"warmup_steps": 500})}))
+    load_task(
+        config.model_copy(
+            update={"schedule": config.schedule.model_copy(update={"warmup_steps": 500})}
+        )
+    )
     assert "20 steps, all of them within schedule.warmup_steps = 500" in capfd.readouterr().err
     load_task(config_of(path, {"max_epochs": 50, "max_steps": 20, "batch_size": 10}, **WHOLE))
     assert "train.max_steps = 20 ends the run in epoch 2 of 50" in capfd.readouterr().err

@@ -43,7 +43,9 @@ def test_without_a_limit_nothing_counts_as_clipped() -> None:
         (0, 0, 0.0, 1.0),
     ],
 )
-def test_wilson_interval_against_published_values(correct: int, examples: int, low: float, high: float) -> None:
+def test_wilson_interval_against_published_values(
+    correct: int, examples: int, low: float, high: float
+) -> None:
     assert wilson_interval(correct, examples) == pytest.approx((low, high), abs=6e-5)
 
 
@@ -55,7 +57,9 @@ def test_wilson_bounds_solve_the_score_equation(counts: tuple[int, int]) -> None
     low, high = wilson_interval(correct, examples)
     assert 0 <= low <= rate <= high <= 1
     for p in (low, high):
-        assert (rate - p) ** 2 == pytest.approx(1.959963984540054**2 * p * (1 - p) / examples, abs=1e-12)
+        assert (rate - p) ** 2 == pytest.approx(
+            1.959963984540054**2 * p * (1 - p) / examples, abs=1e-12
+        )
 
 
 def test_the_confusion_matrix_counts_pairs() -> None:
@@ -70,8 +74,19 @@ def test_sequence_losses_are_negative_log_probabilities() -> None:
 
 
 def test_seeds_differ_by_every_part_and_by_order() -> None:
-    parts = [(0, "train", 0), (0, "train", 1), (1, "train", 0), (0, "val", 0), (0,), (0, 0), ("train", 0, 0), (1, 0)]
+    parts = [
+        (0, "train", 0),
+        (0, "train", 1),
+        (1, "train", 0),
+        (0, "val", 0),
+        (0,),
+        (0, 0),
+        ("train", 0, 0),
+        (1, 0),
+    ]
     seeds = {mix(*part) for part in parts}
     assert len(seeds) == len(parts)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert mix(0, "train", 0) == mix(0, "train", 0) == 9213736073596245862  # pinned: else every run changes
+    assert (
+        mix(0, "train", 0) == mix(0, "train", 0) == 9213736073596245862
+    )  # pinned: else every run changes

@@ -14,7 +14,9 @@ from rnncls.model.classifier import RNNClassifier, build_model
 from tests.conftest import config_of
 
 VOCABULARY = 5
-rows_strategy = st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=8), min_size=1, max_size=6)
+rows_strategy = st.lists(
+    st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=8), min_size=1, max_size=6
+)
 ARCHITECTURES = list(product((1, 2, 3), (False, True), (False, True), ("tanh", "relu")))
 
 
@@ -25,7 +27,9 @@ def model_of(num_layers: int, bidirectional: bool, bias: bool, nonlinearity: str
 
 
 def logits_of(model: RNNClassifier, rows: list[list[int]]) -> Tensor:
-    logits: Tensor = model(collate([torch.tensor(row) for row in rows], torch.zeros(len(rows))).tokens)
+    logits: Tensor = model(
+        collate([torch.tensor(row) for row in rows], torch.zeros(len(rows))).tokens
+    )
     return logits
 
 
@@ -73,7 +77,9 @@ def test_a_sequences_logits_do_not_depend_on_its_batch_mates_or_their_order(
     torch.testing.assert_close(logits_of(model, rows), alone, rtol=1e-10, atol=1e-12)
     order = list(range(len(rows)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    torch.testing.assert_close(logits_of(model, [rows[i] for i in order]), alone[order], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        logits_of(model, [rows[i] for i in order]), alone[order], rtol=1e-10, atol=1e-12
+    )
 
 
 @given(rows_strategy, st.sampled_from(ARCHITECTURES), st.integers(1, 30))
@@ -100,17 +106,28 @@ def test_the_weights_are_a_function_of_the_config_and_leave_the_global_rng_alone
     first = build_model(config_of(seed=4)).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    again, other = build_model(config_of(seed=4)).state_dict(), build_model(config_of(seed=5)).state_dict()
+    again, other = (
+        build_model(config_of(seed=4)).state_dict(),
+        build_model(config_of(seed=5)).state_dict(),
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not any(torch.equal(first[name], other[name]) for name in first if not name.startswith("rnn.bias_hh"))
+    assert not any(
+        torch.equal(first[name], other[name])
+        for name in first
+        if not name.startswith("rnn.bias_hh")
+    )
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_initialisations(bidirectional: bool) -> None:
     shape = {"num_layers": 2, "bidirectional": bidirectional, "hidden_size": 12, "embedding_dim": 7}
-    plain = build_model(config_of(model={**shape, "recurrent_init": "default", "init_gain": 1.0})).state_dict()
+    plain = build_model(
+        config_of(model={**shape, "recurrent_init": "default", "init_gain": 1.0})
+    ).state_dict()
     for init in ("default", "orthogonal", "identity"):
-        scaled = build_model(config_of(model={**shape, "recurrent_init": init, "init_gain": 0.5})).state_dict()
+        scaled = build_model(
+            config_of(model={**shape, "recurrent_init": init, "init_gain": 0.5})
+        ).state_dict()
         for name, value in scaled.items():
             if "weight_hh" in name and init != "default":
                 product_ = value @ value.T if init == "orthogonal" else value * 0.5
@@ -161,12 +178,16 @@ def test_gated_cells_are_the_documented_equations(cell: str) -> None:
 
 
 @pytest.mark.parametrize(("cell", "module"), CELLS)
-def test_every_cell_has_its_gates_initialised_and_its_parameters_counted(cell: str, module: type[nn.RNNBase]) -> None:
+def test_every_cell_has_its_gates_initialised_and_its_parameters_counted(
+    cell: str, module: type[nn.RNNBase]
+) -> None:
     shape = {"cell": cell, "num_layers": 2, "bidirectional": True, "hidden_size": 6}
     config = config_of(model={**shape, "recurrent_init": "orthogonal", "init_gain": 1.0})
     model = build_model(config)
     assert isinstance(model.rnn, module)
-    assert num_parameters(config, *sizes(config)) == sum(parameter.numel() for parameter in model.parameters())
+    assert num_parameters(config, *sizes(config)) == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
     for name, parameter in model.rnn.named_parameters():
         for gate in torch.split(parameter.detach(), 6) if name.startswith("weight_hh") else ():
             torch.testing.assert_close(gate @ gate.T, torch.eye(6), rtol=0, atol=1e-5)
@@ -174,13 +195,19 @@ def test_every_cell_has_its_gates_initialised_and_its_parameters_counted(cell: s
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 @pytest.mark.parametrize(
-    ("num_layers", "bidirectional", "bias", "nonlinearity"), [(2, False, True, "relu"), (3, True, False, "tanh")]
+    ("num_layers", "bidirectional", "bias", "nonlinearity"),
+    [(2, False, True, "relu"), (3, True, False, "tanh")],
 )
 def test_dropout_between_layers_is_that_of_torch_nn(
     cell: str, num_layers: int, bidirectional: bool, bias: bool, nonlinearity: str
 ) -> None:
     """The same masks as torch.nn's module draws on the CPU, so the same logits and gradients, to the bit."""
-    shape = {"num_layers": num_layers, "bidirectional": bidirectional, "bias": bias, "nonlinearity": nonlinearity}
+    shape = {
+        "num_layers": num_layers,
+        "bidirectional": bidirectional,
+        "bias": bias,
+        "nonlinearity": nonlinearity,
+    }
     model = build_model(config_of(model={**shape, "cell": cell, "dropout": 0.4}))
     batch = collate([torch.tensor(row) for row in ([1, 2, 0], [2], [0, 1, 1, 2])], torch.zeros(3))
     results = []
@@ -203,5 +230,9 @@ def test_the_state_dict_is_that_of_plain_modules() -> None:
         "rnn.": nn.RNN(4, 16, 2, nonlinearity="relu", bidirectional=True),
         "head.": nn.Linear(32, 3),
     }.items():
-        part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        part = {
+            name.removeprefix(prefix): value
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }
         module.load_state_dict(part, strict=True)

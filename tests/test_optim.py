@@ -10,7 +10,9 @@ from rnncls.config import OptimizerConfig, ScheduleConfig
 from rnncls.steps.optim import build_optimizer, clip_grad_norm, learning_rate
 
 
-def rates(name: str, warmup_steps: int, steps: int, lr: float = 0.1, min_lr: float = 0.001) -> list[float]:
+def rates(
+    name: str, warmup_steps: int, steps: int, lr: float = 0.1, min_lr: float = 0.001
+) -> list[float]:
     schedule = ScheduleConfig(name=name, warmup_steps=warmup_steps, min_lr=min_lr)  # type: ignore[arg-type]
     return [learning_rate(step, steps, lr, schedule) for step in range(steps)]
 
@@ -67,7 +69,11 @@ def test_clipping_scales_to_the_limit_and_reports_the_norm_before(scale: float) 
         assert torch.equal(parameter.grad, gradient)  # type: ignore[arg-type]
     assert float(clip_grad_norm(parameters, 1.0)) == pytest.approx(expected, rel=1e-5)
     after = math.sqrt(
-        sum(float(parameter.grad.square().sum()) for parameter in parameters if parameter.grad is not None)
+        sum(
+            float(parameter.grad.square().sum())
+            for parameter in parameters
+            if parameter.grad is not None
+        )
     )
     assert after == pytest.approx(min(expected, 1.0), rel=1e-4)
 

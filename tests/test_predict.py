@@ -23,7 +23,9 @@ row = pytest.mark.row
 
 
 def train_on_files(folder: Path, cell: str) -> Path:
-    config = config_of(write_jsonl(folder / "d.jsonl", some_rows(300, longest=30)), val_fraction=0.1)
+    config = config_of(
+        write_jsonl(folder / "d.jsonl", some_rows(300, longest=30)), val_fraction=0.1
+    )
     model = config.model.model_copy(update={"cell": cell, "num_layers": 2, "bidirectional": True})
     fit(config.model_copy(update={"model": model}), folder / "run")
     return folder / "run"
@@ -40,7 +42,9 @@ def probabilities(predictor: Predictor, texts: list[str]) -> list[dict[str, floa
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_a_prediction_does_not_depend_on_what_is_predicted_beside_it(cell: str, tmp_path: Path) -> None:
+def test_a_prediction_does_not_depend_on_what_is_predicted_beside_it(
+    cell: str, tmp_path: Path
+) -> None:
     predictor = load_predictor(train_on_files(tmp_path, cell))
     texts = [" ".join(map(str, sequence)) for sequence, _ in some_rows(200, seed=5, longest=30)]
     alone = [probabilities(predictor, [text])[0] for text in texts]
@@ -56,7 +60,9 @@ def test_a_prediction_does_not_depend_on_what_is_predicted_beside_it(cell: str, 
         assert shuffled[order.index(index)] == pytest.approx(expected, abs=1e-6)
 
 
-def test_arguments_a_file_and_a_pipe_agree_and_stdout_is_clean(run_of_files: Path, tmp_path: Path) -> None:
+def test_arguments_a_file_and_a_pipe_agree_and_stdout_is_clean(
+    run_of_files: Path, tmp_path: Path
+) -> None:
     texts = ["3 1 4 1", "2", "0 0 3"]
     by_argument = run_rnncls("predict", run_of_files, *texts, "--json", "--top-k", "2")
     assert by_argument.returncode == 0, by_argument.stderr
@@ -65,12 +71,23 @@ def test_arguments_a_file_and_a_pipe_agree_and_stdout_is_clean(run_of_files: Pat
     for line in found:
         assert line["label"] == line["top"][0]["label"] in (0, 1, 2)
         assert line["probability"] == line["top"][0]["probability"] >= line["top"][1]["probability"]
-    piped = run_rnncls("predict", run_of_files, "-", "--json", "--top-k", "2", input="\n".join(texts))
+    piped = run_rnncls(
+        "predict", run_of_files, "-", "--json", "--top-k", "2", input="\n".join(texts)
+    )
     assert piped.stdout == by_argument.stdout
-    write_jsonl(tmp_path / "new.jsonl", [([int(token) for token in text.split()], None) for text in texts])
+    write_jsonl(
+        tmp_path / "new.jsonl", [([int(token) for token in text.split()], None) for text in texts]
+    )
     (tmp_path / "new.txt").write_text("\r\n".join(texts))
     for name in ("new.jsonl", "new.txt"):
-        words = ["--input", str(tmp_path / name), "--output", str(tmp_path / "out.jsonl"), "--top-k", "2"]
+        words = [
+            "--input",
+            str(tmp_path / name),
+            "--output",
+            str(tmp_path / "out.jsonl"),
+            "--top-k",
+            "2",
+        ]
         done = run_rnncls("predict", run_of_files, *words)
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
         assert (tmp_path / "out.jsonl").read_text() == by_argument.stdout
@@ -105,12 +122,19 @@ def test_bad_lines_are_fatal_or_skipped_by_number(
 def test_unknown_tokens_follow_the_policy_of_training(tmp_path: Path) -> None:
     rows: list[tuple[Any, Any]] = [("up", "a"), ("down down", "b")] * 20
     path = write_jsonl(tmp_path / "d.jsonl", rows)
-    whole: dict[str, Any] = {"tokens": "words", "val_fraction": 0.0, "test_fraction": 0.0, "max_length": 2}
+    whole: dict[str, Any] = {
+        "tokens": "words",
+        "val_fraction": 0.0,
+        "test_fraction": 0.0,
+        "max_length": 2,
+    }
     fit(config_of(path, **whole), tmp_path / "unk")
     fit(config_of(path, unknown="error", truncate="error", **whole), tmp_path / "error")
     lenient, strict = load_predictor(tmp_path / "unk"), load_predictor(tmp_path / "error")
     assert probabilities(lenient, ["sideways"]) == probabilities(lenient, ["elsewhere"])
-    assert probabilities(lenient, ["up down up"]) == probabilities(lenient, ["up down"])  # cut as in training
+    assert probabilities(lenient, ["up down up"]) == probabilities(
+        lenient, ["up down"]
+    )  # cut as in training
     for text, message in (("sideways", "unknown to the model"), ("up up up", "a long sequence")):
         with pytest.raises(DataError, match=message):
             probabilities(strict, [text])
@@ -121,7 +145,11 @@ def at_prompt(run_dir: Path, typed: bytes) -> str:
     """What a terminal shows when this is typed at `rnncls predict RUN`."""
     terminal, end = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "rnncls", "predict", str(run_dir)], stdin=end, stdout=end, stderr=end, cwd=ROOT
+        [sys.executable, "-m", "rnncls", "predict", str(run_dir)],
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        cwd=ROOT,
     ) as process:
         os.close(end)
         os.write(terminal, typed)
@@ -152,7 +180,9 @@ def test_predict_without_input_reads_a_pipe(run_dir: Path) -> None:
     assert run_rnncls("predict", run_dir, input="").stdout == ""
 
 
-def test_output_goes_into_what_is_no_plain_file_and_the_link_stays(run_of_files: Path, tmp_path: Path) -> None:
+def test_output_goes_into_what_is_no_plain_file_and_the_link_stays(
+    run_of_files: Path, tmp_path: Path
+) -> None:
     pipe, link, target = tmp_path / "pipe", tmp_path / "link.csv", tmp_path / "target.csv"
     os.mkfifo(pipe)
     link.symlink_to(target)

@@ -66,7 +66,9 @@ def test_every_command_of_the_readme_runs(home: Path, own: bool) -> None:
     """In two halves, for two processes: the blocks about the run of the first section, and those about others."""
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     ran = []
-    for command in chain.from_iterable(block.splitlines() for block in blocks("sh") if ("runs/mine" in block) == own):
+    for command in chain.from_iterable(
+        block.splitlines() for block in blocks("sh") if ("runs/mine" in block) == own
+    ):
         if not command or command.startswith(("make ", "tensorboard ", "pip ")):
             continue  # make targets: below; a TensorBoard server: test_runlog.py
         done = subprocess.run(
@@ -85,19 +87,28 @@ def test_every_command_of_the_readme_runs(home: Path, own: bool) -> None:
 
 
 def test_make_knows_the_targets_the_readme_and_the_help_name() -> None:
-    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    listed = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
     for target in ("install", "train", "test", "chaos", "check", "format", "golden", "clean"):
         assert f"make {target} " in listed
     for command in commands():
         if command.startswith("make "):
-            done = subprocess.run([*command.split(), "-n"], cwd=ROOT, capture_output=True, timeout=60, check=False)
+            done = subprocess.run(
+                [*command.split(), "-n"], cwd=ROOT, capture_output=True, timeout=60, check=False
+            )
             assert done.returncode == 0, command
 
 
 def test_the_python_of_the_readme_runs(home: Path) -> None:
     (code,) = blocks("python")
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=home, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code],
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "accuracy: " in done.stdout

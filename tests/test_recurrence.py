@@ -24,17 +24,26 @@ def results(rnn: nn.RNN, with_start: bool, dtype: torch.dtype) -> list[Tensor]:
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    rows, start = draw(5, 7, 3).requires_grad_(), draw(rnn.num_layers * (1 + rnn.bidirectional), 5, 4).requires_grad_()
+    rows, start = (
+        draw(5, 7, 3).requires_grad_(),
+        draw(rnn.num_layers * (1 + rnn.bidirectional), 5, 4).requires_grad_(),
+    )
     packed = pack_padded_sequence(rows, LENGTHS, batch_first=True, enforce_sorted=False)
     output, final = rnn(packed, start if with_start else None)
     ((output.data * draw(*output.data.shape)).sum() + (final * draw(*final.shape)).sum()).backward()
-    gradients = [rows.grad, *([start.grad] if with_start else []), *(weight.grad for weight in rnn.parameters())]
+    gradients = [
+        rows.grad,
+        *([start.grad] if with_start else []),
+        *(weight.grad for weight in rnn.parameters()),
+    ]
     return [output.data, final, *(gradient for gradient in gradients if gradient is not None)]
 
 
 @pytest.mark.parametrize("with_start", [False, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_values_and_gradients_are_those_of_nn_rnn(options: dict[str, Any], with_start: bool) -> None:
+def test_values_and_gradients_are_those_of_nn_rnn(
+    options: dict[str, Any], with_start: bool
+) -> None:
     torch.manual_seed(0)
     stock, own = nn.RNN(3, 4, **options), PackedRNN(3, 4, **options)
     assert {name: weight.shape for name, weight in own.state_dict().items()} == {
@@ -55,7 +64,9 @@ def test_values_and_gradients_are_those_of_nn_rnn(options: dict[str, Any], with_
 def test_the_derivatives_are_those_of_finite_differences(nonlinearity: str, reverse: bool) -> None:
     generator = torch.Generator().manual_seed(3)
     shapes = [(8, 3), (4, 2), (2, 3), (2, 2), (2,), (2,)]  # data, start, w_ih, w_hh, b_ih, b_hh
-    inputs = [torch.randn(*s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+    inputs = [
+        torch.randn(*s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes
+    ]
 
     def layer(data: Tensor, start: Tensor, *weights: Tensor) -> Tensor:
         return run_layer(data, [4, 3, 1], start, weights, nonlinearity, reverse)
@@ -76,16 +87,22 @@ def test_initial_weights_and_what_is_not_packed_are_torchs_own() -> None:
 def test_dropout_acts_between_layers_in_training_only() -> None:
     torch.manual_seed(0)
     rnn = PackedRNN(3, 4, 3, dropout=0.5)
-    packed = pack_padded_sequence(torch.randn(5, 7, 3), LENGTHS, batch_first=True, enforce_sorted=False)
+    packed = pack_padded_sequence(
+        torch.randn(5, 7, 3), LENGTHS, batch_first=True, enforce_sorted=False
+    )
     assert not torch.equal(rnn(packed)[1], rnn(packed)[1])
-    assert torch.equal(rnn(packed)[1][0], rnn(packed)[1][0])  # the first layer has nothing dropped before it
+    assert torch.equal(
+        rnn(packed)[1][0], rnn(packed)[1][0]
+    )  # the first layer has nothing dropped before it
     rnn.eval()
     assert torch.equal(rnn(packed)[1], rnn(packed)[1])
     torch.testing.assert_close(rnn(packed)[1], nn.RNN.forward(rnn, packed)[1])
 
 
 def test_the_summary_is_the_last_layers_final_state() -> None:
-    packed = pack_padded_sequence(torch.randn(5, 7, 3), LENGTHS, batch_first=True, enforce_sorted=False)
+    packed = pack_padded_sequence(
+        torch.randn(5, 7, 3), LENGTHS, batch_first=True, enforce_sorted=False
+    )
     for options in OPTIONS:
         rnn = PackedRNN(3, 4, **options)
         directions = 1 + options["bidirectional"]
@@ -94,16 +111,24 @@ def test_the_summary_is_the_last_layers_final_state() -> None:
 
 
 def test_last_rows() -> None:
-    packed = pack_padded_sequence(torch.arange(35).view(5, 7), LENGTHS, batch_first=True, enforce_sorted=False)
+    packed = pack_padded_sequence(
+        torch.arange(35).view(5, 7), LENGTHS, batch_first=True, enforce_sorted=False
+    )
     assert isinstance(packed, PackedSequence)
     assert packed.sorted_indices is not None
     ends = packed.data[last_rows(packed.batch_sizes.tolist())]
-    assert ends.tolist() == [7 * row + int(LENGTHS[row]) - 1 for row in packed.sorted_indices.tolist()]
+    assert ends.tolist() == [
+        7 * row + int(LENGTHS[row]) - 1 for row in packed.sorted_indices.tolist()
+    ]
     assert last_rows([3]) == [0, 1, 2]
 
 
-def test_without_gradients_long_sequences_are_streamed_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = pack_padded_sequence(torch.randn(5, 7, 3), LENGTHS, batch_first=True, enforce_sorted=False)
+def test_without_gradients_long_sequences_are_streamed_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed = pack_padded_sequence(
+        torch.randn(5, 7, 3), LENGTHS, batch_first=True, enforce_sorted=False
+    )
     for options in OPTIONS:
         rnn = PackedRNN(3, 4, **options)
         expected = rnn.summary(packed)

@@ -49,7 +49,9 @@ HARD: dict[str, Any] = {
 }
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+def stop_at(
+    monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGTERM
+) -> None:
     """Send this process a real signal in the middle of the training step with this index."""
     original = eager.train_step
 
@@ -61,7 +63,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals =
     monkeypatch.setattr(eager, "train_step", stepping)
 
 
-def fit_in_pieces(monkeypatch: pytest.MonkeyPatch, config: Config, run_dir: Path, stops: list[int]) -> None:
+def fit_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, config: Config, run_dir: Path, stops: list[int]
+) -> None:
     for index, step in enumerate(stops):
         with monkeypatch.context() as patch:
             stop_at(patch, step)
@@ -81,7 +85,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.row("K18")
-def test_stopping_at_any_step_changes_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_at_any_step_changes_nothing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step in range(23):  # a signal in the last step finds the run over
         run_dir = tmp_path / str(step)
         fit_in_pieces(monkeypatch, config_of(**HARD), run_dir, [step])
@@ -89,7 +95,9 @@ def test_stopping_at_any_step_changes_nothing(whole: Path, tmp_path: Path, monke
 
 
 @pytest.mark.row("K19")
-def test_stopping_twice_changes_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_twice_changes_nothing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(0)
     for number in range(12):
         first, second = sorted(rng.sample(range(23), 2))
@@ -99,7 +107,9 @@ def test_stopping_twice_changes_nothing(whole: Path, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_every_optimizer_resumes(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_optimizer_resumes(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     momentum = 0.9 if optimizer == "sgd" else 0.0
     config = config_of(**HARD, optimizer={"name": optimizer, "momentum": momentum})
     fit(config, tmp_path / "whole")
@@ -113,7 +123,13 @@ def test_on_cuda_a_deterministic_run_resumes_exactly(optimizer: str, tmp_path: P
     """In processes of their own, because determinism is set for a whole process before CUDA is used."""
     text = dump_config(config_of(**HARD, optimizer={"name": optimizer}, device="cuda"))
     (tmp_path / "c.yaml").write_text(text)
-    words: list[str | Path] = ["train", "--config", tmp_path / "c.yaml", "train.deterministic=true", "--run-dir"]
+    words: list[str | Path] = [
+        "train",
+        "--config",
+        tmp_path / "c.yaml",
+        "train.deterministic=true",
+        "--run-dir",
+    ]
     assert run_rnncls(*words, tmp_path / "whole").returncode == 0
     patch = "import os, signal, rnncls.steps.eager as t; o = t.train_step\n"
     patch += "t.train_step = lambda s, *a: (s.step == 13 and os.kill(os.getpid(), signal.SIGTERM), o(s, *a))\n"
@@ -137,10 +153,14 @@ fit(config, {str(tmp_path / "deterministic")!r})
 print(torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark,
       os.environ["CUBLAS_WORKSPACE_CONFIG"])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout == "True True False :16:8\n"
     fit(config_of(**HARD), tmp_path / "plain")
-    assert outcome(tmp_path / "deterministic") == outcome(tmp_path / "plain")  # the CPU computes so anyway
+    assert outcome(tmp_path / "deterministic") == outcome(
+        tmp_path / "plain"
+    )  # the CPU computes so anyway
 
 
 def test_tables_and_tensorboard_go_on_without_gaps_or_duplicates(
@@ -148,17 +168,24 @@ def test_tables_and_tensorboard_go_on_without_gaps_or_duplicates(
 ) -> None:
     run_dir = tmp_path / "run"
     fit_in_pieces(monkeypatch, config_of(**HARD), run_dir, [11])
-    (run_dir / "checkpoints" / "step-00000024.safetensors").unlink()  # as if killed before the last save
+    (
+        run_dir / "checkpoints" / "step-00000024.safetensors"
+    ).unlink()  # as if killed before the last save
     (run_dir / "checkpoints" / "best.safetensors").unlink()
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 24, "tra')  # torn by the kill
     resume(run_dir)
     assert outcome(run_dir) == outcome(whole)
     steps = [line["step"] for line in outcome(whole)[1]]
-    assert [int(row.split(",")[0]) for row in (run_dir / "metrics.csv").read_text().splitlines()[1:]] == steps
+    assert [
+        int(row.split(",")[0]) for row in (run_dir / "metrics.csv").read_text().splitlines()[1:]
+    ] == steps
     for tag in ("train/loss", "val/accuracy"):
         series = [
-            [(event.step, event.value) for event in EventAccumulator(str(folder)).Reload().Scalars(tag)]
+            [
+                (event.step, event.value)
+                for event in EventAccumulator(str(folder)).Reload().Scalars(tag)
+            ]
             for folder in (whole, run_dir)
         ]
         assert series[0] == series[1]
@@ -168,11 +195,15 @@ def killed_and_resumed(start: list[str], run_dir: Path, kills: int, seed: int) -
     """Start, SIGKILL at a random moment, go on, ..., and let the last one finish."""
     rng, command = random.Random(seed), [*start, str(run_dir)]
     for _ in range(kills):
-        process = subprocess.Popen([sys.executable, "-m", "rnncls", *command], cwd=ROOT, stdout=-3, stderr=-3)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rnncls", *command], cwd=ROOT, stdout=-3, stderr=-3
+        )
         time.sleep(rng.uniform(1.0, 2.5))
         process.kill()
         process.wait()
-        if step_files(run_dir / "checkpoints"):  # else the run may be started again in the same directory
+        if step_files(
+            run_dir / "checkpoints"
+        ):  # else the run may be started again in the same directory
             command = ["train", "--resume", str(run_dir)]
     done = run_rnncls(*command)
     assert done.returncode == 0, done.stderr
@@ -182,10 +213,17 @@ def killed_and_resumed(start: list[str], run_dir: Path, kills: int, seed: int) -
 @pytest.mark.row("R1", "R3", "R27")
 def test_random_sigkills_change_nothing(tmp_path: Path) -> None:
     """Ten real kills at random moments, start-up included, of two runs."""
-    steps = ["train.max_steps=1500", "train.checkpoint_every=50", "train.eval_every=130", "device=cpu"]
+    steps = [
+        "train.max_steps=1500",
+        "train.checkpoint_every=50",
+        "train.eval_every=130",
+        "device=cpu",
+    ]
     start = ["train", "--config", "configs/smoke.yaml", *steps, "--run-dir"]
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(killed_and_resumed, start, tmp_path / str(seed), 5, seed) for seed in (1, 2)]
+        runs = [
+            pool.submit(killed_and_resumed, start, tmp_path / str(seed), 5, seed) for seed in (1, 2)
+        ]
         assert run_rnncls(*start, tmp_path / "whole").returncode == 0
         for run in runs:
             assert outcome(run.result()) == outcome(tmp_path / "whole")
@@ -194,7 +232,9 @@ def test_random_sigkills_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("K2", "K16")
-def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(whole: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(
+    whole: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     fit(config_of(**HARD), run_dir)
     folder = run_dir / "checkpoints"
@@ -205,9 +245,16 @@ def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(whole: Pat
     resume(run_dir)
     assert outcome(run_dir) == outcome(whole)
     names = {path.name for path in folder.iterdir()}
-    assert {"step-00000024.safetensors", "step-00000024.safetensors.bad", "best.safetensors"} <= names
+    assert {
+        "step-00000024.safetensors",
+        "step-00000024.safetensors.bad",
+        "best.safetensors",
+    } <= names
     assert (folder / "step-00000024.safetensors.bad").read_bytes() == content[:-7]
-    assert read_checkpoint(find_checkpoint(run_dir)).state.step == read_checkpoint(find_checkpoint(whole)).state.step
+    assert (
+        read_checkpoint(find_checkpoint(run_dir)).state.step
+        == read_checkpoint(find_checkpoint(whole)).state.step
+    )
 
 
 @pytest.mark.row("K2")
@@ -226,7 +273,10 @@ def test_when_no_checkpoint_is_whole_nothing_starts_afresh(tmp_path: Path) -> No
     ("change", "message"),
     [
         (lambda _, tensors: tensors.pop("optim/exp_avg/head.bias"), "optimizer state does not fit"),
-        (lambda _, tensors: tensors.update({"optim/exp_avg/head.bias": torch.zeros(9)}), "optimizer state"),
+        (
+            lambda _, tensors: tensors.update({"optim/exp_avg/head.bias": torch.zeros(9)}),
+            "optimizer state",
+        ),
         (lambda _, tensors: tensors["model/head.bias"].fill_(torch.nan), "not finite"),
         (lambda state, _: state["counters"].pop("totals_loss"), "counters do not fit"),
     ],
@@ -253,7 +303,11 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     for name, extra in {"full": {}, "early": {"stop_at_accuracy": 0.01}}.items():
         run_dir = tmp_path / name
         fit(config_of(train=extra), run_dir)
-        before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
+        before = {
+            path: path.read_bytes()
+            for path in run_dir.rglob("*")
+            if path.is_file() and path.name != ".lock"
+        }
         resume(run_dir)
         assert {path: path.read_bytes() for path in before} == before
         assert len([path for path in run_dir.rglob("*") if path.is_file()]) == len(before) + 1
@@ -262,7 +316,9 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.row("K21")
 def test_going_on_longer_says_what_changed(tmp_path: Path) -> None:
     fit(config_of(), tmp_path / "run")
-    done = run_rnncls("train", "--resume", tmp_path / "run", "train.max_steps=60", "train.log_every=20")
+    done = run_rnncls(
+        "train", "--resume", tmp_path / "run", "train.max_steps=60", "train.log_every=20"
+    )
     assert done.returncode == 0, done.stderr
     assert "changed on resume: train.max_steps: 40 -> 60" in done.stderr
     assert "changed on resume: train.log_every: 10 -> 20" in done.stderr
@@ -271,7 +327,9 @@ def test_going_on_longer_says_what_changed(tmp_path: Path) -> None:
     assert read_checkpoint(find_newest(tmp_path / "run")).config.train.max_steps == 60
 
 
-@pytest.mark.parametrize("override", ["model.hidden_size=17", "data.modulus=4", "seed=1", "optimizer.name=sgd"])
+@pytest.mark.parametrize(
+    "override", ["model.hidden_size=17", "data.modulus=4", "seed=1", "optimizer.name=sgd"]
+)
 @pytest.mark.row("K21")
 def test_what_is_trained_cannot_change_on_resume(tmp_path: Path, override: str) -> None:
     fit(config_of(), tmp_path / "run")
@@ -343,7 +401,9 @@ def test_an_early_stop_is_not_lifted_by_another_cadence(tmp_path: Path) -> None:
 def test_tensorboard_has_each_step_once_after_an_interrupted_evaluation_and_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(train={"log_every": 5, "eval_every": 10, "checkpoint_every": 1000, "best_metric": "loss"})
+    config = config_of(
+        train={"log_every": 5, "eval_every": 10, "checkpoint_every": 1000, "best_metric": "loss"}
+    )
     original = validate
 
     def interrupted(*arguments: Any) -> dict[str, float]:
@@ -419,9 +479,12 @@ def test_counters_that_make_no_sense_are_refused(change: dict[str, Any], tmp_pat
 
 @pytest.mark.row("K9")
 @pytest.mark.parametrize(
-    ("name", "value"), [("step", -1.0), ("step", math.nan), ("exp_avg", math.inf), ("exp_avg_sq", -1.0)]
+    ("name", "value"),
+    [("step", -1.0), ("step", math.nan), ("exp_avg", math.inf), ("exp_avg_sq", -1.0)],
 )
-def test_an_optimizer_state_that_no_run_has_is_refused(name: str, value: float, tmp_path: Path) -> None:
+def test_an_optimizer_state_that_no_run_has_is_refused(
+    name: str, value: float, tmp_path: Path
+) -> None:
     fit(config_of(), tmp_path / "run")
     path = find_newest(tmp_path / "run")
     text, tensors = tensorfile.read(path)
@@ -467,12 +530,27 @@ def test_a_run_directory_has_one_owner(tmp_path: Path, fails: Callable[..., str]
         resume(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 @pytest.mark.row("R4", "R5", "R6")
-def test_a_signal_saves_and_ends_with_its_code(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
-    command = ["train", "--config", "configs/smoke.yaml", "train.max_steps=1000000", "--run-dir", str(tmp_path / "run")]
+def test_a_signal_saves_and_ends_with_its_code(
+    tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
+    command = [
+        "train",
+        "--config",
+        "configs/smoke.yaml",
+        "train.max_steps=1000000",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
     with subprocess.Popen(
-        [sys.executable, "-m", "rnncls", *command], cwd=ROOT, stderr=subprocess.PIPE, stdout=-3, text=True
+        [sys.executable, "-m", "rnncls", *command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=-3,
+        text=True,
     ) as process:
         assert process.stderr is not None
         next(line for line in process.stderr if line.startswith("step    100"))
@@ -492,14 +570,27 @@ def test_nothing_to_resume_is_a_clear_error(tmp_path: Path, fails: Callable[...,
     assert "nothing to resume" in fails(4, "train", "--resume", tmp_path / "nowhere")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert "no checkpoint" in fails(4, "train", "--resume", tmp_path / "run")
-    assert "what is to be trained" in fails(2, "train", "--resume", tmp_path, "--config", "configs/smoke.yaml")
+    assert "what is to be trained" in fails(
+        2, "train", "--resume", tmp_path, "--config", "configs/smoke.yaml"
+    )
 
 
 @pytest.mark.row("R16")
 def test_a_run_that_died_without_a_word_is_seen(tmp_path: Path) -> None:
-    command = ["train", "--config", "configs/smoke.yaml", "train.max_steps=1000000", "--run-dir", str(tmp_path / "run")]
+    command = [
+        "train",
+        "--config",
+        "configs/smoke.yaml",
+        "train.max_steps=1000000",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
     with subprocess.Popen(
-        [sys.executable, "-m", "rnncls", *command], cwd=ROOT, stderr=subprocess.PIPE, stdout=-3, text=True
+        [sys.executable, "-m", "rnncls", *command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=-3,
+        text=True,
     ) as process:
         assert process.stderr is not None
         next(line for line in process.stderr if line.startswith("step    100"))

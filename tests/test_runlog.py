@@ -27,7 +27,9 @@ ALL_TAGS = {f"train/{tag}" for tag in TRAIN_TAGS} | {f"val/{tag}" for tag in VAL
 
 @pytest.fixture(scope="module")
 def events(trained: tuple[Path, Completed]) -> EventAccumulator:
-    accumulator = EventAccumulator(str(trained[0]), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
+    accumulator = EventAccumulator(
+        str(trained[0]), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0}
+    )
     return accumulator.Reload()
 
 
@@ -36,8 +38,13 @@ def lines_of(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def test_the_run_directory_has_the_documented_files(run_dir: Path) -> None:
-    names = sorted(re.sub(r"tfevents.*", "tfevents", str(path.relative_to(run_dir))) for path in run_dir.rglob("*"))
-    checkpoints = [f"checkpoints/{name}.safetensors" for name in ("best", "step-00000300", "step-00000400")]
+    names = sorted(
+        re.sub(r"tfevents.*", "tfevents", str(path.relative_to(run_dir)))
+        for path in run_dir.rglob("*")
+    )
+    checkpoints = [
+        f"checkpoints/{name}.safetensors" for name in ("best", "step-00000300", "step-00000400")
+    ]
     files = ["config.yaml", "events.out.tfevents", "metrics.csv", "metrics.jsonl", "status.json"]
     assert names == [".lock", "checkpoints", *checkpoints, *files]
 
@@ -53,7 +60,9 @@ def test_scalars_in_tensorboard_equal_the_lines(run_dir: Path, events: EventAccu
     lines = lines_of(run_dir)
     assert [line["step"] for line in lines] == list(range(50, 401, 50))
     for tag in ALL_TAGS:
-        expected = [(line["step"], pytest.approx(line[tag], rel=1e-6)) for line in lines if tag in line]
+        expected = [
+            (line["step"], pytest.approx(line[tag], rel=1e-6)) for line in lines if tag in line
+        ]
         assert [(event.step, event.value) for event in events.Scalars(tag)] == expected
         assert len(expected) == (8 if tag.startswith("train/") else 4)
 
@@ -70,7 +79,10 @@ def test_values_are_what_their_names_say(run_dir: Path) -> None:
 
 def test_the_table_equals_the_lines(run_dir: Path) -> None:
     with (run_dir / "metrics.csv").open(newline="") as file:
-        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        rows = [
+            {key: float(value) for key, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
     assert rows == lines_of(run_dir)
 
 
@@ -80,8 +92,15 @@ def test_the_config_and_the_histograms_are_in_tensorboard(events: EventAccumulat
     names = events.Tags()["histograms"]
     parameters = ["embedding.weight", "head.bias", "head.weight"]
     parameters += [f"rnn.{kind}_l0" for kind in ("bias_hh", "bias_ih", "weight_hh", "weight_ih")]
-    assert sorted(names) == sorted(f"{kind}/{name}" for kind in ("weights", "gradients") for name in parameters)
-    assert [event.step for event in events.Histograms("weights/head.weight")] == [100, 200, 300, 400]
+    assert sorted(names) == sorted(
+        f"{kind}/{name}" for kind in ("weights", "gradients") for name in parameters
+    )
+    assert [event.step for event in events.Histograms("weights/head.weight")] == [
+        100,
+        200,
+        300,
+        400,
+    ]
 
 
 def test_hparams_are_in_the_runs_own_stream(run_dir: Path, events: EventAccumulator) -> None:
@@ -89,7 +108,11 @@ def test_hparams_are_in_the_runs_own_stream(run_dir: Path, events: EventAccumula
     contents = events.summary_metadata
     data = {
         tag: plugin_data_pb2.HParamsPluginData.FromString(contents[tag].plugin_data.content)
-        for tag in ("_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info")
+        for tag in (
+            "_hparams_/experiment",
+            "_hparams_/session_start_info",
+            "_hparams_/session_end_info",
+        )
     }
     start = data["_hparams_/session_start_info"].session_start_info.hparams
     assert start["optimizer.lr"].number_value == 5e-3
@@ -126,14 +149,21 @@ def get(url: str, body: dict[str, Any] | None = None) -> Any:
         return json.load(response)
 
 
-def test_a_tensorboard_server_shows_scalars_and_hparams_over_http(tensorboard: str, run_dir: Path) -> None:
+def test_a_tensorboard_server_shows_scalars_and_hparams_over_http(
+    tensorboard: str, run_dir: Path
+) -> None:
     deadline = time.monotonic() + 60
-    while "smoke/run" not in (runs := get(f"{tensorboard}/data/plugin/scalars/tags")) and time.monotonic() < deadline:
+    while (
+        "smoke/run" not in (runs := get(f"{tensorboard}/data/plugin/scalars/tags"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.2)
     assert list(runs) == ["smoke/run"]  # one run, no time-stamped one beside it
     assert set(runs["smoke/run"]) == ALL_TAGS
     points = get(f"{tensorboard}/data/plugin/scalars/scalars?tag=val/accuracy&run=smoke/run")
-    expected = [(line["step"], line["val/accuracy"]) for line in lines_of(run_dir) if "val/accuracy" in line]
+    expected = [
+        (line["step"], line["val/accuracy"]) for line in lines_of(run_dir) if "val/accuracy" in line
+    ]
     assert [(step, pytest.approx(value)) for _, step, value in points] == expected
 
     request = {
@@ -161,11 +191,15 @@ def test_many_lengths_are_thinned_out_to_a_readable_chart() -> None:
 def test_default_run_directories_are_named_after_the_config_and_the_time(run_dir: Path) -> None:
     stamp = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
     assert re.fullmatch(f"runs/parity/{stamp}", str(default_run_dir(Path("configs/parity.yaml"))))
-    assert re.fullmatch(f"runs/parity/{stamp}-wide", str(default_run_dir(Path("configs/parity.yaml"), "wide")))
+    assert re.fullmatch(
+        f"runs/parity/{stamp}-wide", str(default_run_dir(Path("configs/parity.yaml"), "wide"))
+    )
     assert re.fullmatch(f"runs/smoke/{stamp}", str(default_run_dir(run_dir / "config.yaml")))
 
 
-def test_two_runs_in_the_same_second_get_two_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_in_the_same_second_get_two_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     names = []
     for _ in range(30):

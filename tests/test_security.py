@@ -42,7 +42,13 @@ def hostile_configs() -> dict[str, str]:
         f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n"
         for before, name in zip("abcdefgh", "bcdefghi", strict=True)
     )
-    tags = ["apply:os.mkdir [canary]", "new:os.mkdir [canary]", "name:os.mkdir", "module:os", "object:os.mkdir {}"]
+    tags = [
+        "apply:os.mkdir [canary]",
+        "new:os.mkdir [canary]",
+        "name:os.mkdir",
+        "module:os",
+        "object:os.mkdir {}",
+    ]
     return {
         "alias_bomb": bombs,
         "merge_bomb": "a: &a {seed: 1}\nb: &b {<<: *a}\nc: {<<: [*a, *b]}\n",
@@ -125,39 +131,64 @@ def hostile_checkpoints(whole: Path, scratch: Path) -> dict[str, bytes]:
         "header_huge_number": header(
             '{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,8]}}' % ("9" * 5000), bytes(8)
         ),
-        "header_not_a_number": header('{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', bytes(8)),
+        "header_not_a_number": header(
+            '{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', bytes(8)
+        ),
         "overlap": header({"a": span, "b": {**span, "data_offsets": [4, 12]}}, bytes(12)),
         "hole": header({"a": span, "b": {**span, "data_offsets": [12, 20]}}, bytes(20)),
-        "beyond_the_end": header({"a": {**span, "shape": [2**40], "data_offsets": [0, 2**42]}}, bytes(8)),
+        "beyond_the_end": header(
+            {"a": {**span, "shape": [2**40], "data_offsets": [0, 2**42]}}, bytes(8)
+        ),
         "shape_overflow": header({"a": {**span, "shape": [2**32, 2**32, 2**32, 2**32]}}, bytes(8)),
         "negative_shape": header({"a": {**span, "shape": [-2, -1]}}, bytes(8)),
         "negative_offsets": header({"a": {**span, "data_offsets": [-8, 0]}}, bytes(8)),
         "unknown_dtype": header({"a": {**span, "dtype": "PICKLE"}}, bytes(8)),
         "many_dimensions": header({"a": {**span, "shape": [1] * 10_000 + [2]}}, bytes(8)),
         "digits": header(
-            '{"a":{"dtype":"F32","shape":[' + ",".join(["9" * 4200] * 300) + '],"data_offsets":[0,8]}}', bytes(8)
+            '{"a":{"dtype":"F32","shape":['
+            + ",".join(["9" * 4200] * 300)
+            + '],"data_offsets":[0,8]}}',
+            bytes(8),
         ),
         "zero_times_huge": header({"a": {**span, "shape": [0, 10**30], "data_offsets": [0, 0]}}),
         "zero_times_large": header({"a": {**span, "shape": [0, 2**63], "data_offsets": [0, 0]}}),
-        "header_utf_16": header(json.dumps({"a": span}), bytes(8)).replace(b"{", "{".encode("utf-16")),
+        "header_utf_16": header(json.dumps({"a": span}), bytes(8)).replace(
+            b"{", "{".encode("utf-16")
+        ),
         "header_byte_order_mark": header("\ufeff" + json.dumps({"a": span}), bytes(8)),
         "name_up": signed(text, {**tensors, "model/../../../canary": torch.zeros(1)}, scratch),
         "name_absolute": signed(text, {**tensors, "/tmp/canary": torch.zeros(1)}, scratch),
-        "name_attribute": signed(text, {**tensors, "model/__class__.__init__": torch.zeros(1)}, scratch),
+        "name_attribute": signed(
+            text, {**tensors, "model/__class__.__init__": torch.zeros(1)}, scratch
+        ),
         "state_of_another_step": restated(lambda state: state.update(step=-1)),
         "state_huge_step": restated(lambda state: state.update(step=2**63)),
         "state_deep": signed('{"step":' * 5000, tensors, scratch),
         "state_extra_code": restated(lambda state: state.update({"__reduce__": "os.system"})),
         "config_path": restated(lambda state: state["config"].update(device="/etc/passwd")),
-        "config_import": restated(lambda state: state["config"]["optimizer"].update(name="os.system")),
-        "config_huge_model": restated(lambda state: state["config"]["model"].update(hidden_size=30_000)),
-        "config_many_layers": restated(lambda state: state["config"]["model"].update(num_layers=1024)),
-        "config_huge_vocabulary": restated(lambda state: state["config"]["data"].update(max_value=2**20)),
+        "config_import": restated(
+            lambda state: state["config"]["optimizer"].update(name="os.system")
+        ),
+        "config_huge_model": restated(
+            lambda state: state["config"]["model"].update(hidden_size=30_000)
+        ),
+        "config_many_layers": restated(
+            lambda state: state["config"]["model"].update(num_layers=1024)
+        ),
+        "config_huge_vocabulary": restated(
+            lambda state: state["config"]["data"].update(max_value=2**20)
+        ),
         "config_not_a_map": restated(lambda state: state.update(config=[])),
         "random_bytes": random.Random(0).randbytes(100_000),
-        "counters_huge": restated(lambda state: state["counters"].update({f"k{n}": 1 for n in range(1000)})),
-        "versions_escape_codes": restated(lambda state: state.update(versions={"torch": "\x1b]0;owned\x07"})),
-        "config_escape_codes": restated(lambda state: state["config"].update({"\x1b]0;owned\x07": 1})),
+        "counters_huge": restated(
+            lambda state: state["counters"].update({f"k{n}": 1 for n in range(1000)})
+        ),
+        "versions_escape_codes": restated(
+            lambda state: state.update(versions={"torch": "\x1b]0;owned\x07"})
+        ),
+        "config_escape_codes": restated(
+            lambda state: state["config"].update({"\x1b]0;owned\x07": 1})
+        ),
         "step_zero_state": signed(json.dumps({**state, "step": 0}), {}, scratch),
     }
 
@@ -213,8 +244,12 @@ def test_a_hostile_corpus_is_refused_without_running_writing_or_swelling(tmp_pat
     for name, text in hostile_configs().items():
         path = tmp_path / f"{name}.yaml"
         path.write_text(text)
-        commands.append(["train", "--config", str(path), "--run-dir", str(tmp_path / "work" / name)])
-    for name, content in hostile_checkpoints(find_newest(tmp_path / "run"), tmp_path / "scratch").items():
+        commands.append(
+            ["train", "--config", str(path), "--run-dir", str(tmp_path / "work" / name)]
+        )
+    for name, content in hostile_checkpoints(
+        find_newest(tmp_path / "run"), tmp_path / "scratch"
+    ).items():
         folder = tmp_path / "work" / name / "checkpoints"
         folder.mkdir(parents=True)
         path = folder / "step-00000002.safetensors"
@@ -225,14 +260,21 @@ def test_a_hostile_corpus_is_refused_without_running_writing_or_swelling(tmp_pat
     (tmp_path / "commands.json").write_text(json.dumps(commands))
     before = set(tmp_path.iterdir())
     done = subprocess.run(
-        [sys.executable, "-c", WATCHED], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", WATCHED],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     harmless = {
         "counters_huge/checkpoints",
         "versions_escape_codes",
     }  # well signed, and nothing in them is used as more than text
-    for words, exit_code, seconds, grown, seen in json.loads((tmp_path / "results.json").read_text()):
+    for words, exit_code, seconds, grown, seen in json.loads(
+        (tmp_path / "results.json").read_text()
+    ):
         if not any(name in " ".join(words) for name in harmless):
             assert exit_code in (2, 4), words
         assert seen == [], words
@@ -248,7 +290,15 @@ def test_a_hostile_run_directory_changes_nothing_outside_and_blocks_nothing(tmp_
     fit(config_of(train={"max_steps": 4}), tmp_path / "other")
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    names = [".lock", "status.json", "metrics.jsonl", "metrics.csv", "config.yaml", "crash.log", "checkpoints"]
+    names = [
+        ".lock",
+        "status.json",
+        "metrics.jsonl",
+        "metrics.csv",
+        "config.yaml",
+        "crash.log",
+        "checkpoints",
+    ]
     for name in names:
         for kind in ("link", "pipe"):
             run_dir = tmp_path / f"{kind} {name}"
@@ -259,7 +309,9 @@ def test_a_hostile_run_directory_changes_nothing_outside_and_blocks_nothing(tmp_
             else:
                 path.unlink(missing_ok=True)
             if kind == "link":
-                path.symlink_to(tmp_path / "other" / "checkpoints" if name == "checkpoints" else victim)
+                path.symlink_to(
+                    tmp_path / "other" / "checkpoints" if name == "checkpoints" else victim
+                )
             else:
                 os.mkfifo(path)
     others = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()}
@@ -280,7 +332,11 @@ for words in json.loads(sys.argv[1]):
 print(json.dumps(codes))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", code, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert set(json.loads(done.stdout.splitlines()[-1])) <= {0, 2, 4, 6}, done.stderr
@@ -326,7 +382,9 @@ BANNED_ATTRIBUTES = {
 }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "rnncls").rglob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "rnncls").rglob("*.py")), ids=lambda path: path.stem
+)
 def test_the_source_has_nothing_that_runs_data(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -339,4 +397,6 @@ def test_the_source_has_nothing_that_runs_data(path: Path) -> None:
             assert ast.unparse(node) not in BANNED_ATTRIBUTES
         assert not isinstance(node, ast.Assert), "assertions vanish under python -O"
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "import_module":
-            assert path.name == "__init__.py", "only the package's own lazy imports, from a fixed table"
+            assert path.name == "__init__.py", (
+                "only the package's own lazy imports, from a fixed table"
+            )

@@ -31,7 +31,9 @@ from tests.test_files import some_rows, write_jsonl
 from tests.test_steps import CASES, config_with, losses, needs_cuda
 
 
-def together(actions: list[Callable[[Company], object]], stop: StopRequest | None = None) -> list[Exception | None]:
+def together(
+    actions: list[Callable[[Company], object]], stop: StopRequest | None = None
+) -> list[Exception | None]:
     """Run each in a thread with a seat in one stack; what they raised."""
     stack, errors = Stack(len(actions)), list[Exception | None]([None] * len(actions))
 
@@ -58,12 +60,17 @@ def fitting(config: Config, run_dir: Path) -> Callable[[Company], object]:
 
 
 def logged(run_dir: Path) -> list[float]:
-    return [json.loads(line)["train/loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["train/loss"]
+        for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def changed(config: Config, **sections: Any) -> Config:
     seed = sections.pop("seed", config.seed)
-    parts = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    parts = {
+        name: getattr(config, name).model_copy(update=values) for name, values in sections.items()
+    }
     return config.model_copy(update={"seed": seed, **parts})
 
 
@@ -74,21 +81,36 @@ def test_members_that_differ_in_values_have_the_losses_of_eager_runs(
 ) -> None:
     if log_every > 1:
         monkeypatch.setattr(chunks, "CHUNK_SECONDS", 10.0)  # many steps at a time
-    base = config_with("eager", CASES[name], max_steps=100, log_every=log_every, eval_every=50, histogram_every=50)
+    base = config_with(
+        "eager", CASES[name], max_steps=100, log_every=log_every, eval_every=50, histogram_every=50
+    )
     lr = base.optimizer.lr
-    decay = {"betas": (0.8, 0.99), "eps": 1e-6} if base.optimizer.name != "sgd" else {"momentum": 0.5}
+    decay = (
+        {"betas": (0.8, 0.99), "eps": 1e-6} if base.optimizer.name != "sgd" else {"momentum": 0.5}
+    )
     configs = [
         base,
-        changed(base, seed=7, optimizer={"lr": 2 * lr, "weight_decay": 0.5}, train={"max_grad_norm": 0.1}),
-        changed(base, seed=8, optimizer=decay, model={"init_gain": 0.5}, schedule={"name": "linear"}),
+        changed(
+            base,
+            seed=7,
+            optimizer={"lr": 2 * lr, "weight_decay": 0.5},
+            train={"max_grad_norm": 0.1},
+        ),
+        changed(
+            base, seed=8, optimizer=decay, model={"init_gain": 0.5}, schedule={"name": "linear"}
+        ),
     ]
     assert len({shape_of(config) for config in configs}) == 1
-    errors = together([fitting(config, tmp_path / f"{seat}") for seat, config in enumerate(configs)])
+    errors = together(
+        [fitting(config, tmp_path / f"{seat}") for seat, config in enumerate(configs)]
+    )
     assert errors == [None] * 3
     for seat, config in enumerate(configs):
         found = read_checkpoint(find_newest(tmp_path / f"{seat}"))
         expected = fit(config, tmp_path / f"eager-{seat}").model.state_dict()
-        assert logged(tmp_path / f"{seat}") == pytest.approx(logged(tmp_path / f"eager-{seat}"), rel=1e-5)
+        assert logged(tmp_path / f"{seat}") == pytest.approx(
+            logged(tmp_path / f"eager-{seat}"), rel=1e-5
+        )
         for key, value in restore_model(found).state_dict().items():
             torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
 
@@ -108,11 +130,17 @@ def test_what_cannot_share_a_stack_has_another_shape(tmp_path: Path) -> None:
 
 def test_a_member_that_diverges_or_ends_early_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     base = config_with("eager", {}, max_steps=60, eval_every=10)
-    wild = changed(base, optimizer={"lr": 1e30}, train={"max_grad_norm": None}, schedule={"warmup_steps": 0})
+    wild = changed(
+        base, optimizer={"lr": 1e30}, train={"max_grad_norm": None}, schedule={"warmup_steps": 0}
+    )
     short = changed(base, seed=2, train={"stop_at_accuracy": 0.01})
     (tmp_path / "alone").mkdir()
-    expected = {seed: losses(changed(base, seed=seed), tmp_path / "alone" / f"{seed}") for seed in (0, 2)}
-    errors = together([fitting(config, tmp_path / f"{n}") for n, config in enumerate((base, wild, short))])
+    expected = {
+        seed: losses(changed(base, seed=seed), tmp_path / "alone" / f"{seed}") for seed in (0, 2)
+    }
+    errors = together(
+        [fitting(config, tmp_path / f"{n}") for n, config in enumerate((base, wild, short))]
+    )
     assert [type(error) for error in errors] == [type(None), NonFiniteError, type(None)]
     assert logged(tmp_path / "0") == pytest.approx(expected[0], rel=1e-5)
     assert logged(tmp_path / "2") == pytest.approx(expected[2][:10], rel=1e-5)
@@ -138,7 +166,9 @@ def test_members_go_on_from_different_steps(tmp_path: Path) -> None:
     rest = [fitting(config, tmp_path / f"{seed}") for seed, config in enumerate(configs)][1:]
     assert together([lambda company: resume(tmp_path / "0", company=company), *rest]) == [None] * 3
     for seed in range(3):
-        assert logged(tmp_path / f"{seed}") == pytest.approx(logged(tmp_path / f"eager-{seed}"), rel=1e-5)
+        assert logged(tmp_path / f"{seed}") == pytest.approx(
+            logged(tmp_path / f"eager-{seed}"), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("engine", ["auto", "captured"])
@@ -149,12 +179,18 @@ def test_members_of_a_stack_that_fails_take_eager_steps_unless_captured_ones_wer
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(Stacked, "take", fail)
-    monkeypatch.setattr("rnncls.training.fit.choose", lambda *_: None)  # of a device that is not there
+    monkeypatch.setattr(
+        "rnncls.training.fit.choose", lambda *_: None
+    )  # of a device that is not there
     configs = [changed(config_with(engine, {}, max_steps=20), seed=seed) for seed in range(2)]
-    errors = together([fitting(config, tmp_path / f"{seed}") for seed, config in enumerate(configs)])
+    errors = together(
+        [fitting(config, tmp_path / f"{seed}") for seed, config in enumerate(configs)]
+    )
     assert capsys.readouterr().err.count("warning[R32]: eager steps") == (engine == "auto")
     if engine == "captured":
-        assert [str(error) for error in errors] == ["operation not permitted when stream is capturing"] * 2
+        assert [str(error) for error in errors] == [
+            "operation not permitted when stream is capturing"
+        ] * 2
     else:
         assert errors == [None, None]
         monkeypatch.undo()
@@ -162,10 +198,14 @@ def test_members_of_a_stack_that_fails_take_eager_steps_unless_captured_ones_wer
         assert logged(tmp_path / "1") == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_sweep_of_stacks_makes_ordinary_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_of_stacks_makes_ordinary_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = config_with("eager", {}, max_steps=40, log_every=20)
     found = plan(base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / "sweep")
-    monkeypatch.setattr(sweep_members, "groups", lambda members, _: [Group(members, len(members), stacked=True)])
+    monkeypatch.setattr(
+        sweep_members, "groups", lambda members, _: [Group(members, len(members), stacked=True)]
+    )
     assert run_sweep(found) == []
     assert run_sweep(found) == []  # all are done, and leave their seats
     alone = losses(found.members[4].config, tmp_path / "alone")
@@ -176,18 +216,25 @@ def test_a_sweep_of_stacks_makes_ordinary_runs(tmp_path: Path, monkeypatch: pyte
     assert run_rnncls("eval", member, "--lengths", "1-2").returncode == 0
 
 
-def test_members_are_grouped_by_how_they_can_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_members_are_grouped_by_how_they_can_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     base = config_of(train={"engine": "auto"})
     grid = {"model.hidden_size": ["8", "16"], "model.cell": ["rnn", "gru"]}
     members = plan(base, "0-2", grid, None, 10, tmp_path / "s").members
     on_cpu = groups(members, jobs=2)
-    assert [(len(group.members), group.threads, group.stacked) for group in on_cpu] == [(6, 2, False), (6, 1, False)]
+    assert [(len(group.members), group.threads, group.stacked) for group in on_cpu] == [
+        (6, 2, False),
+        (6, 1, False),
+    ]
     monkeypatch.setattr(sweep_members, "resolve_device", lambda _: torch.device("cuda"))
     on_cuda = groups(members, jobs=2)
     sizes = [(len(group.members), group.threads, group.stacked) for group in on_cuda]
     assert sizes == [(2, 2, True), (1, 1, False), (2, 2, True), (1, 1, False), (6, 1, False)]
     assert len(groups(members, jobs=None)[0].members) == 3
-    eager = plan(config_of(train={"engine": "captured"}, device="cpu"), "0", {}, None, 10, tmp_path / "t").members
+    eager = plan(
+        config_of(train={"engine": "captured"}, device="cpu"), "0", {}, None, 10, tmp_path / "t"
+    ).members
     monkeypatch.undo()
     assert not groups(eager, None)[0].stacked
     ((member, error),) = run_sweep(load_sweep(tmp_path / "t"))
@@ -197,7 +244,10 @@ def test_members_are_grouped_by_how_they_can_run(monkeypatch: pytest.MonkeyPatch
 
 def test_a_member_without_a_turn_is_not_touched_whatever_lies_in_its_batches() -> None:
     base = config_with("eager", {"data": {"max_length": 9}})
-    tasks = [load_task(changed(base, seed=seed, data={"max_length": most})) for seed, most in enumerate((9, 2))]
+    tasks = [
+        load_task(changed(base, seed=seed, data={"max_length": most}))
+        for seed, most in enumerate((9, 2))
+    ]
     states = [new_state(task) for task in tasks]
     stacked = Stacked(list(zip(states, tasks, strict=True)))
     turns = {}
@@ -205,14 +255,23 @@ def test_a_member_without_a_turn_is_not_touched_whatever_lies_in_its_batches() -
         block, rates = next(chunks.with_rates(task, 0))
         turns[place] = Turn(stage(block, rates, 8, torch.device("cpu")), 0, states[place].totals)
     assert stacked.take(turns, 3) == [3, 3]
-    before = [{name: part.clone() for name, part in state.model.state_dict().items()} for state in states]
+    before = [
+        {name: part.clone() for name, part in state.model.state_dict().items()} for state in states
+    ]
     for present, absent in ((0, 1), (1, 0)):
-        kept = stacked.flat[absent].clone(), stacked.counts[absent].clone(), states[absent].totals.steps
+        kept = (
+            stacked.flat[absent].clone(),
+            stacked.counts[absent].clone(),
+            states[absent].totals.steps,
+        )
         assert stacked.take({present: turns[present]}, 5)[present] == 5
         assert torch.equal(stacked.flat[absent], kept[0])
         assert torch.equal(stacked.counts[absent], kept[1])
         assert states[absent].totals.steps == kept[2]
-    assert all(not torch.equal(states[0].model.state_dict()[name], part) for name, part in before[0].items())
+    assert all(
+        not torch.equal(states[0].model.state_dict()[name], part)
+        for name, part in before[0].items()
+    )
     assert stacked.flat[:, 1].abs().sum(1).min() > 0  # gradients, for histograms
 
 
@@ -225,12 +284,17 @@ def test_to_prepare_a_step_is_to_change_nothing(bias: float) -> None:
     turn = Turn(stage(block, rates, 8, torch.device("cpu")), 0, state.totals)
     stacked.take({0: turn}, 3)
     state.model.head.bias.data[0] = bias
-    kept = [part.clone() for part in (stacked.flat, stacked.counts, stacked.graphs.sums, stacked.graphs.position)]
+    kept = [
+        part.clone()
+        for part in (stacked.flat, stacked.counts, stacked.graphs.sums, stacked.graphs.position)
+    ]
     stacked.graphs.forget()
     for width in (1, 4, 9):
         stacked.graphs._step_of(width)
     for before, after in zip(
-        kept, (stacked.flat, stacked.counts, stacked.graphs.sums, stacked.graphs.position), strict=True
+        kept,
+        (stacked.flat, stacked.counts, stacked.graphs.sums, stacked.graphs.position),
+        strict=True,
     ):
         torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
 
@@ -241,7 +305,9 @@ def test_a_sweep_on_cuda_is_one_stack_of_the_eager_runs(
     log_every: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name, case in CASES.items():
-        base = config_with("captured", case, max_steps=100, log_every=log_every).model_copy(update={"device": "cuda"})
+        base = config_with("captured", case, max_steps=100, log_every=log_every).model_copy(
+            update={"device": "cuda"}
+        )
         found = plan(base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / name)
         assert [group.stacked for group in groups(found.members, None)] == [True]
         assert run_sweep(found) == []

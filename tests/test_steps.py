@@ -40,7 +40,10 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 CASES: dict[str, dict[str, Any]] = {
     "tutorial": {"model": {"nonlinearity": "tanh", "init_gain": 1.0, "recurrent_init": "default"}},
-    "three_layers": {"model": {"num_layers": 3}, "train": {"batch_size": 31, "max_grad_norm": 0.01}},
+    "three_layers": {
+        "model": {"num_layers": 3},
+        "train": {"batch_size": 31, "max_grad_norm": 0.01},
+    },
     "adam": {"optimizer": {"name": "adam", "weight_decay": 0.01}, "data": {"max_length": 17}},
     "sgd": {
         "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},
@@ -49,13 +52,22 @@ CASES: dict[str, dict[str, Any]] = {
     "plain_sgd": {"optimizer": {"name": "sgd", "lr": 0.05}, "train": {"max_grad_norm": None}},
     "small_batches": {"train": {"batch_size": 2}, "data": {"max_length": 30}},
     "no_bias": {"model": {"bias": False, "hidden_size": 7, "num_layers": 2}},
-    "more_tokens_than_sequences": {"data": {"modulus": 40, "max_value": 50}, "model": {"hidden_size": 33}},
+    "more_tokens_than_sequences": {
+        "data": {"modulus": 40, "max_value": 50},
+        "model": {"hidden_size": 33},
+    },
 }
 
 
 def config_with(engine: str, case: dict[str, Any], **train: Any) -> Config:
     sections = {name: dict(values) for name, values in case.items()}
-    sections["train"] = {"max_steps": 200, "log_every": 1, **sections.get("train", {}), "engine": engine, **train}
+    sections["train"] = {
+        "max_steps": 200,
+        "log_every": 1,
+        **sections.get("train", {}),
+        "engine": engine,
+        **train,
+    }
     return config_of(**sections)
 
 
@@ -78,7 +90,13 @@ def test_compiled_steps_on_files_with_class_weights(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(100, longest=30))
     found = {}
     for engine in ("eager", "compiled"):
-        train = {"class_weights": "balanced", "batch_size": 16, "max_steps": 60, "log_every": 1, "engine": engine}
+        train = {
+            "class_weights": "balanced",
+            "batch_size": 16,
+            "max_steps": 60,
+            "log_every": 1,
+            "engine": engine,
+        }
         found[engine] = losses(files_config(path, train, batching="bucket"), tmp_path / engine)
     assert found["compiled"] == pytest.approx(found["eager"], rel=1e-4)
 
@@ -95,7 +113,10 @@ def test_every_engine_keeps_to_the_golden_losses(case: str) -> None:
 def test_compiled_steps_do_not_depend_on_how_they_are_cut(
     optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = {"optimizer": {"name": optimizer, "momentum": 0.9 if optimizer == "sgd" else 0.0}, "data": {"max_length": 9}}
+    case = {
+        "optimizer": {"name": optimizer, "momentum": 0.9 if optimizer == "sgd" else 0.0},
+        "data": {"max_length": 9},
+    }
     config = config_with("compiled", case, max_steps=150, log_every=50, eval_every=70, batch_size=5)
     fit(config, tmp_path / "whole")
     for name, seconds in (("single", 0.0), ("large", 10.0)):
@@ -104,8 +125,12 @@ def test_compiled_steps_do_not_depend_on_how_they_are_cut(
         assert outcome(tmp_path / name) == outcome(tmp_path / "whole")
 
 
-def test_compiled_steps_resume_exactly_after_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_with("compiled", CASES["three_layers"], max_steps=120, log_every=30, checkpoint_every=40)
+def test_compiled_steps_resume_exactly_after_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_with(
+        "compiled", CASES["three_layers"], max_steps=120, log_every=30, checkpoint_every=40
+    )
     fit(config, tmp_path / "whole")
     drawn = random.Random(1)
     for number in range(5):
@@ -137,7 +162,11 @@ def test_two_threads_give_the_same_bits_every_time_and_the_same_results(tmp_path
     found = []
     for name in ("one", "two", "again"):
         threads = 1 if name == "one" else 2
-        found.append(losses(config_with("compiled", case, num_threads=threads, max_steps=100), tmp_path / name))
+        found.append(
+            losses(
+                config_with("compiled", case, num_threads=threads, max_steps=100), tmp_path / name
+            )
+        )
     torch.set_num_threads(1)
     assert outcome(tmp_path / "two") == outcome(tmp_path / "again")
     assert found[1] == pytest.approx(found[0], rel=1e-4)
@@ -145,7 +174,10 @@ def test_two_threads_give_the_same_bits_every_time_and_the_same_results(tmp_path
 
 @row("R12")
 def test_a_compiled_step_that_is_not_finite_is_left_to_the_eager_one(tmp_path: Path) -> None:
-    wild = {"optimizer": {"name": "sgd", "lr": 1e20}, "schedule": {"name": "constant", "warmup_steps": 0}}
+    wild = {
+        "optimizer": {"name": "sgd", "lr": 1e20},
+        "schedule": {"name": "constant", "warmup_steps": 0},
+    }
     messages = []
     for engine in ("eager", "compiled"):
         with pytest.raises(NonFiniteError) as caught:
@@ -162,7 +194,10 @@ def test_a_compiled_step_that_is_not_finite_is_left_to_the_eager_one(tmp_path: P
     assert state.totals.steps == 0
     with pytest.raises(NonFiniteError):
         next(taken)
-    assert all(torch.equal(a, b) for a, b in zip(before[1:], list(state.model.parameters())[1:], strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before[1:], list(state.model.parameters())[1:], strict=True)
+    )
 
 
 def test_gradients_and_histograms_are_there_after_compiled_steps(tmp_path: Path) -> None:
@@ -175,7 +210,9 @@ def test_gradients_and_histograms_are_there_after_compiled_steps(tmp_path: Path)
 
 
 @row("R32")
-def test_an_engine_that_cannot_be_is_refused_or_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_engine_that_cannot_be_is_refused_or_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     cpu = torch.device("cpu")
     for case, reason in (
         ({"model": {"cell": "gru"}}, "model.cell is gru"),
@@ -188,7 +225,14 @@ def test_an_engine_that_cannot_be_is_refused_or_named(monkeypatch: pytest.Monkey
         assert reason in how
         with pytest.raises(MachineError, match=reason):
             choose(config_with("compiled", case), cpu)
-    words: list[str | Path] = ["train", "-c", "configs/smoke.yaml", "train.engine=captured", "device=cpu", "--run-dir"]
+    words: list[str | Path] = [
+        "train",
+        "-c",
+        "configs/smoke.yaml",
+        "train.engine=captured",
+        "device=cpu",
+        "--run-dir",
+    ]
     done = run_rnncls(*words, tmp_path / "run")
     assert done.returncode == 5
     assert not (tmp_path / "run").exists()
@@ -199,9 +243,13 @@ def test_an_engine_that_cannot_be_is_refused_or_named(monkeypatch: pytest.Monkey
 
 
 @row("R31", "R32")
-def test_a_numba_that_cannot_be_imported_is_named_and_a_strangers_cache_not_used(tmp_path: Path) -> None:
+def test_a_numba_that_cannot_be_imported_is_named_and_a_strangers_cache_not_used(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "numba").mkdir()
-    (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('Numba needs NumPy 2.4 or less')")
+    (tmp_path / "numba" / "__init__.py").write_text(
+        "raise ImportError('Numba needs NumPy 2.4 or less')"
+    )
     own = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     words = ["train", "-c", "configs/smoke.yaml", "train.max_steps=5", "--run-dir"]
     done = run_rnncls(*words, tmp_path / "auto", env=own)
@@ -212,13 +260,24 @@ def test_a_numba_that_cannot_be_imported_is_named_and_a_strangers_cache_not_used
     assert "error[R32]" in done.stderr
     code = "from rnncls.steps.compiled import _cache_folder as f; p = f(); print(p); p.chmod(0o777); print(f())"
     own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    found = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True, cwd=ROOT)
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert found.stdout.split()[1] == "None"
 
 
 @row("R31")
-def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(tmp_path: Path) -> None:
-    words = ["train", "-c", "configs/smoke.yaml", "train.engine=compiled", "train.max_steps=20", "--run-dir"]
+def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(
+    tmp_path: Path,
+) -> None:
+    words = [
+        "train",
+        "-c",
+        "configs/smoke.yaml",
+        "train.engine=compiled",
+        "train.max_steps=20",
+        "--run-dir",
+    ]
     own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     load_program()
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnncls"
@@ -243,7 +302,10 @@ def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(tm
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_padded_batches_give_what_packed_ones_give(cell: str, tmp_path: Path) -> None:
-    case: dict[str, dict[str, Any]] = {"model": {"cell": cell, "num_layers": 2}, "data": {"max_length": 9}}
+    case: dict[str, dict[str, Any]] = {
+        "model": {"cell": cell, "num_layers": 2},
+        "data": {"max_length": 9},
+    }
     found = {}
     for layout in ("packed", "padded"):
         case["data"]["layout"] = layout
@@ -274,7 +336,9 @@ def test_padded_two_directions_are_refused() -> None:
     assert "padding would come first" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["tutorial", "three_layers", "adam", "sgd", "plain_sgd", "small_batches"])
+@pytest.mark.parametrize(
+    "name", ["tutorial", "three_layers", "adam", "sgd", "plain_sgd", "small_batches"]
+)
 def test_the_step_that_is_captured_gives_the_eager_losses(name: str) -> None:
     """On the CPU the step of the graphs is run as it is; capture and replay are tested where there is a GPU."""
     found = {}
@@ -289,7 +353,11 @@ def test_the_step_that_is_captured_gives_the_eager_losses(name: str) -> None:
 
 
 def steps_with(engine: str, state: TrainState, task: Any) -> Any:
-    return one_by_one(state, task) if engine == "eager" else in_chunks(state, task, Captured(state, task).take)
+    return (
+        one_by_one(state, task)
+        if engine == "eager"
+        else in_chunks(state, task, Captured(state, task).take)
+    )
 
 
 def test_captured_steps_stop_before_what_is_not_finite_and_before_an_odd_batch(
@@ -316,7 +384,9 @@ def test_captured_steps_stop_before_what_is_not_finite_and_before_an_odd_batch(
 
 def test_after_a_step_that_was_skipped_an_odd_batch_is_trained_on(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(100, longest=9))
-    task = load_task(files_config(path, {"batch_size": 16, "max_steps": 40, "max_skipped_steps": 3}))
+    task = load_task(
+        files_config(path, {"batch_size": 16, "max_steps": 40, "max_skipped_steps": 3})
+    )
     heads = []
     for engine in ("eager", "graphs"):
         state = new_state(task)
@@ -384,12 +454,18 @@ def test_items_made_ahead_keep_their_order_and_their_errors() -> None:
 
 def test_bfloat16_is_close_and_float32_is_float32(tmp_path: Path) -> None:
     exact = losses(config_with("eager", {}, max_steps=20), tmp_path / "float32")
-    rough = losses(config_with("eager", {}, max_steps=20, precision="bfloat16"), tmp_path / "bfloat16")
+    rough = losses(
+        config_with("eager", {}, max_steps=20, precision="bfloat16"), tmp_path / "bfloat16"
+    )
     assert rough != exact
     assert rough == pytest.approx(exact, rel=2e-2)
     for precision in ("tf32", "float32"):
         new_state(load_task(config_with("eager", {}, precision=precision)))
-        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+        assert (
+            torch.backends.cudnn.allow_tf32
+            == torch.backends.cuda.matmul.allow_tf32
+            == (precision == "tf32")
+        )
 
 
 @pytest.mark.parametrize(("engine", "steps"), [("eager", 60), ("compiled", 10)])
@@ -400,7 +476,12 @@ def test_a_profile_can_be_opened(engine: str, steps: int, tmp_path: Path) -> Non
     assert names
     if engine == "eager":
         assert (
-            15 <= sum(name.startswith("autograd::engine::evaluate_function: EmbeddingBackward") for name in names) <= 25
+            15
+            <= sum(
+                name.startswith("autograd::engine::evaluate_function: EmbeddingBackward")
+                for name in names
+            )
+            <= 25
         )
 
 
@@ -418,7 +499,9 @@ def test_products_are_those_of_numpy(size: int) -> None:
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
     square, zeros = np.full((size, wide), 7, np.float32), np.zeros((1, wide), np.float32)
     kernels.multiply_transposed(square, zeros, a, 3, expected, 1, size)
-    np.testing.assert_allclose(square, a[3 : size + 3].T @ expected[1 : size + 1], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        square, a[3 : size + 3].T @ expected[1 : size + 1], rtol=1e-3, atol=1e-3
+    )
 
 
 def test_elementwise_functions_are_those_of_numpy() -> None:
@@ -429,10 +512,14 @@ def test_elementwise_functions_are_those_of_numpy() -> None:
         function(y)
         return y
 
-    np.testing.assert_allclose(applied(kernels.tanh)[:-1], np.tanh(x.astype(np.float64))[:-1], rtol=0, atol=4e-7)
+    np.testing.assert_allclose(
+        applied(kernels.tanh)[:-1], np.tanh(x.astype(np.float64))[:-1], rtol=0, atol=4e-7
+    )
     np.testing.assert_array_equal(applied(kernels.relu), np.maximum(x, 0))
     low = x <= 0
-    np.testing.assert_allclose(applied(kernels.exp)[low], np.exp(np.maximum(x[low].astype(np.float64), -87)), rtol=3e-7)
+    np.testing.assert_allclose(
+        applied(kernels.exp)[low], np.exp(np.maximum(x[low].astype(np.float64), -87)), rtol=3e-7
+    )
     assert np.isnan(applied(kernels.exp)[-3])
 
 

@@ -41,7 +41,9 @@ tasks = st.builds(
 
 @given(tasks, st.integers(0, 2**32 - 1))
 @settings(max_examples=30)
-def test_labels_are_the_sum_mod_n_and_digits_and_lengths_are_in_range(data: SumModConfig, seed: int) -> None:
+def test_labels_are_the_sum_mod_n_and_digits_and_lengths_are_in_range(
+    data: SumModConfig, seed: int
+) -> None:
     largest = data.modulus - 1 if data.max_value is None else data.max_value
     for digits, label in examples_of(batches(data, seed, "train", 7, 0, 3)):
         assert label == sum(digits) % data.modulus
@@ -51,7 +53,9 @@ def test_labels_are_the_sum_mod_n_and_digits_and_lengths_are_in_range(data: SumM
 
 @given(st.integers(0, 600), st.integers(0, 40))
 @settings(max_examples=25)
-def test_the_batch_of_a_step_does_not_depend_on_where_the_stream_begins(start: int, count: int) -> None:
+def test_the_batch_of_a_step_does_not_depend_on_where_the_stream_begins(
+    start: int, count: int
+) -> None:
     data = SumModConfig(modulus=10, max_length=5)
     stream = examples_of(batches(data, 3, "train", 4, 0, start + count))
     assert examples_of(batches(data, 3, "train", 4, start, start + count)) == stream[4 * start :]
@@ -88,7 +92,9 @@ def test_digits_and_lengths_are_uniform() -> None:
         assert sum((n - expected) ** 2 / expected for n in counts.values()) < limit
 
 
-def test_samples_are_as_many_as_asked_for_and_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_as_many_as_asked_for_and_always_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sum_mod, "BATCH_TOKENS", 100)
     monkeypatch.setattr(sum_mod, "LEAST_ROWS", 1)
     data = SumModConfig(modulus=10, max_length=5)
@@ -97,7 +103,9 @@ def test_samples_are_as_many_as_asked_for_and_always_the_same(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("base", "length"), [(10, 1), (10, 3), (3, 4), (2, 7), (1, 3)])
-def test_all_sequences_are_each_sequence_once(base: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_sequences_are_each_sequence_once(
+    base: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sum_mod, "BATCH_TOKENS", 50)  # several batches
     data = SumModConfig(modulus=4, max_value=base - 1)
     expected = [(digits, sum(digits) % 4) for digits in product(range(base), repeat=length)]

@@ -58,7 +58,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "sweep", done.stdout
 
 
-def test_a_member_is_what_train_makes_of_its_config(swept: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_member_is_what_train_makes_of_its_config(
+    swept: tuple[Path, str], tmp_path: Path
+) -> None:
     folder, _ = swept
     member = folder / "members" / "lr=2e-2_seed=1"
     words: list[str | Path] = [
@@ -80,7 +82,10 @@ def test_a_member_is_what_train_makes_of_its_config(swept: tuple[Path, str], tmp
 def test_the_summary_says_what_the_members_say(swept: tuple[Path, str]) -> None:
     folder, printed = swept
     summary = json.loads((folder / "summary.json").read_text())
-    assert [group["group"] for group in summary["groups"]] == ["optimizer.lr=1e-3", "optimizer.lr=2e-2"]
+    assert [group["group"] for group in summary["groups"]] == [
+        "optimizer.lr=1e-3",
+        "optimizer.lr=2e-2",
+    ]
     with (folder / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [entry["name"] for entry in rows] == sorted(entry["name"] for entry in rows)
@@ -125,17 +130,31 @@ def test_every_member_is_evaluated_in_one_table(swept: tuple[Path, str]) -> None
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["length", "1", "2", "6"]
     assert len(lines) == 1 + 6 + 2 * (2 + 4)
-    found = json.loads(run_rnncls("eval", folder, "--lengths", "1-2,6", "--samples", "30", "--json").stdout)
+    found = json.loads(
+        run_rnncls("eval", folder, "--lengths", "1-2,6", "--samples", "30", "--json").stdout
+    )
     assert f"{found['accuracy']['lr=1e-3_seed=0']['6']:.4f}" == lines[1].split()[3]
 
 
 def test_a_killed_sweep_goes_on_and_ends_the_same(config: Path, tmp_path: Path) -> None:
-    base = ["sweep", "-c", config, "train.max_steps=4000", "train.checkpoint_every=200", "--seeds", "0-3"]
+    base = [
+        "sweep",
+        "-c",
+        config,
+        "train.max_steps=4000",
+        "train.checkpoint_every=200",
+        "--seeds",
+        "0-3",
+    ]
     command = [sys.executable, "-m", "rnncls", *map(str, base), "--lengths", "1-4", "--sweep-dir"]
-    whole = subprocess.run([*command, tmp_path / "whole"], cwd=ROOT, capture_output=True, text=True, check=True)
+    whole = subprocess.run(
+        [*command, tmp_path / "whole"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for number, kind in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)):
         words = command if number == 0 else [*command[:4], "--resume"]
-        with subprocess.Popen([*words, tmp_path / "killed"], cwd=ROOT, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            [*words, tmp_path / "killed"], cwd=ROOT, stderr=subprocess.PIPE
+        ) as process:
             seen = len(list((tmp_path / "killed").rglob("step-*")))
             until = time.monotonic() + 60
             while process.poll() is None and time.monotonic() < until:
@@ -156,7 +175,9 @@ def test_a_killed_sweep_goes_on_and_ends_the_same(config: Path, tmp_path: Path) 
     assert again.stdout == whole.stdout
 
 
-def test_shards_share_a_directory_and_make_one_sweep(config: Path, swept: tuple[Path, str], tmp_path: Path) -> None:
+def test_shards_share_a_directory_and_make_one_sweep(
+    config: Path, swept: tuple[Path, str], tmp_path: Path
+) -> None:
     words: list[str | Path] = [
         "sweep",
         "-c",
@@ -193,7 +214,9 @@ def test_a_member_that_diverges_is_counted_and_harms_nobody(config: Path, tmp_pa
         "optimizer.lr=1e-3,1e30",
         "train.max_grad_norm=null",
     ]
-    done = run_rnncls(*words, "schedule.warmup_steps=0", "--lengths", "1-4", "--sweep-dir", tmp_path / "sweep")
+    done = run_rnncls(
+        *words, "schedule.warmup_steps=0", "--lengths", "1-4", "--sweep-dir", tmp_path / "sweep"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("member failed: lr=1e30") == 2
     good, wild = json.loads((tmp_path / "sweep" / "summary.json").read_text())["groups"]
@@ -257,7 +280,9 @@ def test_a_plan_is_read_back(tmp_path: Path) -> None:
 
 
 @row("R33")
-def test_without_scipy_groups_are_shown_but_not_compared(swept: tuple[Path, str], tmp_path: Path) -> None:
+def test_without_scipy_groups_are_shown_but_not_compared(
+    swept: tuple[Path, str], tmp_path: Path
+) -> None:
     code = "import sys; sys.modules['scipy.stats'] = None; from rnncls.cli import main; main()"
     command = [sys.executable, "-c", code, "sweep", "--resume", str(swept[0])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -271,7 +296,12 @@ def test_statistics() -> None:
     drawn = [((7 * number) % 23) / 23 for number in range(21)]
     for count in range(1, 21):
         assert interquartile_mean(drawn[:count]) == pytest.approx(trim_mean(drawn[:count], 0.25))
-    assert success([1.0, 0.99, 0.5], 0.99) == {"count": 2, "of": 3, "rate": 2 / 3, "ci95": wilson_interval(2, 3)}
+    assert success([1.0, 0.99, 0.5], 0.99) == {
+        "count": 2,
+        "of": 3,
+        "rate": 2 / 3,
+        "ci95": wilson_interval(2, 3),
+    }
     assert horizon({1: 1.0, 5: 0.9995, 10: 0.99, 100: 1.0}) == 5
     assert horizon({1: 0.5}) == 0
     tasting_tea: list[dict[str, Any]] = [{"count": 3, "of": 4}, {"count": 1, "of": 4}]
@@ -280,12 +310,21 @@ def test_statistics() -> None:
 
 
 def test_results_are_written_by_one_command(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "scripts.reproduce", "--short", "--only", "ladder-baseline,T5,nonlinearity"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.reproduce",
+        "--short",
+        "--only",
+        "ladder-baseline,T5,nonlinearity",
+    ]
     command += ["--out", str(tmp_path / "results"), "--output", str(tmp_path / "RESULTS.md")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     text = (tmp_path / "RESULTS.md").read_text()
     assert text.count("\n## ") == 3
     assert "Fisher's exact test, model.nonlinearity=relu against model.nonlinearity=tanh" in text
     assert "| all nines |" in text
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)  # nothing is trained again
+    subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, timeout=120
+    )  # nothing is trained again
     assert (tmp_path / "RESULTS.md").read_text() == text

@@ -39,7 +39,9 @@ row = pytest.mark.row
 TINY: dict[str, Any] = {"train": {"max_steps": 6, "log_every": 2, "eval_samples": 20}}
 
 
-def tiny(folder: Path, seeds: str = "0-1", grid: dict[str, list[str]] | None = None, **sections: Any) -> Sweep:
+def tiny(
+    folder: Path, seeds: str = "0-1", grid: dict[str, list[str]] | None = None, **sections: Any
+) -> Sweep:
     config = config_of(**{**TINY, **sections})
     return plan(config, seeds, grid or {}, None, 20, folder / "sweep")
 
@@ -59,10 +61,27 @@ def test_large_sweeps_can_be_read_back_or_are_refused(tmp_path: Path) -> None:
     assert load_sweep(tmp_path / "s") == made
     many = [f"{number / 1e9:.9f}" for number in range(1, 6000)]
     with pytest.raises(ConfigError, match="very large grid"):
-        plan(config_of(schedule={"min_lr": 0.0}), "0", {"optimizer.lr": many}, None, 10, tmp_path / "t")
-    axes = {f"optimizer.{name}": [str(number) for number in range(60)] for name in ("lr", "eps", "momentum")}
+        plan(
+            config_of(schedule={"min_lr": 0.0}),
+            "0",
+            {"optimizer.lr": many},
+            None,
+            10,
+            tmp_path / "t",
+        )
+    axes = {
+        f"optimizer.{name}": [str(number) for number in range(60)]
+        for name in ("lr", "eps", "momentum")
+    }
     with pytest.raises(ConfigError, match="very large sweep"):
-        plan(config_of(), "0-9", axes | {"train.batch_size": list(map(str, range(60)))}, None, 10, tmp_path / "t")
+        plan(
+            config_of(),
+            "0-9",
+            axes | {"train.batch_size": list(map(str, range(60)))},
+            None,
+            10,
+            tmp_path / "t",
+        )
     assert not (tmp_path / "t").exists()
 
 
@@ -103,7 +122,12 @@ def test_lists_and_paths_can_be_swept(tmp_path: Path) -> None:
     files = [str(write_jsonl(tmp_path / f"{name}.jsonl", some_rows(30))) for name in "ab"]
     base = files_config(Path(files[0]), dict(TINY["train"]))
     made = plan(
-        base, "0", {"data.train": files, "optimizer.betas": ["[0.9, 0.9]", "[0.8, 0.9]"]}, None, 9, tmp_path / "s"
+        base,
+        "0",
+        {"data.train": files, "optimizer.betas": ["[0.9, 0.9]", "[0.8, 0.9]"]},
+        None,
+        9,
+        tmp_path / "s",
     )
     assert [member.config.optimizer.betas[0] for member in made.members] == [0.9, 0.8, 0.9, 0.8]
     assert set(made.fingerprints) == set(files)
@@ -130,7 +154,9 @@ def test_lists_and_paths_can_be_swept(tmp_path: Path) -> None:
 def test_a_plan_that_was_changed_by_hand_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     tiny(tmp_path)
     path = tmp_path / "sweep" / "sweep.yaml"
-    kept = "".join(line for line in path.read_text().splitlines(True) if not line.startswith(tuple(change)))
+    kept = "".join(
+        line for line in path.read_text().splitlines(True) if not line.startswith(tuple(change))
+    )
     if "config" in change:
         kept = "".join(line for line in kept.splitlines(True) if not line.startswith(" "))
     path.write_text(kept + json.dumps(change)[1:-1].replace('": ', '": ', 1) + "\n")
@@ -139,7 +165,9 @@ def test_a_plan_that_was_changed_by_hand_is_refused(change: dict[str, Any], tmp_
 
 
 @row("C17", "R26")
-def test_options_that_would_be_ignored_are_refused(config: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_options_that_would_be_ignored_are_refused(
+    config: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
     sweep = tiny(tmp_path).folder
     assert "C17" in fails(2, "sweep", "--resume", sweep, "--seeds", "0-9")
     assert "C17" in fails(2, "sweep", "--resume", sweep, "optimizer.lr=1")
@@ -159,7 +187,17 @@ def test_options_that_would_be_ignored_are_refused(config: Path, tmp_path: Path,
 
 
 def test_a_member_that_cannot_run_harms_no_other(config: Path, tmp_path: Path) -> None:
-    words: list[str | Path] = ["sweep", "-c", config, "--seeds", "0-3", "--jobs", "1", "--sweep-dir", tmp_path / "t"]
+    words: list[str | Path] = [
+        "sweep",
+        "-c",
+        config,
+        "--seeds",
+        "0-3",
+        "--jobs",
+        "1",
+        "--sweep-dir",
+        tmp_path / "t",
+    ]
     tiny_sweep = plan(config_of(**TINY), "0-3", {}, None, 10_000, tmp_path / "t")
     member = tiny_sweep.run_dir(tiny_sweep.members[0])
     member.mkdir(parents=True)
@@ -172,13 +210,20 @@ def test_a_member_that_cannot_run_harms_no_other(config: Path, tmp_path: Path) -
         assert [path.name for path in member.iterdir()] == ["mine.txt"]
 
 
-def test_weights_that_are_not_finite_from_the_start_are_a_failure_that_counts(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_from_the_start_are_a_failure_that_counts(
+    tmp_path: Path,
+) -> None:
     sweep = tiny(tmp_path, grid={"model.init_gain": ["1.0", "1e39"]})
     failed = run_sweep(sweep)
     assert [type(error) for _, error in failed] == [NonFiniteError] * 2
     good, wild = summarize(sweep)["groups"]
     assert (good["ended"], good["diverged"], wild["ended"], wild["diverged"]) == (2, 0, 2, 2)
-    assert wild["success"]["0.99"] == {"count": 0, "of": 2, "rate": 0.0, "ci95": wild["success"]["0.99"]["ci95"]}
+    assert wild["success"]["0.99"] == {
+        "count": 0,
+        "of": 2,
+        "rate": 0.0,
+        "ci95": wild["success"]["0.99"]["ci95"],
+    }
     assert [type(error) for _, error in run_sweep(sweep)] == [NonFiniteError] * 2
 
 
@@ -189,7 +234,12 @@ def test_a_failure_of_the_machine_is_no_result(tmp_path: Path) -> None:
     (member / "evaluation.json").unlink()
     write_status(member, state="failed", exit_code=6, error_id="R9", step=4, best_accuracy=None)
     (group,) = summarize(sweep)["groups"]
-    assert (group["members"], group["ended"], group["diverged"], group["broken"]) == (2, 1, 0, ["R9"])
+    assert (group["members"], group["ended"], group["diverged"], group["broken"]) == (
+        2,
+        1,
+        0,
+        ["R9"],
+    )
     found = evaluate_all(sweep, None, None)
     assert list(found["accuracy"]) == ["seed=1"]
     assert found["left_out"] == {"seed=0": "failed R9"}
@@ -198,7 +248,9 @@ def test_a_failure_of_the_machine_is_no_result(tmp_path: Path) -> None:
 
 def test_members_that_diverged_are_zero_everywhere(tmp_path: Path) -> None:
     train = {**TINY["train"], "max_grad_norm": None}
-    sweep = tiny(tmp_path, grid={"optimizer.lr": ["1e-3", "1e30"]}, train=train, schedule={"warmup_steps": 0})
+    sweep = tiny(
+        tmp_path, grid={"optimizer.lr": ["1e-3", "1e30"]}, train=train, schedule={"warmup_steps": 0}
+    )
     assert len(run_sweep(sweep)) == 2
     found = evaluate_all(sweep, [1, 2], None)
     assert found["diverged"] == ["lr=1e30_seed=0", "lr=1e30_seed=1"]
@@ -248,17 +300,23 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path) -> None:
     train = {**TINY["train"], "checkpoint_every": 2, "keep_checkpoints": 3}
     sweep = tiny(tmp_path, train=train)
     assert run_sweep(sweep) == []
-    kept = {n: (sweep.run_dir(m) / "metrics.jsonl").read_bytes() for n, m in enumerate(sweep.members)}
+    kept = {
+        n: (sweep.run_dir(m) / "metrics.jsonl").read_bytes() for n, m in enumerate(sweep.members)
+    }
     member = sweep.run_dir(sweep.members[0])
     newest = find_newest(member)
     newest.write_bytes(newest.read_bytes()[:-7])
     (member / "evaluation.json").unlink()
     found = evaluate_all(sweep, None, None)
     assert list(found["left_out"]) == ["seed=0"]
-    write_status(member, state="interrupted", exit_code=143, error_id="R4", step=6, best_accuracy=None)
+    write_status(
+        member, state="interrupted", exit_code=143, error_id="R4", step=6, best_accuracy=None
+    )
     assert run_sweep(sweep) == []
     rows = [json.loads(line) for line in (member / "metrics.jsonl").read_text().splitlines()]
-    assert [at["step"] for at in rows] == [json.loads(line)["step"] for line in kept[0].splitlines()]
+    assert [at["step"] for at in rows] == [
+        json.loads(line)["step"] for line in kept[0].splitlines()
+    ]
 
 
 @row("R26")
@@ -270,7 +328,11 @@ def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None
     code += "with locked(pathlib.Path(sys.argv[1])):\n print(1, flush=True); input()"
     write_status(member, state="interrupted", exit_code=143, error_id="R4", step=6)
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(member)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(member)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as other:
         assert other.stdout
         other.stdout.readline()
@@ -296,7 +358,12 @@ def test_files_that_changed_are_noticed(tmp_path: Path) -> None:
 def test_success_on_files_is_by_sequences(tmp_path: Path) -> None:
     rows = some_rows(80, longest=3) + some_rows(20, longest=30)
     sweep = plan(
-        files_config(write_jsonl(tmp_path / "d.jsonl", rows), dict(TINY["train"])), "0", {}, None, 10, tmp_path / "s"
+        files_config(write_jsonl(tmp_path / "d.jsonl", rows), dict(TINY["train"])),
+        "0",
+        {},
+        None,
+        10,
+        tmp_path / "s",
     )
     assert run_sweep(sweep) == []
     raw = json.loads((sweep.run_dir(sweep.members[0]) / "evaluation.json").read_text())
@@ -307,7 +374,9 @@ def test_success_on_files_is_by_sequences(tmp_path: Path) -> None:
 
 
 @row("C4")
-@pytest.mark.parametrize("content", ["5", "null", '{"accuracy": 1, "by_length": 5}', "{", '{"by_length": [{}]}'])
+@pytest.mark.parametrize(
+    "content", ["5", "null", '{"accuracy": 1, "by_length": 5}', "{", '{"by_length": [{}]}']
+)
 def test_a_damaged_evaluation_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text(content)
     with pytest.raises(ConfigError, match="no evaluation"):
@@ -320,7 +389,10 @@ def test_evaluating_beside_others_does_not_change_how_later_members_train(tmp_pa
     try:
         sweep = tiny(tmp_path, "0-2", train={**TINY["train"], "num_threads": None})
         assert run_sweep(sweep, jobs=1) == []
-        threads = [read_checkpoint(find_newest(sweep.run_dir(m))).state.versions["threads"] for m in sweep.members]
+        threads = [
+            read_checkpoint(find_newest(sweep.run_dir(m))).state.versions["threads"]
+            for m in sweep.members
+        ]
         assert len(set(threads)) == 1
     finally:
         torch.set_num_threads(before)
@@ -343,12 +415,20 @@ def test_trouble_with_one_member_does_not_hide_the_others(tmp_path: Path) -> Non
 
 def test_a_group_that_diverged_as_a_whole_has_a_table_of_zeros(tmp_path: Path) -> None:
     config = config_of(**TINY, schedule={"warmup_steps": 0}, optimizer={"lr": 1e30})
-    config = config.model_copy(update={"train": config.train.model_copy(update={"max_grad_norm": None})})
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"max_grad_norm": None})}
+    )
     sweep = plan(config, "0-1", {}, "9", 20, tmp_path / "s")
     assert len(run_sweep(sweep)) == 2
     summary = summarize(sweep)
     (group,) = summary["groups"]
-    assert {n: at["median"] for n, at in group["by_length"].items()} == {1: 0, 2: 0, 3: 0, 4: 0, 9: 0}
+    assert {n: at["median"] for n, at in group["by_length"].items()} == {
+        1: 0,
+        2: 0,
+        3: 0,
+        4: 0,
+        9: 0,
+    }
     assert summary["members"][0]["accuracy_at_9"] == 0
     assert plots.draw(sweep) == []
 
@@ -364,11 +444,13 @@ def test_the_groups_of_a_grid_are_told_apart_in_an_evaluation(tmp_path: Path) ->
 
 
 def test_progress_is_shown_on_a_terminal(config: Path, tmp_path: Path) -> None:
-    command = (
-        f"stty rows 40 cols 120; {sys.executable} -m rnncls sweep -c {config} --seeds 0-1 --sweep-dir {tmp_path / 's'}"
-    )
+    command = f"stty rows 40 cols 120; {sys.executable} -m rnncls sweep -c {config} --seeds 0-1 --sweep-dir {tmp_path / 's'}"
     done = subprocess.run(
-        ["script", "-qec", command, "/dev/null"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["script", "-qec", command, "/dev/null"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "12/12" in done.stdout
     assert "0 failed of 2" in done.stdout
@@ -378,14 +460,36 @@ def test_progress_is_shown_on_a_terminal(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [signal.SIGUSR1, signal.SIGTERM])
-def test_every_running_member_hears_a_signal(kind: signal.Signals, config: Path, tmp_path: Path) -> None:
-    words = ["-c", str(config), "train.max_steps=200000", "train.checkpoint_every=200000", "train.engine=auto"]
-    command = [sys.executable, "-m", "rnncls", "sweep", *words, "--seeds", "0-3", "--jobs", "2", "--sweep-dir"]
-    with subprocess.Popen([*command, str(tmp_path / "s")], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+def test_every_running_member_hears_a_signal(
+    kind: signal.Signals, config: Path, tmp_path: Path
+) -> None:
+    words = [
+        "-c",
+        str(config),
+        "train.max_steps=200000",
+        "train.checkpoint_every=200000",
+        "train.engine=auto",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "rnncls",
+        "sweep",
+        *words,
+        "--seeds",
+        "0-3",
+        "--jobs",
+        "2",
+        "--sweep-dir",
+    ]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "s")], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
         members = [tmp_path / "s" / "members" / f"seed={seed}" for seed in (0, 1)]
         _wait_for(
             lambda: all(
-                (path / "metrics.jsonl").exists() and (path / "metrics.jsonl").stat().st_size for path in members
+                (path / "metrics.jsonl").exists() and (path / "metrics.jsonl").stat().st_size
+                for path in members
             )
         )
         process.send_signal(kind)
@@ -412,7 +516,9 @@ def test_training_time_does_not_depend_on_how_often_is_logged(tmp_path: Path) ->
     for every in (1, 3, 10):
         run_dir.mkdir(parents=True, exist_ok=True)
         steps = [*range(every, 10, every), 10]
-        lines = [json.dumps({"step": step, "train/sequences_per_second": 16.0}) + "\n" for step in steps]
+        lines = [
+            json.dumps({"step": step, "train/sequences_per_second": 16.0}) + "\n" for step in steps
+        ]
         (run_dir / "metrics.jsonl").write_text("".join(lines))
         (outcome,) = outcomes(sweep)
         batch_size = sweep.members[0].config.train.batch_size
@@ -433,7 +539,14 @@ def test_lengths_are_counted_where_they_were_tested(tmp_path: Path) -> None:
     for number, member in enumerate(sweep.members):
         rows = [{"length": n, "accuracy": 0.5, "trained": True} for n in (1, 2 + number)]
         raw = {"step": 6, "accuracy": 0.5, "chance": 0.1, "by_length": rows}
-        found.append(Outcome(member, "finished", 0, "", 6, Evaluation.model_validate(raw), (), None, None))
+        found.append(
+            Outcome(member, "finished", 0, "", 6, Evaluation.model_validate(raw), (), None, None)
+        )
     by_length = group_statistics(found)["by_length"]
     assert {n: at["min"] for n, at in by_length.items()} == {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5}
-    assert {n: at["success"]["0.99"]["of"] for n, at in by_length.items()} == {1: 3, 2: 1, 3: 1, 4: 1}
+    assert {n: at["success"]["0.99"]["of"] for n, at in by_length.items()} == {
+        1: 3,
+        2: 1,
+        3: 1,
+        4: 1,
+    }

@@ -55,7 +55,9 @@ def test_the_first_loss_is_that_of_a_hand_made_step() -> None:
         train={"max_grad_norm": 0.1},
     )
     state = state_of(config)
-    weights = {name: value.clone().requires_grad_() for name, value in state.model.state_dict().items()}
+    weights = {
+        name: value.clone().requires_grad_() for name, value in state.model.state_dict().items()
+    }
     batch = next(batches(data_of(config), config.seed, "train", 8, 0, 1))
     padded, lengths = torch.nn.utils.rnn.pad_packed_sequence(batch.tokens, batch_first=True)
     h = torch.zeros(8, 16)
@@ -82,12 +84,19 @@ def test_the_first_loss_is_that_of_a_hand_made_step() -> None:
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_every_parameter_moves_in_one_step(nonlinearity: str, bidirectional: bool) -> None:
-    model = {"num_layers": 2, "nonlinearity": nonlinearity, "bidirectional": bidirectional, "init_gain": 1.0}
+    model = {
+        "num_layers": 2,
+        "nonlinearity": nonlinearity,
+        "bidirectional": bidirectional,
+        "init_gain": 1.0,
+    }
     config = config_of(model=model, optimizer={"weight_decay": 0.0})
     state = state_of(config)
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     train_step(state, next(batches(data_of(config), 0, "train", 64, 0, 1)), load_task(config))
-    unmoved = [name for name, value in state.model.state_dict().items() if torch.equal(value, before[name])]
+    unmoved = [
+        name for name, value in state.model.state_dict().items() if torch.equal(value, before[name])
+    ]
     assert unmoved == []
     assert state.step == 1
 
@@ -98,7 +107,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
     for name, seed in {"a": 1, "b": 1, "c": 2}.items():
         torch.manual_seed(len(runs))  # what happened before in the process must not matter
         state = fit(config_of(model=dropout, seed=seed), tmp_path / name)
-        losses = [(line["step"], line["train/loss"], line.get("val/loss")) for line in lines_of(tmp_path / name)]
+        losses = [
+            (line["step"], line["train/loss"], line.get("val/loss"))
+            for line in lines_of(tmp_path / name)
+        ]
         runs[name] = (losses, state.model.state_dict())
     assert runs["a"][0] == runs["b"][0] != runs["c"][0]
     assert all(torch.equal(value, runs["b"][1][name]) for name, value in runs["a"][1].items())
@@ -108,7 +120,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
 def test_evaluation_and_logging_cadence_do_not_change_the_run(tmp_path: Path) -> None:
     dropout = {"num_layers": 2, "dropout": 0.3}
     finals = [
-        fit(config_of(model=dropout, train={"eval_every": every, "log_every": every}), tmp_path / str(every)).model
+        fit(
+            config_of(model=dropout, train={"eval_every": every, "log_every": every}),
+            tmp_path / str(every),
+        ).model
         for every in (1, 7, 40)
     ]
     for other in finals[1:]:
@@ -138,9 +153,13 @@ def test_a_non_finite_loss_stops_before_the_optimizer_step() -> None:
     assert "loss nan" in caught.value.render()
     assert state.step == 1
     assert all(
-        torch.equal(value, before[name]) for name, value in state.model.state_dict().items() if name != "head.bias"
+        torch.equal(value, before[name])
+        for name, value in state.model.state_dict().items()
+        if name != "head.bias"
     )
-    assert all(torch.equal(state.optimizer.state[key]["exp_avg"], value) for key, value in moments.items())
+    assert all(
+        torch.equal(state.optimizer.state[key]["exp_avg"], value) for key, value in moments.items()
+    )
 
 
 def test_an_infinite_gradient_with_a_finite_loss_stops_too() -> None:
@@ -192,7 +211,13 @@ def test_zero_steps_evaluate_and_save_the_initial_model(tmp_path: Path) -> None:
 
 
 def test_it_stops_at_an_accuracy(tmp_path: Path) -> None:
-    train = {**LEARNS["train"], "max_steps": 2000, "eval_every": 50, "log_every": 1000, "stop_at_accuracy": 1.0}
+    train = {
+        **LEARNS["train"],
+        "max_steps": 2000,
+        "eval_every": 50,
+        "log_every": 1000,
+        "stop_at_accuracy": 1.0,
+    }
     state = fit(config_of(**{**LEARNS, "train": train}), tmp_path / "run")
     lines = lines_of(tmp_path / "run")
     assert state.step == lines[-1]["step"] < 2000
@@ -203,7 +228,9 @@ def test_it_stops_at_an_accuracy(tmp_path: Path) -> None:
 
 def test_it_stops_without_progress(tmp_path: Path) -> None:
     train = {"max_steps": 1000, "eval_every": 10, "patience": 3}
-    state = fit(config_of(optimizer={"lr": 1e-12}, schedule={"min_lr": 0.0}, train=train), tmp_path / "run")
+    state = fit(
+        config_of(optimizer={"lr": 1e-12}, schedule={"min_lr": 0.0}, train=train), tmp_path / "run"
+    )
     assert state.step == 40  # the first evaluation sets the mark, three more do not beat it
 
 

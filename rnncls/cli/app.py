@@ -63,7 +63,10 @@ def run() -> int:
         if error.errno != errno.ENAMETOOLONG:
             return _bug(error)
         what, remedy = f"a path that is too long: {error.filename!s:.60}...", "a shorter path"
-        return _fail(Problem(what, expected="names of at most 255 bytes", remedy=remedy, id="R30").render(), 5)
+        return _fail(
+            Problem(what, expected="names of at most 255 bytes", remedy=remedy, id="R30").render(),
+            5,
+        )
     except Exception as error:
         if memory := as_out_of_memory(error):
             return _fail(memory.render(), memory.exit_code)
@@ -72,7 +75,12 @@ def run() -> int:
 
 def _bug(error: Exception) -> int:
     notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
-    return _fail(printable(f"rnncls: internal error: {type(error).__name__}: {error}{notes}\n  try:      --debug"), 1)
+    return _fail(
+        printable(
+            f"rnncls: internal error: {type(error).__name__}: {error}{notes}\n  try:      --debug"
+        ),
+        1,
+    )
 
 
 def _fail(message: str, exit_code: int) -> int:
@@ -91,7 +99,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+        ),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:

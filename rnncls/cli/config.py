@@ -10,7 +10,9 @@ def show(config: ConfigOption, overrides: Overrides = None, as_json: Json = Fals
     from rnncls.config import dump_config
 
     resolved = load(config, overrides)
-    print(json.dumps(resolved.model_dump(mode="json")) if as_json else dump_config(resolved).rstrip())
+    print(
+        json.dumps(resolved.model_dump(mode="json")) if as_json else dump_config(resolved).rstrip()
+    )
 
 
 def check(config: ConfigOption, overrides: Overrides = None) -> None:
@@ -20,7 +22,9 @@ def check(config: ConfigOption, overrides: Overrides = None) -> None:
     resolved = load(config, overrides)
     train = resolved.train
     size = (
-        f"{num_parameters(resolved, *sizes(resolved)):,} parameters" if resolved.data.source == "sum_mod" else "files"
+        f"{num_parameters(resolved, *sizes(resolved)):,} parameters"
+        if resolved.data.source == "sum_mod"
+        else "files"
     )
     print(f"{config}: ok; {size}, {train.max_steps:,} steps of {train.batch_size:,} sequences")
 

@@ -25,7 +25,9 @@ def check(config: ConfigOption, overrides: Overrides = None) -> None:
 def stats(
     config: ConfigOption,
     overrides: Overrides = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw lengths and classes into this PNG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw lengths and classes into this PNG.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Rows, classes, lengths, vocabulary and padding of a config's files."""
@@ -54,5 +56,7 @@ def _load_files(config: Path, overrides: list[str] | None) -> "FilesTask":
     task = load_task(resolved, progress=True)
     if not isinstance(task, FilesTask):
         remedy = "data.source=files data.train=...; rnncls data sample shows generated batches, too"
-        raise ConfigError(Problem("generated data has no files", "data.source", remedy=remedy, id="C15"))
+        raise ConfigError(
+            Problem("generated data has no files", "data.source", remedy=remedy, id="C15")
+        )
     return task

@@ -18,16 +18,24 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, run directory (its best), or sweep.", readable=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint, run directory (its best), or sweep.", readable=False)
+    ],
     lengths: Annotated[
         str | None, typer.Option(help="For example 1-5,10,100, instead of the training lengths.")
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, max=10**8, help=f"Sequences per length, where not all; else {DEFAULT_SAMPLES:,}."),
+        typer.Option(
+            min=1, max=10**8, help=f"Sequences per length, where not all; else {DEFAULT_SAMPLES:,}."
+        ),
     ] = None,
-    confusion: Annotated[bool, typer.Option("--confusion", help="Also the confusion matrix.")] = False,
-    data: Annotated[str | None, typer.Option(help="Another file of labelled sequences, for a run on files.")] = None,
+    confusion: Annotated[
+        bool, typer.Option("--confusion", help="Also the confusion matrix.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Another file of labelled sequences, for a run on files.")
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -36,7 +44,11 @@ def evaluate(
     if _is_sweep(checkpoint):
         if confusion or data or device:
             expected = "--lengths, --samples and --json"
-            raise ConfigError(Problem("an option that is not for sweeps", str(checkpoint), expected, id="C17"))
+            raise ConfigError(
+                Problem(
+                    "an option that is not for sweeps", str(checkpoint), expected=expected, id="C17"
+                )
+            )
         _evaluate_sweep(checkpoint, chosen, samples, as_json)
         return
     from rnncls.evaluation.evaluate import evaluate
@@ -50,13 +62,25 @@ def evaluate(
         print(f"rnncls: warning[K13]: weights in {loaded.path} are not finite", file=sys.stderr)
     dataset = _held_out(data, loaded)
     report = evaluate(
-        model, loaded.config, chosen, samples or DEFAULT_SAMPLES, confusion, progress=True, dataset=dataset
+        model,
+        loaded.config,
+        chosen,
+        samples or DEFAULT_SAMPLES,
+        confusion,
+        progress=True,
+        dataset=dataset,
     )
     if not math.isfinite(report.loss):
         remedy = "an earlier checkpoint of the run"
-        raise NonFiniteError(Problem("the loss is not finite", str(loaded.path), remedy=remedy, id="K13"))
+        raise NonFiniteError(
+            Problem("the loss is not finite", str(loaded.path), remedy=remedy, id="K13")
+        )
     if as_json:
-        print(json.dumps({"checkpoint": str(loaded.path), "step": loaded.state.step, **report.to_json()}))
+        print(
+            json.dumps(
+                {"checkpoint": str(loaded.path), "step": loaded.state.step, **report.to_json()}
+            )
+        )
     else:
         print(f"checkpoint: {loaded.path}, step {loaded.state.step:,}")
         print(report.to_text())
@@ -69,7 +93,9 @@ def _is_sweep(folder: Path) -> bool:
         return False
 
 
-def _evaluate_sweep(folder: Path, lengths: list[int] | None, samples: int | None, as_json: bool) -> None:
+def _evaluate_sweep(
+    folder: Path, lengths: list[int] | None, samples: int | None, as_json: bool
+) -> None:
     """Every member's last checkpoint: a line each, and their median and minimum."""
     from rnncls.config import SumModConfig
     from rnncls.sweep.plan import load_sweep
@@ -79,7 +105,11 @@ def _evaluate_sweep(folder: Path, lengths: list[int] | None, samples: int | None
     sweep = load_sweep(folder)
     if lengths is not None and not isinstance(sweep.members[0].config.data, SumModConfig):
         remedy = "leave it out: a file is evaluated as a whole, and the report goes by length"
-        raise ConfigError(Problem("lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17"))
+        raise ConfigError(
+            Problem(
+                "lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17"
+            )
+        )
     found = evaluate_all(sweep, lengths, samples)
     print(json.dumps(found) if as_json else table(found))
 
@@ -94,11 +124,19 @@ def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
         if path is None:
             return None
         remedy = "--lengths, or a checkpoint that was trained on files"
-        raise ConfigError(Problem("this checkpoint was trained on generated data", "--data", remedy=remedy, id="C15"))
+        raise ConfigError(
+            Problem(
+                "this checkpoint was trained on generated data", "--data", remedy=remedy, id="C15"
+            )
+        )
     if path is None:
-        dataset = load_held_out(data, checkpoint.vocabulary, checkpoint.state.fingerprints, progress=True)
+        dataset = load_held_out(
+            data, checkpoint.vocabulary, checkpoint.state.fingerprints, progress=True
+        )
     else:
-        dataset = load_file(path, data.model_copy(update={"format": "auto"}), checkpoint.vocabulary, progress=True)
+        dataset = load_file(
+            path, data.model_copy(update={"format": "auto"}), checkpoint.vocabulary, progress=True
+        )
     for warning in warnings(dataset):
         print(warning, file=sys.stderr)
     return dataset

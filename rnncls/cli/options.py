@@ -8,13 +8,18 @@ import typer
 DEFAULT_SAMPLES = 10_000  # test sequences per length
 
 ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="YAML config file.", show_default=False, readable=False)
+    Path,
+    typer.Option("--config", "-c", help="YAML config file.", show_default=False, readable=False),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="section.key=value", help="Replace values of the config.", show_default=False),
+    typer.Argument(
+        metavar="section.key=value", help="Replace values of the config.", show_default=False
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:INDEX, instead of the config's.")]
+Device = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda or cuda:INDEX, instead of the config's.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

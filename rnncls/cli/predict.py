@@ -15,15 +15,24 @@ if TYPE_CHECKING:
 
 
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file, or run directory (its best).", readable=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint file, or run directory (its best).", readable=False)
+    ],
     sequences: Annotated[
         list[str] | None,
-        typer.Argument(help='Sequences, such as "3 7 1 9"; - reads lines from stdin.', show_default=False),
+        typer.Argument(
+            help='Sequences, such as "3 7 1 9"; - reads lines from stdin.', show_default=False
+        ),
     ] = None,
     input: Annotated[
-        Path | None, typer.Option(help="File: .jsonl, .csv, .tsv (or .gz), else one sequence per line.", readable=False)
+        Path | None,
+        typer.Option(
+            help="File: .jsonl, .csv, .tsv (or .gz), else one sequence per line.", readable=False
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="File: .jsonl, .csv, .tsv, else text.", readable=False)] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File: .jsonl, .csv, .tsv, else text.", readable=False)
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many labels, likeliest first.")] = 1,
     bad: Annotated[str, typer.Option(help="What to do about a bad line: stop or skip.")] = "stop",
     device: Device = None,
@@ -31,15 +40,29 @@ def predict(
 ) -> None:
     """Predict labels: of arguments, a file, stdin, or at a prompt when there is a terminal."""
     if bad not in ("stop", "skip"):
-        raise ConfigError(Problem("bad value for --bad", expected="stop or skip", found=bad, id="C17"))
+        raise ConfigError(
+            Problem("bad value for --bad", expected="stop or skip", found=bad, id="C17")
+        )
     if input and sequences:
-        raise ConfigError(Problem("what is to be predicted?", expected="--input or sequences, not both", id="C17"))
-    from rnncls.predict import Skipping, items_of_file, items_of_texts, load_predictor, write_predictions
+        raise ConfigError(
+            Problem("what is to be predicted?", expected="--input or sequences, not both", id="C17")
+        )
+    from rnncls.predict import (
+        Skipping,
+        items_of_file,
+        items_of_texts,
+        load_predictor,
+        write_predictions,
+    )
 
     predictor = load_predictor(checkpoint, device)
     format = "jsonl" if as_json else "text"
-    reported = Skipping(input or ("stdin" if sequences in (None, [], ["-"]) else "argument"), stop=bad == "stop")
-    if input is not None and re.search(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", str(input), re.IGNORECASE):
+    reported = Skipping(
+        input or ("stdin" if sequences in (None, [], ["-"]) else "argument"), stop=bad == "stop"
+    )
+    if input is not None and re.search(
+        r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", str(input), re.IGNORECASE
+    ):
         items = items_of_file(predictor, input, reported)
     elif input is not None:
         from rnncls.data.records import opened
@@ -75,7 +98,13 @@ def _prompt(predictor: "Predictor", top_k: int) -> None:
             print(ids.render(), file=sys.stderr)
             continue
         (prediction,) = predictions.predict(predictor, [Item(1, ids)], max(top_k, 3))
-        shown = "   ".join(f"{printable(name)} {probability:.4f}" for name, probability in prediction.top)
+        shown = "   ".join(
+            f"{printable(name)} {probability:.4f}" for name, probability in prediction.top
+        )
         truth = true_answer(predictor, ids)
-        nothing_known = "   (no token of it was in the training data)" if knows_nothing(predictor, ids) else ""
-        print(shown + (f"   (true: {truth})" if truth is not None else "") + nothing_known, flush=True)
+        nothing_known = (
+            "   (no token of it was in the training data)" if knows_nothing(predictor, ids) else ""
+        )
+        print(
+            shown + (f"   (true: {truth})" if truth is not None else "") + nothing_known, flush=True
+        )

@@ -11,7 +11,9 @@ from rnncls.errors import printable
 
 
 def ls(
-    folder: Annotated[Path, typer.Argument(help="Where the runs are.", readable=False)] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(help="Where the runs are.", readable=False)] = Path(
+        "runs"
+    ),
     as_json: Json = False,
 ) -> None:
     """List runs, newest first: state, step, best validation accuracy, age."""
@@ -24,7 +26,9 @@ def ls(
     print(f"{'state':<12} {'step':>9} {'best':>7} {'age':>6}  run")
     for run in runs:
         best = "" if run["best_accuracy"] is None else f"{run['best_accuracy']:.4f}"
-        print(f"{run['state']:<12} {run['step']:>9,} {best:>7} {_age(run['age_s']):>6}  {printable(run['run'])}")
+        print(
+            f"{run['state']:<12} {run['step']:>9,} {best:>7} {_age(run['age_s']):>6}  {printable(run['run'])}"
+        )
 
 
 def diff(
@@ -48,7 +52,13 @@ def diff(
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else printable(str(value))
+    return (
+        f"{value:.6g}"
+        if isinstance(value, float)
+        else "-"
+        if value is None
+        else printable(str(value))
+    )
 
 
 def _age(seconds: float) -> str:

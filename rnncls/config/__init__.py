@@ -1,6 +1,13 @@
 """YAML and overrides -> a frozen, validated `Config`. Nothing here imports torch."""
 
-from rnncls.config.load import config_schema, dump_config, load_config, parse_config, read_yaml, write_yaml
+from rnncls.config.load import (
+    config_schema,
+    dump_config,
+    load_config,
+    parse_config,
+    read_yaml,
+    write_yaml,
+)
 from rnncls.config.schema import (
     DEVICE_PATTERN,
     Config,

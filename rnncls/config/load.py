@@ -23,7 +23,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     document = strict_yaml.read(Path(path))
     if not isinstance(document.value, dict):
         found = "nothing" if document.value is None else _shown(document.value)
-        raise ConfigError(Problem("the config is no mapping", document.source, "sections", found, id="C4"))
+        raise ConfigError(
+            Problem(
+                "the config is no mapping",
+                document.source,
+                expected="sections",
+                found=found,
+                id="C4",
+            )
+        )
     return _validate(document, overrides, Path(path).parent)
 
 
@@ -53,7 +61,11 @@ def write_yaml(value: dict[str, Any]) -> str:
 def config_schema() -> dict[str, Any]:
     """The JSON Schema of a config file, for editors."""
     schema = Config.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "rnncls config"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "rnncls config",
+    }
 
 
 def _validate(document: Document, overrides: Sequence[str], folder: Path) -> Config:
@@ -90,14 +102,19 @@ def _apply(
     document: Document, overrides: Sequence[str], places: _Places
 ) -> tuple[dict[str, Any], list[tuple[KeyPath, Problem]]]:
     """The document's value with the overrides set, and all problems so far. The last override of a key wins."""
-    raw = {key: dict(inner) if isinstance(inner, dict) else inner for key, inner in document.value.items()}
+    raw = {
+        key: dict(inner) if isinstance(inner, dict) else inner
+        for key, inner in document.value.items()
+    }
     problems = list(document.problems)
     for override in overrides:
         key, equals, text = override.partition("=")
         path: KeyPath = tuple(key.strip().split("."))
         if not equals or not all(path) or len(path) > 2:
             expected = "section.key=value, for example optimizer.lr=1e-3"
-            problems.append(((), Problem("malformed override", expected=expected, found=override, id="C17")))
+            problems.append(
+                ((), Problem("malformed override", expected=expected, found=override, id="C17"))
+            )
             continue
         places.overrides[path] = override
         try:

@@ -46,9 +46,22 @@ def _translate(detail: ErrorDetails, places: _Places) -> Problem:
     value = detail["input"].get("source") if kind.startswith("union_tag") else detail["input"]
     found = "nothing" if kind == "missing" else _shown(value)
     close = difflib.get_close_matches(str(value), schema.get("enum", []), n=1, cutoff=0.5)
-    id = "C10" if kind.startswith(("greater", "less")) else "C11" if kind == "finite_number" else "C9"
+    id = (
+        "C10"
+        if kind.startswith(("greater", "less"))
+        else "C11"
+        if kind == "finite_number"
+        else "C9"
+    )
     what = f"bad value for {dotted(path)}"
-    return Problem(what, places.where(path), _described(schema), found, "".join(close), id=id)
+    return Problem(
+        what,
+        places.where(path),
+        expected=_described(schema),
+        found=found,
+        remedy="".join(close),
+        id=id,
+    )
 
 
 def _unknown_key(path: KeyPath, places: _Places) -> Problem:
@@ -57,12 +70,26 @@ def _unknown_key(path: KeyPath, places: _Places) -> Problem:
     close = [dotted((*section, name)) for name in difflib.get_close_matches(key, known, n=1)]
     if not close and section == ("data",) and key in FilesConfig.model_fields:
         remedy = "data.source=files, whose key it is"
-        return Problem(f'unknown key "{key}"', places.where(path), f"keys of source {places.source}", key, remedy, "C5")
+        return Problem(
+            f'unknown key "{key}"',
+            places.where(path),
+            expected=f"keys of source {places.source}",
+            found=key,
+            remedy=remedy,
+            id="C5",
+        )
     if not close:  # perhaps the right key in the wrong section
         close = [name for name in flatten(Config()) if name.rpartition(".")[2] == key]
     expected = f'a key of section "{dotted(section)}"' if section else "one of " + ", ".join(known)
     remedy = f"did you mean {close[0]}?" if close else ", ".join(known) if section else ""
-    return Problem(f'unknown key "{key}"', places.where(path), expected, key, remedy, id="C5")
+    return Problem(
+        f'unknown key "{key}"',
+        places.where(path),
+        expected=expected,
+        found=key,
+        remedy=remedy,
+        id="C5",
+    )
 
 
 def _path_of(detail: ErrorDetails) -> KeyPath:
@@ -84,7 +111,9 @@ def _schema_at(path: KeyPath, source: str) -> dict[str, Any]:
             schema = schema.get("properties", {}).get(part, {})
         if path == ("data", "source") and part == "source":
             return {"enum": list(root["properties"]["data"]["discriminator"]["mapping"])}
-        reference = schema.get("$ref") or schema.get("discriminator", {"mapping": {}})["mapping"].get(source)
+        reference = schema.get("$ref") or schema.get("discriminator", {"mapping": {}})[
+            "mapping"
+        ].get(source)
         if reference:
             schema = root["$defs"][reference.rpartition("/")[2]]
     return schema
@@ -105,8 +134,12 @@ def _described(schema: dict[str, Any]) -> str:
         return f"text that matches {schema['pattern']}"
     if "properties" in schema:
         return "a section with the keys " + ", ".join(schema["properties"])
-    bounds = " and ".join(f"{sign} {schema[name]:,}" for name, sign in _BOUNDS.items() if name in schema)
-    kind = {"boolean": "true or false", "string": "text"}.get(schema.get("type", ""), schema.get("type", ""))
+    bounds = " and ".join(
+        f"{sign} {schema[name]:,}" for name, sign in _BOUNDS.items() if name in schema
+    )
+    kind = {"boolean": "true or false", "string": "text"}.get(
+        schema.get("type", ""), schema.get("type", "")
+    )
     return f"{kind} {bounds}".strip()
 
 
@@ -114,6 +147,13 @@ def _shown(value: Any) -> str:
     """A found value with its type, as the user would write it, cut to a readable length."""
     text = json.dumps(value, default=str)
     text = text if len(text) <= 60 else text[:57] + "..."
-    kinds = {str: "text", dict: "a section", tuple: "a list", int: "integer", float: "number", bool: "boolean"}
+    kinds = {
+        str: "text",
+        dict: "a section",
+        tuple: "a list",
+        int: "integer",
+        float: "number",
+        bool: "boolean",
+    }
     kind = kinds.get(type(value))
     return f"{text} ({kind})" if kind else text

@@ -64,7 +64,9 @@ class SumModConfig(Section):
     def _check(self) -> "SumModConfig":
         if self.min_length > self.max_length:
             expected = f"at most data.max_length = {self.max_length}"
-            raise _clash("min_length", "min_length is above max_length", expected, str(self.min_length))
+            raise _clash(
+                "min_length", "min_length is above max_length", expected, str(self.min_length)
+            )
         return self
 
 
@@ -109,13 +111,21 @@ class FilesConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "FilesConfig":
-        taken = (self.val_fraction if self.val is None else 0) + (self.test_fraction if self.test is None else 0)
+        taken = (self.val_fraction if self.val is None else 0) + (
+            self.test_fraction if self.test is None else 0
+        )
         if taken >= 1:
             expected = "val_fraction + test_fraction below 1"
             raise _clash("val_fraction", "no training data is left", expected, f"{taken:g}")
         if self.min_count > 1 and self.unknown == "error":
             what = "rare tokens would be unknown, and unknown tokens an error"
-            raise _clash("min_count", what, "min_count: 1, or unknown: unk", f"{self.min_count}", "data.unknown=unk")
+            raise _clash(
+                "min_count",
+                what,
+                "min_count: 1, or unknown: unk",
+                f"{self.min_count}",
+                "data.unknown=unk",
+            )
         return self
 
 
@@ -175,7 +185,9 @@ class OptimizerConfig(Section):
     def _check(self) -> "OptimizerConfig":
         if self.momentum > 0 and self.name != "sgd":
             what = f"momentum is a setting of sgd, and optimizer.name is {self.name}"
-            raise _clash("momentum", what, "momentum: 0, or name: sgd", f"{self.momentum}", "optimizer.betas")
+            raise _clash(
+                "momentum", what, "momentum: 0, or name: sgd", f"{self.momentum}", "optimizer.betas"
+            )
         return self
 
 
@@ -253,7 +265,9 @@ class Config(Section):
         if self.schedule.name != "constant" and self.schedule.min_lr > self.optimizer.lr:
             expected = f"at most optimizer.lr = {self.optimizer.lr}"
             found = str(self.schedule.min_lr)
-            raise _clash("schedule.min_lr", "the schedule would end above where it starts", expected, found)
+            raise _clash(
+                "schedule.min_lr", "the schedule would end above where it starts", expected, found
+            )
         if self.data.layout == "padded" and self.model.bidirectional:
             what = "in two directions padding would come first"
             expected, remedy = "data.layout: auto or packed", "data.layout=auto"
@@ -270,11 +284,23 @@ class Config(Section):
         ):
             if value != neutral:
                 what = f"{key} needs a training file, and data.source is sum_mod"
-                raise _clash(f"train.{key}", what, "data.source: files", f"{value}", f"train.{key}={neutral or 'null'}")
+                raise _clash(
+                    f"train.{key}",
+                    what,
+                    "data.source: files",
+                    f"{value}",
+                    f"train.{key}={neutral or 'null'}",
+                )
         if (tokens := self.train.batch_size * data.max_length) > MAX_BATCH_TOKENS:
             what = f"a batch would need {8 * tokens:,} bytes of tokens"
             expected = f"train.batch_size * data.max_length of at most {MAX_BATCH_TOKENS:,}"
-            raise _clash("train.batch_size", what, expected, f"{tokens:,}", "smaller batches or shorter sequences")
+            raise _clash(
+                "train.batch_size",
+                what,
+                expected,
+                f"{tokens:,}",
+                "smaller batches or shorter sequences",
+            )
 
 
 def sizes(config: Config) -> tuple[int, int]:

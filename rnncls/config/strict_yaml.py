@@ -65,14 +65,25 @@ def read(path: Path) -> Document:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         remedy = "check the path; `--config` takes a YAML file"
-        raise ConfigError(Problem(f"cannot read the config {path}: {error.strerror}", remedy=remedy, id="C1")) from None
+        raise ConfigError(
+            Problem(f"cannot read the config {path}: {error.strerror}", remedy=remedy, id="C1")
+        ) from None
     if len(raw) > MAX_BYTES:
-        raise ConfigError(Problem("the config is too large", str(path), f"at most {MAX_BYTES} bytes", id="C13"))
+        raise ConfigError(
+            Problem(
+                "the config is too large",
+                str(path),
+                expected=f"at most {MAX_BYTES} bytes",
+                id="C13",
+            )
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         found = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
-        raise ConfigError(Problem("the config is not text", str(path), "UTF-8", found, id="C2")) from None
+        raise ConfigError(
+            Problem("the config is not text", str(path), expected="UTF-8", found=found, id="C2")
+        ) from None
     return parse(text, str(path))
 
 
@@ -91,10 +102,20 @@ def parse(text: str, source: str) -> Document:
         marks = [mark for mark in (error.problem_mark, error.context_mark) if mark]
         where = f"{source}:{marks[0].line + 1}:{marks[0].column + 1}" if marks else source
         found = next((lines[mark.line].strip() for mark in marks if mark.line < len(lines)), "")
-        raise ConfigError(Problem(f"not YAML: {error.problem}", where, found=found, id="C3")) from None
+        raise ConfigError(
+            Problem(f"not YAML: {error.problem}", where, found=found, id="C3")
+        ) from None
     except yaml.reader.ReaderError as error:
         found = f"character U+{ord(text[error.position]):04X} at offset {error.position}"
-        raise ConfigError(Problem("the config is not text", source, "printable characters", found, id="C2")) from None
+        raise ConfigError(
+            Problem(
+                "the config is not text",
+                source,
+                expected="printable characters",
+                found=found,
+                id="C2",
+            )
+        ) from None
 
 
 def dump(value: dict[str, Any]) -> str:
@@ -143,7 +164,14 @@ class _Composer:
     def node(self, event: yaml.Event, path: KeyPath) -> Any:
         self.marks.setdefault(path, _position(event))
         if len(path) > MAX_DEPTH:
-            raise ConfigError(Problem("nested too deeply", self.place(event), f"at most {MAX_DEPTH} levels", id="C13"))
+            raise ConfigError(
+                Problem(
+                    "nested too deeply",
+                    self.place(event),
+                    expected=f"at most {MAX_DEPTH} levels",
+                    id="C13",
+                )
+            )
         self.refuse_extras(event, path)
         if isinstance(event, yaml.MappingStartEvent):
             return self.mapping(path)
@@ -158,16 +186,27 @@ class _Composer:
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 where = self.place(event)
-                raise ConfigError(Problem("a key that is no word", where, "a word", id="C4"))
+                raise ConfigError(
+                    Problem("a key that is no word", where, expected="a word", id="C4")
+                )
             self.refuse_extras(event, path)
             key = event.value
             child = (*path, key)
             if event.implicit[0] and not isinstance(self.plain(key), str):
-                self.problem(f"a key that is no word: {key}", path, event, expected="a word", id="C4")
+                self.problem(
+                    f"a key that is no word: {key}", path, event, expected="a word", id="C4"
+                )
             if key in result:
                 line, _ = self.marks[child]
                 first = f"first on line {line}, again on line {_position(event)[0]}"
-                self.problem(f'duplicate key "{key}"', child, event, found=first, remedy="keep one of them", id="C6")
+                self.problem(
+                    f'duplicate key "{key}"',
+                    child,
+                    event,
+                    found=first,
+                    remedy="keep one of them",
+                    id="C6",
+                )
             self.marks[child] = _position(event)
             result[key] = self.node(next(self.events), child)
         return result
@@ -180,9 +219,17 @@ class _Composer:
 
     def refuse_extras(self, event: yaml.Event, path: KeyPath) -> None:
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            self.problem("anchors and aliases are not allowed", path, event, remedy="write the value out", id="C13")
+            self.problem(
+                "anchors and aliases are not allowed",
+                path,
+                event,
+                remedy="write the value out",
+                id="C13",
+            )
         if tag := getattr(event, "tag", None):
-            self.problem(f"tags are not allowed: {tag}", path, event, remedy="write a plain value", id="C14")
+            self.problem(
+                f"tags are not allowed: {tag}", path, event, remedy="write a plain value", id="C14"
+            )
 
     def scalar(self, event: yaml.ScalarEvent, path: KeyPath) -> Any:
         text = event.value
@@ -193,7 +240,9 @@ class _Composer:
             kind = _YAML_1_1.resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]
             if kind != "str":
                 what = f"ambiguous value {text} (YAML 1.1 reads it as {kind})"
-                remedy = f'"{text}" if it is text; otherwise true, false, null or a plain decimal number'
+                remedy = (
+                    f'"{text}" if it is text; otherwise true, false, null or a plain decimal number'
+                )
                 self.problem(what, path, event, remedy=remedy, id="C8")
         return value
 

@@ -67,7 +67,11 @@ class Block(NamedTuple):
     def _rectangle(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         first, last = self.edges[step : step + 2].tolist()
         lengths = self.lengths[first:last]
-        return rectangle(self.tokens, self.starts[first:last], lengths), lengths, self.labels[first:last]
+        return (
+            rectangle(self.tokens, self.starts[first:last], lengths),
+            lengths,
+            self.labels[first:last],
+        )
 
 
 def rectangle(tokens: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
@@ -87,7 +91,9 @@ def collate(sequences: Sequence[Tensor], labels: Tensor) -> Batch:
     """
     lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)
     if not len(sequences):
-        raise DataError(Problem("a batch without sequences", expected="at least one sequence", id="D2"))
+        raise DataError(
+            Problem("a batch without sequences", expected="at least one sequence", id="D2")
+        )
     return pack(pad_sequence(list(sequences), batch_first=True), lengths, labels)
 
 
@@ -99,10 +105,16 @@ def pack(padded: Tensor, lengths: Tensor, labels: Tensor) -> Batch:
     shortest, longest = torch.aminmax(lengths)
     if shortest < 1:
         row = int(lengths.argmin())
-        expected = "at least one token: the state before the first token says nothing about the sequence"
-        raise DataError(Problem(f"sequence {row} of the batch is empty", expected=expected, id="D9"))
+        expected = (
+            "at least one token: the state before the first token says nothing about the sequence"
+        )
+        raise DataError(
+            Problem(f"sequence {row} of the batch is empty", expected=expected, id="D9")
+        )
     if longest > padded.shape[1]:
         what = f"sequence {int(lengths.argmax())} of the batch has length {int(longest)}"
-        raise DataError(Problem(what, expected=f"at most {padded.shape[1]}, the padded width", id="D10"))
+        raise DataError(
+            Problem(what, expected=f"at most {padded.shape[1]}, the padded width", id="D10")
+        )
     packed = pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)
     return Batch(packed, labels, lengths)

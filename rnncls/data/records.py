@@ -26,7 +26,9 @@ MAX_LINE_BYTES = 16 * 2**20
 MAX_RATIO, RATIO_FROM = 500, 64 * 2**20  # of gzip: text hardly shrinks to a hundredth
 MOST_SHOWN = 5  # bad lines of a file
 
-Watch = Callable[[int], object]  # is told how many bytes of the file were read since it was last told
+Watch = Callable[
+    [int], object
+]  # is told how many bytes of the file were read since it was last told
 
 
 class Record(NamedTuple):
@@ -43,16 +45,35 @@ class BadRows:
     def __init__(self, path: str | Path) -> None:
         self.path, self.count, self.problems = path, 0, list[Problem]()
 
-    def add(self, line: int, what: str, expected: str = "", found: str = "", remedy: str = "", id: str = "D14") -> None:
+    def add(
+        self,
+        line: int,
+        what: str,
+        expected: str = "",
+        found: str = "",
+        remedy: str = "",
+        id: str = "D14",
+    ) -> None:
         self.count += 1
         if len(self.problems) < MOST_SHOWN:
             remedy = remedy or "mend or remove the line"
-            self.problems.append(Problem(what, f"{self.path}:{line}", expected, found, remedy, id))
+            self.problems.append(
+                Problem(
+                    what,
+                    f"{self.path}:{line}",
+                    expected=expected,
+                    found=found,
+                    remedy=remedy,
+                    id=id,
+                )
+            )
 
     def raise_if_any(self) -> None:
         """Raises DataError with the first bad rows and, if there are more, how many there are."""
         if self.count > len(self.problems):
-            self.problems.append(Problem(f"{self.count:,} bad rows in all", str(self.path), id=self.problems[0].id))
+            self.problems.append(
+                Problem(f"{self.count:,} bad rows in all", str(self.path), id=self.problems[0].id)
+            )
         if self.problems:
             raise DataError(*self.problems)
 
@@ -63,7 +84,10 @@ def opened(path: str | Path) -> Iterator[IO[bytes]]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        what, remedy = f"cannot read the data: {error.strerror}", "the path of a JSONL, CSV or TSV file"
+        what, remedy = (
+            f"cannot read the data: {error.strerror}",
+            "the path of a JSONL, CSV or TSV file",
+        )
         raise DataError(Problem(what, str(path), remedy=remedy, id="D1")) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -87,12 +111,24 @@ def format_of(path: str | Path, format: str) -> str:
     suffix = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}.get(suffix, suffix)
     if suffix not in ("jsonl", "csv", "tsv"):
         expected = "a name that ends in .jsonl, .csv or .tsv, with or without .gz"
-        raise DataError(Problem("which format is it?", str(path), expected, remedy="data.format=jsonl", id="D14"))
+        raise DataError(
+            Problem(
+                "which format is it?",
+                str(path),
+                expected=expected,
+                remedy="data.format=jsonl",
+                id="D14",
+            )
+        )
     return suffix
 
 
 def read(
-    path: str | Path, data: FilesConfig, bad: BadRows, watch: Watch = lambda _: None, labelled: bool = True
+    path: str | Path,
+    data: FilesConfig,
+    bad: BadRows,
+    watch: Watch = lambda _: None,
+    labelled: bool = True,
 ) -> Iterator[Record | int]:
     """The good rows of a file; a number stands for an empty sequence on that line, dropped by policy.
 
@@ -103,21 +139,38 @@ def read(
     with opened(path) as file:
         rows = _json_rows if format == "jsonl" else _table_rows
         fields = (data.sequence_field, data.label_field) if labelled else (data.sequence_field,)
-        for line, row in rows(_lines(path, file, bad, watch), path, fields, bad, "\t" if format == "tsv" else ","):
+        for line, row in rows(
+            _lines(path, file, bad, watch), path, fields, bad, "\t" if format == "tsv" else ","
+        ):
             tokens = tokens_of(row.get(data.sequence_field), data.tokens)
             label = row.get(data.label_field) if labelled else 0
             if isinstance(tokens, Problem):
                 bad.add(line, tokens.what, tokens.expected, tokens.found, tokens.remedy, tokens.id)
             elif not isinstance(label, str | int) or isinstance(label, bool) or label == "":
-                found = f"{label!r:.60}" if data.label_field in row else f"the fields {', '.join(row)}"
+                found = (
+                    f"{label!r:.60}" if data.label_field in row else f"the fields {', '.join(row)}"
+                )
                 what = "bad label" if data.label_field in row else f'no field "{data.label_field}"'
-                bad.add(line, what, "text or an integer", found, "data.label_field, or mend the line", "D5")
+                bad.add(
+                    line,
+                    what,
+                    "text or an integer",
+                    found,
+                    "data.label_field, or mend the line",
+                    "D5",
+                )
             elif tokens:
                 yield Record(line, tokens, str(label) if labelled else "")
             elif data.empty == "drop":
                 yield line
             else:
-                bad.add(line, "an empty sequence", "at least one token", remedy="data.empty=drop", id="D9")
+                bad.add(
+                    line,
+                    "an empty sequence",
+                    "at least one token",
+                    remedy="data.empty=drop",
+                    id="D9",
+                )
 
 
 def tokens_of(value: Any, kind: str) -> list[str] | Problem:
@@ -131,14 +184,25 @@ def tokens_of(value: Any, kind: str) -> list[str] | Problem:
         what, remedy = "no sequence", "data.sequence_field, or mend the line"
         return Problem(what, expected="a field with a list or a text", remedy=remedy, id="D14")
     if not isinstance(value, list):
-        return Problem("a sequence of the wrong kind", expected="a list or a text", found=f"{value!r:.60}", id="D14")
+        return Problem(
+            "a sequence of the wrong kind",
+            expected="a list or a text",
+            found=f"{value!r:.60}",
+            id="D14",
+        )
     if kind == "ids":
         good = set(map(type, value)) <= {int} and (not value or min(value) >= 0)
-        return list(map(str, value)) if good else _bad_id(value, lambda item: type(item) is int and item >= 0)
+        return (
+            list(map(str, value))
+            if good
+            else _bad_id(value, lambda item: type(item) is int and item >= 0)
+        )
     if set(map(type, value)) <= {str} and "" not in value:
         return value
     expected, found = f"a text or a list of {kind}", f"{value!r:.60}"
-    return Problem("a token of the wrong kind", expected=expected, found=found, remedy="data.tokens", id="D14")
+    return Problem(
+        "a token of the wrong kind", expected=expected, found=found, remedy="data.tokens", id="D14"
+    )
 
 
 def _is_id(text: str) -> bool:
@@ -148,10 +212,18 @@ def _is_id(text: str) -> bool:
 def _bad_id(values: list[Any], is_good: Callable[[Any], bool]) -> Problem:
     position = next(position for position, value in enumerate(values) if not is_good(value))
     found = f"{values[position]!r:.60} at position {position + 1}"
-    return Problem("a token that is no id", expected="integers >= 0", found=found, remedy="data.tokens=words", id="D7")
+    return Problem(
+        "a token that is no id",
+        expected="integers >= 0",
+        found=found,
+        remedy="data.tokens=words",
+        id="D7",
+    )
 
 
-def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Iterator[tuple[int, str]]:
+def _lines(
+    path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch
+) -> Iterator[tuple[int, str]]:
     """(line number from 1, text without its end) of every line that is UTF-8. U+2028 ends no line."""
     is_gzip = file.read(2) == b"\x1f\x8b"
     file.seek(0)
@@ -163,7 +235,15 @@ def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Ite
             number, size = number + 1, size + len(content)
             if len(content) > MAX_LINE_BYTES:
                 expected, remedy = f"at most {MAX_LINE_BYTES:,} bytes", "one sequence per line"
-                raise DataError(Problem("a very long line", f"{path}:{number}", expected, remedy=remedy, id="D13"))
+                raise DataError(
+                    Problem(
+                        "a very long line",
+                        f"{path}:{number}",
+                        expected=expected,
+                        remedy=remedy,
+                        id="D13",
+                    )
+                )
             if number % 1024 == 0:
                 told = _tell(watch, told, file.tell())
             if is_gzip and size > check_at:
@@ -180,7 +260,9 @@ def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Ite
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _gzip_error(path, str(error)) from None
     except OSError as error:
-        raise DataError(Problem(f"cannot read the data: {error.strerror}", f"{path}:{number}", id="D1")) from None
+        raise DataError(
+            Problem(f"cannot read the data: {error.strerror}", f"{path}:{number}", id="D1")
+        ) from None
     _tell(watch, told, file.tell())
 
 
@@ -191,14 +273,25 @@ def _tell(watch: Watch, told: int, position: int) -> int:
 
 def _gzip_error(path: str | Path, found: str) -> DataError:
     what = "the gzip file is damaged or a bomb"
-    return DataError(Problem(what, str(path), "a whole gzip file", found, "gzip -t, or unpack it yourself", id="D20"))
+    return DataError(
+        Problem(
+            what,
+            str(path),
+            expected="a whole gzip file",
+            found=found,
+            remedy="gzip -t, or unpack it yourself",
+            id="D20",
+        )
+    )
 
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 Lines = Iterator[tuple[int, str]]
 
 
-def _json_rows(lines: Lines, _path: str | Path, _fields: tuple[str, ...], bad: BadRows, _delimiter: str) -> Rows:
+def _json_rows(
+    lines: Lines, _path: str | Path, _fields: tuple[str, ...], bad: BadRows, _delimiter: str
+) -> Rows:
     for number, text in lines:
         if not text or text.isspace():
             continue
@@ -224,7 +317,9 @@ def _is_text(value: Any) -> bool:
     return True
 
 
-def _table_rows(lines: Lines, path: str | Path, fields: tuple[str, ...], bad: BadRows, delimiter: str) -> Rows:
+def _table_rows(
+    lines: Lines, path: str | Path, fields: tuple[str, ...], bad: BadRows, delimiter: str
+) -> Rows:
     rows = _split_rows(lines, path, bad, delimiter)
     line, header = next(rows, (1, None))
     if header is None:
@@ -233,7 +328,16 @@ def _table_rows(lines: Lines, path: str | Path, fields: tuple[str, ...], bad: Ba
     if missing or len(set(header)) < len(header):
         expected = f"a header row with the columns {' and '.join(fields)}, each once"
         remedy = "data.sequence_field=..., data.label_field=..."
-        raise DataError(Problem("bad header", f"{path}:{line}", expected, ", ".join(header), remedy, id="D14"))
+        raise DataError(
+            Problem(
+                "bad header",
+                f"{path}:{line}",
+                expected=expected,
+                found=", ".join(header),
+                remedy=remedy,
+                id="D14",
+            )
+        )
     for line, row in rows:
         if len(row) == len(header):
             yield line, dict(zip(header, row, strict=True))
@@ -241,7 +345,9 @@ def _table_rows(lines: Lines, path: str | Path, fields: tuple[str, ...], bad: Ba
             bad.add(line, "a row of another width", f"{len(header)} columns", f"{len(row)} columns")
 
 
-def _split_rows(lines: Lines, path: str | Path, bad: BadRows, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _split_rows(
+    lines: Lines, path: str | Path, bad: BadRows, delimiter: str
+) -> Iterator[tuple[int, list[str]]]:
     """(first line, fields) of each row, which may be several lines where a field is quoted."""
     begin = number = 0  # first line of the row, and the last one read
 
@@ -260,10 +366,29 @@ def _split_rows(lines: Lines, path: str | Path, bad: BadRows, delimiter: str) ->
         except StopIteration:
             return
         except csv.Error as error:
-            if "unexpected end of data" in str(error):  # every row behind it was taken for a part of this one
-                found, remedy = f"the end of the file, {number - begin} lines below", "close it, or double it"
+            if "unexpected end of data" in str(
+                error
+            ):  # every row behind it was taken for a part of this one
+                found, remedy = (
+                    f"the end of the file, {number - begin} lines below",
+                    "close it, or double it",
+                )
                 where, expected = f"{path}:{begin}", "a second quote"
-                raise DataError(Problem("an open quote", where, expected, found, remedy, "D14")) from None
-            bad.add(begin, "not a row of the table", found=str(error), remedy="close the quotes, or mend the line")
+                raise DataError(
+                    Problem(
+                        "an open quote",
+                        where,
+                        expected=expected,
+                        found=found,
+                        remedy=remedy,
+                        id="D14",
+                    )
+                ) from None
+            bad.add(
+                begin,
+                "not a row of the table",
+                found=str(error),
+                remedy="close the quotes, or mend the line",
+            )
         else:
             yield begin, row

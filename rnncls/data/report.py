@@ -21,15 +21,21 @@ def stats(task: FilesTask) -> dict[str, Any]:
     counts = torch.bincount(task.train.tokens, minlength=len(dataset.vocabulary.tokens))
     frequent = counts.argsort(descending=True, stable=True)[:MOST_SHOWN]
     waste = {
-        batching: padding_waste(task.train, epoch_order(task.train, config.seed, 0, config.train.batch_size, batching))
+        batching: padding_waste(
+            task.train, epoch_order(task.train, config.seed, 0, config.train.batch_size, batching)
+        )
         for batching in ("shuffle", "bucket")
     }
     return {
-        "splits": {name: _split(dataset, name, sequences) for name, sequences in dataset.splits.items()},
+        "splits": {
+            name: _split(dataset, name, sequences) for name, sequences in dataset.splits.items()
+        },
         "vocabulary": {
             "size": len(dataset.vocabulary.tokens),
             "has_unknown": dataset.vocabulary.has_unknown,
-            "most_frequent": {dataset.vocabulary.tokens[index]: int(counts[index]) for index in frequent},
+            "most_frequent": {
+                dataset.vocabulary.tokens[index]: int(counts[index]) for index in frequent
+            },
         },
         "padding_waste": waste,
         "steps_per_epoch": -(-len(task.train) // config.train.batch_size),
@@ -63,7 +69,9 @@ def _split(dataset: Dataset, name: str, sequences: Sequences) -> dict[str, Any]:
 def to_text(task: FilesTask) -> str:
     """The statistics as a person reads them."""
     found = stats(task)
-    lines = ["split    sequences      tokens   length: min median   mean    max   unknown  also in train"]
+    lines = [
+        "split    sequences      tokens   length: min median   mean    max   unknown  also in train"
+    ]
     for name, split in found["splits"].items():
         if split["length"] is None:
             lines.append(f"{name:<6} {0:>11}")
@@ -72,7 +80,9 @@ def to_text(task: FilesTask) -> str:
         unknown = split["unknown_tokens"] / split["tokens"]
         sizes = f"{split['sequences']:>11,} {split['tokens']:>11,}"
         lengths = f"{low:>11,} {median:>6,} {mean:>6.1f} {high:>6,}"
-        lines.append(f"{name:<6} {sizes}   {lengths}   {unknown:>7.2%}  {split['also_in_train']:>13,}")
+        lines.append(
+            f"{name:<6} {sizes}   {lengths}   {unknown:>7.2%}  {split['also_in_train']:>13,}"
+        )
     classes = found["splits"]["train"]["classes"]
     lines += [
         "",
@@ -110,8 +120,13 @@ def _length_bins(sequences: Sequences) -> list[tuple[str, int]]:
 def _bars(pairs: list[tuple[str, int]]) -> list[str]:
     shown = [(visible(name), count) for name, count in pairs[:MOST_SHOWN]]
     width, highest = max(len(name) for name, _ in shown), max(max(count for _, count in shown), 1)
-    lines = [f"  {name:>{width}} {count:>10,} {'#' * round(BAR * count / highest)}" for name, count in shown]
-    return lines + ([f"  ... and {len(pairs) - MOST_SHOWN:,} more"] if len(pairs) > MOST_SHOWN else [])
+    lines = [
+        f"  {name:>{width}} {count:>10,} {'#' * round(BAR * count / highest)}"
+        for name, count in shown
+    ]
+    return lines + (
+        [f"  ... and {len(pairs) - MOST_SHOWN:,} more"] if len(pairs) > MOST_SHOWN else []
+    )
 
 
 def visible(token: str) -> str:
@@ -130,14 +145,23 @@ def plot(task: FilesTask, path: Path) -> None:
     width = -(-longest // 30)  # whole tokens
     for offset, (name, split) in enumerate(splits.items()):
         shares = torch.bincount((split.lengths - 1) // width) / len(split)
-        middles = width * (torch.arange(len(shares)) + 0.5) + 0.5 + 0.27 * width * (offset - (len(splits) - 1) / 2)
+        middles = (
+            width * (torch.arange(len(shares)) + 0.5)
+            + 0.5
+            + 0.27 * width * (offset - (len(splits) - 1) / 2)
+        )
         left.bar(middles.tolist(), shares.tolist(), width=0.25 * width, label=name)
     left.set(xlabel="length in tokens", ylabel="share of the sequences", title="lengths")
     left.legend()
     labels = task.dataset.vocabulary.labels[:MOST_SHOWN]
     for offset, (name, split) in enumerate(splits.items()):
         counts = torch.bincount(split.labels, minlength=task.sizes[1])[:MOST_SHOWN] / len(split)
-        right.bar([index + 0.27 * offset for index in range(len(labels))], counts.tolist(), width=0.25, label=name)
+        right.bar(
+            [index + 0.27 * offset for index in range(len(labels))],
+            counts.tolist(),
+            width=0.25,
+            label=name,
+        )
     names = [printable(label if len(label) <= 24 else label[:23] + "...") for label in labels]
     places = [index + 0.27 for index in range(len(labels))]
     right.set_xticks(places, names, rotation=30 if len(labels) > 6 else 0, parse_math=False)
@@ -167,15 +191,26 @@ def sample(task: Task, rows: int = 8) -> str:
     shown = sequences[:rows]
     cut = min(max(map(len, shown)), 24)
     width = max(len(name(token)) for sequence in shown for token in sequence[:cut])
-    lines = [f"{len(places)} sequences; the first {len(shown)}, padded to {cut} of {len(sizes)} columns:", ""]
-    for sequence, label, length in zip(shown, batch.labels.tolist(), batch.lengths.tolist(), strict=False):
+    lines = [
+        f"{len(places)} sequences; the first {len(shown)}, padded to {cut} of {len(sizes)} columns:",
+        "",
+    ]
+    for sequence, label, length in zip(
+        shown, batch.labels.tolist(), batch.lengths.tolist(), strict=False
+    ):
         cells = [name(token) for token in sequence[:cut]] + ["."] * (cut - len(sequence))
         row = " ".join(f"{cell:>{width}}" for cell in cells)
-        lines.append(f"{row}   length {length:>4}   label {printable(names[label]) if names else label}")
+        lines.append(
+            f"{row}   length {length:>4}   label {printable(names[label]) if names else label}"
+        )
     lines += ["", "packed: one column per time step, longest sequence first"]
     lines.append(
         f"  data        {' '.join(map(name, data[:16]))}{' ...' if len(data) > 16 else ''}   ({len(data):,} tokens)"
     )
-    lines.append(f"  batch_sizes {' '.join(map(str, sizes[:24]))}{' ...' if len(sizes) > 24 else ''}")
-    lines.append(f"  padding     {1 - len(data) / (len(places) * len(sizes)):.1%} of the rectangle, never computed")
+    lines.append(
+        f"  batch_sizes {' '.join(map(str, sizes[:24]))}{' ...' if len(sizes) > 24 else ''}"
+    )
+    lines.append(
+        f"  padding     {1 - len(data) / (len(places) * len(sizes)):.1%} of the rectangle, never computed"
+    )
     return "\n".join(lines)

@@ -9,7 +9,10 @@ from torch import Tensor
 from rnncls.data.batches import Batch, Block, pack, rectangle
 from rnncls.seeds import mix
 
-BLOCK_STEPS, BLOCK_CELLS = 256, 2**22  # batches that are prepared together, and their cells if padded
+BLOCK_STEPS, BLOCK_CELLS = (
+    256,
+    2**22,
+)  # batches that are prepared together, and their cells if padded
 BUCKET_BATCHES = 50  # batches that are sorted by length together
 
 
@@ -42,7 +45,9 @@ def steps_per_epoch(sequences: Sequences, batch_size: int) -> int:
     return -(-len(sequences) // batch_size)
 
 
-def epoch_order(sequences: Sequences, seed: int, epoch: int, batch_size: int, batching: str) -> list[Tensor]:
+def epoch_order(
+    sequences: Sequences, seed: int, epoch: int, batch_size: int, batching: str
+) -> list[Tensor]:
     """The rows of each batch of an epoch: a function of (seed, epoch).
 
     bucket: of the shuffled rows, those of 50 batches at a time are sorted by length and cut into batches, which are
@@ -58,24 +63,32 @@ def epoch_order(sequences: Sequences, seed: int, epoch: int, batch_size: int, ba
     return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def batches(sequences: Sequences, seed: int, batch_size: int, batching: str, start: int, stop: int) -> Iterator[Batch]:
+def batches(
+    sequences: Sequences, seed: int, batch_size: int, batching: str, start: int, stop: int
+) -> Iterator[Batch]:
     """The batches of the steps start, ..., stop - 1, epoch after epoch."""
     per_epoch = steps_per_epoch(sequences, batch_size)
     step = start
     while step < stop:
         epoch, first = divmod(step, per_epoch)
-        for rows in epoch_order(sequences, seed, epoch, batch_size, batching)[first : first + stop - step]:
+        for rows in epoch_order(sequences, seed, epoch, batch_size, batching)[
+            first : first + stop - step
+        ]:
             yield sequences.batch(rows)
             step += 1
 
 
-def blocks(sequences: Sequences, seed: int, batch_size: int, batching: str, start: int, stop: int) -> Iterator[Block]:
+def blocks(
+    sequences: Sequences, seed: int, batch_size: int, batching: str, start: int, stop: int
+) -> Iterator[Block]:
     """The same, up to BLOCK_STEPS batches at a time."""
     per_epoch = steps_per_epoch(sequences, batch_size)
     step = start
     while step < stop:
         epoch, first = divmod(step, per_epoch)
-        order = epoch_order(sequences, seed, epoch, batch_size, batching)[first : first + stop - step]
+        order = epoch_order(sequences, seed, epoch, batch_size, batching)[
+            first : first + stop - step
+        ]
         for batches in _blocks_of(order, sequences):
             rows = torch.cat(batches)
             edges = torch.tensor([0, *map(len, batches)]).cumsum(0)
@@ -99,7 +112,9 @@ def _blocks_of(order: list[Tensor], sequences: Sequences) -> Iterator[list[Tenso
         yield block
 
 
-def evaluation_batches(sequences: Sequences, count: int | None, seed: int, batch_tokens: int) -> Iterator[Batch]:
+def evaluation_batches(
+    sequences: Sequences, count: int | None, seed: int, batch_tokens: int
+) -> Iterator[Batch]:
     """All sequences, or `count` of them, always the same ones; short ones first, so that there is little padding."""
     rows = torch.arange(len(sequences))
     if count is not None and count < len(sequences):
@@ -110,7 +125,11 @@ def evaluation_batches(sequences: Sequences, count: int | None, seed: int, batch
     first = 0
     while first < len(rows):
         last = first + 1
-        while last < len(rows) and (last - first + 1) * lengths[last] <= batch_tokens and last - first < 8192:
+        while (
+            last < len(rows)
+            and (last - first + 1) * lengths[last] <= batch_tokens
+            and last - first < 8192
+        ):
             last += 1
         yield sequences.batch(rows[first:last])
         first = last

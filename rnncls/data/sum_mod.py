@@ -20,7 +20,9 @@ Split = Literal["train", "val", "test"]
 BLOCK_STEPS = 256
 BLOCK_TOKENS = 2**20  # 8 MiB; a block of large batches has fewer steps
 LEAST_ROWS = 64  # of an evaluation batch, however long they are: fewer leave the processor idle
-BATCH_TOKENS = 2**15  # an evaluation batch that stays in cache. Changing it changes which samples are drawn
+BATCH_TOKENS = (
+    2**15
+)  # an evaluation batch that stays in cache. Changing it changes which samples are drawn
 
 Rows = tuple[Tensor, Tensor, Tensor]  # padded (R, T), lengths (R,), labels (R,)
 
@@ -36,23 +38,34 @@ def draw(data: SumModConfig, rows: int, generator: torch.Generator) -> Rows:
     return digits, lengths, digits.sum(1) % data.modulus
 
 
-def batches(data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int) -> Iterator[Batch]:
+def batches(
+    data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int
+) -> Iterator[Batch]:
     """The batches of the steps start, start + 1, ..., stop - 1 of a split, `batch_size` sequences each."""
     for rows in _draws(data, seed, split, batch_size, start, stop):
-        for digits, lengths, labels in zip(*(torch.split(part, batch_size) for part in rows), strict=True):
+        for digits, lengths, labels in zip(
+            *(torch.split(part, batch_size) for part in rows), strict=True
+        ):
             yield pack(digits, lengths, labels)
 
 
-def blocks(data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int) -> Iterator[Block]:
+def blocks(
+    data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int
+) -> Iterator[Block]:
     """The same, many batches at a time."""
     for digits, lengths, labels in _draws(data, seed, split, batch_size, start, stop):
-        starts, edges = torch.arange(0, digits.numel(), data.max_length), torch.arange(0, len(labels) + 1, batch_size)
+        starts, edges = (
+            torch.arange(0, digits.numel(), data.max_length),
+            torch.arange(0, len(labels) + 1, batch_size),
+        )
         digits = digits.int()
         yield Block(digits.flatten(), starts, lengths, labels, edges)
         del digits, lengths, labels
 
 
-def _draws(data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int) -> Iterator[Rows]:
+def _draws(
+    data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int
+) -> Iterator[Rows]:
     """The rows of as many steps at a time as are drawn together."""
     block_steps = max(1, min(BLOCK_STEPS, BLOCK_TOKENS // (batch_size * data.max_length)))
     step = start
@@ -82,7 +95,9 @@ def num_sequences(data: SumModConfig, length: int) -> int:
 def all_sequences(data: SumModConfig, length: int) -> Iterator[Batch]:
     """Every sequence of a length once, in counting order."""
     count = num_sequences(data, length)
-    places = data.num_embeddings ** torch.arange(length - 1, -1, -1)  # (length,), most significant first
+    places = data.num_embeddings ** torch.arange(
+        length - 1, -1, -1
+    )  # (length,), most significant first
     batch_size = _evaluation_batch_size(length)
     for first in range(0, count, batch_size):
         numbers = torch.arange(first, min(first + batch_size, count))

@@ -58,7 +58,9 @@ def spread_lengths(data: SumModConfig) -> list[int]:
     """All training lengths, or evenly spread ones when they are many, from the shortest to the longest."""
     first, last = data.min_length, data.max_length
     number = min(MOST_LENGTHS_LOGGED, last - first + 1)
-    return sorted({first + round(index * (last - first) / max(1, number - 1)) for index in range(number)})
+    return sorted(
+        {first + round(index * (last - first) / max(1, number - 1)) for index in range(number)}
+    )
 
 
 class SumModTask(Task):
@@ -82,7 +84,9 @@ class SumModTask(Task):
 
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
         """As of Task."""
-        return sum_mod.blocks(self.data, self.config.seed, "train", self.config.train.batch_size, start, stop)
+        return sum_mod.blocks(
+            self.data, self.config.seed, "train", self.config.train.batch_size, start, stop
+        )
 
     def validation(self) -> Iterator[Batch]:
         """As of Task."""
@@ -113,7 +117,10 @@ class FilesTask(Task):
         train = self.config.train
         if train.max_epochs is None:
             return train.max_steps
-        return min(train.max_steps, train.max_epochs * sequences.steps_per_epoch(self.train, train.batch_size))
+        return min(
+            train.max_steps,
+            train.max_epochs * sequences.steps_per_epoch(self.train, train.batch_size),
+        )
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """As of Task."""
@@ -124,12 +131,16 @@ class FilesTask(Task):
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
         """As of Task."""
         config = self.config
-        return sequences.blocks(self.train, config.seed, config.train.batch_size, self.data.batching, start, stop)
+        return sequences.blocks(
+            self.train, config.seed, config.train.batch_size, self.data.batching, start, stop
+        )
 
     def validation(self) -> Iterator[Batch]:
         """Of the split val; where there is none, of train."""
         chosen = self.dataset.splits["val"] if len(self.dataset.splits["val"]) else self.train
-        return sequences.evaluation_batches(chosen, self.config.train.eval_samples, self.config.seed, BATCH_TOKENS)
+        return sequences.evaluation_batches(
+            chosen, self.config.train.eval_samples, self.config.seed, BATCH_TOKENS
+        )
 
     def logged_lengths(self) -> list[int]:
         """The most frequent lengths of the training data."""
@@ -153,7 +164,10 @@ def load_task(config: Config, vocabulary: Vocabulary | None = None, progress: bo
     train, epoch = config.train, sequences.steps_per_epoch(task.train, config.train.batch_size)
     if train.max_epochs and train.max_steps < train.max_epochs * epoch:
         what = f"train.max_steps = {train.max_steps:,} ends the run in epoch {-(-train.max_steps // epoch):,}"
-        print(f"rnncls: warning[D21]: {what} of {train.max_epochs:,}, of {epoch:,} steps each", file=sys.stderr)
+        print(
+            f"rnncls: warning[D21]: {what} of {train.max_epochs:,}, of {epoch:,} steps each",
+            file=sys.stderr,
+        )
     if 0 < task.max_steps <= config.schedule.warmup_steps and task.max_steps < train.max_steps:
         what = f"the run has {task.max_steps:,} steps, all of them within schedule.warmup_steps"
         print(f"rnncls: warning[D21]: {what} = {config.schedule.warmup_steps:,}", file=sys.stderr)
@@ -162,6 +176,13 @@ def load_task(config: Config, vocabulary: Vocabulary | None = None, progress: bo
     except PydanticCustomError as error:
         context = error.context or {}
         found = f"{context['found']}, {task.sizes[0]:,} tokens, {task.sizes[1]:,} classes"
-        problem = Problem(context["what"], "model.hidden_size", context["expected"], found, "data.min_count=2", "C12")
+        problem = Problem(
+            context["what"],
+            "model.hidden_size",
+            expected=context["expected"],
+            found=found,
+            remedy="data.min_count=2",
+            id="C12",
+        )
         raise ConfigError(problem) from None
     return task

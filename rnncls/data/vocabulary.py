@@ -21,7 +21,9 @@ class Vocabulary:
     index: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "index", {token: number for number, token in enumerate(self.tokens)})
+        object.__setattr__(
+            self, "index", {token: number for number, token in enumerate(self.tokens)}
+        )
 
     @property
     def num_embeddings(self) -> int:

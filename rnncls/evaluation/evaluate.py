@@ -57,7 +57,12 @@ def evaluate(
         if lengths is not None:
             remedy = "leave it out: a file is evaluated as a whole, and the report goes by length"
             raise ConfigError(
-                Problem("lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17")
+                Problem(
+                    "lengths are drawn for generated data only",
+                    "--lengths",
+                    remedy=remedy,
+                    id="C17",
+                )
             )
         dataset = dataset or files.load(config.data, progress=progress)
         labels = dataset.vocabulary.labels
@@ -76,9 +81,20 @@ def evaluate(
         sources = [(len(chosen), evaluation_batches(chosen, None, config.seed, BATCH_TOKENS))]
     if confusion and len(labels) > MOST_CLASSES_SHOWN:
         expected = f"at most {MOST_CLASSES_SHOWN} classes"
-        raise ConfigError(Problem("too many classes for a confusion matrix", "--confusion", expected, id="C15"))
-    with tqdm(total=sum(count for count, _ in sources), unit="seq", disable=None if progress else True) as bar:
-        scores = score(model, _watched(chain.from_iterable(batches for _, batches in sources), bar, check))
+        raise ConfigError(
+            Problem(
+                "too many classes for a confusion matrix",
+                "--confusion",
+                expected=expected,
+                id="C15",
+            )
+        )
+    with tqdm(
+        total=sum(count for count, _ in sources), unit="seq", disable=None if progress else True
+    ) as bar:
+        scores = score(
+            model, _watched(chain.from_iterable(batches for _, batches in sources), bar, check)
+        )
     return replace(_report(scores, labels, trained, exhaustive, confusion), data=evaluated)
 
 
@@ -101,7 +117,9 @@ def _generated(
     return sources, exhaustive
 
 
-def _watched(batches: Iterable[Batch], bar: "tqdm[Any]", check: Callable[[], object] | None) -> Iterator[Batch]:
+def _watched(
+    batches: Iterable[Batch], bar: "tqdm[Any]", check: Callable[[], object] | None
+) -> Iterator[Batch]:
     for batch in batches:
         if check is not None:
             check()

@@ -46,10 +46,15 @@ class ClassCounts(NamedTuple):
 def class_counts(labels: Tensor, predictions: Tensor, num_classes: int) -> ClassCounts:
     """From labels and predictions (R,)."""
     correct = labels[labels == predictions]
-    counts = (torch.bincount(part, minlength=num_classes).double() for part in (correct, predictions, labels))
+    counts = (
+        torch.bincount(part, minlength=num_classes).double()
+        for part in (correct, predictions, labels)
+    )
     return ClassCounts(*counts)
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
     """Counts (num_classes, num_classes): row = true class, column = predicted class."""
-    return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, num_classes)
+    return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(
+        num_classes, num_classes
+    )

@@ -23,7 +23,9 @@ class LengthReport:
     examples: int
     errors: int
     accuracy: float
-    ci95: tuple[float, float]  # Wilson interval; says nothing where `exhaustive`: then the accuracy is exact
+    ci95: tuple[
+        float, float
+    ]  # Wilson interval; says nothing where `exhaustive`: then the accuracy is exact
     trained: bool | None  # whether training had sequences of this length; None: not known here
     exhaustive: bool  # whether every sequence of this length was evaluated
 
@@ -63,7 +65,11 @@ class Report:
 
     def to_text(self) -> str:
         """The report as a person reads it."""
-        extent = f"all {self.examples:,} sequences" if self.exhaustive else f"95 % interval {_interval(self.ci95)}"
+        extent = (
+            f"all {self.examples:,} sequences"
+            if self.exhaustive
+            else f"95 % interval {_interval(self.ci95)}"
+        )
         lines = [] if self.data is None else [f"evaluated on: {printable(self.data)}"]
         lines += [
             f"accuracy: {self.accuracy:.4f} ({self.errors:,} errors of {self.examples:,}; {extent})",
@@ -88,7 +94,9 @@ class Report:
             width, first = max(width, *(len(name) + 1 for name in names)), max(4, *map(len, names))
             lines.append(" " * (first + 1) + "".join(f"{name:>{width}}" for name in names))
             rows = zip(names, self.confusion, strict=True)
-            lines += [f"{name:>{first}} " + "".join(f"{n:>{width}}" for n in row) for name, row in rows]
+            lines += [
+                f"{name:>{first}} " + "".join(f"{n:>{width}}" for n in row) for name, row in rows
+            ]
         return "\n".join(lines)
 
 
@@ -118,9 +126,13 @@ def _shown_lengths(rows: list[LengthReport]) -> list[tuple[int, int, LengthRepor
     return shown
 
 
-def _length_report(length: int, examples: int, errors: int, trained: bool | None, exhaustive: bool) -> LengthReport:
+def _length_report(
+    length: int, examples: int, errors: int, trained: bool | None, exhaustive: bool
+) -> LengthReport:
     interval = wilson_interval(examples - errors, examples)
-    return LengthReport(length, examples, errors, 1 - errors / examples, interval, trained, exhaustive)
+    return LengthReport(
+        length, examples, errors, 1 - errors / examples, interval, trained, exhaustive
+    )
 
 
 def _interval(bounds: tuple[float, float]) -> str:
@@ -128,18 +140,32 @@ def _interval(bounds: tuple[float, float]) -> str:
 
 
 def _report(
-    scores: Scores, labels: tuple[str, ...], trained: Container[int] | None, exhaustive: set[int], confusion: bool
+    scores: Scores,
+    labels: tuple[str, ...],
+    trained: Container[int] | None,
+    exhaustive: set[int],
+    confusion: bool,
 ) -> Report:
     num_classes = len(labels)
     rows = [
-        _length_report(length, examples, errors, None if trained is None else length in trained, length in exhaustive)
+        _length_report(
+            length,
+            examples,
+            errors,
+            None if trained is None else length in trained,
+            length in exhaustive,
+        )
         for length, (examples, errors) in count_by_length(scores).items()
     ]
     examples, errors = sum(row.examples for row in rows), sum(row.errors for row in rows)
     counts = class_counts(scores.labels, scores.predictions, num_classes)
     columns = (column.tolist() for column in (counts.true.long(), *counts.precision_recall_f1()))
     by_class = [ClassReport(*row) for row in zip(labels, *columns, strict=True)]
-    matrix = confusion_matrix(scores.labels, scores.predictions, num_classes).tolist() if confusion else None
+    matrix = (
+        confusion_matrix(scores.labels, scores.predictions, num_classes).tolist()
+        if confusion
+        else None
+    )
     return Report(
         accuracy=1 - errors / examples,
         ci95=wilson_interval(examples - errors, examples),

@@ -48,7 +48,11 @@ class RNNClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(num_embeddings, embedding_dim)
-        options: dict[str, Any] = {"num_layers": num_layers, "bias": bias, "bidirectional": bidirectional}
+        options: dict[str, Any] = {
+            "num_layers": num_layers,
+            "bias": bias,
+            "bidirectional": bidirectional,
+        }
         if cell == "rnn":
             options |= {"nonlinearity": nonlinearity, "dropout": dropout}
         self.rnn: nn.RNNBase = _MODULES[cell](embedding_dim, hidden_size, **options)
@@ -91,7 +95,9 @@ class RNNClassifier(nn.Module):
             unsorted = packed.unsorted_indices
             hidden = hidden if unsorted is None else hidden.index_select(1, unsorted)
         else:
-            _, hidden = self.rnn(packed)  # (num_layers * num_directions, B, hidden_size), for lstm with its c
+            _, hidden = self.rnn(
+                packed
+            )  # (num_layers * num_directions, B, hidden_size), for lstm with its c
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         return hidden[-self.num_directions :].transpose(0, 1).flatten(1)
 
@@ -112,7 +118,14 @@ class RNNClassifier(nn.Module):
         for layer in range(rnn.num_layers):
             if layer > 0:
                 data = F.dropout(data, self.dropout)
-            options = (weights[layer * per_layer : (layer + 1) * per_layer], rnn.bias, 1, 0.0, True, rnn.bidirectional)
+            options = (
+                weights[layer * per_layer : (layer + 1) * per_layer],
+                rnn.bias,
+                1,
+                0.0,
+                True,
+                rnn.bidirectional,
+            )
             if batch_sizes is None:
                 data, final, *_ = run(data, start, *options, False)
             else:
@@ -133,10 +146,15 @@ def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClas
     return model
 
 
-def tensor_shapes(config: Config, sizes: tuple[int, int] | None = None) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(
+    config: Config, sizes: tuple[int, int] | None = None
+) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor in the model's state_dict, all float32. Nothing is allocated."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in _model_of(config, sizes).state_dict().items()}
+        return {
+            name: tuple(tensor.shape)
+            for name, tensor in _model_of(config, sizes).state_dict().items()
+        }
 
 
 def _model_of(config: Config, sizes: tuple[int, int] | None) -> RNNClassifier:

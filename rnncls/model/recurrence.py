@@ -37,23 +37,39 @@ class PackedRNN(nn.RNN):
             hx = self.permute_hidden(hx, input.sorted_indices)
             self.check_forward_args(input.data, hx, input.batch_sizes)
         states, last = self._all_states(input, hx)
-        finals = [_final(output, last, direction) for layer in states for direction, output in enumerate(layer)]
+        finals = [
+            _final(output, last, direction)
+            for layer in states
+            for direction, output in enumerate(layer)
+        ]
         data = states[-1][0] if len(states[-1]) == 1 else torch.cat(states[-1], 1)
         hidden = self.permute_hidden(torch.stack(finals), input.unsorted_indices)
-        return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices), hidden
+        return PackedSequence(
+            data, input.batch_sizes, input.sorted_indices, input.unsorted_indices
+        ), hidden
 
     def summary(self, input: PackedSequence) -> Tensor:
         """The last layer's final states alone, (B, D * hidden_size), in the order in which the sequences were given."""
         if input.data.device.type != "cpu":
             _, hidden = super().forward(input)
             return hidden[-2:].transpose(0, 1).flatten(1) if self.bidirectional else hidden[-1]
-        if not torch.is_grad_enabled() and not self.bidirectional and not (self.training and self.dropout > 0):
+        if (
+            not torch.is_grad_enabled()
+            and not self.bidirectional
+            and not (self.training and self.dropout > 0)
+        ):
             summary = self._streamed(input.data, input.batch_sizes.tolist())
         else:
             states, last = self._all_states(input, None)
-            finals = [_final(output, last, direction) for direction, output in enumerate(states[-1])]
+            finals = [
+                _final(output, last, direction) for direction, output in enumerate(states[-1])
+            ]
             summary = finals[0] if len(finals) == 1 else torch.cat(finals, 1)
-        return summary if input.unsorted_indices is None else summary.index_select(0, input.unsorted_indices)
+        return (
+            summary
+            if input.unsorted_indices is None
+            else summary.index_select(0, input.unsorted_indices)
+        )
 
     def _streamed(self, data: Tensor, sizes: list[int]) -> Tensor:
         """The same, longest sequence first, some time steps after the other: no more states are kept than of these."""
@@ -70,17 +86,24 @@ class PackedRNN(nn.RNN):
                 start = None if start is None else start[: own[0]]
                 states = run_layer(states, own, start, weights, self.nonlinearity, reverse=False)
                 starts[layer] = states[-own[-1] :].clone()
-            final[: own[0]] = states[torch.tensor(last_rows(own))]  # of those that go on, a later state comes
+            final[: own[0]] = states[
+                torch.tensor(last_rows(own))
+            ]  # of those that go on, a later state comes
             first, row = last, row + rows
         return final
 
-    def _all_states(self, input: PackedSequence, hx: Tensor | None) -> tuple[list[list[Tensor]], Tensor]:
+    def _all_states(
+        self, input: PackedSequence, hx: Tensor | None
+    ) -> tuple[list[list[Tensor]], Tensor]:
         """For each layer and direction the states (S, hidden_size); and the row of each sequence's last token (B,)."""
         data, sizes = input.data, input.batch_sizes.tolist()
         weights: Sequence[Sequence[Tensor]] = self.all_weights
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
-            data, weights = data.to(dtype), [[weight.to(dtype) for weight in part] for part in weights]
+            data, weights = (
+                data.to(dtype),
+                [[weight.to(dtype) for weight in part] for part in weights],
+            )
         directions, states = 2 if self.bidirectional else 1, list[list[Tensor]]()
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0:
@@ -89,7 +112,9 @@ class PackedRNN(nn.RNN):
             for number in range(layer * directions, (layer + 1) * directions):
                 start = None if hx is None else hx[number].to(data.dtype)
                 reverse = number % directions == 1
-                outputs.append(run_layer(data, sizes, start, weights[number], self.nonlinearity, reverse))
+                outputs.append(
+                    run_layer(data, sizes, start, weights[number], self.nonlinearity, reverse)
+                )
             states.append(outputs)
             data = outputs[0] if directions == 1 else torch.cat(outputs, 1)
         return states, torch.tensor(last_rows(sizes))
@@ -174,7 +199,9 @@ class _Layer(torch.autograd.Function):
             pairs.append((own, before))
             source = t + 1 if reverse else t - 1
             known = min(sizes[t], sizes[source]) if 0 <= source < len(sizes) else 0
-            if known:  # rows whose state before is that of step `source`; the others began at `start`
+            if (
+                known
+            ):  # rows whose state before is that of step `source`; the others began at `start`
                 gradients[source][:known].addmm_(own[:known], w_hh)
             if d_start is not None and known < len(before):
                 d_start[known : len(before)].addmm_(own[known:], w_hh)
@@ -185,7 +212,12 @@ class _Layer(torch.autograd.Function):
 
 
 def _joined(
-    pairs: list[tuple[Tensor, Tensor]], gradient: Tensor, output: Tensor, first: int, reverse: bool, from_zero: bool
+    pairs: list[tuple[Tensor, Tensor]],
+    gradient: Tensor,
+    output: Tensor,
+    first: int,
+    reverse: bool,
+    from_zero: bool,
 ) -> tuple[Tensor, Tensor]:
     """Rows of gradients and of the states before them, all steps in one. Copies only what does not lie in order."""
     if not pairs:
@@ -200,7 +232,9 @@ def _order(sizes: list[int], reverse: bool) -> range:
     return range(len(sizes) - 1, -1, -1) if reverse else range(len(sizes))
 
 
-def _before(steps: tuple[Tensor, ...], sizes: list[int], start: Tensor | None, t: int, reverse: bool) -> Tensor | None:
+def _before(
+    steps: tuple[Tensor, ...], sizes: list[int], start: Tensor | None, t: int, reverse: bool
+) -> Tensor | None:
     """The states before step t, for the first so many of its rows as have one that is not zero by definition."""
     if not reverse:
         return steps[t - 1][: sizes[t]] if t > 0 else start

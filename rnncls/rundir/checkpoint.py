@@ -96,7 +96,9 @@ def write_checkpoint(
                 tensors[f"optim/{key}/{name}"] = value
     words, kept = task.vocabulary, None
     if words is not None:
-        kept = VocabularyState(tokens=words.tokens, labels=words.labels, has_unknown=words.has_unknown)
+        kept = VocabularyState(
+            tokens=words.tokens, labels=words.labels, has_unknown=words.has_unknown
+        )
     state = State(
         step=step,
         config=task.config.model_dump(mode="json"),
@@ -114,7 +116,12 @@ def write_checkpoint(
 def versions() -> dict[str, str]:
     """Of rnncls, torch and Python, and the number of threads: what bits depend on beside the machine."""
     python, threads = platform.python_version(), str(torch.get_num_threads())
-    return {"rnncls": __version__, "torch": str(torch.__version__), "python": python, "threads": threads}
+    return {
+        "rnncls": __version__,
+        "torch": str(torch.__version__),
+        "python": python,
+        "threads": threads,
+    }
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -132,27 +139,44 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         if part not in parts:
             expected, remedy = "names that begin with model/ or optim/", "another checkpoint"
             raise CheckpointError(
-                Problem("a tensor that is no part of it", str(path), expected, ascii(name), remedy, "K9")
+                Problem(
+                    "a tensor that is no part of it",
+                    str(path),
+                    expected=expected,
+                    found=ascii(name),
+                    remedy=remedy,
+                    id="K9",
+                )
             )
         parts[part][rest] = tensor
     return Checkpoint(path, _read_config(path, state), state, **parts)
 
 
 def restore_optimizer(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, state_names: set[str]
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state_names: set[str],
 ) -> None:
     """Put the optimizer's state back, the tensors `state_names` for each parameter.
 
     Raises CheckpointError unless the checkpoint has exactly these, each of its parameter's shape (or 0-d).
     """
     parameters = dict(model.named_parameters())
-    untouched = checkpoint.state.step <= (checkpoint.state.counters.get("skipped") or 0)  # no update so far
-    expected = set() if untouched else {f"{key}/{name}" for key in state_names for name in parameters}
+    untouched = checkpoint.state.step <= (
+        checkpoint.state.counters.get("skipped") or 0
+    )  # no update so far
+    expected = (
+        set() if untouched else {f"{key}/{name}" for key in state_names for name in parameters}
+    )
     misfits = expected ^ checkpoint.optim.keys()
     for name in expected & checkpoint.optim.keys():
         key, _, parameter_name = name.partition("/")
         parameter, tensor = parameters[parameter_name], checkpoint.optim[name]
-        if tensor.shape == (() if key == "step" else parameter.shape) and tensor.dtype == torch.float32:
+        if (
+            tensor.shape == (() if key == "step" else parameter.shape)
+            and tensor.dtype == torch.float32
+        ):
             optimizer.state[parameter][key] = tensor.to(parameter.device)
         else:
             misfits.add(name)
@@ -164,7 +188,9 @@ def restore_optimizer(
     if misfits:
         what, found = "the optimizer state does not fit", ", ".join(sorted(misfits)[:5])
         remedy = "--init-from, which takes the weights alone"
-        raise CheckpointError(Problem(what, str(checkpoint.path), found=found, remedy=remedy, id="K9"))
+        raise CheckpointError(
+            Problem(what, str(checkpoint.path), found=found, remedy=remedy, id="K9")
+        )
 
 
 def restore_model(checkpoint: Checkpoint) -> RNNClassifier:
@@ -176,17 +202,32 @@ def restore_model(checkpoint: Checkpoint) -> RNNClassifier:
     return model.eval()
 
 
-def fitting_weights(checkpoint: Checkpoint, config: Config, sizes: tuple[int, int]) -> dict[str, Tensor]:
+def fitting_weights(
+    checkpoint: Checkpoint, config: Config, sizes: tuple[int, int]
+) -> dict[str, Tensor]:
     """The checkpoint's weights. Raises CheckpointError unless all names, shapes and dtypes are those of the config."""
-    expected = {name: (shape, torch.float32) for name, shape in tensor_shapes(config, sizes).items()}
+    expected = {
+        name: (shape, torch.float32) for name, shape in tensor_shapes(config, sizes).items()
+    }
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in checkpoint.model.items()}
     if expected != found:
-        names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        names = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
         lines = [f"{name}: {found.get(name, 'missing')}" for name in names[:5]]
         what = f"{len(names)} tensors do not fit the model"
         wanted = f"{names[0]}: {expected.get(names[0], 'no such tensor')}"
         remedy = _model_differences(checkpoint.config, config) or "another checkpoint"
-        raise CheckpointError(Problem(what, str(checkpoint.path), wanted, "; ".join(lines), remedy, id="K9"))
+        raise CheckpointError(
+            Problem(
+                what,
+                str(checkpoint.path),
+                expected=wanted,
+                found="; ".join(lines),
+                remedy=remedy,
+                id="K9",
+            )
+        )
     return checkpoint.model
 
 
@@ -196,7 +237,9 @@ def _model_differences(own: Config, wanted: Config) -> str:
     keys = [key for key in before if key.startswith("model.") and before[key] != after[key]]
     own_data, wanted_data = ((config.data.source, *sizes(config)) for config in (own, wanted))
     other = ["a checkpoint of the same data"] if own_data != wanted_data else []
-    return ", ".join([" ".join(f"{key}={json.dumps(before[key])}" for key in keys)] * bool(keys) + other)
+    return ", ".join(
+        [" ".join(f"{key}={json.dumps(before[key])}" for key in keys)] * bool(keys) + other
+    )
 
 
 def is_finite(checkpoint: Checkpoint) -> bool:
@@ -211,7 +254,9 @@ def _read_state(path: Path, text: str) -> State:
         raise tensorfile.damaged(path, "a state that rnncls did not write", "K4") from None
     named = path.stem.removeprefix("step-")
     if named.isdecimal() and int(named) != state.step:
-        raise tensorfile.damaged(path, f"the state of step {state.step}, which is not what the file name says", "K7")
+        raise tensorfile.damaged(
+            path, f"the state of step {state.step}, which is not what the file name says", "K7"
+        )
     return state
 
 
@@ -227,6 +272,12 @@ def save(state: TrainState, task: Task, run_dir: Path) -> Path:
     if not all(bool(parameter.isfinite().all()) for parameter in state.model.parameters()):
         found = f"after step {state.step}, whose loss and gradient were finite"
         remedy = "a smaller optimizer.lr; the checkpoints before are unharmed"
-        raise NonFiniteError(Problem("the weights are not finite", str(run_dir), found=found, remedy=remedy, id="R12"))
+        raise NonFiniteError(
+            Problem(
+                "the weights are not finite", str(run_dir), found=found, remedy=remedy, id="R12"
+            )
+        )
     folder = run_dir / CHECKPOINTS
-    return write_checkpoint(folder, state.model, state.optimizer, task, state.step, state.counters())
+    return write_checkpoint(
+        folder, state.model, state.optimizer, task, state.step, state.counters()
+    )

@@ -54,7 +54,16 @@ def find_newest(path: str | Path) -> Path:
     found = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
     remedy = f"a run in it, for example {runs[-1]}" if runs else ""
     expected = "a run directory, with checkpoints in checkpoints/, or a checkpoint file"
-    raise CheckpointError(Problem("no checkpoint in this folder", str(path), expected, found, remedy, id="K1"))
+    raise CheckpointError(
+        Problem(
+            "no checkpoint in this folder",
+            str(path),
+            expected=expected,
+            found=found,
+            remedy=remedy,
+            id="K1",
+        )
+    )
 
 
 def load_model(path: str | Path) -> RNNClassifier:
@@ -81,7 +90,9 @@ def recover(run_dir: Path) -> Checkpoint:
             _repair_best(folder, checkpoint)
             return checkpoint
     what = f"none of the {len(files)} checkpoints is whole"
-    raise CheckpointError(Problem(what, str(folder), remedy="a new run; the damaged files are kept", id="K2"))
+    raise CheckpointError(
+        Problem(what, str(folder), remedy="a new run; the damaged files are kept", id="K2")
+    )
 
 
 def set_aside(path: Path) -> Path:

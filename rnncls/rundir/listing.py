@@ -18,7 +18,9 @@ Difference = dict[str, tuple[Any, Any]]
 def find_runs(folder: Path) -> list[dict[str, Any]]:
     """Every run below `folder`, newest first: run, state, step, best_accuracy, and age_s since it was last heard of."""
     if not folder.is_dir() and folder != Path("runs"):
-        raise CheckpointError(Problem("no such folder", str(folder), remedy="the folder that has the runs", id="K1"))
+        raise CheckpointError(
+            Problem("no such folder", str(folder), remedy="the folder that has the runs", id="K1")
+        )
     listed = [_listed(path.parent) for path in folder.glob(f"**/{STATUS}")]
     runs = [run for run in listed if run is not None]
     return sorted(runs, key=lambda run: (run["age_s"], run["run"]))
@@ -60,15 +62,20 @@ def _differences(first: dict[str, Any], second: dict[str, Any]) -> Difference:
 def _described(run_dir: Path) -> dict[str, dict[str, Any]]:
     if not (run_dir / CHECKPOINTS).is_dir():
         expected = "a folder with config.yaml and checkpoints/"
-        raise CheckpointError(Problem("no run directory", str(run_dir), expected, id="K1"))
+        raise CheckpointError(Problem("no run directory", str(run_dir), expected=expected, id="K1"))
     try:
         read_regular(run_dir / "config.yaml", 2**20)  # a pipe would block
     except OSError as error:
         what, remedy = f"cannot read the config: {error.strerror}", "a run directory"
-        raise ConfigError(Problem(what, str(run_dir / "config.yaml"), remedy=remedy, id="C1")) from None
+        raise ConfigError(
+            Problem(what, str(run_dir / "config.yaml"), remedy=remedy, id="C1")
+        ) from None
     status = read_status(run_dir)
     result = {key: status.get(key) for key in ("state", "step", "best_accuracy")}
-    return {"config": flatten(load_config(run_dir / "config.yaml")), "result": result | _last_metrics(run_dir)}
+    return {
+        "config": flatten(load_config(run_dir / "config.yaml")),
+        "result": result | _last_metrics(run_dir),
+    }
 
 
 def _last_metrics(run_dir: Path) -> dict[str, Any]:

@@ -34,19 +34,29 @@ def created(run_dir: Path) -> Iterator[None]:
 
 def require_unused(run_dir: Path) -> None:
     """Raises ConfigError for a directory that a new run may not use, MachineError for a name that is no text."""
-    if any("\ud800" <= letter <= "\udfff" for letter in str(run_dir)):  # how Python shows bytes that are none
+    if any(
+        "\ud800" <= letter <= "\udfff" for letter in str(run_dir)
+    ):  # how Python shows bytes that are none
         remedy = "another --run-dir, or a UTF-8 locale such as LANG=C.UTF-8"
         what = "the name of the run directory is no text in this locale"
-        raise MachineError(Problem(what, ascii(str(run_dir)), "UTF-8", remedy=remedy, id="R30"))
+        raise MachineError(
+            Problem(what, ascii(str(run_dir)), expected="UTF-8", remedy=remedy, id="R30")
+        )
     with writing(run_dir):
         if not run_dir.exists():
             return
         names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else {"a file"}
         if names <= {LOCK, CHECKPOINTS}:
-            names = {path.name for path in (run_dir / CHECKPOINTS).glob("*") if not path.name.startswith(".tmp-")}
+            names = {
+                path.name
+                for path in (run_dir / CHECKPOINTS).glob("*")
+                if not path.name.startswith(".tmp-")
+            }
     if names:
         remedy = "another --run-dir, --resume to go on with a run, or neither for a fresh directory"
-        raise ConfigError(Problem("the run directory is not empty", str(run_dir), remedy=remedy, id="C19"))
+        raise ConfigError(
+            Problem("the run directory is not empty", str(run_dir), remedy=remedy, id="C19")
+        )
 
 
 @contextmanager
@@ -59,15 +69,27 @@ def locked(run_dir: Path) -> Iterator[None]:
         descriptor = open_regular(run_dir / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         if not _lock(descriptor):
-            owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            owner = (
+                os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            )
             remedy = "wait for it, stop it, or choose another --run-dir"
             raise MachineError(
-                Problem("the run directory is in use", str(run_dir), found=owner, remedy=remedy, id="R26")
+                Problem(
+                    "the run directory is in use",
+                    str(run_dir),
+                    found=owner,
+                    remedy=remedy,
+                    id="R26",
+                )
             )
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with writing(run_dir / LOCK):
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"pid {os.getpid()} on host {socket.gethostname()} since {now}\n".encode(), 0)
+            os.pwrite(
+                descriptor,
+                f"pid {os.getpid()} on host {socket.gethostname()} since {now}\n".encode(),
+                0,
+            )
             for folder in (run_dir, run_dir / CHECKPOINTS):
                 remove_leftovers(folder)
         yield

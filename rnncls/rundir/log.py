@@ -55,7 +55,9 @@ def prepare(run_dir: Path, config: Config, last_logged: int, comment: str = "") 
     Raises WriteError.
     """
     with writing(run_dir):
-        kept = "".join(json.dumps(row) + "\n" for row in read_metrics(run_dir) if row["step"] <= last_logged)
+        kept = "".join(
+            json.dumps(row) + "\n" for row in read_metrics(run_dir) if row["step"] <= last_logged
+        )
         replace(run_dir / METRICS, kept.encode())
         path = run_dir / "config.yaml"
         if not comment and path.is_file():
@@ -93,7 +95,9 @@ class RunLog:
         self.hook = nullcontext() if update else reporting_disk_errors_later()
         self.hook.__enter__()
         self.quiet, disable = update is not None, True if update else None
-        self.bar = tqdm(total=task.max_steps, initial=step, unit="step", disable=disable, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=task.max_steps, initial=step, unit="step", disable=disable, dynamic_ncols=True
+        )
         self.advance = update or self.bar.update
         self.write(TABLES, lambda: self._open_tables(task.logged_lengths()))
         self.write(EVENTS, lambda: self._open_events(task.config, step, last_logged))
@@ -102,7 +106,10 @@ class RunLog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.bar.close()
         if error is None:
@@ -135,15 +142,24 @@ class RunLog:
         self.csv.writerows(rows)
 
     def _opened(self, name: str, flags: int) -> TextIO:
-        file = os.fdopen(open_regular(self.run_dir / name, os.O_WRONLY | flags), "w", encoding="utf-8", newline="")
+        file = os.fdopen(
+            open_regular(self.run_dir / name, os.O_WRONLY | flags),
+            "w",
+            encoding="utf-8",
+            newline="",
+        )
         self.files.append(file)
         return file
 
     def _open_events(self, config: Config, step: int, last_logged: int) -> None:
         # A resumed run starts a second event file, which tells TensorBoard to forget what will come again.
         resumed = any(self.run_dir.glob("events.out.tfevents.*"))
-        self.writer = SummaryWriter(str(self.run_dir), purge_step=last_logged + 1 if resumed else None)
-        self.writer.add_text("config", "\n".join(f"    {line}" for line in dump_config(config).splitlines()), step)
+        self.writer = SummaryWriter(
+            str(self.run_dir), purge_step=last_logged + 1 if resumed else None
+        )
+        self.writer.add_text(
+            "config", "\n".join(f"    {line}" for line in dump_config(config).splitlines()), step
+        )
         self._begin_session(config)
 
     def _begin_session(self, config: Config) -> None:
@@ -151,7 +167,10 @@ class RunLog:
         wanted = self.compared or flatten(config).keys() - _NOT_HPARAMS
         flat = {key: value for key, value in flatten(config).items() if key in wanted}
         # torch's hparams writes booleans as 0 and 1, and knows no lists.
-        values = {key: json.dumps(value) if isinstance(value, bool | list) else value for key, value in flat.items()}
+        values = {
+            key: json.dumps(value) if isinstance(value, bool | list) else value
+            for key, value in flat.items()
+        }
         metrics = {"val/accuracy": None, "val/loss": None}
         experiment, start, self.session_end = hparams(values, metrics)  # type: ignore[no-untyped-call]
         self.events.add_summary(experiment)
@@ -167,10 +186,14 @@ class RunLog:
         self.write(EVENTS, lambda: self._log_events(step, scalars))
         shown = [tag for tag in ("train/loss", "val/loss", "val/accuracy") if tag in scalars]
         if "val/accuracy" in scalars:
-            self.say(f"step {step:>6,}   " + "   ".join(f"{tag} {scalars[tag]:.4f}" for tag in shown))
+            self.say(
+                f"step {step:>6,}   " + "   ".join(f"{tag} {scalars[tag]:.4f}" for tag in shown)
+            )
 
     def _log_row(self, row: dict[str, float]) -> None:
-        finite = {tag: value if math.isfinite(value) else None for tag, value in row.items()}  # JSON has no NaN
+        finite = {
+            tag: value if math.isfinite(value) else None for tag, value in row.items()
+        }  # JSON has no NaN
         self.jsonl.write(json.dumps(finite) + "\n")
         self.jsonl.flush()
         self.csv.writerow(finite)

@@ -43,8 +43,19 @@ CRASH_LOG = "crash.log"
 
 
 def note_status(
-    run_dir: Path, state: "TrainState", outcome: str, exit_code: int | None = None, error_id: str = ""
+    run_dir: Path,
+    state: "TrainState",
+    outcome: str,
+    exit_code: int | None = None,
+    error_id: str = "",
 ) -> None:
     """Write status.json. Raises WriteError."""
     best = state.counters()["best_accuracy"]
-    write_status(run_dir, state=outcome, exit_code=exit_code, error_id=error_id, step=state.step, best_accuracy=best)
+    write_status(
+        run_dir,
+        state=outcome,
+        exit_code=exit_code,
+        error_id=error_id,
+        step=state.step,
+        best_accuracy=best,
+    )

@@ -28,7 +28,10 @@ def _row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line.decode())
         if type(row["step"]) is not int or not all(key.isprintable() for key in row):
             return None
-        good = all(value is None or (type(value) in (int, float) and math.isfinite(value)) for value in row.values())
+        good = all(
+            value is None or (type(value) in (int, float) and math.isfinite(value))
+            for value in row.values()
+        )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     return row if good else None

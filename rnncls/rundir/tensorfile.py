@@ -52,10 +52,18 @@ def read(path: Path) -> tuple[str, dict[str, Tensor]]:
     if set(metadata) != {"format", "state", "sha256"}:
         found = ", ".join(sorted(metadata)) or "no metadata"
         expected = f"a checkpoint of rnncls ({FORMAT})"
-        raise CheckpointError(Problem("not a checkpoint of rnncls", str(path), expected, found, id="K4"))
+        raise CheckpointError(
+            Problem(
+                "not a checkpoint of rnncls", str(path), expected=expected, found=found, id="K4"
+            )
+        )
     if metadata["format"] != FORMAT:
         found = metadata["format"]
-        raise CheckpointError(Problem("a checkpoint of another version", str(path), FORMAT, found, id="K10"))
+        raise CheckpointError(
+            Problem(
+                "a checkpoint of another version", str(path), expected=FORMAT, found=found, id="K10"
+            )
+        )
     content = memoryview(data)[start:]
     fields = (
         (name, entry["dtype"], entry["shape"], content[slice(*entry["data_offsets"])])
@@ -110,27 +118,39 @@ def _opened(path: Path) -> IO[bytes]:
         return open(open_regular(path), "rb")
     except FileNotFoundError:
         remedy = "a checkpoint file or a run directory"
-        raise CheckpointError(Problem("no such checkpoint", str(path), remedy=remedy, id="K1")) from None
+        raise CheckpointError(
+            Problem("no such checkpoint", str(path), remedy=remedy, id="K1")
+        ) from None
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
             raise
         what = "a symbolic link" if error.errno == errno.ELOOP else "not a regular file"
         raise CheckpointError(
-            Problem(what, str(path), "a file", remedy="the path of the file itself", id="K7")
+            Problem(
+                what, str(path), expected="a file", remedy="the path of the file itself", id="K7"
+            )
         ) from None
 
 
 def cannot_read(path: Path, error: OSError) -> MachineError:
     """What to raise for an OSError that does not mean a missing or damaged file."""
     remedy = "the permissions of the file, or the disk"
-    return MachineError(Problem(f"cannot read the checkpoint: {error.strerror}", str(path), remedy=remedy, id="K23"))
+    return MachineError(
+        Problem(f"cannot read the checkpoint: {error.strerror}", str(path), remedy=remedy, id="K23")
+    )
 
 
-def _read_header(path: Path, head: bytes, size: int) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+def _read_header(
+    path: Path, head: bytes, size: int
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """Metadata and tensor entries of a file of `size` bytes; CheckpointError unless all of it is sound."""
     if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         remedy = "load it where you trust its origin and save its tensors as safetensors"
-        raise CheckpointError(Problem("a pickle-based file; rnncls never unpickles", str(path), remedy=remedy, id="K5"))
+        raise CheckpointError(
+            Problem(
+                "a pickle-based file; rnncls never unpickles", str(path), remedy=remedy, id="K5"
+            )
+        )
     if len(head) < 8 or len(head) != 8 + int.from_bytes(head[:8], "little"):
         raise damaged(path, f"{size:,} bytes that are no safetensors file, or a part of one", "K2")
     try:
@@ -152,7 +172,11 @@ def _span(entry: dict[str, Any]) -> tuple[int, int]:
     """The byte range of a header entry. Raises ValueError unless dtype, shape and range agree."""
     begin, end = entry["data_offsets"]
     size, shape = _DTYPE_BYTES[entry["dtype"]], entry["shape"]
-    if set(entry) != {"dtype", "shape", "data_offsets"} or type(begin) is not int or type(end) is not int:
+    if (
+        set(entry) != {"dtype", "shape", "data_offsets"}
+        or type(begin) is not int
+        or type(end) is not int
+    ):
         raise ValueError
     if type(shape) is not list or len(shape) > MAX_RANK:
         raise ValueError
@@ -174,4 +198,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def damaged(path: Path, found: str, id: str) -> Damaged:
     remedy = "another checkpoint of the run; this one cannot be trusted"
-    return Damaged(Problem("the checkpoint is damaged", str(path), "a whole checkpoint", found, remedy, id=id))
+    return Damaged(
+        Problem(
+            "the checkpoint is damaged",
+            str(path),
+            expected="a whole checkpoint",
+            found=found,
+            remedy=remedy,
+            id=id,
+        )
+    )

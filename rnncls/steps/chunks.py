@@ -31,7 +31,9 @@ class Pace:
         self.most = max(1, min(int(taken * CHUNK_SECONDS / seconds), 2 * self.most))
 
 
-def in_chunks(state: TrainState, task: Task, take: Take, shared: Pace | None = None) -> Generator[int, None, None]:
+def in_chunks(
+    state: TrainState, task: Task, take: Take, shared: Pace | None = None
+) -> Generator[int, None, None]:
     """Train up to the task's last step; yields how many steps were taken, none beyond one after which something is due.
 
     `take(block, rates, first, last)` takes the steps `first` to `last` of a block, whose learning rates are `rates`,
@@ -79,6 +81,9 @@ def with_rates(task: Task, step: int) -> Iterator[tuple[Block, Rates]]:
     config = task.config
     for block in task.blocks(step, task.max_steps):
         steps = range(step, step + block.num_steps)
-        rates = [learning_rate(number, task.max_steps, config.optimizer.lr, config.schedule) for number in steps]
+        rates = [
+            learning_rate(number, task.max_steps, config.optimizer.lr, config.schedule)
+            for number in steps
+        ]
         yield block, np.array(rates)
         step += block.num_steps

@@ -22,7 +22,11 @@ def one_by_one(state: TrainState, task: Task) -> Generator[int, None, None]:
     device = next(state.model.parameters()).device
     batches: Iterator[Batch | PaddedBatch] = task.batches(state.step, task.max_steps)
     if layout_of(task.config, device) == "padded":
-        batches = (block.padded(k) for block in task.blocks(state.step, task.max_steps) for k in range(block.num_steps))
+        batches = (
+            block.padded(k)
+            for block in task.blocks(state.step, task.max_steps)
+            for k in range(block.num_steps)
+        )
     for batch in batches:
         train_step(state, batch.to(device), task)
         yield 1
@@ -56,7 +60,9 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
     loss.backward()  # type: ignore[no-untyped-call]
     norm = clip_grad_norm(group["params"], config.train.max_grad_norm)
     correct = (logits.argmax(1) == batch.labels).sum()
-    loss_value, norm_value, correct_value = torch.stack((loss.detach(), norm, correct.float())).tolist()
+    loss_value, norm_value, correct_value = torch.stack(
+        (loss.detach(), norm, correct.float())
+    ).tolist()
     finite = math.isfinite(loss_value) and math.isfinite(norm_value)
     if not finite and state.skipped >= config.train.max_skipped_steps:
         raise _non_finite(state.step + 1, loss_value, norm_value, lr, logits.detach(), batch.labels)
@@ -64,15 +70,27 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
     state.skipped = 0 if finite else state.skipped + 1
     if finite:
         state.optimizer.step()
-        state.totals.add(loss_value, norm_value, int(correct_value), len(batch.labels), config.train.max_grad_norm)
+        state.totals.add(
+            loss_value,
+            norm_value,
+            int(correct_value),
+            len(batch.labels),
+            config.train.max_grad_norm,
+        )
 
 
 def precision(config: Config, device: torch.device) -> AbstractContextManager[object]:
     """Products in bfloat16, or as they are."""
-    return torch.autocast(device.type, torch.bfloat16) if config.train.precision == "bfloat16" else nullcontext()
+    return (
+        torch.autocast(device.type, torch.bfloat16)
+        if config.train.precision == "bfloat16"
+        else nullcontext()
+    )
 
 
-def _non_finite(step: int, loss: float, norm: float, lr: float, logits: Tensor, labels: Tensor) -> NonFiniteError:
+def _non_finite(
+    step: int, loss: float, norm: float, lr: float, logits: Tensor, labels: Tensor
+) -> NonFiniteError:
     bad = (~sequence_losses(logits, labels).isfinite()).nonzero().flatten().tolist()
     rows = f", not finite for sequences {', '.join(map(str, bad[:5]))} of the batch" if bad else ""
     return NonFiniteError(

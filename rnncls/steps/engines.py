@@ -13,7 +13,9 @@ from rnncls.steps.state import TrainState
 
 Engine = Callable[[TrainState, Task], Generator[int, None, None]]
 
-MOST_COMPILED = 512  # hidden_size: beyond, torch's own products are as fast and have several threads
+MOST_COMPILED = (
+    512  # hidden_size: beyond, torch's own products are as fast and have several threads
+)
 
 
 def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
@@ -31,7 +33,9 @@ def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
         return one_by_one, f"eager steps ({reason})"
     if reason:
         remedy = "train.engine=auto, which takes what there is"
-        raise MachineError(Problem(f"no {wanted} steps: {reason}", "train.engine", remedy=remedy, id="R32"))
+        raise MachineError(
+            Problem(f"no {wanted} steps: {reason}", "train.engine", remedy=remedy, id="R32")
+        )
     if (wanted if wanted != "auto" else fast) == "captured":
         from rnncls.steps.captured.engine import captured
 
@@ -40,7 +44,9 @@ def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
         from rnncls.steps.compiled.engine import compiled, load_program
 
         load_program()  # now, not in the first step
-    except Exception as error:  # a numba or an LLVM that does not fit the machine or the other packages
+    except (
+        Exception
+    ) as error:  # a numba or an LLVM that does not fit the machine or the other packages
         if wanted == "auto":
             return one_by_one, f"eager steps (numba fails: {error!s:.200})"
         remedy = "train.engine=auto, or another version of numba"
@@ -59,12 +65,14 @@ def why_not(engine: str, config: Config, device: torch.device) -> str:
         f"model.cell is {model.cell}": model.cell != "rnn" and engine == "compiled",
         "model.bidirectional is true": model.bidirectional,
         "model.dropout is not 0": model.dropout > 0,
-        f"train.precision is {config.train.precision}": config.train.precision == "bfloat16" and engine == "compiled",
+        f"train.precision is {config.train.precision}": config.train.precision == "bfloat16"
+        and engine == "compiled",
         "data.layout is packed": config.data.layout == "packed" and engine == "captured",
         "train.deterministic is true": config.train.deterministic and engine == "captured",
         f"model.hidden_size is above {MOST_COMPILED}": engine == "compiled"
         and config.train.engine == "auto"
         and model.hidden_size > MOST_COMPILED,
-        "numba is not installed: pip install 'rnncls[fast]'": engine == "compiled" and find_spec("numba") is None,
+        "numba is not installed: pip install 'rnncls[fast]'": engine == "compiled"
+        and find_spec("numba") is None,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")

@@ -22,15 +22,22 @@ class FlatState:
     """Makes the model's tensors and the optimizer's state views of `flat` (ROWS, P) and `counts`, one per parameter."""
 
     def __init__(
-        self, state: TrainState, settings: Config, flat: Tensor | None = None, counts: Tensor | None = None
+        self,
+        state: TrainState,
+        settings: Config,
+        flat: Tensor | None = None,
+        counts: Tensor | None = None,
     ) -> None:
         self.optimizer, self.names = state.optimizer, state_names(settings.optimizer)
         self.parameters = list(state.model.parameters())
         sizes = [parameter.numel() for parameter in self.parameters]
         self.flat = storage(sum(sizes)) if flat is None else flat
-        self.counts = torch.zeros(len(sizes)) if counts is None else counts  # Adam counts for each parameter
+        self.counts = (
+            torch.zeros(len(sizes)) if counts is None else counts
+        )  # Adam counts for each parameter
         self.views = [
-            [part.view(p.shape) for part, p in zip(row.split(sizes), self.parameters, strict=True)] for row in self.flat
+            [part.view(p.shape) for part, p in zip(row.split(sizes), self.parameters, strict=True)]
+            for row in self.flat
         ]
         for parameter, view in zip(self.parameters, self.views[0], strict=True):
             parameter.data = view.copy_(parameter.data)

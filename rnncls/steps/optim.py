@@ -9,14 +9,27 @@ from torch import Tensor, nn
 from rnncls.config import OptimizerConfig, ScheduleConfig
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig
+) -> torch.optim.Optimizer:
     """Adam, AdamW or SGD over all parameters, with PyTorch's fused kernels."""
     if config.name == "sgd":
         return torch.optim.SGD(
-            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+            parameters,
+            config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(parameters, config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True)
+    return kind(
+        parameters,
+        config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def state_names(config: OptimizerConfig) -> set[str]:
@@ -37,7 +50,9 @@ def learning_rate(step: int, max_steps: int, lr: float, schedule: ScheduleConfig
         return lr * (step + 1) / schedule.warmup_steps
     if schedule.name == "constant":
         return lr
-    progress = min(1.0, (step - schedule.warmup_steps) / max(1, max_steps - 1 - schedule.warmup_steps))
+    progress = min(
+        1.0, (step - schedule.warmup_steps) / max(1, max_steps - 1 - schedule.warmup_steps)
+    )
     share = (1 + math.cos(math.pi * progress)) / 2 if schedule.name == "cosine" else 1 - progress
     return schedule.min_lr + (lr - schedule.min_lr) * share
 
@@ -46,6 +61,8 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     """The 2-norm of all gradients together before clipping, a 0-d tensor. Scales them down to `max_norm` if larger."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if max_norm is not None and (norm.is_cuda or float(norm) > max_norm):  # on CUDA, to look would be to wait
+    if max_norm is not None and (
+        norm.is_cuda or float(norm) > max_norm
+    ):  # on CUDA, to look would be to wait
         torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1))
     return norm

@@ -22,7 +22,9 @@ class Totals:
     steps: int = 0
     seconds: float = 0.0  # spent on training alone, not on evaluation and saving
 
-    def add(self, loss: float, grad_norm: float, correct: int, sequences: int, max_norm: float | None) -> None:
+    def add(
+        self, loss: float, grad_norm: float, correct: int, sequences: int, max_norm: float | None
+    ) -> None:
         """One step: its mean loss, the norm before clipping, and how many of its sequences were right."""
         self.loss += loss * sequences
         self.correct += correct
@@ -78,7 +80,9 @@ class TrainState:
         try:
             kept = Counters.model_validate(counters)
         except ValidationError as error:
-            raise ValueError(", ".join(str(detail["loc"][0]) for detail in error.errors()[:5])) from None
+            raise ValueError(
+                ", ".join(str(detail["loc"][0]) for detail in error.errors()[:5])
+            ) from None
         known = (kept.best_step is None, kept.best_score is None, kept.best_accuracy is None)
         if len(set(known)) > 1 or (kept.best_step or 0) > self.step:
             raise ValueError("best_step, best_score, best_accuracy")

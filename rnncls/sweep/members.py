@@ -20,7 +20,15 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from rnncls.errors import ConfigError, Interrupted, MachineError, NonFiniteError, Problem, RnnclsError, WriteError
+from rnncls.errors import (
+    ConfigError,
+    Interrupted,
+    MachineError,
+    NonFiniteError,
+    Problem,
+    RnnclsError,
+    WriteError,
+)
 from rnncls.rundir.checkpoint_files import step_files
 from rnncls.rundir.events import reporting_disk_errors_later
 from rnncls.rundir.lock import is_locked
@@ -29,7 +37,13 @@ from rnncls.rundir.status import read_status
 from rnncls.steps.captured.stack import Stack, shape_of
 from rnncls.steps.engines import why_not
 from rnncls.sweep.plan import Member, Sweep, require_unchanged
-from rnncls.sweep.results import EVALUATION, Evaluation, evaluate_member, read_evaluation, trained_accuracy
+from rnncls.sweep.results import (
+    EVALUATION,
+    Evaluation,
+    evaluate_member,
+    read_evaluation,
+    trained_accuracy,
+)
 from rnncls.system.device import resolve_device
 from rnncls.system.files import replace, writing
 from rnncls.system.signals import StopRequest, stop_requests
@@ -58,9 +72,13 @@ def groups(members: Sequence[Member], jobs: int | None) -> list[Group]:
         config, device = member.config, resolve_device(member.config.device)
         if config.train.engine in ("auto", "compiled") and not why_not("compiled", config, device):
             compiled.append(member)
-        elif config.train.engine in ("auto", "captured") and not why_not("captured", config, device):
+        elif config.train.engine in ("auto", "captured") and not why_not(
+            "captured", config, device
+        ):
             shape = shape_of(config)
-            (alone if shape is None else shapes.setdefault(shape.model_dump_json(), [])).append(member)
+            (alone if shape is None else shapes.setdefault(shape.model_dump_json(), [])).append(
+                member
+            )
         else:
             alone.append(member)
     found = []
@@ -88,7 +106,9 @@ def run_sweep(
     that has changed, and WriteError, after which nothing more can be done.
     """
     require_unchanged(sweep)
-    mine = [member for number, member in enumerate(sweep.members) if number % shard[1] == shard[0] - 1]
+    mine = [
+        member for number, member in enumerate(sweep.members) if number % shard[1] == shard[0] - 1
+    ]
     total = sum(member.config.train.max_steps for member in mine)
     failed: list[tuple[Member, RnnclsError]] = []
     bar = tqdm(total=total, unit="step", disable=None, dynamic_ncols=True)
@@ -108,7 +128,9 @@ def run_sweep(
                     if isinstance(error, InUse | Interrupted):
                         continue
                     if isinstance(error, RnnclsError) and not isinstance(error, WriteError):
-                        failed.append((member, error.with_traceback(None)))  # or its frames keep the weights of all
+                        failed.append(
+                            (member, error.with_traceback(None))
+                        )  # or its frames keep the weights of all
                     elif error is not None:
                         fatal = fatal or error
                         stop.handle(signal.SIGTERM, None)  # the others save and end, too
@@ -120,12 +142,18 @@ def run_sweep(
             if stop.number is not None:
                 what = f"stopped by {signal.Signals(stop.number).name}; every member has saved"
                 remedy = f"rnncls sweep --resume {sweep.folder}"
-                raise Interrupted(128 + stop.number, Problem(what, str(sweep.folder), remedy=remedy, id="R4"))
+                raise Interrupted(
+                    128 + stop.number, Problem(what, str(sweep.folder), remedy=remedy, id="R4")
+                )
     return failed
 
 
 def _submit(
-    pool: ThreadPoolExecutor, sweep: Sweep, group: Group, stop: StopRequest, update: Callable[[int], object]
+    pool: ThreadPoolExecutor,
+    sweep: Sweep,
+    group: Group,
+    stop: StopRequest,
+    update: Callable[[int], object],
 ) -> dict[Future[bool], Member]:
     running: dict[Future[bool], Member] = {}
     seats = Stack(len(group.members)).seats if group.stacked else []
@@ -135,7 +163,9 @@ def _submit(
             company = Company(stop.member(), update, seat.steps if seat else None, compared)
             running[future := pool.submit(_finish, sweep, member, company)] = member
             if seat:
-                future.add_done_callback(seat.leave)  # also if it is cancelled or fails before its first step
+                future.add_done_callback(
+                    seat.leave
+                )  # also if it is cancelled or fails before its first step
     except RuntimeError:  # no more threads
         for seat in seats:
             seat.leave()
@@ -143,7 +173,9 @@ def _submit(
     return running
 
 
-def _as_they_end(running: dict[Future[bool], Member], stop: StopRequest) -> Iterable[tuple[Future[bool], Member]]:
+def _as_they_end(
+    running: dict[Future[bool], Member], stop: StopRequest
+) -> Iterable[tuple[Future[bool], Member]]:
     """The members as they end; a signal is noticed meanwhile, and then those that have not begun never do."""
     waiting = set(running)
     while waiting:
@@ -161,7 +193,9 @@ def _finish(sweep: Sweep, member: Member, company: Company) -> bool:
     company.stop.check(0, str(run_dir))
     status = read_status(run_dir)
     if status.get("exit_code") == NonFiniteError.exit_code:
-        error = Problem("not finite, in an earlier call", str(run_dir), id=str(status.get("error_id")) or "R12")
+        error = Problem(
+            "not finite, in an earlier call", str(run_dir), id=str(status.get("error_id")) or "R12"
+        )
         raise NonFiniteError(error)
     try:
         if status.get("state") == "finished":

@@ -41,7 +41,11 @@ class Outcome:
         """By length; empty while it is not evaluated, and 0 of one that diverged."""
         if self.diverged:
             return dict.fromkeys(self.tested, 0.0)
-        return {row.length: row.accuracy for row in self.evaluation.by_length} if self.evaluation else {}
+        return (
+            {row.length: row.accuracy for row in self.evaluation.by_length}
+            if self.evaluation
+            else {}
+        )
 
     @property
     def accuracy(self) -> float:
@@ -60,7 +64,11 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
     try:
         found, metrics = read_evaluation(run_dir), read_metrics(run_dir)
     except (ConfigError, OSError) as error:  # that is one member's trouble
-        found, metrics, damaged = None, [], error.problems[0].id if isinstance(error, ConfigError) else "R9"
+        found, metrics, damaged = (
+            None,
+            [],
+            error.problems[0].id if isinstance(error, ConfigError) else "R9",
+        )
     status = read_status(run_dir)
     step = status.get("step")
     step = step if isinstance(step, int) else 0

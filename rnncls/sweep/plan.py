@@ -52,14 +52,21 @@ class Plan(BaseModel):
 
     config: dict[str, Any]
     seeds: str
-    grid: dict[str, Annotated[list[str], Field(strict=False)]]  # YAML's sequences are read as tuples
+    grid: dict[
+        str, Annotated[list[str], Field(strict=False)]
+    ]  # YAML's sequences are read as tuples
     lengths: str | None
     samples: Annotated[int, Field(ge=1, le=10**8)]
     fingerprints: dict[str, str]
 
 
 def plan(
-    base: Config, seeds: str, grid: dict[str, list[str]], lengths: str | None, samples: int, folder: Path
+    base: Config,
+    seeds: str,
+    grid: dict[str, list[str]],
+    lengths: str | None,
+    samples: int,
+    folder: Path,
 ) -> Sweep:
     """A new sweep, written to `folder`, or the one that is there if it is the same. Raises ConfigError, DataError.
 
@@ -69,13 +76,22 @@ def plan(
     if lengths is not None:
         parse_lengths(lengths)
     config = base.model_dump(mode="json")
-    raw = Plan(config=config, seeds=seeds, grid=grid, lengths=lengths, samples=samples, fingerprints={})
+    raw = Plan(
+        config=config, seeds=seeds, grid=grid, lengths=lengths, samples=samples, fingerprints={}
+    )
     sweep = _sweep_of(raw, folder, str(folder))
     paths = {path for member in sweep.members for path in _files_of(member.config)}
     raw.fingerprints.update({path: fingerprint(path) for path in sorted(paths)})
     text = write_yaml(raw.model_dump()).encode()
     if len(text) > MAX_PLAN_BYTES:
-        raise ConfigError(Problem("a very large grid", "--grid", f"at most {MAX_PLAN_BYTES:,} bytes", id="C10"))
+        raise ConfigError(
+            Problem(
+                "a very large grid",
+                "--grid",
+                expected=f"at most {MAX_PLAN_BYTES:,} bytes",
+                id="C10",
+            )
+        )
     _require_unused(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +103,9 @@ def plan(
                 replace(path, text)
         elif _read_plan(path).model_dump_json() != raw.model_dump_json():
             remedy = "another --sweep-dir, or sweep --resume"
-            raise ConfigError(Problem("another sweep is in this folder", str(path), remedy=remedy, id="C19"))
+            raise ConfigError(
+                Problem("another sweep is in this folder", str(path), remedy=remedy, id="C19")
+            )
     return sweep
 
 
@@ -96,7 +114,9 @@ def _require_unused(folder: Path) -> None:
     with writing(folder):
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if PLAN not in names and any(name != LOCK and not name.startswith(".tmp-") for name in names):
-        raise ConfigError(Problem("the folder is not empty", str(folder), remedy="another --sweep-dir", id="C19"))
+        raise ConfigError(
+            Problem("the folder is not empty", str(folder), remedy="another --sweep-dir", id="C19")
+        )
 
 
 def load_sweep(folder: Path) -> Sweep:
@@ -107,21 +127,48 @@ def load_sweep(folder: Path) -> Sweep:
 def _read_plan(path: Path) -> Plan:
     if not path.parent.is_dir() or PLAN not in {entry.name for entry in path.parent.iterdir()}:
         remedy = "the folder of a sweep; train --resume goes on with a run"
-        raise ConfigError(Problem("no sweep", str(path.parent), f"a folder with {PLAN}", remedy=remedy, id="C4"))
+        raise ConfigError(
+            Problem(
+                "no sweep",
+                str(path.parent),
+                expected=f"a folder with {PLAN}",
+                remedy=remedy,
+                id="C4",
+            )
+        )
     try:
         return Plan.model_validate(read_yaml(path))
     except ValidationError as error:
-        found = ", ".join(sorted({".".join(map(str, detail["loc"])) for detail in error.errors()})[:5])
-        raise ConfigError(Problem("no sweep", str(path), "what rnncls sweep wrote", found, id="C4")) from None
+        found = ", ".join(
+            sorted({".".join(map(str, detail["loc"])) for detail in error.errors()})[:5]
+        )
+        raise ConfigError(
+            Problem("no sweep", str(path), expected="what rnncls sweep wrote", found=found, id="C4")
+        ) from None
 
 
 def _sweep_of(raw: Plan, folder: Path, source: str) -> Sweep:
     seeds = parse_seeds(raw.seeds, source)
     lengths = [] if raw.lengths is None else parse_lengths(raw.lengths, source)
     if "seed" in raw.grid or not all(raw.grid.values()):
-        raise ConfigError(Problem("no such axis of a grid", source, "a key with values; --seeds for seeds", id="C17"))
+        raise ConfigError(
+            Problem(
+                "no such axis of a grid",
+                source,
+                expected="a key with values; --seeds for seeds",
+                id="C17",
+            )
+        )
     if (count := len(seeds) * math.prod(map(len, raw.grid.values()))) > MOST_MEMBERS:
-        raise ConfigError(Problem("a very large sweep", source, f"at most {MOST_MEMBERS:,}", f"{count:,}", id="C10"))
+        raise ConfigError(
+            Problem(
+                "a very large sweep",
+                source,
+                expected=f"at most {MOST_MEMBERS:,}",
+                found=f"{count:,}",
+                id="C10",
+            )
+        )
     members = []
     for texts in itertools.product(*raw.grid.values()):
         values = dict(zip(raw.grid, texts, strict=True))
@@ -130,14 +177,27 @@ def _sweep_of(raw: Plan, folder: Path, source: str) -> Sweep:
             parts = [f"{key.rpartition('.')[2]}={text}" for key, text in values.items()]
             name = "_".join([*parts, f"seed={seed}"]).replace("/", "-")
             if len(name.encode()) > 200:
-                raise ConfigError(Problem("too long a name for a folder", source, found=name, id="C17"))
+                raise ConfigError(
+                    Problem("too long a name for a folder", source, found=name, id="C17")
+                )
             members.append(Member(name, values, parse_config(raw.config, source, overrides)))
     if lengths and not all(isinstance(member.config.data, SumModConfig) for member in members):
         remedy = "leave it out: files are evaluated as a whole"
-        raise ConfigError(Problem("lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17"))
+        raise ConfigError(
+            Problem(
+                "lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17"
+            )
+        )
     names, configs = ({f(member) for member in members} for f in (_name, _config))
     if len(names) < len(members) or len(configs) < len(members):
-        raise ConfigError(Problem("two members would be the same", source, "different seeds and values", id="C17"))
+        raise ConfigError(
+            Problem(
+                "two members would be the same",
+                source,
+                expected="different seeds and values",
+                id="C17",
+            )
+        )
     return Sweep(folder, members, lengths, raw.samples, raw.fingerprints)
 
 
@@ -150,12 +210,21 @@ def _config(member: Member) -> str:
 
 
 def _files_of(config: Config) -> list[str]:
-    return list(files.paths_of(config.data).values()) if isinstance(config.data, FilesConfig) else []
+    return (
+        list(files.paths_of(config.data).values()) if isinstance(config.data, FilesConfig) else []
+    )
 
 
 def require_unchanged(sweep: Sweep) -> None:
     """Members that are trained later have the files that those before had. Raises CheckpointError."""
     for path, known in sweep.fingerprints.items():
         if (found := fingerprint(path)) != known:
-            what, remedy = "the data has changed since the sweep began", "the old file, or a new sweep"
-            raise CheckpointError(Problem(what, path, f"SHA-256 {known}", found, remedy, "D18"))
+            what, remedy = (
+                "the data has changed since the sweep began",
+                "the old file, or a new sweep",
+            )
+            raise CheckpointError(
+                Problem(
+                    what, path, expected=f"SHA-256 {known}", found=found, remedy=remedy, id="D18"
+                )
+            )

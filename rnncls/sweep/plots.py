@@ -41,14 +41,18 @@ def draw(sweep: Sweep) -> list[Path]:
             content = io.BytesIO()
             figure.savefig(content, dpi=120)
             replace(path, content.getvalue())
-        log_images(sweep.folder, {f"sweep/{name}": _pixels(figure) for name, figure in figures.items()})
+        log_images(
+            sweep.folder, {f"sweep/{name}": _pixels(figure) for name, figure in figures.items()}
+        )
     return paths
 
 
 def _groups(found: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     groups: dict[str, list[Outcome]] = {}
     for outcome in found:
-        name = " ".join(f"{key.rpartition('.')[2]}={text}" for key, text in outcome.member.values.items())
+        name = " ".join(
+            f"{key.rpartition('.')[2]}={text}" for key, text in outcome.member.values.items()
+        )
         groups.setdefault(name, []).append(outcome)
     return groups
 
@@ -63,14 +67,30 @@ def accuracy_by_length(found: Sequence[Outcome]) -> "Figure":
     for number, (name, members) in enumerate(_groups(found).items()):
         colour = f"C{number % 10}"
         for outcome in members[:MOST_LINES]:
-            points = outcome.accuracies or dict.fromkeys(lengths, 0.0)  # the latter on files, where it diverged
+            points = outcome.accuracies or dict.fromkeys(
+                lengths, 0.0
+            )  # the latter on files, where it diverged
             axes.plot(
-                *zip(*sorted(points.items()), strict=True), color=colour, alpha=0.3, linewidth=0.8, marker=".", ms=3
+                *zip(*sorted(points.items()), strict=True),
+                color=colour,
+                alpha=0.3,
+                linewidth=0.8,
+                marker=".",
+                ms=3,
             )
         middle = {n: median(values) for n in lengths if (values := accuracies_at(n, members))}
         label = f"{name} median".strip()
         style = STYLES[number // 10 % len(STYLES)]
-        axes.plot(list(middle), list(middle.values()), style, color=colour, linewidth=2, marker="o", ms=3, label=label)
+        axes.plot(
+            list(middle),
+            list(middle.values()),
+            style,
+            color=colour,
+            linewidth=2,
+            marker="o",
+            ms=3,
+            label=label,
+        )
     for chance in _chances(found):
         axes.axhline(chance, color="0.5", linestyle=":", linewidth=1, label=f"chance {chance:.3g}")
     axes.set(xscale="log", xlabel="length", ylabel="accuracy", ylim=(-0.02, 1.03))
@@ -88,16 +108,26 @@ def losses(sweep: Sweep, found: Sequence[Outcome]) -> "Figure":
         colour = f"C{number % 10}"
         at_step: dict[int, list[float]] = {}
         for place, outcome in enumerate(members):
-            rows = [row for row in read_metrics(sweep.run_dir(outcome.member)) if row.get("train/loss") is not None]
+            rows = [
+                row
+                for row in read_metrics(sweep.run_dir(outcome.member))
+                if row.get("train/loss") is not None
+            ]
             steps, values = [row["step"] for row in rows], [row["train/loss"] for row in rows]
             for step, value in zip(steps, values, strict=True):
                 at_step.setdefault(step, []).append(value)
             if place < MOST_LINES:
                 axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-        middle = {step: median(found) for step, found in sorted(at_step.items()) if 2 * len(found) >= len(members)}
+        middle = {
+            step: median(found)
+            for step, found in sorted(at_step.items())
+            if 2 * len(found) >= len(members)
+        }
         if middle:
             style, label = STYLES[number // 10 % len(STYLES)], f"{name} median".strip()
-            axes.plot(list(middle), list(middle.values()), style, color=colour, linewidth=2, label=label)
+            axes.plot(
+                list(middle), list(middle.values()), style, color=colour, linewidth=2, label=label
+            )
     for chance in _chances(found):
         label = f"guessing: ln {1 / chance:.0f}"
         axes.axhline(-math.log(chance), color="0.5", linestyle=":", linewidth=1, label=label)

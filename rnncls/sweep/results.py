@@ -41,7 +41,11 @@ class Evaluation(BaseModel):
 
 
 def evaluate_member(
-    member: Member, run_dir: Path, lengths: list[int] | None, sweep: Sweep, stop: StopRequest | None = None
+    member: Member,
+    run_dir: Path,
+    lengths: list[int] | None,
+    sweep: Sweep,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """The report on its last checkpoint, because nothing is selected by test accuracy, and the step of that.
 
@@ -53,7 +57,9 @@ def evaluate_member(
     config, dataset = checkpoint.config, None
     if isinstance(config.data, FilesConfig):
         if checkpoint.vocabulary is not None:
-            dataset = files.load_held_out(config.data, checkpoint.vocabulary, checkpoint.state.fingerprints)
+            dataset = files.load_held_out(
+                config.data, checkpoint.vocabulary, checkpoint.state.fingerprints
+            )
         lengths = None
     elif lengths is None:
         lengths = tested_lengths(sweep, config)
@@ -70,15 +76,28 @@ def evaluate_member(
 
 def tested_lengths(sweep: Sweep, config: Config) -> list[int]:
     """Those of training, or of very many some, and those that were asked for. Files are tested as a whole: none."""
-    return sorted({*spread_lengths(config.data), *sweep.lengths}) if isinstance(config.data, SumModConfig) else []
+    return (
+        sorted({*spread_lengths(config.data), *sweep.lengths})
+        if isinstance(config.data, SumModConfig)
+        else []
+    )
 
 
 def _require_planned(member: Member, checkpoint: Checkpoint) -> None:
     found, wanted = flatten(checkpoint.config), flatten(member.config)
-    changes = [f"{key}: {wanted.get(key)} -> {found[key]}" for key in found if found[key] != wanted.get(key)]
+    changes = [
+        f"{key}: {wanted.get(key)} -> {found[key]}"
+        for key in found
+        if found[key] != wanted.get(key)
+    ]
     if changes:
-        what, remedy = "the run is not the one that the sweep planned", "move it away, and sweep --resume"
-        raise ConfigError(Problem(what, str(checkpoint.path), found=", ".join(changes), remedy=remedy, id="C19"))
+        what, remedy = (
+            "the run is not the one that the sweep planned",
+            "move it away, and sweep --resume",
+        )
+        raise ConfigError(
+            Problem(what, str(checkpoint.path), found=", ".join(changes), remedy=remedy, id="C19")
+        )
 
 
 def trained_accuracy(found: Evaluation, config: Config) -> float:
@@ -99,5 +118,11 @@ def read_evaluation(run_dir: Path) -> Evaluation | None:
     except (OSError, ValueError):
         remedy = "delete it, and sweep --resume"
         raise ConfigError(
-            Problem("no evaluation", str(path), "what rnncls sweep wrote", remedy=remedy, id="C4")
+            Problem(
+                "no evaluation",
+                str(path),
+                expected="what rnncls sweep wrote",
+                remedy=remedy,
+                id="C4",
+            )
         ) from None

@@ -41,7 +41,12 @@ def mean(values: Sequence[float]) -> float:
 def success(values: Sequence[float], level: float) -> dict[str, Any]:
     """How many of these accuracies reach the level, and the rate with its 95 % Wilson interval."""
     count = sum(value >= level for value in values)
-    return {"count": count, "of": len(values), "rate": count / len(values), "ci95": wilson_interval(count, len(values))}
+    return {
+        "count": count,
+        "of": len(values),
+        "rate": count / len(values),
+        "ci95": wilson_interval(count, len(values)),
+    }
 
 
 def horizon(accuracies: dict[int, float]) -> int:
@@ -57,7 +62,9 @@ def horizon(accuracies: dict[int, float]) -> int:
 def group_statistics(members: list[Outcome]) -> dict[str, Any]:
     """Of members that differ in their seed alone. One that diverged has accuracy 0; those not done are left out."""
     ended = [outcome for outcome in members if outcome.ended]
-    waiting = [outcome for outcome in members if not outcome.ended and outcome.state != "interrupted"]
+    waiting = [
+        outcome for outcome in members if not outcome.ended and outcome.state != "interrupted"
+    ]
     broken = sorted({outcome.error_id for outcome in waiting if outcome.error_id})
     counts = {"members": len(members), "ended": len(ended), "broken": broken}
     if not ended:
@@ -72,7 +79,11 @@ def group_statistics(members: list[Outcome]) -> dict[str, Any]:
         **counts,
         "measure": "training lengths" if ended[0].tested else "test sequences",
         "diverged": sum(outcome.diverged for outcome in ended),
-        "accuracy": {"mean": mean(accuracies), "median": median(accuracies), "min": min(accuracies)},
+        "accuracy": {
+            "mean": mean(accuracies),
+            "median": median(accuracies),
+            "min": min(accuracies),
+        },
         "success": {str(level): success(accuracies, level) for level in LEVELS},
         "by_length": {
             n: {
@@ -83,7 +94,11 @@ def group_statistics(members: list[Outcome]) -> dict[str, Any]:
             }
             for n, values in by_length.items()
         },
-        "horizon": {"median": median(horizons), "min": min(horizons), "tested": max(lengths, default=0)},
+        "horizon": {
+            "median": median(horizons),
+            "min": min(horizons),
+            "tested": max(lengths, default=0),
+        },
         "to_solved": {  # medians with those that never got there as infinitely late
             "reached": sum(step < np.inf for step in steps),
             "steps": None if middle == np.inf else middle,
@@ -113,7 +128,8 @@ def summarize(sweep: Sweep) -> dict[str, Any]:
     for row in rows[1:]:
         if row["ended"] and first["ended"]:
             row["p_against_first"] = {
-                str(level): fisher(first["success"][str(level)], row["success"][str(level)]) for level in LEVELS
+                str(level): fisher(first["success"][str(level)], row["success"][str(level)])
+                for level in LEVELS
             }
     return {"groups": rows, "members": [_listed(outcome) for outcome in found]}
 
@@ -156,7 +172,9 @@ def evaluate_all(sweep: Sweep, lengths: list[int] | None, samples: int | None) -
             left_out[name] = " ".join(part for part in (outcome.state, outcome.error_id) if part)
         else:
             try:
-                report = evaluate_member(outcome.member, sweep.run_dir(outcome.member), lengths, sweep)
+                report = evaluate_member(
+                    outcome.member, sweep.run_dir(outcome.member), lengths, sweep
+                )
                 rows[name] = {row["length"]: row["accuracy"] for row in report["by_length"]}
             except (CheckpointError, ConfigError) as error:
                 first_error, left_out[name] = first_error or error, f"{error}"
@@ -176,5 +194,7 @@ def write_summary(sweep: Sweep, summary: dict[str, Any]) -> None:
     writer.writeheader()
     writer.writerows(summary["members"])
     with writing(sweep.folder):
-        replace_file(sweep.folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False).encode())
+        replace_file(
+            sweep.folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False).encode()
+        )
         replace_file(sweep.folder / "summary.csv", text.getvalue().encode())

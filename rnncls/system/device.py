@@ -16,16 +16,39 @@ def resolve_device(name: str) -> torch.device:
     Raises ConfigError for any other name, and MachineError where the device is not there.
     """
     if not re.fullmatch(DEVICE_PATTERN, name):
-        raise ConfigError(Problem("no such device", "device", "auto, cpu, cuda or cuda:INDEX", name, id="C9"))
+        raise ConfigError(
+            Problem(
+                "no such device",
+                "device",
+                expected="auto, cpu, cuda or cuda:INDEX",
+                found=name,
+                id="C9",
+            )
+        )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name != "cpu":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(name.partition(":")[2] or 0) >= count:  # torch.device would take the index modulo 256
-            built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
+        if (
+            int(name.partition(":")[2] or 0) >= count
+        ):  # torch.device would take the index modulo 256
+            built = (
+                f"built for CUDA {torch.version.cuda}"
+                if torch.version.cuda
+                else "a build without CUDA"
+            )
             found = f"{count} CUDA devices (torch {torch.__version__}, {built})"
             remedy = "device=auto or device=cpu" if count == 0 else f"cuda:0 to cuda:{count - 1}"
-            raise MachineError(Problem(f"no device {name}", "device", "a CUDA device", found, remedy, id="R17"))
+            raise MachineError(
+                Problem(
+                    f"no device {name}",
+                    "device",
+                    expected="a CUDA device",
+                    found=found,
+                    remedy=remedy,
+                    id="R17",
+                )
+            )
     return torch.device(name)
 
 
@@ -45,7 +68,10 @@ def make_deterministic() -> None:
     """
     used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if used and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
-        print("rnncls: warning: CUDA is in use already; set CUBLAS_WORKSPACE_CONFIG=:16:8 before", file=sys.stderr)
+        print(
+            "rnncls: warning: CUDA is in use already; set CUBLAS_WORKSPACE_CONFIG=:16:8 before",
+            file=sys.stderr,
+        )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time

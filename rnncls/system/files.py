@@ -19,7 +19,12 @@ from rnncls.errors import MachineError, Problem, WriteError
 
 _LIMITS = (errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
 
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without links say
+_NO_LINKS = (
+    errno.EPERM,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EMLINK,
+)  # what file systems without links say
 
 
 def replace(path: Path, content: bytes, durable: bool = True) -> None:
@@ -132,15 +137,21 @@ def writing(path: Path, what: str = "cannot write", needed: int = 0) -> Iterator
     except OSError as error:
         what = f"{what}: {error.strerror}"
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG):
-            limits = (
-                f"at most {os.sysconf('SC_OPEN_MAX'):,} open files, names of {os.pathconf('/', 'PC_NAME_MAX')} bytes"
-            )
+            limits = f"at most {os.sysconf('SC_OPEN_MAX'):,} open files, names of {os.pathconf('/', 'PC_NAME_MAX')} bytes"
             raise MachineError(
-                Problem(what, str(path), limits, remedy="ulimit -n, or a shorter path", id="R30")
+                Problem(
+                    what,
+                    str(path),
+                    expected=limits,
+                    remedy="ulimit -n, or a shorter path",
+                    id="R30",
+                )
             ) from None
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         found = _space(path, needed) if full else ""
-        remedy = ("free some space" if full else "another folder") + "; what was saved before is unharmed"
+        remedy = (
+            "free some space" if full else "another folder"
+        ) + "; what was saved before is unharmed"
         raise WriteError(Problem(what, str(path), found=found, remedy=remedy, id="R9")) from None
 
 
@@ -159,4 +170,6 @@ def _space(path: Path, needed: int) -> str:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")  # other hosts count alike
+    return path.with_name(
+        f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+    )  # other hosts count alike

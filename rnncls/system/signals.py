@@ -49,7 +49,9 @@ class StopRequest:
         The message says that the step is saved, so whoever catches it must see to that.
         """
         if self.number is not None:
-            what = f"stopped by {signal.Signals(self.number).name} after step {step:,}, which is saved"
+            what = (
+                f"stopped by {signal.Signals(self.number).name} after step {step:,}, which is saved"
+            )
             remedy = f"rnncls train --resume {run_dir}"
             raise Interrupted(128 + self.number, Problem(what, run_dir, remedy=remedy, id="R4"))
 

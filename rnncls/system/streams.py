@@ -39,7 +39,9 @@ class LenientStream:
         os.close(nowhere)
         if self.is_result and error.errno != errno.EPIPE:
             remedy = "another place for the results"
-            raise WriteError(Problem(f"cannot write: {error.strerror}", "stdout", remedy=remedy, id="R9"))
+            raise WriteError(
+                Problem(f"cannot write: {error.strerror}", "stdout", remedy=remedy, id="R9")
+            )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

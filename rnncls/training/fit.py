@@ -21,7 +21,10 @@ from rnncls.training.run import Company, reporting_memory, run
 
 
 def fit(
-    config: Config, run_dir: str | Path, init_from: str | Path | None = None, company: Company | None = None
+    config: Config,
+    run_dir: str | Path,
+    init_from: str | Path | None = None,
+    company: Company | None = None,
 ) -> TrainState:
     """Train `config`, writing everything into `run_dir`, which must be new or empty.
 

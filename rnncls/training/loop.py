@@ -24,7 +24,9 @@ from rnncls.system.signals import StopRequest
 from rnncls.training.profiling import TRACE, traced
 
 
-def _loop(state: TrainState, task: Task, log: RunLog, stop: StopRequest, engine: tuple[Engine, str]) -> None:
+def _loop(
+    state: TrainState, task: Task, log: RunLog, stop: StopRequest, engine: tuple[Engine, str]
+) -> None:
     device = next(state.model.parameters()).device
     take_steps, name = engine
     how = f"{describe(device)}, {describe_precision(task.config.train.precision, device)}, {name}"
@@ -49,7 +51,9 @@ def _loop(state: TrainState, task: Task, log: RunLog, stop: StopRequest, engine:
         raise
 
 
-def _tracing(state: TrainState, task: Task, log: RunLog) -> AbstractContextManager[Callable[[int], None]]:
+def _tracing(
+    state: TrainState, task: Task, log: RunLog
+) -> AbstractContextManager[Callable[[int], None]]:
     """With `train.profile` a trace of some steps; gives a function to be told of steps."""
     if not task.config.train.profile:
         return nullcontext(lambda _: None)
@@ -66,7 +70,9 @@ def after_step(state: TrainState, task: Task, log: RunLog, stop: StopRequest) ->
     scalars: dict[str, float] = {}
     is_best = False
     if over or step % train.eval_every == 0:
-        scalars = validate(state.model, task, stop.checked(task.validation(), step, str(log.run_dir)))
+        scalars = validate(
+            state.model, task, stop.checked(task.validation(), step, str(log.run_dir))
+        )
         is_best = note_score(state, scalars, train.best_metric)
         over = over or _may_stop(state, train, scalars["val/accuracy"], log)
     if over or step % train.log_every == 0:
@@ -119,13 +125,19 @@ def note_score(state: TrainState, scalars: dict[str, float], metric: str) -> boo
     state.stale_evaluations = 0 if score > state.best_score else state.stale_evaluations + 1
     if score < state.best_score or score == -math.inf:
         return False
-    state.best_score, state.best_step, state.best_accuracy = score, state.step, scalars["val/accuracy"]
+    state.best_score, state.best_step, state.best_accuracy = (
+        score,
+        state.step,
+        scalars["val/accuracy"],
+    )
     return True
 
 
 def _may_stop(state: TrainState, train: TrainConfig, accuracy: float, log: RunLog) -> bool:
     if train.stop_at_accuracy is not None and accuracy >= train.stop_at_accuracy:
-        log.say(f"stopped at step {state.step:,}: val/accuracy {accuracy:.4f} reached train.stop_at_accuracy")
+        log.say(
+            f"stopped at step {state.step:,}: val/accuracy {accuracy:.4f} reached train.stop_at_accuracy"
+        )
         return True
     if train.patience is not None and state.stale_evaluations >= train.patience:
         how = f"{state.stale_evaluations} evaluations without a better val/{train.best_metric}"
@@ -136,6 +148,10 @@ def _may_stop(state: TrainState, train: TrainConfig, accuracy: float, log: RunLo
 
 def _warn_of_little_space(state: TrainState, log: RunLog) -> None:
     """A checkpoint and the one it replaces exist side by side for a moment, and best is a third."""
-    size = 3 * sum(4 * parameter.numel() for parameter in state.model.parameters())  # weights and two moments
+    size = 3 * sum(
+        4 * parameter.numel() for parameter in state.model.parameters()
+    )  # weights and two moments
     if (free := free_bytes(log.run_dir)) < 3 * size:
-        log.say(f"rnncls: warning[R9]: {free:,} bytes free; checkpoints of this run take about {size:,} bytes each")
+        log.say(
+            f"rnncls: warning[R9]: {free:,} bytes free; checkpoints of this run take about {size:,} bytes each"
+        )

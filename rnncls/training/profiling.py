@@ -18,7 +18,10 @@ def traced(run_dir: Path, steps: int, write: Write) -> Iterator[Callable[[int], 
     """Gives a function to be told how many steps were taken. Of at least 40 steps the 21st to 40th are traced, or more
     where they come in larger chunks; of fewer all. `write` calls what writes the file.
     """
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    activities = [
+        ProfilerActivity.CPU,
+        *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
+    ]
     profiler = profile(activities=activities, record_shapes=True)
     begin = SKIPPED if steps >= SKIPPED + TRACED else 0
     taken, running, over = 0, False, False

@@ -39,10 +39,19 @@ def run(state: TrainState, task: Task, run_dir: Path, company: Company | None = 
             with reporting_memory(task.config), logging as log:
                 device = next(state.model.parameters()).device
                 shared = None if company is None else company.engine
-                _loop(state, task, log, stop, choose(task.config, device) if shared is None else (shared, "one stack"))
+                _loop(
+                    state,
+                    task,
+                    log,
+                    stop,
+                    choose(task.config, device) if shared is None else (shared, "one stack"),
+                )
             outcome, exit_code = "finished", 0
         except RnnclsError as error:
-            outcome, exit_code = "interrupted" if isinstance(error, Interrupted) else "failed", error.exit_code
+            outcome, exit_code = (
+                "interrupted" if isinstance(error, Interrupted) else "failed",
+                error.exit_code,
+            )
             error_id = error.problems[0].id
             raise
         except Exception as error:

@@ -10,7 +10,15 @@ from torch.nn import functional as F
 
 from rnncls.data import Block, Padded, Task
 from rnncls.errors import as_out_of_memory
-from rnncls.steps.captured.graphs import Graphs, Inputs, Measured, Staged, Turn, stage, whole_batches
+from rnncls.steps.captured.graphs import (
+    Graphs,
+    Inputs,
+    Measured,
+    Staged,
+    Turn,
+    stage,
+    whole_batches,
+)
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.eager import precision
 from rnncls.steps.optim import state_names
@@ -41,7 +49,9 @@ def captured(state: TrainState, task: Task) -> Generator[int, None, None]:
 
 def warn(error: Exception) -> None:
     """Say that steps are eager ones from now on."""
-    print(f"rnncls: warning[R32]: eager steps, as no step could be captured: {error}", file=sys.stderr)
+    print(
+        f"rnncls: warning[R32]: eager steps, as no step could be captured: {error}", file=sys.stderr
+    )
 
 
 class Captured:
@@ -67,7 +77,10 @@ class Captured:
         if first == last:
             return 0
         if block is not self.block:
-            self.block, self.staged = block, stage(block, rates, self.graphs.batch_size, self.device)
+            self.block, self.staged = (
+                block,
+                stage(block, rates, self.graphs.batch_size, self.device),
+            )
         self._attach()
         (taken,) = self.graphs.run([Turn(self.staged, first, self.state.totals)], last - first)
         self._detach(taken)
@@ -91,7 +104,11 @@ class Captured:
             parameter.grad = gradient
             if not optimizer.state[parameter]:
                 for name in state_names(self.task.config.optimizer):
-                    zeros = torch.zeros((), device=self.device) if name == "step" else torch.zeros_like(parameter)
+                    zeros = (
+                        torch.zeros((), device=self.device)
+                        if name == "step"
+                        else torch.zeros_like(parameter)
+                    )
                     optimizer.state[parameter][name] = zeros
                     self.untouched = True
 

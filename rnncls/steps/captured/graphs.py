@@ -61,9 +61,14 @@ class Turn(NamedTuple):
 def stage(block: Block, rates: Rates, batch_size: int, device: torch.device) -> Staged:
     """Make rectangles of a block, in memory that is copied to the device without waiting."""
     rows = torch.arange(batch_size)
-    index = (block.edges[:-1, None] + rows).clamp(max=len(block.labels) - 1)  # odd batches are never looked at
+    index = (block.edges[:-1, None] + rows).clamp(
+        max=len(block.labels) - 1
+    )  # odd batches are never looked at
     positions = block.starts[index].unsqueeze(2) + torch.arange(int(block.lengths.max()))
-    tokens, lengths = block.tokens[positions.clamp_(max=len(block.tokens) - 1)], block.lengths[index]
+    tokens, lengths = (
+        block.tokens[positions.clamp_(max=len(block.tokens) - 1)],
+        block.lengths[index],
+    )
     parts = (lengths.amax(1), tokens, lengths, block.labels[index], torch.from_numpy(rates).float())
     return Staged(*(part.pin_memory() if device.type == "cuda" else part for part in parts))
 
@@ -83,7 +88,9 @@ class Graphs:
         self.position = torch.zeros(self.count, dtype=torch.int64, device=self.device)
         self.taken = torch.zeros(self.count, dtype=torch.int64, device=self.device)
         self.sums = torch.zeros(self.count, 5, dtype=torch.float64, device=self.device)
-        self.zero = torch.zeros((), device=self.device)  # a number of Python's would be copied there, which waits
+        self.zero = torch.zeros(
+            (), device=self.device
+        )  # a number of Python's would be copied there, which waits
         on_cuda = self.device.type == "cuda"
         self.stream = torch.cuda.Stream(self.device) if on_cuda else None  # type: ignore[no-untyped-call]
         self.staged: list[Staged | None] = [None] * self.count  # what lies on the device
@@ -106,7 +113,9 @@ class Graphs:
             self.stop.copy_(torch.tensor([float(turn is None) for turn in turns]))
             self.taken.zero_()
             widths = self._widths(turns, count)
-            steps = {width: self._step_of(width) for width in sorted(set(widths))}  # what fails has changed nothing
+            steps = {
+                width: self._step_of(width) for width in sorted(set(widths))
+            }  # what fails has changed nothing
             for width in widths:
                 steps[width]()
             taken: list[int] = self.taken.tolist()  # the one time to wait
@@ -115,7 +124,11 @@ class Graphs:
             if turn:
                 totals = turn.totals
                 totals.loss, correct, sequences, totals.grad_norm, clipped = values
-                totals.correct, totals.sequences, totals.clipped = int(correct), int(sequences), int(clipped)
+                totals.correct, totals.sequences, totals.clipped = (
+                    int(correct),
+                    int(sequences),
+                    int(clipped),
+                )
                 totals.steps += done
         return taken
 
@@ -130,7 +143,9 @@ class Graphs:
         self._make_room(parts)
         for name, part in parts.items():
             place = self.static[name][member, : len(part)]
-            (place[:, :, : part.shape[2]] if name == "tokens" else place).copy_(part, non_blocking=True)
+            (place[:, :, : part.shape[2]] if name == "tokens" else place).copy_(
+                part, non_blocking=True
+            )
         self.staged[member] = staged
 
     def _make_room(self, parts: dict[str, Tensor]) -> None:
@@ -145,7 +160,10 @@ class Graphs:
         shapes = {"tokens": (steps, self.batch_size, widest), "rates": (steps,)}
         self.static = {
             name: torch.zeros(
-                self.count, *shapes.get(name, (steps, self.batch_size)), dtype=part.dtype, device=self.device
+                self.count,
+                *shapes.get(name, (steps, self.batch_size)),
+                dtype=part.dtype,
+                device=self.device,
             )
             for name, part in parts.items()
         }
@@ -155,7 +173,9 @@ class Graphs:
 
     def _widths(self, turns: Sequence[Turn | None], count: int) -> list[int]:
         """What the batches of each step are padded to: a power of two, or all there is room for."""
-        longest = torch.stack([turn.staged.longest[turn.first : turn.first + count] for turn in turns if turn])
+        longest = torch.stack(
+            [turn.staged.longest[turn.first : turn.first + count] for turn in turns if turn]
+        )
         widest = self.static["tokens"].shape[3]
         return [min(widest, 1 << (width - 1).bit_length()) for width in longest.amax(0).tolist()]
 
@@ -164,7 +184,9 @@ class Graphs:
             if self.device.type == "cuda" and not self.steps:
                 self.pool = torch.cuda.graph_pool_handle()
             self._warm_up(width)
-            self.steps[width] = self._capture(width) if self.device.type == "cuda" else lambda: self._step(width)
+            self.steps[width] = (
+                self._capture(width) if self.device.type == "cuda" else lambda: self._step(width)
+            )
         return self.steps[width]
 
     def _warm_up(self, width: int) -> None:
@@ -184,9 +206,13 @@ class Graphs:
     def _capture(self, width: int) -> Callable[[], object]:
         graph = torch.cuda.CUDAGraph()
         with (
-            torch.cuda.stream(torch.cuda.current_stream()),  # comes back to it when the capture fails, too
+            torch.cuda.stream(
+                torch.cuda.current_stream()
+            ),  # comes back to it when the capture fails, too
             # other runs may be evaluating meanwhile
-            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
+            torch.cuda.graph(
+                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+            ),
         ):
             self._step(width)  # nothing is computed now
         return graph.replay
@@ -195,7 +221,9 @@ class Graphs:
         own = {name: part[self.members, self.position] for name, part in self.static.items()}
         tokens = own["tokens"][:, :, :width].long()
         lengths = own["lengths"].clamp(1, width)  # of a member without a turn: whatever lies there
-        loss, correct, norm = self.update(Inputs(tokens, lengths, own["labels"], own["rates"], self.stop))
+        loss, correct, norm = self.update(
+            Inputs(tokens, lengths, own["labels"], own["rates"], self.stop)
+        )
         done = self.stop == 0
         size = torch.full_like(correct, self.batch_size)
         values = torch.stack([loss * self.batch_size, correct, size, norm, norm > self.limits], 1)

@@ -17,7 +17,15 @@ from torch.nn import functional as F
 from rnncls.config import Config, SumModConfig
 from rnncls.data import Block, Task
 from rnncls.steps.captured.engine import warn
-from rnncls.steps.captured.graphs import Graphs, Inputs, Measured, Staged, Turn, stage, whole_batches
+from rnncls.steps.captured.graphs import (
+    Graphs,
+    Inputs,
+    Measured,
+    Staged,
+    Turn,
+    stage,
+    whole_batches,
+)
 from rnncls.steps.chunks import Pace, Rates, in_chunks
 from rnncls.steps.eager import precision
 from rnncls.steps.flat import FlatState, storage
@@ -26,7 +34,11 @@ from rnncls.steps.state import TrainState
 
 def shape_of(config: Config) -> Config | None:
     """The config without what members of one stack may differ in; None where there is no stack for it."""
-    if config.model.cell != "rnn" or config.train.profile or not isinstance(config.data, SumModConfig):
+    if (
+        config.model.cell != "rnn"
+        or config.train.profile
+        or not isinstance(config.data, SumModConfig)
+    ):
         return None
     parts = {
         "model": config.model.model_copy(update={"recurrent_init": "default", "init_gain": 1.0}),
@@ -45,7 +57,9 @@ class Stack:
 
     def __init__(self, members: int) -> None:
         # evaluation copies the weights of a member together, and torch says so each time
-        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+        warnings.filterwarnings(
+            "ignore", "RNN module weights are not part of single contiguous chunk"
+        )
         self.changed, self.pace = threading.Condition(), Pace()
         self.seats = [Seat(self) for _ in range(members)]
         self.places: dict[Seat, int] = {}  # in what is stacked; from the first step on
@@ -75,7 +89,10 @@ class Stack:
             taken = {} if self.broken else self._take(waiting, count)
         except Exception as error:
             taken, self.broken, self.stacked = {}, True, None
-            if isinstance(error, RuntimeError) and next(iter(waiting)).task.config.train.engine == "auto":
+            if (
+                isinstance(error, RuntimeError)
+                and next(iter(waiting)).task.config.train.engine == "auto"
+            ):
                 warn(error)  # also without memory for all at once
             else:
                 self.error = error  # for everyone
@@ -88,7 +105,9 @@ class Stack:
             self.places = {seat: place for place, seat in enumerate(waiting)}
             self.stacked = Stacked([(seat.state, seat.task) for seat in waiting])
         started_at = time.perf_counter()
-        taken = self.stacked.take({self.places[seat]: turn for seat, turn in waiting.items()}, count)
+        taken = self.stacked.take(
+            {self.places[seat]: turn for seat, turn in waiting.items()}, count
+        )
         self.pace.note(count, time.perf_counter() - started_at)
         return {seat: taken[self.places[seat]] for seat in waiting}
 
@@ -128,7 +147,9 @@ class Seat:
             self.block, self.staged = block, stage(block, rates, batch_size, device)
         last, at = whole_batches(block, batch_size, first, last), first
         while at < last:
-            asked, taken = self.stack.wait_for_steps(self, Turn(self.staged, at, self.state.totals), last - at)
+            asked, taken = self.stack.wait_for_steps(
+                self, Turn(self.staged, at, self.state.totals), last - at
+            )
             at += taken
             if taken < asked:
                 break
@@ -152,12 +173,17 @@ class Stacked:
             for (state, task), flat, counts in zip(runs, self.flat, self.counts, strict=True)
         ]
         self.weight_decay = self._column([config.optimizer.weight_decay for config in configs])
-        betas = torch.tensor([config.optimizer.betas for config in configs], dtype=torch.float64, device=self.device)
+        betas = torch.tensor(
+            [config.optimizer.betas for config in configs], dtype=torch.float64, device=self.device
+        )
         self.betas = betas[:, :1], betas[:, 1:]
         self.eps = self._column([config.optimizer.eps for config in configs])
         self.momentum = self._column([config.optimizer.momentum for config in configs])
         self.limit = self._column([config.train.max_grad_norm or math.inf for config in configs])
-        self.offsets = torch.arange(len(runs), device=self.device)[:, None, None] * self.shapes["embedding.weight"][0]
+        self.offsets = (
+            torch.arange(len(runs), device=self.device)[:, None, None]
+            * self.shapes["embedding.weight"][0]
+        )
         self.graphs = Graphs(self.config.train.batch_size, self.limit[:, 0], self._update)
 
     def take(self, turns: dict[int, Turn], count: int) -> list[int]:
@@ -168,7 +194,9 @@ class Stacked:
         for place, turn in turns.items():
             state, flat = self.runs[place]
             flat.count(taken[place])
-            state.optimizer.param_groups[0]["lr"] = float(turn.staged.rates[turn.first + max(0, taken[place] - 1)])
+            state.optimizer.param_groups[0]["lr"] = float(
+                turn.staged.rates[turn.first + max(0, taken[place] - 1)]
+            )
         return taken
 
     def _column(self, values: list[float]) -> Tensor:
@@ -177,7 +205,9 @@ class Stacked:
     def _update(self, inputs: Inputs) -> Measured:
         weights = self.flat[:, 0].detach().requires_grad_()
         with precision(self.config, self.device):
-            logits = self._logits(weights, inputs.tokens, inputs.lengths).float()  # (M, B, num_classes)
+            logits = self._logits(
+                weights, inputs.tokens, inputs.lengths
+            ).float()  # (M, B, num_classes)
         loss = F.cross_entropy(logits.flatten(0, 1), inputs.labels.flatten(), reduction="none")
         loss = loss.view(inputs.labels.shape).mean(1)
         (gradient,) = torch.autograd.grad(loss.sum(), weights)
@@ -195,25 +225,37 @@ class Stacked:
     def _logits(self, weights: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """As `RNNClassifier.forward` for padded sequences."""
         parts = torch.split(weights, [shape.numel() for shape in self.shapes.values()], 1)
-        named = {name: part.view(-1, *shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
+        named = {
+            name: part.view(-1, *shape)
+            for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
+        }
         members, rows, width = tokens.shape
         model = self.config.model
         table = named["embedding.weight"].flatten(0, 1)
         data = F.embedding(tokens.transpose(1, 2) + self.offsets, table)  # (M, T, B, embedding_dim)
-        dtype = torch.bfloat16 if self.config.train.precision == "bfloat16" else weights.dtype  # once, not in each step
+        dtype = (
+            torch.bfloat16 if self.config.train.precision == "bfloat16" else weights.dtype
+        )  # once, not in each step
         activate = torch.tanh if model.nonlinearity == "tanh" else torch.relu
         for layer in range(model.num_layers):
-            w_ih, w_hh = (named[f"rnn.weight_{kind}_l{layer}"].mT.to(dtype) for kind in ("ih", "hh"))
+            w_ih, w_hh = (
+                named[f"rnn.weight_{kind}_l{layer}"].mT.to(dtype) for kind in ("ih", "hh")
+            )
             inputs = torch.bmm(data.flatten(1, 2), w_ih)
             if model.bias:
-                inputs = inputs + (named[f"rnn.bias_ih_l{layer}"] + named[f"rnn.bias_hh_l{layer}"])[:, None]
+                inputs = (
+                    inputs
+                    + (named[f"rnn.bias_ih_l{layer}"] + named[f"rnn.bias_hh_l{layer}"])[:, None]
+                )
             state, states = None, []
             for step in inputs.view(members, width, rows, -1).unbind(1):
                 state = activate(step if state is None else torch.baddbmm(step, state, w_hh))
                 states.append(state)
             data = torch.stack(states, 1)  # (M, T, B, hidden_size)
         place = (lengths - 1).view(members, 1, rows, 1).expand(-1, -1, -1, data.shape[3])
-        return torch.baddbmm(named["head.bias"][:, None], data.gather(1, place)[:, 0], named["head.weight"].mT)
+        return torch.baddbmm(
+            named["head.bias"][:, None], data.gather(1, place)[:, 0], named["head.weight"].mT
+        )
 
     def _optimize(self, gradient: Tensor, lr: Tensor, going: Tensor) -> None:
         """torch.optim's Adam, AdamW and SGD, for the members whose row of `going` (M, 1) is true."""
@@ -229,7 +271,9 @@ class Stacked:
         if name == "adamw":
             weights.mul_(1 - share * lr * self.weight_decay)
         updates = (self.counts[:, 0] + self.graphs.taken)[:, None] + 1
-        for moment, new, beta in zip((first, second), (gradient, gradient.square()), self.betas, strict=True):
+        for moment, new, beta in zip(
+            (first, second), (gradient, gradient.square()), self.betas, strict=True
+        ):
             moment.lerp_(new, (share * (1 - beta)).float())
         rest1, rest2 = (1 - beta**updates for beta in self.betas)
         denominator = (second / rest2.float()).sqrt() + self.eps

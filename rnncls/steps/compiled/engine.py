@@ -20,7 +20,18 @@ from rnncls.config import Config
 from rnncls.data import Block, Task
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.compiled import kernels, memory, program
-from rnncls.steps.compiled.memory import ADAM, ADAMW, SGD, Array, Buffers, Flat, Hyper, Sizes, Steps, buffers
+from rnncls.steps.compiled.memory import (
+    ADAM,
+    ADAMW,
+    SGD,
+    Array,
+    Buffers,
+    Flat,
+    Hyper,
+    Sizes,
+    Steps,
+    buffers,
+)
 from rnncls.steps.flat import FlatState
 from rnncls.steps.state import TrainState
 
@@ -41,7 +52,9 @@ class Compiled:
         self.flat = FlatState(state, task.config)
         self.arrays = Flat(*(row.numpy() for row in self.flat.flat))
         self.sizes, self.hyper = sizes_of(task), hyper_of(task.config)
-        weights = torch.ones(self.sizes.classes) if task.class_weights is None else task.class_weights
+        weights = (
+            torch.ones(self.sizes.classes) if task.class_weights is None else task.class_weights
+        )
         self.class_weights, self.threads = weights.numpy(), torch.get_num_threads()
         self.memory: list[Buffers] = []  # of each thread
         rest = (self.threads - 1, len(self.arrays.weights))
@@ -55,10 +68,14 @@ class Compiled:
             self._make_room(block)
             tokens, starts, lengths, labels, edges = (part.numpy() for part in block)
             self.block, self.steps = block, Steps(tokens, starts, lengths, labels, edges, rates)
-        steps = self.steps._replace(edges=self.steps.edges[first : last + 1], rates=rates[first:last])
+        steps = self.steps._replace(
+            edges=self.steps.edges[first : last + 1], rates=rates[first:last]
+        )
         self.flat.attach()
         totals = self.state.totals
-        sums = np.array([totals.loss, totals.correct, totals.sequences, totals.grad_norm, totals.clipped])
+        sums = np.array(
+            [totals.loss, totals.correct, totals.sequences, totals.grad_norm, totals.clipped]
+        )
         if self.threads == 1:
             shared = (steps, self.class_weights, self.flat.updates, sums, self.memory[0])
             taken = int(self.functions.train_steps(self.sizes, self.hyper, self.arrays, *shared))
@@ -78,11 +95,15 @@ class Compiled:
             shares = []
             for share, (out, own) in enumerate(zip(outs, self.memory, strict=True)):
                 what = (self.sizes, self.arrays.weights, out, steps, step, share, self.threads)
-                shares.append(self.pool.submit(self.functions.share_of_step, *what, self.class_weights, own))
+                shares.append(
+                    self.pool.submit(self.functions.share_of_step, *what, self.class_weights, own)
+                )
             losses, corrects = zip(*(share.result() for share in shares), strict=True)
             count = int(steps.edges[step + 1] - steps.edges[step])
             done = (updates + step + 1, sum(losses), sum(corrects), count, sums)
-            if not self.functions.finish_step(self.sizes, self.hyper, self.arrays, self.others, rate, *done):
+            if not self.functions.finish_step(
+                self.sizes, self.hyper, self.arrays, self.others, rate, *done
+            ):
                 return step
         return len(steps.rates)
 
@@ -93,7 +114,11 @@ class Compiled:
         rows = int(ends[block.edges].diff().max())
         if self.memory:
             batch = self.memory[0].batch
-            if rows <= len(batch.tokens) and sequences <= len(batch.order) and longest <= len(batch.running):
+            if (
+                rows <= len(batch.tokens)
+                and sequences <= len(batch.order)
+                and longest <= len(batch.running)
+            ):
                 return
             rows, sequences = max(rows, len(batch.tokens)), max(sequences, len(batch.order))
             longest = max(longest, len(batch.running))
@@ -151,7 +176,10 @@ def load_program() -> Functions:
             except Exception as error:  # whatever a damaged or full disk makes of Numba's files
                 if folder is None:
                     raise
-                print(f"rnncls: warning[R31]: compiled steps are not kept in {folder}: {error}", file=sys.stderr)
+                print(
+                    f"rnncls: warning[R31]: compiled steps are not kept in {folder}: {error}",
+                    file=sys.stderr,
+                )
                 _loaded.append(_warmed_up(None))
         return _loaded[0]
 
@@ -168,7 +196,9 @@ def _cache_folder() -> Path | None:
     except (OSError, RuntimeError):
         return None
     own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
-    return folder if own and os.access(folder, os.W_OK) else None  # nobody else may have put machine code there
+    return (
+        folder if own and os.access(folder, os.W_OK) else None
+    )  # nobody else may have put machine code there
 
 
 def _warmed_up(folder: Path | None) -> Functions:
@@ -186,16 +216,26 @@ def _warmed_up(folder: Path | None) -> Functions:
         numba.CACHE_DIR = before
     sizes = Sizes(1, 1, 1, 1, 1, True, False, ADAM, True)
     hyper = Hyper(1.0, 0.0, 0.9, 0.999, 1e-8, 0.0)
-    floats, integers = np.zeros(16, np.float32), np.zeros(1, np.int64)  # a model of ones has 7 parameters
+    floats, integers = (
+        np.zeros(16, np.float32),
+        np.zeros(1, np.int64),
+    )  # a model of ones has 7 parameters
     steps = Steps(np.zeros(1, np.int32), integers, integers, integers, integers, np.zeros(0))
     memory, flat = functions.buffers(sizes, 1, 1, 1), Flat(floats, floats, floats, floats)
     functions.train_steps(sizes, hyper, flat, steps, floats, 0, np.zeros(5), memory)
     if torch.get_num_threads() > 1:  # a batch without sequences, and gradients that are not finite
         steps = steps._replace(edges=np.zeros(2, np.int64))
-        loss, correct = functions.share_of_step(sizes, floats, floats.copy(), steps, 0, 0, 1, floats, memory)
+        loss, correct = functions.share_of_step(
+            sizes, floats, floats.copy(), steps, 0, 0, 1, floats, memory
+        )
         nan = np.full(16, np.nan, np.float32)
         done = (1, float(loss), int(correct), 1, np.zeros(5))
         functions.finish_step(
-            sizes, hyper, Flat(floats, nan, floats, floats), np.zeros((1, 16), np.float32), 0.0, *done
+            sizes,
+            hyper,
+            Flat(floats, nan, floats, floats),
+            np.zeros((1, 16), np.float32),
+            0.0,
+            *done,
         )
     return functions

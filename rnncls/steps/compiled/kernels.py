@@ -19,7 +19,9 @@ from numba.extending import intrinsic
 AVX512 = bool(binding.get_host_cpu_features().get("avx512f"))
 WIDTH = 16  # floats; what rows are padded to, on every machine
 LANES = 16 if AVX512 else 8  # floats in a vector register
-HEIGHTS = (8, 4, 2, 1) if AVX512 else (4, 2, 1)  # rows of a tile: 8 * 2 sums in 32 registers, or 4 * 2 in 16
+HEIGHTS = (
+    (8, 4, 2, 1) if AVX512 else (4, 2, 1)
+)  # rows of a tile: 8 * 2 sums in 32 registers, or 4 * 2 in 16
 
 STAYS = 256  # rows of two matrices whose columns stay in cache while they are multiplied
 
@@ -41,7 +43,23 @@ def padded(size: int) -> int:
 
 @intrinsic
 def _tiles(  # type: ignore[no-untyped-def]
-    _typing, out, o, out_step, start, s, start_step, a, i, row_step, inner_step, w, j, w_step, rows, inner, columns
+    _typing,
+    out,
+    o,
+    out_step,
+    start,
+    s,
+    start_step,
+    a,
+    i,
+    row_step,
+    inner_step,
+    w,
+    j,
+    w_step,
+    rows,
+    inner,
+    columns,
 ):
     """out = start + a @ w: (rows, columns) from (rows, inner) and (inner, columns).
 
@@ -68,10 +86,14 @@ def _emit_tiles(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
     builder.function.attributes.add("noinline")  # else every call compiles all tiles again
     out, start, a, w = (matrix(position) for position in (0, 3, 6, 10))
-    out_step, start_step, row_step, inner_step, w_step = (args[position] for position in (2, 5, 8, 9, 12))
+    out_step, start_step, row_step, inner_step, w_step = (
+        args[position] for position in (2, 5, 8, 9, 12)
+    )
     rows, inner, columns = args[13:]
     signature_of_fma = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-    multiply_add = cgutils.get_or_insert_function(builder.module, signature_of_fma, f"llvm.fma.v{LANES}f32")
+    multiply_add = cgutils.get_or_insert_function(
+        builder.module, signature_of_fma, f"llvm.fma.v{LANES}f32"
+    )
 
     def emit_tile(height: int, width: int, row: Any, column: Any) -> None:
         numbers = [builder.add(row, _INT(number)) for number in range(height)]
@@ -81,13 +103,18 @@ def _emit_tiles(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             for place in vectors_at(at(start, number, start_step, column), width)
         ]
         with cgutils.for_range(builder, inner, intp=_INT) as loop:
-            weights = [builder.load(place, align=4) for place in vectors_at(at(w, loop.index, w_step, column), width)]
+            weights = [
+                builder.load(place, align=4)
+                for place in vectors_at(at(w, loop.index, w_step, column), width)
+            ]
             for index, number in enumerate(numbers):
                 scalar = builder.load(at(at(a, loop.index, inner_step), number, row_step), align=4)
                 lane = builder.insert_element(_UNDEFINED, scalar, ir.IntType(32)(0))
                 everywhere = builder.shuffle_vector(lane, _UNDEFINED, _SAME)
                 for total, weight in zip(sums[index * width :], weights, strict=False):
-                    builder.store(builder.call(multiply_add, [everywhere, weight, builder.load(total)]), total)
+                    builder.store(
+                        builder.call(multiply_add, [everywhere, weight, builder.load(total)]), total
+                    )
         for index, number in enumerate(numbers):
             places = vectors_at(at(out, number, out_step, column), width)
             for total, place in zip(sums[index * width :], places, strict=False):
@@ -152,7 +179,24 @@ def multiply_transposed(out, zeros, a, i, b, j, rows):  # type: ignore[no-untype
     for done in range(0, max(rows, 1), STAYS):
         start, step = (out, n) if done else (zeros, 0)
         count = min(rows - done, STAYS)
-        _tiles(out, 0, n, start, 0, step, a, (i + done) * k, 1, k, b, (j + done) * n, n, out.shape[0], count, n)
+        _tiles(
+            out,
+            0,
+            n,
+            start,
+            0,
+            step,
+            a,
+            (i + done) * k,
+            1,
+            k,
+            b,
+            (j + done) * n,
+            n,
+            out.shape[0],
+            count,
+            n,
+        )
 
 
 # What follows walks over whole slices with indices from 0, because Numba gives up vectors where an index might be
@@ -164,7 +208,9 @@ def tanh(x):  # type: ignore[no-untyped-def]
     """In place, by the rational approximation of degree 13 over 6 that Eigen has for float32 (MathFunctionsImpl.h)."""
     for index in range(len(x)):
         v = x[index]
-        v = np.float32(-7.90531110763549805) if v < np.float32(-7.90531110763549805) else v  # NaN stays NaN
+        v = (
+            np.float32(-7.90531110763549805) if v < np.float32(-7.90531110763549805) else v
+        )  # NaN stays NaN
         v = np.float32(7.90531110763549805) if v > np.float32(7.90531110763549805) else v
         y = v * v
         p = y * np.float32(-2.76076847742355e-16) + np.float32(2.00018790482477e-13)
@@ -204,7 +250,9 @@ def exp(x):  # type: ignore[no-untyped-def]
         p = v * p + np.float32(1.6666665459e-1)
         p = v * p + np.float32(5.0000001201e-1)
         p = v * v * p + v + np.float32(1)
-        x[index] = p * _power_of_two(np.int32(exponent if exponent > np.float32(-127) else np.float32(-127)))
+        x[index] = p * _power_of_two(
+            np.int32(exponent if exponent > np.float32(-127) else np.float32(-127))
+        )
 
 
 @compiled

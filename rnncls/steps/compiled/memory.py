@@ -161,4 +161,6 @@ def buffers(sizes, rows, sequences, longest):  # type: ignore[no-untyped-def]
         np.empty(sequences, np.int64),
         np.empty(rows, np.int32),
     )
-    return Buffers(_weights(sizes), _work(sizes, rows, sequences), batch, np.empty(longest, np.int64))
+    return Buffers(
+        _weights(sizes), _work(sizes, rows, sequences), batch, np.empty(longest, np.int64)
+    )

@@ -53,7 +53,10 @@ def _load(sizes, flat, at, weights):  # type: ignore[no-untyped-def]
     copy(weights.embedding, _matrix(flat, 0, sizes.tokens, sizes.width))
     for layer in range(sizes.layers):
         width, place = sizes.width if layer == 0 else hidden, at[layer]
-        w_ih, w_hh = _matrix(flat, place, hidden, width), _matrix(flat, place + hidden * width, hidden, hidden)
+        w_ih, w_hh = (
+            _matrix(flat, place, hidden, width),
+            _matrix(flat, place + hidden * width, hidden, hidden),
+        )
         if layer == 0:
             copy(weights.input, w_ih)
             copy_transposed(weights.input_t, w_ih)
@@ -109,9 +112,29 @@ def _forward(sizes, weights, work, batch, count, longest, rows):  # type: ignore
     for layer in range(sizes.layers):
         hidden = work.hidden[layer]
         if layer > 0:
-            multiply(hidden, 0, weights.bias[layer], 0, 0, work.hidden[layer - 1], 0, weights.between_t[layer], rows)
+            multiply(
+                hidden,
+                0,
+                weights.bias[layer],
+                0,
+                0,
+                work.hidden[layer - 1],
+                0,
+                weights.between_t[layer],
+                rows,
+            )
         elif sizes.by_table:
-            multiply(work.table, 0, weights.bias[0], 0, 0, weights.embedding, 0, weights.input_t, sizes.tokens)
+            multiply(
+                work.table,
+                0,
+                weights.bias[0],
+                0,
+                0,
+                weights.embedding,
+                0,
+                weights.input_t,
+                sizes.tokens,
+            )
             for row in range(rows):
                 copy_row(hidden[row], work.table[batch.tokens[row]])
         else:
@@ -121,7 +144,17 @@ def _forward(sizes, weights, work, batch, count, longest, rows):  # type: ignore
         for t in range(longest):
             here, running = batch.begin[t], batch.running[t]
             if t > 0:
-                multiply(hidden, here, hidden, here, 1, hidden, batch.begin[t - 1], weights.recurrent_t[layer], running)
+                multiply(
+                    hidden,
+                    here,
+                    hidden,
+                    here,
+                    1,
+                    hidden,
+                    batch.begin[t - 1],
+                    weights.recurrent_t[layer],
+                    running,
+                )
             if sizes.relu:
                 relu(hidden[here : here + running].reshape(-1))
             else:
@@ -184,24 +217,41 @@ def _backward(sizes, at, weights, work, batch, gradients, count, longest, rows):
         states = work.hidden[layer]
         for t in range(longest - 1, -1, -1):
             here, running = batch.begin[t], batch.running[t]
-            own, value = gradient[here : here + running].reshape(-1), states[here : here + running].reshape(-1)
+            own, value = (
+                gradient[here : here + running].reshape(-1),
+                states[here : here + running].reshape(-1),
+            )
             if sizes.relu:
                 relu_backward(own, value)
             else:
                 tanh_backward(own, value)
             if t > 0:
                 before = batch.begin[t - 1]
-                multiply(gradient, before, gradient, before, 1, gradient, here, weights.recurrent[layer], running)
+                multiply(
+                    gradient,
+                    before,
+                    gradient,
+                    before,
+                    1,
+                    gradient,
+                    here,
+                    weights.recurrent[layer],
+                    running,
+                )
                 copy(work.before[here : here + running], states[before : before + running])
         place = at[layer] + hidden * (sizes.width if layer == 0 else hidden)
-        multiply_transposed(work.d_square, work.zeros, gradient, count, work.before, count, rows - count)
+        multiply_transposed(
+            work.d_square, work.zeros, gradient, count, work.before, count, rows - count
+        )
         copy(_matrix(gradients, place, hidden, hidden), work.d_square)
         if sizes.bias:
             b_ih, b_hh = _matrix(gradients, place + hidden * hidden, 2, hidden)
             _sum_rows(gradient, rows, b_ih)
             copy_row(b_hh, b_ih)
         if layer > 0:
-            multiply_transposed(work.d_square, work.zeros, gradient, 0, work.hidden[layer - 1], 0, rows)
+            multiply_transposed(
+                work.d_square, work.zeros, gradient, 0, work.hidden[layer - 1], 0, rows
+            )
             copy(_matrix(gradients, at[layer], hidden, hidden), work.d_square)
             multiply(below, 0, work.zeros, 0, 0, gradient, 0, weights.between[layer], rows)
             gradient, below = below, gradient
@@ -215,7 +265,9 @@ def _embedding_backward(sizes, at, weights, work, batch, gradients, gradient, ro
         clear(work.table.reshape(-1))
         for row in range(rows):
             add_row(work.table[batch.tokens[row]], gradient[row])
-        multiply_transposed(work.d_input, work.zeros, work.table, 0, weights.embedding, 0, sizes.tokens)
+        multiply_transposed(
+            work.d_input, work.zeros, work.table, 0, weights.embedding, 0, sizes.tokens
+        )
         multiply(work.d_embedded, 0, work.zeros, 0, 0, work.table, 0, weights.input, sizes.tokens)
         copy(_matrix(gradients, 0, sizes.tokens, width), work.d_embedded)
     else:
@@ -255,14 +307,20 @@ def _update(sizes, hyper, flat, scale, lr, updates):  # type: ignore[no-untyped-
     root = np.float32(1 / np.sqrt(1 - hyper.beta2**updates))
     keep = np.float32(1 - lr * hyper.weight_decay if sizes.optimizer == ADAMW else 1)
     decay = decay if sizes.optimizer == ADAM else np.float32(0)
-    new1, new2, old2 = np.float32(1 - hyper.beta1), np.float32(1 - hyper.beta2), np.float32(hyper.beta2)
+    new1, new2, old2 = (
+        np.float32(1 - hyper.beta1),
+        np.float32(1 - hyper.beta2),
+        np.float32(hyper.beta2),
+    )
     eps = np.float32(hyper.eps)
     for index in range(len(weights)):
         gradients[index] *= scale
         gradient = gradients[index] + decay * weights[index]
         first[index] += new1 * (gradient - first[index])
         second[index] = old2 * second[index] + new2 * gradient * gradient
-        weights[index] = keep * weights[index] - rate * first[index] / (np.sqrt(second[index]) * root + eps)
+        weights[index] = keep * weights[index] - rate * first[index] / (
+            np.sqrt(second[index]) * root + eps
+        )
 
 
 @compiled
@@ -276,7 +334,9 @@ def _gradients(sizes, weights, out, steps, step, share, shares, class_weights, m
         clear(out)
         return 0.0, 0
     _forward(sizes, memory.weights, memory.work, memory.batch, count, longest, rows)
-    loss, correct = _loss(sizes, memory.work, memory.batch, steps.labels, class_weights, total, count)
+    loss, correct = _loss(
+        sizes, memory.work, memory.batch, steps.labels, class_weights, total, count
+    )
     _backward(sizes, at, memory.weights, memory.work, memory.batch, out, count, longest, rows)
     return loss, correct
 
@@ -284,7 +344,9 @@ def _gradients(sizes, weights, out, steps, step, share, shares, class_weights, m
 @compiled
 def _finish(sizes, hyper, flat, rate, updates, loss, correct, count, totals):  # type: ignore[no-untyped-def]
     norm = _norm(flat.gradients)
-    if not (np.isfinite(loss) and norm < 1.8e19):  # whose square an eager step, in float32, could not hold
+    if not (
+        np.isfinite(loss) and norm < 1.8e19
+    ):  # whose square an eager step, in float32, could not hold
         return False
     _update(sizes, hyper, flat, min(1.0, hyper.max_norm / (norm + 1e-6)), rate, updates)
     totals[0] += loss * count
@@ -303,8 +365,12 @@ def train_steps(sizes, hyper, flat, steps, class_weights, updates, totals, memor
     """
     for step in range(len(steps.rates)):
         count = steps.edges[step + 1] - steps.edges[step]
-        loss, correct = _gradients(sizes, flat.weights, flat.gradients, steps, step, 0, 1, class_weights, memory)
-        if not _finish(sizes, hyper, flat, steps.rates[step], updates + step + 1, loss, correct, count, totals):
+        loss, correct = _gradients(
+            sizes, flat.weights, flat.gradients, steps, step, 0, 1, class_weights, memory
+        )
+        if not _finish(
+            sizes, hyper, flat, steps.rates[step], updates + step + 1, loss, correct, count, totals
+        ):
             return step
     return len(steps.rates)
 
