@@ -32,7 +32,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_answers_at_once_and_without_torch(command: list[str]) -> None:
-    code = "import sys; from rnncls.cli import app; app(sys.argv[1:], standalone_mode=False);"
+    code = "import sys; from rnncls.cli.app import app; app(sys.argv[1:], standalone_mode=False);"
     code += "print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code, *command, "--help"],
