@@ -19,8 +19,9 @@ from rnncls.data.sum_mod import BATCH_TOKENS
 from rnncls.data.vocabulary import are_integers
 from rnncls.errors import DataError, Problem, printable
 from rnncls.model.classifier import RNNClassifier
-from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint, restore_model
+from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint
+from rnncls.rundir.restore import restore_model
 from rnncls.system import files
 from rnncls.system.device import resolve_device
 from rnncls.system.files import writing

@@ -38,7 +38,7 @@ from rnncls.config.load import parse_config
 from rnncls.data import Batch, load_task
 from rnncls.steps.engines import choose
 from rnncls.system.device import set_precision
-from rnncls.training.fit import new_state
+from rnncls.training.states import new_state
 
 N, E, LR = 10, 10, 1e-3
 

@@ -17,12 +17,11 @@ import typer
 
 from rnncls.config import Config, load_config, num_parameters, sizes
 from rnncls.data import load_task
-from rnncls.rundir.checkpoint import save
-from rnncls.training import loop
+from rnncls.rundir.run_directory import RunDirectory
 from rnncls.training.fit import fit
 
 SIZES = (64, 256, 512, 1024)
-SAVING = ("save", "mark_best", "prune", "note_status")
+SAVING = ("begin", "commit")
 
 
 def timed_run(config: Config) -> tuple[float, list[float]]:
@@ -39,9 +38,9 @@ def timed_run(config: Config) -> tuple[float, list[float]]:
 
         return call
 
-    originals = {name: getattr(loop, name) for name in SAVING}
+    originals = {name: getattr(RunDirectory, name) for name in SAVING}
     for name, original in originals.items():
-        setattr(loop, name, timed(original))
+        setattr(RunDirectory, name, timed(original))
     try:
         with tempfile.TemporaryDirectory() as folder:
             started_at = time.perf_counter()
@@ -49,7 +48,7 @@ def timed_run(config: Config) -> tuple[float, list[float]]:
             return time.perf_counter() - started_at, spent
     finally:
         for name, original in originals.items():
-            setattr(loop, name, original)
+            setattr(RunDirectory, name, original)
 
 
 def main(
@@ -83,7 +82,7 @@ def main(
             state = fit(sized, Path(folder) / "run")
             for _ in range(15):
                 started_at = time.perf_counter()
-                path = save(state, load_task(sized), Path(folder) / "run")
+                path = RunDirectory(Path(folder) / "run").save(state, load_task(sized))
                 times.append(time.perf_counter() - started_at)
             size = path.stat().st_size
         median = 1000 * statistics.median(times)

@@ -24,7 +24,7 @@ from rnncls.steps.captured.graphs import Turn, stage
 from rnncls.steps.captured.stack import Stacked
 from rnncls.steps.chunks import with_rates
 from rnncls.steps.engines import choose
-from rnncls.training.fit import new_state
+from rnncls.training.states import new_state
 from scripts.bench import REGIMES
 
 MEMBERS = 16

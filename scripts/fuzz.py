@@ -27,10 +27,12 @@ from rnncls.cli import app as cli
 from rnncls.config import Config, FilesConfig, dump_config, flatten
 from rnncls.data import dataset as files
 from rnncls.errors import RnnclsError
-from rnncls.rundir.checkpoint import read_checkpoint, restore_model
+from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.restore import restore_model
 from rnncls.rundir.tensorfile import FORMAT, _digest
-from rnncls.training.resume import restored_state, restored_task
+from rnncls.training.resume import restored_task
+from rnncls.training.states import restored_state
 
 SLOW_S = 10.0
 WORDS = [

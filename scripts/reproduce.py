@@ -23,8 +23,9 @@ import torch
 import typer
 
 from rnncls.data import collate
-from rnncls.rundir.checkpoint import read_checkpoint, restore_model
+from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.restore import restore_model
 from rnncls.sweep.plan import load_sweep
 from rnncls.sweep.summary import summarize
 from rnncls.system.files import replace

@@ -45,7 +45,7 @@ SMOKE: list[str | Path] = [
 
 def run_patched(patch: str, *words: str | Path, **options: Any) -> Completed:
     """`rnncls words` in a process of its own, after some Python: the only way to hit a chosen moment."""
-    code = f"import os, signal, sys, torch\nimport rnncls.train as train\n{patch}\nfrom rnncls.cli import main\nmain()"
+    code = f"import os, signal, sys, torch\nimport rnncls.training.states as train\n{patch}\nfrom rnncls.cli import main\nmain()"
     command = [sys.executable, "-c", code, *map(str, words)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False, **options

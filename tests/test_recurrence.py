@@ -72,7 +72,7 @@ def test_the_derivatives_are_those_of_finite_differences(nonlinearity: str, reve
         return run_layer(data, [4, 3, 1], start, weights, nonlinearity, reverse)
 
     assert torch.autograd.gradcheck(layer, inputs)
-    assert torch.autograd.gradcheck(lambda data, *weights: run_layer(data, [4, 3, 1], None, weights, nonlinearity, reverse), [inputs[0], *inputs[2:]])  # fmt: skip # noqa: E501
+    assert torch.autograd.gradcheck(lambda data, *weights: run_layer(data, [4, 3, 1], None, weights, nonlinearity, reverse), [inputs[0], *inputs[2:]])  # fmt: skip
 
 
 def test_initial_weights_and_what_is_not_packed_are_torchs_own() -> None:

@@ -30,7 +30,7 @@ from rnncls.steps import eager
 from rnncls.steps.state import TrainState
 from rnncls.training import loop
 from rnncls.training.fit import fit
-from rnncls.training.loop import validate
+from rnncls.training.progress import validation_scalars
 from rnncls.training.resume import resume
 from scripts.chaos import outcome
 from tests.conftest import ROOT, config_of, run_rnncls
@@ -404,14 +404,14 @@ def test_tensorboard_has_each_step_once_after_an_interrupted_evaluation_and_a_ki
     config = config_of(
         train={"log_every": 5, "eval_every": 10, "checkpoint_every": 1000, "best_metric": "loss"}
     )
-    original = validate
+    original = validation_scalars
 
     def interrupted(*arguments: Any) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "validate", interrupted)
+        patch.setattr(loop, "validation_scalars", interrupted)
         with pytest.raises(Interrupted):
             fit(config, tmp_path / "run")
     with monkeypatch.context() as patch:

@@ -13,8 +13,9 @@ import torch
 from rnncls.config import Config
 from rnncls.data import load_task
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
-from rnncls.rundir.checkpoint import read_checkpoint, restore_model
+from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.restore import restore_model
 from rnncls.steps import chunks
 from rnncls.steps.captured.graphs import Turn, stage
 from rnncls.steps.captured.stack import Stack, Stacked, shape_of
@@ -22,9 +23,9 @@ from rnncls.sweep import members as sweep_members
 from rnncls.sweep.members import Group, groups, run_sweep
 from rnncls.sweep.plan import load_sweep, plan
 from rnncls.system.signals import StopRequest
-from rnncls.training.fit import fit, new_state
+from rnncls.training.fit import Shared, fit
 from rnncls.training.resume import resume
-from rnncls.training.run import Company
+from rnncls.training.states import new_state
 from tests.conftest import config_of, run_rnncls
 from tests.test_files import config_of as files_config
 from tests.test_files import some_rows, write_jsonl
@@ -32,7 +33,7 @@ from tests.test_steps import CASES, config_with, losses, needs_cuda
 
 
 def together(
-    actions: list[Callable[[Company], object]], stop: StopRequest | None = None
+    actions: list[Callable[[Shared], object]], stop: StopRequest | None = None
 ) -> list[Exception | None]:
     """Run each in a thread with a seat in one stack; what they raised."""
     stack, errors = Stack(len(actions)), list[Exception | None]([None] * len(actions))
@@ -40,7 +41,7 @@ def together(
     def run(number: int) -> None:
         seat = stack.seats[number]
         try:
-            actions[number](Company(stop or StopRequest(), lambda _: None, seat.steps))
+            actions[number](Shared(stop or StopRequest(), lambda _: None, seat.steps))
         except Exception as error:
             errors[number] = error
         finally:
@@ -55,8 +56,8 @@ def together(
     return errors
 
 
-def fitting(config: Config, run_dir: Path) -> Callable[[Company], object]:
-    return lambda company: fit(config, run_dir, company=company)
+def fitting(config: Config, run_dir: Path) -> Callable[[Shared], object]:
+    return lambda shared: fit(config, run_dir, shared=shared)
 
 
 def logged(run_dir: Path) -> list[float]:
@@ -153,18 +154,18 @@ def test_members_go_on_from_different_steps(tmp_path: Path) -> None:
         losses(config, tmp_path / f"eager-{seed}")
     stop = StopRequest()
 
-    def first_part(company: Company) -> object:
+    def first_part(shared: Shared) -> object:
         def update(_: int) -> None:
             if len(logged(tmp_path / "0")) > 12:
                 stop.number = 15
 
-        return fit(configs[0], tmp_path / "0", company=Company(stop, update, company.engine))
+        return fit(configs[0], tmp_path / "0", shared=Shared(stop, update, shared.engine))
 
     assert isinstance(together([first_part], stop)[0], Interrupted)
     taken = len(logged(tmp_path / "0"))
     assert 12 < taken < 50
     rest = [fitting(config, tmp_path / f"{seed}") for seed, config in enumerate(configs)][1:]
-    assert together([lambda company: resume(tmp_path / "0", company=company), *rest]) == [None] * 3
+    assert together([lambda shared: resume(tmp_path / "0", shared=shared), *rest]) == [None] * 3
     for seed in range(3):
         assert logged(tmp_path / f"{seed}") == pytest.approx(
             logged(tmp_path / f"eager-{seed}"), rel=1e-5

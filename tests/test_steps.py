@@ -27,8 +27,9 @@ from rnncls.steps.compiled import kernels
 from rnncls.steps.compiled.engine import load_program
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState
-from rnncls.training.fit import fit, new_state
+from rnncls.training.fit import fit
 from rnncls.training.resume import resume
+from rnncls.training.states import new_state
 from scripts import golden
 from scripts.chaos import outcome
 from tests.conftest import ROOT, config_of, run_rnncls
@@ -258,7 +259,7 @@ def test_a_numba_that_cannot_be_imported_is_named_and_a_strangers_cache_not_used
     done = run_rnncls(*words, tmp_path / "compiled", "train.engine=compiled", env=own)
     assert done.returncode == 5, done.stderr
     assert "error[R32]" in done.stderr
-    code = "from rnncls.steps.compiled import _cache_folder as f; p = f(); print(p); p.chmod(0o777); print(f())"
+    code = "from rnncls.steps.compiled.engine import _cache_folder as f; p = f(); print(p); p.chmod(0o777); print(f())"
     own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     found = subprocess.run(
         [sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True, cwd=ROOT

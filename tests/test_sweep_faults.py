@@ -20,7 +20,6 @@ from rnncls.config import dump_config
 from rnncls.errors import CheckpointError, ConfigError, NonFiniteError
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
-from rnncls.rundir.status import write_status
 from rnncls.sweep import plots
 from rnncls.sweep.members import run_sweep
 from rnncls.sweep.outcomes import Outcome, outcomes
@@ -227,6 +226,11 @@ def test_weights_that_are_not_finite_from_the_start_are_a_failure_that_counts(
     assert [type(error) for _, error in run_sweep(sweep)] == [NonFiniteError] * 2
 
 
+def write_status(run_dir: Path, **values: object) -> None:
+    """As a process of rnncls would, with the values that the test is about."""
+    (run_dir / "status.json").write_text(json.dumps(values))
+
+
 def test_a_failure_of_the_machine_is_no_result(tmp_path: Path) -> None:
     sweep = tiny(tmp_path)
     assert run_sweep(sweep) == []
@@ -324,7 +328,7 @@ def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None
     sweep = tiny(tmp_path)
     fit(sweep.members[0].config, sweep.run_dir(sweep.members[0]))
     member = sweep.run_dir(sweep.members[0])
-    code = "import pathlib, sys; from rnncls.rundir import locked\n"
+    code = "import pathlib, sys; from rnncls.rundir.lock import locked\n"
     code += "with locked(pathlib.Path(sys.argv[1])):\n print(1, flush=True); input()"
     write_status(member, state="interrupted", exit_code=143, error_id="R4", step=6)
     with subprocess.Popen(

@@ -52,8 +52,9 @@ def evaluate(
         _evaluate_sweep(checkpoint, chosen, samples, as_json)
         return
     from rnncls.evaluation.evaluate import evaluate
-    from rnncls.rundir.checkpoint import is_finite, read_checkpoint, restore_model
+    from rnncls.rundir.checkpoint import read_checkpoint
     from rnncls.rundir.checkpoint_files import find_checkpoint
+    from rnncls.rundir.restore import is_finite, restore_model
     from rnncls.system.device import resolve_device
 
     loaded = read_checkpoint(find_checkpoint(checkpoint))

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rnncls.config import TrainConfig
 from rnncls.model.classifier import RNNClassifier
 
 
@@ -46,6 +47,29 @@ class Totals:
         }
 
 
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    evaluation: bool
+    log: bool
+    histograms: bool
+    checkpoint: bool
+
+
+def due_after(step: int, train: TrainConfig) -> Due:
+    """Return what the config's cadences ask for after this step; one that is 0 never comes."""
+
+    def is_due(every: int) -> bool:
+        return every > 0 and step % every == 0
+
+    return Due(
+        evaluation=is_due(train.eval_every),
+        log=is_due(train.log_every),
+        histograms=is_due(train.histogram_every or 0),
+        checkpoint=is_due(train.checkpoint_every),
+    )
+
+
 @dataclass
 class TrainState:
     """All that changes during a run. The rest is a function of config and step."""
@@ -61,6 +85,11 @@ class TrainState:
     best_accuracy: float = -math.inf  # of the best step
     stale_evaluations: int = 0  # in a row, without a higher score
     stopped: bool = False  # whether the run is over, be it before its last step
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's parameters."""
+        return next(self.model.parameters()).device
 
     def counters(self) -> dict[str, float | int | None]:
         """What a checkpoint keeps beside weights, optimizer state and step."""

@@ -47,9 +47,8 @@ from rnncls.sweep.results import (
 from rnncls.system.device import resolve_device
 from rnncls.system.files import replace, writing
 from rnncls.system.signals import StopRequest, stop_requests
-from rnncls.training.fit import fit
+from rnncls.training.fit import Shared, fit
 from rnncls.training.resume import resume
-from rnncls.training.run import Company
 
 MOST_STACKED = 128  # in one stack
 
@@ -160,8 +159,8 @@ def _submit(
     try:
         for member, seat in itertools.zip_longest(group.members, seats):
             compared = ("seed", *member.values)
-            company = Company(stop.member(), update, seat.steps if seat else None, compared)
-            running[future := pool.submit(_finish, sweep, member, company)] = member
+            shared = Shared(stop.member(), update, seat.steps if seat else None, compared)
+            running[future := pool.submit(_finish, sweep, member, shared)] = member
             if seat:
                 future.add_done_callback(
                     seat.leave
@@ -187,10 +186,10 @@ def _as_they_end(
             waiting = {future for future in waiting if not future.cancel()}
 
 
-def _finish(sweep: Sweep, member: Member, company: Company) -> bool:
+def _finish(sweep: Sweep, member: Member, shared: Shared) -> bool:
     """Train and evaluate a member as far as that is not done; whether it is right on all training lengths."""
     run_dir = sweep.run_dir(member)
-    company.stop.check(0, str(run_dir))
+    shared.stop.check(0, str(run_dir))
     status = read_status(run_dir)
     if status.get("exit_code") == NonFiniteError.exit_code:
         error = Problem(
@@ -199,18 +198,18 @@ def _finish(sweep: Sweep, member: Member, company: Company) -> bool:
         raise NonFiniteError(error)
     try:
         if status.get("state") == "finished":
-            company.update(member.config.train.max_steps)
+            shared.report_steps(member.config.train.max_steps)
         elif step_files(run_dir / CHECKPOINTS):
-            resume(run_dir, company=company)
+            resume(run_dir, shared=shared)
         else:
-            fit(member.config, run_dir, company=company)
+            fit(member.config, run_dir, shared=shared)
     except (ConfigError, MachineError) as error:
         if is_locked(run_dir):
             raise InUse(*error.problems) from None
         raise
     found = read_evaluation(run_dir)
     if found is None or found.step != read_status(run_dir).get("step"):
-        raw = evaluate_member(member, run_dir, None, sweep, company.stop)
+        raw = evaluate_member(member, run_dir, None, sweep, shared.stop)
         with writing(run_dir / EVALUATION):
             replace(run_dir / EVALUATION, json.dumps(raw, allow_nan=False).encode())
         found = Evaluation.model_validate(raw)

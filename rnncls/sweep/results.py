@@ -12,8 +12,9 @@ from rnncls.data import dataset as files
 from rnncls.data import spread_lengths
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
-from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint, restore_model
+from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.restore import restore_model
 from rnncls.sweep.plan import Member, Sweep
 from rnncls.system.device import resolve_device
 from rnncls.system.files import read_regular

@@ -101,6 +101,12 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     return descriptor
 
 
+def open_text(path: Path, flags: int) -> TextIO:
+    """Open a regular file for writing text, with `flags` beside O_WRONLY. Raises OSError."""
+    descriptor = open_regular(path, os.O_WRONLY | flags)
+    return os.fdopen(descriptor, "w", encoding="utf-8", newline="")
+
+
 def read_regular(path: Path, most: int) -> bytes:
     """All of such a file. Raises OSError, also when it has more than `most` bytes."""
     with open(open_regular(path), "rb") as file:
