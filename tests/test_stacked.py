@@ -181,7 +181,7 @@ def test_members_of_a_stack_that_fails_take_eager_steps_unless_captured_ones_wer
 
     monkeypatch.setattr(Stacked, "take", fail)
     monkeypatch.setattr(
-        "rnncls.training.fit.choose", lambda *_: None
+        "rnncls.training.fit.choose", lambda *_: (None, "")
     )  # of a device that is not there
     configs = [changed(config_with(engine, {}, max_steps=20), seed=seed) for seed in range(2)]
     errors = together(
