@@ -52,6 +52,7 @@ def in_chunks(
     for block, rates in ahead(with_rates(task, state.step)):
         first = 0
         while first < block.num_steps:
+            # A chunk ends with the block, with the pace's time, or where something is due.
             until_due = next_due(task.config.train, state.step) - state.step
             last = min(block.num_steps, first + pace.steps, first + until_due)
 
@@ -65,6 +66,7 @@ def in_chunks(
                 if shared is None:
                     pace.note(taken, seconds)
 
+            # What stopped the engine is the next step, whatever the reason: that one is eager.
             if taken < last - first:
                 train_step(state, block.batch(first + taken).to(device), task)
                 taken += 1
@@ -75,6 +77,7 @@ def in_chunks(
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
     """Yield the items, and make each in a thread while the one before it is used."""
+    # None marks the end. An error of the iterator is raised where its item would have been used.
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:
