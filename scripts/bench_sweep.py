@@ -20,8 +20,8 @@ import torch
 import typer
 
 from rnncls.data import load_task
-from rnncls.steps.captured.graphs import Turn, stage
-from rnncls.steps.captured.stack import Stacked
+from rnncls.steps.captured.graphs import StepRequest, pad_block
+from rnncls.steps.captured.stack import StackedRuns
 from rnncls.steps.chunks import with_rates
 from rnncls.steps.engines import choose
 from rnncls.training.states import new_state
@@ -55,26 +55,26 @@ def stack() -> Callable[[int], int]:
     ]
     tasks = [load_task(config) for config in configs]
     states = [new_state(task) for task in tasks]
-    stacked = Stacked(list(zip(states, tasks, strict=True)))
+    stacked = StackedRuns(list(zip(states, tasks, strict=True)))
     batches = zip(*(with_rates(task, 0) for task in tasks), strict=True)
 
-    def turns() -> Iterator[dict[int, Turn]]:
+    def turns() -> Iterator[dict[int, StepRequest]]:
         for blocks in batches:
             staged = [
-                stage(block, rates, configs[0].train.batch_size, torch.device("cpu"))
+                pad_block(block, rates, configs[0].train.batch_size, torch.device("cpu"))
                 for block, rates in blocks
             ]
             for first in range(blocks[0][0].num_steps):
                 pairs = zip(staged, states, strict=True)
                 yield {
-                    place: Turn(batch, first, state.totals)
+                    place: StepRequest(batch, first, state.totals)
                     for place, (batch, state) in enumerate(pairs)
                 }
 
     coming = turns()
 
     def run(steps: int) -> int:
-        return sum(sum(stacked.take(next(coming), 1)) for _ in range(steps))
+        return sum(sum(stacked.take_steps(next(coming), 1)) for _ in range(steps))
 
     return run
 

@@ -17,8 +17,8 @@ from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.rundir.restore import restore_model
 from rnncls.steps import chunks
-from rnncls.steps.captured.graphs import Turn, stage
-from rnncls.steps.captured.stack import Stack, Stacked, shape_of
+from rnncls.steps.captured.graphs import StepRequest, pad_block
+from rnncls.steps.captured.stack import Stack, StackedRuns, shape_of
 from rnncls.sweep import members as sweep_members
 from rnncls.sweep.members import Group, groups, run_sweep
 from rnncls.sweep.plan import load_sweep, plan
@@ -39,7 +39,7 @@ def together(
     stack, errors = Stack(len(actions)), list[Exception | None]([None] * len(actions))
 
     def run(number: int) -> None:
-        seat = stack.seats[number]
+        seat = stack.members[number]
         try:
             actions[number](Shared(stop or StopRequest(), lambda _: None, seat.steps))
         except Exception as error:
@@ -179,7 +179,7 @@ def test_members_of_a_stack_that_fails_take_eager_steps_unless_captured_ones_wer
     def fail(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(Stacked, "take", fail)
+    monkeypatch.setattr(StackedRuns, "take_steps", fail)
     monkeypatch.setattr(
         "rnncls.training.fit.choose", lambda *_: (None, "")
     )  # of a device that is not there
@@ -250,12 +250,14 @@ def test_a_member_without_a_turn_is_not_touched_whatever_lies_in_its_batches() -
         for seed, most in enumerate((9, 2))
     ]
     states = [new_state(task) for task in tasks]
-    stacked = Stacked(list(zip(states, tasks, strict=True)))
+    stacked = StackedRuns(list(zip(states, tasks, strict=True)))
     turns = {}
     for place, task in enumerate(tasks):
         block, rates = next(chunks.with_rates(task, 0))
-        turns[place] = Turn(stage(block, rates, 8, torch.device("cpu")), 0, states[place].totals)
-    assert stacked.take(turns, 3) == [3, 3]
+        turns[place] = StepRequest(
+            pad_block(block, rates, 8, torch.device("cpu")), 0, states[place].totals
+        )
+    assert stacked.take_steps(turns, 3) == [3, 3]
     before = [
         {name: part.clone() for name, part in state.model.state_dict().items()} for state in states
     ]
@@ -265,7 +267,7 @@ def test_a_member_without_a_turn_is_not_touched_whatever_lies_in_its_batches() -
             stacked.counts[absent].clone(),
             states[absent].totals.steps,
         )
-        assert stacked.take({present: turns[present]}, 5)[present] == 5
+        assert stacked.take_steps({present: turns[present]}, 5)[present] == 5
         assert torch.equal(stacked.flat[absent], kept[0])
         assert torch.equal(stacked.counts[absent], kept[1])
         assert states[absent].totals.steps == kept[2]
@@ -280,10 +282,10 @@ def test_a_member_without_a_turn_is_not_touched_whatever_lies_in_its_batches() -
 def test_to_prepare_a_step_is_to_change_nothing(bias: float) -> None:
     task = load_task(config_with("eager", {"data": {"max_length": 9}}))
     state = new_state(task)
-    stacked = Stacked([(state, task)])
+    stacked = StackedRuns([(state, task)])
     block, rates = next(chunks.with_rates(task, 0))
-    turn = Turn(stage(block, rates, 8, torch.device("cpu")), 0, state.totals)
-    stacked.take({0: turn}, 3)
+    turn = StepRequest(pad_block(block, rates, 8, torch.device("cpu")), 0, state.totals)
+    stacked.take_steps({0: turn}, 3)
     state.model.head.bias.data[0] = bias
     kept = [
         part.clone()
@@ -326,18 +328,18 @@ def test_no_step_of_a_stack_waits_for_the_device() -> None:
         config = config_with("captured", case).model_copy(update={"device": "cuda"})
         tasks = [load_task(changed(config, seed=seed)) for seed in range(3)]
         states = [new_state(task) for task in tasks]
-        stacked = Stacked(list(zip(states, tasks, strict=True)))
+        stacked = StackedRuns(list(zip(states, tasks, strict=True)))
         turns = {}
         for place, task in enumerate(tasks):
             block, rates = next(chunks.with_rates(task, 0))
-            staged = stage(block, rates, config.train.batch_size, torch.device("cuda"))
-            turns[place] = Turn(staged, 0, states[place].totals)
-        assert stacked.take(turns, 3) == [3, 3, 3], name
+            staged = pad_block(block, rates, config.train.batch_size, torch.device("cuda"))
+            turns[place] = StepRequest(staged, 0, states[place].totals)
+        assert stacked.take_steps(turns, 3) == [3, 3, 3], name
         torch.cuda.set_sync_debug_mode("error")
         try:
             stacked.graphs._step(1)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         captured = len(stacked.graphs.steps)
-        assert stacked.take({1: turns[1]}, 20)[1] == 20
+        assert stacked.take_steps({1: turns[1]}, 20)[1] == 20
         assert captured <= len(stacked.graphs.steps) <= 8

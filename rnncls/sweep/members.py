@@ -6,7 +6,7 @@
 
 A member is what `rnncls train` makes of its config: same code, same batches, same files. Members whose steps are
 compiled run beside each other in threads, because compiled code does without Python's lock, and are the same to the
-bit. On CUDA those of one shape are one stack (see `steps.stacked`), the same up to rounding. Others run one by one.
+bit. On CUDA those of one shape are one stack (see `steps.captured.stack`), the same up to rounding. Others run one by one.
 """
 
 import itertools
@@ -155,7 +155,7 @@ def _submit(
     update: Callable[[int], object],
 ) -> dict[Future[bool], Member]:
     running: dict[Future[bool], Member] = {}
-    seats = Stack(len(group.members)).seats if group.stacked else []
+    seats = Stack(len(group.members)).members if group.stacked else []
     try:
         for member, seat in itertools.zip_longest(group.members, seats):
             compared = ("seed", *member.values)

@@ -56,7 +56,7 @@ def after_step(
     """
     train = task.config.train
     step = state.step
-    due = due_after(step, train)
+    due = due_after(train, step)
     is_over = step >= task.max_steps
     is_best = False
     scalars: dict[str, float] = {}

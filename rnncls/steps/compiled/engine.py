@@ -32,7 +32,7 @@ from rnncls.steps.compiled.memory import (
     Steps,
     buffers,
 )
-from rnncls.steps.flat import FlatState
+from rnncls.steps.flat import FlatStorage
 from rnncls.steps.state import TrainState
 
 _OPTIMIZERS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
@@ -49,7 +49,7 @@ class Compiled:
 
     def __init__(self, state: TrainState, task: Task, pool: ThreadPoolExecutor) -> None:
         self.state, self.pool, self.functions = state, pool, load_program()
-        self.flat = FlatState(state, task.config)
+        self.flat = FlatStorage(state, task.config)
         self.arrays = Flat(*(row.numpy() for row in self.flat.flat))
         self.sizes, self.hyper = sizes_of(task), hyper_of(task.config)
         weights = (
