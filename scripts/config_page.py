@@ -67,11 +67,13 @@ YAML is read strictly:
 - What YAML 1.1 would convert silently (`no`, `010`, `12:30:45`) must be quoted.
 - An unknown key, a duplicate key, a tag or an alias is an error.
 
-All problems of a config are reported at once, with line and column. [faults.md](faults.md#config)
-lists them. Rules between keys, such as `data.min_length` not above `data.max_length`, are checked
-as well.
+Rules between keys are checked as well: `data.min_length` must not be above `data.max_length`, for
+example.
 
-In the tables below, `null` means that the key may be left without a value.
+All problems of a config are reported at once, with line and column. [faults.md](faults.md#config)
+lists them.
+
+In the tables below, `null` stands for no value. The last column says what happens then.
 """
 
 
