@@ -16,8 +16,8 @@ import pytest
 
 from rnncls.cli.app import app, run
 from scripts.config_page import page as config_page
-from tests.conftest import ROOT
 
+ROOT = Path(__file__).parent.parent
 README = "README.md"
 CHINESE = "README.zh-CN.md"
 ARCHITECTURE = "docs/architecture.md"
@@ -120,7 +120,7 @@ def run_command(
             env={**os.environ, "PATH": path},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
