@@ -87,9 +87,10 @@ def page() -> str:
         parts.append(section_text(heading, section, model))
 
     # The sections are keys of `Config` too. They have tables of their own and are left out here.
-    schema = Config.model_json_schema()
-    own = {key: field for key, field in schema["properties"].items() if "description" in field}
-    parts.append(f"## top level\n\n{table('', own, set())}")
+    sections = {section for _, section, _ in SECTIONS}
+    fields = Config.model_json_schema()["properties"]
+    others = {key: field for key, field in fields.items() if key not in sections}
+    parts.append(f"## top level\n\n{table('', others, set())}")
     return "\n".join(parts)
 
 
