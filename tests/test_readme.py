@@ -280,6 +280,17 @@ def test_the_map_says_where_to_add_what_and_names_real_files() -> None:
         assert any(path.is_file() for path in candidates), named
 
 
+def test_every_name_on_the_map_is_in_the_code() -> None:
+    code = "\n".join(path.read_text() for path in (ROOT / "rnncls").rglob("*.py"))
+    ways = TEXT[ARCHITECTURE].split("\n## The way of one batch\n")[1]
+    ways = ways.split("\n## Outside the package\n")[0]
+
+    for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", ways):
+        if not name.endswith((".py", ".yaml", ".md", ".json")):
+            last = name.rpartition(".")[2]
+            assert re.search(rf"\b{last}\b", code), name
+
+
 def test_the_tag_table_has_every_tag() -> None:
     from rnncls.rundir.log import TAGS
 
