@@ -6,7 +6,7 @@ CONFIG := configs/sum_mod_10.yaml
 RUN := runs/sum_mod_10/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test chaos check format golden docs clean
+.PHONY: help install train test chaos check format golden clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -44,6 +44,7 @@ format: install ## format the code
 golden: install ## rewrite the golden losses; say in the commit why they moved
 	$(BIN)/python scripts/golden.py
 
+.PHONY: docs
 docs: install ## rewrite docs/config.md from the schema
 	$(BIN)/python -m scripts.config_page
 
