@@ -44,6 +44,10 @@ format: install ## format the code
 golden: install ## rewrite the golden losses; say in the commit why they moved
 	$(BIN)/python scripts/golden.py
 
+.PHONY: docs
+docs: install ## rewrite docs/config.md from the schema
+	$(BIN)/python -m scripts.config_page
+
 clean: ## remove what make and the tools created; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
