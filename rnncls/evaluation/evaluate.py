@@ -25,7 +25,7 @@ EXHAUSTIVE_LIMIT = 2**17  # sequences of one length; there are 100,000 of 5 deci
 class Examples(NamedTuple):
     """The sequences to evaluate, and what the report says about them."""
 
-    count: int  # number of sequences
+    total: int  # number of sequences
     batches: Iterable[Batch]
     labels: tuple[str, ...]  # the names of the classes
     trained: Container[int] | None  # lengths seen in training; None: unknown
@@ -79,7 +79,7 @@ def evaluate(
         _require_few_classes(len(examples.labels))
 
     # disable=None leaves the bar out unless stderr is a terminal.
-    with tqdm(total=examples.count, unit="seq", disable=None if progress else True) as bar:
+    with tqdm(total=examples.total, unit="seq", disable=None if progress else True) as bar:
         scores = score(model, _watched(examples.batches, bar, check))
 
     report = make_report(scores, examples.labels, examples.trained, examples.exhaustive, confusion)
@@ -103,18 +103,18 @@ def _generated_examples(
         drawn = samples(data, seed, "test", num_samples)
         return Examples(num_samples, drawn, labels, trained, exhaustive=(), data=None)
 
-    count = 0
+    total = 0
     parts: list[Iterable[Batch]] = []
     for length in chosen:
         if length in exhaustive:
-            count += num_sequences(data, length)
+            total += num_sequences(data, length)
             parts.append(all_sequences(data, length))
         else:
             of_length = data.model_copy(update={"min_length": length, "max_length": length})
-            count += num_samples
+            total += num_samples
             parts.append(samples(of_length, seed, "test", num_samples))
 
-    return Examples(count, chain.from_iterable(parts), labels, trained, exhaustive, data=None)
+    return Examples(total, chain.from_iterable(parts), labels, trained, exhaustive, data=None)
 
 
 def _held_out_examples(dataset: Dataset, seed: int) -> Examples:
