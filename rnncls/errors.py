@@ -38,6 +38,7 @@ class Problem:
         place = f" ({self.where})" if self.where else ""
         lines = [f"rnncls: {label}: {self.what}{place}"]
 
+        # Only what is known is shown.
         details = {"expected:": self.expected, "found:": self.found, "try:": self.remedy}
         for name, text in details.items():
             if text:
@@ -140,7 +141,8 @@ def as_out_of_memory(error: Exception, found: str = "") -> OutOfMemory | None:
 
     Returns None if the exception is about something else. `found` goes into the message.
     """
-    on_device = type(error).__name__ == "OutOfMemoryError"  # torch's; torch is not imported here
+    # torch's OutOfMemoryError, by its name, because torch is not imported here.
+    on_device = type(error).__name__ == "OutOfMemoryError"
 
     # torch reports a failed allocation on the CPU as a plain RuntimeError.
     message = str(error)

@@ -125,6 +125,7 @@ def encode_text(predictor: Predictor, text: str) -> list[int] | Problem:
     if kind == "ids":
         text = text.replace(",", " ")
 
+    # The remedies for files would not help at a prompt or in a pipe.
     tokens = tokens_of(text, kind)
     if isinstance(tokens, Problem):
         return replace(tokens, remedy="--bad skip")
@@ -152,6 +153,7 @@ def items_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Itera
 
     Bad rows go to `bad`. Raises: DataError if the file cannot be read.
     """
+    # An empty sequence has no prediction, and this file's format is not that of the training file.
     data = predictor.data.model_copy(update={"empty": "error", "format": "auto"})
     for record in read(path, data, bad, labelled=False):
         if isinstance(record, Record):
@@ -197,6 +199,7 @@ class Skipping(BadRows):
         if self.count > MOST_SKIPPED_SHOWN:
             return
 
+        # Values from a file are shown, so control characters are escaped.
         detail = f": {found}" if found else ""
         message = f"rnncls: skipped {problem.where}: {what}{detail}"
         print(printable(message), file=sys.stderr)
@@ -228,14 +231,16 @@ def predict(predictor: Predictor, items: Iterable[Item], top_k: int = 1) -> Iter
             batch = [chunk[index] for index in indices]
             predictions |= zip(indices, _predict_batch(predictor, batch, top_k), strict=True)
 
+        # Back in the order in which the items came.
         for index in range(len(chunk)):
             yield predictions[index]
 
 
 def _predict_batch(predictor: Predictor, items: list[Item], top_k: int) -> list[Prediction]:
     """Return the predictions for a few items, in their order."""
+    # Labels are required and not read.
     sequences = [torch.tensor(item.ids) for item in items]
-    batch = collate(sequences, labels=torch.zeros(len(items)))  # collate wants labels
+    batch = collate(sequences, labels=torch.zeros(len(items)))
 
     logits = predictor.model(batch.to(predictor.model.device).tokens)  # (B, N)
     top_k = min(top_k, predictor.vocabulary.num_classes)
@@ -285,6 +290,7 @@ def write_predictions(
         for prediction in tqdm(predictions, unit="seq", disable=no_bar):
             write(prediction)
     else:
+        # A name says what it wants; --json counts for other names only.
         suffix = output.suffix[1:].lower()
         if suffix in ("jsonl", "csv", "tsv"):
             format = suffix
@@ -293,6 +299,7 @@ def write_predictions(
             for prediction in tqdm(predictions, unit="seq", disable=None):
                 write(prediction)
 
+    # Counting happened while the predictions were drawn from the items.
     counted.warn_of_unknown()
     return counted.count
 
@@ -346,6 +353,7 @@ def _json_writer(file: TextIO | IO[str], integer_labels: bool) -> Writer:
             label = int(name) if integer_labels else name
             top.append({"label": label, "probability": probability})
 
+        # The likeliest label has keys of its own, so that readers need not look into `top`.
         row = {"line": prediction.line, **top[0]}
         if len(top) > 1:
             row["top"] = top

@@ -21,8 +21,10 @@ def mix(*parts: int | str) -> int:
     for part in parts:
         number = zlib.crc32(part.encode()) if isinstance(part, str) else part
 
+        # Steele, Lea and Flood's constants. The state goes into the next part: the order counts.
         state = (state + number + 0x9E3779B97F4A7C15) & _MASK
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
+    # 63 bits, so that the seed is a signed 64-bit integer for whoever wants one.
     return state >> 1

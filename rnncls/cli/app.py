@@ -46,6 +46,7 @@ UsageError: Any = typer.BadParameter.__bases__[0]
 
 def main() -> None:
     """Run the command line; every error is one block on stderr and an exit code (see errors.py)."""
+    # First, because whatever follows may print and may be interrupted.
     make_streams_lenient()
     exit_on_signals()
 
@@ -66,6 +67,7 @@ def run() -> int:
     except UsageError as error:
         error.show()
         return int(error.exit_code)
+    # Any path of any command can be too long. Another OSError should have been caught before.
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return _fail(_path_too_long(error))

@@ -110,6 +110,7 @@ def _evaluate_checkpoint(
             Problem("the loss is not finite", str(loaded.path), remedy=remedy, id="K13")
         )
 
+    # Which file a run directory stood for is part of the result.
     step = loaded.state.step
     if as_json:
         print(json.dumps({"checkpoint": str(loaded.path), "step": step, **report.to_json()}))
@@ -164,7 +165,7 @@ def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
         fingerprints = checkpoint.state.fingerprints
         dataset = load_held_out(data, checkpoint.vocabulary, fingerprints, progress=True)
     else:
-        # The format of this file, which may not be that of the training file.
+        # The name of this file says its format, which may not be that of the training file.
         data = data.model_copy(update={"format": "auto"})
         dataset = load_file(path, data, checkpoint.vocabulary, progress=True)
 

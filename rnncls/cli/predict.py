@@ -66,10 +66,12 @@ def predict(
 
     predictor = load_predictor(checkpoint, device)
 
+    # Nothing given and nothing piped in: a person sits there.
     if input is None and not sequences and sys.stdin.isatty():
         _prompt(predictor, top_k)
         return
 
+    # Bad lines are named after where they come from.
     from_stdin = not sequences or sequences == ["-"]
     skipped = Skipping(input or ("stdin" if from_stdin else "argument"), stop=bad == "stop")
     items = _items(predictor, input, None if from_stdin else sequences, skipped)

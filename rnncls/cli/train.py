@@ -44,6 +44,7 @@ def train(
             "--name": name,
             "--init-from": init_from,
         }
+        # What a resumed run trains is fixed; overrides are checked where its config is known.
         _require_alone([option for option, value in others.items() if value])
         from rnncls.training.resume import resume as resume_run
 

@@ -58,6 +58,7 @@ def evaluate(
     Raises: ConfigError for lengths with files, or if a confusion matrix would be huge. DataError if
     the files cannot be read or are not those of training.
     """
+    # What to score, and what the report says about it, differs between the two kinds of data.
     if isinstance(config.data, SumModConfig):
         examples = _generated_examples(config.data, config.seed, lengths, num_samples)
     else:
@@ -99,6 +100,7 @@ def _generated_examples(
     limit = math.log2(EXHAUSTIVE_LIMIT)
     exhaustive = {length for length in chosen if length * bits_per_token <= limit}
 
+    # The training lengths are too many to enumerate: one sample of them all, as in training.
     if lengths is None and len(exhaustive) < len(trained):
         drawn = samples(data, seed, "test", num_samples)
         return Examples(num_samples, drawn, labels, trained, exhaustive=(), data=None)
@@ -110,6 +112,7 @@ def _generated_examples(
             total += num_sequences(data, length)
             parts.append(all_sequences(data, length))
         else:
+            # A stream of its own for each length: a sample does not depend on the other lengths.
             of_length = data.model_copy(update={"min_length": length, "max_length": length})
             total += num_samples
             parts.append(samples(of_length, seed, "test", num_samples))
@@ -119,6 +122,7 @@ def _generated_examples(
 
 def _held_out_examples(dataset: Dataset, seed: int) -> Examples:
     """Take the whole test split, or the validation split if that is empty."""
+    # A file that was read for evaluation alone says nothing about training.
     train = dataset.splits.get("train")
     trained = None if train is None else set(train.lengths.tolist())
 
@@ -130,6 +134,7 @@ def _held_out_examples(dataset: Dataset, seed: int) -> Examples:
 
 def _require_sizes(dataset: Dataset, model: RNNClassifier, path: str) -> None:
     """Raise DataError unless the model has as many tokens and classes as the data."""
+    # The only trace that a model has of its data, without its checkpoint.
     data_sizes = (dataset.vocabulary.num_embeddings, dataset.vocabulary.num_classes)
     model_sizes = (model.embedding.num_embeddings, model.head.out_features)
     if data_sizes != model_sizes:

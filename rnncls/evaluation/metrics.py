@@ -21,6 +21,7 @@ def wilson_interval(correct: int, examples: int) -> tuple[float, float]:
     if examples == 0:
         return 0.0, 1.0
 
+    # The bounds p solve (rate - p)^2 = z^2 p (1 - p) / examples.
     rate = correct / examples
     square = _Z_95 * _Z_95 / examples
     centre = (rate + square / 2) / (1 + square)
@@ -42,6 +43,7 @@ class ClassCounts(NamedTuple):
 
     def precision_recall_f1(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return three tensors, (num_classes,) each; 0 where the denominator is 0."""
+        # Where the denominator is 0, so is the numerator.
         precision = self.correct / self.predicted.clamp(min=1)
         recall = self.correct / self.true.clamp(min=1)
         f1 = 2 * self.correct / (self.predicted + self.true).clamp(min=1)
@@ -71,6 +73,7 @@ def class_counts(labels: Tensor, predictions: Tensor, num_classes: int) -> Class
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
     """Count the pairs in (num_classes, num_classes): row = true class, column = predicted class."""
-    pairs = labels * num_classes + predictions  # one number for each (true, predicted)
+    # One number for each (true, predicted).
+    pairs = labels * num_classes + predictions
     counts = torch.bincount(pairs, minlength=num_classes**2)
     return counts.view(num_classes, num_classes)

@@ -103,6 +103,7 @@ def _length_lines(rows: list[LengthReport]) -> list[str]:
     lines = ["length   examples     errors  accuracy  95 % interval     seen in training"]
     for shortest, longest, row in _shown_lengths(rows):
         length = f"{longest:,}" if shortest == longest else f"{shortest:,}-{longest:,}"
+        # The accuracy on every sequence of a length is exact and needs no interval.
         interval = "all of them" if row.exhaustive else _interval(row.ci95)
         lines.append(
             f"{length:>6} {row.examples:>10,} {row.errors:>10,}    {row.accuracy:.4f}  "
@@ -149,9 +150,11 @@ def _shown_lengths(rows: list[LengthReport]) -> list[tuple[int, int, LengthRepor
     if len(rows) <= MOST_LENGTHS_SHOWN:
         return [(row.length, row.length, row) for row in rows]
 
+    # Rows come in the order of their lengths, and so do the groups.
     groups: dict[int, list[LengthReport]] = {}
     for row in rows:
-        exponent = (row.length - 1).bit_length()  # 2**(exponent - 1) < length <= 2**exponent
+        # 2**(exponent - 1) < length <= 2**exponent
+        exponent = (row.length - 1).bit_length()
         groups.setdefault(exponent, []).append(row)
 
     shown = []
@@ -219,12 +222,14 @@ def make_report(
     examples = sum(row.examples for row in by_length)
     errors = sum(row.errors for row in by_length)
 
+    # One row for each class, in the order of the ids.
     num_classes = len(labels)
     counts = class_counts(scores.labels, scores.predictions, num_classes)
     columns = [counts.true.long().tolist()]
     columns += [column.tolist() for column in counts.precision_recall_f1()]
     by_class = [ClassReport(*row) for row in zip(labels, *columns, strict=True)]
 
+    # (num_classes, num_classes), and only on request: it grows with the square.
     matrix = None
     if confusion:
         matrix = confusion_matrix(scores.labels, scores.predictions, num_classes).tolist()

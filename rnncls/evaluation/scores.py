@@ -23,6 +23,7 @@ class Scores(NamedTuple):
 @torch.inference_mode()
 def score(model: RNNClassifier, batches: Iterable[Batch]) -> Scores:
     """Run the model over at least one batch in evaluation mode, then restore its training mode."""
+    # Training validates between two steps, and must find its dropout switched on again.
     was_training = model.training
     model.eval()
 
@@ -45,6 +46,7 @@ def count_by_length(scores: Scores) -> dict[int, tuple[int, int]]:
 
     A sequence whose logits are not finite counts as an error, whatever its label.
     """
+    # argmax of NaN is some class, which may be the right one by chance.
     wrong = (scores.predictions != scores.labels) | ~scores.losses.isfinite()
     examples = torch.bincount(scores.lengths)
     errors = torch.bincount(scores.lengths, weights=wrong.double()).long()

@@ -52,6 +52,7 @@ class RNNClassifier(nn.Module):
         cell: Literal["rnn", "lstm", "gru"] = "rnn",
     ) -> None:
         super().__init__()
+        # The names of these three modules are those of the tensors in a checkpoint.
         self.embedding = nn.Embedding(num_embeddings, embedding_dim)
 
         options: dict[str, Any] = {
@@ -59,11 +60,13 @@ class RNNClassifier(nn.Module):
             "bias": bias,
             "bidirectional": bidirectional,
         }
+        # The gated cells get no dropout of torch's, and their nonlinearities are fixed.
         if cell == "rnn":
             options |= {"nonlinearity": nonlinearity, "dropout": dropout}
         self.rnn: nn.RNNBase = _MODULES[cell](embedding_dim, hidden_size, **options)
 
-        self.dropout = dropout  # between layers; see _layer_by_layer
+        # Between layers; see _layer_by_layer.
+        self.dropout = dropout
         self.num_directions = 2 if bidirectional else 1
         self.head = nn.Linear(hidden_size * self.num_directions, num_classes)
 
@@ -80,9 +83,11 @@ class RNNClassifier(nn.Module):
 
         Raises: ValueError if the model is bidirectional and the sequences are padded.
         """
+        # The summary is what the head sees, (B, num_directions * hidden_size).
         if isinstance(tokens, Padded):
             summary = self._summary_of_padded(tokens)
         else:
+            # Real tokens only are embedded, (S, embedding_dim); batch sizes and order stay.
             embedded = tokens._replace(data=self.embedding(tokens.data))
             summary = self._summary(embedded)
 
@@ -100,6 +105,7 @@ class RNNClassifier(nn.Module):
         else:
             output, _ = self.rnn(embedded)  # (T, B, hidden_size)
 
+        # One index for each sequence and unit, (1, B, hidden_size), as `gather` wants it.
         last_step = (padded.lengths - 1).view(1, -1, 1).expand(1, -1, output.shape[2])
         return output.gather(0, last_step)[0]
 
@@ -107,17 +113,20 @@ class RNNClassifier(nn.Module):
         """Return the last layer's final state(s), (B, num_directions * hidden_size)."""
         dropout = self.dropout if self.training else 0
 
+        # On CUDA, PackedRNN is cuDNN's RNN, whose dropout cannot be used: see _layer_by_layer.
         if isinstance(self.rnn, PackedRNN) and (dropout == 0 or not packed.data.is_cuda):
             return self.rnn.summary(packed)
 
         if dropout > 0:
+            # Longest first; torch's own module, below, restores the given order by itself.
             _, hidden = self._layer_by_layer(packed.data, packed.batch_sizes)
             if packed.unsorted_indices is not None:
                 hidden = hidden.index_select(1, packed.unsorted_indices)
         else:
             _, hidden = self.rnn(packed)
+            # The LSTM returns its cell state as well.
             if isinstance(hidden, tuple):
-                hidden, _ = hidden  # the LSTM also returns its cell state
+                hidden, _ = hidden
 
         # hidden: (num_layers * num_directions, B, hidden_size)
         return hidden[-self.num_directions :].transpose(0, 1).flatten(1)
@@ -134,6 +143,7 @@ class RNNClassifier(nn.Module):
         rnn = self.rnn
         run = _RNN_FUNCTIONS[rnn.mode]
 
+        # h_0 = 0 and, for the LSTM, c_0 = 0 of one layer: (num_directions, B, hidden_size).
         num_sequences = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
         zeros = data.new_zeros(self.num_directions, num_sequences, rnn.hidden_size)
         start: Any = [zeros, zeros] if rnn.mode == "LSTM" else zeros
@@ -143,6 +153,7 @@ class RNNClassifier(nn.Module):
             if layer > 0:
                 data = F.dropout(data, self.dropout)
 
+            # torch.nn keeps one list of weights for each layer and direction, in this order.
             first = layer * self.num_directions
             directions = rnn.all_weights[first : first + self.num_directions]
             weights = list(chain.from_iterable(directions))
@@ -165,6 +176,7 @@ def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClas
     `sizes` is (number of tokens, number of classes), for configs that do not say it. The global
     random state is left alone.
     """
+    # Only the CPU's generator is saved and restored: the model is built there, whatever the device.
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config.seed, "init"))
         model = _model_of(config, sizes)
@@ -179,12 +191,14 @@ def tensor_shapes(
 
     All of them are float32. `sizes` is as for `build_model`.
     """
+    # Tensors on the device "meta" have a shape and no memory.
     with torch.device("meta"):
         tensors = _model_of(config, sizes).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _model_of(config: Config, sizes: tuple[int, int] | None) -> RNNClassifier:
+    # The sections of the config name the model's own arguments, except for its initialisation.
     num_tokens, num_classes = sizes or sizes_of(config)
     options = config.model.model_dump(exclude={"recurrent_init", "init_gain"})
     return RNNClassifier(num_tokens, num_classes, **options)
@@ -205,6 +219,7 @@ def init_recurrence(model: RNNClassifier, recurrent_init: str, gain: float) -> N
             elif name.startswith("bias_hh"):
                 nn.init.zeros_(parameter)
 
+        # Of each layer and direction W_ih and W_hh, but no bias.
         if name.startswith("weight"):
             parameter.mul_(gain)
 
@@ -213,6 +228,7 @@ def init_recurrence(model: RNNClassifier, recurrent_init: str, gain: float) -> N
 
 def _init_gates(weight: Tensor, recurrent_init: str, hidden_size: int) -> None:
     """Initialise W_hh, (num_gates * hidden_size, hidden_size), gate by gate."""
+    # Each gate has a square matrix of its own; orthogonal as a whole would be something else.
     init = nn.init.orthogonal_ if recurrent_init == "orthogonal" else nn.init.eye_
     for gate in torch.split(weight, hidden_size):
         init(gate)

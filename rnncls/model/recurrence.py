@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 STREAMED_ROWS = 8192  # tokens whose states are in memory at a time when no gradient is wanted
 
+# f'(z) as a function of f(z), multiplied with a gradient in one pass and written in place.
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _relu_backward = torch.ops.aten.threshold_backward.grad_input
 
@@ -41,12 +42,14 @@ class PackedRNN(nn.RNN):
         if not isinstance(input, PackedSequence) or input.data.device.type != "cpu":
             return super().forward(input, hx)
 
+        # Inside, sequences stand longest first, as in the packed rows.
         if hx is not None:
             hx = self.permute_hidden(hx, input.sorted_indices)
             self.check_forward_args(input.data, hx, input.batch_sizes)
 
         states, last_tokens = self._all_states(input, hx)
 
+        # nn.RNN's order: layer by layer, and in each the directions.
         finals: list[Tensor] = []
         for directions in states:
             finals += _final_states(directions, last_tokens)
@@ -63,6 +66,7 @@ class PackedRNN(nn.RNN):
     def summary(self, input: PackedSequence) -> Tensor:
         """Return the last layer's final states alone, (B, D * H), in the order of the input."""
         if input.data.device.type != "cpu":
+            # (D * num_layers, B, H): the last D are the last layer's.
             _, hidden = super().forward(input)
             if self.bidirectional:
                 return hidden[-2:].transpose(0, 1).flatten(1)
@@ -74,12 +78,15 @@ class PackedRNN(nn.RNN):
             states, last_tokens = self._all_states(input, None)
             summary = _side_by_side(_final_states(states[-1], last_tokens))
 
+        # Without indices, the sequences were given longest first.
         if input.unsorted_indices is None:
             return summary
         return summary.index_select(0, input.unsorted_indices)
 
     def _can_stream(self) -> bool:
         """Return whether a state is not needed any more once the next one is known."""
+        # Backward needs all states, the reverse direction begins at the end, and dropout would have
+        # to be drawn in another order than for the whole layer.
         drops = self.training and self.dropout > 0
         return not torch.is_grad_enabled() and not self.bidirectional and not drops
 
@@ -91,10 +98,13 @@ class PackedRNN(nn.RNN):
         """
         final = data.new_empty(sizes[0], self.hidden_size)
         starts: list[Tensor | None] = [None] * self.num_layers
+
+        # The first row of the chunk in `data`.
         row = 0
 
         for chunk in _chunks(sizes):
-            running = chunk[0]  # sequences that reach this chunk
+            # As many sequences reach this chunk, those that stand first.
+            running = chunk[0]
             states = data[row : row + sum(chunk)]
             row += sum(chunk)
 
@@ -118,6 +128,7 @@ class PackedRNN(nn.RNN):
         data = input.data
         sizes = input.batch_sizes.tolist()
         weights: Sequence[Sequence[Tensor]] = self.all_weights
+        # Autocast leaves in-place products alone, so data and weights are cast here, once.
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             data = data.to(dtype)
@@ -131,7 +142,8 @@ class PackedRNN(nn.RNN):
 
             outputs = []
             for direction in range(num_directions):
-                number = layer * num_directions + direction  # as nn.RNN numbers weights and h_0
+                # nn.RNN numbers its weights and h_0 like this.
+                number = layer * num_directions + direction
                 start = None if hx is None else hx[number].to(data.dtype)
                 reverse = direction == 1
                 outputs.append(
@@ -150,6 +162,7 @@ def _side_by_side(directions: list[Tensor]) -> Tensor:
 
 def _final_states(directions: list[Tensor], last_tokens: Tensor) -> list[Tensor]:
     """Return the final states of one layer, (B, H) for each direction, longest sequence first."""
+    # Forwards, a sequence ends at its last token.
     finals = [directions[0].index_select(0, last_tokens)]
     if len(directions) == 2:
         # The reverse direction ends at the first tokens, which are the first rows.
@@ -182,8 +195,10 @@ def last_rows(sizes: list[int]) -> list[int]:
     rows: list[int] = []
     end = sum(sizes)
     for size in reversed(sizes):
-        end -= size  # the first row of this step
-        rows += range(end + len(rows), end + size)  # the sequences that no later step has
+        # The first row of this step.
+        end -= size
+        # Later steps have the first len(rows) sequences; the others of this step end here.
+        rows += range(end + len(rows), end + size)
     return rows
 
 
@@ -201,6 +216,7 @@ def run_layer(
     first. `start`: h_0 (B, H), or None for zeros. `weights`: w_ih (H, input_size), w_hh (H, H) and,
     unless the layer has no bias, b_ih (H,) and b_hh (H,).
     """
+    # Both biases are added to the same sum, so one addition does; each gets its gradient.
     w_ih, w_hh, *biases = weights
     bias = biases[0] + biases[1] if biases else None
     output: Tensor = _Layer.apply(  # type: ignore[no-untyped-call]
@@ -219,8 +235,9 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, data, start, w_ih, w_hh, bias, sizes, nonlinearity, reverse):  # type: ignore[no-untyped-def]
+        # (S, H): x_t W_ih' + b of all steps. It becomes the states, in place.
         output = torch.mm(data, w_ih.t()) if bias is None else torch.addmm(bias, data, w_ih.t())
-        steps = torch.split(output, sizes)  # views: step t's states replace its pre-activations
+        steps = torch.split(output, sizes)
         activate = torch.tanh_ if nonlinearity == "tanh" else torch.relu_
         recurrent = w_hh.t()
 
@@ -249,13 +266,15 @@ class _Layer(torch.autograd.Function):
         steps = output.split(sizes)
         d_start = None if start is None else torch.zeros_like(start)
 
-        pairs = []  # (g_t, h_(t-1)) of each step, for its rows that have a previous state
+        # (g_t, h_(t-1)) of each step, for its rows that have a previous state.
+        pairs = []
         for t in reversed(_time_order(sizes, reverse)):
             if ctx.nonlinearity == "tanh":
                 _tanh_backward(gradients[t], steps[t], grad_input=gradients[t])
             else:
                 _relu_backward(gradients[t], steps[t], 0, grad_input=gradients[t])
 
+            # At the first step from zero there is nothing to pass on.
             previous = _previous_states(steps, sizes, start, t, reverse)
             if previous is None:
                 continue
@@ -270,6 +289,7 @@ class _Layer(torch.autograd.Function):
             if d_start is not None and known < len(previous):
                 d_start[known : len(previous)].addmm_(own[known:], w_hh)
 
+        # One product for each gradient, over all steps at once.
         d_data = gradient.mm(w_ih) if ctx.needs_input_grad[0] else None
         d_w_ih = gradient.t().mm(data)
         own, previous = _joined(pairs, gradient, output, sizes[0], reverse, start is None)
@@ -296,7 +316,8 @@ def _joined(
     if not pairs:
         return gradient[:0], output[:0]
 
-    pairs = sorted(pairs, key=lambda pair: pair[0].storage_offset())  # in the order of the rows
+    # In the order of the rows in `gradient` and `output`, which is that of the time steps.
+    pairs = sorted(pairs, key=lambda pair: pair[0].storage_offset())
     slice_own = from_zero and not reverse
     slice_previous = from_zero and reverse
     own = gradient[first:] if slice_own else torch.cat([pair[0] for pair in pairs])
@@ -315,6 +336,7 @@ def _previous_states(
 
     Returns None if no row has one: the first step that is run, from h_0 = 0.
     """
+    # Forwards, the sequences of step t are the first of those of step t - 1.
     if not reverse:
         return steps[t - 1][: sizes[t]] if t > 0 else start
 

@@ -87,9 +87,11 @@ def make_deterministic() -> None:
         )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
 
+    # Operations without a deterministic version raise an error from here on.
     torch.use_deterministic_algorithms(True)
     # Filling new tensors with NaN finds reads of memory that was never written; it only costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # Benchmarking would choose another algorithm in every process.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
 

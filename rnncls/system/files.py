@@ -38,6 +38,7 @@ def replace(path: Path, content: bytes, durable: bool = True) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+    # The rename itself is a change of the folder.
     if durable:
         fsync_folder(path.parent)
 
@@ -48,7 +49,8 @@ def _write_new(path: Path, content: bytes, durable: bool) -> None:
     try:
         rest = memoryview(content)
         while rest:
-            rest = rest[os.write(descriptor, rest) :]  # one write may take only a part
+            # One write may take only a part.
+            rest = rest[os.write(descriptor, rest) :]
         if durable:
             os.fsync(descriptor)
     finally:
@@ -66,6 +68,7 @@ def new_file(path: Path) -> Iterator[TextIO]:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a directory is there")
 
+    # A rename would put a plain file in the place of /dev/stdout or of the link.
     if path.is_symlink() or (path.exists() and not path.is_file()):
         with path.open("w", encoding="utf-8", newline="") as file:
             yield file
@@ -78,6 +81,7 @@ def new_file(path: Path) -> Iterator[TextIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    # Also after Ctrl-C: what is not whole must not stay behind.
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -112,6 +116,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
 
     Raises: OSError, also for anything that is not such a file.
     """
+    # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -124,6 +129,7 @@ def read_regular(path: Path, most: int) -> bytes:
 
     Raises: OSError, also if the file has more than `most` bytes.
     """
+    # One byte more than allowed tells that there are more; the size could change meanwhile.
     with open(open_regular(path), "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -142,6 +148,7 @@ def fsync_folder(folder: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of killed processes. Only the owner of the folder may do so."""
+    # A link is removed, not followed; a folder of that name is not ours.
     for path in folder.glob(".tmp-*"):
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
@@ -163,12 +170,12 @@ def writing(path: Path, what: str = "cannot write", needed: int = 0) -> Iterator
         if error.errno in _LIMITS:
             raise _limit_reached(what, path) from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            found = _space(path, needed)
+            space = _space(path, needed)
             remedy = "free some space; what was saved before is unharmed"
         else:
-            found = ""
+            space = ""
             remedy = "another folder; what was saved before is unharmed"
-        raise WriteError(Problem(what, str(path), found=found, remedy=remedy, id="R9")) from None
+        raise WriteError(Problem(what, str(path), found=space, remedy=remedy, id="R9")) from None
 
 
 def _limit_reached(what: str, path: Path) -> MachineError:
@@ -187,6 +194,7 @@ def _limit_reached(what: str, path: Path) -> MachineError:
 
 def free_bytes(path: Path) -> int:
     """Return the free space where `path` is, or would be; 0 if that is unknown."""
+    # The nearest folder that exists is on the file system that would be written to.
     candidates = (path, *path.parents)
     existing = next((folder for folder in candidates if folder.exists()), Path("/"))
     try:

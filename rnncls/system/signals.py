@@ -32,6 +32,7 @@ class StopRequest:
 
     def member(self) -> "StopRequest":
         """Return a request for one of several runs, which also gets every later signal."""
+        # What came before the member was there stops it, too.
         request = StopRequest()
         request.number = self.number
         self.members.append(request)
@@ -41,11 +42,13 @@ class StopRequest:
         """Note a signal. A second SIGINT ends the process at once."""
         if number == signal.SIGUSR1:
             self.save = True
+        # Whoever presses Ctrl-C twice does not want to wait for the checkpoint.
         elif self.number is not None and number == signal.SIGINT:
             os._exit(128 + signal.SIGINT)
         else:
             self.number = self.number or number
 
+        # Members poll their own requests, in threads that get no signals.
         for member in self.members:
             member.handle(number, None)
 
@@ -89,6 +92,7 @@ def exit_on_signals() -> None:
     """Make the stopping signals end the process at once, with 128 + their number as exit code."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
+        # os.write and os._exit: neither waits for a lock that the interrupted code may hold.
         message = f"\nrnncls: stopped by {signal.Signals(number).name}\n"
         try:
             os.write(2, message.encode())
@@ -96,7 +100,8 @@ def exit_on_signals() -> None:
             os._exit(128 + number)
 
     _handle(STOPPING, leave)
-    _handle((signal.SIGUSR1,), lambda *_: None)  # before and after a run there is nothing to save
+    # Before and after a run there is nothing to save, and by default SIGUSR1 would kill.
+    _handle((signal.SIGUSR1,), lambda *_: None)
 
 
 def _handle(
