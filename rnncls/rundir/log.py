@@ -28,7 +28,7 @@ from rnncls.errors import printable
 from rnncls.rundir.events import reporting_disk_errors_later
 from rnncls.rundir.paths import METRICS
 from rnncls.rundir.tables import read_metrics
-from rnncls.system.files import open_regular, replace, writing
+from rnncls.system.files import open_regular, write_atomically, writing
 
 TABLES, EVENTS = "metrics.jsonl and metrics.csv", "the TensorBoard log"
 TAGS = (
@@ -58,13 +58,13 @@ def prepare(run_dir: Path, config: Config, last_logged: int, comment: str = "") 
         kept = "".join(
             json.dumps(row) + "\n" for row in read_metrics(run_dir) if row["step"] <= last_logged
         )
-        replace(run_dir / METRICS, kept.encode())
+        write_atomically(run_dir / METRICS, kept.encode())
         path = run_dir / "config.yaml"
         if not comment and path.is_file():
             first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
             comment = first[2:] if first.startswith("# ") else ""
         text = f"# {printable(comment)}\n" if comment else ""
-        replace(path, (text + dump_config(config)).encode())
+        write_atomically(path, (text + dump_config(config)).encode())
 
 
 class RunLog:

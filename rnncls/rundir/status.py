@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rnncls.rundir.lock import is_locked
 from rnncls.rundir.paths import STATUS
-from rnncls.system.files import read_regular, replace, writing
+from rnncls.system.files import read_regular, write_atomically, writing
 
 if TYPE_CHECKING:
     from rnncls.steps.state import TrainState
@@ -24,7 +24,9 @@ def write_status(run_dir: Path, **values: Any) -> None:
     """
     stamp = {"pid": os.getpid(), "updated_at": datetime.now(UTC).isoformat(timespec="seconds")}
     with writing(run_dir / STATUS):
-        replace(run_dir / STATUS, (json.dumps({**values, **stamp}) + "\n").encode(), durable=False)
+        write_atomically(
+            run_dir / STATUS, (json.dumps({**values, **stamp}) + "\n").encode(), durable=False
+        )
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _LIMITS = (errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-def replace(path: Path, content: bytes, durable: bool = True) -> None:
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     """Write a file atomically: afterwards `path` has all of `content`, or what it had before.
 
     A file that is not `durable` need not survive a power cut, and is written faster.
@@ -100,7 +100,7 @@ def link(existing: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        replace(path, existing.read_bytes())
+        write_atomically(path, existing.read_bytes())
         return
 
     try:

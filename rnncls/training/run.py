@@ -13,7 +13,7 @@ from rnncls.rundir.log import RunLog
 from rnncls.rundir.status import CRASH_LOG, note_status
 from rnncls.steps.engines import Engine, choose
 from rnncls.steps.state import TrainState
-from rnncls.system.files import replace
+from rnncls.system.files import write_atomically
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.loop import _loop
 
@@ -56,7 +56,7 @@ def run(state: TrainState, task: Task, run_dir: Path, company: Company | None = 
             raise
         except Exception as error:
             with suppress(OSError):
-                replace(run_dir / CRASH_LOG, traceback.format_exc().encode())
+                write_atomically(run_dir / CRASH_LOG, traceback.format_exc().encode())
                 error.add_note(f"the traceback is in {run_dir / CRASH_LOG}")
             raise
         finally:
