@@ -28,7 +28,7 @@ from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.rundir.restore import restore_model
 from rnncls.sweep.plan import load_sweep
 from rnncls.sweep.summary import summarize
-from rnncls.system.files import replace
+from rnncls.system.files import write_atomically
 
 TIMING = "timing.json"
 
@@ -295,7 +295,7 @@ def main(
                 raise SystemExit(done.returncode)
             _note_time(out / name, time.perf_counter() - started_at)
         lines += section(name, sweep, command, out, short)
-    replace(output, ("\n".join(lines).rstrip() + "\n").encode())
+    write_atomically(output, ("\n".join(lines).rstrip() + "\n").encode())
     print(f"wrote {output}")
 
 

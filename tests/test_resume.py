@@ -570,7 +570,7 @@ def test_nothing_to_resume_is_a_clear_error(tmp_path: Path, fails: Callable[...,
     assert "nothing to resume" in fails(4, "train", "--resume", tmp_path / "nowhere")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert "no checkpoint" in fails(4, "train", "--resume", tmp_path / "run")
-    assert "what is to be trained" in fails(
+    assert "options of a new run" in fails(
         2, "train", "--resume", tmp_path, "--config", "configs/smoke.yaml"
     )
 

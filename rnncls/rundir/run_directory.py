@@ -38,7 +38,7 @@ from rnncls.rundir.paths import CHECKPOINTS, CONFIG, CRASH_LOG, LOCK
 from rnncls.rundir.status import read_status, write_status
 from rnncls.rundir.tables import keep_metrics
 from rnncls.steps.state import TrainState
-from rnncls.system.files import free_bytes, replace, writing
+from rnncls.system.files import free_bytes, write_atomically, writing
 from rnncls.system.memory import reporting_memory
 
 
@@ -216,7 +216,7 @@ class RunDirectory:
         except Exception as error:
             crash_log = self.path / CRASH_LOG
             with suppress(OSError):
-                replace(crash_log, traceback.format_exc().encode())
+                write_atomically(crash_log, traceback.format_exc().encode())
                 error.add_note(f"the traceback is in {crash_log}")
             raise
         finally:
@@ -242,7 +242,7 @@ class RunDirectory:
             text = dump_config(config)
             if comment:
                 text = f"# {printable(comment)}\n{text}"
-            replace(path, text.encode())
+            write_atomically(path, text.encode())
 
         # A checkpoint and the one it replaces exist side by side for a moment; best is a third.
         num_parameters = sum(parameter.numel() for parameter in state.model.parameters())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rnncls.rundir.lock import is_locked
 from rnncls.rundir.paths import STATUS
-from rnncls.system.files import read_regular, replace, writing
+from rnncls.system.files import read_regular, write_atomically, writing
 
 if TYPE_CHECKING:  # `rnncls runs ls` does without torch
     from rnncls.steps.state import TrainState
@@ -40,7 +40,7 @@ def write_status(
         "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     with writing(run_dir / STATUS):
-        replace(run_dir / STATUS, (json.dumps(status) + "\n").encode(), durable=False)
+        write_atomically(run_dir / STATUS, (json.dumps(status) + "\n").encode(), durable=False)
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rnncls.rundir.paths import METRICS, METRICS_TABLE
-from rnncls.system.files import open_text, read_regular, replace
+from rnncls.system.files import open_text, read_regular, write_atomically
 
 MAX_METRICS_BYTES = 2**30
 
@@ -57,7 +57,7 @@ def keep_metrics(run_dir: Path, last_step: int) -> None:
     """
     rows = read_metrics(run_dir)
     kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= last_step]
-    replace(run_dir / METRICS, "".join(kept).encode())
+    write_atomically(run_dir / METRICS, "".join(kept).encode())
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

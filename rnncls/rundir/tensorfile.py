@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rnncls.errors import CheckpointError, Damaged, MachineError, Problem
-from rnncls.system.files import open_regular, replace, writing
+from rnncls.system.files import open_regular, write_atomically, writing
 
 FORMAT = "rnncls-checkpoint/1"
 MAX_HEADER_BYTES = 16 * 2**20
@@ -39,7 +39,7 @@ def write(path: Path, state: str, tensors: dict[str, Tensor]) -> None:
     metadata = {"format": FORMAT, "state": state, "sha256": _digest(state, fields)}
     content = safetensors.torch.save(tensors, metadata)
     with writing(path, "cannot write the checkpoint", needed=len(content)):
-        replace(path, content)
+        write_atomically(path, content)
 
 
 def read(path: Path) -> tuple[str, dict[str, Tensor]]:

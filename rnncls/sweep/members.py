@@ -45,7 +45,7 @@ from rnncls.sweep.results import (
     trained_accuracy,
 )
 from rnncls.system.device import resolve_device
-from rnncls.system.files import replace, writing
+from rnncls.system.files import write_atomically, writing
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.fit import Shared, fit
 from rnncls.training.resume import resume
@@ -211,6 +211,6 @@ def _finish(sweep: Sweep, member: Member, shared: Shared) -> bool:
     if found is None or found.step != read_status(run_dir).get("step"):
         raw = evaluate_member(member, run_dir, None, sweep, shared.stop)
         with writing(run_dir / EVALUATION):
-            replace(run_dir / EVALUATION, json.dumps(raw, allow_nan=False).encode())
+            write_atomically(run_dir / EVALUATION, json.dumps(raw, allow_nan=False).encode())
         found = Evaluation.model_validate(raw)
     return trained_accuracy(found, member.config) == 1

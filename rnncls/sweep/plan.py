@@ -15,7 +15,7 @@ from rnncls.data.records import fingerprint
 from rnncls.errors import CheckpointError, ConfigError, Problem
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
-from rnncls.system.files import replace, writing
+from rnncls.system.files import write_atomically, writing
 
 PLAN, MEMBERS = "sweep.yaml", "members"
 MOST_MEMBERS = 100_000
@@ -100,7 +100,7 @@ def plan(
         if not path.exists():
             _require_unused(folder)
             with writing(path):
-                replace(path, text)
+                write_atomically(path, text)
         elif _read_plan(path).model_dump_json() != raw.model_dump_json():
             remedy = "another --sweep-dir, or sweep --resume"
             raise ConfigError(

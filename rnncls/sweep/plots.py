@@ -13,7 +13,7 @@ from rnncls.rundir.events import log_images
 from rnncls.rundir.tables import read_metrics
 from rnncls.sweep.outcomes import Outcome, accuracies_at, outcomes
 from rnncls.sweep.plan import Sweep
-from rnncls.system.files import replace, writing
+from rnncls.system.files import write_atomically, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def draw(sweep: Sweep) -> list[Path]:
         for path, figure in zip(paths, figures.values(), strict=True):
             content = io.BytesIO()
             figure.savefig(content, dpi=120)
-            replace(path, content.getvalue())
+            write_atomically(path, content.getvalue())
         log_images(
             sweep.folder, {f"sweep/{name}": _pixels(figure) for name, figure in figures.items()}
         )

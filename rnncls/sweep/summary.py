@@ -17,8 +17,7 @@ from rnncls.evaluation.metrics import wilson_interval
 from rnncls.sweep.outcomes import SOLVED, Outcome, accuracies_at, outcomes
 from rnncls.sweep.plan import Member, Sweep
 from rnncls.sweep.results import evaluate_member
-from rnncls.system.files import replace as replace_file
-from rnncls.system.files import writing
+from rnncls.system.files import write_atomically, writing
 
 LEVELS = (0.99, 0.999, 1.0)  # accuracies a success is counted at
 
@@ -194,7 +193,7 @@ def write_summary(sweep: Sweep, summary: dict[str, Any]) -> None:
     writer.writeheader()
     writer.writerows(summary["members"])
     with writing(sweep.folder):
-        replace_file(
+        write_atomically(
             sweep.folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False).encode()
         )
-        replace_file(sweep.folder / "summary.csv", text.getvalue().encode())
+        write_atomically(sweep.folder / "summary.csv", text.getvalue().encode())
