@@ -11,6 +11,7 @@ import typer
 from rnncls.cli.options import DEFAULT_SAMPLES, Device, Json
 from rnncls.config.ranges import parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem
+from rnncls.sweep.paths import is_sweep
 
 if TYPE_CHECKING:
     from rnncls.data.dataset import Dataset
@@ -41,7 +42,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint: overall, by length, by class."""
     chosen = None if lengths is None else parse_lengths(lengths)
-    if _is_sweep(checkpoint):
+    if is_sweep(checkpoint):
         if confusion or data or device:
             expected = "--lengths, --samples and --json"
             raise ConfigError(
@@ -86,32 +87,26 @@ def evaluate(
         print(report.to_text())
 
 
-def _is_sweep(folder: Path) -> bool:
-    try:
-        return (folder / "sweep.yaml").is_file()
-    except OSError:  # a folder that must not be looked into is reported as a checkpoint
-        return False
-
-
 def _evaluate_sweep(
     folder: Path, lengths: list[int] | None, samples: int | None, as_json: bool
 ) -> None:
-    """Every member's last checkpoint: a line each, and their median and minimum."""
+    """Print the accuracy of every member's last checkpoint, and statistics for each setting."""
     from rnncls.config import SumModConfig
+    from rnncls.sweep.evaluate import evaluate_all
     from rnncls.sweep.plan import load_sweep
-    from rnncls.sweep.summary import evaluate_all
-    from rnncls.sweep.text import table
+    from rnncls.sweep.text import accuracy_table
 
     sweep = load_sweep(folder)
     if lengths is not None and not isinstance(sweep.members[0].config.data, SumModConfig):
+        what = "test lengths apply to generated data only"
         remedy = "leave it out: a file is evaluated as a whole, and the report goes by length"
-        raise ConfigError(
-            Problem(
-                "lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17"
-            )
-        )
-    found = evaluate_all(sweep, lengths, samples)
-    print(json.dumps(found) if as_json else table(found))
+        raise ConfigError(Problem(what, "--lengths", remedy=remedy, id="C17"))
+
+    accuracies = evaluate_all(sweep, lengths, samples)
+    if as_json:
+        print(json.dumps(accuracies.to_json()))
+    else:
+        print(accuracy_table(accuracies))
 
 
 def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
