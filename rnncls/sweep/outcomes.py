@@ -59,10 +59,10 @@ def outcomes(sweep: Sweep) -> list[Outcome]:
     return [_outcome(sweep, member) for member in sweep.members]
 
 
-def by_setting(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+def by_setting(members: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     """Return the outcomes by the setting of their members: those of one list differ in the seed."""
     settings: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
+    for outcome in members:
         settings.setdefault(outcome.member.setting, []).append(outcome)
     return settings
 

@@ -17,6 +17,7 @@ from rnncls.rundir.tables import read_metrics
 from rnncls.sweep.outcomes import Outcome, accuracies_at, by_setting, outcomes
 from rnncls.sweep.paths import PLOTS
 from rnncls.sweep.plan import Sweep, format_setting
+from rnncls.sweep.results import LengthResult
 from rnncls.system.files import replace, writing
 
 if TYPE_CHECKING:
@@ -61,17 +62,14 @@ def accuracy_by_length(ended: Sequence[Outcome]) -> "Figure":
 
     A member that diverged is drawn at 0.
     """
-    figure, axes = _axes(ended)
     results = []
     for outcome in ended:
         if outcome.evaluation is not None:
             results += outcome.evaluation.by_length
     lengths = sorted({result.length for result in results})
 
-    trained = [result.length for result in results if result.trained]
-    if trained:
-        # The margins keep a single length visible.
-        axes.axvspan(min(trained) * 0.92, max(trained) * 1.08, color="0.92", label="trained")
+    figure, axes = _axes(ended)
+    _shade_trained(axes, results)
 
     settings = by_setting(ended)
     for number, members in enumerate(settings.values()):
@@ -97,6 +95,13 @@ def accuracy_by_length(ended: Sequence[Outcome]) -> "Figure":
     axes.set_xticks([], minor=True)
     _legend(axes, len(settings))
     return figure
+
+
+def _shade_trained(axes: "Axes", results: Sequence[LengthResult]) -> None:
+    """Shade the training lengths; the margins keep a single length visible."""
+    trained = [result.length for result in results if result.trained]
+    if trained:
+        axes.axvspan(min(trained) * 0.92, max(trained) * 1.08, color="0.92", label="trained")
 
 
 def losses(sweep: Sweep, ended: Sequence[Outcome]) -> "Figure":

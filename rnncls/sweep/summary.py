@@ -126,7 +126,7 @@ class Summary:
 
 
 def summarize(sweep: Sweep) -> Summary:
-    """Return statistics of each setting, compared with the first, and the outcome of each member."""
+    """Return statistics of each setting, compared with the first, and every outcome."""
     all_outcomes = outcomes(sweep)
 
     settings: list[Setting] = []

@@ -62,6 +62,7 @@ def _statistics_lines(
     columns = []
     for length in lengths:
         column = [by_length[length] for by_length in members if length in by_length]
+        # A grid over data files tests other lengths in each setting, so a column may be empty.
         columns.append(column or [math.nan])
 
     lines = []
