@@ -324,7 +324,7 @@ def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None
     sweep = tiny(tmp_path)
     fit(sweep.members[0].config, sweep.run_dir(sweep.members[0]))
     member = sweep.run_dir(sweep.members[0])
-    code = "import pathlib, sys; from rnncls.rundir import locked\n"
+    code = "import pathlib, sys; from rnncls.rundir.lock import locked\n"
     code += "with locked(pathlib.Path(sys.argv[1])):\n print(1, flush=True); input()"
     write_status(member, state="interrupted", exit_code=143, error_id="R4", step=6)
     with subprocess.Popen(

@@ -87,7 +87,7 @@ def sweep(
         planned = _resume(resume, given)
     else:
         what = "nothing to run: pass --config FILE or --resume SWEEP"
-        raise ConfigError(Problem(what, expected="one of the two", id="C17"))
+        raise ConfigError(Problem(what, id="C17"))
 
     _run(planned, chosen_shard, jobs, as_json)
 
