@@ -158,7 +158,7 @@ def section(name: str, sweep: Sweep, command: list[str], out: Path, short: bool)
     """A sweep's part of RESULTS.md; empty while it has not ended."""
     if not (out / name / "summary.json").exists():
         return []
-    summary = summarize(load_sweep(out / name))
+    summary = summarize(load_sweep(out / name)).to_json()
     if any(group["ended"] < group["members"] for group in summary["groups"]):
         return []
     lengths = [1, 2, 3, 10] if short else list(sweep.shown)

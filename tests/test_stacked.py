@@ -20,8 +20,8 @@ from rnncls.steps import chunks
 from rnncls.steps.captured.graphs import StepRequest, pad_block
 from rnncls.steps.captured.stack import Stack, StackedRuns, shape_of
 from rnncls.sweep import members as sweep_members
-from rnncls.sweep.members import Group, groups, run_sweep
-from rnncls.sweep.plan import load_sweep, plan
+from rnncls.sweep.members import Group, plan_groups, run_sweep
+from rnncls.sweep.plan import load_sweep, plan_sweep
 from rnncls.system.signals import StopRequest
 from rnncls.training.fit import Shared, fit
 from rnncls.training.resume import resume
@@ -203,9 +203,13 @@ def test_a_sweep_of_stacks_makes_ordinary_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = config_with("eager", {}, max_steps=40, log_every=20)
-    found = plan(base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / "sweep")
+    found = plan_sweep(
+        base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / "sweep"
+    )
     monkeypatch.setattr(
-        sweep_members, "groups", lambda members, _: [Group(members, len(members), stacked=True)]
+        sweep_members,
+        "plan_groups",
+        lambda members, _: [Group(members, len(members), stacked=True)],
     )
     assert run_sweep(found) == []
     assert run_sweep(found) == []  # all are done, and leave their seats
@@ -222,22 +226,22 @@ def test_members_are_grouped_by_how_they_can_run(
 ) -> None:
     base = config_of(train={"engine": "auto"})
     grid = {"model.hidden_size": ["8", "16"], "model.cell": ["rnn", "gru"]}
-    members = plan(base, "0-2", grid, None, 10, tmp_path / "s").members
-    on_cpu = groups(members, jobs=2)
+    members = plan_sweep(base, "0-2", grid, None, 10, tmp_path / "s").members
+    on_cpu = plan_groups(members, jobs=2)
     assert [(len(group.members), group.threads, group.stacked) for group in on_cpu] == [
         (6, 2, False),
         (6, 1, False),
     ]
     monkeypatch.setattr(sweep_members, "resolve_device", lambda _: torch.device("cuda"))
-    on_cuda = groups(members, jobs=2)
+    on_cuda = plan_groups(members, jobs=2)
     sizes = [(len(group.members), group.threads, group.stacked) for group in on_cuda]
     assert sizes == [(2, 2, True), (1, 1, False), (2, 2, True), (1, 1, False), (6, 1, False)]
-    assert len(groups(members, jobs=None)[0].members) == 3
-    eager = plan(
+    assert len(plan_groups(members, jobs=None)[0].members) == 3
+    eager = plan_sweep(
         config_of(train={"engine": "captured"}, device="cpu"), "0", {}, None, 10, tmp_path / "t"
     ).members
     monkeypatch.undo()
-    assert not groups(eager, None)[0].stacked
+    assert not plan_groups(eager, None)[0].stacked
     ((member, error),) = run_sweep(load_sweep(tmp_path / "t"))
     assert isinstance(error, MachineError)
     assert member.name == "seed=0"
@@ -311,8 +315,10 @@ def test_a_sweep_on_cuda_is_one_stack_of_the_eager_runs(
         base = config_with("captured", case, max_steps=100, log_every=log_every).model_copy(
             update={"device": "cuda"}
         )
-        found = plan(base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / name)
-        assert [group.stacked for group in groups(found.members, None)] == [True]
+        found = plan_sweep(
+            base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / name
+        )
+        assert [group.stacked for group in plan_groups(found.members, None)] == [True]
         assert run_sweep(found) == []
         for member in found.members[1:5:3]:
             config = changed(member.config, train={"engine": "eager"})

@@ -11,6 +11,7 @@ import typer
 from rnncls.cli.options import DEFAULT_SAMPLES, Device, Json
 from rnncls.config.ranges import parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem
+from rnncls.sweep.paths import is_sweep
 
 if TYPE_CHECKING:
     from rnncls.data.dataset import Dataset
@@ -52,7 +53,7 @@ def evaluate(
     """Evaluate a checkpoint: overall, by length, by class. Or evaluate every member of a sweep."""
     chosen = None if lengths is None else parse_lengths(lengths)
 
-    if not _is_sweep(checkpoint):
+    if not is_sweep(checkpoint):
         _evaluate_checkpoint(checkpoint, chosen, samples, confusion, data, device, as_json)
         return
 
@@ -66,13 +67,6 @@ def evaluate(
             )
         )
     _evaluate_sweep(checkpoint, chosen, samples, as_json)
-
-
-def _is_sweep(folder: Path) -> bool:
-    try:
-        return (folder / "sweep.yaml").is_file()
-    except OSError:  # no permission to look: reported when it is read as a checkpoint
-        return False
 
 
 def _evaluate_checkpoint(
@@ -123,23 +117,23 @@ def _evaluate_checkpoint(
 def _evaluate_sweep(
     folder: Path, lengths: list[int] | None, samples: int | None, as_json: bool
 ) -> None:
-    """Print one line for each member's last checkpoint, and their median and minimum."""
+    """Print the accuracy of every member's last checkpoint, and statistics for each setting."""
     from rnncls.config import SumModConfig
+    from rnncls.sweep.evaluate import evaluate_all
     from rnncls.sweep.plan import load_sweep
-    from rnncls.sweep.summary import evaluate_all
-    from rnncls.sweep.text import table
+    from rnncls.sweep.text import accuracy_table
 
     sweep = load_sweep(folder)
     if lengths is not None and not isinstance(sweep.members[0].config.data, SumModConfig):
+        what = "test lengths apply to generated data only"
         remedy = "leave it out: a file is evaluated as a whole, and the report goes by length"
-        raise ConfigError(
-            Problem(
-                "lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17"
-            )
-        )
+        raise ConfigError(Problem(what, "--lengths", remedy=remedy, id="C17"))
 
-    evaluations = evaluate_all(sweep, lengths, samples)
-    print(json.dumps(evaluations) if as_json else table(evaluations))
+    accuracies = evaluate_all(sweep, lengths, samples)
+    if as_json:
+        print(json.dumps(accuracies.to_json()))
+    else:
+        print(accuracy_table(accuracies))
 
 
 def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
