@@ -30,8 +30,8 @@ from rnncls.steps import optim
 from rnncls.system.device import resolve_device
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
-from scripts.chaos import outcome
 from tests.conftest import ROOT, Completed, config_of, run_rnncls
+from tests.helpers import outcome
 
 row = pytest.mark.row
 SMOKE: list[str | Path] = [

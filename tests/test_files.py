@@ -26,8 +26,8 @@ from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
-from scripts.chaos import outcome
 from tests.conftest import run_rnncls
+from tests.helpers import outcome
 from tests.test_resume import stop_at
 
 row = pytest.mark.row

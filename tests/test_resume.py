@@ -32,8 +32,8 @@ from rnncls.training import loop
 from rnncls.training.fit import fit
 from rnncls.training.progress import validation_scalars
 from rnncls.training.resume import resume
-from scripts.chaos import outcome
 from tests.conftest import ROOT, config_of, run_rnncls
+from tests.helpers import outcome
 
 # Everything random or stateful at once: dropout, two layers and directions, momenta, odd cadences.
 HARD: dict[str, Any] = {

@@ -31,8 +31,8 @@ from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from rnncls.training.states import new_state
 from scripts import golden
-from scripts.chaos import outcome
 from tests.conftest import ROOT, config_of, run_rnncls
+from tests.helpers import outcome
 from tests.test_files import config_of as files_config
 from tests.test_files import some_rows, write_jsonl
 

@@ -22,8 +22,8 @@ from rnncls.errors import ConfigError
 from rnncls.evaluation.metrics import wilson_interval
 from rnncls.sweep.plan import load_sweep, plan_sweep
 from rnncls.sweep.summary import SuccessRate, fisher, horizon, interquartile_mean, success
-from scripts.chaos import outcome
 from tests.conftest import ROOT, config_of, run_rnncls
+from tests.helpers import outcome
 
 row = pytest.mark.row
 
