@@ -25,7 +25,7 @@ import typer
 import rnncls
 from rnncls.cli import app as cli
 from rnncls.config import Config, FilesConfig, dump_config, flatten
-from rnncls.data import dataset as files
+from rnncls.data.dataset import load_dataset
 from rnncls.errors import RnnclsError
 from rnncls.rundir.checkpoint import read_checkpoint, restore_model
 from rnncls.rundir.checkpoint_files import find_newest
@@ -267,7 +267,7 @@ def one_dataset(rng: random.Random, folder: Path, _whole: bytes) -> str:
     path.write_bytes(content)
     tokens = rng.choice(("ids", "words", "characters"))
     fractions = {"val_fraction": rng.choice((0.0, 0.4)), "test_fraction": rng.choice((0.0, 0.4))}
-    files.load(
+    load_dataset(
         FilesConfig.model_validate(
             {"source": "files", "train": str(path), "tokens": tokens, **fractions}
         )

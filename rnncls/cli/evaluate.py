@@ -97,19 +97,14 @@ def _evaluate_sweep(
     folder: Path, lengths: list[int] | None, samples: int | None, as_json: bool
 ) -> None:
     """Every member's last checkpoint: a line each, and their median and minimum."""
-    from rnncls.config import SumModConfig
+    from rnncls.config import require_generated_data
     from rnncls.sweep.plan import load_sweep
     from rnncls.sweep.summary import evaluate_all
     from rnncls.sweep.text import table
 
     sweep = load_sweep(folder)
-    if lengths is not None and not isinstance(sweep.members[0].config.data, SumModConfig):
-        remedy = "leave it out: a file is evaluated as a whole, and the report goes by length"
-        raise ConfigError(
-            Problem(
-                "lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17"
-            )
-        )
+    if lengths is not None:
+        require_generated_data(sweep.members[0].config, "--lengths")
     found = evaluate_all(sweep, lengths, samples)
     print(json.dumps(found) if as_json else table(found))
 
@@ -117,7 +112,7 @@ def _evaluate_sweep(
 def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
     """What is to be evaluated: the file at `path`, else the run's own held-out data; None: generated sequences."""
     from rnncls.config import FilesConfig
-    from rnncls.data.dataset import load_file, load_held_out, warnings
+    from rnncls.data.dataset import dataset_warnings, load_held_out, load_labelled_file
 
     data = checkpoint.config.data
     if checkpoint.vocabulary is None or not isinstance(data, FilesConfig):
@@ -134,9 +129,9 @@ def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
             data, checkpoint.vocabulary, checkpoint.state.fingerprints, progress=True
         )
     else:
-        dataset = load_file(
+        dataset = load_labelled_file(
             path, data.model_copy(update={"format": "auto"}), checkpoint.vocabulary, progress=True
         )
-    for warning in warnings(dataset):
+    for warning in dataset_warnings(dataset):
         print(warning, file=sys.stderr)
     return dataset

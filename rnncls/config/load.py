@@ -106,14 +106,14 @@ def _all_problems(
     error: ValidationError, located: list[LocatedProblem], places: Places
 ) -> list[Problem]:
     """Return the problems found before validation, then those that validation has found."""
-    problems = [problem for _, problem in located]
-
     # A key with a problem holds a value that the user did not write: pydantic's verdict on that
     # value would only confuse. That the key does not exist is still worth saying.
     spoiled = {path for path, _ in located}
+    problems = [problem for _, problem in located]
     for detail in error.errors(include_url=False):
-        if detail["type"] == "extra_forbidden" or path_of(detail) not in spoiled:
-            problems.append(problem_of(detail, places))
+        if path_of(detail) in spoiled and detail["type"] != "extra_forbidden":
+            continue
+        problems.append(problem_of(detail, places))
     return problems
 
 

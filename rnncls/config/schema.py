@@ -156,8 +156,8 @@ class ModelConfig(Section):
     bidirectional: bool = False
     """Also read each sequence from its last token to its first, and use both final states."""
     recurrent_init: Literal["default", "orthogonal", "identity"] = "orthogonal"
-    """Initial W_hh of each gate: PyTorch's uniform default, a random orthogonal matrix, or the identity
-    (with b_hh = 0)."""
+    """Initial W_hh of each gate: PyTorch's uniform default, a random orthogonal matrix, or the
+    identity (with b_hh = 0)."""
     init_gain: Positive = 0.3
     """Factor on the initial embedding, W_ih and W_hh; 1 leaves them unscaled."""
 
@@ -247,16 +247,16 @@ class TrainConfig(Section):
     best_metric: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
     """Validation metric that decides which evaluation, and so which checkpoint, is the best."""
     engine: Literal["auto", "eager", "compiled", "captured"] = "auto"
-    """How steps are computed: by PyTorch (eager), a compiled function (compiled; CPU, needs numba) or
-    CUDA graphs (captured). auto: the fastest available. Results are equal up to rounding."""
+    """How steps are computed: by PyTorch (eager), a compiled function (compiled; CPU, needs numba)
+    or CUDA graphs (captured). auto: the fastest available. Results are equal up to rounding."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Precision of matrix products: float32, tf32 (10 bits of mantissa; CUDA) or bfloat16 (7 bits).
     Weights are always float32."""
     profile: bool = False
     """Write a torch.profiler trace of 20 steps into the run directory."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = 1
-    """Number of CPU threads of PyTorch. 1 is fastest for small models, and its results are the same to
-    the bit on any number of cores. null: PyTorch's default."""
+    """Number of CPU threads of PyTorch. 1 is fastest for small models, and its results are the same
+    to the bit on any number of cores. null: PyTorch's default."""
 
 
 class Config(Section):

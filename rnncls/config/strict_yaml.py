@@ -1,9 +1,9 @@
 """Reads YAML without surprises: plain values, with the line and column of every key.
 
 PyYAML follows YAML 1.1, where `1e-3` is a string, `no` is False, `010` is 8, `12:30:45` is 45045
-and the last of two equal keys wins silently. Here numbers are numbers, and everything YAML 1.1 would
-read in a way its writer hardly meant is refused with the advice to quote it. Tags, anchors and
-aliases are refused too, which also leaves no room for code execution or alias bombs.
+and the last of two equal keys wins silently. Here numbers are numbers, and everything YAML 1.1
+would read in a way its writer hardly meant is refused with the advice to quote it. Tags, anchors
+and aliases are refused too, which also leaves no room for code execution or alias bombs.
 """
 
 import re

@@ -8,12 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rnncls.config import Config, SumModConfig
+from rnncls.config import Config, SumModConfig, require_generated_data
 from rnncls.data import Batch, all_sequences, num_sequences, samples
-from rnncls.data import dataset as files
-from rnncls.data.dataset import Dataset
+from rnncls.data.dataset import Dataset, load_dataset
 from rnncls.data.sequences import evaluation_batches
-from rnncls.data.sum_mod import BATCH_TOKENS
 from rnncls.errors import ConfigError, DataError, Problem
 from rnncls.evaluation.report import MOST_CLASSES_SHOWN, Report, _report
 from rnncls.evaluation.scores import score
@@ -55,16 +53,8 @@ def evaluate(
         sources, exhaustive = _generated(data, config.seed, lengths, num_samples)
     else:
         if lengths is not None:
-            remedy = "leave it out: a file is evaluated as a whole, and the report goes by length"
-            raise ConfigError(
-                Problem(
-                    "lengths are drawn for generated data only",
-                    "--lengths",
-                    remedy=remedy,
-                    id="C17",
-                )
-            )
-        dataset = dataset or files.load(config.data, progress=progress)
+            require_generated_data(config, "--lengths")
+        dataset = dataset or load_dataset(config.data, progress=progress)
         labels = dataset.vocabulary.labels
         if (dataset.vocabulary.num_embeddings, len(labels)) != (
             model.embedding.num_embeddings,
@@ -78,7 +68,7 @@ def evaluate(
         known = dataset.splits.get("train")
         trained = None if known is None else set(known.lengths.tolist())
         evaluated, chosen = dataset.held_out()
-        sources = [(len(chosen), evaluation_batches(chosen, None, config.seed, BATCH_TOKENS))]
+        sources = [(len(chosen), evaluation_batches(chosen, None, config.seed))]
     if confusion and len(labels) > MOST_CLASSES_SHOWN:
         expected = f"at most {MOST_CLASSES_SHOWN} classes"
         raise ConfigError(

@@ -8,11 +8,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rnncls.config import Config, FilesConfig, SumModConfig, parse_config, read_yaml, write_yaml
+from rnncls.config import (
+    Config,
+    FilesConfig,
+    parse_config,
+    read_yaml,
+    require_generated_data,
+    write_yaml,
+)
 from rnncls.config.ranges import parse_lengths, parse_seeds
-from rnncls.data import dataset as files
-from rnncls.data.records import fingerprint
-from rnncls.errors import CheckpointError, ConfigError, Problem
+from rnncls.data.dataset import data_paths
+from rnncls.data.records import fingerprint, require_unchanged_files
+from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
 from rnncls.system.files import replace, writing
@@ -181,13 +188,9 @@ def _sweep_of(raw: Plan, folder: Path, source: str) -> Sweep:
                     Problem("too long a name for a folder", source, found=name, id="C17")
                 )
             members.append(Member(name, values, parse_config(raw.config, source, overrides)))
-    if lengths and not all(isinstance(member.config.data, SumModConfig) for member in members):
-        remedy = "leave it out: files are evaluated as a whole"
-        raise ConfigError(
-            Problem(
-                "lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17"
-            )
-        )
+    if lengths:
+        for member in members:
+            require_generated_data(member.config, "--lengths")
     names, configs = ({f(member) for member in members} for f in (_name, _config))
     if len(names) < len(members) or len(configs) < len(members):
         raise ConfigError(
@@ -210,21 +213,10 @@ def _config(member: Member) -> str:
 
 
 def _files_of(config: Config) -> list[str]:
-    return (
-        list(files.paths_of(config.data).values()) if isinstance(config.data, FilesConfig) else []
-    )
+    return list(data_paths(config.data).values()) if isinstance(config.data, FilesConfig) else []
 
 
 def require_unchanged(sweep: Sweep) -> None:
     """Members that are trained later have the files that those before had. Raises CheckpointError."""
-    for path, known in sweep.fingerprints.items():
-        if (found := fingerprint(path)) != known:
-            what, remedy = (
-                "the data has changed since the sweep began",
-                "the old file, or a new sweep",
-            )
-            raise CheckpointError(
-                Problem(
-                    what, path, expected=f"SHA-256 {known}", found=found, remedy=remedy, id="D18"
-                )
-            )
+    remedy = "the old file, or a new sweep"
+    require_unchanged_files(sweep.fingerprints.items(), "sweep", remedy)

@@ -8,8 +8,8 @@ import torch
 from pydantic import BaseModel, Field
 
 from rnncls.config import Config, FilesConfig, SumModConfig, flatten
-from rnncls.data import dataset as files
 from rnncls.data import spread_lengths
+from rnncls.data.dataset import load_held_out
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint, restore_model
@@ -57,7 +57,7 @@ def evaluate_member(
     config, dataset = checkpoint.config, None
     if isinstance(config.data, FilesConfig):
         if checkpoint.vocabulary is not None:
-            dataset = files.load_held_out(
+            dataset = load_held_out(
                 config.data, checkpoint.vocabulary, checkpoint.state.fingerprints
             )
         lengths = None

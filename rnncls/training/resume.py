@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rnncls.config import Config, FilesConfig, flatten, parse_config
 from rnncls.data import Task, load_task
-from rnncls.data import dataset as files
+from rnncls.data.dataset import require_unchanged_data
 from rnncls.errors import CheckpointError, Problem, printable
 from rnncls.rundir.checkpoint import (
     Checkpoint,
@@ -89,9 +89,7 @@ def restored_task(checkpoint: Checkpoint, config: Config) -> Task:
     """The checkpoint's task. Raises CheckpointError when a file is no longer what it was, and DataError."""
     if isinstance(config.data, FilesConfig):
         remedy = "the old file, or train --config ... --init-from for a new run on the new one"
-        files.require_unchanged(
-            config.data, checkpoint.state.fingerprints, files.paths_of(config.data), remedy
-        )
+        require_unchanged_data(config.data, checkpoint.state.fingerprints, remedy)
     return load_task(config, checkpoint.vocabulary, progress=True)
 
 
