@@ -135,6 +135,7 @@ def _unknown_key(path: KeyPath, places: Places) -> Problem:
         expected = f'a key of section "{dotted(section)}"'
         remedy = ", ".join(known)
 
+    # The likeliest mistake first: a typo, a key of the other source, a key of another section.
     close = _closest(key, known)
     of_other_source = section == ("data",) and key in FilesConfig.model_fields
     elsewhere = [name for name in flatten(Config()) if name.rpartition(".")[2] == key]

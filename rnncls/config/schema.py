@@ -163,6 +163,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
+        # torch.nn applies dropout to the output of every layer but the last.
         if self.dropout > 0 and self.num_layers == 1:
             what = "dropout acts between layers, and model.num_layers is 1"
             expected = "dropout: 0, or num_layers of at least 2"
@@ -279,6 +280,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
+        # A constant schedule never reaches min_lr.
         if self.schedule.name != "constant" and self.schedule.min_lr > self.optimizer.lr:
             expected = f"at most optimizer.lr = {self.optimizer.lr}"
             found = str(self.schedule.min_lr)

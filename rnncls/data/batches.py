@@ -98,6 +98,7 @@ def collate(sequences: Sequence[Tensor], labels: Tensor) -> Batch:
 
     Raises: DataError if a sequence is empty or there is none.
     """
+    # A mistake in the data, not in the program: no RuntimeError of pad_sequence.
     if not len(sequences):
         raise DataError(
             Problem("a batch without sequences", expected="at least one sequence", id="D2")

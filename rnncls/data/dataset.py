@@ -94,7 +94,8 @@ class _Rows:
         if self.chosen.all():  # most files are one split: nothing is copied
             return numbers
         lengths = np.frombuffer(self.table.lengths, dtype=np.int64)
-        return numbers[np.repeat(self.chosen, lengths)]
+        of_rows: Array = numbers[np.repeat(self.chosen, lengths)]
+        return of_rows
 
     @property
     def lengths(self) -> Array:
@@ -137,6 +138,7 @@ def load_dataset(
     """
     token_numbers = _Numbering()
     label_numbers = _Numbering()
+    # Hashed before it is read: a file that changes in between is noticed on resume.
     fingerprints = {name: fingerprint(path) for name, path in data_paths(data).items()}
 
     tables: dict[str, _Table] = {}
@@ -149,6 +151,7 @@ def load_dataset(
         remedy = "the file, or smaller data.val_fraction and data.test_fraction"
         raise DataError(Problem("0 sequences to train on", data.train, remedy=remedy, id="D2"))
 
+    # A dict keeps the order of insertion: the text of number i is at position i.
     tokens = list(token_numbers)
     labels = list(label_numbers)
     if vocabulary is None:
@@ -178,6 +181,7 @@ def load_held_out(
     """
     remedy = "the old file, or --data FILE for another one"
     if data.test is None:
+        # The held-out rows are part of the training file, chosen by their hashes.
         require_unchanged_data(data, known, remedy)
         return load_dataset(data, vocabulary, progress)
 
@@ -279,6 +283,7 @@ def _read_table(
 
             if len(tokens) < len(record.tokens):
                 table.truncated += 1
+            # The hash is of the whole sequence: max_length must not move rows between splits.
             table.hashes.append(_hash(record.tokens))
             table.tokens.extend(map(number_of, tokens))
             table.lengths.append(len(tokens))
@@ -375,7 +380,7 @@ def _add_split(
 
     Raises: DataError for a token or label that the vocabulary lacks.
     """
-    offsets = np.concatenate([[0], np.cumsum(rows.lengths)])
+    offsets = np.concatenate([[0], np.cumsum(rows.lengths)])  # (R + 1,)
     ids = _ids_of(rows, dataset.vocabulary, tokens)
     unknown = ids < 0
     if dataset.vocabulary.has_unknown:
@@ -398,6 +403,7 @@ def _add_split(
 
 def _ids_of(rows: _Rows, vocabulary: Vocabulary, tokens: list[str]) -> Array:
     """Return the ids of the rows' tokens, int32; -1 for those that the vocabulary lacks."""
+    # Each different token is looked up once; the rows then index the result.
     ids = (vocabulary.index.get(token, -1) for token in tokens)
     id_of_number = np.fromiter(ids, dtype=np.int32, count=len(tokens))
     of_rows: Array = id_of_number[rows.tokens]

@@ -440,6 +440,7 @@ def _split_rows(
             first_line = first_line or number
             yield text + "\n"
 
+    # Python's own limit of 128 KiB per field would refuse long sequences.
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(texts(), delimiter=delimiter, strict=True)
     while True:

@@ -84,6 +84,7 @@ def stats(task: FilesTask) -> Stats:
     """Return the statistics of all splits, and of vocabulary and padding of the training split."""
     dataset = task.dataset
     batch_size = task.config.train.batch_size
+    # Padding as it would be in the first epoch, with either way of forming batches.
     waste: dict[str, float] = {}
     for batching in ("shuffle", "bucket"):
         order = epoch_order(task.train, task.config.seed, 0, batch_size, batching)

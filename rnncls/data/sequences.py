@@ -69,6 +69,7 @@ def epoch_order(
     if batching == "shuffle":
         return list(torch.split(order, batch_size))
 
+    # Sorting within a bucket of many batches keeps the order random from epoch to epoch.
     batches: list[Tensor] = []
     for bucket in torch.split(order, BUCKET_BATCHES * batch_size):
         by_length = bucket[sequences.lengths_of(bucket).argsort(stable=True)]
@@ -153,6 +154,7 @@ def evaluation_batches(sequences: Sequences, count: int | None, seed: int) -> It
         generator = torch.Generator().manual_seed(mix(seed, "evaluation"))
         rows = torch.randperm(len(sequences), generator=generator)[:count]
 
+    # Stable: equal lengths keep their order, on any machine.
     rows = rows[sequences.lengths_of(rows).argsort(stable=True)]
     for first, last in cut_for_evaluation(sequences.lengths_of(rows).tolist()):
         yield sequences.batch(rows[first:last])

@@ -34,6 +34,7 @@ def draw(data: SumModConfig, rows: int, generator: torch.Generator) -> Rows:
     """
     lengths = torch.randint(data.min_length, data.max_length + 1, (rows,), generator=generator)
     digits = torch.randint(data.num_embeddings, (rows, data.max_length), generator=generator)
+    # Zeros behind each length, so that the sum over a whole row is that of its digits.
     digits *= torch.arange(data.max_length) < lengths.unsqueeze(1)
     return digits, lengths, digits.sum(1) % data.modulus
 
@@ -43,7 +44,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield the batches of the steps start, ..., stop - 1 of a split."""
     for rows in _draws(data, seed, split, batch_size, start, stop):
-        of_steps = (part.split(batch_size) for part in rows)
+        of_steps = (torch.split(part, batch_size) for part in rows)
         for digits, lengths, labels in zip(*of_steps, strict=True):
             yield pack(digits, lengths, labels)
 
@@ -55,6 +56,7 @@ def blocks(
     for digits, lengths, labels in _draws(data, seed, split, batch_size, start, stop):
         starts = torch.arange(0, digits.numel(), data.max_length)
         edges = torch.arange(0, len(labels) + 1, batch_size)
+        # A block travels to the engines as a whole; 32 bits per digit halve it.
         digits = digits.int()
         yield Block(digits.flatten(), starts, lengths, labels, edges)
         del digits, lengths, labels  # before the next block is drawn
@@ -98,6 +100,7 @@ def num_sequences(data: SumModConfig, length: int) -> int:
 def all_sequences(data: SumModConfig, length: int) -> Iterator[Batch]:
     """Yield every sequence of a length once, in counting order, in evaluation batches."""
     count = num_sequences(data, length)
+    # A sequence of digits is a number written in base num_embeddings: count through all of them.
     exponents = torch.arange(length - 1, -1, -1)
     place_values = data.num_embeddings**exponents  # (length,), most significant first
 
