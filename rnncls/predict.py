@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from rnncls.config import FilesConfig
 from rnncls.data import Vocabulary, collate
-from rnncls.data.records import BadRows, Record, read, tokens_of
-from rnncls.data.sum_mod import BATCH_TOKENS
-from rnncls.data.vocabulary import are_integers
+from rnncls.data.records import BadRows, Record, decode_line, read_records, tokens_of
+from rnncls.data.sequences import cut_for_evaluation
+from rnncls.data.vocabulary import are_integers, truncate
 from rnncls.errors import DataError, Problem, printable
 from rnncls.model.classifier import RNNClassifier
 from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
@@ -90,20 +90,12 @@ def encode(predictor: Predictor, tokens: list[str]) -> list[int] | Problem:
         return Problem(
             "an empty sequence", expected="at least one token", remedy="--bad skip", id="D9"
         )
-    limit = predictor.data.max_length
-    if limit is not None and len(tokens) > limit:
-        if predictor.data.truncate == "error":
-            expected = f"at most {limit} tokens, as in training"
-            return Problem(
-                "a long sequence",
-                expected=expected,
-                found=f"{len(tokens)}",
-                remedy="--bad skip",
-                id="D16",
-            )
-        tokens = tokens[-limit:] if predictor.data.truncate == "tail" else tokens[:limit]
+    kept = truncate(tokens, predictor.data)
+    if isinstance(kept, Problem):
+        return replace(kept, remedy="--bad skip")
+
     try:
-        return predictor.vocabulary.encode(tokens)
+        return predictor.vocabulary.encode(kept)
     except KeyError as error:
         known = list(predictor.vocabulary.tokens[:MOST_TOKENS_SHOWN])
         if predictor.vocabulary.num_embeddings > MOST_TOKENS_SHOWN:
@@ -138,15 +130,11 @@ def items_of_texts(
 ) -> Iterator[Item]:
     """Yield one sequence per text, numbered from 1; bytes are lines of UTF-8."""
     for number, text in enumerate(texts, 1):
-        if isinstance(text, bytes):
-            try:
-                text = text.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"")
-                text = text.removesuffix(b"\n").removesuffix(b"\r").decode()
-            except UnicodeDecodeError as error:
-                found = f"byte 0x{text[error.start]:02x} at offset {error.start} of the line"
-                bad.add(number, "not UTF-8", found=found, remedy="save the text as UTF-8", id="D11")
-                continue
-        yield from _good(number, encode_text(predictor, text), bad)
+        line = decode_line(text, is_first=number == 1) if isinstance(text, bytes) else text
+        if isinstance(line, Problem):
+            bad.add_problem(number, line)
+            continue
+        yield from _good(number, encode_text(predictor, line), bad)
 
 
 def items_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterator[Item]:
@@ -156,7 +144,7 @@ def items_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Itera
     """
     # An empty sequence has no prediction, and this file's format is not that of the training file.
     data = predictor.data.model_copy(update={"empty": "error", "format": "auto"})
-    for record in read(path, data, bad, labelled=False):
+    for record in read_records(path, data, bad, labelled=False):
         if isinstance(record, Record):
             yield from _good(record.line, encode(predictor, record.tokens), bad)
 
@@ -228,7 +216,9 @@ def predict(predictor: Predictor, items: Iterable[Item], top_k: int = 1) -> Iter
         order = sorted(range(len(chunk)), key=lambda index: len(chunk[index].ids))
 
         predictions: dict[int, Prediction] = {}
-        for indices in _batches(order, chunk):
+        lengths = [len(chunk[index].ids) for index in order]
+        for first, last in cut_for_evaluation(lengths):
+            indices = order[first:last]
             batch = [chunk[index] for index in indices]
             predictions |= zip(indices, _predict_batch(predictor, batch, top_k), strict=True)
 
@@ -254,18 +244,6 @@ def _predict_batch(predictor: Predictor, items: list[Item], top_k: int) -> list[
         top = list(zip(labels, row_probabilities, strict=True))
         predictions.append(Prediction(item.line, top))
     return predictions
-
-
-def _batches(order: list[int], chunk: list[Item]) -> Iterator[list[int]]:
-    """Consecutive indices whose padded rectangle stays small."""
-    batch: list[int] = []
-    for index in order:
-        if batch and (len(batch) + 1) * len(chunk[index].ids) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 Writer = Callable[[Prediction], object]

@@ -75,7 +75,7 @@ def stack() -> Run:
     coming = turns()
 
     def run(steps: int) -> int:
-        return sum(sum(stacked.take(next(coming), 1)) for _ in range(steps))
+        return sum(sum(stacked.take_steps(next(coming), 1)) for _ in range(steps))
 
     return run
 

@@ -28,7 +28,7 @@ import typer
 import rnncls
 from rnncls.cli import app as cli
 from rnncls.config import Config, FilesConfig, dump_config, flatten
-from rnncls.data import dataset as files
+from rnncls.data.dataset import load_dataset
 from rnncls.errors import RnnclsError
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
@@ -270,7 +270,7 @@ def one_dataset(rng: random.Random, folder: Path) -> str:
             "test_fraction": rng.choice((0.0, 0.4)),
         }
     )
-    files.load(config)
+    load_dataset(config)
     return "accepted"
 
 

@@ -118,16 +118,14 @@ def _evaluate_sweep(
     folder: Path, lengths: list[int] | None, samples: int | None, as_json: bool
 ) -> None:
     """Print the accuracy of every member's last checkpoint, and statistics for each setting."""
-    from rnncls.config import SumModConfig
+    from rnncls.config.ranges import require_generated_data
     from rnncls.sweep.evaluate import evaluate_all
     from rnncls.sweep.plan import load_sweep
     from rnncls.sweep.text import accuracy_table
 
     sweep = load_sweep(folder)
-    if lengths is not None and not isinstance(sweep.members[0].config.data, SumModConfig):
-        what = "test lengths apply to generated data only"
-        remedy = "leave it out: a file is evaluated as a whole, and the report goes by length"
-        raise ConfigError(Problem(what, "--lengths", remedy=remedy, id="C17"))
+    if lengths is not None:
+        require_generated_data(sweep.members[0].config)
 
     accuracies = evaluate_all(sweep, lengths, samples)
     if as_json:
@@ -143,7 +141,7 @@ def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
     the file is bad. CheckpointError if the run's data has changed.
     """
     from rnncls.config import FilesConfig
-    from rnncls.data.dataset import load_file, load_held_out, warnings
+    from rnncls.data.dataset import dataset_warnings, load_held_out, load_labelled_file
 
     data = checkpoint.config.data
     if checkpoint.vocabulary is None or not isinstance(data, FilesConfig):
@@ -162,8 +160,8 @@ def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
     else:
         # The name of this file says its format, which may not be that of the training file.
         data = data.model_copy(update={"format": "auto"})
-        dataset = load_file(path, data, checkpoint.vocabulary, progress=True)
+        dataset = load_labelled_file(path, data, checkpoint.vocabulary, progress=True)
 
-    for warning in warnings(dataset):
+    for warning in dataset_warnings(dataset):
         print(warning, file=sys.stderr)
     return dataset

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from rnncls.config import Config, SumModConfig
+from rnncls.config.ranges import require_generated_data
 from rnncls.data import Batch, all_sequences, num_sequences, samples
-from rnncls.data import dataset as files
-from rnncls.data.dataset import Dataset
+from rnncls.data.dataset import Dataset, load_dataset
 from rnncls.data.sequences import evaluation_batches
-from rnncls.data.sum_mod import BATCH_TOKENS
 from rnncls.errors import ConfigError, DataError, Problem
 from rnncls.evaluation.report import MOST_CLASSES_SHOWN, Report, make_report
 from rnncls.evaluation.scores import score
@@ -63,16 +62,8 @@ def evaluate(
         examples = _generated_examples(config.data, config.seed, lengths, num_samples)
     else:
         if lengths is not None:
-            remedy = "leave it out: a file is evaluated as a whole, and the report goes by length"
-            raise ConfigError(
-                Problem(
-                    "lengths are drawn for generated data only",
-                    "--lengths",
-                    remedy=remedy,
-                    id="C17",
-                )
-            )
-        dataset = dataset or files.load(config.data, progress=progress)
+            require_generated_data(config)
+        dataset = dataset or load_dataset(config.data, progress=progress)
         _require_sizes(dataset, model, config.data.train)
         examples = _held_out_examples(dataset, config.seed)
 
@@ -127,7 +118,7 @@ def _held_out_examples(dataset: Dataset, seed: int) -> Examples:
     trained = None if train is None else set(train.lengths.tolist())
 
     name, split = dataset.held_out()
-    batches = evaluation_batches(split, None, seed, BATCH_TOKENS)
+    batches = evaluation_batches(split, None, seed)
     labels = dataset.vocabulary.labels
     return Examples(len(split), batches, labels, trained, exhaustive=(), data=name)
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rnncls.config import Config, FilesConfig, SumModConfig, parse_config, read_yaml, write_yaml
-from rnncls.config.ranges import parse_lengths, parse_seeds
-from rnncls.data import dataset as files
-from rnncls.data.records import fingerprint
-from rnncls.errors import CheckpointError, ConfigError, Problem
+from rnncls.config import Config, FilesConfig, parse_config, read_yaml, write_yaml
+from rnncls.config.ranges import parse_lengths, parse_seeds, require_generated_data
+from rnncls.data.dataset import data_paths
+from rnncls.data.records import fingerprint, require_unchanged_files
+from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
 from rnncls.sweep.paths import MEMBERS, SWEEP_FILE
@@ -125,18 +125,8 @@ def load_sweep(folder: Path) -> Sweep:
 
 def require_unchanged(sweep: Sweep) -> None:
     """Raise CheckpointError unless the data files are those the sweep began with."""
-    for path, planned in sweep.fingerprints.items():
-        current = fingerprint(path)
-        if current != planned:
-            problem = Problem(
-                "the data has changed since the sweep began",
-                path,
-                expected=f"SHA-256 {planned}",
-                found=current,
-                remedy="the old file, or a new sweep",
-                id="D18",
-            )
-            raise CheckpointError(problem)
+    remedy = "the old file, or a new sweep"
+    require_unchanged_files(sweep.fingerprints.items(), "sweep", remedy)
 
 
 def _write_plan(folder: Path, content: SweepFile) -> None:
@@ -207,10 +197,9 @@ def _expand(content: SweepFile, folder: Path, source: str) -> Sweep:
     members = _members(content, seeds, source)
     _check_members(members, source)
 
-    if lengths and not all(isinstance(member.config.data, SumModConfig) for member in members):
-        what = "test lengths apply to generated data only"
-        remedy = "leave it out: files are evaluated as a whole"
-        raise ConfigError(Problem(what, "--lengths", remedy=remedy, id="C17"))
+    if lengths:
+        for member in members:
+            require_generated_data(member.config)
 
     return Sweep(folder, members, lengths, content.samples, content.fingerprints)
 
@@ -268,5 +257,5 @@ def _data_files(members: list[Member]) -> set[str]:
     paths: set[str] = set()
     for member in members:
         if isinstance(member.config.data, FilesConfig):
-            paths.update(files.paths_of(member.config.data).values())
+            paths.update(data_paths(member.config.data).values())
     return paths

@@ -9,9 +9,8 @@ import torch
 from pydantic import BaseModel, Field
 
 from rnncls.config import Config, FilesConfig, SumModConfig, flatten
-from rnncls.data import dataset as files
 from rnncls.data import spread_lengths
-from rnncls.data.dataset import Dataset
+from rnncls.data.dataset import Dataset, load_held_out
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
@@ -92,7 +91,7 @@ def _held_out(data: FilesConfig, checkpoint: Checkpoint) -> Dataset | None:
     """Return the data that the checkpoint is evaluated on."""
     if checkpoint.vocabulary is None:
         return None
-    return files.load_held_out(data, checkpoint.vocabulary, checkpoint.state.fingerprints)
+    return load_held_out(data, checkpoint.vocabulary, checkpoint.state.fingerprints)
 
 
 def _require_planned(member: Member, checkpoint: Checkpoint) -> None:

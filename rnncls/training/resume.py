@@ -8,7 +8,7 @@ from typing import Any
 
 from rnncls.config import Config, FilesConfig, flatten, parse_config
 from rnncls.data import Task, load_task
-from rnncls.data import dataset as files
+from rnncls.data.dataset import require_unchanged_data
 from rnncls.errors import CheckpointError, Problem, printable
 from rnncls.rundir.checkpoint import Checkpoint, versions
 from rnncls.rundir.run_directory import reopen_run
@@ -116,9 +116,7 @@ def restored_task(checkpoint: Checkpoint, config: Config) -> Task:
     """
     if isinstance(config.data, FilesConfig):
         remedy = "the old file, or train --config ... --init-from for a new run on the new one"
-        files.require_unchanged(
-            config.data, checkpoint.state.fingerprints, files.paths_of(config.data), remedy
-        )
+        require_unchanged_data(config.data, checkpoint.state.fingerprints, remedy)
     return load_task(config, checkpoint.vocabulary, progress=True)
 
 
