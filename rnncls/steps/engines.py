@@ -41,7 +41,7 @@ def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
 
         return captured, "captured steps"
     try:
-        from rnncls.steps.compiled.engine import compiled, load_program
+        from rnncls.steps.compiled.engine import compiled_steps, load_program
 
         load_program()  # now, not in the first step
     except (
@@ -53,7 +53,7 @@ def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
         raise MachineError(
             Problem(f"no compiled steps: {error!s:.200}", "train.engine", remedy=remedy, id="R32")
         ) from None
-    return compiled, "compiled steps"
+    return compiled_steps, "compiled steps"
 
 
 def why_not(engine: str, config: Config, device: torch.device) -> str:

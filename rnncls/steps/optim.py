@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from rnncls.config import OptimizerConfig, ScheduleConfig
 
+CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+
 
 def build_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig
@@ -64,5 +66,5 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     if max_norm is not None and (
         norm.is_cuda or float(norm) > max_norm
     ):  # on CUDA, to look would be to wait
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1))
+        torch._foreach_mul_(gradients, (max_norm / (norm + CLIP_EPSILON)).clamp(max=1))
     return norm
