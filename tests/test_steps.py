@@ -496,7 +496,7 @@ def test_products_are_those_of_numpy(size: int) -> None:
     out = drawn.standard_normal((size + 5, wide)).astype(np.float32)
     expected = out.copy()
     expected[2 : size + 2] += a[1 : size + 1] @ w
-    kernels.multiply(out, 2, out, 2, 1, a, 1, w, size)
+    kernels.add_product(out=out, out_row=2, left=a, left_row=1, right=w, rows=size)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
     square, zeros = np.full((size, wide), 7, np.float32), np.zeros((1, wide), np.float32)
     kernels.multiply_transposed(square, zeros, a, 3, expected, 1, size)

@@ -25,6 +25,7 @@ class Task(ABC):
     """The data of a run, with its config. Two kinds: generated sequences, and the user's files."""
 
     config: Config
+    max_steps: int  # of the whole run
     vocabulary: Vocabulary | None = None  # None: tokens and labels are the numbers themselves
     fingerprints: dict[str, str] = {}  # noqa: RUF012  # SHA-256 of the file of each split
     class_weights: Tensor | None = None  # (num_classes,)
@@ -33,11 +34,6 @@ class Task(ABC):
     @abstractmethod
     def sizes(self) -> tuple[int, int]:
         """Numbers of (different tokens, classes)."""
-
-    @property
-    @abstractmethod
-    def max_steps(self) -> int:
-        """Number of steps of the whole run."""
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -76,14 +72,11 @@ class SumModTask(Task):
     def __init__(self, config: Config, data: SumModConfig) -> None:
         self.config = config
         self.data = data
+        self.max_steps = config.train.max_steps
 
     @property
     def sizes(self) -> tuple[int, int]:
         return self.data.num_embeddings, self.data.num_classes
-
-    @property
-    def max_steps(self) -> int:
-        return self.config.train.max_steps
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the training batches of the steps start, ..., stop - 1."""
@@ -115,6 +108,11 @@ class FilesTask(Task):
         self.fingerprints = dataset.fingerprints
         self.train = dataset.splits["train"]
 
+        self.max_steps = config.train.max_steps
+        if config.train.max_epochs is not None:
+            per_epoch = sequences.steps_per_epoch(self.train, config.train.batch_size)
+            self.max_steps = min(self.max_steps, config.train.max_epochs * per_epoch)
+
         if config.train.class_weights == "balanced":
             # R / (classes * count): a class of average frequency weighs 1.
             counts = torch.bincount(self.train.labels, minlength=self.vocabulary.num_classes)
@@ -124,14 +122,6 @@ class FilesTask(Task):
     def sizes(self) -> tuple[int, int]:
         vocabulary = self.dataset.vocabulary
         return vocabulary.num_embeddings, vocabulary.num_classes
-
-    @property
-    def max_steps(self) -> int:
-        train = self.config.train
-        if train.max_epochs is None:
-            return train.max_steps
-        per_epoch = sequences.steps_per_epoch(self.train, train.batch_size)
-        return min(train.max_steps, train.max_epochs * per_epoch)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the training batches of the steps start, ..., stop - 1, epoch after epoch."""

@@ -83,13 +83,13 @@ def _load(name: str) -> tuple[Engine | None, str]:
         return captured_steps, ""
 
     try:
-        from rnncls.steps.compiled.engine import compiled, load_program
+        from rnncls.steps.compiled.engine import compiled_steps, load_program
 
         load_program()  # now, so that a failure is found before the first step
     # Numba or LLVM may not fit the machine or the other packages, and then raises anything.
     except Exception as error:
         return None, f"numba fails: {error!s:.200}"
-    return compiled, ""
+    return compiled_steps, ""
 
 
 def why_not(engine: str, config: Config, device: torch.device) -> str:
