@@ -19,12 +19,9 @@ from rnncls.data.sequences import cut_for_evaluation
 from rnncls.data.vocabulary import are_integers, truncate
 from rnncls.errors import DataError, Problem, printable
 from rnncls.model.classifier import RNNClassifier
-from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
-from rnncls.rundir.checkpoint_files import find_checkpoint
-from rnncls.rundir.restore import restore_model
-from rnncls.system import files
-from rnncls.system.device import resolve_device
-from rnncls.system.files import writing
+from rnncls.rundir.checkpoint import Checkpoint
+from rnncls.rundir.checkpoint_files import load_checkpoint
+from rnncls.system.files import new_file, writing
 
 MOST_SKIPPED_SHOWN = 100  # the others are counted
 MOST_TOKENS_SHOWN = 12  # in a message about an unknown one
@@ -62,8 +59,7 @@ def load_predictor(path: str | Path, device: str | None = None) -> Predictor:
     Raises: CheckpointError if there is none or it is damaged. MachineError if there is no such
     device.
     """
-    checkpoint = read_checkpoint(find_checkpoint(path))
-    model = restore_model(checkpoint).to(resolve_device(device or checkpoint.config.device))
+    checkpoint, model = load_checkpoint(path, device)
 
     vocabulary = checkpoint.vocabulary or _numbers(checkpoint)
     data = checkpoint.config.data
@@ -273,7 +269,7 @@ def write_predictions(
         suffix = output.suffix[1:].lower()
         if suffix in ("jsonl", "csv", "tsv"):
             format = suffix
-        with writing(output), files.new_file(output) as file:
+        with writing(output), new_file(output) as file:
             write = writer(file, format, predictor)
             for prediction in tqdm(predictions, unit="seq", disable=None):
                 write(prediction)

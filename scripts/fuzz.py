@@ -26,7 +26,7 @@ import safetensors.torch
 import typer
 
 import rnncls
-from rnncls.cli import app as cli
+from rnncls.cli import entry as cli
 from rnncls.config import Config, FilesConfig, dump_config, flatten
 from rnncls.data.dataset import load_dataset
 from rnncls.errors import RnnclsError

@@ -734,7 +734,7 @@ def test_paths_of_five_thousand_letters() -> None:
     commands += [[*smoke, "--init-from", path], [*smoke, "--run-dir", path], ["predict", path, "1"]]
     code = """
 import json, sys
-from rnncls.cli import app as cli
+from rnncls.cli import entry as cli
 for words in json.loads(sys.argv[1]):
     sys.argv = ["rnncls", *words]
     print(cli.run(), file=sys.stderr)

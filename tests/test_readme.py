@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from rnncls.cli.app import app, run
+from rnncls.cli.app import app
+from rnncls.cli.entry import run
 from scripts.config_page import page as config_page
 
 ROOT = Path(__file__).parent.parent

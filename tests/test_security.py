@@ -196,7 +196,7 @@ def hostile_checkpoints(whole: Path, scratch: Path) -> dict[str, bytes]:
 WATCHED = r"""
 import io, json, os, resource, sys, time
 import rnncls.evaluation.evaluate, rnncls.training.resume, rnncls.training.fit, tensorboard
-from rnncls.cli import app as cli
+from rnncls.cli import entry as cli
 
 for words in ("train --config warm.yaml --run-dir warm train.max_steps=1", "train --resume warm train.max_steps=2",
               "eval warm", "eval warm.yaml", "config check --config warm.yaml sed=1 model.hidden_size=x"):
@@ -323,7 +323,7 @@ def test_a_hostile_run_directory_changes_nothing_outside_and_blocks_nothing(tmp_
         ]
     code = """
 import io, json, signal, sys
-from rnncls.cli import app as cli
+from rnncls.cli import entry as cli
 codes = []
 for words in json.loads(sys.argv[1]):
     signal.alarm(20)  # a pipe that blocks ends this process

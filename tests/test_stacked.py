@@ -19,11 +19,14 @@ from rnncls.rundir.restore import restore_model
 from rnncls.steps import chunks
 from rnncls.steps.captured.graphs import StepRequest, pad_block
 from rnncls.steps.captured.stack import Stack, StackedRuns, shape_of
+from rnncls.sweep import groups as sweep_groups
 from rnncls.sweep import members as sweep_members
-from rnncls.sweep.members import Group, plan_groups, run_sweep
+from rnncls.sweep.groups import Group, plan_groups
+from rnncls.sweep.members import run_sweep
 from rnncls.sweep.plan import load_sweep, plan_sweep
 from rnncls.system.signals import StopRequest
-from rnncls.training.fit import Shared, fit
+from rnncls.training.fit import fit
+from rnncls.training.run import Shared
 from rnncls.training.resume import resume
 from rnncls.training.states import new_state
 from tests.conftest import config_of, run_rnncls
@@ -232,7 +235,7 @@ def test_members_are_grouped_by_how_they_can_run(
         (6, 2, False),
         (6, 1, False),
     ]
-    monkeypatch.setattr(sweep_members, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(sweep_groups, "resolve_device", lambda _: torch.device("cuda"))
     on_cuda = plan_groups(members, jobs=2)
     sizes = [(len(group.members), group.threads, group.stacked) for group in on_cuda]
     assert sizes == [(2, 2, True), (1, 1, False), (2, 2, True), (1, 1, False), (6, 1, False)]

@@ -243,7 +243,7 @@ def test_a_failure_of_the_machine_is_no_result(tmp_path: Path) -> None:
     assert setting.statistics
     assert (setting.members, setting.ended, setting.broken) == (2, 1, ["R9"])
     assert setting.statistics.diverged == 0
-    found = evaluate_all(sweep, None, None)
+    found = evaluate_all(sweep.folder, None, None)
     assert list(found.by_member) == ["seed=1"]
     assert found.left_out == {"seed=0": "failed R9"}
     assert "left out: seed=0: failed R9" in accuracy_table(found)
@@ -255,7 +255,7 @@ def test_members_that_diverged_are_zero_everywhere(tmp_path: Path) -> None:
         tmp_path, grid={"optimizer.lr": ["1e-3", "1e30"]}, train=train, schedule={"warmup_steps": 0}
     )
     assert len(run_sweep(sweep)) == 2
-    found = evaluate_all(sweep, [1, 2], None)
+    found = evaluate_all(sweep.folder, [1, 2], None)
     assert found.diverged == ["lr=1e30_seed=0", "lr=1e30_seed=1"]
     assert found.by_member["lr=1e30_seed=0"] == {1: 0.0, 2: 0.0}
     axes = plots.accuracy_by_length(outcomes(sweep)).axes[0]
@@ -311,7 +311,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path) -> None:
     newest = find_newest(member)
     newest.write_bytes(newest.read_bytes()[:-7])
     (member / "evaluation.json").unlink()
-    found = evaluate_all(sweep, None, None)
+    found = evaluate_all(sweep.folder, None, None)
     assert list(found.left_out) == ["seed=0"]
     write_status(
         member, state="interrupted", exit_code=143, error_id="R4", step=6, best_accuracy=None
@@ -356,7 +356,7 @@ def test_files_that_changed_are_noticed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="changed since the sweep began"):
         run_sweep(sweep)
     with pytest.raises(CheckpointError, match="has changed"):
-        evaluate_all(sweep, None, None)
+        evaluate_all(sweep.folder, None, None)
 
 
 def test_success_on_files_is_by_sequences(tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ def test_a_group_that_diverged_as_a_whole_has_a_table_of_zeros(tmp_path: Path) -
 def test_the_groups_of_a_grid_are_told_apart_in_an_evaluation(tmp_path: Path) -> None:
     sweep = tiny(tmp_path, grid={"optimizer.lr": ["1e-3", "2e-2"]})
     assert run_sweep(sweep) == []
-    found = evaluate_all(sweep, [4], None)
+    found = evaluate_all(sweep.folder, [4], None)
     lines = accuracy_table(found).splitlines()
     for group, first in (("optimizer.lr=1e-3", 0), ("optimizer.lr=2e-2", 2)):
         values = [found.by_member[member.name][4] for member in sweep.members[first : first + 2]]

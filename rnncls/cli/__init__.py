@@ -5,6 +5,6 @@ import torch, and modules that import it, only inside their functions, so that e
 at once.
 """
 
-from rnncls.cli.app import main
+from rnncls.cli.entry import main
 
 __all__ = ["main"]

@@ -1,17 +1,11 @@
-"""The app with its commands, and the exit codes of errors."""
+"""The app and its commands."""
 
-import errno
-import sys
-import traceback
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rnncls.cli import config, data, evaluate, predict, runs, sweep, train
-from rnncls.errors import MachineError, Problem, RnnclsError, as_out_of_memory, printable
-from rnncls.system.signals import exit_on_signals
-from rnncls.system.streams import make_streams_lenient
 from rnncls.version import __version__
 
 app = typer.Typer(
@@ -39,72 +33,6 @@ _add_group(
 )
 _add_group("data", "Inspect data before training on it.", data.check, data.stats, data.sample)
 _add_group("runs", "Inspect and compare runs.", runs.ls, runs.diff)
-
-# The parent of typer's public BadParameter, wherever this version of typer keeps its copy of click.
-UsageError: Any = typer.BadParameter.__bases__[0]
-
-
-def main() -> None:
-    """Run the command line; every error is one block on stderr and an exit code (see errors.py)."""
-    # First, because whatever follows may print and may be interrupted.
-    make_streams_lenient()
-    exit_on_signals()
-
-    exit_code = run()
-    try:
-        sys.stdout.flush()
-    except RnnclsError as error:  # the disk behind it is full
-        exit_code = _fail(error)
-    sys.exit(exit_code)
-
-
-def run() -> int:
-    """Run the command in sys.argv, print its error if there is one, and return the exit code."""
-    try:
-        return app(standalone_mode=False) or 0
-    except RnnclsError as error:
-        return _fail(error)
-    except UsageError as error:
-        error.show()
-        return int(error.exit_code)
-    # Any path of any command can be too long. Another OSError should have been caught before.
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return _fail(_path_too_long(error))
-        return _bug(error)
-    except Exception as error:
-        out_of_memory = as_out_of_memory(error)
-        return _fail(out_of_memory) if out_of_memory else _bug(error)
-
-
-def _path_too_long(error: OSError) -> MachineError:
-    return MachineError(
-        Problem(
-            f"a path that is too long: {error.filename!s:.60}...",
-            expected="names of at most 255 bytes",
-            remedy="a shorter path",
-            id="R30",
-        )
-    )
-
-
-def _fail(error: RnnclsError) -> int:
-    _print_error(error.render())
-    return error.exit_code
-
-
-def _bug(error: Exception) -> int:
-    lines = [f"rnncls: internal error: {type(error).__name__}: {error}"]
-    lines += [f"  {note}" for note in getattr(error, "__notes__", [])]
-    lines.append("  try:      --debug")
-    _print_error(printable("\n".join(lines)))
-    return 1
-
-
-def _print_error(message: str) -> None:
-    if "--debug" in sys.argv:
-        traceback.print_exc()
-    print(message, file=sys.stderr)
 
 
 def _print_version(wanted: bool) -> None:

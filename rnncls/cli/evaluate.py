@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,10 +12,6 @@ from rnncls.cli.options import DEFAULT_SAMPLES, Device, Json
 from rnncls.config.ranges import parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem
 from rnncls.sweep.paths import is_sweep
-
-if TYPE_CHECKING:
-    from rnncls.data.dataset import Dataset
-    from rnncls.rundir.checkpoint import Checkpoint
 
 
 def evaluate(
@@ -79,16 +75,19 @@ def _evaluate_checkpoint(
     as_json: bool,
 ) -> None:
     """Print the report of one checkpoint. Raises: NonFiniteError if its loss is not finite."""
+    from rnncls.data.dataset import dataset_warnings
     from rnncls.evaluation.evaluate import evaluate
-    from rnncls.rundir.checkpoint import read_checkpoint
-    from rnncls.rundir.checkpoint_files import find_checkpoint
-    from rnncls.rundir.restore import is_finite, restore_model
-    from rnncls.system.device import resolve_device
+    from rnncls.rundir.checkpoint_files import load_checkpoint
+    from rnncls.rundir.restore import held_out_data, is_finite
 
-    loaded = read_checkpoint(find_checkpoint(checkpoint))
-    model = restore_model(loaded).to(resolve_device(device or loaded.config.device))
+    loaded, model = load_checkpoint(checkpoint, device)
     if not is_finite(loaded):
         print(f"rnncls: warning[K13]: weights in {loaded.path} are not finite", file=sys.stderr)
+
+    dataset = held_out_data(loaded, data, progress=True)
+    if dataset is not None:
+        for warning in dataset_warnings(dataset):
+            print(warning, file=sys.stderr)
 
     report = evaluate(
         model,
@@ -97,7 +96,7 @@ def _evaluate_checkpoint(
         samples or DEFAULT_SAMPLES,
         confusion,
         progress=True,
-        dataset=_held_out(data, loaded),
+        dataset=dataset,
     )
     if not math.isfinite(report.loss):
         remedy = "an earlier checkpoint of the run"
@@ -118,50 +117,11 @@ def _evaluate_sweep(
     folder: Path, lengths: list[int] | None, samples: int | None, as_json: bool
 ) -> None:
     """Print the accuracy of every member's last checkpoint, and statistics for each setting."""
-    from rnncls.config.ranges import require_generated_data
     from rnncls.sweep.evaluate import evaluate_all
-    from rnncls.sweep.plan import load_sweep
     from rnncls.sweep.text import accuracy_table
 
-    sweep = load_sweep(folder)
-    if lengths is not None:
-        require_generated_data(sweep.members[0].config)
-
-    accuracies = evaluate_all(sweep, lengths, samples)
+    accuracies = evaluate_all(folder, lengths, samples)
     if as_json:
         print(json.dumps(accuracies.to_json()))
     else:
         print(accuracy_table(accuracies))
-
-
-def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
-    """Read the file at `path`, or else the run's own held-out data, and print warnings about it.
-
-    Returns None for a run on generated data. Raises: ConfigError if that has a `path`. DataError if
-    the file is bad. CheckpointError if the run's data has changed.
-    """
-    from rnncls.config import FilesConfig
-    from rnncls.data.dataset import dataset_warnings, load_held_out, load_labelled_file
-
-    data = checkpoint.config.data
-    if checkpoint.vocabulary is None or not isinstance(data, FilesConfig):
-        if path is None:
-            return None
-        remedy = "--lengths, or a checkpoint that was trained on files"
-        raise ConfigError(
-            Problem(
-                "this checkpoint was trained on generated data", "--data", remedy=remedy, id="C15"
-            )
-        )
-
-    if path is None:
-        fingerprints = checkpoint.state.fingerprints
-        dataset = load_held_out(data, checkpoint.vocabulary, fingerprints, progress=True)
-    else:
-        # The name of this file says its format, which may not be that of the training file.
-        data = data.model_copy(update={"format": "auto"})
-        dataset = load_labelled_file(path, data, checkpoint.vocabulary, progress=True)
-
-    for warning in dataset_warnings(dataset):
-        print(warning, file=sys.stderr)
-    return dataset

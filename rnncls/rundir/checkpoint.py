@@ -53,7 +53,7 @@ class SavedState(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint. `model` is a state_dict; `optim` maps `<state>/<parameter>` to tensors."""
+    """A verified checkpoint. `model` is a state_dict; `optim` has `<state>/<parameter>` tensors."""
 
     path: Path
     config: Config

@@ -10,6 +10,7 @@ from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
 from rnncls.rundir.paths import BEST, CHECKPOINTS, step_path
 from rnncls.rundir.restore import restore_model
+from rnncls.system.device import resolve_device
 from rnncls.system.files import link, writing
 
 
@@ -55,12 +56,20 @@ def find_newest(path: str | Path) -> Path:
     )
 
 
-def read_best(path: str | Path) -> Checkpoint:
-    """Read and verify a checkpoint file, or the checkpoint of a run that `find_checkpoint` finds.
+def load_checkpoint(
+    path: str | Path, device: str | None = None
+) -> tuple[Checkpoint, RNNClassifier]:
+    """Read a checkpoint, and put its model on a device, in evaluation mode.
 
-    Raises: CheckpointError, MachineError.
+    `path`: a checkpoint file, or a run directory, which stands for its best checkpoint. `device`:
+    a name as in the config, whose device is the default.
+
+    Raises: CheckpointError if it is missing, damaged or does not fit its own config. MachineError
+    if it cannot be read, or without the device.
     """
-    return read_checkpoint(find_checkpoint(path))
+    checkpoint = read_checkpoint(find_checkpoint(path))
+    model = restore_model(checkpoint)
+    return checkpoint, model.to(resolve_device(device or checkpoint.config.device))
 
 
 def load_model(path: str | Path) -> RNNClassifier:
@@ -68,7 +77,8 @@ def load_model(path: str | Path) -> RNNClassifier:
 
     It is on the CPU and in evaluation mode. Raises: CheckpointError, MachineError.
     """
-    return restore_model(read_best(path))
+    _, model = load_checkpoint(path, device="cpu")
+    return model
 
 
 def step_files(folder: Path) -> list[Path]:

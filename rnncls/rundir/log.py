@@ -10,9 +10,13 @@ from typing import Self
 from torch import nn
 from tqdm import tqdm
 
+from rnncls.config import Config, dump_config
 from rnncls.data import Task
+from rnncls.errors import printable
 from rnncls.rundir.events import EventLog, reporting_disk_errors_later
-from rnncls.rundir.tables import MetricsTables
+from rnncls.rundir.paths import CONFIG
+from rnncls.rundir.tables import MetricsTables, keep_metrics
+from rnncls.system.files import write_atomically, writing
 
 TABLES = "metrics.jsonl and metrics.csv"
 EVENTS = "the TensorBoard log"
@@ -27,6 +31,27 @@ TAGS = (
     "val/accuracy",
     "val/macro_f1",
 )
+
+
+def prepare_logs(run_dir: Path, config: Config, last_logged: int, comment: str = "") -> None:
+    """Cut metrics.jsonl after the step `last_logged`, and write config.yaml.
+
+    `comment`: the first line of config.yaml, which otherwise keeps the one that it had.
+
+    Raises: WriteError.
+    """
+    path = run_dir / CONFIG
+    with writing(run_dir):
+        keep_metrics(run_dir, last_logged)
+
+        if not comment and path.is_file():
+            first_line, _, _ = path.read_text("utf-8", errors="replace").partition("\n")
+            if first_line.startswith("# "):
+                comment = first_line.removeprefix("# ")
+        text = dump_config(config)
+        if comment:
+            text = f"# {printable(comment)}\n{text}"
+        write_atomically(path, text.encode())
 
 
 class RunLog:

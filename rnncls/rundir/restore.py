@@ -1,4 +1,4 @@
-"""From a verified checkpoint to a model and an optimizer."""
+"""From a verified checkpoint to a model, an optimizer, and the data it is evaluated on."""
 
 import json
 import math
@@ -6,8 +6,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rnncls.config import Config, flatten, sizes
-from rnncls.errors import CheckpointError, Problem
+from rnncls.config import Config, FilesConfig, flatten, sizes
+from rnncls.data.dataset import Dataset, load_held_out, load_labelled_file
+from rnncls.errors import CheckpointError, ConfigError, Problem
 from rnncls.model.classifier import RNNClassifier, build_model, tensor_shapes
 from rnncls.rundir.checkpoint import Checkpoint
 
@@ -126,3 +127,30 @@ def _can_be_state(key: str, tensor: Tensor, parameter: nn.Parameter) -> bool:
     if not bool(tensor.isfinite().all()):
         return False
     return not bool((tensor < _LEAST.get(key, -math.inf)).any())
+
+
+def held_out_data(
+    checkpoint: Checkpoint, path: str | None = None, progress: bool = False
+) -> Dataset | None:
+    """Return what a checkpoint is evaluated on; None for generated sequences.
+
+    `path`: a file of labelled sequences, instead of the run's own held-out data.
+
+    Raises: ConfigError for a file where data is generated. DataError if the file is bad.
+    CheckpointError if the run's data has changed.
+    """
+    data = checkpoint.config.data
+    if checkpoint.vocabulary is None or not isinstance(data, FilesConfig):
+        if path is None:
+            return None
+        what = "this checkpoint was trained on generated data"
+        remedy = "--lengths, or a checkpoint that was trained on files"
+        raise ConfigError(Problem(what, "--data", remedy=remedy, id="C15"))
+
+    if path is None:
+        fingerprints = checkpoint.state.fingerprints
+        return load_held_out(data, checkpoint.vocabulary, fingerprints, progress)
+
+    # The name of this file says its format, which may not be that of the training file.
+    data = data.model_copy(update={"format": "auto"})
+    return load_labelled_file(path, data, checkpoint.vocabulary, progress)

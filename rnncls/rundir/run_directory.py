@@ -18,117 +18,15 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rnncls.config import Config, dump_config
 from rnncls.data import Task
-from rnncls.errors import (
-    CheckpointError,
-    ConfigError,
-    Interrupted,
-    MachineError,
-    NonFiniteError,
-    Problem,
-    RnnclsError,
-    printable,
-)
+from rnncls.errors import Interrupted, NonFiniteError, RnnclsError
 from rnncls.rundir.checkpoint import Checkpoint, write_checkpoint
 from rnncls.rundir.checkpoint_files import recover, tidy
-from rnncls.rundir.lock import locked
-from rnncls.rundir.log import RunLog
-from rnncls.rundir.paths import CHECKPOINTS, CONFIG, CRASH_LOG, LOCK
-from rnncls.rundir.status import read_status, write_status
-from rnncls.rundir.tables import keep_metrics
+from rnncls.rundir.log import RunLog, prepare_logs
+from rnncls.rundir.paths import CHECKPOINTS, CRASH_LOG
+from rnncls.rundir.status import write_status
 from rnncls.steps.state import TrainState
-from rnncls.system.files import free_bytes, write_atomically, writing
-from rnncls.system.memory import reporting_memory
-
-
-@contextmanager
-def create_run(path: Path) -> Iterator["RunDirectory"]:
-    """Make a new run directory and hold it for the duration.
-
-    Raises: ConfigError if the directory is used already, and then touches nothing. WriteError if
-    it cannot be made. MachineError while another process holds it.
-    """
-    require_unused(path)
-    with locked(path, make=True):
-        require_unused(path)  # another process may have come first
-        yield RunDirectory(path)
-
-
-@contextmanager
-def reopen_run(path: Path) -> Iterator["RunDirectory"]:
-    """Hold the directory of a run that is to be resumed, for the duration.
-
-    Raises: CheckpointError if there is no run in it. MachineError while another process holds it.
-    WriteError.
-    """
-    folder = path / CHECKPOINTS
-    if folder.is_symlink():
-        raise CheckpointError(
-            Problem(
-                "a symbolic link in place of a folder",
-                str(folder),
-                remedy="the run directory that it belongs to",
-                id="K7",
-            )
-        )
-    if not folder.is_dir():
-        names = sorted(child.name for child in path.glob("*"))
-        raise CheckpointError(
-            Problem(
-                "nothing to resume",
-                str(path),
-                expected="a run directory, with checkpoints in checkpoints/",
-                found=", ".join(names[:5]) or "nothing",
-                id="K1",
-            )
-        )
-
-    died = read_status(path).get("state") == "died"
-    with locked(path):
-        if died:
-            print("the process ended without a final status (killed?)", file=sys.stderr)
-        yield RunDirectory(path, died=died)
-
-
-def require_unused(path: Path) -> None:
-    """Raise unless a new run may use this directory.
-
-    Raises: ConfigError if something is in it. MachineError if its name cannot be printed.
-    WriteError if it cannot be looked at.
-    """
-    # Python shows bytes that are not text in this locale as halves of surrogate pairs.
-    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
-        raise MachineError(
-            Problem(
-                "the name of the run directory is not text in this locale",
-                ascii(str(path)),
-                expected="UTF-8",
-                remedy="another --run-dir, or a UTF-8 locale such as LANG=C.UTF-8",
-                id="R30",
-            )
-        )
-
-    with writing(path):
-        names: set[str] = set()
-        if path.is_dir():
-            names = {child.name for child in path.iterdir()}
-        elif path.exists():
-            names = {"a file"}
-
-        # A killed process may leave its lock, an empty folder, and a file that it was writing.
-        if names <= {LOCK, CHECKPOINTS}:
-            files = (path / CHECKPOINTS).glob("*")
-            names = {file.name for file in files if not file.name.startswith(".tmp-")}
-    if names:
-        raise ConfigError(
-            Problem(
-                "the run directory is not empty",
-                str(path),
-                remedy="another --run-dir, --resume to resume a run, or neither for a fresh directory",
-                id="C19",
-            )
-        )
+from rnncls.system.files import free_bytes, write_atomically
 
 
 class RunDirectory:
@@ -149,11 +47,11 @@ class RunDirectory:
             problem_id = error.problems[0].id
             write_status(self.path, "failed", state, error.exit_code, problem_id)
             raise
-        self._prepare(state, task.config, last_logged=-1, comment=origin)
+        self._prepare(state, task, last_logged=-1, comment=origin)
 
     def begin_again(self, state: TrainState, task: Task) -> None:
         """Make metrics and config those of a run that has just taken the state's step."""
-        self._prepare(state, task.config, _last_logged(state))
+        self._prepare(state, task, _last_logged(state))
 
     def recover(self) -> Checkpoint:
         """Return the newest undamaged checkpoint. Raises: CheckpointError if there is none."""
@@ -199,7 +97,7 @@ class RunDirectory:
         try:
             last_logged = _last_logged(state)
             log = RunLog(self.path, task, state.step, last_logged, report_steps, compared)
-            with log, reporting_memory(task.config):
+            with log:
                 try:
                     yield log
                 except Interrupted:
@@ -224,25 +122,8 @@ class RunDirectory:
             with suppress(RnnclsError):
                 write_status(self.path, outcome, state, exit_code, error_id)
 
-    def _prepare(
-        self, state: TrainState, config: Config, last_logged: int, comment: str = ""
-    ) -> None:
-        """Cut metrics.jsonl after a step, write config.yaml, and look at the space on the disk.
-
-        `comment`: the first line of config.yaml, which otherwise keeps the one that it had.
-        """
-        path = self.path / CONFIG
-        with writing(self.path):
-            keep_metrics(self.path, last_logged)
-
-            if not comment and path.is_file():
-                first_line, _, _ = path.read_text("utf-8", errors="replace").partition("\n")
-                if first_line.startswith("# "):
-                    comment = first_line.removeprefix("# ")
-            text = dump_config(config)
-            if comment:
-                text = f"# {printable(comment)}\n{text}"
-            write_atomically(path, text.encode())
+    def _prepare(self, state: TrainState, task: Task, last_logged: int, comment: str = "") -> None:
+        prepare_logs(self.path, task.config, last_logged, comment)
 
         # A checkpoint and the one it replaces exist side by side for a moment; best is a third.
         num_parameters = sum(parameter.numel() for parameter in state.model.parameters())

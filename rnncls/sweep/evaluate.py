@@ -1,13 +1,15 @@
 """Evaluate the members of a sweep again, at other lengths or with other samples."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from rnncls.config.ranges import require_generated_data
 from rnncls.errors import CheckpointError, ConfigError, RnnclsError
 from rnncls.sweep.outcomes import outcomes
-from rnncls.sweep.plan import Sweep
+from rnncls.sweep.plan import load_sweep
 from rnncls.sweep.results import evaluate_member
 
 
@@ -30,12 +32,17 @@ class Accuracies:
         }
 
 
-def evaluate_all(sweep: Sweep, lengths: list[int] | None, samples: int | None) -> Accuracies:
-    """Evaluate the last checkpoint of every member that has finished.
+def evaluate_all(folder: Path, lengths: list[int] | None, samples: int | None) -> Accuracies:
+    """Evaluate the last checkpoint of every member of a sweep that has finished.
 
-    `lengths` and `samples`: None for those of the sweep. Raises the first CheckpointError or
-    ConfigError if no member can be evaluated.
+    `lengths` and `samples`: None for those of the sweep.
+
+    Raises: ConfigError if there is no sweep in the folder, or for lengths where the data is not
+    generated. The first CheckpointError or ConfigError if no member can be evaluated.
     """
+    sweep = load_sweep(folder)
+    if lengths is not None:
+        require_generated_data(sweep.members[0].config)
     if samples is not None:
         sweep = replace(sweep, samples=samples)
 

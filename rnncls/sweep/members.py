@@ -7,59 +7,23 @@ lock, and are the same to the bit. On CUDA, members of one shape train as one st
 """
 
 import itertools
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
-from rnncls.errors import (
-    ConfigError,
-    Interrupted,
-    MachineError,
-    NonFiniteError,
-    Problem,
-    RnnclsError,
-    WriteError,
-)
-from rnncls.rundir.checkpoint_files import step_files
+from rnncls.errors import Interrupted, Problem, RnnclsError, WriteError
 from rnncls.rundir.events import reporting_disk_errors_later
-from rnncls.rundir.lock import is_locked
-from rnncls.rundir.paths import CHECKPOINTS
-from rnncls.rundir.status import read_status
-from rnncls.steps.captured.stack import Stack, shape_of
-from rnncls.steps.engines import why_not
+from rnncls.steps.captured.stack import Stack
+from rnncls.sweep.groups import Group, plan_groups
+from rnncls.sweep.member import InUse, run_member
 from rnncls.sweep.plan import Member, Sweep, require_unchanged
-from rnncls.sweep.results import (
-    evaluate_member,
-    read_evaluation,
-    trained_accuracy,
-    write_evaluation,
-)
-from rnncls.system.device import resolve_device
 from rnncls.system.signals import StopRequest, stop_requests
-from rnncls.training.fit import Shared, fit
-from rnncls.training.resume import resume
+from rnncls.training.run import Shared
 
-MOST_STACKED = 128  # members in one stack
 SIGNAL_SECONDS = 0.2  # how soon members that wait for a thread hear of a signal
-
-
-@dataclass(frozen=True)
-class Group:
-    """Members that train together: at the same time, as many as there are threads."""
-
-    members: list[Member]
-    threads: int
-    stacked: bool = False
-
-
-class InUse(MachineError):
-    """Another process trains this member."""
 
 
 def run_sweep(
@@ -85,57 +49,6 @@ def run_sweep(
             if stop.number is not None:
                 raise _interrupted(sweep, stop.number)
     return progress.failed
-
-
-def plan_groups(members: Sequence[Member], jobs: int | None) -> list[Group]:
-    """Decide which members train together.
-
-    Members with compiled steps run in parallel threads. On CUDA, members of one shape train as
-    one stack. All others run one after another.
-    """
-    parallel: list[Member] = []
-    rest: list[Member] = []
-    same_shape: dict[str, list[Member]] = {}
-    for member in members:
-        if _can_run(member, "compiled"):
-            parallel.append(member)
-            continue
-
-        shape = shape_of(member.config) if _can_run(member, "captured") else None
-        if shape is not None:
-            same_shape.setdefault(shape.model_dump_json(), []).append(member)
-        else:
-            rest.append(member)
-
-    groups = []
-    for stackable in same_shape.values():
-        groups += _stacks(stackable, jobs or MOST_STACKED)
-
-    if parallel:
-        available_cores = len(os.sched_getaffinity(0))
-        threads = min(jobs or available_cores, len(parallel))
-        groups.append(Group(parallel, threads))
-
-    if rest:
-        groups.append(Group(rest, threads=1))
-    return groups
-
-
-def _stacks(members: list[Member], most: int) -> list[Group]:
-    """Return stacks of at most `most` members each; a member that is left over trains alone."""
-    stacks = []
-    for first in range(0, len(members), most):
-        part = members[first : first + most]
-        stacks.append(Group(part, threads=len(part), stacked=len(part) > 1))
-    return stacks
-
-
-def _can_run(member: Member, engine: str) -> bool:
-    """Return whether the member's config and device allow this engine, and ask for no other."""
-    config = member.config
-    if config.train.engine not in ("auto", engine):
-        return False
-    return not why_not(engine, config, resolve_device(config.device))
 
 
 def _members_of_shard(sweep: Sweep, shard: tuple[int, int]) -> list[Member]:
@@ -209,7 +122,7 @@ def _submit(
                 engine=seat.steps if seat else None,
                 compared=("seed", *member.values),
             )
-            future = pool.submit(_run_member, sweep, member, shared)
+            future = pool.submit(run_member, sweep, member, shared)
             running[future] = member
 
             # A stack takes a step when every seat that is not left waits for one. A member that is
@@ -247,46 +160,3 @@ def _interrupted(sweep: Sweep, number: int) -> Interrupted:
     remedy = f"rnncls sweep --resume {sweep.folder}"
     problem = Problem(what, str(sweep.folder), remedy=remedy, id="R4")
     return Interrupted(128 + number, problem)
-
-
-def _run_member(sweep: Sweep, member: Member, shared: Shared) -> bool:
-    """Train and evaluate a member as far as that is not done; return whether it solves the task.
-
-    Solved means every sequence of the training lengths is right.
-    """
-    run_dir = sweep.run_dir(member)
-    shared.stop.check(0, str(run_dir))
-    _train_member(member, run_dir, shared)
-
-    evaluation = read_evaluation(run_dir)
-    if evaluation is None or evaluation.step != read_status(run_dir).get("step"):
-        report = evaluate_member(member, run_dir, None, sweep, shared.stop)
-        evaluation = write_evaluation(run_dir, report)
-    return trained_accuracy(evaluation, member.config) == 1
-
-
-def _train_member(member: Member, run_dir: Path, shared: Shared) -> None:
-    """Train a member from where it stands to its last step.
-
-    Raises: InUse if another process trains it. NonFiniteError if it diverges, or has before.
-    """
-    status = read_status(run_dir)
-    if status.get("exit_code") == NonFiniteError.exit_code:
-        # It would diverge again, at the same step.
-        what = "not finite, in an earlier call"
-        error_id = str(status.get("error_id")) or "R12"
-        raise NonFiniteError(Problem(what, str(run_dir), id=error_id))
-
-    try:
-        if status.get("state") == "finished":
-            shared.report_steps(member.config.train.max_steps)
-        elif step_files(run_dir / CHECKPOINTS):
-            resume(run_dir, shared=shared)
-        else:
-            fit(member.config, run_dir, shared=shared)
-    except (ConfigError, MachineError) as error:
-        # Another process may come first at any time up to the lock, and then the run directory is
-        # in use, or no longer empty. Both are errors only if that process has gone.
-        if is_locked(run_dir):
-            raise InUse(*error.problems) from None
-        raise

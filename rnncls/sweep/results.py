@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,17 +11,14 @@ from pydantic import BaseModel, Field
 
 from rnncls.config import Config, FilesConfig, SumModConfig, flatten
 from rnncls.data import spread_lengths
-from rnncls.data.dataset import Dataset, load_held_out
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
-from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
-from rnncls.rundir.checkpoint_files import find_newest
-from rnncls.rundir.restore import restore_model
+from rnncls.rundir.checkpoint import Checkpoint
+from rnncls.rundir.checkpoint_files import find_newest, load_checkpoint
+from rnncls.rundir.restore import held_out_data
 from rnncls.sweep.paths import EVALUATION
 from rnncls.sweep.plan import Member, Sweep
-from rnncls.system.device import resolve_device
 from rnncls.system.files import read_regular, write_atomically, writing
-from rnncls.system.signals import StopRequest
 
 MAX_EVALUATION_BYTES = 64 * 2**20
 
@@ -47,33 +45,26 @@ def evaluate_member(
     run_dir: Path,
     lengths: list[int] | None,
     sweep: Sweep,
-    stop: StopRequest | None = None,
+    check: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """Return the report on the member's last checkpoint, and that checkpoint's step, as JSON.
 
     The last checkpoint, not the best one: nothing is selected by test accuracy. `lengths`: None
-    for those of the sweep; data files are evaluated as a whole.
+    for those of the sweep; data files are evaluated as a whole. `check` is called before each
+    batch.
 
     Raises: ConfigError if the run has another config than the member. CheckpointError if the
-    checkpoint or the data files are damaged. Interrupted after a signal.
+    checkpoint or the data files are damaged. What `check` raises.
     """
-    checkpoint = read_checkpoint(find_newest(run_dir))
+    checkpoint, model = load_checkpoint(find_newest(run_dir))
     _require_planned(member, checkpoint)
 
     config = checkpoint.config
-    model = restore_model(checkpoint).to(resolve_device(config.device))
-    step = checkpoint.state.step
-
-    dataset = None
+    dataset = held_out_data(checkpoint)
     if isinstance(config.data, FilesConfig):
-        dataset = _held_out(config.data, checkpoint)
         lengths = None
     elif lengths is None:
         lengths = tested_lengths(sweep, config)
-
-    def check() -> None:
-        if stop is not None:
-            stop.check(step, str(run_dir))
 
     # Members are evaluated in parallel threads, so each must leave the other cores alone. The
     # setting belongs to the thread, which trains another member afterwards.
@@ -84,14 +75,7 @@ def evaluate_member(
     finally:
         torch.set_num_threads(num_threads)
 
-    return {"step": step, **report.to_json()}
-
-
-def _held_out(data: FilesConfig, checkpoint: Checkpoint) -> Dataset | None:
-    """Return the data that the checkpoint is evaluated on."""
-    if checkpoint.vocabulary is None:
-        return None
-    return load_held_out(data, checkpoint.vocabulary, checkpoint.state.fingerprints)
+    return {"step": checkpoint.state.step, **report.to_json()}
 
 
 def _require_planned(member: Member, checkpoint: Checkpoint) -> None:

@@ -11,10 +11,10 @@ from rnncls.data import Task, load_task
 from rnncls.data.dataset import require_unchanged_data
 from rnncls.errors import CheckpointError, Problem, printable
 from rnncls.rundir.checkpoint import Checkpoint, versions
-from rnncls.rundir.run_directory import reopen_run
+from rnncls.rundir.claim import reopen_run
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState
-from rnncls.training.fit import Shared, train
+from rnncls.training.run import Shared, train
 from rnncls.training.states import restored_state
 
 # A resumed run keeps these keys, and all of data and model: with others it is another run.

@@ -1,0 +1,102 @@
+"""Claim a directory for a run: a new one, or that of a run to be resumed."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rnncls.errors import CheckpointError, ConfigError, MachineError, Problem
+from rnncls.rundir.lock import locked
+from rnncls.rundir.paths import CHECKPOINTS, LOCK
+from rnncls.rundir.run_directory import RunDirectory
+from rnncls.rundir.status import read_status
+from rnncls.system.files import writing
+
+
+@contextmanager
+def create_run(path: Path) -> Iterator[RunDirectory]:
+    """Make a new run directory and hold it for the duration.
+
+    Raises: ConfigError if the directory is used already, and then touches nothing. WriteError if
+    it cannot be made. MachineError while another process holds it.
+    """
+    require_unused(path)
+    with locked(path, make=True):
+        require_unused(path)  # another process may have come first
+        yield RunDirectory(path)
+
+
+@contextmanager
+def reopen_run(path: Path) -> Iterator[RunDirectory]:
+    """Hold the directory of a run that is to be resumed, for the duration.
+
+    Raises: CheckpointError if there is no run in it. MachineError while another process holds it.
+    WriteError.
+    """
+    folder = path / CHECKPOINTS
+    if folder.is_symlink():
+        raise CheckpointError(
+            Problem(
+                "a symbolic link in place of a folder",
+                str(folder),
+                remedy="the run directory that it belongs to",
+                id="K7",
+            )
+        )
+    if not folder.is_dir():
+        names = sorted(child.name for child in path.glob("*"))
+        raise CheckpointError(
+            Problem(
+                "nothing to resume",
+                str(path),
+                expected="a run directory, with checkpoints in checkpoints/",
+                found=", ".join(names[:5]) or "nothing",
+                id="K1",
+            )
+        )
+
+    died = read_status(path).get("state") == "died"
+    with locked(path):
+        if died:
+            print("the process ended without a final status (killed?)", file=sys.stderr)
+        yield RunDirectory(path, died=died)
+
+
+def require_unused(path: Path) -> None:
+    """Raise unless a new run may use this directory.
+
+    Raises: ConfigError if something is in it. MachineError if its name cannot be printed.
+    WriteError if it cannot be looked at.
+    """
+    # Python shows bytes that are not text in this locale as halves of surrogate pairs.
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        raise MachineError(
+            Problem(
+                "the name of the run directory is not text in this locale",
+                ascii(str(path)),
+                expected="UTF-8",
+                remedy="another --run-dir, or a UTF-8 locale such as LANG=C.UTF-8",
+                id="R30",
+            )
+        )
+
+    with writing(path):
+        names: set[str] = set()
+        if path.is_dir():
+            names = {child.name for child in path.iterdir()}
+        elif path.exists():
+            names = {"a file"}
+
+        # A killed process may leave its lock, an empty folder, and a file that it was writing.
+        if names <= {LOCK, CHECKPOINTS}:
+            files = (path / CHECKPOINTS).glob("*")
+            names = {file.name for file in files if not file.name.startswith(".tmp-")}
+    if names:
+        raise ConfigError(
+            Problem(
+                "the run directory is not empty",
+                str(path),
+                remedy="another --run-dir, --resume for the run in it, or neither for a fresh one",
+                id="C19",
+            )
+        )

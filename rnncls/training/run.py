@@ -1,0 +1,57 @@
+"""The life of a run that has a state and a directory. New and resumed runs both live here."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from rnncls.data import Task
+from rnncls.rundir.run_directory import RunDirectory
+from rnncls.steps.engines import Engine
+from rnncls.steps.state import TrainState
+from rnncls.system.device import describe, describe_precision
+from rnncls.system.memory import reporting_memory
+from rnncls.system.signals import StopRequest, stop_requests
+from rnncls.training.loop import follow
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the members of a sweep, which train in one process, have in common."""
+
+    stop: StopRequest  # instead of signal handlers of the run's own
+    report_steps: Callable[[int], object]  # instead of a bar; is told how many steps were taken
+    engine: Engine | None = None  # takes the steps of all members at once
+    compared: tuple[str, ...] = ()  # the config keys in which the members differ
+
+
+def train(
+    state: TrainState,
+    task: Task,
+    run: RunDirectory,
+    engine: tuple[Engine, str],
+    shared: Shared | None = None,
+) -> TrainState:
+    """Train from the state's step to the task's last, and return the state.
+
+    `engine`: as `choose` returns it. `run` records how training ends. Raises what `fit` raises.
+    """
+    take_steps, engine_name = engine
+    if shared is not None and shared.engine is not None:
+        take_steps = shared.engine
+        engine_name = "one stack"
+
+    device = state.device
+    precision = describe_precision(task.config.train.precision, device)
+    start = f"training on {describe(device)}, {precision}, {engine_name}"
+    if state.step:
+        start += f", from step {state.step:,}"
+
+    report_steps = None if shared is None else shared.report_steps
+    compared = () if shared is None else shared.compared
+    signals = stop_requests() if shared is None else nullcontext(shared.stop)
+
+    with signals as stop, run.recording(state, task, report_steps, compared) as log:
+        log.say(start)
+        with reporting_memory(task.config):
+            follow(take_steps(state, task), state, task, run, log, stop)
+    return state
