@@ -71,12 +71,15 @@ def evaluate_all(folder: Path, lengths: list[int] | None, samples: int | None) -
     if first_error and not by_member:
         raise first_error
 
-    # Members that diverged are wrong at whatever length the others were tested.
+    _count_as_wrong(diverged, by_member)
+    settings = {member.name: member.setting for member in sweep.members}
+    return Accuracies(by_member, settings, diverged, left_out)
+
+
+def _count_as_wrong(diverged: list[str], by_member: dict[str, dict[int, float]]) -> None:
+    """Give members that diverged an accuracy of 0 at whatever length the others were tested."""
     tested: set[int] = set()
     for accuracies in by_member.values():
         tested.update(accuracies)
     for name in diverged:
         by_member[name] = dict.fromkeys(sorted(tested), 0.0)
-
-    settings = {member.name: member.setting for member in sweep.members}
-    return Accuracies(by_member, settings, diverged, left_out)

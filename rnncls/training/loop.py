@@ -10,7 +10,6 @@ from rnncls.rundir.log import RunLog
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.steps.state import Totals, TrainState, due_after
 from rnncls.system.signals import StopRequest
-from rnncls.training.profiling import traced
 from rnncls.training.progress import (
     note_score,
     reason_to_stop,
@@ -33,9 +32,6 @@ def follow(
 
     Raises: Interrupted after a signal.
     """
-    if task.config.train.profile:
-        steps = traced(steps, task.max_steps - state.step, log)
-
     with closing(steps):
         started_at = time.perf_counter()
 

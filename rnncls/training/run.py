@@ -12,6 +12,7 @@ from rnncls.system.device import describe, describe_precision
 from rnncls.system.memory import reporting_memory
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.loop import follow
+from rnncls.training.profiling import traced
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ def train(
 
     with signals as stop, run.recording(state, task, report_steps, compared) as log:
         log.say(start)
+        steps = take_steps(state, task)
+        if task.config.train.profile:
+            steps = traced(steps, task.max_steps - state.step, log)
         with reporting_memory(task.config):
-            follow(take_steps(state, task), state, task, run, log, stop)
+            follow(steps, state, task, run, log, stop)
     return state
