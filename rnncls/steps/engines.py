@@ -32,7 +32,7 @@ class Engine(Protocol):
     took since it last yielded. At each of these moments `state` is whole: weights, gradients,
     optimizer, step and totals are those of an eager run, since the caller evaluates and saves it.
 
-    - It yields after every step that has something due (see `due.next_due`), so no chunk of steps
+    - It yields after every step that has something due (see `state.next_due`), so no chunk of steps
       goes beyond one. It also yields within a fraction of a second, or a signal would have to wait.
     - What it cannot compute it leaves to `eager.train_step`. That includes every step whose loss or
       gradient is not finite: `train_step` skips such a step or raises NonFiniteError.
