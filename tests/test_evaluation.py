@@ -14,7 +14,7 @@ from rnncls.evaluation.evaluate import evaluate
 from rnncls.evaluation.report import Report
 from rnncls.evaluation.scores import score
 from rnncls.model.classifier import build_model
-from tests.conftest import config_of, data_of
+from tests.helpers import config_of, data_of
 
 
 class Oracle(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rnncls.config import num_parameters, sizes
 from rnncls.data import collate
 from rnncls.model.classifier import RNNClassifier, build_model
-from tests.conftest import config_of
+from tests.helpers import config_of
 
 VOCABULARY = 5
 rows_strategy = st.lists(

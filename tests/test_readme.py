@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -61,6 +61,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [True, False], ids=["of_one_run", "others"])
 def test_every_command_of_the_readme_runs(home: Path, own: bool) -> None:
     """In two halves, for two processes: the blocks about the run of the first section, and those about others."""

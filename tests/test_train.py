@@ -21,7 +21,7 @@ from rnncls.steps.state import TrainState
 from rnncls.training.fit import fit
 from rnncls.training.loop import note_score
 from scripts.golden import CASES, GOLDEN, STEPS, first_losses
-from tests.conftest import config_of, data_of
+from tests.helpers import config_of, data_of
 
 # Enough to learn SMALL's 120 sequences by heart, in a second.
 LEARNS: dict[str, Any] = {
