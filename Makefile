@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG := configs/sum_mod_10.yaml
+PYTEST := -n auto --dist worksteal --durations 15
 RUN := runs/sum_mod_10/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test chaos check format golden clean
+.PHONY: help install train test test-slow chaos check format golden clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
 
 install: $(VENV)/installed ## create .venv and install rnncls with its development tools
 
@@ -25,8 +26,11 @@ train: install ## the main job: train configs/sum_mod_10.yaml and evaluate it
 	@echo
 	@echo "curves: $(BIN)/tensorboard --logdir runs, then open http://localhost:6006"
 
-test: install ## all tests
-	$(BIN)/python -m pytest -n auto --dist worksteal
+test: install ## the quick tests
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+test-slow: install ## the tests that are statistical, exhaustive or long
+	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 chaos: install ## kill, stop, starve and damage runs at length, and print what came of it
 	$(BIN)/python -m scripts.chaos

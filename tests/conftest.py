@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -18,10 +19,16 @@ def pytest_configure() -> None:
     other. The processes that tests start take the setting over.
 
     SIGTERM would end this process at once and leave behind what a test has started.
+
+    Hypothesis limits the time of an example unless told otherwise; no test measures time.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hypothesis.settings.register_profile(
+        "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

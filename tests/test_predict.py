@@ -151,7 +151,7 @@ def test_unknown_tokens_follow_the_policy_of_training(tmp_path: Path) -> None:
 def at_prompt(run_dir: Path, typed: bytes) -> str:
     """Return what a terminal shows when this is typed at `rnncls predict RUN`."""
     terminal, end = pty.openpty()
-    command = [PYTHON, "-m", "rnncls", "predict", run_dir]
+    command = [PYTHON, "-m", "rnncls", "predict", str(run_dir)]
     with started(command, stdin=end, stdout=end, stderr=end, text=False) as process:
         os.close(end)
         os.write(terminal, typed)

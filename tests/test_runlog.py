@@ -126,7 +126,7 @@ def test_hparams_are_in_the_runs_own_stream(run_dir: Path, events: EventAccumula
 @pytest.fixture(scope="module")
 def tensorboard(trained: tuple[Path, Completed]) -> Iterator[str]:
     """A real server on a free loopback port; its address."""
-    command = [PYTHON, "-m", "tensorboard.main", "--logdir", trained[0].parent.parent]
+    command = [PYTHON, "-m", "tensorboard.main", "--logdir", str(trained[0].parent.parent)]
     command += ["--port", "0", "--host", "127.0.0.1", "--load_fast", "false"]
     with started(command, stderr=subprocess.PIPE) as server:
         assert server.stderr is not None

@@ -145,7 +145,13 @@ def test_every_member_is_evaluated_in_one_table(swept: tuple[Path, str]) -> None
 
 @pytest.mark.slow  # three real kills, at moments that depend on the machine
 def test_a_killed_sweep_goes_on_and_ends_the_same(config: Path, tmp_path: Path) -> None:
-    words = ["sweep", "-c", config, "train.max_steps=4000", "train.checkpoint_every=200"]
+    words: list[str | Path] = [
+        "sweep",
+        "-c",
+        config,
+        "train.max_steps=4000",
+        "train.checkpoint_every=200",
+    ]
     words += ["--seeds", "0-3", "--lengths", "1-4", "--sweep-dir"]
     whole = run_rnncls(*words, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr

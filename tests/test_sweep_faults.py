@@ -461,7 +461,8 @@ def test_progress_is_shown_on_a_terminal(config: Path, tmp_path: Path) -> None:
 def test_every_running_member_hears_a_signal(
     kind: signal.Signals, config: Path, tmp_path: Path
 ) -> None:
-    words = ["sweep", "-c", config, "train.max_steps=200000", "train.checkpoint_every=200000"]
+    words: list[str | Path] = ["sweep", "-c", config, "train.max_steps=200000"]
+    words += ["train.checkpoint_every=200000"]
     words += ["train.engine=auto", "--seeds", "0-3", "--jobs", "2", "--sweep-dir", tmp_path / "s"]
     with started([PYTHON, "-m", "rnncls", *words], stderr=subprocess.PIPE) as process:
         members = [tmp_path / "s" / "members" / f"seed={seed}" for seed in (0, 1)]

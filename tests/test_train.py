@@ -48,7 +48,10 @@ def test_the_first_losses_are_the_golden_ones(case: str) -> None:
 
 
 def test_the_first_loss_is_that_of_a_hand_made_step() -> None:
-    """Independent of train.py: plain modules, padded rows, an explicit loop over time, plain autograd and SGD."""
+    """The step is made without the package's own.
+
+    It takes plain modules, padded rows, an explicit loop over time, plain autograd and SGD.
+    """
     config = config_of(
         optimizer={"name": "sgd", "lr": 0.5, "weight_decay": 0.0},
         schedule={"warmup_steps": 0, "name": "constant"},
