@@ -10,7 +10,7 @@ RUN := runs/sum_mod_10/$(shell date +%Y-%m-%d_%H-%M-%S)
 .PHONY: help install train test test-slow chaos check format golden clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 install: $(VENV)/installed ## create .venv and install rnncls with its development tools
 
@@ -25,6 +25,9 @@ train: install ## the main job: train configs/sum_mod_10.yaml and evaluate it
 	$(BIN)/rnncls eval $(RUN)
 	@echo
 	@echo "curves: $(BIN)/tensorboard --logdir runs, then open http://localhost:6006"
+
+# Two threads that wait for each other would keep both cores busy, and the other tests waiting.
+test test-slow: export OMP_WAIT_POLICY := passive
 
 test: install ## the quick tests
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST)

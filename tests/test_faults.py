@@ -391,9 +391,9 @@ def test_sigusr1_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_sigusr1_before_a_run_is_no_reason_to_die(tmp_path: Path) -> None:
     patch = """
 original = fit.build_model
-def build_model(config):
+def build_model(*arguments):
     os.kill(os.getpid(), signal.SIGUSR1)
-    return original(config)
+    return original(*arguments)
 fit.build_model = build_model"""
     done = run_patched(patch, *SMOKE, "train.max_steps=2", "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -666,13 +666,15 @@ def test_any_terminal_will_do(tmp_path: Path) -> None:
     done = run_process(*SMOKE, "train.max_steps=3", "--run-dir", run_dir, env=plain)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
-    for words in (
-        ["eval", run_dir],
-        ["config", "show", "--config", run_dir / "config.yaml"],
-        ["--help"],
-    ):
-        done = run_process(*words, env=plain | {"PYTHONIOENCODING": "ascii"})
-        assert done.returncode == 0, done.stderr
+    code = """
+import sys
+from rnncls.cli import app
+for words in (["eval", sys.argv[1]], ["config", "show", "-c", sys.argv[2]], ["--help"]):
+    sys.argv = ["rnncls", *words]
+    assert app.run() == 0, words"""
+    ascii = plain | {"PYTHONIOENCODING": "ascii:backslashreplace"}
+    done = run_python(code, run_dir, run_dir / "config.yaml", env=ascii)
+    assert done.returncode == 0, done.stderr
     shutil.rmtree(run_dir)
     no_utf8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = run_process(*SMOKE, "--run-dir", run_dir, env=plain | no_utf8)

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -67,22 +67,30 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+# The quick form stops right before and after something is logged, evaluated or saved. A signal in
+# the last step finds the run over.
 @pytest.mark.row("K18")
+@pytest.mark.parametrize(
+    "steps",
+    [(0, 3, 6, 22), pytest.param(range(23), marks=pytest.mark.slow)],
+    ids=["some", "every"],
+)
 def test_stopping_at_any_step_changes_nothing(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steps: Sequence[int], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for step in range(23):  # a signal in the last step finds the run over
+    for step in steps:
         run_dir = tmp_path / str(step)
         fit_in_pieces(monkeypatch, config_of(**HARD), run_dir, [step])
         assert outcome(run_dir) == outcome(whole), step
 
 
 @pytest.mark.row("K19")
+@pytest.mark.parametrize("pairs", [2, pytest.param(12, marks=pytest.mark.slow)])
 def test_stopping_twice_changes_nothing(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(0)
-    for number in range(12):
+    for number in range(pairs):
         first, second = sorted(rng.sample(range(23), 2))
         run_dir = tmp_path / str(number)
         fit_in_pieces(monkeypatch, config_of(**HARD), run_dir, [first, second])
