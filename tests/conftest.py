@@ -48,13 +48,21 @@ def run_dir(trained: tuple[Path, Completed]) -> Path:
 
 
 @pytest.fixture
-def hangups_end_processes() -> Iterator[None]:
-    """Let SIGHUP end the processes that a test starts, also where nohup started pytest."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def signals_not_ignored() -> Iterator[None]:
+    """Let SIGINT and SIGHUP reach the processes that a test starts.
+
+    A process ignores what its parent ignores. A shell starts background jobs with SIGINT ignored,
+    and nohup its command with SIGHUP ignored; pytest may be either.
+    """
+    before = {}
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            before[number] = signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,7 +162,7 @@ def write_jsonl(path: Path, rows: Rows) -> Path:
 
 
 def outcome(run_dir: Path) -> Outcome:
-    """Final tensors as bytes, logged lines and counters of the trajectory, without what depends on the clock."""
+    """Return final tensors as bytes, logged lines and counters: all but what the clock decides."""
     checkpoint = read_checkpoint(find_newest(run_dir))
     tensors = {**checkpoint.model, **checkpoint.optim}
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -256,10 +257,14 @@ def started(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
     """Start a process in a group of its own, and kill the whole group at the end of the block.
 
     The group is killed whatever happens: when the process has ended already, when an assertion
-    fails, when the test is interrupted.
+    fails, when the test is interrupted. When this process is killed, the kernel kills the other.
     """
+    words = [*map(str, command)]
+    if shutil.which("setpriv"):
+        words = ["setpriv", "--pdeathsig", "KILL", *words]
+
     settings = {"cwd": ROOT, "text": True, "start_new_session": True, **options}
-    with subprocess.Popen([*map(str, command)], **settings) as process:
+    with subprocess.Popen(words, **settings) as process:
         try:
             yield process
         finally:
@@ -291,9 +296,9 @@ def run_python(code: str, *words: str | Path, **options: Any) -> Completed:
 
 @contextmanager
 def endless_run(run_dir: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a process that trains for hours; when the block begins, it has logged step 100."""
+    """Start a process that trains for minutes; when the block begins, it has logged step 100."""
     words = ["train", "--config", "configs/smoke.yaml", "device=cpu", "train.engine=eager"]
-    words += ["train.max_steps=100000000", *overrides, "--run-dir", str(run_dir)]
+    words += ["train.max_steps=1000000", *overrides, "--run-dir", str(run_dir)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
     with started([PYTHON, "-m", "rnncls", *words], **streams) as process:

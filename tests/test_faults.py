@@ -349,7 +349,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
-@pytest.mark.usefixtures("hangups_end_processes")
+@pytest.mark.usefixtures("signals_not_ignored")
 def test_a_signal_at_the_start_ends_it_at_once(tmp_path: Path, number: int, code: int) -> None:
     patch = f"fit.build_model = lambda *_: os.kill(os.getpid(), {int(number)})"
     done = run_patched(patch, *SMOKE, "--run-dir", tmp_path / "run")
@@ -360,6 +360,7 @@ def test_a_signal_at_the_start_ends_it_at_once(tmp_path: Path, number: int, code
 
 
 @row("R5")
+@pytest.mark.usefixtures("signals_not_ignored")
 def test_a_second_ctrl_c_ends_at_once_without_saving(tmp_path: Path) -> None:
     patch = in_step(7, "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)")
     done = run_patched(patch, *SMOKE, "--run-dir", tmp_path / "run")

@@ -505,7 +505,7 @@ def test_a_run_directory_has_one_owner(tmp_path: Path, fails: Callable[..., str]
     ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 @pytest.mark.row("R4", "R5", "R6")
-@pytest.mark.usefixtures("hangups_end_processes")
+@pytest.mark.usefixtures("signals_not_ignored")
 def test_a_signal_saves_and_ends_with_its_code(
     tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
