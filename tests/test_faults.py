@@ -662,6 +662,7 @@ def test_any_terminal_will_do(tmp_path: Path) -> None:
         "LC_ALL": "C",
         "NO_COLOR": "1",
         "COLUMNS": "20",
+        "OMP_NUM_THREADS": "1",
     }
     run_dir = tmp_path / "ünïcode 試 run"
     done = run_process(*SMOKE, "train.max_steps=3", "--run-dir", run_dir, env=plain)
