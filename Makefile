@@ -7,7 +7,7 @@ PYTEST := -n auto --dist worksteal --durations 15
 RUN := runs/sum_mod_10/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow chaos check format golden clean
+.PHONY: help install train test test-slow chaos check format golden docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -50,6 +50,10 @@ format: install ## format the code
 
 golden: install ## rewrite the golden losses; say in the commit why they moved
 	$(BIN)/python scripts/golden.py
+
+.PHONY: docs
+docs: install ## rewrite docs/config.md from the schema
+	$(BIN)/python -m scripts.config_page
 
 clean: ## remove what make and the tools created; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

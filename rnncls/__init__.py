@@ -1,4 +1,4 @@
-"""rnncls: train, evaluate and watch recurrent classifiers of variable-length sequences.
+"""Train, evaluate and monitor recurrent classifiers of variable-length sequences.
 
     import rnncls
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "evaluate", "fit", "load_config", "load_model"]
 
-_HOMES = {
+_MODULES = {
     "evaluate": "evaluation.evaluate",
     "fit": "training.fit",
     "load_config": "config",
@@ -32,6 +32,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"rnncls.{_HOMES[name]}"), name)
+    """Import a public function on first use (PEP 562). Raises AttributeError for other names."""
+    if name in _MODULES:
+        module = import_module(f"rnncls.{_MODULES[name]}")
+        return getattr(module, name)
     raise AttributeError(f"module 'rnncls' has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""Everything that can go wrong for a user, and the exit code it ends with.
+"""Everything that can go wrong for a user, and the exit code that each error ends with.
 
-    RnnclsError             1   a bug in rnncls, unless a child says otherwise
+    RnnclsError             1   a bug in rnncls, unless a subclass says otherwise
       ConfigError           2   command line or configuration
       DataError             3   data
       CheckpointError       4   a checkpoint is missing, damaged, foreign or does not fit
@@ -10,19 +10,19 @@
       OutOfMemory           8   main memory or the GPU's
       Interrupted       129-143   stopped by a signal after a committed checkpoint
 
-Each error carries one or more `Problem`s: what is wrong and where, what was expected, what was found,
-what to try. The command line prints them and nothing else.
+Each error carries one or more `Problem`s: what is wrong and where, what was expected, what was
+found, what to try. The command line prints them and nothing else.
 """
 
 from dataclasses import KW_ONLY, dataclass
 
 MOST_PROBLEMS_SHOWN = 20
-MOST_LETTERS = 1000  # of one line of a message
+MOST_CHARACTERS = 1000  # of one line of a message; what comes from a file may be very long
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, in the words the user reads."""
+    """One thing that is wrong, in the words that the user reads."""
 
     what: str
     where: str = ""  # file:line:column and dotted key, as far as known
@@ -33,26 +33,37 @@ class Problem:
     id: str = ""  # the kind of fault; stable, never reused
 
     def render(self) -> str:
+        """Return the problem as one block of lines, safe to print on a terminal."""
         label = f"error[{self.id}]" if self.id else "error"
-        lines = [f"rnncls: {label}: {self.what}" + (f" ({self.where})" if self.where else "")]
-        details = (("expected:", self.expected), ("found:", self.found), ("try:", self.remedy))
-        lines += [f"  {name:<9} {text}" for name, text in details if text]
-        return "\n".join(
-            printable(line if len(line) <= MOST_LETTERS else line[:MOST_LETTERS] + " ...")
-            for line in lines
-        )
+        place = f" ({self.where})" if self.where else ""
+        lines = [f"rnncls: {label}: {self.what}{place}"]
+
+        # Only what is known is shown.
+        details = {"expected:": self.expected, "found:": self.found, "try:": self.remedy}
+        for name, text in details.items():
+            if text:
+                lines.append(f"  {name:<9} {text}")
+
+        return "\n".join(printable(_shortened(line)) for line in lines)
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= MOST_CHARACTERS else line[:MOST_CHARACTERS] + " ..."
 
 
 def printable(text: str) -> str:
-    """The text with its control characters escaped: what comes from a file must not steer a terminal."""
+    """Escape the control characters of a text, so that a file's content cannot steer a terminal."""
     return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1]
-        for letter in text
+        character if character.isprintable() or character in "\n\t" else ascii(character)[1:-1]
+        for character in text
     )
 
 
 class RnnclsError(Exception):
-    """Base of all errors rnncls raises on purpose; `exit_code` is what the process ends with."""
+    """Base class of all errors that rnncls raises on purpose.
+
+    `exit_code` is what the process ends with.
+    """
 
     exit_code: int = 1
 
@@ -61,49 +72,64 @@ class RnnclsError(Exception):
         self.problems = problems
 
     def render(self) -> str:
-        """The block for stderr: every problem, and a count when they are too many to read."""
+        """Return the block for stderr: the first problems in full, the others counted."""
         blocks = [problem.render() for problem in self.problems[:MOST_PROBLEMS_SHOWN]]
-        if len(self.problems) > MOST_PROBLEMS_SHOWN:
-            blocks.append(
-                f"rnncls: ... and {len(self.problems) - MOST_PROBLEMS_SHOWN} more problems"
-            )
+
+        left_out = len(self.problems) - MOST_PROBLEMS_SHOWN
+        if left_out > 0:
+            blocks.append(f"rnncls: ... and {left_out} more problems")
+
         return "\n".join(blocks)
 
 
 class ConfigError(RnnclsError):
+    """The command line or the config is wrong."""
+
     exit_code = 2
 
 
 class DataError(RnnclsError):
+    """The data is missing or malformed, or does not fit the model."""
+
     exit_code = 3
 
 
 class CheckpointError(RnnclsError):
+    """A checkpoint is missing, foreign or does not fit."""
+
     exit_code = 4
 
 
 class Damaged(CheckpointError):
-    """The file does not verify: truncated, changed, or never a checkpoint."""
+    """The file does not verify: it was truncated or changed, or never was a checkpoint."""
 
 
 class MachineError(RnnclsError):
+    """The machine refuses: no such device, no permission, a lock, a limit."""
+
     exit_code = 5
 
 
 class WriteError(RnnclsError):
+    """A file cannot be written."""
+
     exit_code = 6
 
 
 class NonFiniteError(RnnclsError):
+    """The loss, the gradient or the weights are NaN or infinite."""
+
     exit_code = 7
 
 
 class OutOfMemory(RnnclsError):
+    """Main memory or the GPU's memory ran out."""
+
     exit_code = 8
 
 
 class Interrupted(RnnclsError):
-    """Its exit code is 128 + the number of the signal."""
+    """A signal stopped the run; the exit code is 128 + the number of the signal."""
 
     def __init__(self, exit_code: int, problem: Problem) -> None:
         super().__init__(problem)
@@ -111,16 +137,29 @@ class Interrupted(RnnclsError):
 
 
 def as_out_of_memory(error: Exception, found: str = "") -> OutOfMemory | None:
-    """The OutOfMemory to raise instead of what Python or torch raised; None when it is about something else."""
-    text = str(error)
-    on_device = type(error).__name__ == "OutOfMemoryError"  # torch's; not imported here
-    if not (
-        on_device
-        or isinstance(error, MemoryError)
-        or "can't allocate memory" in text
-        or "bad_alloc" in text
-    ):
+    """Return the OutOfMemory to raise instead of an exception of Python or torch.
+
+    Returns None if the exception is about something else. `found` goes into the message.
+    """
+    # torch's OutOfMemoryError, by its name, because torch is not imported here.
+    on_device = type(error).__name__ == "OutOfMemoryError"
+
+    # torch reports a failed allocation on the CPU as a plain RuntimeError.
+    message = str(error)
+    in_main_memory = (
+        isinstance(error, MemoryError)
+        or "can't allocate memory" in message
+        or "bad_alloc" in message
+    )
+    if not (on_device or in_main_memory):
         return None
-    remedy = "a smaller train.batch_size, data.max_length or model.hidden_size; nothing is changed by itself"
-    what, id = ("out of memory on the GPU", "R15") if on_device else ("out of memory", "R16")
-    return OutOfMemory(Problem(what, found=found, remedy=remedy, id=id))
+
+    remedy = (
+        "a smaller train.batch_size, data.max_length or model.hidden_size; "
+        "no setting is changed automatically"
+    )
+    if on_device:
+        return OutOfMemory(
+            Problem("out of memory on the GPU", found=found, remedy=remedy, id="R15")
+        )
+    return OutOfMemory(Problem("out of memory", found=found, remedy=remedy, id="R16"))

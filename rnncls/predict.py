@@ -1,4 +1,4 @@
-"""Labels and probabilities for sequences without labels."""
+"""Predict labels and probabilities for sequences without labels."""
 
 import csv
 import json
@@ -14,36 +14,38 @@ from tqdm import tqdm
 
 from rnncls.config import FilesConfig
 from rnncls.data import Vocabulary, collate
-from rnncls.data.records import BadRows, Record, read, tokens_of
-from rnncls.data.sum_mod import BATCH_TOKENS
-from rnncls.data.vocabulary import are_integers
+from rnncls.data.records import BadRows, Record, decode_line, read_records, tokens_of
+from rnncls.data.sequences import cut_for_evaluation
+from rnncls.data.vocabulary import are_integers, truncate
 from rnncls.errors import DataError, Problem, printable
 from rnncls.model.classifier import RNNClassifier
-from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint, restore_model
+from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint
+from rnncls.rundir.restore import restore_model
 from rnncls.system import files
 from rnncls.system.device import resolve_device
 from rnncls.system.files import writing
 
 MOST_SKIPPED_SHOWN = 100  # the others are counted
-CHUNK = 4096  # sequences that are sorted by length together; their order comes back
+MOST_TOKENS_SHOWN = 12  # in a message about an unknown one
+CHUNK = 4096  # sequences that are sorted by length together; predictions keep the given order
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with what its numbers mean. Made by `load_predictor`."""
+    """A model with the meaning of its inputs and outputs. Made by `load_predictor`."""
 
     model: RNNClassifier
     vocabulary: Vocabulary
     data: FilesConfig  # how text becomes tokens
-    modulus: int | None  # of the generated task, whose true answer is known
-    integer_labels: bool
+    modulus: int | None  # of the generated task, whose true answer is known; None: another task
+    integer_labels: bool  # whether JSON shows labels as numbers
 
 
 class Item(NamedTuple):
-    """One sequence to predict: where it came from, and its ids."""
+    """One sequence to predict."""
 
-    line: int
+    line: int  # where it came from, counted from 1
     ids: list[int]
 
 
@@ -55,50 +57,52 @@ class Prediction(NamedTuple):
 
 
 def load_predictor(path: str | Path, device: str | None = None) -> Predictor:
-    """From a checkpoint file or a run directory's best. Raises CheckpointError, MachineError."""
+    """Load a checkpoint file, or the best checkpoint of a run directory.
+
+    Raises: CheckpointError if there is none or it is damaged. MachineError if there is no such
+    device.
+    """
     checkpoint = read_checkpoint(find_checkpoint(path))
     model = restore_model(checkpoint).to(resolve_device(device or checkpoint.config.device))
-    data, vocabulary, modulus = checkpoint.config.data, checkpoint.vocabulary, None
+
+    vocabulary = checkpoint.vocabulary or _numbers(checkpoint)
+    data = checkpoint.config.data
+    modulus = None
     if not isinstance(data, FilesConfig):
+        # A model of the generated task reads ids, as one of files with tokens=ids does.
         modulus = data.modulus
         data = FilesConfig(source="files", train="none", tokens="ids", unknown="error")
-    vocabulary = vocabulary or _numbers(checkpoint)
+
     return Predictor(model, vocabulary, data, modulus, are_integers(vocabulary.labels))
 
 
 def _numbers(checkpoint: Checkpoint) -> Vocabulary:
-    tokens, classes = checkpoint.sizes
-    return Vocabulary(
-        tuple(map(str, range(tokens))), tuple(map(str, range(classes))), has_unknown=False
-    )
+    """Return the vocabulary of generated data, whose tokens and labels are numbers."""
+    num_tokens, num_classes = checkpoint.sizes
+    tokens = tuple(map(str, range(num_tokens)))
+    labels = tuple(map(str, range(num_classes)))
+    return Vocabulary(tokens, labels, has_unknown=False)
 
 
 def encode(predictor: Predictor, tokens: list[str]) -> list[int] | Problem:
-    """Ids, cut to the longest length in training, or what is wrong with the tokens."""
+    """Return the ids of a sequence, truncated as in training, or the problem with its tokens."""
     if not tokens:
         return Problem(
             "an empty sequence", expected="at least one token", remedy="--bad skip", id="D9"
         )
-    limit = predictor.data.max_length
-    if limit is not None and len(tokens) > limit:
-        if predictor.data.truncate == "error":
-            expected = f"at most {limit} tokens, as in training"
-            return Problem(
-                "a long sequence",
-                expected=expected,
-                found=f"{len(tokens)}",
-                remedy="--bad skip",
-                id="D16",
-            )
-        tokens = tokens[-limit:] if predictor.data.truncate == "tail" else tokens[:limit]
+    kept = truncate(tokens, predictor.data)
+    if isinstance(kept, Problem):
+        return replace(kept, remedy="--bad skip")
+
     try:
-        return predictor.vocabulary.encode(tokens)
+        return predictor.vocabulary.encode(kept)
     except KeyError as error:
-        known = predictor.vocabulary.tokens
-        expected = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+        known = list(predictor.vocabulary.tokens[:MOST_TOKENS_SHOWN])
+        if predictor.vocabulary.num_embeddings > MOST_TOKENS_SHOWN:
+            known.append("...")
         return Problem(
             "a token unknown to the model",
-            expected=expected,
+            expected=", ".join(known),
             found=f"{error}",
             remedy="--bad skip",
             id="D7",
@@ -106,41 +110,47 @@ def encode(predictor: Predictor, tokens: list[str]) -> list[int] | Problem:
 
 
 def encode_text(predictor: Predictor, text: str) -> list[int] | Problem:
-    """Ids of a sequence as a person types it: words between spaces, ids also between commas, or characters."""
+    """Return the ids of a sequence as a person types it, or the problem with it.
+
+    Words stand between spaces, ids between spaces or commas; characters stand as they are.
+    """
     kind = predictor.data.tokens
-    tokens = tokens_of(text.replace(",", " ") if kind == "ids" else text, kind)
-    return (
-        replace(tokens, remedy="--bad skip")
-        if isinstance(tokens, Problem)
-        else encode(predictor, tokens)
-    )
+    if kind == "ids":
+        text = text.replace(",", " ")
+
+    # The remedies for files would not help at a prompt or in a pipe.
+    tokens = tokens_of(text, kind)
+    if isinstance(tokens, Problem):
+        return replace(tokens, remedy="--bad skip")
+    return encode(predictor, tokens)
 
 
 def items_of_texts(
     predictor: Predictor, texts: Iterable[str | bytes], bad: BadRows
 ) -> Iterator[Item]:
-    """One sequence per text, numbered from 1; bytes are UTF-8 lines."""
+    """Yield one sequence per text, numbered from 1; bytes are lines of UTF-8."""
     for number, text in enumerate(texts, 1):
-        if isinstance(text, bytes):
-            try:
-                text = text.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"")
-                text = text.removesuffix(b"\n").removesuffix(b"\r").decode()
-            except UnicodeDecodeError as error:
-                found = f"byte 0x{text[error.start]:02x} at offset {error.start} of the line"
-                bad.add(number, "not UTF-8", found=found, remedy="save the text as UTF-8", id="D11")
-                continue
-        yield from _good(number, encode_text(predictor, text), bad)
+        line = decode_line(text, is_first=number == 1) if isinstance(text, bytes) else text
+        if isinstance(line, Problem):
+            bad.add_problem(number, line)
+            continue
+        yield from _good(number, encode_text(predictor, line), bad)
 
 
 def items_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterator[Item]:
-    """The sequences of a JSONL, CSV or TSV file like those of training; a label is not needed. Raises DataError."""
+    """Yield the sequences of a JSONL, CSV or TSV file like those of training, but without labels.
+
+    Bad rows go to `bad`. Raises: DataError if the file cannot be read.
+    """
+    # An empty sequence has no prediction, and this file's format is not that of the training file.
     data = predictor.data.model_copy(update={"empty": "error", "format": "auto"})
-    for record in read(path, data, bad, labelled=False):
+    for record in read_records(path, data, bad, labelled=False):
         if isinstance(record, Record):
             yield from _good(record.line, encode(predictor, record.tokens), bad)
 
 
 def _good(number: int, ids: list[int] | Problem, bad: BadRows) -> Iterator[Item]:
+    """Yield the item if its ids are good; else tell `bad`."""
     if isinstance(ids, Problem):
         bad.add(number, ids.what, ids.expected, ids.found, ids.remedy, ids.id)
     else:
@@ -148,7 +158,7 @@ def _good(number: int, ids: list[int] | Problem, bad: BadRows) -> Iterator[Item]
 
 
 class Skipping(BadRows):
-    """Says each bad row on stderr, or raises DataError at the first."""
+    """Reports each bad row on stderr, or raises DataError at the first one if `stop`."""
 
     def __init__(self, path: str | Path, stop: bool) -> None:
         super().__init__(path)
@@ -163,6 +173,7 @@ class Skipping(BadRows):
         remedy: str = "",
         id: str = "D14",
     ) -> None:
+        """Report one bad row. Raises: DataError if `stop`."""
         self.count += 1
         problem = Problem(
             what,
@@ -176,54 +187,63 @@ class Skipping(BadRows):
             raise DataError(problem)
         if self.count > MOST_SKIPPED_SHOWN:
             return
-        print(
-            printable(f"rnncls: skipped {problem.where}: {what}" + (f": {found}" if found else "")),
-            file=sys.stderr,
-        )
 
-    def finish(self, predicted: int) -> None:
-        """Say how many were skipped; raises DataError when there was nothing else."""
-        if self.count:
-            print(
-                f"rnncls: skipped {self.count:,} of {self.count + predicted:,} sequences",
-                file=sys.stderr,
-            )
-            if not predicted:
-                raise DataError(Problem("0 sequences to predict", str(self.path), id="D2"))
+        # Values from a file are shown, so control characters are escaped.
+        detail = f": {found}" if found else ""
+        message = f"rnncls: skipped {problem.where}: {what}{detail}"
+        print(printable(message), file=sys.stderr)
+
+    def finish(self, num_predicted: int) -> None:
+        """Report how many rows were skipped. Raises: DataError if there was no good one."""
+        if not self.count:
+            return
+
+        total = self.count + num_predicted
+        print(f"rnncls: skipped {self.count:,} of {total:,} sequences", file=sys.stderr)
+        if not num_predicted:
+            raise DataError(Problem("0 sequences to predict", str(self.path), id="D2"))
 
 
 @torch.inference_mode()
 def predict(predictor: Predictor, items: Iterable[Item], top_k: int = 1) -> Iterator[Prediction]:
-    """A prediction for each item, in their order. A sequence's does not depend on what else is predicted."""
+    """Yield the `top_k` likeliest labels for each item, in the order of the items.
+
+    A prediction does not depend on what else is predicted.
+    """
     items = iter(items)
-    device = next(predictor.model.parameters()).device
-    top_k = min(top_k, predictor.vocabulary.num_classes)
     while chunk := list(islice(items, CHUNK)):
+        # Sorted by length, so that sequences of one batch need little padding.
         order = sorted(range(len(chunk)), key=lambda index: len(chunk[index].ids))
-        found: dict[int, list[tuple[str, float]]] = {}
-        for indices in _batches(order, chunk):
-            batch = collate(
-                [torch.tensor(chunk[index].ids) for index in indices], torch.zeros(len(indices))
-            )
-            probabilities, labels = predictor.model(batch.to(device).tokens).softmax(1).topk(top_k)
-            for index, values, numbers in zip(
-                indices, probabilities.tolist(), labels.tolist(), strict=True
-            ):
-                names = [predictor.vocabulary.labels[number] for number in numbers]
-                found[index] = list(zip(names, values, strict=True))
-        yield from (Prediction(item.line, found[index]) for index, item in enumerate(chunk))
+
+        predictions: dict[int, Prediction] = {}
+        lengths = [len(chunk[index].ids) for index in order]
+        for first, last in cut_for_evaluation(lengths):
+            indices = order[first:last]
+            batch = [chunk[index] for index in indices]
+            predictions |= zip(indices, _predict_batch(predictor, batch, top_k), strict=True)
+
+        # Back in the order in which the items came.
+        for index in range(len(chunk)):
+            yield predictions[index]
 
 
-def _batches(order: list[int], chunk: list[Item]) -> Iterator[list[int]]:
-    """Consecutive indices whose padded rectangle stays small."""
-    batch: list[int] = []
-    for index in order:
-        if batch and (len(batch) + 1) * len(chunk[index].ids) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+def _predict_batch(predictor: Predictor, items: list[Item], top_k: int) -> list[Prediction]:
+    """Return the predictions for a few items, in their order."""
+    # Labels are required and not read.
+    sequences = [torch.tensor(item.ids) for item in items]
+    batch = collate(sequences, labels=torch.zeros(len(items)))
+
+    logits = predictor.model(batch.to(predictor.model.device).tokens)  # (B, N)
+    top_k = min(top_k, predictor.vocabulary.num_classes)
+    probabilities, classes = logits.softmax(1).topk(top_k)  # (B, top_k) each
+
+    predictions = []
+    rows = zip(items, classes.tolist(), probabilities.tolist(), strict=True)
+    for item, row_classes, row_probabilities in rows:
+        labels = [predictor.vocabulary.labels[number] for number in row_classes]
+        top = list(zip(labels, row_probabilities, strict=True))
+        predictions.append(Prediction(item.line, top))
+    return predictions
 
 
 Writer = Callable[[Prediction], object]
@@ -232,84 +252,123 @@ Writer = Callable[[Prediction], object]
 def write_predictions(
     predictor: Predictor, items: Iterable[Item], top_k: int, output: Path | None, format: str
 ) -> int:
-    """Predict and write to `output`, in the format of its name, or to stdout in `format`; returns how many.
+    """Predict and write the predictions; return how many there were.
 
-    The file appears when all of it is written. Raises DataError, WriteError.
+    They go to `output`, in the format of its name, or else to stdout, in `format`. The file appears
+    when all of it is written.
+
+    Raises: DataError at a bad row or if there is no good one. WriteError if the disk is full.
     """
-    watched = _Watched(predictor, items)
-    predictions = predict(predictor, watched, top_k)
+    counted = _Counted(predictor, items)
+    predictions = predict(predictor, counted, top_k)
+
     if output is None:
         write = writer(sys.stdout, format, predictor)
-        for prediction in tqdm(
-            predictions, unit="seq", disable=None if not sys.stdout.isatty() else True
-        ):
+        # A bar on stderr would run into results on the same terminal. None: only on a terminal.
+        no_bar = True if sys.stdout.isatty() else None
+        for prediction in tqdm(predictions, unit="seq", disable=no_bar):
             write(prediction)
-        return watched.finish()
-    suffix = output.suffix[1:].lower()
-    with writing(output), files.new_file(output) as file:
-        write = writer(file, suffix if suffix in ("jsonl", "csv", "tsv") else format, predictor)
-        for prediction in tqdm(predictions, unit="seq", disable=None):
-            write(prediction)
-    return watched.finish()
+    else:
+        # A name says what it wants; --json counts for other names only.
+        suffix = output.suffix[1:].lower()
+        if suffix in ("jsonl", "csv", "tsv"):
+            format = suffix
+        with writing(output), files.new_file(output) as file:
+            write = writer(file, format, predictor)
+            for prediction in tqdm(predictions, unit="seq", disable=None):
+                write(prediction)
+
+    # Counting happened while the predictions were drawn from the items.
+    counted.warn_of_unknown()
+    return counted.count
 
 
-class _Watched:
-    """The items, counted, and those of which the model knows no token."""
+class _Counted:
+    """Counts the items that pass, and those of which the model knows no token."""
 
     def __init__(self, predictor: Predictor, items: Iterable[Item]) -> None:
-        self.predictor, self.items = predictor, items
-        self.count = self.unknown = 0
+        self.predictor = predictor
+        self.items = items
+        self.count = 0
+        self.unknown = 0
 
     def __iter__(self) -> Iterator[Item]:
         for item in self.items:
             self.count += 1
-            self.unknown += knows_nothing(self.predictor, item.ids)
+            if knows_nothing(self.predictor, item.ids):
+                self.unknown += 1
             yield item
 
-    def finish(self) -> int:
-        """Say on stderr what the predictions are not worth; returns how many sequences there were."""
+    def warn_of_unknown(self) -> None:
+        """Warn on stderr if predictions are meaningless, because the model knows no token."""
         if self.unknown:
-            what = f"{self.unknown:,} of {self.count:,} sequences have no token that the training data had"
-            print(f"rnncls: warning[D8]: {what}; their predictions mean nothing", file=sys.stderr)
-        return self.count
+            print(
+                f"rnncls: warning[D8]: {self.unknown:,} of {self.count:,} sequences have no token "
+                "of the training data; their predictions are not meaningful",
+                file=sys.stderr,
+            )
 
 
 def knows_nothing(predictor: Predictor, ids: list[int]) -> bool:
-    """Whether every token is `<unk>`."""
+    """Return whether every token is `<unk>`, which has id 0."""
     return predictor.vocabulary.has_unknown and not any(ids)
 
 
 def writer(file: TextIO | IO[str], format: str, predictor: Predictor) -> Writer:
-    """What writes a prediction as `text`, `jsonl`, `csv` or `tsv`."""
-
-    def label(name: str) -> Any:
-        return int(name) if predictor.integer_labels else name
-
-    def jsonl(prediction: Prediction) -> None:
-        top = [{"label": label(name), "probability": value} for name, value in prediction.top]
-        rest = {"top": top} if len(top) > 1 else {}
-        file.write(
-            json.dumps({"line": prediction.line, **top[0], **rest}, ensure_ascii=False) + "\n"
-        )
-
-    def text(prediction: Prediction) -> None:
-        file.write(
-            "   ".join(f"{printable(name)} {value:.4f}" for name, value in prediction.top) + "\n"
-        )
-
+    """Return a function that writes a prediction as `text`, `jsonl`, `csv` or `tsv`."""
     if format == "jsonl":
-        return jsonl
+        return _json_writer(file, predictor.integer_labels)
     if format == "text":
-        return text
-    table = csv.writer(file, delimiter="\t" if format == "tsv" else ",", lineterminator="\n")
+        return _text_writer(file)
+    return _table_writer(file, delimiter="\t" if format == "tsv" else ",")
+
+
+def _json_writer(file: TextIO | IO[str], integer_labels: bool) -> Writer:
+    """Write one JSON object per line: the likeliest label and, if `top_k` > 1, `top` with all."""
+
+    def write(prediction: Prediction) -> None:
+        top: list[dict[str, Any]] = []
+        for name, probability in prediction.top:
+            label = int(name) if integer_labels else name
+            top.append({"label": label, "probability": probability})
+
+        # The likeliest label has keys of its own, so that readers need not look into `top`.
+        row = {"line": prediction.line, **top[0]}
+        if len(top) > 1:
+            row["top"] = top
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    return write
+
+
+def _text_writer(file: TextIO | IO[str]) -> Writer:
+    """Write one line for each prediction, for people."""
+
+    def write(prediction: Prediction) -> None:
+        file.write(to_text(prediction) + "\n")
+
+    return write
+
+
+def to_text(prediction: Prediction) -> str:
+    """Return the labels and their probabilities as a person reads them, on one line."""
+    return "   ".join(
+        f"{printable(name)} {probability:.4f}" for name, probability in prediction.top
+    )
+
+
+def _table_writer(file: TextIO | IO[str], delimiter: str) -> Writer:
+    """Write one row for each label of each prediction, below a header row."""
+    table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
     table.writerow(["line", "label", "probability"])
 
-    def rows(prediction: Prediction) -> None:
-        table.writerows([prediction.line, name, f"{value:.6g}"] for name, value in prediction.top)
+    def write(prediction: Prediction) -> None:
+        for name, probability in prediction.top:
+            table.writerow([prediction.line, name, f"{probability:.6g}"])
 
-    return rows
+    return write
 
 
 def true_answer(predictor: Predictor, ids: list[int]) -> str | None:
-    """The right label of a sequence of the generated task."""
+    """Return the right label of a sequence of the generated task; None for another task."""
     return None if predictor.modulus is None else str(sum(ids) % predictor.modulus)

@@ -1,20 +1,24 @@
-"""How fast is a training step? Against the loop of a textbook, PyTorch at its best, and JAX.
+"""Measure how fast a training step is, against a textbook loop, PyTorch at its best, and JAX.
 
-    python scripts/bench.py                                   every regime of this machine (10 minutes and more)
+    python scripts/bench.py                     every regime of this machine (10 minutes and more)
     python scripts/bench.py --regimes tutorial,tiny --rounds 5 --output bench.json
 
-A step is everything: making the batch, forward, backward, clipping, Adam. First each way that can be fed our batches
-must give the losses of five steps in float64. Then the ways take turns in random order, round by round, each in a
-process of its own; the figures are medians of rounds, and the median of the per-round ratios with its 95 % bootstrap
-interval. "textbook 2" is with two threads. JAX gets its batches for nothing. Compilation is not in the rates. "Floor"
-is the arithmetic over real tokens at the speed of torch's own product of two 1024 x 1024 matrices on one thread.
-Memory: the peak of the process, and how far that is above what it had before the first step. No timing is asserted.
+A step is everything: making the batch, forward, backward, clipping, Adam. First each way that can
+be fed our batches must give the losses of five steps in float64. Then the ways take turns in random
+order, round by round, each in a process of its own. The figures are medians of rounds, and the
+median of the per-round ratios with its 95 % bootstrap interval.
+
+"textbook 2" is with two threads. The cost of JAX's batches is not counted, and compilation is not
+in the rates. "Floor" is the arithmetic over real tokens at the speed of torch's own product of two
+1024 x 1024 matrices on one thread. Memory: the peak of the process, and how far that is above what
+it had before the first step. No timing is asserted.
 """
 
 import json
 import os
 import platform
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,9 +42,11 @@ from rnncls.config.load import parse_config
 from rnncls.data import Batch, load_task
 from rnncls.steps.engines import choose
 from rnncls.system.device import set_precision
-from rnncls.training.fit import new_state
+from rnncls.training.states import new_state
 
-N, E, LR = 10, 10, 1e-3
+N = 10  # the modulus, and the number of classes
+E = 10  # size of the embedding
+LR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -55,43 +61,43 @@ class Regime:
     device: str = "cpu"
 
     def config(self, engine: str) -> Config:
-        """The config with which rnncls trains this."""
-        data: dict[str, Any] = {
-            "modulus": N,
-            "min_length": self.min_length,
-            "max_length": self.max_length,
-        }
-        model: dict[str, Any] = {
-            "embedding_dim": E,
-            "hidden_size": self.hidden_size,
-            "num_layers": self.num_layers,
-        }
-        model |= {"nonlinearity": "tanh", "recurrent_init": "default", "init_gain": 1.0}
-        optimizer: dict[str, Any] = {"name": "adam", "lr": LR, "weight_decay": 0.0}
-        schedule: dict[str, Any] = {"name": "constant", "warmup_steps": 0, "min_lr": 0.0}
-        train: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "max_steps": 2**40,
-            "engine": engine,
-        }
+        """Return the config with which rnncls trains this."""
         sections: dict[str, Any] = {
-            "data": data,
-            "model": model,
-            "optimizer": optimizer,
-            "schedule": schedule,
-            "train": train,
+            "data": {
+                "modulus": N,
+                "min_length": self.min_length,
+                "max_length": self.max_length,
+            },
+            "model": {
+                "embedding_dim": E,
+                "hidden_size": self.hidden_size,
+                "num_layers": self.num_layers,
+                "nonlinearity": "tanh",
+                "recurrent_init": "default",
+                "init_gain": 1.0,
+            },
+            "optimizer": {"name": "adam", "lr": LR, "weight_decay": 0.0},
+            "schedule": {"name": "constant", "warmup_steps": 0, "min_lr": 0.0},
+            "train": {"batch_size": self.batch_size, "max_steps": 2**40, "engine": engine},
+            "device": self.device,
         }
-        return parse_config({**sections, "device": self.device}, "bench")
+        return parse_config(sections, "bench")
 
     def gigaflop(self) -> float:
-        """Of one step over real tokens, forward and backward: the sum over layers of 6 S H D + 6 (S - B) H^2."""
+        """Return the arithmetic of one step over real tokens, forward and backward.
+
+        A layer with inputs of size D takes 6 S H D + 6 (S - B) H^2 for S tokens of B sequences:
+        the recurrent product is not needed for the first token of each. The head takes 6 B H N.
+        """
+        h = self.hidden_size
         tokens = self.batch_size * (self.min_length + self.max_length) / 2
-        rest, h = tokens - self.batch_size, self.hidden_size
-        layers = sum(
-            6 * tokens * h * (E if layer == 0 else h) + 6 * rest * h * h
-            for layer in range(self.num_layers)
-        )
-        return (layers + 6 * self.batch_size * h * N) / 1e9
+        later_tokens = tokens - self.batch_size
+
+        flop = 6.0 * self.batch_size * h * N
+        for layer in range(self.num_layers):
+            input_size = E if layer == 0 else h
+            flop += 6 * tokens * h * input_size + 6 * later_tokens * h * h
+        return flop / 1e9
 
 
 REGIMES = {
@@ -105,20 +111,21 @@ REGIMES = {
     "gpu-large": Regime(512, 1024, 2, 128, 512, "cuda"),
 }
 
-Run = Callable[[int], int]  # takes at least so many steps, returns how many
+# Takes at least so many steps, and returns how many.
+Run = Callable[[int], int]
 
 
 # --- peers
 
 
 class Sequences(Dataset[tuple[Tensor, int]]):
-    """20,000 sequences, made beforehand."""
+    """The data set of the textbook loop: 20,000 sequences, made beforehand."""
 
     def __init__(self, regime: Regime) -> None:
         generator = torch.Generator().manual_seed(0)
-        lengths = torch.randint(
-            regime.min_length, regime.max_length + 1, (20_000,), generator=generator
-        )
+        shortest = regime.min_length
+        longest = regime.max_length
+        lengths = torch.randint(shortest, longest + 1, (20_000,), generator=generator)
         self.rows = [
             torch.randint(N, (length,), generator=generator) for length in lengths.tolist()
         ]
@@ -132,7 +139,7 @@ class Sequences(Dataset[tuple[Tensor, int]]):
 
 
 class Classifier(nn.Module):
-    """As in a textbook."""
+    """The model of a textbook: embedding, nn.RNN, linear head on the last hidden state."""
 
     def __init__(self, regime: Regime) -> None:
         super().__init__()
@@ -149,16 +156,15 @@ class Classifier(nn.Module):
 
 
 def textbook(regime: Regime) -> Run:
-    """DataLoader, pad_sequence, pack_padded_sequence, nn.RNN, clip_grad_norm_, Adam, loss.item()."""
+    """Return the loop of a textbook.
+
+    DataLoader, pad_sequence, pack_padded_sequence, nn.RNN, clip_grad_norm_, Adam, loss.item().
+    """
 
     def collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
-        rows = [row for row, _ in samples]
+        rows, labels = zip(*samples, strict=True)
         lengths = torch.tensor([len(row) for row in rows])
-        return (
-            pad_sequence(rows, batch_first=True),
-            lengths,
-            torch.tensor([label for _, label in samples]),
-        )
+        return pad_sequence(list(rows), batch_first=True), lengths, torch.tensor(labels)
 
     loader = DataLoader(
         Sequences(regime), regime.batch_size, shuffle=True, drop_last=True, collate_fn=collate
@@ -176,10 +182,11 @@ def textbook(regime: Regime) -> Run:
         total = 0.0
         for _ in range(steps):
             padded, lengths, labels = next(batches)
+            padded = padded.to(regime.device)
+            labels = labels.to(regime.device)
+
             optimizer.zero_grad()
-            loss = F.cross_entropy(
-                model(padded.to(regime.device), lengths), labels.to(regime.device)
-            )
+            loss = F.cross_entropy(model(padded, lengths), labels)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -190,7 +197,10 @@ def textbook(regime: Regime) -> Run:
 
 
 def tuned(regime: Regime, packed: bool = True) -> Run:
-    """Stock modules, with our batches and fused Adam: packed, or padded with a gather of each last state."""
+    """Return a loop of stock modules at their best, with our batches and fused Adam.
+
+    `packed`: sequences are packed; otherwise padded, and each last hidden state is picked.
+    """
     model = Classifier(regime).to(regime.device)
     optimizer = torch.optim.Adam(model.parameters(), LR, fused=True)
     batches = load_task(regime.config("eager")).batches(0, 2**40)
@@ -202,7 +212,9 @@ def tuned(regime: Regime, packed: bool = True) -> Run:
             return model.head(hidden[-1])  # type: ignore[no-any-return]
         padded, lengths = nn.utils.rnn.pad_packed_sequence(tokens, batch_first=True)
         output, _ = model.rnn(model.embedding(padded))
-        return model.head(output[torch.arange(len(lengths)), lengths.to(output.device) - 1])  # type: ignore[no-any-return]
+        last = lengths.to(output.device) - 1
+        last_hidden = output[torch.arange(len(lengths)), last]
+        return model.head(last_hidden)  # type: ignore[no-any-return]
 
     def run(steps: int) -> int:
         for _ in range(steps):
@@ -219,11 +231,10 @@ def tuned(regime: Regime, packed: bool = True) -> Run:
 
 
 def ours(regime: Regime, engine: str, threads: int = 1) -> Run:
-    """What `rnncls train` does between two log lines."""
+    """Return what `rnncls train` does between two log lines."""
     config = regime.config(engine)
-    config = config.model_copy(
-        update={"train": config.train.model_copy(update={"num_threads": threads})}
-    )
+    train = config.train.model_copy(update={"num_threads": threads})
+    config = config.model_copy(update={"train": train})
     task = load_task(config)
     state = new_state(task)
     take_steps, _ = choose(config, next(state.model.parameters()).device)
@@ -238,93 +249,111 @@ def ours(regime: Regime, engine: str, threads: int = 1) -> Run:
     return run
 
 
-def jax_scan(regime: Regime, losses_of: list[Batch] | None = None) -> Any:
-    """Whole steps inside one jitted scan over 64 batches that are there already; padded to the longest length.
+def jax_scan(regime: Regime) -> Run:
+    """Return a loop of whole steps inside one jitted scan over 64 batches made beforehand."""
+    many = jax_steps(regime)
+    carry = jax_start(regime)
+    batches = jax_arrays(regime, list(load_task(regime.config("eager")).batches(0, 64)))
 
-    With `losses_of`, not a Run but the losses of these batches, from our initial weights.
-    """
+    def run(steps: int) -> int:
+        nonlocal carry
+        scans = -(-steps // 64)
+        for _ in range(scans):
+            carry, losses = many(carry, batches)
+        losses.block_until_ready()
+        return scans * 64
+
+    return run
+
+
+def jax_losses(regime: Regime, batches: list[Batch]) -> list[float]:
+    """Return the losses of JAX's steps on these batches, from our initial weights."""
+    _, losses = jax_steps(regime)(jax_start(regime), jax_arrays(regime, batches))
+    return losses.tolist()  # type: ignore[no-any-return]
+
+
+def jax_start(regime: Regime) -> Any:
+    """Return what the scan carries: our initial weights, Adam's two averages, and the step."""
+    jnp: Any = import_module("jax.numpy")
+    weights = {}
+    for name, value in new_state(load_task(regime.config("eager"))).model.named_parameters():
+        weights[name] = jnp.asarray(value.detach().cpu().numpy())
+
+    first = {name: jnp.zeros_like(value) for name, value in weights.items()}
+    second = {name: jnp.zeros_like(value) for name, value in weights.items()}
+    return weights, first, second, 0.0
+
+
+def jax_arrays(regime: Regime, batches: list[Batch]) -> Any:
+    """Return tokens, padded to the longest length, lengths and labels of all batches."""
+    jnp: Any = import_module("jax.numpy")
+    padded = []
+    for batch in batches:
+        tokens, _ = nn.utils.rnn.pad_packed_sequence(
+            batch.tokens, batch_first=True, total_length=regime.max_length
+        )
+        padded.append(tokens)
+
+    columns = (padded, [batch.lengths for batch in batches], [batch.labels for batch in batches])
+    return tuple(jnp.asarray(torch.stack(column).numpy().astype(np.int32)) for column in columns)
+
+
+def jax_steps(regime: Regime) -> Any:
+    """Return a jitted scan of whole training steps: (carry, batches) -> (carry, losses)."""
     jax: Any = import_module("jax")  # with or without its types, the same checks
     jnp = jax.numpy
-
-    config = regime.config("eager")
-    task = load_task(config)
-    initial = {
-        name: jnp.asarray(value.detach().cpu().numpy())
-        for name, value in new_state(task).model.named_parameters()
-    }
     longest = regime.max_length
-
-    def arrays(batches: list[Batch]) -> tuple[Any, Any, Any]:
-        padded = [
-            nn.utils.rnn.pad_packed_sequence(b.tokens, batch_first=True, total_length=longest)[0]
-            for b in batches
-        ]
-        columns = (padded, [b.lengths for b in batches], [b.labels for b in batches])
-        return tuple(
-            jnp.asarray(torch.stack(column).numpy().astype(np.int32)) for column in columns
-        )
 
     def loss_of(weights: Any, padded: Any, lengths: Any, labels: Any) -> Any:
         inputs = weights["embedding.weight"][padded.T]  # (T, B, E)
-        alive = (jnp.arange(longest)[:, None] < lengths)[:, :, None]
+        alive = (jnp.arange(longest)[:, None] < lengths)[:, :, None]  # (T, B, 1)
+
         for layer in range(regime.num_layers):
-            w_ih, w_hh = weights[f"rnn.weight_ih_l{layer}"], weights[f"rnn.weight_hh_l{layer}"]
-            projected = (
-                inputs @ w_ih.T
-                + weights[f"rnn.bias_ih_l{layer}"]
-                + weights[f"rnn.bias_hh_l{layer}"]
-            )
+            w_ih = weights[f"rnn.weight_ih_l{layer}"]
+            w_hh = weights[f"rnn.weight_hh_l{layer}"]
+            bias = weights[f"rnn.bias_ih_l{layer}"] + weights[f"rnn.bias_hh_l{layer}"]
+            projected = inputs @ w_ih.T + bias
 
             def step(hidden: Any, now: Any, w_hh: Any = w_hh) -> Any:
-                new = jnp.where(now[1], jnp.tanh(now[0] + hidden @ w_hh.T), hidden)
+                projected_now, alive_now = now
+                moved = jnp.tanh(projected_now + hidden @ w_hh.T)
+                new = jnp.where(alive_now, moved, hidden)
                 return new, new
 
             start = jnp.zeros((len(lengths), regime.hidden_size))
-            final, inputs = jax.lax.scan(
-                step, start, (projected, alive), unroll=longest if longest <= 8 else 4
-            )
+            unroll = longest if longest <= 8 else 4
+            final, inputs = jax.lax.scan(step, start, (projected, alive), unroll=unroll)
+
         logits = final @ weights["head.weight"].T + weights["head.bias"]
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
 
     def train_step(carry: Any, batch: Any) -> Any:
         weights, first, second, count = carry
         loss, gradients = jax.value_and_grad(loss_of)(weights, *batch)
+
         norm = jnp.sqrt(sum(jnp.sum(g * g) for g in gradients.values()))
-        scale, count = jnp.minimum(1.0, 1.0 / (norm + 1e-6)), count + 1
+        scale = jnp.minimum(1.0, 1.0 / (norm + 1e-6))
         gradients = {name: g * scale for name, g in gradients.items()}
+
+        count = count + 1
         first = {name: 0.9 * first[name] + 0.1 * g for name, g in gradients.items()}
         second = {name: 0.999 * second[name] + 0.001 * g * g for name, g in gradients.items()}
-        rate, root = LR / (1 - 0.9**count), jnp.sqrt(1 - 0.999**count)
-        moved = {
-            n: w - rate * first[n] / (jnp.sqrt(second[n]) / root + 1e-8) for n, w in weights.items()
-        }
+        rate = LR / (1 - 0.9**count)
+        root = jnp.sqrt(1 - 0.999**count)
+        moved = {}
+        for name, weight in weights.items():
+            moved[name] = weight - rate * first[name] / (jnp.sqrt(second[name]) / root + 1e-8)
         return (moved, first, second, count), loss
 
-    many = jax.jit(
-        lambda carry, batches: jax.lax.scan(train_step, carry, batches), donate_argnums=0
-    )
-    carry = (
-        initial,
-        *({name: jnp.zeros_like(value) for name, value in initial.items()} for _ in range(2)),
-        0.0,
-    )
-    if losses_of is not None:
-        return many(carry, arrays(losses_of))[1].tolist()
-    batches = arrays(list(load_task(config).batches(0, 64)))
+    def many(carry: Any, batches: Any) -> Any:
+        return jax.lax.scan(train_step, carry, batches)
 
-    def run(steps: int) -> int:
-        nonlocal carry
-        for _ in range(-(-steps // 64)):
-            carry, losses = many(carry, batches)
-        losses.block_until_ready()
-        return -(-steps // 64) * 64
-
-    return run
+    return jax.jit(many, donate_argnums=0)
 
 
 def ways(regime: Regime) -> dict[str, Callable[[], Run]]:
-    """Every way of this machine, by name."""
-    found: dict[str, Callable[[], Run]] = {
+    """Return every way of this machine by its name."""
+    makers: dict[str, Callable[[], Run]] = {
         "textbook": lambda: with_threads(1, textbook(regime)),
         "textbook 2": lambda: with_threads(2, textbook(regime)),
         "stock packed": lambda: with_threads(1, tuned(regime)),
@@ -332,16 +361,18 @@ def ways(regime: Regime) -> dict[str, Callable[[], Run]]:
         "rnncls eager": lambda: with_threads(1, ours(regime, "eager")),
     }
     if regime.device == "cuda":
-        found["rnncls captured"] = lambda: ours(regime, "captured")
+        makers["rnncls captured"] = lambda: ours(regime, "captured")
     elif find_spec("numba"):
-        found["rnncls compiled"] = lambda: with_threads(1, ours(regime, "compiled"))
-        found["rnncls compiled 2"] = lambda: with_threads(2, ours(regime, "compiled", 2))
+        makers["rnncls compiled"] = lambda: with_threads(1, ours(regime, "compiled"))
+        makers["rnncls compiled 2"] = lambda: with_threads(2, ours(regime, "compiled", 2))
     if find_spec("jax"):
-        found["JAX scan"] = lambda: jax_scan(regime)
-    return found
+        makers["JAX scan"] = lambda: jax_scan(regime)
+    return makers
 
 
 def with_threads(threads: int, run: Run) -> Run:
+    """Return a loop that runs with so many threads of torch."""
+
     def threaded(steps: int) -> int:
         torch.set_num_threads(threads)
         return run(steps)
@@ -353,13 +384,33 @@ def with_threads(threads: int, run: Run) -> Run:
 
 
 def gate(regime: Regime) -> dict[str, float]:
-    """The largest relative difference of the losses of five steps from those of float64 on the CPU."""
+    """Return by way how far the losses of five steps are from those of float64 on the CPU.
+
+    It is the largest relative difference. Ways with batches of their own are left out.
+    """
     batches = list(load_task(regime.config("eager")).batches(0, 5))
+    expected = float64_losses(regime, batches)
+
+    names = list(ways(regime))
+    losses = {name: losses_of(regime, *name.split()[1:]) for name in names if "rnncls" in name}
+    if "JAX scan" in names:
+        losses["JAX scan"] = jax_losses(regime, batches)
+
+    differences = {}
+    for name, own in losses.items():
+        relative = [abs(a / b - 1) for a, b in zip(own, expected, strict=True)]
+        differences[name] = max(relative)
+    return differences
+
+
+def float64_losses(regime: Regime, batches: list[Batch]) -> list[float]:
+    """Return the losses of stock modules in float64 on these batches, from our initial weights."""
     state = new_state(load_task(regime.config("eager")))
     model = Classifier(regime).double()
     model.load_state_dict(state.model.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), LR)
-    expected = []
+
+    losses = []
     for tokens, labels, _ in batches:
         optimizer.zero_grad()
         _, hidden = model.rnn(tokens._replace(data=model.embedding(tokens.data)))
@@ -367,28 +418,20 @@ def gate(regime: Regime) -> dict[str, float]:
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        expected.append(loss.item())
-    found = {
-        name: losses_of(regime, *name.split()[1:])
-        for name in ways(regime)
-        if name.startswith("rnncls")
-    }
-    if "JAX scan" in ways(regime):
-        found["JAX scan"] = jax_scan(regime, batches)
-    return {
-        name: max(abs(a / b - 1) for a, b in zip(found[name], expected, strict=True))
-        for name in found
-    }
+        losses.append(loss.item())
+    return losses
 
 
 def losses_of(regime: Regime, engine: str, threads: str = "1") -> list[float]:
-    """The losses of the first five steps, which are taken one at a time."""
+    """Return the losses of our first five steps, taken one at a time."""
     config = regime.config(engine)
-    changes = {"log_every": 1, "num_threads": int(threads)}
-    config = config.model_copy(update={"train": config.train.model_copy(update=changes)})
+    train = config.train.model_copy(update={"log_every": 1, "num_threads": int(threads)})
+    config = config.model_copy(update={"train": train})
     task = load_task(config)
     state = new_state(task)
-    losses, before = [], 0.0
+
+    losses = []
+    before = 0.0
     take_steps, _ = choose(config, next(state.model.parameters()).device)
     for _, _ in zip(range(5), take_steps(state, task), strict=False):
         losses.append((state.totals.loss - before) / regime.batch_size)
@@ -397,34 +440,51 @@ def losses_of(regime: Regime, engine: str, threads: str = "1") -> list[float]:
 
 
 def measure(name: str, chosen: list[str], rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
-    """Microseconds per step of each way, by round. Each way is a process of its own, so that none has another's threads
-    and memory; all but one wait.
+    """Return for each way its microseconds per step, by round, its first step and its memory.
+
+    Each way is a process of its own, so that none has another's threads and memory; all but one
+    wait.
     """
     context = get_context("spawn")
-    pipes, results = dict[str, Any](), dict[str, dict[str, Any]]()
-    for way in chosen:
-        pipes[way], other = context.Pipe()
-        context.Process(target=_work, args=(other, name, way), daemon=True).start()
-        results[way] = {"us": [], **pipes[way].recv()}
-    steps = {}
-    for way, pipe in pipes.items():
-        for _ in range(2):  # the first is a warm-up
-            pipe.send(16)
-            elapsed_s, done = pipe.recv()
-        steps[way] = max(1, int(seconds * done / elapsed_s))
-    for _ in range(rounds):
-        for way in random.sample(list(pipes), len(pipes)):
-            pipes[way].send(steps[way])
-            elapsed_s, done = pipes[way].recv()
-            results[way]["us"].append(1e6 * elapsed_s / done)
-    for way, pipe in pipes.items():
-        pipe.send(0)
-        results[way] |= pipe.recv()
+    pipes: dict[str, Any] = {}
+    processes = []
+    results: dict[str, dict[str, Any]] = {}
+    try:
+        for way in chosen:
+            pipes[way], other = context.Pipe()
+            process = context.Process(target=_work, args=(other, name, way), daemon=True)
+            process.start()
+            processes.append(process)
+            other.close()  # or a process that dies would leave the pipe open, and recv waiting
+            results[way] = {"us": [], **pipes[way].recv()}
+
+        steps = {}
+        for way, pipe in pipes.items():
+            _take(pipe, 16)  # a warm-up
+            elapsed_s, done = _take(pipe, 16)
+            steps[way] = max(1, int(seconds * done / elapsed_s))
+
+        for _ in range(rounds):
+            for way in random.sample(list(pipes), len(pipes)):
+                elapsed_s, done = _take(pipes[way], steps[way])
+                results[way]["us"].append(1e6 * elapsed_s / done)
+
+        for way, pipe in pipes.items():
+            results[way] |= _take(pipe, 0)
+    finally:
+        for process in processes:
+            process.kill()
     return results
 
 
+def _take(pipe: Any, steps: int) -> Any:
+    """Have a way take so many steps: (seconds, steps done). For 0 it ends: its use of memory."""
+    pipe.send(steps)
+    return pipe.recv()
+
+
 def _work(pipe: Any, name: str, way: str) -> None:
-    """Take as many steps as the pipe says, until it says 0."""
+    """Take as many steps as the pipe says, until it says 0. Runs in a process of its own."""
     set_precision("float32")  # for all alike: cuDNN would use TF32
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or JAX would take most of a GPU
     if way.startswith("rnncls compiled"):
@@ -433,12 +493,14 @@ def _work(pipe: Any, name: str, way: str) -> None:
         load_program()
     elif way.startswith("JAX"):
         import_module("jax").numpy.zeros(1).block_until_ready()
+
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _mebibytes("VmRSS")
     started_at = time.perf_counter()
     run = ways(REGIMES[name])[way]()
     run(1)
     pipe.send({"first_step_s": time.perf_counter() - started_at, "before_mib": before})
+
     while steps := pipe.recv():
         started_at = time.perf_counter()
         done = run(steps)
@@ -448,12 +510,13 @@ def _work(pipe: Any, name: str, way: str) -> None:
 
 
 def _mebibytes(what: str) -> float:
+    """Return a figure of this process's memory, as the kernel names it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 
 def ratio(theirs: list[float], our: list[float]) -> tuple[float, float, float]:
-    """Median of the per-round ratios and its 95 % interval by the bootstrap."""
+    """Return the median of the per-round ratios and its 95 % interval by the bootstrap."""
     ratios = np.array(theirs) / np.array(our)
     drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
     low, high = np.quantile(np.median(drawn, 1), [0.025, 0.975])
@@ -461,9 +524,11 @@ def ratio(theirs: list[float], our: list[float]) -> tuple[float, float, float]:
 
 
 def peak_gflops() -> float:
-    """Of float32 products of 1024 x 1024 on one thread of the CPU."""
+    """Return the speed of float32 products of 1024 x 1024 on one thread of the CPU."""
     torch.set_num_threads(1)
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    a = torch.randn(1024, 1024)
+    b = torch.randn(1024, 1024)
+
     best = 0.0
     for _ in range(10):
         started_at = time.perf_counter()
@@ -473,31 +538,31 @@ def peak_gflops() -> float:
 
 
 def table(name: str, results: dict[str, dict[str, Any]], floor_us: float) -> str:
-    """Markdown."""
+    """Return the figures of a regime as a table in Markdown."""
     regime = REGIMES[name]
     shape = f"B{regime.batch_size} H{regime.hidden_size} L{regime.num_layers}"
-    best = min(
-        (way for way in results if way.startswith("textbook")),
-        key=lambda way: median(results[way]["us"]),
-    )
+    lengths = f"lengths {regime.min_length}-{regime.max_length}"
+    textbooks = [way for way in results if way.startswith("textbook")]
+    best = min(textbooks, key=lambda way: median(results[way]["us"]))
+
     lines = [
-        f"**{name}** ({shape}, lengths {regime.min_length}-{regime.max_length}; floor {floor_us:,.0f} us)",
+        f"**{name}** ({shape}, {lengths}; floor {floor_us:,.0f} us)",
         "",
-        f"| way | us per step | against {best} (95 %) | against JAX | share of floor | first step, s "
-        "| peak, MiB | of that training |",
+        f"| way | us per step | against {best} (95 %) | against JAX | share of floor "
+        "| first step, s | peak, MiB | of that training |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for way, result in results.items():
         us = median(result["us"])
-        jax = (
-            f"{ratio(results['JAX scan']['us'], result['us'])[0]:.2f}"
-            if "JAX scan" in results
-            else ""
-        )
+        middle, low, high = ratio(results[best]["us"], result["us"])
+        against_jax = ""
+        if "JAX scan" in results:
+            against_jax = f"{ratio(results['JAX scan']['us'], result['us'])[0]:.2f}"
+
         cells = [
             f"{us:,.1f}",
-            "{:.2f} ({:.2f} to {:.2f})".format(*ratio(results[best]["us"], result["us"])),
-            jax,
+            f"{middle:.2f} ({low:.2f} to {high:.2f})",
+            against_jax,
             f"{floor_us / us:.0%}" if regime.device == "cpu" else "",
             f"{result['first_step_s']:.1f}",
             f"{result['cuda_mib'] or result['peak_mib']:,.0f}",
@@ -515,46 +580,56 @@ def main(
     only: Annotated[str, typer.Option(help="Names of ways, beside the textbook's.")] = "",
 ) -> None:
     """Measure, and print tables in Markdown."""
-    here = [
-        name
-        for name, regime in REGIMES.items()
-        if regime.device == "cpu" or torch.cuda.is_available()
-    ]
-    chosen = regimes.split(",") if regimes else here
+    # SIGTERM raises KeyboardInterrupt as Ctrl-C does; then `measure` ends what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     set_precision("float32")
     gflops = peak_gflops()
-    machine = {
+    machine = describe_machine(gflops)
+    print(json.dumps(machine))
+
+    report: dict[str, Any] = {"machine": machine, "regimes": {}}
+    for name in regimes.split(",") if regimes else here():
+        regime = REGIMES[name]
+        differences = gate(regime)
+        listed = ", ".join(f"{way} {value:.1e}" for way, value in differences.items())
+        print(f"\n{name}: losses of 5 steps against float64: {listed}")
+
+        limit = 1e-5 if regime.device == "cpu" else 1e-3
+        if max(differences.values()) > limit:
+            raise SystemExit(f"a way computes something else: relative difference above {limit}")
+
+        taken = list(ways(regime))
+        if only:
+            taken = [way for way in taken if way in only.split(",") or way == "textbook"]
+        results = measure(name, taken, rounds, seconds)
+        print(table(name, results, 1e6 * regime.gigaflop() / gflops), flush=True)
+        report["regimes"][name] = {"gate": differences, "results": results}
+
+    if output:
+        output.write_text(json.dumps(report, indent=1))
+
+
+def here() -> list[str]:
+    """Return the names of the regimes that this machine has a device for."""
+    has_gpu = torch.cuda.is_available()
+    return [name for name, regime in REGIMES.items() if regime.device == "cpu" or has_gpu]
+
+
+def describe_machine(gflops: float) -> dict[str, Any]:
+    """Return what figures depend on: devices, versions, load, precision."""
+    has_gpu = torch.cuda.is_available()
+    return {
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if has_gpu else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "load": os.getloadavg()[0],
         "sgemm_gflops": gflops,
         "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
     }
-    print(json.dumps(machine))
-    report: dict[str, Any] = {"machine": machine, "regimes": {}}
-    for name in chosen:
-        found = gate(REGIMES[name])
-        limit = 1e-5 if REGIMES[name].device == "cpu" else 1e-3
-        print(
-            f"\n{name}: losses of 5 steps against float64: "
-            + ", ".join(f"{k} {v:.1e}" for k, v in found.items())
-        )
-        if max(found.values()) > limit:
-            raise SystemExit(f"a way computes something else: relative difference above {limit}")
-        taken = [
-            way
-            for way in ways(REGIMES[name])
-            if not only or way in only.split(",") or way == "textbook"
-        ]
-        results = measure(name, taken, rounds, seconds)
-        print(table(name, results, 1e6 * REGIMES[name].gigaflop() / gflops), flush=True)
-        report["regimes"][name] = {"gate": found, "results": results}
-    if output:
-        output.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

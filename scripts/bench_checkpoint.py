@@ -1,9 +1,10 @@
-"""What committing checkpoints costs: serialise, SHA-256, write, fsync, rename, fsync, retention, status.
+"""Measure the cost of committing checkpoints: serialise, SHA-256, write, fsync, rename, fsync.
 
     python scripts/bench_checkpoint.py --config configs/sum_mod_10.yaml
 
-Trains the config as it is and prints the share of the run's time that went into saving, the median of some rounds, and
-what one save takes by the size of the model. Results depend on the disk below the folder for temporary files (TMPDIR).
+Trains the config as it is and prints the share of the run's time that went into saving, retention
+and status included: the median of some rounds. Then prints what one save takes by the size of the
+model. Results depend on the disk below the folder for temporary files (TMPDIR).
 """
 
 import statistics
@@ -17,16 +18,17 @@ import typer
 
 from rnncls.config import Config, load_config, num_parameters, sizes
 from rnncls.data import load_task
-from rnncls.rundir.checkpoint import save
-from rnncls.training import loop
+from rnncls.rundir.run_directory import RunDirectory
 from rnncls.training.fit import fit
 
 SIZES = (64, 256, 512, 1024)
-SAVING = ("save", "mark_best", "prune", "note_status")
+
+# What a run calls in order to save.
+SAVING = ("begin", "commit")
 
 
 def timed_run(config: Config) -> tuple[float, list[float]]:
-    """Seconds of a whole run, and of each call that saves something."""
+    """Return the seconds of a whole run, and of each call that saves something."""
     spent: list[float] = []
 
     def timed(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,9 +41,9 @@ def timed_run(config: Config) -> tuple[float, list[float]]:
 
         return call
 
-    originals = {name: getattr(loop, name) for name in SAVING}
+    originals = {name: getattr(RunDirectory, name) for name in SAVING}
     for name, original in originals.items():
-        setattr(loop, name, timed(original))
+        setattr(RunDirectory, name, timed(original))
     try:
         with tempfile.TemporaryDirectory() as folder:
             started_at = time.perf_counter()
@@ -49,7 +51,7 @@ def timed_run(config: Config) -> tuple[float, list[float]]:
             return time.perf_counter() - started_at, spent
     finally:
         for name, original in originals.items():
-            setattr(loop, name, original)
+            setattr(RunDirectory, name, original)
 
 
 def main(
@@ -57,40 +59,47 @@ def main(
     rounds: Annotated[int, typer.Option()] = 3,
 ) -> None:
     """Print the share of saving in a run, then milliseconds per save by model size."""
-    loaded = load_config(config)
     timed_run(load_config(config, ["train.max_steps=2"]))  # what is imported late
+
     shares = []
     for _ in range(rounds):
-        seconds, spent = timed_run(loaded)
-        shares.append(sum(spent) / seconds)
-        print(
-            f"{config}: {seconds:.2f} s, {1000 * sum(spent):.1f} ms of it saving: {shares[-1]:.2%}",
-            flush=True,
-        )
+        seconds, spent = timed_run(load_config(config))
+        saving_s = sum(spent)
+        shares.append(saving_s / seconds)
+        saving = f"{1000 * saving_s:.1f} ms of it saving: {shares[-1]:.2%}"
+        print(f"{config}: {seconds:.2f} s, {saving}", flush=True)
     print(f"median share of saving over {rounds} rounds: {statistics.median(shares):.2%}")
+
     for hidden_size in SIZES:
-        every = [
+        print(measure_size(config, hidden_size))
+
+
+def measure_size(path: Path, hidden_size: int) -> str:
+    """Train a model of this size for a few steps, save it 15 times, and return its figures."""
+    config = load_config(
+        path,
+        [
+            f"model.hidden_size={hidden_size}",
+            "train.eval_samples=1",
             "train.max_steps=20",
             "train.checkpoint_every=1",
             "train.eval_every=100",
             "train.log_every=100",
-        ]
-        sized = load_config(
-            config, [f"model.hidden_size={hidden_size}", "train.eval_samples=1", *every]
-        )
-        times = []
-        with tempfile.TemporaryDirectory() as folder:
-            state = fit(sized, Path(folder) / "run")
-            for _ in range(15):
-                started_at = time.perf_counter()
-                path = save(state, load_task(sized), Path(folder) / "run")
-                times.append(time.perf_counter() - started_at)
-            size = path.stat().st_size
-        median = 1000 * statistics.median(times)
-        parameters = f"{num_parameters(sized, *sizes(sized)):,} parameters"
-        print(
-            f"hidden_size {hidden_size}: {parameters}, {size / 1e6:.2f} MB, {median:.1f} ms per save"
-        )
+        ],
+    )
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        state = fit(config, run_dir)
+        for _ in range(15):
+            started_at = time.perf_counter()
+            checkpoint = RunDirectory(run_dir).save(state, load_task(config))
+            times.append(time.perf_counter() - started_at)
+        size_mb = checkpoint.stat().st_size / 1e6
+
+    parameters = f"{num_parameters(config, *sizes(config)):,} parameters"
+    median_ms = 1000 * statistics.median(times)
+    return f"hidden_size {hidden_size}: {parameters}, {size_mb:.2f} MB, {median_ms:.1f} ms per save"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Sixteen members of one config: together, as one stack, one after another compiled, and one after another eager.
+"""Measure sixteen members of one config: in parallel, as one stack, and one after another.
 
     python -m scripts.bench_sweep
 
-B64 H32 L3, lengths 2-5, steady state: steps only, as `rnncls train` and `rnncls sweep` take them, with batch making but
-without evaluation, logging and saving. Together is what a sweep does on the CPU; the stack is what it does on CUDA.
-Rounds take turns; medians, and the median of the per-round ratios with its range. No timing is asserted.
+B64 H32 L3, lengths 2-5, steady state: steps only, as `rnncls train` and `rnncls sweep` take them,
+with batch making but without evaluation, logging and saving. "Together" is what a sweep does on the
+CPU; the stack is what it does on CUDA; one after another, with compiled and with eager steps, is
+the comparison. Rounds take turns. Printed are medians, and the median of the per-round ratios with
+its range. No timing is asserted.
 """
 
 import os
@@ -20,18 +22,19 @@ import torch
 import typer
 
 from rnncls.data import load_task
-from rnncls.steps.captured.graphs import Turn, stage
-from rnncls.steps.captured.stack import Stacked
+from rnncls.steps.captured.graphs import StepRequest, pad_block
+from rnncls.steps.captured.stack import StackedRuns
 from rnncls.steps.chunks import with_rates
 from rnncls.steps.engines import choose
-from rnncls.training.fit import new_state
-from scripts.bench import REGIMES
+from rnncls.training.states import new_state
+from scripts.bench import REGIMES, Run
 
 MEMBERS = 16
+CPU = torch.device("cpu")
 
 
-def member(seed: int, engine: str) -> Callable[[int], int]:
-    """Something that takes at least so many steps of this member, and says how many."""
+def member(seed: int, engine: str) -> Run:
+    """Return a function that takes at least so many steps of this member, and returns how many."""
     config = REGIMES["tiny"].config(engine).model_copy(update={"seed": seed})
     task = load_task(config)
     state = new_state(task)
@@ -48,64 +51,69 @@ def member(seed: int, engine: str) -> Callable[[int], int]:
     return run
 
 
-def stack() -> Callable[[int], int]:
-    """The same for all members as one stack."""
-    configs = [
-        REGIMES["tiny"].config("eager").model_copy(update={"seed": seed}) for seed in range(MEMBERS)
-    ]
-    tasks = [load_task(config) for config in configs]
+def stack() -> Run:
+    """Return a function that takes so many steps of all members as one stack."""
+    config = REGIMES["tiny"].config("eager")
+    tasks = [load_task(config.model_copy(update={"seed": seed})) for seed in range(MEMBERS)]
     states = [new_state(task) for task in tasks]
-    stacked = Stacked(list(zip(states, tasks, strict=True)))
-    batches = zip(*(with_rates(task, 0) for task in tasks), strict=True)
+    stacked = StackedRuns(list(zip(states, tasks, strict=True)))
 
-    def turns() -> Iterator[dict[int, Turn]]:
-        for blocks in batches:
+    def turns() -> Iterator[dict[int, StepRequest]]:
+        """Yield what the members take as their next step, by their place in the stack."""
+        for blocks in zip(*(with_rates(task, 0) for task in tasks), strict=True):
             staged = [
-                stage(block, rates, configs[0].train.batch_size, torch.device("cpu"))
-                for block, rates in blocks
+                pad_block(block, rates, config.train.batch_size, CPU) for block, rates in blocks
             ]
-            for first in range(blocks[0][0].num_steps):
+            first_block, _ = blocks[0]
+            for first in range(first_block.num_steps):
                 pairs = zip(staged, states, strict=True)
                 yield {
-                    place: Turn(batch, first, state.totals)
+                    place: StepRequest(batch, first, state.totals)
                     for place, (batch, state) in enumerate(pairs)
                 }
 
     coming = turns()
 
     def run(steps: int) -> int:
-        return sum(sum(stacked.take(next(coming), 1)) for _ in range(steps))
+        return sum(sum(stacked.take_steps(next(coming), 1)) for _ in range(steps))
 
     return run
+
+
+def measure(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Return the microseconds per member and step of each way, by round."""
+    us: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name in random.sample(list(ways), len(ways)):
+            started_at = time.perf_counter()
+            done = ways[name]()
+            if turn:  # the first round warms up
+                us[name].append(1e6 * (time.perf_counter() - started_at) / done)
+    return us
 
 
 def main(
     rounds: Annotated[int, typer.Option()] = 10, steps: Annotated[int, typer.Option()] = 1000
 ) -> None:
+    """Measure all ways and print a line for each."""
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))
-    members = {
-        engine: [member(seed, engine) for seed in range(MEMBERS)]
-        for engine in ("compiled", "eager")
-    }
+    compiled = [member(seed, "compiled") for seed in range(MEMBERS)]
+    eager = [member(seed, "eager") for seed in range(MEMBERS)]
     stack_of_all = stack()
+
     with ThreadPoolExecutor(cores) as pool:
+        # The slow ones take a tenth of the steps.
         ways: dict[str, Callable[[], int]] = {
-            "together": lambda: sum(pool.map(lambda run: run(steps), members["compiled"])),
+            "together": lambda: sum(pool.map(lambda run: run(steps), compiled)),
             "as one stack": lambda: stack_of_all(steps // 10),
-            "compiled, one after another": lambda: sum(run(steps) for run in members["compiled"]),
-            "eager, one after another": lambda: sum(run(steps // 10) for run in members["eager"]),
+            "compiled, one after another": lambda: sum(run(steps) for run in compiled),
+            "eager, one after another": lambda: sum(run(steps // 10) for run in eager),
         }
-        us: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(rounds + 1):
-            for name in random.sample(list(ways), len(ways)):
-                started_at = time.perf_counter()
-                done = ways[name]()
-                if turn:  # the first round warms up
-                    us[name].append(1e6 * (time.perf_counter() - started_at) / done)
-    print(
-        f"{platform.machine()}, {cores} cores, torch {torch.__version__}; {MEMBERS} members, {rounds} rounds"
-    )
+        us = measure(ways, rounds)
+
+    machine = f"{platform.machine()}, {cores} cores, torch {torch.__version__}"
+    print(f"{machine}; {MEMBERS} members, {rounds} rounds")
     for name, times in us.items():
         ratios = [our / theirs for our, theirs in zip(us["together"], times, strict=True)]
         spread = f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"

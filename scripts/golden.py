@@ -1,4 +1,4 @@
-"""The first losses of a few configs, so that a change that should not move numbers is seen to move none.
+"""Record the first losses of a few configs, to show when a change moves numbers that it should not.
 
     make golden        rewrites tests/golden/losses.json; say in the commit why the losses moved
 
@@ -14,6 +14,8 @@ import rnncls
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "losses.json"
 STEPS = 20
+
+# Name of the case: config file, overrides.
 CASES = {
     "sum_mod_10": ("configs/sum_mod_10.yaml", ["schedule.warmup_steps=5"]),
     "tutorial_combined": ("configs/tutorial/combined.yaml", []),
@@ -30,19 +32,21 @@ CASES = {
 
 
 def first_losses(case: str, engine: str = "eager") -> list[float]:
-    """The training losses of the first steps, one by one, on the CPU."""
+    """Train the first steps of a case on the CPU and return the training loss of each."""
     path, overrides = CASES[case]
-    small = [
+    short_run = [
         f"train.max_steps={STEPS}",
         "train.log_every=1",
         "train.eval_samples=10",
         "device=cpu",
         f"train.engine={engine}",
     ]
-    config = rnncls.load_config(ROOT / path, [*overrides, *small])
+    config = rnncls.load_config(ROOT / path, [*overrides, *short_run])
+
     with tempfile.TemporaryDirectory() as folder:
         rnncls.fit(config, folder)
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+
     return [json.loads(line)["train/loss"] for line in lines]
 
 

@@ -1,20 +1,25 @@
-"""RESULTS.md, from sweeps that this script runs, or goes on with, below runs/results.
+"""Write RESULTS.md from sweeps that this script runs, or resumes, below runs/results.
 
     python -m scripts.reproduce                    everything: about an hour on two cores
-    python -m scripts.reproduce --only ladder,T5   some of it; the others stay in RESULTS.md if their sweeps are there
-    python -m scripts.reproduce --short            the same with two seeds and few steps, to see that it works
+    python -m scripts.reproduce --only ladder,T5   some of it; the others stay in RESULTS.md if
+                                                   their sweeps are there
+    python -m scripts.reproduce --short            the same with two seeds and few steps, as a test
 
-Nothing in RESULTS.md is typed by hand. Members that are done are not trained again.
+Nothing in RESULTS.md is typed by hand. Members that have finished are not trained again.
 """
 
 import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -23,18 +28,19 @@ import torch
 import typer
 
 from rnncls.data import collate
-from rnncls.rundir.checkpoint import read_checkpoint, restore_model
+from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.restore import restore_model
 from rnncls.sweep.plan import load_sweep
 from rnncls.sweep.summary import summarize
-from rnncls.system.files import replace
+from rnncls.system.files import write_atomically
 
 TIMING = "timing.json"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One table of RESULTS.md."""
+    """One section of RESULTS.md: its words, and the command line of its sweep."""
 
     title: str
     text: str
@@ -42,16 +48,25 @@ class Sweep:
     seeds: str
     lengths: str
     samples: int = 1000
-    words: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()  # overrides, and lists of values
     shown: tuple[int, ...] = ()  # lengths of the table
-    structured: tuple[int, ...] = field(default=())  # lengths of sequences with a structure
+    structured: tuple[int, ...] = ()  # lengths of sequences with a structure
 
+
+# What the short form changes in every config.
+SHORT = (
+    "train.max_steps=20",
+    "train.eval_samples=50",
+    "schedule.warmup_steps=5",
+    "model.hidden_size=16",
+)
 
 RUNGS = ("baseline", "larger_batch", "larger_batch_lr", "deeper", "combined", "combined_warmup")
 LADDER = {
     f"ladder-{rung}": Sweep(
         f"The ladder of a tutorial: {rung}",
-        "tanh, PyTorch's own initialisation, trained on lengths 2-5. Lengths 2-5 are evaluated on every sequence.",
+        "tanh, PyTorch's own initialisation, trained on lengths 2-5."
+        " Lengths 2-5 are evaluated on every sequence.",
         f"configs/tutorial/{rung}.yaml",
         "0-19",
         "10",
@@ -62,7 +77,8 @@ LADDER = {
 SWEEPS = {
     "sum_mod_10": Sweep(
         "The default config",
-        "Trained on lengths 1-5, which are evaluated on all 111,110 sequences; the others on 10,000 each.",
+        "Trained on lengths 1-5, which are evaluated on all 111,110 sequences;"
+        " the others on 10,000 each.",
         "configs/sum_mod_10.yaml",
         "0-9",
         "50,100,500",
@@ -81,8 +97,8 @@ SWEEPS = {
     **LADDER,
     "T5": Sweep(
         "T5: ten digits, trained on lengths 1-5, tested to 10,000",
-        "Lengths 1-5 are evaluated on all 111,110 sequences, the others on 1,000 each. Width and learning rate were"
-        " chosen with seeds 100-119 and the lengths 300 and 700.",
+        "Lengths 1-5 are evaluated on all 111,110 sequences, the others on 1,000 each. Width and"
+        " learning rate were chosen with seeds 100-119 and the lengths 300 and 700.",
         "configs/length_generalisation.yaml",
         "0-63",
         "6,8,10,16,20,32,50,64,100,128,256,500,1000,2000,5000,10000",
@@ -128,116 +144,112 @@ SWEEPS = {
 
 
 def command_of(name: str, sweep: Sweep, out: Path, short: bool) -> list[str]:
-    """The command line of a sweep."""
-    seeds, samples, words = sweep.seeds, sweep.samples, list(sweep.words)
-    lengths = sweep.lengths
-    if short:
-        seeds, samples, lengths = "0-1", 20, "1-3,10"
-        words += [
-            "train.max_steps=20",
-            "train.eval_samples=50",
-            "schedule.warmup_steps=5",
-            "model.hidden_size=16",
-        ]
-    words = [
-        "--config",
-        sweep.config,
-        *words,
-        "--seeds",
-        seeds,
-        "--lengths",
-        lengths,
-        "--samples",
-        str(samples),
-    ]
-    return ["rnncls", "sweep", *words, "--sweep-dir", str(out / name)]
+    """Return the command line of a sweep."""
+    seeds = "0-1" if short else sweep.seeds
+    lengths = "1-3,10" if short else sweep.lengths
+    samples = 20 if short else sweep.samples
+    words = [*sweep.words, *(SHORT if short else ())]
+
+    command = ["rnncls", "sweep", "--config", sweep.config, *words]
+    command += ["--seeds", seeds, "--lengths", lengths, "--samples", str(samples)]
+    return [*command, "--sweep-dir", str(out / name)]
+
+
+# --- a section of RESULTS.md
 
 
 def section(name: str, sweep: Sweep, command: list[str], out: Path, short: bool) -> list[str]:
-    """A sweep's part of RESULTS.md; empty while it has not ended."""
+    """Return the lines of a sweep's section; none while its members have not all ended."""
     if not (out / name / "summary.json").exists():
         return []
-    summary = summarize(load_sweep(out / name))
-    if any(group["ended"] < group["members"] for group in summary["groups"]):
+    summary = summarize(load_sweep(out / name)).to_json()
+    groups = summary["groups"]
+    if any(group["ended"] < group["members"] for group in groups):
         return []
+
     lengths = [1, 2, 3, 10] if short else list(sweep.shown)
     lines = [f"## {sweep.title}", "", sweep.text, "", "```sh", shlex.join(command), "```", ""]
-    lines.append(
-        "| | members | not finite | at least 99 % | at least 99.9 % | 100 % | steps to 99.9 % | horizon |"
-    )
-    lines.append("|---|---|---|---|---|---|---|---|")
-    for group in summary["groups"]:
-        rates = [
-            f"{found['count']} ({found['ci95'][0]:.2f} to {found['ci95'][1]:.2f})"
-            for found in group["success"].values()
-        ]
-        solved = group["to_solved"]
-        steps = (
-            f"{solved['steps'] or 0:,.0f}" if solved["steps"] else f"{solved['reached']} reach it"
-        )
-        cells = [
-            group["group"] or "all",
-            str(group["members"]),
-            str(group["diverged"]),
-            *rates,
-            steps,
-            _horizon(group),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| | " + " | ".join(f"length {n:,}" for n in lengths) + " |",
-        "|---" * (len(lengths) + 1) + "|",
-    ]
-    for group in summary["groups"]:
-        label = group["group"] + " " if group["group"] else ""
-        by_length = {int(n): row for n, row in group["by_length"].items()}
-        at = [by_length[n] for n in lengths if n in by_length]  # none where all members diverged
-        for key, title in (("median", "median"), ("iqm", "inter-quartile mean"), ("min", "lowest")):
-            lines.append(
-                f"| {label}{title} | " + " | ".join(f"{row[key]:.4f}" for row in at) + " |"
-            )
-        lines.append(f"| {label}>= 99 % | " + " | ".join(_count(row, "0.99") for row in at) + " |")
-        lines.append(f"| {label}100 % | " + " | ".join(_count(row, "1.0") for row in at) + " |")
-    first = summary["groups"][0]["group"]
-    for group in summary["groups"][1:]:
-        p = group.get("p_against_first", {}).get("0.99")
-        if p is not None:
-            lines += [
-                "",
-                f"Fisher's exact test, {first} against {group['group']}, at 99 %: p = {p:.2g}.",
-            ]
-    seconds = [row["train_s"] for row in summary["members"] if row["train_s"]]
-    timing = json.loads((out / name / TIMING).read_text())
-    per_member = (
-        f"{median(seconds):.1f} s of steps per member (median, beside another one), "
-        if seconds
-        else ""
-    )
-    lines += ["", f"{per_member}{timing['seconds']:,.0f} s in all on {timing['machine']}.", ""]
+    lines += _success_table(groups)
+    lines += ["", *_length_table(groups, lengths)]
+    lines += _significance(groups)
+    lines += ["", _cost(summary["members"], out / name), ""]
     if sweep.structured:
-        lines += [*_structured(out / name, (10,) if short else sweep.structured), ""]
+        structured = (10,) if short else sweep.structured
+        lines += [*_structured_table(out / name, structured), ""]
     return lines
 
 
-def _horizon(group: dict[str, Any]) -> str:
-    """Median and lowest; what reaches the longest length that was tested may go further."""
-    found = group["horizon"]
-    middle, lowest = (
-        f"{'>= ' if found[key] == found['tested'] else ''}{found[key]:,.0f}"
-        for key in ("median", "min")
-    )
-    return f"{middle}, lowest {lowest}"
+def _success_table(groups: list[dict[str, Any]]) -> list[str]:
+    """Return a row per group: how many members succeed, how soon, and up to what length."""
+    lines = [
+        "| | members | not finite | at least 99 % | at least 99.9 % | 100 % | steps to 99.9 % "
+        "| horizon |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for group in groups:
+        rates = []
+        for success in group["success"].values():
+            low, high = success["ci95"]
+            rates.append(f"{success['count']} ({low:.2f} to {high:.2f})")
+
+        solved = group["to_solved"]
+        steps = f"{solved['reached']} reach it"
+        if solved["steps"]:
+            steps = f"{solved['steps']:,.0f}"
+
+        name = group["group"] or "all"
+        members = str(group["members"])
+        cells = [name, members, str(group["diverged"]), *rates, steps, _horizon(group)]
+        lines.append(_row(cells))
+    return lines
 
 
-def _count(row: dict[str, Any], level: str) -> str:
-    return f"{row['success'][level]['count']}/{row['success'][level]['of']}"
+def _length_table(groups: list[dict[str, Any]], lengths: list[int]) -> list[str]:
+    """Return rows of each group: accuracies over its members by length, and how many succeed."""
+    lines = _header(lengths)
+    for group in groups:
+        label = group["group"] + " " if group["group"] else ""
+        by_length = {int(n): row for n, row in group["by_length"].items()}
+        at = [by_length[n] for n in lengths if n in by_length]  # none where all members diverged
+
+        for key, title in (("median", "median"), ("iqm", "inter-quartile mean"), ("min", "lowest")):
+            lines.append(_row([f"{label}{title}", *(f"{row[key]:.4f}" for row in at)]))
+        lines.append(_row([f"{label}>= 99 %", *(_count(row, "0.99") for row in at)]))
+        lines.append(_row([f"{label}100 %", *(_count(row, "1.0") for row in at)]))
+    return lines
 
 
-def _structured(folder: Path, lengths: tuple[int, ...]) -> list[str]:
-    """How many members answer sequences with a structure, which random ones are not like."""
+def _significance(groups: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each group after the first, where the two were compared."""
+    lines = []
+    first = groups[0]["group"]
+    for group in groups[1:]:
+        p = group.get("p_against_first", {}).get("0.99")
+        if p is not None:
+            against = f"{first} against {group['group']}"
+            lines += ["", f"Fisher's exact test, {against}, at 99 %: p = {p:.2g}."]
+    return lines
+
+
+def _cost(members: list[dict[str, Any]], folder: Path) -> str:
+    """Return a line on the time that the sweep took."""
+    per_member = ""
+    seconds = [row["train_s"] for row in members if row["train_s"]]
+    if seconds:
+        per_member = f"{median(seconds):.1f} s of steps per member (median, beside another one), "
+
+    timing = json.loads((folder / TIMING).read_text())
+    return f"{per_member}{timing['seconds']:,.0f} s in all on {timing['machine']}."
+
+
+def _structured_table(folder: Path, lengths: tuple[int, ...]) -> list[str]:
+    """Return a row per kind of structure: how many members answer such sequences rightly.
+
+    Random sequences, on which the members were trained, are never like these.
+    """
     sweep = load_sweep(folder)
-    top, modulus = 9, 10
+    top = 9
+    modulus = 10
     kinds: dict[str, Any] = {
         "all zeros": lambda n: torch.zeros(n, dtype=torch.int64),
         "all nines": lambda n: torch.full((n,), top),
@@ -245,21 +257,64 @@ def _structured(folder: Path, lengths: tuple[int, ...]) -> list[str]:
         "0 and 9 in turns": lambda n: torch.arange(n) % 2 * top,
         "counting": lambda n: torch.arange(n) % modulus,
     }
-    right = {(kind, n): 0 for kind in kinds for n in lengths}
+
+    right = Counter[tuple[str, int]]()
     for member in sweep.members:
         model = restore_model(read_checkpoint(find_newest(sweep.run_dir(member))))
-        for kind, n in right:
+        for kind, n in product(kinds, lengths):
             tokens = kinds[kind](n)
             with torch.no_grad():
-                said = int(model(collate([tokens], torch.zeros(1)).tokens).argmax())
-            right[kind, n] += said == int(tokens.sum()) % modulus
-    lines = ["Sequences with a structure; members that are right:", ""]
-    lines.append("| | " + " | ".join(f"length {n:,}" for n in lengths) + " |")
-    lines.append("|---" * (len(lengths) + 1) + "|")
+                answer = int(model(collate([tokens], torch.zeros(1)).tokens).argmax())
+            right[kind, n] += answer == int(tokens.sum()) % modulus
+
+    lines = ["Sequences with a structure; members that are right:", "", *_header(lengths)]
     for kind in kinds:
-        cells = [f"{right[kind, n]}/{len(sweep.members)}" for n in lengths]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+        counts = [f"{right[kind, n]}/{len(sweep.members)}" for n in lengths]
+        lines.append(_row([kind, *counts]))
     return lines
+
+
+def _header(lengths: Sequence[int]) -> list[str]:
+    """Return the head of a table with a column for each length."""
+    titles = [f"length {n:,}" for n in lengths]
+    return [f"| | {' | '.join(titles)} |", "|---" * (len(lengths) + 1) + "|"]
+
+
+def _row(cells: list[str]) -> str:
+    """Return a row of a table in Markdown."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def _horizon(group: dict[str, Any]) -> str:
+    """Return the median and the lowest horizon of a group.
+
+    A horizon that is the longest length tested may in truth be longer.
+    """
+    horizon = group["horizon"]
+    texts = []
+    for key in ("median", "min"):
+        at_least = ">= " if horizon[key] == horizon["tested"] else ""
+        texts.append(f"{at_least}{horizon[key]:,.0f}")
+    return ", lowest ".join(texts)
+
+
+def _count(row: dict[str, Any], level: str) -> str:
+    """Return how many members reach this accuracy, of how many."""
+    success = row["success"][level]
+    return f"{success['count']}/{success['of']}"
+
+
+# --- the whole file
+
+HEAD = """# Results
+
+Written by `python -m scripts.reproduce` from the sweeps it runs; nothing is typed by hand. Every
+seed counts, also one that failed; the last checkpoint of each is evaluated; nothing is selected
+by test accuracy. Labels are of whole sequences. Success is by the mean accuracy over the
+training lengths; intervals are Wilson's, 95 %; steps to 99.9 % are the median over all members,
+those that never get there counted as later than all others; the horizon is the largest evaluated
+length up to which all are at least 99.9 %.
+"""
 
 
 def main(
@@ -269,50 +324,47 @@ def main(
     output: Annotated[Path, typer.Option(help="The file to write.")] = Path("RESULTS.md"),
 ) -> None:
     """Run the sweeps and write RESULTS.md."""
+    # SIGTERM raises KeyboardInterrupt as Ctrl-C does; then subprocess.run kills what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
     wanted = tuple(only.split(",")) if only else ("",)
-    lines = [
-        "# Results",
-        "",
-        "Written by `python -m scripts.reproduce` from the sweeps it runs; nothing is typed by hand. Every seed",
-        "counts, also one that failed; the last checkpoint of each is evaluated; nothing is selected by test accuracy.",
-        "Labels are of whole sequences. Success is by the mean accuracy over the training lengths; intervals are",
-        "Wilson's, 95 %; steps to 99.9 % are the median over all members, those that never get there counted as later",
-        "than all others; the horizon is the largest evaluated length up to which all are at least 99.9 %.",
-        "",
-    ]
+    lines = [*HEAD.splitlines(), ""]
     for name, sweep in SWEEPS.items():
         command = command_of(name, sweep, out, short)
         if name.startswith(wanted):
-            started_at = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, check=False
-            )
-            if done.returncode:
-                print(
-                    f"{name}: exit code {done.returncode}; {output} is as it was", file=sys.stderr
-                )
-                raise SystemExit(done.returncode)
-            _note_time(out / name, time.perf_counter() - started_at)
+            exit_code = run(command, out / name)
+            if exit_code:
+                print(f"{name}: exit code {exit_code}; {output} is as it was", file=sys.stderr)
+                raise SystemExit(exit_code)
         lines += section(name, sweep, command, out, short)
-    replace(output, ("\n".join(lines).rstrip() + "\n").encode())
+
+    write_atomically(output, ("\n".join(lines).rstrip() + "\n").encode())
     print(f"wrote {output}")
 
 
-def _note_time(folder: Path, seconds: float) -> None:
-    """What this call took, if it was the first; the later ones train nothing."""
-    path = folder / TIMING
-    if not path.exists():
-        path.write_text(json.dumps({"seconds": seconds, "machine": machine()}))
+def run(command: list[str], folder: Path) -> int:
+    """Run or resume a sweep, note how long that took, and return its exit code."""
+    started_at = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.DEVNULL, check=False)
+    seconds = time.perf_counter() - started_at
+
+    # Only the first call counts: the later ones train nothing.
+    timing = folder / TIMING
+    if done.returncode == 0 and not timing.exists():
+        timing.write_text(json.dumps({"seconds": seconds, "machine": machine()}))
+    return done.returncode
 
 
 def machine() -> str:
-    """Processor, cores and versions."""
+    """Return processor, cores and versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
-    cores = len(os.sched_getaffinity(0))
     processor = min(names, default=platform.machine())
-    return f"{cores} cores of {processor}, torch {torch.__version__}, Python {platform.python_version()}"
+
+    cores = len(os.sched_getaffinity(0))
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{cores} cores of {processor}, {versions}"
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ from rnncls.data import batches, collate, load_task
 from rnncls.errors import CheckpointError, WriteError
 from rnncls.model.classifier import build_model
 from rnncls.rundir import tensorfile
-from rnncls.rundir.checkpoint import read_checkpoint, restore_model, write_checkpoint
-from rnncls.rundir.checkpoint_files import find_checkpoint, load_model, mark_best, prune
+from rnncls.rundir.checkpoint import read_checkpoint, write_checkpoint
+from rnncls.rundir.checkpoint_files import find_checkpoint, load_model, mark_best, tidy
 from rnncls.rundir.paths import step_path
+from rnncls.rundir.restore import restore_model
 from rnncls.steps import train_step
 from rnncls.steps.optim import build_optimizer
 from rnncls.steps.state import TrainState
@@ -41,9 +42,7 @@ def trained_state(config: Config, steps: int = 3) -> TrainState:
 def save(folder: Path, config: Config, steps: int = 3) -> tuple[Path, TrainState]:
     state = trained_state(config, steps)
     folder.mkdir(parents=True, exist_ok=True)
-    return write_checkpoint(
-        folder, state.model, state.optimizer, load_task(config), state.step, state.counters()
-    ), state
+    return write_checkpoint(folder, state, load_task(config)), state
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
@@ -235,9 +234,8 @@ def test_a_run_directory_means_its_best_and_without_one_its_newest(tmp_path: Pat
 @pytest.mark.row("R28")
 def test_pruning_goes_by_number_and_keeps_the_best(tmp_path: Path) -> None:
     paths = [save(tmp_path, config_of(), steps)[0] for steps in (9, 10, 2)]
-    mark_best(paths[2])
     os.utime(paths[1], (0, 0))
-    prune(tmp_path, 1)
+    tidy(paths[2], is_best=True, keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "best.safetensors",
         "step-00000010.safetensors",

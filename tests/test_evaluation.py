@@ -23,7 +23,7 @@ class Oracle(nn.Module):
     def __init__(self, modulus: int, blind: int = -1) -> None:
         super().__init__()
         self.modulus, self.blind = modulus, blind
-        self.weight = nn.Parameter(torch.zeros(1))
+        self.device = torch.device("cpu")
 
     def forward(self, tokens: PackedSequence) -> Tensor:
         assert not self.training

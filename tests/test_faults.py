@@ -60,7 +60,7 @@ SMOKE: list[str | Path] = [
 
 def run_patched(patch: str, *words: str | Path, **options: Any) -> Completed:
     """Run `rnncls words` in a process of its own, after some Python."""
-    beginning = "import os, signal\nfrom rnncls.training import fit\n"
+    beginning = "import os, signal\nfrom rnncls.training import states\n"
     end = "\nfrom rnncls.cli import main\nmain()"
     return run_python(beginning + patch + end, *words, **options)
 
@@ -351,7 +351,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
 )
 @pytest.mark.usefixtures("signals_not_ignored")
 def test_a_signal_at_the_start_ends_it_at_once(tmp_path: Path, number: int, code: int) -> None:
-    patch = f"fit.build_model = lambda *_: os.kill(os.getpid(), {int(number)})"
+    patch = f"states.build_model = lambda *_: os.kill(os.getpid(), {int(number)})"
     done = run_patched(patch, *SMOKE, "--run-dir", tmp_path / "run")
     assert done.returncode == code
     assert "stopped by SIG" in done.stderr
@@ -391,11 +391,11 @@ def test_sigusr1_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @row("R6")
 def test_sigusr1_before_a_run_is_no_reason_to_die(tmp_path: Path) -> None:
     patch = """
-original = fit.build_model
+original = states.build_model
 def build_model(*arguments):
     os.kill(os.getpid(), signal.SIGUSR1)
     return original(*arguments)
-fit.build_model = build_model"""
+states.build_model = build_model"""
     done = run_patched(patch, *SMOKE, "train.max_steps=2", "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
 

@@ -18,7 +18,7 @@ import torch
 
 from rnncls.config import FilesConfig, load_config, parse_config
 from rnncls.data import FilesTask, load_task
-from rnncls.data.dataset import Dataset, load
+from rnncls.data.dataset import Dataset, load_dataset
 from rnncls.data.sequences import epoch_order, padding_waste
 from rnncls.errors import CheckpointError, ConfigError, DataError, Interrupted
 from rnncls.evaluation.evaluate import evaluate
@@ -84,7 +84,7 @@ def test_every_format_gives_the_same_data(
         rows = [(" ".join(words).split(), label) for words, label in rows]
     path = tmp_path / (f"data.{suffix}" + (".gz" if compressed else ""))
     path.write_bytes(gzip.compress(text.encode()) if compressed else text.encode())
-    assert contents(load(data_of(path, tokens="words", **WHOLE))) == rows
+    assert contents(load_dataset(data_of(path, tokens="words", **WHOLE))) == rows
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,17 @@ def test_every_format_gives_the_same_data(
 )
 def test_tokens(tmp_path: Path, kind: str, value: Any, expected: list[str]) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", [(value, "x")])
-    assert contents(load(data_of(path, tokens=kind, **WHOLE))) == [(expected, "x")]
+    assert contents(load_dataset(data_of(path, tokens=kind, **WHOLE))) == [(expected, "x")]
 
 
 def test_field_names_and_formats_can_be_named(tmp_path: Path) -> None:
     path = tmp_path / "data.txt"
     path.write_text("text;x\n", encoding="utf-8")
-    with pytest.raises(DataError, match="which format"):
-        load(data_of(path))
+    with pytest.raises(DataError, match="unknown format"):
+        load_dataset(data_of(path))
     path.write_text("clicks\tbought\n1 2\tno\n3\tyes\n")
     keys = {"format": "tsv", "sequence_field": "clicks", "label_field": "bought", **WHOLE}
-    assert contents(load(data_of(path, **keys))) == [(["1", "2"], "no"), (["3"], "yes")]
+    assert contents(load_dataset(data_of(path, **keys))) == [(["1", "2"], "no"), (["3"], "yes")]
 
 
 # --- bad input
@@ -118,7 +118,7 @@ def test_field_names_and_formats_can_be_named(tmp_path: Path) -> None:
 
 def problems_of(path: Path, **keys: Any) -> str:
     with pytest.raises(DataError) as caught:
-        load(data_of(path, **{**WHOLE, **keys}))
+        load_dataset(data_of(path, **{**WHOLE, **keys}))
     assert caught.value.exit_code == 3
     assert str(path) in caught.value.render()
     return caught.value.render()
@@ -242,18 +242,18 @@ def test_labels_and_tokens_that_training_lacks(tmp_path: Path) -> None:
     train = write_jsonl(tmp_path / "train.jsonl", [([1], "a"), ([2], "b")])
     val = write_jsonl(tmp_path / "val.jsonl", [([1], "a"), ([2], "c"), ([2], "d")])
     with pytest.raises(DataError) as caught:
-        load(data_of(train, val=str(val), **WHOLE))
+        load_dataset(data_of(train, val=str(val), **WHOLE))
     assert f"{val}:2" in caught.value.render()
     assert "one of a, b" in caught.value.render()
     write_jsonl(val, [([1], "a"), ([2, 3], "b")])
-    dataset = load(data_of(train, val=str(val), **WHOLE))
+    dataset = load_dataset(data_of(train, val=str(val), **WHOLE))
     assert contents(dataset, "val") == [(["1"], "a"), (["2", "<unk>"], "b")]
     with pytest.raises(DataError, match="1 tokens of val") as caught:
-        load(data_of(train, val=str(val), unknown="error", **WHOLE))
+        load_dataset(data_of(train, val=str(val), unknown="error", **WHOLE))
     assert f"{val}:2" in caught.value.render()
     write_jsonl(val, [([7], "a"), ([8], "b")])
     with pytest.raises(DataError, match="no token of val"):
-        load(data_of(train, val=str(val), **WHOLE))
+        load_dataset(data_of(train, val=str(val), **WHOLE))
 
 
 @row("D11")
@@ -274,12 +274,13 @@ def test_long_lines_and_gzip_bombs_take_no_memory(tmp_path: Path) -> None:
     code = f"""
 import resource
 from rnncls.config import FilesConfig
-from rnncls.data.dataset import load
+from rnncls.data.dataset import load_dataset
 from rnncls.errors import DataError
 for name in ("long.jsonl", "bomb.jsonl.gz", "short.jsonl.gz", "bad.jsonl.gz"):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        load(FilesConfig(source="files", train={str(tmp_path)!r} + "/" + name, tokens="ids"))
+        path = {str(tmp_path)!r} + "/" + name
+        load_dataset(FilesConfig(source="files", train=path, tokens="ids"))
     except DataError as error:
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
         print(error.render())
@@ -298,7 +299,7 @@ def test_long_sequences_are_cut_where_asked(
     tmp_path: Path, truncate: str, expected: list[str]
 ) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", [([1, 2, 3, 4], 0), ([5, 6], 1)])
-    dataset = load(data_of(path, max_length=2, truncate=truncate, **WHOLE))
+    dataset = load_dataset(data_of(path, max_length=2, truncate=truncate, **WHOLE))
     assert contents(dataset) == [(expected, "0"), (["5", "6"], "1")]
     assert dataset.truncated["train"] == 1
     assert "found:    4" in problems_of(path, max_length=2, truncate="error")
@@ -307,7 +308,7 @@ def test_long_sequences_are_cut_where_asked(
 @row("D9")
 def test_empty_sequences_can_be_dropped(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", [([], 0), ([5, 6], 1), ("", 1)])
-    dataset = load(data_of(path, empty="drop", **WHOLE))
+    dataset = load_dataset(data_of(path, empty="drop", **WHOLE))
     assert contents(dataset) == [(["5", "6"], "1")]
     assert dataset.dropped["train"] == 2
 
@@ -317,7 +318,7 @@ def test_empty_sequences_can_be_dropped(tmp_path: Path) -> None:
 
 def test_the_vocabulary_is_that_of_the_training_split_alone(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", [([number, 999], number % 2) for number in range(200)])
-    dataset = load(data_of(path))
+    dataset = load_dataset(data_of(path))
     trained = {token for tokens, _ in contents(dataset) for token in tokens}
     assert set(dataset.vocabulary.tokens) == {"<unk>", *trained}
     assert dataset.vocabulary.tokens[1:] == tuple(sorted(trained, key=int))
@@ -327,7 +328,7 @@ def test_the_vocabulary_is_that_of_the_training_split_alone(tmp_path: Path) -> N
 
 def test_rare_tokens_become_unknown(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", [("a a b", "x"), ("b c <unk>", "y")])
-    dataset = load(data_of(path, tokens="words", min_count=2, **WHOLE))
+    dataset = load_dataset(data_of(path, tokens="words", min_count=2, **WHOLE))
     assert contents(dataset) == [(["a", "a", "b"], "x"), (["b", "<unk>", "<unk>"], "y")]
     with pytest.raises(ConfigError, match="rare tokens"):
         config_of(path, min_count=2, unknown="error")
@@ -337,10 +338,10 @@ def test_splits_are_stable_when_rows_are_added_and_keep_equal_sequences_together
     tmp_path: Path,
 ) -> None:
     rows = [([number, number % 7], number % 3) for number in range(3000)]
-    before = load(data_of(write_jsonl(tmp_path / "a.jsonl", rows), val_fraction=0.2))
+    before = load_dataset(data_of(write_jsonl(tmp_path / "a.jsonl", rows), val_fraction=0.2))
     more = [([number, 8], number % 3) for number in range(500)]
     mixed = [*more[:250], *rows[::-1], *more[250:], *rows[:100]]
-    after = load(data_of(write_jsonl(tmp_path / "b.jsonl", mixed), val_fraction=0.2))
+    after = load_dataset(data_of(write_jsonl(tmp_path / "b.jsonl", mixed), val_fraction=0.2))
     sizes = {}
     for split in ("train", "val", "test"):
         old = Counter(map(str, contents(before, split)))
@@ -363,7 +364,7 @@ def test_an_epoch_is_every_sequence_once_and_a_function_of_seed_and_epoch(
     tmp_path: Path, batching: str
 ) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(1003, longest=60))
-    sequences = load(data_of(path, **WHOLE)).splits["train"]
+    sequences = load_dataset(data_of(path, **WHOLE)).splits["train"]
     orders = {key: epoch_order(sequences, *key, 8, batching) for key in ((0, 0), (0, 1), (1, 0))}
     for rows in orders.values():
         assert sorted(torch.cat(rows).tolist()) == list(range(1003))
@@ -581,7 +582,7 @@ def test_odd_tokens_and_labels_are_read_or_named(tmp_path: Path, kind: str) -> N
     path = tmp_path / "odd.jsonl"
     lines = [json.dumps({"sequence": "".join(tokens), "label": label}) for tokens, label in rows]
     path.write_text("\n".join(lines) + "\n")
-    dataset = load(data_of(path, tokens=kind, **WHOLE))
+    dataset = load_dataset(data_of(path, tokens=kind, **WHOLE))
     assert set(dataset.vocabulary.labels) == {"a", "--1", "1", "9" * 5000}
     for bad in (
         '{"sequence": "a\\ud800b", "label": "x"}',

@@ -1,100 +1,206 @@
-"""What the README shows is run: commands, Python, the worked examples, the code map and the tags."""
+"""What the README and docs/ show is run or checked: commands, Python, examples, names and links."""
 
 import doctest
 import importlib
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from itertools import chain
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
+from rnncls.cli.app import app, run
+from scripts.config_page import page as config_page
 
-README = (ROOT / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = "README.md"
+CHINESE = "README.zh-CN.md"
+ARCHITECTURE = "docs/architecture.md"
+RUNS = "docs/runs.md"
+
+PAGES = [README, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+LINKED = [*sorted(path.name for path in ROOT.glob("*.md")), *PAGES[1:]]
+TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in {*PAGES, *LINKED}}
+
 BIN = Path(sys.executable).parent
-QUICK = ["train.max_steps=6", "train.eval_every=3", "schedule.warmup_steps=2"]
+SMALL = "train.max_steps=6 train.engine=eager schedule.warmup_steps=2 model.hidden_size=8"
 
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[str]:
-    return [line for block in blocks("sh") for line in block.splitlines() if line]
-
-
-SHORTER = {  # a later option wins
+# What is added to a command so that it does less work. The last of equal options wins.
+SHORTER = {
+    "rnncls train --config": f"{SMALL} train.eval_every=3",
+    "rnncls train --resume": "train.max_steps=9",
+    "rnncls eval runs/mine": "--samples 50",
+    "rnncls sweep --config": f"--seeds 0-1 {SMALL}",
     "python scripts/bench_data": "--rounds 1 --count 4",
     "python scripts/bench_checkpoint": "--rounds 1 --config configs/smoke.yaml",
     "python scripts/bench_recurrence": "--rounds 1 --longest 16",
-    "python scripts/bench.py": "--regimes tutorial --rounds 1 --seconds 0.01 --only 'rnncls compiled'",
+    "python scripts/bench.py": (
+        "--regimes tutorial --rounds 1 --seconds 0.01 --only 'rnncls compiled'"
+    ),
     "python scripts/bench_files": "--rows 1000",
     "python scripts/source_lines": "--files 150",
     "python scripts/digits": "--rows 2000",
     "python -m scripts.bench_sweep": "--rounds 1 --steps 20",
     "python -m scripts.reproduce": "--short --only T5 --out runs/short --output short.md",
-    "rnncls sweep --config": "--seeds 0-1 train.max_steps=6 schedule.warmup_steps=2",
 }
 
+# Make targets are checked by a test below, a TensorBoard server by test_runlog.py.
+NOT_RUN = ("make ", "tensorboard ", "pip ")
 
-def quick(command: str) -> str:
-    """The same command with less work: fewer steps, seeds and samples."""
-    if command.startswith("rnncls train"):
-        return " ".join([command, *QUICK])
-    for beginning, shorter in SHORTER.items():
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page in one language ("" for plain text), without fences."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT[page], re.MULTILINE | re.DOTALL)
+    return [content for own, content in fenced if own == language]
+
+
+def commands(page: str) -> list[str]:
+    """Return every shell command of a page, in order."""
+    return [line for block in blocks(page, "sh") for line in block.splitlines()]
+
+
+def is_slow(block: str) -> bool:
+    """Tell whether a block takes seconds: scripts, what needs them, and whole sweeps."""
+    return "python " in block or "rnncls sweep --resume" in block
+
+
+def shorter(command: str) -> str:
+    """Return the same command with less work: fewer steps, seeds and samples."""
+    for beginning, addition in SHORTER.items():
         if command.startswith(beginning):
-            return f"{command} {shorter}"
+            return f"{command} {addition}"
     return command
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the project to the README's commands."""
-    folder = tmp_path_factory.mktemp("readme")
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder that looks like the project to the commands, with the README's own data."""
     for name in ("configs", "scripts"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+
+    rows = [{"sequence": "home shop cart pay", "label": "bought"}] * 30
+    rows += [{"sequence": f"home search{number}", "label": "left"} for number in range(30)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "clicks.jsonl").write_text(lines)
+    (yaml,) = blocks(README, "yaml")
+    (tmp_path / "clicks.yaml").write_text(yaml)
+
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("own", [True, False], ids=["of_one_run", "others"])
-def test_every_command_of_the_readme_runs(home: Path, own: bool) -> None:
-    """In two halves, for two processes: the blocks about the run of the first section, and those about others."""
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    ran = []
-    for command in chain.from_iterable(
-        block.splitlines() for block in blocks("sh") if ("runs/mine" in block) == own
-    ):
-        if not command or command.startswith(("make ", "tensorboard ", "pip ")):
-            continue  # make targets: below; a TensorBoard server: test_runlog.py
+Run = Callable[[str], str]
+
+
+@pytest.fixture
+def run_command(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Run a command in `home` and return its stdout; `rnncls` in this process, which is faster."""
+
+    def run_rnncls(command: str) -> str:
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        capsys.readouterr()
+        exit_code = run()
+        printed = capsys.readouterr()
+        assert exit_code == 0, f"{command}\n{printed.err}"
+        return printed.out
+
+    def run_other(command: str) -> str:
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
-            shlex.split(quick(command)),
+            shlex.split(command),
             cwd=home,
-            env=environment,
+            env={**os.environ, "PATH": path},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
-        assert done.stdout or "--output" in command, command
-        ran.append(command)
-    assert len(ran) >= 9
+        return done.stdout
+
+    def run_any(command: str) -> str:
+        return run_rnncls(command) if command.startswith("rnncls ") else run_other(command)
+
+    return run_any
 
 
-def test_make_knows_the_targets_the_readme_and_the_help_name() -> None:
+def runnable(page: str, slow: bool) -> list[str]:
+    """Return the commands of a page's fast or slow blocks, without those that are not run here."""
+    chosen = [block for block in blocks(page, "sh") if is_slow(block) == slow]
+    lines = [line for block in chosen for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(NOT_RUN)]
+
+
+def run_all(lines: list[str], run_command: Run) -> None:
+    """Run the commands in order, each of which must succeed and print something."""
+    for command in lines:
+        printed = run_command(shorter(command))
+        assert printed or "--output" in command, command
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page, slow=False)])
+def test_every_quick_command_of_a_page_runs(page: str, run_command: Run) -> None:
+    run_all(runnable(page, slow=False), run_command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page, slow=True)])
+def test_every_slow_command_of_a_page_runs(page: str, run_command: Run) -> None:
+    run_all(runnable(page, slow=True), run_command)
+
+
+def test_the_output_of_the_readme_has_the_words_of_the_program(run_command: Run) -> None:
+    train = "rnncls train --config configs/smoke.yaml --run-dir runs/words"
+    printed = run_command(shorter(train)) + run_command("rnncls eval runs/words")
+
+    shown = next(block for block in blocks(README, "") if "accuracy: " in block)
+    of_the_program = {without_numbers(line) for line in printed.splitlines()}
+    for line in shown.splitlines():
+        if line.startswith(("run directory:", "steps:", "accuracy:", "loss:", "length ")):
+            wanted = without_numbers(line)
+            assert wanted in of_the_program or wanted.startswith("run directory:"), line
+
+
+def without_numbers(line: str) -> str:
+    return re.sub(r"[\d.,]+", "#", line)
+
+
+def test_every_command_of_the_program_is_on_a_page() -> None:
+    shown = "\n".join(command for page in PAGES for command in commands(page))
+    for name in program_commands():
+        assert f"rnncls {name}" in shown
+
+
+def program_commands() -> Iterator[str]:
+    """Yield the names of all commands, such as "train" and "config show"."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        yield command.name or command.callback.__name__
+
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        for command in group.typer_instance.registered_commands:
+            assert command.callback is not None
+            yield f"{group.name} {command.callback.__name__}"
+
+
+def test_make_knows_the_targets_that_the_pages_and_the_help_name() -> None:
     listed = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     ).stdout
-    targets = ["install", "train", "test", "test-slow", "chaos"]
-    for target in [*targets, "check", "format", "golden", "clean"]:
+    targets = ["install", "train", "test", "test-slow", "chaos", "check", "format", "golden"]
+    for target in [*targets, "docs", "clean"]:
         assert f"make {target} " in listed
-    for command in commands():
+
+    for command in (command for page in PAGES for command in commands(page)):
         if command.startswith("make "):
             done = subprocess.run(
                 [*command.split(), "-n"], cwd=ROOT, capture_output=True, timeout=60, check=False
@@ -102,24 +208,23 @@ def test_make_knows_the_targets_the_readme_and_the_help_name() -> None:
             assert done.returncode == 0, command
 
 
-def test_the_python_of_the_readme_runs(home: Path) -> None:
-    (code,) = blocks("python")
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "accuracy: " in done.stdout
+def test_the_python_of_the_readme_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks(README, "python")
+    quick = code.replace("train.max_steps=200", "train.max_steps=6")
+    quick = quick.replace('"train.max_steps=6"', '"train.max_steps=6", "train.engine=eager"')
+    assert quick != code
+
+    exec(compile(quick, README, "exec"), {})
+    assert "accuracy: " in capsys.readouterr().out
+    assert (home / "runs" / "from_python" / "config.yaml").is_file()
 
 
 def test_the_worked_examples_are_true() -> None:
-    results = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    worked = str(ROOT / "docs" / "how-it-works.md")
+    results = doctest.testfile(worked, module_relative=False, encoding="utf-8")
     assert results.failed == 0
     assert results.attempted >= 8
+
     for name in ("data.batches", "evaluation.metrics"):
         module = importlib.import_module(f"rnncls.{name}")
         results = doctest.testmod(module, extraglobs={"torch": importlib.import_module("torch")})
@@ -127,18 +232,96 @@ def test_the_worked_examples_are_true() -> None:
         assert results.attempted > 0
 
 
-def test_the_code_map_names_every_module_and_the_tag_table_every_tag() -> None:
+def test_the_chinese_readme_has_the_same_code_blocks_and_sections() -> None:
+    def fenced(name: str) -> list[str]:
+        return re.findall(r"^```.*?^```$", TEXT[name], re.MULTILINE | re.DOTALL)
+
+    def links(name: str) -> list[str]:
+        targets = re.findall(r"\]\(([^)#]+)\)", TEXT[name])
+        return [target for target in targets if target not in (README, CHINESE)]
+
+    assert fenced(README) == fenced(CHINESE)
+    assert len(anchors(README)) == len(anchors(CHINESE))
+    assert links(README) == links(CHINESE)
+
+
+def test_the_config_page_is_the_one_that_make_docs_writes() -> None:
+    assert TEXT["docs/config.md"] == config_page(), "run make docs"
+
+
+def test_the_map_names_every_module_and_only_modules_that_exist() -> None:
+    for folder in sorted((ROOT / "rnncls").iterdir()):
+        if not folder.is_dir() or folder.name == "__pycache__":
+            continue
+        paths = [path for path in folder.rglob("*.py") if not path.name.startswith("__")]
+        modules = {path.relative_to(folder).as_posix() for path in paths}
+        assert modules_on_the_map(folder.name) == modules, folder.name
+
+    for path in (ROOT / "rnncls").glob("*.py"):
+        assert path.name.startswith("__") or f"`{path.name}`" in TEXT[ARCHITECTURE], path
+
+
+def modules_on_the_map(package: str) -> set[str]:
+    """Return the modules in the first column of a package's table."""
+    section = TEXT[ARCHITECTURE].split(f"\n### {package}\n")[1].split("\n## ")[0]
+    rows = section.split("\n### ")[0].splitlines()
+    first_column = "".join(row.split("|")[1] for row in rows if row.startswith("| `"))
+    return set(re.findall(r"`([\w/]+\.py)`", first_column))
+
+
+def test_the_map_says_where_to_add_what_and_names_real_files() -> None:
+    table = TEXT[ARCHITECTURE].split("\n## I want to add ...\n")[1].split("\n## ")[0]
+    added = ("a cell", "a file format", "a metric", "an optimizer", "an engine", "a command")
+    for what in added:
+        assert f"\n| {what} |" in table
+
+    for named in re.findall(r"`((?:[\w]+/)+[\w]+\.py)`", table):
+        candidates = (ROOT / named, ROOT / "rnncls" / named, ROOT / "rnncls" / "steps" / named)
+        assert any(path.is_file() for path in candidates), named
+
+
+def test_every_name_on_the_map_is_in_the_code() -> None:
+    code = "\n".join(path.read_text() for path in (ROOT / "rnncls").rglob("*.py"))
+    ways = TEXT[ARCHITECTURE].split("\n## The way of one batch\n")[1]
+    ways = ways.split("\n## Outside the package\n")[0]
+
+    for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", ways):
+        if not name.endswith((".py", ".yaml", ".md", ".json")):
+            last = name.rpartition(".")[2]
+            assert re.search(rf"\b{last}\b", code), name
+
+
+def test_the_tag_table_has_every_tag() -> None:
     from rnncls.rundir.log import TAGS
 
-    for path in (ROOT / "rnncls").rglob("*.py"):
-        if not path.name.startswith("__"):
-            assert path.name in README, path
     for tag in TAGS:
-        assert f"`{tag}`" in README
-    for path in (ROOT / "configs").glob("*.yaml"):
-        assert path.stem in README or path.stem == "smoke"
+        assert f"`{tag}`" in TEXT[RUNS]
 
 
-def test_the_results_table_names_real_configs() -> None:
-    for path in re.findall(r"configs/\S+\.yaml", README):
+def test_the_pages_name_real_configs_and_every_config_but_the_smallest() -> None:
+    text = "\n".join(TEXT[page] for page in PAGES)
+    for path in re.findall(r"configs/\S+\.yaml", text):
         assert (ROOT / path).is_file(), path
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        assert path.stem in text or path.stem == "smoke"
+
+
+@pytest.mark.parametrize("page", LINKED)
+def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
+    prose = re.sub(r"^```.*?^```$", "", TEXT[page], flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" in link:
+            continue
+        target, _, fragment = link.partition("#")
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.is_file(), link
+        if fragment:
+            name = path.resolve().relative_to(ROOT).as_posix()
+            assert fragment in anchors(name), link
+
+
+def anchors(page: str) -> list[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    prose = re.sub(r"^```.*?^```$", "", TEXT[page], flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings]

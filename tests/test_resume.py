@@ -26,7 +26,7 @@ from rnncls.rundir.lock import is_locked, locked
 from rnncls.rundir.status import read_status
 from rnncls.training import loop
 from rnncls.training.fit import fit
-from rnncls.training.loop import validate
+from rnncls.training.progress import validation_scalars
 from rnncls.training.resume import resume
 from tests.helpers import (
     HARD,
@@ -380,14 +380,14 @@ def test_tensorboard_has_each_step_once_after_an_interrupted_evaluation_and_a_ki
     config = config_of(
         train={"log_every": 5, "eval_every": 10, "checkpoint_every": 1000, "best_metric": "loss"}
     )
-    original = validate
+    original = validation_scalars
 
     def interrupted(*arguments: Any) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "validate", interrupted)
+        patch.setattr(loop, "validation_scalars", interrupted)
         with pytest.raises(Interrupted):
             fit(config, tmp_path / "run")
     with monkeypatch.context() as patch:
@@ -526,7 +526,7 @@ def test_nothing_to_resume_is_a_clear_error(tmp_path: Path, fails: Callable[...,
     assert "nothing to resume" in fails(4, "train", "--resume", tmp_path / "nowhere")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert "no checkpoint" in fails(4, "train", "--resume", tmp_path / "run")
-    assert "what is to be trained" in fails(
+    assert "options of a new run" in fails(
         2, "train", "--resume", tmp_path, "--config", "configs/smoke.yaml"
     )
 

@@ -69,6 +69,6 @@ def test_a_run_does_not_differ_from_itself(tmp_path: Path, fails: Callable[..., 
     done = run_rnncls("runs", "diff", tmp_path / "a", tmp_path / "a")
     assert "config: no difference" in done.stdout
     assert "result: no difference" in done.stdout
-    assert "no run directory" in fails(4, "runs", "diff", tmp_path / "a", tmp_path)
+    assert "not a run directory" in fails(4, "runs", "diff", tmp_path / "a", tmp_path)
     (tmp_path / "a" / "config.yaml").write_text("sed: 1")
     assert "did you mean seed?" in fails(2, "runs", "diff", tmp_path / "a", tmp_path / "a")

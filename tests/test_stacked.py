@@ -13,18 +13,19 @@ import torch
 from rnncls.config import Config
 from rnncls.data import load_task
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
-from rnncls.rundir.checkpoint import read_checkpoint, restore_model
+from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.restore import restore_model
 from rnncls.steps import chunks
-from rnncls.steps.captured.graphs import Turn, stage
-from rnncls.steps.captured.stack import Stack, Stacked, shape_of
+from rnncls.steps.captured.graphs import StepRequest, pad_block
+from rnncls.steps.captured.stack import Stack, StackedRuns, shape_of
 from rnncls.sweep import members as sweep_members
-from rnncls.sweep.members import Group, groups, run_sweep
-from rnncls.sweep.plan import load_sweep, plan
+from rnncls.sweep.members import Group, plan_groups, run_sweep
+from rnncls.sweep.plan import load_sweep, plan_sweep
 from rnncls.system.signals import StopRequest
-from rnncls.training.fit import fit, new_state
+from rnncls.training.fit import Shared, fit
 from rnncls.training.resume import resume
-from rnncls.training.run import Company
+from rnncls.training.states import new_state
 from tests.helpers import (
     CASES,
     SAFETY_S,
@@ -40,15 +41,15 @@ from tests.helpers import (
 
 
 def together(
-    actions: list[Callable[[Company], object]], stop: StopRequest | None = None
+    actions: list[Callable[[Shared], object]], stop: StopRequest | None = None
 ) -> list[Exception | None]:
     """Run each in a thread with a seat in one stack; what they raised."""
     stack, errors = Stack(len(actions)), list[Exception | None]([None] * len(actions))
 
     def run(number: int) -> None:
-        seat = stack.seats[number]
+        seat = stack.members[number]
         try:
-            actions[number](Company(stop or StopRequest(), lambda _: None, seat.steps))
+            actions[number](Shared(stop or StopRequest(), lambda _: None, seat.steps))
         except Exception as error:
             errors[number] = error
         finally:
@@ -63,8 +64,8 @@ def together(
     return errors
 
 
-def fitting(config: Config, run_dir: Path) -> Callable[[Company], object]:
-    return lambda company: fit(config, run_dir, company=company)
+def fitting(config: Config, run_dir: Path) -> Callable[[Shared], object]:
+    return lambda shared: fit(config, run_dir, shared=shared)
 
 
 def logged(run_dir: Path) -> list[float]:
@@ -161,18 +162,18 @@ def test_members_go_on_from_different_steps(tmp_path: Path) -> None:
         losses(config, tmp_path / f"eager-{seed}")
     stop = StopRequest()
 
-    def first_part(company: Company) -> object:
+    def first_part(shared: Shared) -> object:
         def update(_: int) -> None:
             if len(logged(tmp_path / "0")) > 12:
                 stop.number = 15
 
-        return fit(configs[0], tmp_path / "0", company=Company(stop, update, company.engine))
+        return fit(configs[0], tmp_path / "0", shared=Shared(stop, update, shared.engine))
 
     assert isinstance(together([first_part], stop)[0], Interrupted)
     taken = len(logged(tmp_path / "0"))
     assert 12 < taken < 50
     rest = [fitting(config, tmp_path / f"{seed}") for seed, config in enumerate(configs)][1:]
-    assert together([lambda company: resume(tmp_path / "0", company=company), *rest]) == [None] * 3
+    assert together([lambda shared: resume(tmp_path / "0", shared=shared), *rest]) == [None] * 3
     for seed in range(3):
         assert logged(tmp_path / f"{seed}") == pytest.approx(
             logged(tmp_path / f"eager-{seed}"), rel=1e-5
@@ -186,9 +187,9 @@ def test_members_of_a_stack_that_fails_take_eager_steps_unless_captured_ones_wer
     def fail(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(Stacked, "take", fail)
+    monkeypatch.setattr(StackedRuns, "take_steps", fail)
     monkeypatch.setattr(
-        "rnncls.training.fit.choose", lambda *_: None
+        "rnncls.training.fit.choose", lambda *_: (None, "")
     )  # of a device that is not there
     configs = [changed(config_with(engine, {}, max_steps=20), seed=seed) for seed in range(2)]
     errors = together(
@@ -210,9 +211,13 @@ def test_a_sweep_of_stacks_makes_ordinary_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = config_with("eager", {}, max_steps=40, log_every=20)
-    found = plan(base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / "sweep")
+    found = plan_sweep(
+        base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / "sweep"
+    )
     monkeypatch.setattr(
-        sweep_members, "groups", lambda members, _: [Group(members, len(members), stacked=True)]
+        sweep_members,
+        "plan_groups",
+        lambda members, _: [Group(members, len(members), stacked=True)],
     )
     assert run_sweep(found) == []
     assert run_sweep(found) == []  # all are done, and leave their seats
@@ -229,22 +234,22 @@ def test_members_are_grouped_by_how_they_can_run(
 ) -> None:
     base = config_of(train={"engine": "auto"})
     grid = {"model.hidden_size": ["8", "16"], "model.cell": ["rnn", "gru"]}
-    members = plan(base, "0-2", grid, None, 10, tmp_path / "s").members
-    on_cpu = groups(members, jobs=2)
+    members = plan_sweep(base, "0-2", grid, None, 10, tmp_path / "s").members
+    on_cpu = plan_groups(members, jobs=2)
     assert [(len(group.members), group.threads, group.stacked) for group in on_cpu] == [
         (6, 2, False),
         (6, 1, False),
     ]
     monkeypatch.setattr(sweep_members, "resolve_device", lambda _: torch.device("cuda"))
-    on_cuda = groups(members, jobs=2)
+    on_cuda = plan_groups(members, jobs=2)
     sizes = [(len(group.members), group.threads, group.stacked) for group in on_cuda]
     assert sizes == [(2, 2, True), (1, 1, False), (2, 2, True), (1, 1, False), (6, 1, False)]
-    assert len(groups(members, jobs=None)[0].members) == 3
-    eager = plan(
+    assert len(plan_groups(members, jobs=None)[0].members) == 3
+    eager = plan_sweep(
         config_of(train={"engine": "captured"}, device="cpu"), "0", {}, None, 10, tmp_path / "t"
     ).members
     monkeypatch.undo()
-    assert not groups(eager, None)[0].stacked
+    assert not plan_groups(eager, None)[0].stacked
     ((member, error),) = run_sweep(load_sweep(tmp_path / "t"))
     assert isinstance(error, MachineError)
     assert member.name == "seed=0"
@@ -257,12 +262,14 @@ def test_a_member_without_a_turn_is_not_touched_whatever_lies_in_its_batches() -
         for seed, most in enumerate((9, 2))
     ]
     states = [new_state(task) for task in tasks]
-    stacked = Stacked(list(zip(states, tasks, strict=True)))
+    stacked = StackedRuns(list(zip(states, tasks, strict=True)))
     turns = {}
     for place, task in enumerate(tasks):
         block, rates = next(chunks.with_rates(task, 0))
-        turns[place] = Turn(stage(block, rates, 8, torch.device("cpu")), 0, states[place].totals)
-    assert stacked.take(turns, 3) == [3, 3]
+        turns[place] = StepRequest(
+            pad_block(block, rates, 8, torch.device("cpu")), 0, states[place].totals
+        )
+    assert stacked.take_steps(turns, 3) == [3, 3]
     before = [
         {name: part.clone() for name, part in state.model.state_dict().items()} for state in states
     ]
@@ -272,7 +279,7 @@ def test_a_member_without_a_turn_is_not_touched_whatever_lies_in_its_batches() -
             stacked.counts[absent].clone(),
             states[absent].totals.steps,
         )
-        assert stacked.take({present: turns[present]}, 5)[present] == 5
+        assert stacked.take_steps({present: turns[present]}, 5)[present] == 5
         assert torch.equal(stacked.flat[absent], kept[0])
         assert torch.equal(stacked.counts[absent], kept[1])
         assert states[absent].totals.steps == kept[2]
@@ -287,10 +294,10 @@ def test_a_member_without_a_turn_is_not_touched_whatever_lies_in_its_batches() -
 def test_to_prepare_a_step_is_to_change_nothing(bias: float) -> None:
     task = load_task(config_with("eager", {"data": {"max_length": 9}}))
     state = new_state(task)
-    stacked = Stacked([(state, task)])
+    stacked = StackedRuns([(state, task)])
     block, rates = next(chunks.with_rates(task, 0))
-    turn = Turn(stage(block, rates, 8, torch.device("cpu")), 0, state.totals)
-    stacked.take({0: turn}, 3)
+    turn = StepRequest(pad_block(block, rates, 8, torch.device("cpu")), 0, state.totals)
+    stacked.take_steps({0: turn}, 3)
     state.model.head.bias.data[0] = bias
     kept = [
         part.clone()
@@ -316,8 +323,10 @@ def test_a_sweep_on_cuda_is_one_stack_of_the_eager_runs(
         base = config_with("captured", case, max_steps=100, log_every=log_every).model_copy(
             update={"device": "cuda"}
         )
-        found = plan(base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / name)
-        assert [group.stacked for group in groups(found.members, None)] == [True]
+        found = plan_sweep(
+            base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / name
+        )
+        assert [group.stacked for group in plan_groups(found.members, None)] == [True]
         assert run_sweep(found) == []
         for member in found.members[1:5:3]:
             config = changed(member.config, train={"engine": "eager"})
@@ -333,18 +342,18 @@ def test_no_step_of_a_stack_waits_for_the_device() -> None:
         config = config_with("captured", case).model_copy(update={"device": "cuda"})
         tasks = [load_task(changed(config, seed=seed)) for seed in range(3)]
         states = [new_state(task) for task in tasks]
-        stacked = Stacked(list(zip(states, tasks, strict=True)))
+        stacked = StackedRuns(list(zip(states, tasks, strict=True)))
         turns = {}
         for place, task in enumerate(tasks):
             block, rates = next(chunks.with_rates(task, 0))
-            staged = stage(block, rates, config.train.batch_size, torch.device("cuda"))
-            turns[place] = Turn(staged, 0, states[place].totals)
-        assert stacked.take(turns, 3) == [3, 3, 3], name
+            staged = pad_block(block, rates, config.train.batch_size, torch.device("cuda"))
+            turns[place] = StepRequest(staged, 0, states[place].totals)
+        assert stacked.take_steps(turns, 3) == [3, 3, 3], name
         torch.cuda.set_sync_debug_mode("error")
         try:
             stacked.graphs._step(1)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         captured = len(stacked.graphs.steps)
-        assert stacked.take({1: turns[1]}, 20)[1] == 20
+        assert stacked.take_steps({1: turns[1]}, 20)[1] == 20
         assert captured <= len(stacked.graphs.steps) <= 8

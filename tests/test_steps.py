@@ -20,15 +20,16 @@ import torch
 from rnncls.data import load_task
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
 from rnncls.model.classifier import build_model
-from rnncls.steps import chunks, one_by_one
-from rnncls.steps.captured.engine import Captured
-from rnncls.steps.chunks import ahead, in_chunks, next_due
+from rnncls.steps import chunks, eager_steps
+from rnncls.steps.captured.engine import CapturedRun
+from rnncls.steps.chunks import ahead, in_chunks
 from rnncls.steps.compiled import kernels
 from rnncls.steps.compiled.engine import load_program
 from rnncls.steps.engines import choose
-from rnncls.steps.state import TrainState
-from rnncls.training.fit import fit, new_state
+from rnncls.steps.state import TrainState, next_due
+from rnncls.training.fit import fit
 from rnncls.training.resume import resume
+from rnncls.training.states import new_state
 from scripts import golden
 from tests.helpers import (
     CASES,
@@ -118,7 +119,7 @@ def test_compiled_steps_resume_exactly_after_a_signal(
 
 def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
     """Make chunks end at this step, and send this process a real SIGTERM there."""
-    original = chunks.next_due
+    original = next_due
 
     def due(train: Any, at: int) -> int:
         if at >= step:
@@ -193,7 +194,7 @@ def test_an_engine_that_cannot_be_is_refused_or_named(
         ({"train": {"precision": "bfloat16"}}, "precision"),
     ):
         engine, how = choose(config_with("auto", case), cpu)
-        assert engine is one_by_one
+        assert engine is eager_steps
         assert reason in how
         with pytest.raises(MachineError, match=reason):
             choose(config_with("compiled", case), cpu)
@@ -333,9 +334,9 @@ def test_the_step_that_is_captured_gives_the_eager_losses(name: str) -> None:
 
 def steps_with(engine: str, state: TrainState, task: Any) -> Any:
     return (
-        one_by_one(state, task)
+        eager_steps(state, task)
         if engine == "eager"
-        else in_chunks(state, task, Captured(state, task).take)
+        else in_chunks(state, task, CapturedRun(state, task).take_chunk)
     )
 
 
@@ -353,7 +354,7 @@ def test_captured_steps_stop_before_what_is_not_finite_and_before_an_odd_batch(
     config = config_with("eager", {}, max_skipped_steps=2)
     state = new_state(load_task(config))
     state.model.head.bias.data[0] = float("inf")
-    taken = in_chunks(state, load_task(config), Captured(state, load_task(config)).take)
+    taken = in_chunks(state, load_task(config), CapturedRun(state, load_task(config)).take_chunk)
     assert [next(taken), next(taken), state.skipped, state.totals.steps] == [1, 1, 2, 0]
     assert not state.optimizer.state  # no update yet, and so nothing that a checkpoint should have
     state.model.head.bias.data[0] = 0
@@ -477,7 +478,7 @@ def test_products_are_those_of_numpy(size: int) -> None:
     out = drawn.standard_normal((size + 5, wide)).astype(np.float32)
     expected = out.copy()
     expected[2 : size + 2] += a[1 : size + 1] @ w
-    kernels.multiply(out, 2, out, 2, 1, a, 1, w, size)
+    kernels.add_product(out=out, out_row=2, left=a, left_row=1, right=w, rows=size)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
     square, zeros = np.full((size, wide), 7, np.float32), np.zeros((1, wide), np.float32)
     kernels.multiply_transposed(square, zeros, a, 3, expected, 1, size)

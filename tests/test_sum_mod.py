@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_packed_sequence
 
 from rnncls.config import SumModConfig
-from rnncls.data import Batch, all_sequences, batches, num_sequences, samples, sum_mod
+from rnncls.data import Batch, all_sequences, batches, num_sequences, samples, sequences, sum_mod
 
 SPLITS: tuple[sum_mod.Split, ...] = ("train", "val", "test")
 Example = tuple[tuple[int, ...], int]
@@ -101,7 +101,7 @@ def test_digits_and_lengths_are_uniform() -> None:
 def test_samples_are_as_many_as_asked_for_and_always_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sum_mod, "BATCH_TOKENS", 100)
+    monkeypatch.setattr(sequences, "BATCH_TOKENS", 100)
     monkeypatch.setattr(sum_mod, "LEAST_ROWS", 1)
     data = SumModConfig(modulus=10, max_length=5)
     assert [len(batch.labels) for batch in samples(data, 0, "val", 45)] == [20, 20, 5]
@@ -112,7 +112,7 @@ def test_samples_are_as_many_as_asked_for_and_always_the_same(
 def test_all_sequences_are_each_sequence_once(
     base: int, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sum_mod, "BATCH_TOKENS", 50)  # several batches
+    monkeypatch.setattr(sequences, "BATCH_TOKENS", 50)  # several batches
     data = SumModConfig(modulus=4, max_value=base - 1)
     expected = [(digits, sum(digits) % 4) for digits in product(range(base), repeat=length)]
     assert examples_of(all_sequences(data, length)) == expected

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scipy.stats import trim_mean
@@ -21,8 +20,8 @@ from rnncls.config import dump_config
 from rnncls.config.ranges import parse_seeds
 from rnncls.errors import ConfigError
 from rnncls.evaluation.metrics import wilson_interval
-from rnncls.sweep.plan import load_sweep, plan
-from rnncls.sweep.summary import fisher, horizon, interquartile_mean, success
+from rnncls.sweep.plan import load_sweep, plan_sweep
+from rnncls.sweep.summary import SuccessRate, fisher, horizon, interquartile_mean, success
 from tests.helpers import (
     PYTHON,
     SAFETY_S,
@@ -109,7 +108,7 @@ def test_the_summary_says_what_the_members_say(swept: tuple[Path, str]) -> None:
     assert first["by_length"]["9"]["min"] == min(values)
     assert first["success"]["0.99"]["of"] == 3
     assert set(second["p_against_first"]) == {"0.99", "0.999", "1.0"}
-    assert "optimizer.lr=2e-2\n3 of 3 members have ended" in printed
+    assert "optimizer.lr=2e-2\n3 of 3 runs finished" in printed
 
 
 def test_pictures_are_drawn_and_shown_in_tensorboard(swept: tuple[Path, str]) -> None:
@@ -198,7 +197,7 @@ def test_shards_share_a_directory_and_make_one_sweep(
     first = run_rnncls(*words, "--shard", "1/2")
     assert first.returncode == 0, first.stderr
     assert len(list((tmp_path / "sharded" / "members").iterdir())) == 3
-    assert "of 3 members have ended" in first.stdout
+    assert "of 3 runs finished" in first.stdout
     second = run_rnncls(*words, "--shard", "2/2")
     assert second.returncode == 0, second.stderr
     assert second.stdout == swept[1]
@@ -244,7 +243,7 @@ def test_bad_sweeps_are_refused_before_anything_is_made(
         (["optimizer.lr=1,1"], "different values"),
         (["optimizer.lr=1,x"], "bad value for optimizer.lr"),
         (["optimzer.lr=1,2"], "unknown key"),
-        (["--resume", str(tmp_path)], "what is to be run"),
+        (["--resume", str(tmp_path)], "nothing to run"),
     ):
         assert part in fails(2, *base, *words)
         assert not (tmp_path / "sweep").exists()
@@ -268,12 +267,12 @@ def test_eager_members_run_one_by_one(config: Path, tmp_path: Path) -> None:
     ]
     done = run_rnncls(*words, "--sweep-dir", tmp_path / "sweep")
     assert done.returncode == 0, done.stderr
-    assert "2 of 2 members have ended" in done.stdout
+    assert "2 of 2 runs finished" in done.stdout
 
 
 def test_a_plan_is_read_back(tmp_path: Path) -> None:
     grid = {"model.hidden_size": ["8", "16"], "optimizer.lr": ["1e-3"]}
-    made = plan(config_of(), "3,5", grid, None, 10, tmp_path / "s")
+    made = plan_sweep(config_of(), "3,5", grid, None, 10, tmp_path / "s")
     assert load_sweep(tmp_path / "s") == made
     assert [member.name for member in made.members] == [
         f"hidden_size={size}_lr=1e-3_seed={seed}" for size in (8, 16) for seed in (3, 5)
@@ -300,15 +299,11 @@ def test_statistics() -> None:
     drawn = [((7 * number) % 23) / 23 for number in range(21)]
     for count in range(1, 21):
         assert interquartile_mean(drawn[:count]) == pytest.approx(trim_mean(drawn[:count], 0.25))
-    assert success([1.0, 0.99, 0.5], 0.99) == {
-        "count": 2,
-        "of": 3,
-        "rate": 2 / 3,
-        "ci95": wilson_interval(2, 3),
-    }
+    expected = SuccessRate(count=2, of=3, rate=2 / 3, ci95=wilson_interval(2, 3))
+    assert success([1.0, 0.99, 0.5], 0.99) == expected
     assert horizon({1: 1.0, 5: 0.9995, 10: 0.99, 100: 1.0}) == 5
     assert horizon({1: 0.5}) == 0
-    tasting_tea: list[dict[str, Any]] = [{"count": 3, "of": 4}, {"count": 1, "of": 4}]
+    tasting_tea = [success([1.0] * right + [0.0] * (4 - right), 1.0) for right in (3, 1)]
     assert fisher(*tasting_tea) == pytest.approx(0.4857, abs=1e-4)  # Fisher 1935, chapter 2
     assert parse_seeds("0-2,7, 9-9") == [0, 1, 2, 7, 9]
 

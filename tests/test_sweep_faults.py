@@ -18,14 +18,14 @@ from rnncls.config import dump_config
 from rnncls.errors import CheckpointError, ConfigError, NonFiniteError
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
-from rnncls.rundir.status import write_status
 from rnncls.sweep import plots
+from rnncls.sweep.evaluate import evaluate_all
 from rnncls.sweep.members import run_sweep
 from rnncls.sweep.outcomes import Outcome, outcomes
-from rnncls.sweep.plan import Sweep, load_sweep, plan
+from rnncls.sweep.plan import Sweep, load_sweep, plan_sweep
 from rnncls.sweep.results import Evaluation, read_evaluation
-from rnncls.sweep.summary import evaluate_all, group_statistics, mean, summarize
-from rnncls.sweep.text import table
+from rnncls.sweep.summary import mean, summarize, summarize_setting
+from rnncls.sweep.text import accuracy_table
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from tests.helpers import (
@@ -50,7 +50,7 @@ def tiny(
     folder: Path, seeds: str = "0-1", grid: dict[str, list[str]] | None = None, **sections: Any
 ) -> Sweep:
     config = config_of(**{**TINY, **sections})
-    return plan(config, seeds, grid or {}, None, 20, folder / "sweep")
+    return plan_sweep(config, seeds, grid or {}, None, 20, folder / "sweep")
 
 
 @pytest.fixture
@@ -64,11 +64,11 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_large_sweeps_can_be_read_back_or_are_refused(tmp_path: Path) -> None:
-    made = plan(config_of(), "0-1999", {}, "1-12000", 10, tmp_path / "s")
+    made = plan_sweep(config_of(), "0-1999", {}, "1-12000", 10, tmp_path / "s")
     assert load_sweep(tmp_path / "s") == made
     many = [f"{number / 1e9:.9f}" for number in range(1, 6000)]
     with pytest.raises(ConfigError, match="very large grid"):
-        plan(
+        plan_sweep(
             config_of(schedule={"min_lr": 0.0}),
             "0",
             {"optimizer.lr": many},
@@ -81,7 +81,7 @@ def test_large_sweeps_can_be_read_back_or_are_refused(tmp_path: Path) -> None:
         for name in ("lr", "eps", "momentum")
     }
     with pytest.raises(ConfigError, match="very large sweep"):
-        plan(
+        plan_sweep(
             config_of(),
             "0-9",
             axes | {"train.batch_size": list(map(str, range(60)))},
@@ -99,7 +99,9 @@ def test_shards_that_begin_together_make_one_plan(tmp_path: Path) -> None:
             folder.mkdir()
             (folder / ".tmp-1-sweep.yaml").write_text("of one that was killed")
         with ThreadPoolExecutor(4) as pool:
-            made = [pool.submit(plan, config_of(), "0-2", {}, None, 10, folder) for _ in range(4)]
+            made = [
+                pool.submit(plan_sweep, config_of(), "0-2", {}, None, 10, folder) for _ in range(4)
+            ]
         assert all(future.result() == load_sweep(folder) for future in made)
         assert {path.name for path in folder.iterdir()} == {"sweep.yaml", ".lock"}
 
@@ -128,7 +130,7 @@ def test_two_members_that_would_be_the_same_are_refused(
 def test_lists_and_paths_can_be_swept(tmp_path: Path) -> None:
     files = [str(write_jsonl(tmp_path / f"{name}.jsonl", some_rows(30))) for name in "ab"]
     base = files_config(Path(files[0]), dict(TINY["train"]))
-    made = plan(
+    made = plan_sweep(
         base,
         "0",
         {"data.train": files, "optimizer.betas": ["[0.9, 0.9]", "[0.8, 0.9]"]},
@@ -184,7 +186,7 @@ def test_options_that_would_be_ignored_are_refused(
     (tmp_path / "files.yaml").write_text(dump_config(data))
     words = [f"{tmp_path / 'files.yaml'}", "--sweep-dir", f"{tmp_path / 'f'}", "--lengths", "3"]
     assert "generated data only" in fails(2, "sweep", "-c", *words)
-    plan(data, "0", {}, None, 10, tmp_path / "f")
+    plan_sweep(data, "0", {}, None, 10, tmp_path / "f")
     assert "generated data only" in fails(2, "eval", tmp_path / "f", "--lengths", "3")
     (tmp_path / "file").write_text("")
     assert "R9" in fails(6, "sweep", "-c", config, "--sweep-dir", tmp_path / "file")
@@ -205,7 +207,7 @@ def test_a_member_that_cannot_run_harms_no_other(config: Path, tmp_path: Path) -
         "--sweep-dir",
         tmp_path / "t",
     ]
-    tiny_sweep = plan(config_of(**TINY), "0-3", {}, None, 10_000, tmp_path / "t")
+    tiny_sweep = plan_sweep(config_of(**TINY), "0-3", {}, None, 10_000, tmp_path / "t")
     member = tiny_sweep.run_dir(tiny_sweep.members[0])
     member.mkdir(parents=True)
     (member / "mine.txt").write_text("precious")
@@ -213,7 +215,7 @@ def test_a_member_that_cannot_run_harms_no_other(config: Path, tmp_path: Path) -
         done = run_rnncls(*words)
         assert done.returncode == 2
         assert "member failed: seed=0" in done.stderr
-        assert "3 of 4 members have ended" in done.stdout
+        assert "3 of 4 runs finished" in done.stdout
         assert [path.name for path in member.iterdir()] == ["mine.txt"]
 
 
@@ -223,15 +225,19 @@ def test_weights_that_are_not_finite_from_the_start_are_a_failure_that_counts(
     sweep = tiny(tmp_path, grid={"model.init_gain": ["1.0", "1e39"]})
     failed = run_sweep(sweep)
     assert [type(error) for _, error in failed] == [NonFiniteError] * 2
-    good, wild = summarize(sweep)["groups"]
-    assert (good["ended"], good["diverged"], wild["ended"], wild["diverged"]) == (2, 0, 2, 2)
-    assert wild["success"]["0.99"] == {
-        "count": 0,
-        "of": 2,
-        "rate": 0.0,
-        "ci95": wild["success"]["0.99"]["ci95"],
-    }
+    good, wild = summarize(sweep).settings
+    assert good.statistics
+    assert wild.statistics
+    assert (good.ended, good.statistics.diverged) == (2, 0)
+    assert (wild.ended, wild.statistics.diverged) == (2, 2)
+    success = wild.statistics.success[0.99]
+    assert (success.count, success.of, success.rate) == (0, 2, 0.0)
     assert [type(error) for _, error in run_sweep(sweep)] == [NonFiniteError] * 2
+
+
+def write_status(run_dir: Path, **values: object) -> None:
+    """As a process of rnncls would, with the values that the test is about."""
+    (run_dir / "status.json").write_text(json.dumps(values))
 
 
 def test_a_failure_of_the_machine_is_no_result(tmp_path: Path) -> None:
@@ -240,17 +246,14 @@ def test_a_failure_of_the_machine_is_no_result(tmp_path: Path) -> None:
     member = sweep.run_dir(sweep.members[0])
     (member / "evaluation.json").unlink()
     write_status(member, state="failed", exit_code=6, error_id="R9", step=4, best_accuracy=None)
-    (group,) = summarize(sweep)["groups"]
-    assert (group["members"], group["ended"], group["diverged"], group["broken"]) == (
-        2,
-        1,
-        0,
-        ["R9"],
-    )
+    (setting,) = summarize(sweep).settings
+    assert setting.statistics
+    assert (setting.members, setting.ended, setting.broken) == (2, 1, ["R9"])
+    assert setting.statistics.diverged == 0
     found = evaluate_all(sweep, None, None)
-    assert list(found["accuracy"]) == ["seed=1"]
-    assert found["left_out"] == {"seed=0": "failed R9"}
-    assert "left out: seed=0: failed R9" in table(found)
+    assert list(found.by_member) == ["seed=1"]
+    assert found.left_out == {"seed=0": "failed R9"}
+    assert "left out: seed=0: failed R9" in accuracy_table(found)
 
 
 def test_members_that_diverged_are_zero_everywhere(tmp_path: Path) -> None:
@@ -260,8 +263,8 @@ def test_members_that_diverged_are_zero_everywhere(tmp_path: Path) -> None:
     )
     assert len(run_sweep(sweep)) == 2
     found = evaluate_all(sweep, [1, 2], None)
-    assert found["diverged"] == ["lr=1e30_seed=0", "lr=1e30_seed=1"]
-    assert found["accuracy"]["lr=1e30_seed=0"] == {1: 0.0, 2: 0.0}
+    assert found.diverged == ["lr=1e30_seed=0", "lr=1e30_seed=1"]
+    assert found.by_member["lr=1e30_seed=0"] == {1: 0.0, 2: 0.0}
     axes = plots.accuracy_by_length(outcomes(sweep)).axes[0]
     assert axes.get_title() == "4 members, 2 not finite"
     medians = {line.get_label(): list(np.asarray(line.get_ydata())) for line in axes.lines}
@@ -271,7 +274,7 @@ def test_members_that_diverged_are_zero_everywhere(tmp_path: Path) -> None:
 
 def test_numbers_that_overflow_in_a_long_test_are_errors(tmp_path: Path) -> None:
     config = config_of(**TINY, model={"init_gain": 30.0, "nonlinearity": "relu"})
-    sweep = plan(config, "0", {}, "200", 20, tmp_path / "s")
+    sweep = plan_sweep(config, "0", {}, "200", 20, tmp_path / "s")
     assert run_sweep(sweep) == []
     raw = json.loads((sweep.run_dir(sweep.members[0]) / "evaluation.json").read_text())
     assert raw["loss"] is None
@@ -280,10 +283,11 @@ def test_numbers_that_overflow_in_a_long_test_are_errors(tmp_path: Path) -> None
 
 def test_training_lengths_are_always_tested_and_success_is_theirs(tmp_path: Path) -> None:
     config = config_of(**TINY, data={"max_length": 60})
-    sweep = plan(config, "0-1", {}, "70", 20, tmp_path / "s")
+    sweep = plan_sweep(config, "0-1", {}, "70", 20, tmp_path / "s")
     assert run_sweep(sweep) == []
-    (group,) = summarize(sweep)["groups"]
-    lengths = [int(n) for n in group["by_length"]]
+    (setting,) = summarize(sweep).settings
+    assert setting.statistics
+    lengths = list(setting.statistics.by_length)
     assert (lengths[0], lengths[-2:], len(lengths)) == (1, [60, 70], 21)
     for outcome in outcomes(sweep):
         assert outcome.evaluation
@@ -296,7 +300,7 @@ def test_a_member_that_was_trained_further_is_not_counted_and_not_mixed_in(tmp_p
     sweep = tiny(tmp_path)
     assert run_sweep(sweep) == []
     resume(sweep.run_dir(sweep.members[0]), ["train.max_steps=9"])
-    assert summarize(sweep)["groups"][0]["ended"] == 1
+    assert summarize(sweep).settings[0].ended == 1
     ((member, error),) = run_sweep(sweep)
     assert member.name == "seed=0"
     assert "train.max_steps: 6 -> 9" in error.render()
@@ -315,7 +319,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path) -> None:
     newest.write_bytes(newest.read_bytes()[:-7])
     (member / "evaluation.json").unlink()
     found = evaluate_all(sweep, None, None)
-    assert list(found["left_out"]) == ["seed=0"]
+    assert list(found.left_out) == ["seed=0"]
     write_status(
         member, state="interrupted", exit_code=143, error_id="R4", step=6, best_accuracy=None
     )
@@ -339,16 +343,16 @@ def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None
         assert other.stdout
         other.stdout.readline()
         assert run_sweep(sweep) == []
-        assert summarize(sweep)["groups"][0]["ended"] == 1
+        assert summarize(sweep).settings[0].ended == 1
         other.communicate("\n")
     assert run_sweep(sweep) == []
-    assert summarize(sweep)["groups"][0]["ended"] == 2
+    assert summarize(sweep).settings[0].ended == 2
 
 
 @row("D18")
 def test_files_that_changed_are_noticed(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(60))
-    sweep = plan(files_config(path, dict(TINY["train"])), "0-1", {}, None, 10, tmp_path / "s")
+    sweep = plan_sweep(files_config(path, dict(TINY["train"])), "0-1", {}, None, 10, tmp_path / "s")
     assert run_sweep(sweep) == []
     write_jsonl(path, some_rows(50))
     with pytest.raises(CheckpointError, match="changed since the sweep began"):
@@ -359,7 +363,7 @@ def test_files_that_changed_are_noticed(tmp_path: Path) -> None:
 
 def test_success_on_files_is_by_sequences(tmp_path: Path) -> None:
     rows = some_rows(80, longest=3) + some_rows(20, longest=30)
-    sweep = plan(
+    sweep = plan_sweep(
         files_config(write_jsonl(tmp_path / "d.jsonl", rows), dict(TINY["train"])),
         "0",
         {},
@@ -408,8 +412,8 @@ def test_trouble_with_one_member_does_not_hide_the_others(tmp_path: Path) -> Non
     sweep.run_dir(sweep.members[1]).write_text("a file")
     failed = run_sweep(sweep)
     assert [member.name for member, _ in failed] == ["seed=0", "seed=1"]
-    (group,) = summarize(sweep)["groups"]
-    assert (group["members"], group["ended"], group["broken"]) == (4, 2, ["C4", "R9"])
+    (setting,) = summarize(sweep).settings
+    assert (setting.members, setting.ended, setting.broken) == (4, 2, ["C4", "R9"])
     found = run_rnncls("eval", sweep.folder)
     assert found.returncode == 0
     assert "left out: seed=1: not begun" in found.stdout
@@ -420,18 +424,14 @@ def test_a_group_that_diverged_as_a_whole_has_a_table_of_zeros(tmp_path: Path) -
     config = config.model_copy(
         update={"train": config.train.model_copy(update={"max_grad_norm": None})}
     )
-    sweep = plan(config, "0-1", {}, "9", 20, tmp_path / "s")
+    sweep = plan_sweep(config, "0-1", {}, "9", 20, tmp_path / "s")
     assert len(run_sweep(sweep)) == 2
     summary = summarize(sweep)
-    (group,) = summary["groups"]
-    assert {n: at["median"] for n, at in group["by_length"].items()} == {
-        1: 0,
-        2: 0,
-        3: 0,
-        4: 0,
-        9: 0,
-    }
-    assert summary["members"][0]["accuracy_at_9"] == 0
+    (setting,) = summary.settings
+    assert setting.statistics
+    by_length = setting.statistics.by_length
+    assert {n: at.median for n, at in by_length.items()} == {1: 0, 2: 0, 3: 0, 4: 0, 9: 0}
+    assert summary.to_json()["members"][0]["accuracy_at_9"] == 0
     assert plots.draw(sweep) == []
 
 
@@ -439,9 +439,9 @@ def test_the_groups_of_a_grid_are_told_apart_in_an_evaluation(tmp_path: Path) ->
     sweep = tiny(tmp_path, grid={"optimizer.lr": ["1e-3", "2e-2"]})
     assert run_sweep(sweep) == []
     found = evaluate_all(sweep, [4], None)
-    lines = table(found).splitlines()
+    lines = accuracy_table(found).splitlines()
     for group, first in (("optimizer.lr=1e-3", 0), ("optimizer.lr=2e-2", 2)):
-        values = [found["accuracy"][member.name][4] for member in sweep.members[first : first + 2]]
+        values = [found.by_member[member.name][4] for member in sweep.members[first : first + 2]]
         assert lines[lines.index(group) + 1].split() == ["median", f"{sum(values) / 2:.4f}"]
 
 
@@ -515,11 +515,8 @@ def test_lengths_are_counted_where_they_were_tested(tmp_path: Path) -> None:
         found.append(
             Outcome(member, "finished", 0, "", 6, Evaluation.model_validate(raw), (), None, None)
         )
-    by_length = group_statistics(found)["by_length"]
-    assert {n: at["min"] for n, at in by_length.items()} == {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5}
-    assert {n: at["success"]["0.99"]["of"] for n, at in by_length.items()} == {
-        1: 3,
-        2: 1,
-        3: 1,
-        4: 1,
-    }
+    statistics = summarize_setting("", found).statistics
+    assert statistics
+    by_length = statistics.by_length
+    assert {n: at.min for n, at in by_length.items()} == {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5}
+    assert {n: at.success[0.99].of for n, at in by_length.items()} == {1: 3, 2: 1, 3: 1, 4: 1}

@@ -19,7 +19,7 @@ from rnncls.steps import train_step
 from rnncls.steps.optim import build_optimizer
 from rnncls.steps.state import TrainState
 from rnncls.training.fit import fit
-from rnncls.training.loop import note_score
+from rnncls.training.progress import note_score
 from scripts.golden import CASES, GOLDEN, STEPS, first_losses
 from tests.helpers import config_of, data_of
 

@@ -1,4 +1,4 @@
-"""rnncls config show, check and schema"""
+"""Defines rnncls config show, check and schema."""
 
 import json
 
@@ -10,9 +10,10 @@ def show(config: ConfigOption, overrides: Overrides = None, as_json: Json = Fals
     from rnncls.config import dump_config
 
     resolved = load(config, overrides)
-    print(
-        json.dumps(resolved.model_dump(mode="json")) if as_json else dump_config(resolved).rstrip()
-    )
+    if as_json:
+        print(json.dumps(resolved.model_dump(mode="json")))
+    else:
+        print(dump_config(resolved).rstrip())
 
 
 def check(config: ConfigOption, overrides: Overrides = None) -> None:
@@ -20,12 +21,11 @@ def check(config: ConfigOption, overrides: Overrides = None) -> None:
     from rnncls.config import num_parameters, sizes
 
     resolved = load(config, overrides)
+    size = "files"  # the vocabulary decides the number of parameters, and nothing is read here
+    if resolved.data.source == "sum_mod":
+        size = f"{num_parameters(resolved, *sizes(resolved)):,} parameters"
+
     train = resolved.train
-    size = (
-        f"{num_parameters(resolved, *sizes(resolved)):,} parameters"
-        if resolved.data.source == "sum_mod"
-        else "files"
-    )
     print(f"{config}: ok; {size}, {train.max_steps:,} steps of {train.batch_size:,} sequences")
 
 

@@ -1,4 +1,4 @@
-"""rnncls data check, stats and sample"""
+"""Defines rnncls data check, stats and sample."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def check(config: ConfigOption, overrides: Overrides = None) -> None:
-    """Read the files of a config and name what is wrong with them, by line."""
+    """Read the files of a config and report what is wrong with them, by line."""
     task = _load_files(config, overrides)
     for name, split in task.dataset.splits.items():
         print(f"{name}: {len(split):,} sequences, {len(split.tokens):,} tokens")
-    tokens, classes = task.sizes
-    print(f"ok: {tokens:,} different tokens, {classes:,} classes")
+    num_tokens, num_classes = task.sizes
+    print(f"ok: {num_tokens:,} different tokens, {num_classes:,} classes")
 
 
 def stats(
@@ -30,19 +30,23 @@ def stats(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Rows, classes, lengths, vocabulary and padding of a config's files."""
+    """Print rows, classes, lengths, vocabulary and padding of a config's files."""
     task = _load_files(config, overrides)
     from rnncls.data import report
     from rnncls.system.files import writing
 
-    print(json.dumps(report.stats(task)) if as_json else report.to_text(task))
+    if as_json:
+        print(json.dumps(report.stats(task).to_json()))
+    else:
+        print(report.to_text(task))
+
     if plot is not None:
         with writing(plot):
             report.plot(task, plot)
 
 
 def sample(config: ConfigOption, overrides: Overrides = None) -> None:
-    """Show the first training batch: padded, packed, lengths, labels."""
+    """Print the first training batch: padded, packed, lengths, labels."""
     resolved = load(config, overrides)
     from rnncls.data import load_task, report
 
@@ -50,6 +54,7 @@ def sample(config: ConfigOption, overrides: Overrides = None) -> None:
 
 
 def _load_files(config: Path, overrides: list[str] | None) -> "FilesTask":
+    """Return the task of a config with files. Raises: ConfigError for generated data, DataError."""
     resolved = load(config, overrides)
     from rnncls.data import FilesTask, load_task
 

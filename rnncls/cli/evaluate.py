@@ -11,6 +11,7 @@ import typer
 from rnncls.cli.options import DEFAULT_SAMPLES, Device, Json
 from rnncls.config.ranges import parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem
+from rnncls.sweep.paths import is_sweep
 
 if TYPE_CHECKING:
     from rnncls.data.dataset import Dataset
@@ -19,105 +20,128 @@ if TYPE_CHECKING:
 
 def evaluate(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Checkpoint, run directory (its best), or sweep.", readable=False)
+        Path,
+        typer.Argument(
+            help="Checkpoint file, run directory (its best checkpoint) or sweep directory.",
+            readable=False,
+        ),
     ],
     lengths: Annotated[
-        str | None, typer.Option(help="For example 1-5,10,100, instead of the training lengths.")
+        str | None,
+        typer.Option(
+            help="Lengths to evaluate instead of the training lengths, for example 1-5,10,100."
+        ),
     ] = None,
     samples: Annotated[
         int | None,
         typer.Option(
-            min=1, max=10**8, help=f"Sequences per length, where not all; else {DEFAULT_SAMPLES:,}."
+            min=1, max=10**8, help=f"Sequences sampled per length (default {DEFAULT_SAMPLES:,})."
         ),
     ] = None,
     confusion: Annotated[
-        bool, typer.Option("--confusion", help="Also the confusion matrix.")
+        bool, typer.Option("--confusion", help="Also print the confusion matrix.")
     ] = False,
     data: Annotated[
-        str | None, typer.Option(help="Another file of labelled sequences, for a run on files.")
+        str | None,
+        typer.Option(
+            help="File of labelled sequences to evaluate instead of the run's held-out data."
+        ),
     ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a checkpoint: overall, by length, by class."""
+    """Evaluate a checkpoint: overall, by length, by class. Or evaluate every member of a sweep."""
     chosen = None if lengths is None else parse_lengths(lengths)
-    if _is_sweep(checkpoint):
-        if confusion or data or device:
-            expected = "--lengths, --samples and --json"
-            raise ConfigError(
-                Problem(
-                    "an option that is not for sweeps", str(checkpoint), expected=expected, id="C17"
-                )
-            )
-        _evaluate_sweep(checkpoint, chosen, samples, as_json)
+
+    if not is_sweep(checkpoint):
+        _evaluate_checkpoint(checkpoint, chosen, samples, confusion, data, device, as_json)
         return
+
+    if confusion or data or device:
+        raise ConfigError(
+            Problem(
+                "an option that is not for sweeps",
+                str(checkpoint),
+                expected="--lengths, --samples and --json",
+                id="C17",
+            )
+        )
+    _evaluate_sweep(checkpoint, chosen, samples, as_json)
+
+
+def _evaluate_checkpoint(
+    checkpoint: Path,
+    lengths: list[int] | None,
+    samples: int | None,
+    confusion: bool,
+    data: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Print the report of one checkpoint. Raises: NonFiniteError if its loss is not finite."""
     from rnncls.evaluation.evaluate import evaluate
-    from rnncls.rundir.checkpoint import is_finite, read_checkpoint, restore_model
+    from rnncls.rundir.checkpoint import read_checkpoint
     from rnncls.rundir.checkpoint_files import find_checkpoint
+    from rnncls.rundir.restore import is_finite, restore_model
     from rnncls.system.device import resolve_device
 
     loaded = read_checkpoint(find_checkpoint(checkpoint))
     model = restore_model(loaded).to(resolve_device(device or loaded.config.device))
     if not is_finite(loaded):
         print(f"rnncls: warning[K13]: weights in {loaded.path} are not finite", file=sys.stderr)
-    dataset = _held_out(data, loaded)
+
     report = evaluate(
         model,
         loaded.config,
-        chosen,
+        lengths,
         samples or DEFAULT_SAMPLES,
         confusion,
         progress=True,
-        dataset=dataset,
+        dataset=_held_out(data, loaded),
     )
     if not math.isfinite(report.loss):
         remedy = "an earlier checkpoint of the run"
         raise NonFiniteError(
             Problem("the loss is not finite", str(loaded.path), remedy=remedy, id="K13")
         )
+
+    # Which file a run directory stood for is part of the result.
+    step = loaded.state.step
     if as_json:
-        print(
-            json.dumps(
-                {"checkpoint": str(loaded.path), "step": loaded.state.step, **report.to_json()}
-            )
-        )
+        print(json.dumps({"checkpoint": str(loaded.path), "step": step, **report.to_json()}))
     else:
-        print(f"checkpoint: {loaded.path}, step {loaded.state.step:,}")
+        print(f"checkpoint: {loaded.path}, step {step:,}")
         print(report.to_text())
-
-
-def _is_sweep(folder: Path) -> bool:
-    try:
-        return (folder / "sweep.yaml").is_file()
-    except OSError:  # a folder that must not be looked into is reported as a checkpoint
-        return False
 
 
 def _evaluate_sweep(
     folder: Path, lengths: list[int] | None, samples: int | None, as_json: bool
 ) -> None:
-    """Every member's last checkpoint: a line each, and their median and minimum."""
-    from rnncls.config import SumModConfig
+    """Print the accuracy of every member's last checkpoint, and statistics for each setting."""
+    from rnncls.config.ranges import require_generated_data
+    from rnncls.sweep.evaluate import evaluate_all
     from rnncls.sweep.plan import load_sweep
-    from rnncls.sweep.summary import evaluate_all
-    from rnncls.sweep.text import table
+    from rnncls.sweep.text import accuracy_table
 
     sweep = load_sweep(folder)
-    if lengths is not None and not isinstance(sweep.members[0].config.data, SumModConfig):
-        remedy = "leave it out: a file is evaluated as a whole, and the report goes by length"
-        raise ConfigError(
-            Problem(
-                "lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17"
-            )
-        )
-    found = evaluate_all(sweep, lengths, samples)
-    print(json.dumps(found) if as_json else table(found))
+    if lengths is not None:
+        require_generated_data(sweep.members[0].config)
+
+    accuracies = evaluate_all(sweep, lengths, samples)
+    if as_json:
+        print(json.dumps(accuracies.to_json()))
+    else:
+        print(accuracy_table(accuracies))
 
 
 def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
-    """What is to be evaluated: the file at `path`, else the run's own held-out data; None: generated sequences."""
+    """Read the file at `path`, or else the run's own held-out data, and print warnings about it.
+
+    Returns None for a run on generated data. Raises: ConfigError if that has a `path`. DataError if
+    the file is bad. CheckpointError if the run's data has changed.
+    """
     from rnncls.config import FilesConfig
-    from rnncls.data.dataset import load_file, load_held_out, warnings
+    from rnncls.data.dataset import dataset_warnings, load_held_out, load_labelled_file
 
     data = checkpoint.config.data
     if checkpoint.vocabulary is None or not isinstance(data, FilesConfig):
@@ -129,14 +153,15 @@ def _held_out(path: str | None, checkpoint: "Checkpoint") -> "Dataset | None":
                 "this checkpoint was trained on generated data", "--data", remedy=remedy, id="C15"
             )
         )
+
     if path is None:
-        dataset = load_held_out(
-            data, checkpoint.vocabulary, checkpoint.state.fingerprints, progress=True
-        )
+        fingerprints = checkpoint.state.fingerprints
+        dataset = load_held_out(data, checkpoint.vocabulary, fingerprints, progress=True)
     else:
-        dataset = load_file(
-            path, data.model_copy(update={"format": "auto"}), checkpoint.vocabulary, progress=True
-        )
-    for warning in warnings(dataset):
+        # The name of this file says its format, which may not be that of the training file.
+        data = data.model_copy(update={"format": "auto"})
+        dataset = load_labelled_file(path, data, checkpoint.vocabulary, progress=True)
+
+    for warning in dataset_warnings(dataset):
         print(warning, file=sys.stderr)
     return dataset

@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Options and helpers that several commands share."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,18 +18,22 @@ Overrides = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda or cuda:INDEX, instead of the config's.")
+    str | None,
+    typer.Option(help="Device to use instead of the config's: auto, cpu, cuda or cuda:INDEX."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 def load(path: Path, overrides: list[str] | None, device: str | None = None) -> Any:
-    """The config of a file with overrides. Raises ConfigError."""
+    """Load a config file with overrides. Raises: ConfigError."""
     from rnncls.config import load_config
 
     return load_config(path, with_device(overrides, device))
 
 
 def with_device(overrides: list[str] | None, device: str | None) -> list[str]:
-    """The overrides, and the one that --device stands for."""
-    return [*(overrides or []), *([f"device={device}"] if device else [])]
+    """Return the overrides, with the one that --device stands for."""
+    words = list(overrides or [])
+    if device:
+        words.append(f"device={device}")
+    return words

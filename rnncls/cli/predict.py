@@ -2,21 +2,28 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rnncls.cli.options import Device
-from rnncls.errors import ConfigError, Problem, printable
+from rnncls.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from rnncls.predict import Predictor
+    from rnncls.predict import Item, Predictor, Skipping
+
+# Any other file is read as text, one sequence per line.
+_RECORDS = re.compile(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", re.IGNORECASE)
 
 
 def predict(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Checkpoint file, or run directory (its best).", readable=False)
+        Path,
+        typer.Argument(
+            help="Checkpoint file, or run directory (its best checkpoint).", readable=False
+        ),
     ],
     sequences: Annotated[
         list[str] | None,
@@ -27,64 +34,73 @@ def predict(
     input: Annotated[
         Path | None,
         typer.Option(
-            help="File: .jsonl, .csv, .tsv (or .gz), else one sequence per line.", readable=False
+            help="File to predict: .jsonl, .csv or .tsv, also with .gz; any other file has one "
+            "sequence per line.",
+            readable=False,
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="File: .jsonl, .csv, .tsv, else text.", readable=False)
+        Path | None,
+        typer.Option(
+            help="File to write: .jsonl, .csv or .tsv; any other name is written as text.",
+            readable=False,
+        ),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many labels, likeliest first.")] = 1,
-    bad: Annotated[str, typer.Option(help="What to do about a bad line: stop or skip.")] = "stop",
+    top_k: Annotated[
+        int, typer.Option(min=1, help="How many labels to show, the likeliest first.")
+    ] = 1,
+    bad: Annotated[str, typer.Option(help="What to do with a bad line: stop or skip.")] = "stop",
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout.")] = False,
 ) -> None:
-    """Predict labels: of arguments, a file, stdin, or at a prompt when there is a terminal."""
+    """Predict the labels of sequences: arguments, a file, stdin, or typed at a prompt."""
     if bad not in ("stop", "skip"):
         raise ConfigError(
             Problem("bad value for --bad", expected="stop or skip", found=bad, id="C17")
         )
     if input and sequences:
         raise ConfigError(
-            Problem("what is to be predicted?", expected="--input or sequences, not both", id="C17")
+            Problem("both a file and sequences: pass --input FILE or sequences", id="C17")
         )
-    from rnncls.predict import (
-        Skipping,
-        items_of_file,
-        items_of_texts,
-        load_predictor,
-        write_predictions,
-    )
+    from rnncls.predict import Skipping, load_predictor, write_predictions
 
     predictor = load_predictor(checkpoint, device)
-    format = "jsonl" if as_json else "text"
-    reported = Skipping(
-        input or ("stdin" if sequences in (None, [], ["-"]) else "argument"), stop=bad == "stop"
-    )
-    if input is not None and re.search(
-        r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", str(input), re.IGNORECASE
-    ):
-        items = items_of_file(predictor, input, reported)
-    elif input is not None:
-        from rnncls.data.records import opened
 
-        with opened(input) as file:
-            items = items_of_texts(predictor, file, reported)
-            reported.finish(write_predictions(predictor, items, top_k, output, format))
-        return
-    elif sequences and sequences != ["-"]:
-        items = items_of_texts(predictor, sequences, reported)
-    elif not sequences and sys.stdin.isatty():
+    # Nothing given and nothing piped in: a person sits there.
+    if input is None and not sequences and sys.stdin.isatty():
         _prompt(predictor, top_k)
         return
+
+    # Bad lines are named after where they come from.
+    from_stdin = not sequences or sequences == ["-"]
+    skipped = Skipping(input or ("stdin" if from_stdin else "argument"), stop=bad == "stop")
+    items = _items(predictor, input, None if from_stdin else sequences, skipped)
+    format = "jsonl" if as_json else "text"
+    num_predicted = write_predictions(predictor, items, top_k, output, format)
+    skipped.finish(num_predicted)
+
+
+def _items(
+    predictor: "Predictor", path: Path | None, sequences: list[str] | None, skipped: "Skipping"
+) -> "Iterator[Item]":
+    """Yield the good sequences of a file, or those given, or else those of stdin."""
+    from rnncls.data.records import opened
+    from rnncls.predict import items_of_file, items_of_texts
+
+    if path is not None and _RECORDS.search(str(path)):
+        yield from items_of_file(predictor, path, skipped)
+    elif path is not None:
+        with opened(path) as file:
+            yield from items_of_texts(predictor, file, skipped)
+    elif sequences is not None:
+        yield from items_of_texts(predictor, sequences, skipped)
     else:
-        items = items_of_texts(predictor, sys.stdin.buffer, reported)
-    reported.finish(write_predictions(predictor, items, top_k, output, format))
+        yield from items_of_texts(predictor, sys.stdin.buffer, skipped)
 
 
 def _prompt(predictor: "Predictor", top_k: int) -> None:
     """Ask for sequences until `quit` or Ctrl-D."""
-    from rnncls import predict as predictions
-    from rnncls.predict import Item, encode_text, knows_nothing, true_answer
+    from rnncls.predict import encode_text
 
     print('one sequence per line; "quit" or Ctrl-D to leave', file=sys.stderr)
     while True:
@@ -93,18 +109,25 @@ def _prompt(predictor: "Predictor", top_k: int) -> None:
         if not line or line.strip() == "quit":
             print(file=sys.stderr)
             return
+
         ids = encode_text(predictor, line.removesuffix("\n"))
         if isinstance(ids, Problem):
             print(ids.render(), file=sys.stderr)
-            continue
-        (prediction,) = predictions.predict(predictor, [Item(1, ids)], max(top_k, 3))
-        shown = "   ".join(
-            f"{printable(name)} {probability:.4f}" for name, probability in prediction.top
-        )
-        truth = true_answer(predictor, ids)
-        nothing_known = (
-            "   (no token of it was in the training data)" if knows_nothing(predictor, ids) else ""
-        )
-        print(
-            shown + (f"   (true: {truth})" if truth is not None else "") + nothing_known, flush=True
-        )
+        else:
+            print(_answer(predictor, ids, max(top_k, 3)), flush=True)
+
+
+def _answer(predictor: "Predictor", ids: list[int], top_k: int) -> str:
+    """Return the likeliest labels of one sequence and what else is known about it."""
+    from rnncls.predict import Item, knows_nothing, predict, to_text, true_answer
+
+    (prediction,) = predict(predictor, [Item(1, ids)], top_k)
+    parts = [to_text(prediction)]
+
+    truth = true_answer(predictor, ids)
+    if truth is not None:
+        parts.append(f"(true: {truth})")
+    if knows_nothing(predictor, ids):
+        parts.append("(none of its tokens is in the training data)")
+
+    return "   ".join(parts)

@@ -11,9 +11,9 @@ from rnncls.errors import printable
 
 
 def ls(
-    folder: Annotated[Path, typer.Argument(help="Where the runs are.", readable=False)] = Path(
-        "runs"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder to search for runs.", readable=False)
+    ] = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """List runs, newest first: state, step, best validation accuracy, age."""
@@ -23,12 +23,14 @@ def ls(
     if as_json:
         print(json.dumps(runs))
         return
+
     print(f"{'state':<12} {'step':>9} {'best':>7} {'age':>6}  run")
     for run in runs:
-        best = "" if run["best_accuracy"] is None else f"{run['best_accuracy']:.4f}"
-        print(
-            f"{run['state']:<12} {run['step']:>9,} {best:>7} {_age(run['age_s']):>6}  {printable(run['run'])}"
-        )
+        accuracy = run["best_accuracy"]
+        best = "" if accuracy is None else f"{accuracy:.4f}"
+        age = _age(run["age_s"])
+        name = printable(run["run"])
+        print(f"{run['state']:<12} {run['step']:>9,} {best:>7} {age:>6}  {name}")
 
 
 def diff(
@@ -36,13 +38,14 @@ def diff(
     other: Annotated[Path, typer.Argument(metavar="B", help="Run directory.", readable=False)],
     as_json: Json = False,
 ) -> None:
-    """Show how two runs differ: config, and state and last metrics."""
+    """Show how two runs differ: in their configs, their states and their last metrics."""
     from rnncls.rundir.listing import compare
 
     differences = compare(one, other)
     if as_json:
         print(json.dumps({"a": str(one), "b": str(other), **differences}))
         return
+
     print(f"a: {one}\nb: {other}")
     for part, pairs in differences.items():
         print(f"\n{part}" if pairs else f"\n{part}: no difference")
@@ -52,16 +55,15 @@ def diff(
 
 
 def _shown(value: Any) -> str:
-    return (
-        f"{value:.6g}"
-        if isinstance(value, float)
-        else "-"
-        if value is None
-        else printable(str(value))
-    )
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return printable(str(value))
 
 
 def _age(seconds: float) -> str:
+    """Return a duration in its largest unit, such as `3h`."""
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f}{unit}"

@@ -4,17 +4,18 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rnncls.cli.options import DEFAULT_SAMPLES, Json, load
-from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem
+from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem, RnnclsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from rnncls.sweep.plan import Member, Sweep
+    from rnncls.sweep.summary import Summary
 
-    from rnncls.sweep.plan import Sweep
+DEFAULT_SEEDS = "0-9"
 
 
 def sweep(
@@ -28,146 +29,208 @@ def sweep(
         list[str] | None,
         typer.Argument(
             metavar="[SECTION.KEY=VALUE[,VALUE]...]...",
-            help="Overrides; with several values an axis of the grid.",
+            help="Overrides; several values make an axis of the grid.",
         ),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="For example 0-63 or 0,3,5; else 0-9.")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help=f"For example 0-63 or 0,3,5 (default {DEFAULT_SEEDS})."),
+    ] = None,
     grid: Annotated[
-        list[str] | None, typer.Option(help="section.key=value,value,...; more may follow.")
+        list[str] | None,
+        typer.Option(help="An axis of the grid: section.key=value,value,... May be repeated."),
     ] = None,
     lengths: Annotated[
         str | None,
-        typer.Option(help="Test lengths beside those of training, for example 10,100,1000."),
+        typer.Option(help="Lengths to test besides the training lengths, e.g. 10,100,1000."),
     ] = None,
     samples: Annotated[
         int | None,
         typer.Option(
-            min=1, max=10**8, help=f"Test sequences per length, else {DEFAULT_SAMPLES:,}."
+            min=1, max=10**8, help=f"Test sequences per length (default {DEFAULT_SAMPLES:,})."
         ),
     ] = None,
     sweep_dir: Annotated[
-        Path | None, typer.Option(help="Directory of the sweep; else runs/CONFIG/DATE_TIME.")
+        Path | None,
+        typer.Option(help="Directory of the sweep (default runs/CONFIG/DATE_TIME-sweep)."),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            help="Directory of a sweep to go on with, instead of --config.", readable=False
-        ),
+        typer.Option(help="Directory of a sweep to resume, instead of --config.", readable=False),
     ] = None,
-    shard: Annotated[str, typer.Option(help="Only members i, i + n, ...: i/n.")] = "1/1",
+    shard: Annotated[
+        str, typer.Option(help="Train only part i of n, given as i/n: every nth member.")
+    ] = "1/1",
     jobs: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Members at a time; else as many as cores.")
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="Members that train at the same time (default: all cores)."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train many members of one config, for seeds and grids of values, and say what they have in common."""
-    chosen = _shard(shard)
-    own = {
+    """Train one config with many seeds and grids of values, and summarise the results."""
+    chosen_shard = _parse_shard(shard)
+    settings = {
         "overrides": words,
         "--seeds": seeds,
         "--grid": grid,
         "--lengths": lengths,
         "--samples": samples,
+        "--sweep-dir": sweep_dir,
     }
-    given = [name for name, value in {**own, "--sweep-dir": sweep_dir}.items() if value is not None]
-    if (config is None) == (resume is None):
-        raise ConfigError(
-            Problem("what is to be run?", expected="--config X, or --resume SWEEP", id="C17")
-        )
-    if resume is not None and given:
-        remedy = "--shard, --jobs and --json, or --config for another sweep"
-        raise ConfigError(
-            Problem(
-                "a sweep goes on as it was begun", found=", ".join(given), remedy=remedy, id="C17"
-            )
-        )
-    base = (
-        None
-        if config is None
-        else load(config, [word for word in words or [] if not _is_axis(word)])
-    )
-    if any(word.partition("=")[0].strip() == "seed" for word in words or []):
-        raise ConfigError(
-            Problem("seeds are not a key of a sweep", "seed", remedy="--seeds", id="C17")
-        )
-    from rnncls.rundir.paths import default_run_dir
-    from rnncls.sweep.members import run_sweep
-    from rnncls.sweep.plan import load_sweep, plan
-    from rnncls.sweep.text import to_text
+    given = [name for name, value in settings.items() if value is not None]
 
-    if base is not None and config is not None:
-        axes = _axes([*(grid or []), *(word for word in words or [] if _is_axis(word))])
-        folder = sweep_dir or default_run_dir(config, "sweep")
-        found = plan(base, seeds or "0-9", axes, lengths, samples or DEFAULT_SAMPLES, folder)
+    if config is not None and resume is None:
+        planned = _plan(config, words or [], seeds, grid or [], lengths, samples, sweep_dir)
+    elif resume is not None and config is None:
+        planned = _resume(resume, given)
     else:
-        found = load_sweep(resume or Path())
-    print(f"sweep directory: {found.folder}", file=sys.stderr, flush=True)
+        what = "nothing to run: pass --config FILE or --resume SWEEP"
+        raise ConfigError(Problem(what, id="C17"))
+
+    _run(planned, chosen_shard, jobs, as_json)
+
+
+def _plan(
+    config: Path,
+    words: list[str],
+    seeds: str | None,
+    grid: list[str],
+    lengths: str | None,
+    samples: int | None,
+    sweep_dir: Path | None,
+) -> "Sweep":
+    """Plan a new sweep from the command line. Raises: ConfigError. DataError."""
+    axes = [word for word in words if _is_axis(word)]
+    overrides = [word for word in words if not _is_axis(word)]
+
+    # Before torch is imported, which takes seconds: a wrong config is reported at once.
+    base = load(config, overrides)
+    if any(_key_of(word) == "seed" for word in words):
+        what = "seed cannot be an override of a sweep"
+        raise ConfigError(Problem(what, "seed", remedy="--seeds", id="C17"))
+
+    from rnncls.rundir.paths import default_run_dir
+    from rnncls.sweep.plan import plan_sweep
+
+    return plan_sweep(
+        base,
+        seeds or DEFAULT_SEEDS,
+        _parse_grid([*grid, *axes]),
+        lengths,
+        samples or DEFAULT_SAMPLES,
+        sweep_dir or default_run_dir(config, "sweep"),
+    )
+
+
+def _resume(folder: Path, given: list[str]) -> "Sweep":
+    """Load a sweep. Raises: ConfigError, also if options are given that only a new sweep has."""
+    if given:
+        what = "a resumed sweep keeps its original settings"
+        remedy = "--shard, --jobs and --json only, or --config for another sweep"
+        raise ConfigError(Problem(what, found=", ".join(given), remedy=remedy, id="C17"))
+
+    from rnncls.sweep.plan import load_sweep
+
+    return load_sweep(folder)
+
+
+def _run(sweep: "Sweep", shard: tuple[int, int], jobs: int | None, as_json: bool) -> None:
+    """Run the members of a shard and print the summary of the sweep.
+
+    Raises the first error of a member, unless it diverged: that is a result.
+    """
+    from rnncls.sweep.members import run_sweep
+    from rnncls.sweep.report import updated_summary
+
+    print(f"sweep directory: {sweep.folder}", file=sys.stderr, flush=True)
     try:
-        failed = run_sweep(found, chosen, jobs)
+        failed = run_sweep(sweep, shard, jobs)
     except Interrupted:
-        _report(found)
+        # Whoever sent the signal may not wait for pictures.
+        with updated_summary(sweep, plots=False) as summary:
+            _warn_without_scipy(summary)
         raise
-    for member, error in failed:
-        print(f"rnncls: member failed: {member.name}\n{error.render()}", file=sys.stderr)
-    _report(found, lambda summary: json.dumps(summary) if as_json else to_text(summary))
+
+    _print_failures(failed)
+    with updated_summary(sweep, plots=True) as summary:
+        _warn_without_scipy(summary)
+        _print_summary(summary, as_json)
+
     for _, error in failed:
-        if not isinstance(error, NonFiniteError):  # that is a result
+        if not isinstance(error, NonFiniteError):
             raise error
 
 
-def _report(sweep: "Sweep", shown: "Callable[[dict[str, Any]], str] | None" = None) -> None:
-    """Print and write what is known, or write the numbers alone."""
-    from rnncls.rundir.lock import holding
-    from rnncls.sweep.plots import draw
-    from rnncls.sweep.summary import summarize, write_summary
+def _print_failures(failed: "list[tuple[Member, RnnclsError]]") -> None:
+    for member, error in failed:
+        print(f"rnncls: member failed: {member.name}\n{error.render()}", file=sys.stderr)
 
-    with holding(sweep.folder):
-        summary = summarize(sweep)
-        if any(None in row.get("p_against_first", {}).values() for row in summary["groups"]):
-            print(
-                "rnncls: warning[R33]: comparing groups needs scipy: pip install 'rnncls[sweep]'",
-                file=sys.stderr,
+
+def _print_summary(summary: "Summary", as_json: bool) -> None:
+    from rnncls.sweep.text import summary_text
+
+    text = json.dumps(summary.to_json()) if as_json else summary_text(summary)
+    print(text, flush=True)
+
+
+def _warn_without_scipy(summary: "Summary") -> None:
+    """Warn if settings could have been compared, but scipy is not installed."""
+    for setting in summary.settings:
+        p_values = setting.p_against_first or {}
+        if None in p_values.values():
+            message = "comparing groups needs scipy: pip install 'rnncls[sweep]'"
+            print(f"rnncls: warning[R33]: {message}", file=sys.stderr)
+            return
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    """Return (part, number of parts): "2/3" -> (2, 3). Raises: ConfigError."""
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if match:
+        number = int(match[1])
+        num_shards = int(match[2])
+        if 1 <= number <= num_shards:
+            return number, num_shards
+
+    what = "bad value for --shard"
+    raise ConfigError(Problem(what, expected="i/n with i from 1 to n", found=text, id="C17"))
+
+
+def _parse_grid(words: list[str]) -> dict[str, list[str]]:
+    """Return the values of each key: "a.b=1,2" -> {"a.b": ["1", "2"]}. Raises: ConfigError."""
+    grid: dict[str, list[str]] = {}
+    for word in words:
+        key = _key_of(word)
+        texts = _split(word.partition("=")[2])
+
+        has_values = "=" in word and all(texts)
+        if not has_values or len(set(texts)) < len(texts) or key in grid:
+            problem = Problem(
+                "malformed axis of a grid",
+                "--grid",
+                expected="section.key=value,value,... with different values, each key once",
+                found=word,
+                id="C17",
             )
-        if shown is not None:
-            print(shown(summary), flush=True)
-        write_summary(sweep, summary)
-        if shown is not None:
-            draw(sweep)
+            raise ConfigError(problem)
+        grid[key] = texts
+    return grid
 
 
-def _shard(text: str) -> tuple[int, int]:
-    part = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-    if not part or not 1 <= int(part[1]) <= int(part[2]):
-        raise ConfigError(
-            Problem(
-                "bad value for --shard", expected="i/n with i from 1 to n", found=text, id="C17"
-            )
-        )
-    return int(part[1]), int(part[2])
+def _key_of(word: str) -> str:
+    return word.partition("=")[0].strip()
 
 
 def _is_axis(word: str) -> bool:
-    """Whether an override names several values."""
+    """Return whether an override has several values."""
     return len(_split(word.partition("=")[2])) > 1
 
 
-def _axes(words: list[str]) -> dict[str, list[str]]:
-    axes: dict[str, list[str]] = {}
-    for word in words:
-        key, equals, values = word.partition("=")
-        key, texts = key.strip(), _split(values)
-        if not equals or not all(texts) or len(set(texts)) < len(texts) or key in axes:
-            expected = "section.key=value,value,... with different values, each key once"
-            raise ConfigError(
-                Problem(
-                    "malformed axis of a grid", "--grid", expected=expected, found=word, id="C17"
-                )
-            )
-        axes[key] = texts
-    return axes
-
-
 def _split(text: str) -> list[str]:
-    """At commas outside brackets and quotes: "[1, 2],[3, 4]" -> ["[1, 2]", "[3, 4]"]."""
+    """Split at commas outside brackets and quotes: "[1, 2],[3, 4]" -> ["[1, 2]", "[3, 4]"]."""
+    # A part is brackets, quotes or anything but a comma; two commas in a row have an empty one
+    # between them, and so has a comma at either end.
     parts = re.findall(r"""(?:\[[^\]]*\]|"[^"]*"|'[^']*'|[^,])+|(?<=,)(?=,|$)|^(?=,)""", text)
     return [part.strip() for part in parts] or [""]

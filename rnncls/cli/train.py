@@ -18,53 +18,81 @@ def train(
     ] = None,
     overrides: Overrides = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="New directory to write into; else runs/CONFIG/DATE_TIME.")
+        Path | None,
+        typer.Option(help="New directory for the run (default runs/CONFIG/DATE_TIME)."),
     ] = None,
-    name: Annotated[str, typer.Option(help="Added to the default run directory's name.")] = "",
+    name: Annotated[
+        str, typer.Option(help="Suffix for the name of the default run directory.")
+    ] = "",
     device: Device = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Run directory to go on with, instead of --config.", readable=False),
+        typer.Option(help="Run directory to resume, instead of --config.", readable=False),
     ] = None,
     init_from: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint or run whose weights to start from.", readable=False),
+        typer.Option(
+            help="Checkpoint or run directory whose weights to start from.", readable=False
+        ),
     ] = None,
 ) -> None:
-    """Train a classifier and write a run directory, or go on with one."""
-    if config is not None and resume is None:
-        resolved = load(
-            config, overrides, device
-        )  # before torch is imported: a wrong config is reported at once
-        from rnncls.rundir.paths import default_run_dir
-        from rnncls.training.fit import fit
-
-        if "/" in name:
-            raise ConfigError(
-                Problem(
-                    "a name with a slash",
-                    "--name",
-                    expected="a part of a folder's name",
-                    found=name,
-                    id="C17",
-                )
-            )
-        run_dir = run_dir or default_run_dir(config, name)
-        print(f"run directory: {run_dir}", flush=True)
-        state = fit(resolved, run_dir, init_from)
-    elif resume is not None and not (config or run_dir or name or init_from):
+    """Train a classifier and write a run directory, or resume a run."""
+    if resume is not None:
+        others = {
+            "--config": config,
+            "--run-dir": run_dir,
+            "--name": name,
+            "--init-from": init_from,
+        }
+        # What a resumed run trains is fixed; overrides are checked where its config is known.
+        _require_alone([option for option, value in others.items() if value])
         from rnncls.training.resume import resume as resume_run
 
         run_dir = resume
         print(f"run directory: {run_dir}", flush=True)
-        state = resume_run(resume, with_device(overrides, device))
+        state = resume_run(run_dir, with_device(overrides, device))
+    elif config is not None:
+        # Before torch is imported, so that a wrong config is reported at once.
+        resolved = load(config, overrides, device)
+        _require_no_slash(name)
+        from rnncls.rundir.paths import default_run_dir
+        from rnncls.training.fit import fit
+
+        run_dir = run_dir or default_run_dir(config, name)
+        print(f"run directory: {run_dir}", flush=True)
+        state = fit(resolved, run_dir, init_from)
     else:
-        expected = "--config X [--run-dir D] [--name N] [--init-from C], or --resume RUN alone"
-        raise ConfigError(Problem("what is to be trained?", expected=expected, id="C17"))
-    best = (
-        "none"
-        if state.best_step is None
-        else f"{state.best_accuracy:.4f} at step {state.best_step:,}"
-    )
+        raise ConfigError(Problem("nothing to train: pass --config FILE or --resume RUN", id="C17"))
+
+    best = "none"
+    if state.best_step is not None:
+        best = f"{state.best_accuracy:.4f} at step {state.best_step:,}"
     print(f"steps: {state.step:,}; best validation accuracy: {best}")
     print(f"run directory: {run_dir}")
+
+
+def _require_alone(others: list[str]) -> None:
+    """Raise ConfigError if other options were given beside --resume: a run keeps its settings."""
+    if others:
+        raise ConfigError(
+            Problem(
+                "--resume was given with options of a new run",
+                expected="--resume RUN, with overrides or --device",
+                found=", ".join(others),
+                id="C17",
+            )
+        )
+
+
+def _require_no_slash(name: str) -> None:
+    """Raise ConfigError if the name could not be a part of a folder's name."""
+    if "/" in name:
+        raise ConfigError(
+            Problem(
+                "a slash in the name of a run",
+                "--name",
+                expected="part of a folder's name",
+                found=name,
+                id="C17",
+            )
+        )

@@ -1,4 +1,4 @@
-"""YAML and overrides -> a frozen, validated `Config`. Nothing here imports torch."""
+"""The config of a run: a YAML file and overrides, validated. Nothing here imports torch."""
 
 from rnncls.config.load import (
     config_schema,
@@ -8,6 +8,7 @@ from rnncls.config.load import (
     read_yaml,
     write_yaml,
 )
+from rnncls.config.ranges import require_generated_data
 from rnncls.config.schema import (
     DEVICE_PATTERN,
     Config,
@@ -42,6 +43,7 @@ __all__ = [
     "num_parameters",
     "parse_config",
     "read_yaml",
+    "require_generated_data",
     "sizes",
     "write_yaml",
 ]

@@ -1,7 +1,10 @@
-"""From a YAML file and `section.key=value` overrides to a `Config`, with every problem named at once."""
+"""Reads a config: a YAML file and `section.key=value` overrides, validated as a `Config`.
+
+Every problem is named at once: those of the text, of the overrides and of the values.
+"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,23 +12,25 @@ from typing import Any
 from pydantic import ValidationError
 
 from rnncls.config import strict_yaml
-from rnncls.config.messages import _path_of, _Places, _shown, _translate
+from rnncls.config.messages import SOURCES, Places, describe_value, path_of, problem_of
 from rnncls.config.schema import Config
 from rnncls.config.strict_yaml import Document, KeyPath
 from rnncls.errors import ConfigError, Problem
 
+LocatedProblem = tuple[KeyPath, Problem]  # a problem and the key that has it, () for none
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the YAML file at `path`, apply `overrides` such as `"optimizer.lr=1e-3"`, validate.
+    """Read the YAML file at `path`, apply `overrides` such as `"optimizer.lr=1e-3"`, and validate.
 
-    Raises ConfigError with every problem that was found.
+    Raises: ConfigError with every problem of the file and the overrides.
     """
     document = strict_yaml.read(Path(path))
     if not isinstance(document.value, dict):
-        found = "nothing" if document.value is None else _shown(document.value)
+        found = "nothing" if document.value is None else describe_value(document.value)
         raise ConfigError(
             Problem(
-                "the config is no mapping",
+                "the config must be a mapping",
                 document.source,
                 expected="sections",
                 found=found,
@@ -36,17 +41,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_config(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
-    """A `Config` from plain values that rnncls itself saved, e.g. in a checkpoint. Raises ConfigError."""
+    """Return the `Config` of plain values that rnncls itself saved, such as those of a checkpoint.
+
+    `source` is what messages call the place of the values. Raises: ConfigError.
+    """
     return _validate(Document(_tuples(raw), source), overrides, Path())
 
 
 def dump_config(config: Config) -> str:
-    """The resolved config as YAML text that `load_config` reads back to an equal `Config`."""
+    """Return the resolved config as YAML text that `load_config` reads back as an equal one."""
     return strict_yaml.dump(config.model_dump(mode="json"))
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file of ours holds, as strictly as configs. Raises ConfigError."""
+    """Return the value of a YAML file that rnncls wrote, read as strictly as a config.
+
+    Raises: ConfigError.
+    """
     document = strict_yaml.read(path)
     if document.problems:
         raise ConfigError(*(problem for _, problem in document.problems))
@@ -54,12 +65,12 @@ def read_yaml(path: Path) -> Any:
 
 
 def write_yaml(value: dict[str, Any]) -> str:
-    """Text that `read_yaml` reads back."""
+    """Return YAML text that `read_yaml` reads back as `value`."""
     return strict_yaml.dump(value)
 
 
 def config_schema() -> dict[str, Any]:
-    """The JSON Schema of a config file, for editors."""
+    """Return the JSON Schema of config files, for editors."""
     schema = Config.model_json_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -69,74 +80,115 @@ def config_schema() -> dict[str, Any]:
 
 
 def _validate(document: Document, overrides: Sequence[str], folder: Path) -> Config:
-    """`folder`: what paths in the document are relative to."""
-    places = _Places(document)
-    raw, noted = _apply(document, overrides, places)
-    if isinstance(data := raw.setdefault("data", {}), dict):
+    """Return the config of a document. Paths in the document are relative to `folder`."""
+    places = Places(document)
+    raw, located = _apply_overrides(document, overrides, places)
+
+    # The source is filled in before validation: it decides which keys the section has.
+    data = raw.setdefault("data", {})
+    if isinstance(data, dict):
         source = data.setdefault("source", places.source)
-        places.source = source if source in ("sum_mod", "files") else places.source
+        if source in SOURCES:
+            places.source = source
         _resolve_paths(data, folder, places)
-    problems = [problem for _, problem in noted]
-    spoiled = {path for path, _ in noted}  # their values are no longer what the user wrote
+
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        problems += [
-            _translate(detail, places)
-            for detail in error.errors(include_url=False)
-            if detail["type"] == "extra_forbidden" or _path_of(detail) not in spoiled
-        ]
-    if problems:
-        raise ConfigError(*problems)
+        raise ConfigError(*_all_problems(error, located, places)) from None
+
+    if located:
+        raise ConfigError(*(problem for _, problem in located))
     return config
 
 
-def _resolve_paths(data: dict[str, Any], folder: Path, places: "_Places") -> None:
+def _all_problems(
+    error: ValidationError, located: list[LocatedProblem], places: Places
+) -> list[Problem]:
+    """Return the problems found before validation, then those that validation has found."""
+    # A key with a problem holds a value that the user did not write: pydantic's verdict on that
+    # value would only confuse. That the key does not exist is still worth saying.
+    spoiled = {path for path, _ in located}
+    problems = [problem for _, problem in located]
+    for detail in error.errors(include_url=False):
+        if path_of(detail) in spoiled and detail["type"] != "extra_forbidden":
+            continue
+        problems.append(problem_of(detail, places))
+    return problems
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path, places: Places) -> None:
+    """Make the data section's paths absolute. Those of overrides are relative to the process."""
+    if places.source != "files":
+        return
+
     for key in ("train", "val", "test"):
-        if isinstance(data.get(key), str) and data[key] and places.source == "files":
+        path = data.get(key)
+        if isinstance(path, str) and path:
             base = Path() if ("data", key) in places.overrides else folder
-            data[key] = os.path.abspath(base / data[key])  # noqa: PTH100  # resolve() would follow links
+            data[key] = os.path.abspath(base / path)  # noqa: PTH100  # resolve() follows links
 
 
-def _apply(
-    document: Document, overrides: Sequence[str], places: _Places
-) -> tuple[dict[str, Any], list[tuple[KeyPath, Problem]]]:
-    """The document's value with the overrides set, and all problems so far. The last override of a key wins."""
-    raw = {
-        key: dict(inner) if isinstance(inner, dict) else inner
-        for key, inner in document.value.items()
-    }
+def _apply_overrides(
+    document: Document, overrides: Sequence[str], places: Places
+) -> tuple[dict[str, Any], list[LocatedProblem]]:
+    """Return the document's value with the overrides set, and all problems so far.
+
+    The last override of a key wins. Notes in `places` which keys were overridden.
+    """
+    raw = dict(document.value)
+    for name, section in raw.items():
+        if isinstance(section, dict):
+            raw[name] = dict(section)  # the document keeps its own
+
     problems = list(document.problems)
     for override in overrides:
         key, equals, text = override.partition("=")
         path: KeyPath = tuple(key.strip().split("."))
         if not equals or not all(path) or len(path) > 2:
-            expected = "section.key=value, for example optimizer.lr=1e-3"
-            problems.append(
-                ((), Problem("malformed override", expected=expected, found=override, id="C17"))
-            )
+            problems.append(((), _malformed(override)))
             continue
+
         places.overrides[path] = override
         try:
             parsed = strict_yaml.parse(text, override)
-            found = [problem for _, problem in parsed.problems]
         except ConfigError as error:
-            parsed, found = None, list(error.problems)
-        problems += [(path, replace(problem, where=places.where(path))) for problem in found]
-        if parsed is None:
+            problems += _located(error.problems, path, places)
             continue
-        section = raw
-        if len(path) == 2:
-            if raw.get(str(path[0])) is None:
-                raw[str(path[0])] = {}
-            section = raw[str(path[0])]
-        if isinstance(section, dict):  # if not, validation will say so
-            section[str(path[-1])] = parsed.value
+
+        problems += _located((problem for _, problem in parsed.problems), path, places)
+        _set(raw, path, parsed.value)
     return raw, problems
 
 
+def _malformed(override: str) -> Problem:
+    expected = "section.key=value, for example optimizer.lr=1e-3"
+    return Problem("malformed override", expected=expected, found=override, id="C17")
+
+
+def _located(problems: Iterable[Problem], path: KeyPath, places: Places) -> list[LocatedProblem]:
+    """Return the problems of an override's value as problems of the key at `path`."""
+    where = places.where(path)
+    return [(path, replace(problem, where=where)) for problem in problems]
+
+
+def _set(raw: dict[str, Any], path: KeyPath, value: Any) -> None:
+    """Set the key at `path`, of one or two parts; its section is created if it is missing."""
+    section: Any = raw
+    if len(path) == 2:
+        name = str(path[0])
+        if raw.get(name) is None:
+            raw[name] = {}
+        section = raw[name]
+
+    if isinstance(section, dict):  # validation reports a section that is not a mapping
+        section[str(path[-1])] = value
+
+
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that the frozen models hold."""
+    """Return the value with JSON's lists as the tuples that the frozen models hold."""
     if isinstance(value, dict):
         return {key: _tuples(inner) for key, inner in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value

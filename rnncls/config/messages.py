@@ -1,7 +1,12 @@
-"""pydantic's errors in our words."""
+"""Turns pydantic's validation errors into the problems that rnncls reports.
+
+pydantic names a value by its place in the models. A user knows it by its line in a file or by an
+override, and wants to read the whole range of the key, not only the bound that was crossed.
+"""
 
 import difflib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic_core import ErrorDetails
@@ -10,78 +15,139 @@ from rnncls.config.schema import Config, FilesConfig, flatten
 from rnncls.config.strict_yaml import Document, KeyPath, dotted
 from rnncls.errors import Problem
 
+SOURCES = ("sum_mod", "files")  # the values of data.source
+MOST_LETTERS_OF_VALUE = 60
 
-class _Places:
-    """Where each key was set: in the file, or by an override, which wins."""
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+_TYPES = {"boolean": "true or false", "string": "text"}  # others are called as in JSON Schema
+_KINDS = {
+    str: "text",
+    dict: "a section",
+    tuple: "a list",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+}
+
+
+class Places:
+    """Knows where each key was set: in the file, or by an override, which wins."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self.overrides: dict[KeyPath, str] = {}
-        self.source = "sum_mod"  # which keys the data section has
+        self.overrides: dict[KeyPath, str] = {}  # the last override of each key, as it was written
+        self.source = "sum_mod"  # the value of data.source, which decides the keys of the section
 
     def where(self, path: KeyPath) -> str:
+        """Return where the key at `path` was set, as messages show it."""
+        # An override of the key itself, or of the section around it.
         for end in range(len(path), 0, -1):
             if path[:end] in self.overrides:
                 return f"override {self.overrides[path[:end]]}, {dotted(path)}"
-        for key, override in self.overrides.items():
-            if key[: len(path)] == path and str(path[0]) not in self.document.value:
-                return f"override {override}, {dotted(path)}"
+
+        # A section that the file does not have exists because an override set one of its keys.
+        if path and str(path[0]) not in self.document.value:
+            for key, override in self.overrides.items():
+                if key[: len(path)] == path:
+                    return f"override {override}, {dotted(path)}"
+
         place = self.document.where(path)
         return f"{place}, {dotted(path)}" if path else place
 
 
-def _translate(detail: ErrorDetails, places: _Places) -> Problem:
-    """One pydantic error in our own words."""
-    path = _path_of(detail)
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind.startswith("union_tag"):
-        path = (*path, "source")
+def problem_of(detail: ErrorDetails, places: Places) -> Problem:
+    """Return one of pydantic's errors as a problem with id, place, expected and found value."""
+    kind = detail["type"]
+    path = path_of(detail)
+
     if kind == "clash":
-        path = (*path, *context["key"].split("."))
-        details = {name: context[name] for name in ("expected", "found", "remedy")}
-        return Problem(context["what"], places.where(path), **details, id="C15")
+        return _clash(detail, path, places)
     if kind == "extra_forbidden":
         return _unknown_key(path, places)
-    schema = _schema_at(path, places.source)
-    value = detail["input"].get("source") if kind.startswith("union_tag") else detail["input"]
-    found = "nothing" if kind == "missing" else _shown(value)
-    close = difflib.get_close_matches(str(value), schema.get("enum", []), n=1, cutoff=0.5)
-    id = (
-        "C10"
-        if kind.startswith(("greater", "less"))
-        else "C11"
-        if kind == "finite_number"
-        else "C9"
-    )
-    what = f"bad value for {dotted(path)}"
+
+    value = detail["input"]
+    if kind.startswith("union_tag"):  # pydantic reports a bad data.source as an error of `data`
+        path = (*path, "source")
+        value = value.get("source")
+        schema: dict[str, Any] = {"enum": list(SOURCES)}
+    else:
+        schema = _schema_at(path, places.source)
+
     return Problem(
-        what,
+        f"bad value for {dotted(path)}",
         places.where(path),
-        expected=_described(schema),
-        found=found,
-        remedy="".join(close),
-        id=id,
+        expected=_describe_schema(schema),
+        found="nothing" if kind == "missing" else describe_value(value),
+        remedy=_closest(str(value), schema.get("enum", []), cutoff=0.5),
+        id=_id_of(kind),
     )
 
 
-def _unknown_key(path: KeyPath, places: _Places) -> Problem:
-    section, key = path[:-1], str(path[-1])
+def path_of(detail: ErrorDetails) -> KeyPath:
+    """Return the path of the key with the error, without the tag pydantic inserts after `data`."""
+    path = detail["loc"]
+    if len(path) > 1 and path[0] == "data" and path[1] in SOURCES:
+        return (path[0], *path[2:])
+    return path
+
+
+def describe_value(value: Any) -> str:
+    """Return a value as the user would write it, cut to a readable length, with its type."""
+    text = json.dumps(value, default=str)
+    if len(text) > MOST_LETTERS_OF_VALUE:
+        text = text[: MOST_LETTERS_OF_VALUE - 3] + "..."
+
+    kind = _KINDS.get(type(value))
+    return f"{text} ({kind})" if kind else text
+
+
+def _id_of(kind: str) -> str:
+    """Return the id of a bad value from the type of pydantic's error."""
+    if kind.startswith(("greater", "less")):
+        return "C10"
+    if kind == "finite_number":
+        return "C11"
+    return "C9"
+
+
+def _clash(detail: ErrorDetails, path: KeyPath, places: Places) -> Problem:
+    """Return the problem that one of the schema's own rules between keys has found."""
+    context = detail["ctx"]
+    return Problem(
+        context["what"],
+        places.where((*path, *context["key"].split("."))),
+        expected=context["expected"],
+        found=context["found"],
+        remedy=context["remedy"],
+        id="C15",
+    )
+
+
+def _unknown_key(path: KeyPath, places: Places) -> Problem:
+    """Return the problem of a key that does not exist, with the likeliest key that does."""
+    section = path[:-1]
+    key = str(path[-1])
     known = list(_schema_at(section, places.source).get("properties", {}))
-    close = [dotted((*section, name)) for name in difflib.get_close_matches(key, known, n=1)]
-    if not close and section == ("data",) and key in FilesConfig.model_fields:
-        remedy = "data.source=files, whose key it is"
-        return Problem(
-            f'unknown key "{key}"',
-            places.where(path),
-            expected=f"keys of source {places.source}",
-            found=key,
-            remedy=remedy,
-            id="C5",
-        )
-    if not close:  # perhaps the right key in the wrong section
-        close = [name for name in flatten(Config()) if name.rpartition(".")[2] == key]
-    expected = f'a key of section "{dotted(section)}"' if section else "one of " + ", ".join(known)
-    remedy = f"did you mean {close[0]}?" if close else ", ".join(known) if section else ""
+
+    expected = "one of " + ", ".join(known)
+    remedy = ""
+    if section:
+        expected = f'a key of section "{dotted(section)}"'
+        remedy = ", ".join(known)
+
+    # The likeliest mistake first: a typo, a key of the other source, a key of another section.
+    close = _closest(key, known)
+    of_other_source = section == ("data",) and key in FilesConfig.model_fields
+    elsewhere = [name for name in flatten(Config()) if name.rpartition(".")[2] == key]
+
+    if close:
+        remedy = f"did you mean {dotted((*section, close))}?"
+    elif of_other_source:
+        expected = f"keys of source {places.source}"
+        remedy = "data.source=files, which has this key"
+    elif elsewhere:  # the right key in the wrong section
+        remedy = f"did you mean {elsewhere[0]}?"
+
     return Problem(
         f'unknown key "{key}"',
         places.where(path),
@@ -92,68 +158,49 @@ def _unknown_key(path: KeyPath, places: _Places) -> Problem:
     )
 
 
-def _path_of(detail: ErrorDetails) -> KeyPath:
-    """Where the error is, without the `source` that pydantic puts behind `data`."""
-    first, *rest = detail["loc"] or ("",)
-    if first == "data" and rest and rest[0] in ("sum_mod", "files"):
-        rest = rest[1:]
-    return (first, *rest) if detail["loc"] else ()
+def _closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return the most similar of the words; "" if none is similar enough."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)
+    return close[0] if close else ""
 
 
 def _schema_at(path: KeyPath, source: str) -> dict[str, Any]:
-    """The JSON Schema of the key at `path`, with data of this source; empty for one that does not exist."""
+    """Return the JSON Schema of the key at `path`, {} for a key that does not exist.
+
+    `source` is the value of data.source, which decides the keys of the data section.
+    """
     root = Config.model_json_schema()
     schema = root
     for part in path:
-        if isinstance(part, int):
-            schema = (schema.get("prefixItems") or [{}])[0]
+        if isinstance(part, int):  # an item of a list, all of which have the same schema
+            items = schema.get("prefixItems") or [{}]
+            schema = items[0]
         else:
             schema = schema.get("properties", {}).get(part, {})
-        if path == ("data", "source") and part == "source":
-            return {"enum": list(root["properties"]["data"]["discriminator"]["mapping"])}
-        reference = schema.get("$ref") or schema.get("discriminator", {"mapping": {}})[
-            "mapping"
-        ].get(source)
+
+        reference = schema.get("$ref")
+        if "discriminator" in schema:
+            reference = schema["discriminator"]["mapping"].get(source)
         if reference:
             schema = root["$defs"][reference.rpartition("/")[2]]
     return schema
 
 
-_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-
-
-def _described(schema: dict[str, Any]) -> str:
-    """A schema in words: `integer >= 1 and <= 1048576, or null`."""
+def _describe_schema(schema: dict[str, Any]) -> str:
+    """Return a schema in words, such as `integer >= 1 and <= 1,048,576, or null`."""
     if "anyOf" in schema:
-        return ", or ".join(_described(choice) for choice in schema["anyOf"])
+        return ", or ".join(_describe_schema(choice) for choice in schema["anyOf"])
     if "enum" in schema:
         return "one of " + ", ".join(schema["enum"])
     if "prefixItems" in schema:
-        return "a list: [" + ", ".join(_described(item) for item in schema["prefixItems"]) + "]"
+        items = ", ".join(_describe_schema(item) for item in schema["prefixItems"])
+        return f"a list: [{items}]"
     if "pattern" in schema:
         return f"text that matches {schema['pattern']}"
     if "properties" in schema:
         return "a section with the keys " + ", ".join(schema["properties"])
-    bounds = " and ".join(
-        f"{sign} {schema[name]:,}" for name, sign in _BOUNDS.items() if name in schema
-    )
-    kind = {"boolean": "true or false", "string": "text"}.get(
-        schema.get("type", ""), schema.get("type", "")
-    )
-    return f"{kind} {bounds}".strip()
 
-
-def _shown(value: Any) -> str:
-    """A found value with its type, as the user would write it, cut to a readable length."""
-    text = json.dumps(value, default=str)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    kinds = {
-        str: "text",
-        dict: "a section",
-        tuple: "a list",
-        int: "integer",
-        float: "number",
-        bool: "boolean",
-    }
-    kind = kinds.get(type(value))
-    return f"{text} ({kind})" if kind else text
+    bounds = [f"{sign} {schema[name]:,}" for name, sign in _BOUNDS.items() if name in schema]
+    name = schema.get("type", "")
+    kind = _TYPES.get(name, name)
+    return f"{kind} {' and '.join(bounds)}".strip()

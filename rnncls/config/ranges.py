@@ -1,42 +1,65 @@
-"""Numbers and ranges as people write them: 1-5,10,100."""
+"""Parses lists of numbers and ranges as people write them: 1-5,10,100."""
 
 import re
-from collections.abc import Callable
+from dataclasses import replace
 
+from rnncls.config.schema import Config, SumModConfig
 from rnncls.errors import ConfigError, Problem
 
-MAX_LENGTH = 2**20  # as in the config
+MAX_LENGTH = 2**20  # the same bound as that of data.max_length
 MOST_NUMBERS = 2**20
 MAX_SEED = 2**32 - 1
 
+_NUMBER_OR_RANGE = re.compile(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*")
+
 
 def parse_lengths(text: str, source: str = "--lengths") -> list[int]:
-    """Positive numbers and ranges, in order and once each: "1-3,10" -> [1, 2, 3, 10]. Raises ConfigError."""
+    """Return positive numbers and ranges in order, each once: "1-3,10" -> [1, 2, 3, 10].
+
+    `source` is what the message calls the place of the text. Raises: ConfigError.
+    """
     expected = f"positive numbers and ranges up to {MAX_LENGTH:,}, for example 1-5,10,100"
-    return sorted(
-        set(_parse(text, 1, MAX_LENGTH, lambda part: _bad("lengths", source, expected, part)))
-    )
+    bad = Problem("bad list of lengths", source, expected=expected, id="C17")
+    return sorted(set(_parse(text, 1, MAX_LENGTH, bad)))
 
 
 def parse_seeds(text: str, source: str = "--seeds") -> list[int]:
-    """Numbers and ranges from 0 on, as they are written: "7,0-2" -> [7, 0, 1, 2]. Raises ConfigError."""
-    return _parse(
-        text, 0, MAX_SEED, lambda part: _bad("seeds", source, "for example 0-63 or 0,3,5", part)
+    """Return numbers and ranges from 0 up, as they are written: "7,0-2" -> [7, 0, 1, 2].
+
+    `source` is what the message calls the place of the text. Raises: ConfigError.
+    """
+    expected = "for example 0-63 or 0,3,5"
+    bad = Problem("bad list of seeds", source, expected=expected, id="C17")
+    return _parse(text, 0, MAX_SEED, bad)
+
+
+def require_generated_data(config: Config, option: str = "--lengths") -> None:
+    """Raise ConfigError unless the config generates its data. `option`: what needs that."""
+    if isinstance(config.data, SumModConfig):
+        return
+    remedy = "leave it out: a file is evaluated as a whole, and the report goes by length"
+    raise ConfigError(
+        Problem("lengths are drawn for generated data only", option, remedy=remedy, id="C17")
     )
 
 
-def _parse(text: str, least: int, most: int, bad: Callable[[str], ConfigError]) -> list[int]:
+def _parse(text: str, least: int, most: int, bad: Problem) -> list[int]:
+    """Return the numbers of a list, all within least..most. Raises: ConfigError with `bad`."""
     numbers: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*", part)
-        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not least <= low <= high <= most or len(numbers) + high - low >= MOST_NUMBERS:
-            raise bad(part)
+        match = _NUMBER_OR_RANGE.fullmatch(part)
+        if match is None:
+            raise _found(bad, part)
+
+        low = int(match[1])
+        high = int(match[2] or match[1])
+        # Counted before the range is expanded: 1-9999999999 must not fill the memory.
+        too_many = len(numbers) + high - low >= MOST_NUMBERS
+        if not least <= low <= high <= most or too_many:
+            raise _found(bad, part)
         numbers += range(low, high + 1)
     return numbers
 
 
-def _bad(what: str, source: str, expected: str, part: str) -> ConfigError:
-    return ConfigError(
-        Problem(f"bad list of {what}", source, expected=expected, found=part or "nothing", id="C17")
-    )
+def _found(bad: Problem, part: str) -> ConfigError:
+    return ConfigError(replace(bad, found=part or "nothing"))

@@ -1,7 +1,7 @@
-"""What can be configured: every key with its default, its range and one line that says what it does.
+"""The schema of a config: every key with its type, default, range and a short description.
 
-Defaults live here and nowhere else. A `Config` is frozen: nothing edits it after loading, and what can be
-derived (`data.num_classes`) is derived.
+Defaults live here and nowhere else. A `Config` is frozen: nothing edits it after loading, and what
+can be derived (`data.num_classes`) is derived.
 """
 
 from typing import Annotated, Any, Literal
@@ -23,12 +23,17 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _clash(key: str, what: str, expected: str, found: str, remedy: str = "") -> PydanticCustomError:
-    """A problem between keys; `load` puts `key` behind the section the validator belongs to."""
+    """Return the error of a rule between keys.
+
+    `key` is relative to the section that the rule belongs to; `messages` adds the section.
+    """
     details = {"key": key, "what": what, "expected": expected, "found": found, "remedy": remedy}
     return PydanticCustomError("clash", "{what}", details)
 
 
 class Section(BaseModel):
+    """Base of all sections: no unknown keys, no conversions, no NaN; docstrings as descriptions."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
@@ -38,18 +43,18 @@ class SumModConfig(Section):
     """Generated sequences of digits, each labelled with the sum of its digits modulo `modulus`."""
 
     source: Literal["sum_mod"] = "sum_mod"
-    """Where sequences come from: sum_mod, or files (then with other keys)."""
+    """Where sequences come from: sum_mod generates them; files has other keys in this section."""
     modulus: Annotated[int, Field(ge=2, le=2**20)] = 10
-    """N: the label is the sum of the digits mod N, so there are N classes."""
+    """N, the number of classes: the label of a sequence is the sum of its digits modulo N."""
     max_value: Annotated[int, Field(ge=0, le=2**20)] | None = None
-    """Largest digit; digits are uniform on 0..max_value. null: modulus - 1."""
+    """Largest digit; digits are drawn uniformly from 0..max_value. null: modulus - 1."""
     min_length: Count = 1
-    """Shortest sequence; lengths are uniform on min_length..max_length."""
+    """Shortest length in digits; lengths are drawn uniformly from min_length..max_length."""
     max_length: Count = 5
-    """Longest sequence in training and validation."""
+    """Longest length in digits, in training and validation."""
     layout: Literal["auto", "packed", "padded"] = "auto"
-    """How a batch is computed: packed, without padding, or padded with a gather of each sequence's own last state (one
-    direction; for CUDA). auto: packed on the CPU and in two directions, padded on CUDA."""
+    """Layout of a batch: packed (no padding) or padded (not for bidirectional models; faster on
+    CUDA). auto: padded on CUDA where the model allows it, else packed."""
 
     @property
     def num_classes(self) -> int:
@@ -58,15 +63,14 @@ class SumModConfig(Section):
     @property
     def num_embeddings(self) -> int:
         """Number of different digits."""
-        return (self.modulus - 1 if self.max_value is None else self.max_value) + 1
+        return self.modulus if self.max_value is None else self.max_value + 1
 
     @model_validator(mode="after")
     def _check(self) -> "SumModConfig":
         if self.min_length > self.max_length:
             expected = f"at most data.max_length = {self.max_length}"
-            raise _clash(
-                "min_length", "min_length is above max_length", expected, str(self.min_length)
-            )
+            what = "min_length is above max_length"
+            raise _clash("min_length", what, expected, str(self.min_length))
         return self
 
 
@@ -74,58 +78,58 @@ class FilesConfig(Section):
     """Labelled sequences from JSONL, CSV or TSV files, each plain or gzipped."""
 
     source: Literal["files"]
-    """Where sequences come from: files, or sum_mod (then with other keys)."""
+    """Where sequences come from: files reads them; sum_mod has other keys in this section."""
     train: FilePath
-    """Training file. Relative paths are relative to the config file, in an override to the current folder."""
+    """Training file. A relative path is relative to the config file; in an override, to the current
+    folder."""
     val: FilePath | None = None
-    """Validation file. null: val_fraction of the training file."""
+    """Validation file. null: a share val_fraction of the training file is held out."""
     test: FilePath | None = None
-    """Test file. null: test_fraction of the training file."""
+    """Test file. null: a share test_fraction of the training file is held out."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the training file's sequences for validation, chosen by a hash of the sequence."""
+    """Share of the training file held out for validation, chosen by a hash of each sequence."""
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the training file's sequences for the test, chosen by a hash of the sequence."""
+    """Share of the training file held out for testing, chosen by a hash of each sequence."""
     format: Literal["auto", "jsonl", "csv", "tsv"] = "auto"
-    """Format of the files; auto goes by .jsonl, .csv or .tsv, with or without .gz."""
+    """Format of the files. auto: by the ending .jsonl, .csv or .tsv, with or without .gz."""
     sequence_field: Annotated[str, Field(min_length=1)] = "sequence"
-    """Name of the field or column with the sequence."""
+    """Name of the JSON field or table column with the sequence."""
     label_field: Annotated[str, Field(min_length=1)] = "label"
-    """Name of the field or column with the label."""
+    """Name of the JSON field or table column with the label."""
     tokens: Literal["ids", "words", "characters"] = "words"
-    """What a token is: an integer id >= 0, a word between white space, or a character of the text."""
+    """What a token is: an integer id >= 0, a word between white space, or a single character."""
     unknown: Literal["unk", "error"] = "unk"
-    """Tokens that are not in the training data: the token <unk>, or an error."""
+    """How to treat tokens that the training data lacks: replace by <unk>, or raise an error."""
     min_count: Count = 1
-    """Tokens that are rarer in the training data become <unk> (with `unknown: unk`)."""
+    """Tokens that occur less often in the training data become <unk>; needs `unknown: unk`."""
     max_length: Count | None = None
-    """Longest sequence, in tokens; longer ones are handled by `truncate`. null: no limit."""
+    """Longest length in tokens; `truncate` decides about longer sequences. null: no limit."""
     truncate: Literal["head", "tail", "error"] = "head"
-    """What stays of a longer sequence: its first max_length tokens, its last ones, or an error."""
+    """How to treat longer sequences: keep the first max_length tokens (head), the last ones (tail),
+    or raise an error."""
     empty: Literal["error", "drop"] = "error"
-    """Sequences without a token: an error, or left out and counted."""
+    """How to treat sequences without a token: raise an error, or leave them out and count them."""
     batching: Literal["shuffle", "bucket"] = "shuffle"
-    """shuffle: random batches. bucket: random batches of similar lengths, with less padding."""
+    """How batches are formed: at random (shuffle), or at random among similar lengths (bucket)."""
     layout: Literal["auto", "packed", "padded"] = "auto"
-    """How a batch is computed: packed, without padding, or padded with a gather of each sequence's own last state (one
-    direction; for CUDA). auto: packed on the CPU and in two directions, padded on CUDA."""
+    """Layout of a batch: packed (no padding) or padded (not for bidirectional models; faster on
+    CUDA). auto: padded on CUDA where the model allows it, else packed."""
 
     @model_validator(mode="after")
     def _check(self) -> "FilesConfig":
-        taken = (self.val_fraction if self.val is None else 0) + (
-            self.test_fraction if self.test is None else 0
-        )
-        if taken >= 1:
+        held_out = 0.0  # share of the training file
+        if self.val is None:
+            held_out += self.val_fraction
+        if self.test is None:
+            held_out += self.test_fraction
+        if held_out >= 1:
             expected = "val_fraction + test_fraction below 1"
-            raise _clash("val_fraction", "no training data is left", expected, f"{taken:g}")
+            raise _clash("val_fraction", "no training data is left", expected, f"{held_out:g}")
+
         if self.min_count > 1 and self.unknown == "error":
             what = "rare tokens would be unknown, and unknown tokens an error"
-            raise _clash(
-                "min_count",
-                what,
-                "min_count: 1, or unknown: unk",
-                f"{self.min_count}",
-                "data.unknown=unk",
-            )
+            expected = "min_count: 1, or unknown: unk"
+            raise _clash("min_count", what, expected, f"{self.min_count}", "data.unknown=unk")
         return self
 
 
@@ -133,32 +137,33 @@ DataConfig = Annotated[SumModConfig | FilesConfig, Field(discriminator="source")
 
 
 class ModelConfig(Section):
-    """Embedding -> nn.RNN, nn.LSTM or nn.GRU -> linear head on the last layer's final hidden state."""
+    """The model: embedding -> RNN, LSTM or GRU -> linear head on the last layer's final state."""
 
     cell: Literal["rnn", "lstm", "gru"] = "rnn"
-    """The recurrence: torch.nn's RNN, LSTM or GRU."""
-
+    """Recurrent layers: torch.nn.RNN, LSTM or GRU."""
     embedding_dim: Count = 10
-    """Width of the token embedding, the recurrence's input_size."""
+    """Size of each token's embedding vector, the input of the first recurrent layer."""
     hidden_size: Count = 256
-    """Width of the hidden state."""
+    """Size of the hidden state of each recurrent layer and direction."""
     num_layers: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Stacked recurrent layers."""
+    """Number of stacked recurrent layers."""
     nonlinearity: Literal["tanh", "relu"] = "relu"
-    """Activation function of `cell: rnn`; lstm and gru have their own."""
+    """Activation function of `cell: rnn`; ignored by lstm and gru, which have their own."""
     bias: bool = True
-    """Whether the recurrence has the biases b_ih and b_hh."""
+    """Whether the recurrent layers have the biases b_ih and b_hh."""
     dropout: BelowOne = 0.0
     """Dropout probability between recurrent layers; needs num_layers >= 2."""
     bidirectional: bool = False
-    """Run a second recurrence from the last token to the first and use both final states."""
+    """Also read each sequence from its last token to its first, and use both final states."""
     recurrent_init: Literal["default", "orthogonal", "identity"] = "orthogonal"
-    """Initial W_hh, of each gate: PyTorch's uniform default, random orthogonal, or the identity (then b_hh = 0)."""
+    """Initial W_hh of each gate: PyTorch's uniform default, a random orthogonal matrix, or the
+    identity (with b_hh = 0)."""
     init_gain: Positive = 0.3
-    """Factor on the initial embedding, W_ih and W_hh; 1 leaves them as they are."""
+    """Factor on the initial embedding, W_ih and W_hh; 1 leaves them unscaled."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
+        # torch.nn applies dropout to the output of every layer but the last.
         if self.dropout > 0 and self.num_layers == 1:
             what = "dropout acts between layers, and model.num_layers is 1"
             expected = "dropout: 0, or num_layers of at least 2"
@@ -168,170 +173,194 @@ class ModelConfig(Section):
 
 
 class OptimizerConfig(Section):
+    """The optimizer of all parameters."""
+
     name: Literal["adam", "adamw", "sgd"] = "adamw"
-    """torch.optim's Adam, AdamW (decoupled weight decay) or SGD."""
+    """Algorithm: torch.optim's Adam, AdamW (decoupled weight decay) or SGD."""
     lr: Positive = 2e-3
     """Peak learning rate, reached after the warm-up."""
     weight_decay: NotNegative = 0.3
     """Weight decay on all parameters: decoupled for adamw, an L2 penalty for adam and sgd."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
-    """Decay rates of Adam's and AdamW's running averages."""
+    """Decay rates of the running averages of gradient and squared gradient, for adam and adamw."""
     eps: Positive = 1e-8
-    """Term added to Adam's and AdamW's denominator."""
+    """Small term added to the denominator of the update, for adam and adamw."""
     momentum: BelowOne = 0.0
-    """Momentum of sgd; must be 0 for the others."""
+    """Momentum factor, for sgd; must be 0 for adam and adamw."""
 
     @model_validator(mode="after")
     def _check(self) -> "OptimizerConfig":
         if self.momentum > 0 and self.name != "sgd":
             what = f"momentum is a setting of sgd, and optimizer.name is {self.name}"
-            raise _clash(
-                "momentum", what, "momentum: 0, or name: sgd", f"{self.momentum}", "optimizer.betas"
-            )
+            expected = "momentum: 0, or name: sgd"
+            raise _clash("momentum", what, expected, f"{self.momentum}", "optimizer.betas")
         return self
 
 
 class ScheduleConfig(Section):
-    """The learning rate as a function of the step: linear warm-up from 0 to lr, then `name`."""
+    """The learning rate of each step: linear warm-up from 0 to optimizer.lr, then `name`."""
 
     name: Literal["constant", "linear", "cosine"] = "cosine"
-    """Shape after the warm-up: stay at lr, or fall to min_lr at the last step."""
+    """Shape after the warm-up: stay at lr (constant), or fall to min_lr at the last step."""
     warmup_steps: Steps = 500
-    """Steps of linear warm-up."""
+    """Number of steps of the linear warm-up; 0 starts at lr."""
     min_lr: NotNegative = 1e-4
-    """Learning rate at the end of a linear or cosine schedule."""
+    """Learning rate at the last step of a linear or cosine schedule; at most lr."""
 
 
 class TrainConfig(Section):
+    """The training loop: when it ends, what it logs and saves, and how it computes."""
+
     max_steps: Steps = 5000
-    """Optimizer steps of the whole run."""
+    """Number of optimizer steps of the whole run."""
     max_epochs: Count | None = None
-    """Epochs of the whole run, if they end before max_steps; for `source: files`. null: max_steps alone decides."""
+    """End the run after this many epochs if that comes before max_steps; for `source: files`.
+    null: max_steps alone decides."""
     batch_size: Count = 128
-    """Sequences per step."""
+    """Number of sequences per step."""
     max_grad_norm: Positive | None = 1.0
-    """Gradients with a larger 2-norm are scaled down to it. null: no clipping, the norm is still logged."""
+    """Gradients are scaled down to this 2-norm if theirs is larger. null: no clipping."""
     log_every: Count = 100
-    """Steps between two log lines; each averages over the steps since the last."""
+    """Steps between two log entries; each averages over the steps since the previous one."""
     eval_every: Count = 500
-    """Steps between two evaluations on the validation stream; also after the last step."""
+    """Steps between two evaluations on validation data; there is one after the last step too."""
     eval_samples: Count = 2000
-    """Validation sequences per evaluation, always the same ones; of a file at most as many as there are."""
+    """Number of validation sequences per evaluation, always the same ones; fewer if a file has
+    fewer."""
     checkpoint_every: Count = 1000
-    """Steps between two checkpoints; also after the last step and at each best evaluation."""
+    """Steps between two checkpoints; also saved after the last step and at each best evaluation."""
     keep_checkpoints: Annotated[int, Field(ge=1, le=1000)] = 2
-    """How many of the newest checkpoints stay on disk, beside the best one."""
+    """How many of the newest checkpoints stay on disk, in addition to the best one."""
     histogram_every: Count | None = None
-    """Steps between two TensorBoard histograms of weights and gradients. null: none."""
+    """Steps between two TensorBoard histograms of weights and gradients. null: no histograms."""
     stop_at_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Stop after an evaluation with at least this validation accuracy."""
+    """Stop after an evaluation with at least this validation accuracy. null: do not stop for it."""
     patience: Count | None = None
-    """Stop after this many evaluations in a row without a better `best_metric`."""
+    """Stop after this many evaluations in a row without a better `best_metric`. null: never."""
     max_skipped_steps: Annotated[int, Field(ge=0, le=2**20)] = 0
-    """How many steps in a row may be skipped because loss or gradient is not finite; one more ends the run."""
+    """How many steps in a row may be skipped for a loss or gradient that is not finite; one more
+    ends the run."""
     deterministic: bool = False
-    """On CUDA: the same bits every time, slower. The CPU always computes so."""
+    """Make CUDA compute the same bits every time, at some cost in speed. The CPU always does."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: a class weighs in the loss by the inverse of its frequency in training; for `source: files`."""
+    """Weights of the classes in the loss: all 1 (none), or inverse to their frequency in training
+    (balanced; for `source: files`)."""
     best_metric: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
-    """Which validation value makes an evaluation the best."""
+    """Validation metric that decides which evaluation, and so which checkpoint, is the best."""
     engine: Literal["auto", "eager", "compiled", "captured"] = "auto"
-    """How steps are taken: one by one in PyTorch (eager), many in one compiled function (CPU; needs numba), or as CUDA
-    graphs (captured). auto: the fastest that can be. Equal up to rounding."""
+    """How steps are computed: by PyTorch (eager), a compiled function (compiled; CPU, needs numba)
+    or CUDA graphs (captured). auto: the fastest available. Results are equal up to rounding."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Of matrix products: float32; tf32, with 10 bits of mantissa, on CUDA; bfloat16, with 7, weights in float32."""
+    """Precision of matrix products: float32, tf32 (10 bits of mantissa; CUDA) or bfloat16 (7 bits).
+    Weights are always float32."""
     profile: bool = False
-    """Write a profiler trace of 20 steps into the run directory."""
+    """Write a torch.profiler trace of 20 steps into the run directory."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = 1
-    """CPU threads of torch. One is fastest for small models and gives the same bits on any number of
-    cores. null: torch's choice."""
+    """Number of CPU threads of PyTorch. 1 is fastest for small models, and its results are the same
+    to the bit on any number of cores. null: PyTorch's default."""
 
 
 class Config(Section):
     """Everything a run depends on."""
 
     data: DataConfig = Field(default_factory=SumModConfig)
+    """The sequences and their labels."""
     model: ModelConfig = Field(default_factory=ModelConfig)
+    """The model: its layers, their sizes and their initial weights."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    """The optimizer and its settings."""
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    """The learning rate as a function of the step."""
     train: TrainConfig = Field(default_factory=TrainConfig)
+    """The training loop."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Decides initial weights, batches and dropout."""
+    """Seed of everything random: initial weights, batches and dropout."""
     device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
-    """Where to compute: auto (CUDA if there is one), cpu, cuda or cuda:INDEX."""
+    """Device to compute on: auto (CUDA if available, else the CPU), cpu, cuda or cuda:INDEX."""
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
+        # A constant schedule never reaches min_lr.
         if self.schedule.name != "constant" and self.schedule.min_lr > self.optimizer.lr:
             expected = f"at most optimizer.lr = {self.optimizer.lr}"
             found = str(self.schedule.min_lr)
-            raise _clash(
-                "schedule.min_lr", "the schedule would end above where it starts", expected, found
-            )
+            what = "the schedule would end above where it starts"
+            raise _clash("schedule.min_lr", what, expected, found)
+
         if self.data.layout == "padded" and self.model.bidirectional:
-            what = "in two directions padding would come first"
-            expected, remedy = "data.layout: auto or packed", "data.layout=auto"
-            raise _clash("data.layout", what, expected, "padded, model.bidirectional: true", remedy)
+            what = "a bidirectional model would read the padding first"
+            expected = "data.layout: auto or packed"
+            found = "padded, model.bidirectional: true"
+            raise _clash("data.layout", what, expected, found, "data.layout=auto")
+
         if isinstance(self.data, SumModConfig):
             self._check_generated(self.data)
+
         check_size(self, *sizes(self))
         return self
 
     def _check_generated(self, data: SumModConfig) -> None:
-        for key, value, neutral in (
-            ("max_epochs", self.train.max_epochs, None),
-            ("class_weights", self.train.class_weights, "none"),
-        ):
-            if value != neutral:
-                what = f"{key} needs a training file, and data.source is sum_mod"
-                raise _clash(
-                    f"train.{key}",
-                    what,
-                    "data.source: files",
-                    f"{value}",
-                    f"train.{key}={neutral or 'null'}",
-                )
-        if (tokens := self.train.batch_size * data.max_length) > MAX_BATCH_TOKENS:
+        """Refuse what only files have, and batches larger than any machine's memory."""
+        if self.train.max_epochs is not None:
+            raise self._needs_files("max_epochs", "null")
+        if self.train.class_weights != "none":
+            raise self._needs_files("class_weights", "none")
+
+        tokens = self.train.batch_size * data.max_length
+        if tokens > MAX_BATCH_TOKENS:
             what = f"a batch would need {8 * tokens:,} bytes of tokens"
             expected = f"train.batch_size * data.max_length of at most {MAX_BATCH_TOKENS:,}"
-            raise _clash(
-                "train.batch_size",
-                what,
-                expected,
-                f"{tokens:,}",
-                "smaller batches or shorter sequences",
-            )
+            remedy = "smaller batches or shorter sequences"
+            raise _clash("train.batch_size", what, expected, f"{tokens:,}", remedy)
+
+    def _needs_files(self, key: str, neutral: str) -> PydanticCustomError:
+        """Return the error of a key of `train` that is not `neutral` for generated data."""
+        what = f"{key} needs a training file, and data.source is sum_mod"
+        found = str(getattr(self.train, key))
+        remedy = f"train.{key}={neutral}"
+        return _clash(f"train.{key}", what, "data.source: files", found, remedy)
 
 
 def sizes(config: Config) -> tuple[int, int]:
-    """(number of different tokens, number of classes); of files, which say it themselves, the least there can be."""
+    """Return (number of different tokens, number of classes) as far as the config knows them.
+
+    Files determine their own sizes; until they are read, the smallest possible ones, (1, 1).
+    """
     data = config.data
-    return (data.num_embeddings, data.num_classes) if isinstance(data, SumModConfig) else (1, 1)
+    if isinstance(data, SumModConfig):
+        return data.num_embeddings, data.num_classes
+    return 1, 1
 
 
 def check_size(config: Config, num_embeddings: int, num_classes: int) -> None:
-    """Raises PydanticCustomError, which is a ValueError, for a model larger than any machine."""
-    if (size := num_parameters(config, num_embeddings, num_classes)) > MAX_PARAMETERS:
+    """Raise PydanticCustomError, a ValueError, if the model is larger than any machine's memory."""
+    size = num_parameters(config, num_embeddings, num_classes)
+    if size > MAX_PARAMETERS:
         what = f"the model would need {4 * size:,} bytes of weights"
         expected = f"at most {MAX_PARAMETERS:,} parameters"
         raise _clash("model.hidden_size", what, expected, f"{size:,} parameters", "smaller sizes")
 
 
 def num_parameters(config: Config, num_embeddings: int, num_classes: int) -> int:
-    """Number of trainable numbers, by arithmetic alone: nothing is allocated."""
+    """Return the number of trainable numbers, by arithmetic alone: nothing is allocated."""
     model = config.model
     directions = 2 if model.bidirectional else 1
     gates = {"rnn": 1, "lstm": 4, "gru": 3}[model.cell]
+    biases = 2 if model.bias else 0  # b_ih and b_hh
+
     count = num_embeddings * model.embedding_dim
     for layer in range(model.num_layers):
-        width = model.embedding_dim if layer == 0 else model.hidden_size * directions
-        biases = 2 if model.bias else 0
-        count += directions * gates * model.hidden_size * (width + model.hidden_size + biases)
-    return count + (model.hidden_size * directions + 1) * num_classes
+        inputs = model.embedding_dim if layer == 0 else model.hidden_size * directions
+        # Each unit of each gate has a row of W_ih, a row of W_hh and its biases.
+        per_unit = inputs + model.hidden_size + biases
+        count += directions * gates * model.hidden_size * per_unit
+
+    head_inputs = model.hidden_size * directions
+    return count + (head_inputs + 1) * num_classes
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """`{"data.modulus": 10, ...}`: every key with its value, dotted."""
+    """Return every key, dotted, with its value: `{"data.modulus": 10, ...}`."""
     flat: dict[str, Any] = {}
     for key, value in config.model_dump(mode="json").items():
         if isinstance(value, dict):

@@ -1,9 +1,9 @@
-"""YAML without surprises: text -> plain values, and the line and column of every key.
+"""Reads YAML without surprises: plain values, with the line and column of every key.
 
-PyYAML follows YAML 1.1, where `1e-3` is a string, `no` is False, `010` is 8, `12:30:45` is 45045 and the
-last of two equal keys wins silently. Here numbers are numbers, and everything YAML 1.1 would read in a
-way its writer hardly meant is refused with the advice to quote it. Tags, anchors and aliases are refused
-too, which also leaves no room for code execution or alias bombs.
+PyYAML follows YAML 1.1, where `1e-3` is a string, `no` is False, `010` is 8, `12:30:45` is 45045
+and the last of two equal keys wins silently. Here numbers are numbers, and everything YAML 1.1
+would read in a way its writer hardly meant is refused with the advice to quote it. Tags, anchors
+and aliases are refused too, which also leaves no room for code execution or alias bombs.
 """
 
 import re
@@ -33,12 +33,12 @@ _NAMED = {
     "-.inf": float("-inf"),
     ".nan": float("nan"),
 }
-_YAML_1_1: Any = yaml.SafeLoader("")  # only asked which type YAML 1.1 would give a plain scalar
+_YAML_1_1: Any = yaml.SafeLoader("")  # tells which type YAML 1.1 would give a plain scalar
 
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed YAML document: its value, where each key or item stands, and what is wrong with it."""
+    """A parsed YAML document: its value, the place of each key or item, and its problems."""
 
     value: Any
     source: str
@@ -46,7 +46,7 @@ class Document:
     problems: list[tuple[KeyPath, Problem]] = field(default_factory=list)
 
     def where(self, path: KeyPath) -> str:
-        """`file:line:column` of the key at `path`, or of its nearest parent that has a place."""
+        """Return `file:line:column` of the key at `path`, or of its nearest parent with a place."""
         for end in range(len(path), -1, -1):
             if path[:end] in self.marks:
                 line, column = self.marks[path[:end]]
@@ -55,11 +55,12 @@ class Document:
 
 
 def dotted(path: KeyPath) -> str:
+    """Return a path as messages show it: ("optimizer", "lr") -> "optimizer.lr"."""
     return ".".join(str(part) for part in path)
 
 
 def read(path: Path) -> Document:
-    """Parse the file at `path`; see `parse`. Raises ConfigError where it cannot be read."""
+    """Parse the file at `path`; see `parse`. Raises: ConfigError if it cannot be read."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -68,15 +69,13 @@ def read(path: Path) -> Document:
         raise ConfigError(
             Problem(f"cannot read the config {path}: {error.strerror}", remedy=remedy, id="C1")
         ) from None
+
     if len(raw) > MAX_BYTES:
+        expected = f"at most {MAX_BYTES} bytes"
         raise ConfigError(
-            Problem(
-                "the config is too large",
-                str(path),
-                expected=f"at most {MAX_BYTES} bytes",
-                id="C13",
-            )
+            Problem("the config is too large", str(path), expected=expected, id="C13")
         )
+
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -84,47 +83,55 @@ def read(path: Path) -> Document:
         raise ConfigError(
             Problem("the config is not text", str(path), expected="UTF-8", found=found, id="C2")
         ) from None
+
     return parse(text, str(path))
 
 
 def parse(text: str, source: str) -> Document:
-    """Parse YAML text. `source` is how messages call it.
+    """Parse YAML text. `source` is what messages call the place of the text.
 
-    What has one meaning but should not be there (a duplicate key, an ambiguous value) goes into the
-    document's `problems`, so that it can be reported beside what validation finds. Raises ConfigError
-    where reading cannot go on.
+    A problem after which reading can go on (a duplicate key, an ambiguous value) is added to the
+    document's `problems`, so that it is reported together with those of validation.
+
+    Raises: ConfigError for any other problem.
     """
     composer = _Composer(text, source)
     try:
         return composer.document()
     except yaml.MarkedYAMLError as error:
-        lines = text.splitlines()
-        marks = [mark for mark in (error.problem_mark, error.context_mark) if mark]
-        where = f"{source}:{marks[0].line + 1}:{marks[0].column + 1}" if marks else source
-        found = next((lines[mark.line].strip() for mark in marks if mark.line < len(lines)), "")
-        raise ConfigError(
-            Problem(f"not YAML: {error.problem}", where, found=found, id="C3")
-        ) from None
+        raise ConfigError(_syntax_problem(error, text, source)) from None
     except yaml.reader.ReaderError as error:
+        expected = "printable characters"
         found = f"character U+{ord(text[error.position]):04X} at offset {error.position}"
         raise ConfigError(
-            Problem(
-                "the config is not text",
-                source,
-                expected="printable characters",
-                found=found,
-                id="C2",
-            )
+            Problem("the config is not text", source, expected=expected, found=found, id="C2")
         ) from None
+
+
+def _syntax_problem(error: yaml.MarkedYAMLError, text: str, source: str) -> Problem:
+    """Return a syntax error of PyYAML as a problem with line, column and the line itself."""
+    marks = [mark for mark in (error.problem_mark, error.context_mark) if mark]
+    where = source
+    if marks:
+        where = f"{source}:{marks[0].line + 1}:{marks[0].column + 1}"
+
+    # The error may lie behind the last line; the line that began the construct is shown then.
+    found = ""
+    lines = text.splitlines()
+    for mark in marks:
+        if mark.line < len(lines):
+            found = lines[mark.line].strip()
+            break
+    return Problem(f"not YAML: {error.problem}", where, found=found, id="C3")
 
 
 def dump(value: dict[str, Any]) -> str:
-    """YAML text that `parse` reads back as `value`."""
+    """Return YAML text that `parse` reads back as `value`."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that we would read as something else, such as 1e-3."""
+    """Quotes text that `parse` would read as something else, such as 1e-3."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -136,13 +143,13 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _position(event: yaml.Event) -> tuple[int, int]:
-    """Line and column, from 1."""
+    """Return line and column, counted from 1."""
     mark = event.start_mark
     return (mark.line + 1, mark.column + 1) if mark else (1, 1)
 
 
 class _Composer:
-    """Builds plain values from PyYAML's events and notes problems on the way."""
+    """Builds plain values from PyYAML's events and collects problems on the way."""
 
     def __init__(self, text: str, source: str) -> None:
         self.events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.SafeLoader)
@@ -155,23 +162,22 @@ class _Composer:
         event = next(self.events)
         if isinstance(event, yaml.StreamEndEvent):
             return Document(None, self.source)
+
         value = self.node(next(self.events), ())
         next(self.events)  # document end
         if not isinstance(next(self.events), yaml.StreamEndEvent):
-            self.problem("a second YAML document", (), event, expected="one document", id="C4")
+            self.add_problem("a second YAML document", (), event, expected="one document", id="C4")
         return Document(value, self.source, self.marks, self.problems)
 
     def node(self, event: yaml.Event, path: KeyPath) -> Any:
+        """Return the value that begins with this event."""
         self.marks.setdefault(path, _position(event))
         if len(path) > MAX_DEPTH:
+            expected = f"at most {MAX_DEPTH} levels"
             raise ConfigError(
-                Problem(
-                    "nested too deeply",
-                    self.place(event),
-                    expected=f"at most {MAX_DEPTH} levels",
-                    id="C13",
-                )
+                Problem("nested too deeply", self.place(event), expected=expected, id="C13")
             )
+
         self.refuse_extras(event, path)
         if isinstance(event, yaml.MappingStartEvent):
             return self.mapping(path)
@@ -184,32 +190,37 @@ class _Composer:
     def mapping(self, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
-            if not isinstance(event, yaml.ScalarEvent):
-                where = self.place(event)
-                raise ConfigError(
-                    Problem("a key that is no word", where, expected="a word", id="C4")
-                )
-            self.refuse_extras(event, path)
-            key = event.value
+            key = self.key(event, path)
             child = (*path, key)
-            if event.implicit[0] and not isinstance(self.plain(key), str):
-                self.problem(
-                    f"a key that is no word: {key}", path, event, expected="a word", id="C4"
-                )
+
             if key in result:
                 line, _ = self.marks[child]
-                first = f"first on line {line}, again on line {_position(event)[0]}"
-                self.problem(
+                again, _ = _position(event)
+                self.add_problem(
                     f'duplicate key "{key}"',
                     child,
                     event,
-                    found=first,
+                    found=f"first on line {line}, again on line {again}",
                     remedy="keep one of them",
                     id="C6",
                 )
+
             self.marks[child] = _position(event)
             result[key] = self.node(next(self.events), child)
         return result
+
+    def key(self, event: yaml.Event, path: KeyPath) -> str:
+        """Return a key of the mapping at `path`. Raises: ConfigError if it is not a scalar."""
+        if not isinstance(event, yaml.ScalarEvent):
+            where = self.place(event)
+            raise ConfigError(Problem("a key must be a word", where, expected="a word", id="C4"))
+
+        self.refuse_extras(event, path)
+        key: str = event.value
+        if event.implicit[0] and not isinstance(self.plain(key), str):
+            what = f"a key must be a word: {key}"
+            self.add_problem(what, path, event, expected="a word", id="C4")
+        return key
 
     def sequence(self, path: KeyPath) -> tuple[Any, ...]:
         items: list[Any] = []
@@ -218,37 +229,36 @@ class _Composer:
         return tuple(items)
 
     def refuse_extras(self, event: yaml.Event, path: KeyPath) -> None:
+        """Add a problem for an anchor, an alias or a tag."""
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            self.problem(
-                "anchors and aliases are not allowed",
-                path,
-                event,
-                remedy="write the value out",
-                id="C13",
-            )
-        if tag := getattr(event, "tag", None):
-            self.problem(
-                f"tags are not allowed: {tag}", path, event, remedy="write a plain value", id="C14"
-            )
+            what = "anchors and aliases are not allowed"
+            self.add_problem(what, path, event, remedy="write the value out", id="C13")
+
+        tag = getattr(event, "tag", None)
+        if tag:
+            what = f"tags are not allowed: {tag}"
+            self.add_problem(what, path, event, remedy="write a plain value", id="C14")
 
     def scalar(self, event: yaml.ScalarEvent, path: KeyPath) -> Any:
         text = event.value
         if not event.implicit[0]:  # quoted, or a block
             return text
+
         value = self.plain(text)
         if isinstance(value, str):
-            kind = _YAML_1_1.resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]
+            # Text to us. Where YAML 1.1 would read something else, ask the writer to be clear.
+            tag = _YAML_1_1.resolve(yaml.ScalarNode, text, (True, False))
+            kind = tag.rpartition(":")[2]
             if kind != "str":
                 what = f"ambiguous value {text} (YAML 1.1 reads it as {kind})"
-                remedy = (
-                    f'"{text}" if it is text; otherwise true, false, null or a plain decimal number'
-                )
-                self.problem(what, path, event, remedy=remedy, id="C8")
+                otherwise = "otherwise true, false, null or a plain decimal number"
+                remedy = f'"{text}" if it is text; {otherwise}'
+                self.add_problem(what, path, event, remedy=remedy, id="C8")
         return value
 
     @staticmethod
     def plain(text: str) -> Any:
-        """The value of an unquoted scalar: null, true, false, a decimal number, or text."""
+        """Return the value of an unquoted scalar: null, a boolean, a decimal number, or text."""
         if text in _NAMED:
             return _NAMED[text]
         if _INT.fullmatch(text) and len(text) <= 40:
@@ -261,6 +271,8 @@ class _Composer:
         line, column = _position(event)
         return f"{self.source}:{line}:{column}"
 
-    def problem(self, what: str, path: KeyPath, event: yaml.Event, **details: str) -> None:
-        where = f"{self.place(event)}, {dotted(path)}" if path else self.place(event)
+    def add_problem(self, what: str, path: KeyPath, event: yaml.Event, **details: str) -> None:
+        where = self.place(event)
+        if path:
+            where += f", {dotted(path)}"
         self.problems.append((path, Problem(what, where, **details)))

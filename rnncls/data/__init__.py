@@ -1,4 +1,4 @@
-"""Where batches come from."""
+"""Data: the user's files and the generated task, as batches."""
 
 from rnncls.data.batches import Batch, Block, Padded, PaddedBatch, collate, pack
 from rnncls.data.sum_mod import all_sequences, batches, num_sequences, samples

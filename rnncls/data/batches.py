@@ -1,4 +1,8 @@
-"""Variable-length sequences -> `Batch`: the only place that pads and packs."""
+"""Defines the batches of sequences that models train on: packed, padded, or a block of many steps.
+
+`pack` makes the packed batches and `rectangle` the padded ones. Two engines lay out the sequences
+of a `Block` themselves: the captured graphs pad them on the GPU, the compiled program packs them.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,21 +15,21 @@ from rnncls.errors import DataError, Problem
 
 
 class Batch(NamedTuple):
-    """B labelled sequences. `lengths` stays on the CPU, where packing and reporting need it."""
+    """B labelled sequences, packed."""
 
     tokens: PackedSequence  # of int64 ids; its data is (sum of lengths,)
     labels: Tensor  # (B,) int64
-    lengths: Tensor  # (B,) int64, on the CPU
+    lengths: Tensor  # (B,) int64, always on the CPU, where packing and reporting need it
 
     def to(self, device: torch.device) -> "Batch":
-        tokens = self.tokens.to(device)  # type: ignore[arg-type]  # torch's annotation forgets devices
+        tokens = self.tokens.to(device)  # type: ignore[arg-type]  # torch's stub omits devices
         return Batch(tokens, self.labels.to(device), self.lengths)
 
 
 class Padded(NamedTuple):
-    """B sequences as a rectangle of T columns, longer than all of them; what stands behind a length has no meaning."""
+    """B sequences as the rows of a rectangle; what stands behind a row's length has no meaning."""
 
-    tokens: Tensor  # (B, T) int64
+    tokens: Tensor  # (B, T) int64, T at least the largest length
     lengths: Tensor  # (B,) int64, on the same device
 
     def to(self, device: torch.device) -> "Padded":
@@ -33,7 +37,7 @@ class Padded(NamedTuple):
 
 
 class PaddedBatch(NamedTuple):
-    """The same, padded."""
+    """B labelled sequences, padded."""
 
     tokens: Padded
     labels: Tensor  # (B,) int64
@@ -56,65 +60,72 @@ class Block(NamedTuple):
         return len(self.edges) - 1
 
     def batch(self, step: int) -> Batch:
-        """The batch of one of the steps, packed."""
-        return pack(*self._rectangle(step))
+        """Return the batch of one of the steps, packed."""
+        return pack(*self._padded_rows(step))
 
     def padded(self, step: int) -> PaddedBatch:
-        """The batch of one of the steps, padded to its longest sequence."""
-        padded, lengths, labels = self._rectangle(step)
+        """Return the batch of one of the steps, padded to its longest sequence."""
+        padded, lengths, labels = self._padded_rows(step)
         return PaddedBatch(Padded(padded, lengths), labels)
 
-    def _rectangle(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _padded_rows(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tokens (B, T), lengths (B,) and labels (B,) of a step."""
         first, last = self.edges[step : step + 2].tolist()
         lengths = self.lengths[first:last]
-        return (
-            rectangle(self.tokens, self.starts[first:last], lengths),
-            lengths,
-            self.labels[first:last],
-        )
+        padded = rectangle(self.tokens, self.starts[first:last], lengths)
+        return padded, lengths, self.labels[first:last]
 
 
 def rectangle(tokens: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
-    """Sequences that lie somewhere in one tensor, as rows of (B, T) int64; what is behind a length has no meaning."""
-    positions = starts.unsqueeze(1) + torch.arange(int(lengths.max()))
-    return tokens[positions.clamp_(max=len(tokens) - 1)].long()
+    """Return sequences that lie anywhere in `tokens` (L,) as the rows of a tensor (B, T) of int64.
+
+    Row i is tokens[starts[i]:starts[i] + lengths[i]]; what stands behind its length has no meaning.
+    """
+    positions = starts.unsqueeze(1) + torch.arange(int(lengths.max()))  # (B, T)
+    # A short sequence at the end of `tokens` would be read beyond it; its last token is as good.
+    positions.clamp_(max=len(tokens) - 1)
+    return tokens[positions].long()
 
 
 def collate(sequences: Sequence[Tensor], labels: Tensor) -> Batch:
     """Pad and pack B sequences, each (length,) int64, with their labels (B,). The order is kept.
 
+    The packed data goes time step by time step, longest sequence first:
+
     >>> batch = collate([torch.tensor([3, 1]), torch.tensor([4, 1, 5])], torch.tensor([4, 0]))
-    >>> batch.tokens.data.tolist(), batch.tokens.batch_sizes.tolist()  # time step by time step, longest first
+    >>> batch.tokens.data.tolist(), batch.tokens.batch_sizes.tolist()
     ([4, 3, 1, 1, 5], [2, 2, 1])
 
-    Raises DataError when a sequence is empty or there is none.
+    Raises: DataError if a sequence is empty or there is none.
     """
-    lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)
+    # A mistake in the data, not in the program: no RuntimeError of pad_sequence.
     if not len(sequences):
         raise DataError(
             Problem("a batch without sequences", expected="at least one sequence", id="D2")
         )
+    lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)
     return pack(pad_sequence(list(sequences), batch_first=True), lengths, labels)
 
 
 def pack(padded: Tensor, lengths: Tensor, labels: Tensor) -> Batch:
-    """Pack rows that are padded already: (B, T) ids of which the first `lengths` of each row count.
+    """Pack rows (B, T) of ids, of which the first `lengths` (B,) count, with their labels (B,).
 
-    What stands behind a row's length is never read. Raises DataError when a length is 0 or above T.
+    What stands behind a row's length is never read.
+
+    Raises: DataError if a length is 0 or above T.
     """
     shortest, longest = torch.aminmax(lengths)
     if shortest < 1:
-        row = int(lengths.argmin())
-        expected = (
-            "at least one token: the state before the first token says nothing about the sequence"
-        )
-        raise DataError(
-            Problem(f"sequence {row} of the batch is empty", expected=expected, id="D9")
-        )
+        raise _empty_sequence(int(lengths.argmin()))
     if longest > padded.shape[1]:
         what = f"sequence {int(lengths.argmax())} of the batch has length {int(longest)}"
-        raise DataError(
-            Problem(what, expected=f"at most {padded.shape[1]}, the padded width", id="D10")
-        )
+        expected = f"at most {padded.shape[1]}, the padded width"
+        raise DataError(Problem(what, expected=expected, id="D10"))
+
     packed = pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)
     return Batch(packed, labels, lengths)
+
+
+def _empty_sequence(row: int) -> DataError:
+    expected = "at least one token: the initial state says nothing about the sequence"
+    return DataError(Problem(f"sequence {row} of the batch is empty", expected=expected, id="D9"))

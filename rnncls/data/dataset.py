@@ -1,14 +1,15 @@
-"""The user's files as flat arrays: tokens end to end, where each sequence begins, labels.
+"""Reads the user's files into flat arrays: tokens end to end, where each sequence begins, labels.
 
-One pass reads, numbers tokens and labels as they come, and assigns each row of the training file to a split by a hash
-of its sequence. Then the vocabulary is made of what training has, and the numbers are changed to its ids.
+One pass over a file numbers tokens and labels in the order in which they first occur, and hashes
+each sequence. The hash decides which split a row of the training file belongs to. Then the
+vocabulary is made of what the training split has, and the numbers are changed to its ids.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -19,192 +20,240 @@ import torch
 from tqdm import tqdm
 
 from rnncls.config import FilesConfig
-from rnncls.data.records import BadRows, fingerprint, read
+from rnncls.data.records import BadRows, fingerprint, read_records, require_unchanged_files
 from rnncls.data.sequences import Sequences
-from rnncls.data.vocabulary import UNKNOWN, Vocabulary, in_order
+from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID, Vocabulary, in_order, truncate
 from rnncls.errors import CheckpointError, DataError, Problem, printable
 
 SPLITS = ("train", "val", "test")
 MAX_TOKENS = 2**20  # in a vocabulary
 MAX_VOCABULARY_BYTES = 12 * 2**20  # a checkpoint's header may have 16 MiB
+MOST_LABELS_SHOWN = 10
+
+# Shares above which a warning is worth reading.
+UNKNOWN_SHARE = 0.5
+SHARED_SHARE = 0.01
 
 Array = np.ndarray[Any, Any]  # one-dimensional
 
 
 @dataclass
 class Dataset:
-    """All splits of the user's data, and what was noticed while reading them."""
+    """All splits of the user's data, and what was noticed while they were read."""
 
     splits: dict[str, Sequences]
     vocabulary: Vocabulary
     fingerprints: dict[str, str]  # SHA-256 by file
-    dropped: dict[str, int] = field(default_factory=dict)  # empty sequences, by split or file
-    truncated: dict[str, int] = field(default_factory=dict)
+
+    # Numbers of sequences or tokens, by split.
+    dropped: dict[str, int] = field(default_factory=dict)  # empty sequences, of the split's file
+    truncated: dict[str, int] = field(default_factory=dict)  # sequences, of the split's file
     unknown_tokens: dict[str, int] = field(default_factory=dict)
-    in_train: dict[str, int] = field(
-        default_factory=dict
-    )  # sequences of val and test that training has too
-    in_val: dict[str, int] = field(default_factory=dict)  # sequences of test that val has too
+    in_train: dict[str, int] = field(default_factory=dict)  # of val and test: also in train
+    in_val: dict[str, int] = field(default_factory=dict)  # of test: also in val
 
     def held_out(self) -> tuple[str, Sequences]:
-        """What a model is judged by, with its name: the test split; if that is empty val, and if that is too, train."""
-        name = next(
-            name
-            for name in ("test", "val", "train", *self.splits)
-            if len(self.splits.get(name, ()))
-        )
-        return (f"the {name} split" if name in SPLITS else name), self.splits[name]
+        """Return what a model is evaluated on, with its name.
+
+        That is the test split; if it is empty the validation split, and if that is empty too the
+        training split, or the one file that was read.
+        """
+        for name in ("test", "val", "train", *self.splits):
+            if len(self.splits.get(name, ())):
+                described = f"the {name} split" if name in SPLITS else name
+                return described, self.splits[name]
+        raise ValueError("a dataset without sequences")
 
 
 @dataclass
 class _Table:
-    """One file's rows, tokens and labels numbered as they first came up."""
+    """One file's rows. Tokens and labels are numbered in the order in which they first occur."""
 
     path: str
-    tokens: array[int] = field(default_factory=lambda: array("i"))
+    tokens: array[int] = field(default_factory=lambda: array("i"))  # end to end
     lengths: array[int] = field(default_factory=lambda: array("q"))
     labels: array[int] = field(default_factory=lambda: array("i"))
     lines: array[int] = field(default_factory=lambda: array("i"))
-    hashes: array[int] = field(default_factory=lambda: array("Q"))
+    hashes: array[int] = field(default_factory=lambda: array("Q"))  # of whole sequences
     dropped: int = 0
     truncated: int = 0
-    of_train: bool = False  # whether this is the training file
+    is_train_file: bool = False
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of one split: those of a file's table that `chosen` marks."""
+
+    table: _Table
+    chosen: Array  # bool, one for each row of the table
+
+    @property
+    def tokens(self) -> Array:
+        """Numbers of the tokens, end to end."""
+        numbers = np.frombuffer(self.table.tokens, dtype=np.int32)
+        if self.chosen.all():  # most files are one split: nothing is copied
+            return numbers
+        lengths = np.frombuffer(self.table.lengths, dtype=np.int64)
+        of_rows: Array = numbers[np.repeat(self.chosen, lengths)]
+        return of_rows
+
+    @property
+    def lengths(self) -> Array:
+        return np.frombuffer(self.table.lengths, dtype=np.int64)[self.chosen]
+
+    @property
+    def labels(self) -> Array:
+        """Numbers of the labels."""
+        return np.frombuffer(self.table.labels, dtype=np.int32)[self.chosen]
+
+    @property
+    def hashes(self) -> Array:
+        return np.frombuffer(self.table.hashes, dtype=np.uint64)[self.chosen]
+
+    def place(self, row: int) -> str:
+        """Return `file:line` of a row of the split."""
+        lines = np.frombuffer(self.table.lines, dtype=np.int32)[self.chosen]
+        return f"{self.table.path}:{lines[row]}"
 
 
 class _Numbering(dict[str, int]):
     """Gives each new key the next number."""
 
     def __missing__(self, key: str) -> int:
-        self[key] = number = len(self)
+        number = len(self)
+        self[key] = number
         return number
 
 
-def load(
+def load_dataset(
     data: FilesConfig, vocabulary: Vocabulary | None = None, progress: bool = False
 ) -> Dataset:
-    """Read the files of a config. `vocabulary`: that of a checkpoint instead of a new one from the training data.
+    """Read the files of a config.
 
-    Raises DataError with the bad rows by line, and for a split without sequences or a token or label that the training
-    data lacks. `progress` shows a bar on stderr when that is a terminal.
+    `vocabulary` is that of a checkpoint; without it, one is made of the training split. `progress`
+    shows a bar on stderr if that is a terminal.
+
+    Raises: DataError with the bad rows by line, or for a split without sequences, or for a token or
+    label that the training split lacks.
     """
-    token_numbers, label_numbers = _Numbering(), _Numbering()
-    prints, paths = fingerprints(data), paths_of(data)
-    tables = {
-        name: _read_table(path, data, token_numbers, label_numbers, progress)
-        for name, path in paths.items()
-    }
-    tables["train"].of_train = True
-    parts: dict[str, Array] = {
-        name: np.zeros(len(table.labels), dtype=np.int8) for name, table in tables.items()
-    }
-    parts["train"] = _parts(np.frombuffer(tables["train"].hashes, dtype=np.uint64), data)
-    rows = {
-        name: (tables[name], parts[name] == 0)
-        if name in tables
-        else (tables["train"], parts["train"] == number)
-        for number, name in enumerate(SPLITS)
-    }
-    if not rows["train"][1].any():
+    token_numbers = _Numbering()
+    label_numbers = _Numbering()
+    # Hashed before it is read: a file that changes in between is noticed on resume.
+    fingerprints = {name: fingerprint(path) for name, path in data_paths(data).items()}
+
+    tables: dict[str, _Table] = {}
+    for name, path in data_paths(data).items():
+        tables[name] = _read_table(path, data, token_numbers, label_numbers, progress)
+    tables["train"].is_train_file = True
+
+    rows = _assign_splits(tables, data)
+    if not rows["train"].chosen.any():
         remedy = "the file, or smaller data.val_fraction and data.test_fraction"
         raise DataError(Problem("0 sequences to train on", data.train, remedy=remedy, id="D2"))
+
+    # A dict keeps the order of insertion: the text of number i is at position i.
+    tokens = list(token_numbers)
+    labels = list(label_numbers)
     if vocabulary is None:
-        vocabulary = _vocabulary(*rows["train"], list(token_numbers), list(label_numbers), data)
-    dataset = Dataset({}, vocabulary, prints)
-    for name, (table, chosen) in rows.items():
-        _add_split(dataset, name, table, chosen, list(token_numbers), list(label_numbers))
-        if name in tables:
-            dataset.dropped[name], dataset.truncated[name] = table.dropped, table.truncated
-    hashes = {
-        name: np.frombuffer(table.hashes, dtype=np.uint64)[chosen]
-        for name, (table, chosen) in rows.items()
-    }
-    dataset.in_train = {
-        name: int(np.isin(hashes[name], hashes["train"]).sum()) for name in SPLITS[1:]
-    }
-    dataset.in_val = {"test": int(np.isin(hashes["test"], hashes["val"]).sum())}
+        vocabulary = _build_vocabulary(rows["train"], tokens, labels, data)
+
+    dataset = Dataset({}, vocabulary, fingerprints)
+    for name in SPLITS:
+        _add_split(dataset, name, rows[name], tokens, labels)
+    for name, table in tables.items():
+        dataset.dropped[name] = table.dropped
+        dataset.truncated[name] = table.truncated
+
+    dataset.in_train = {name: _num_shared(rows[name], rows["train"]) for name in ("val", "test")}
+    dataset.in_val = {"test": _num_shared(rows["test"], rows["val"])}
     return dataset
 
 
 def load_held_out(
     data: FilesConfig, vocabulary: Vocabulary, known: dict[str, str], progress: bool = False
 ) -> Dataset:
-    """What a checkpoint is judged by, with the checkpoint's vocabulary; `known` are the fingerprints in it.
+    """Read what a run is evaluated on, with the vocabulary of its checkpoint.
 
-    A test file of its own is all that is read. Raises CheckpointError for a file that has changed, and DataError.
+    `known` are the checkpoint's fingerprints, by split. If the run has a test file, nothing else is
+    read.
+
+    Raises: CheckpointError if a file has changed, DataError as `load_dataset` does.
     """
+    remedy = "the old file, or --data FILE for another one"
     if data.test is None:
-        require_unchanged(
-            data, known, paths_of(data), "the old file, or --data FILE for another one"
-        )
-        return load(data, vocabulary, progress)
-    require_unchanged(
-        data, known, {"test": data.test}, "the old file, or --data FILE for another one"
-    )
-    return load_file(data.test, data, vocabulary, progress, "test")
+        # The held-out rows are part of the training file, chosen by their hashes.
+        require_unchanged_data(data, known, remedy)
+        return load_dataset(data, vocabulary, progress)
+
+    require_unchanged_data(data, known, remedy, splits=("test",))
+    return load_labelled_file(data.test, data, vocabulary, progress, "test")
 
 
-def require_unchanged(
-    data: FilesConfig, known: dict[str, str], paths: dict[str, str], remedy: str
+def require_unchanged_data(
+    data: FilesConfig, known: dict[str, str], remedy: str, splits: Sequence[str] = SPLITS
 ) -> None:
-    """Raises CheckpointError when one of these files is not what it was, and DataError when it cannot be read."""
-    for name, path in paths.items():
-        if name in known and (found := fingerprint(path)) != known[name]:
-            what = "the data has changed since the run began"
-            raise CheckpointError(
-                Problem(
-                    what,
-                    path,
-                    expected=f"SHA-256 {known[name]}",
-                    found=found,
-                    remedy=remedy,
-                    id="D18",
-                )
-            )
-    if missing := known.keys() - paths_of(data).keys():
-        what = f"the run had a {sorted(missing)[0]} file"
+    """Raise CheckpointError unless the files of these splits are as they were when the run began.
+
+    `known` are the fingerprints of the run, by split; a file without one is not checked.
+
+    Raises: CheckpointError, too, if the run had a file that the config lacks. DataError if a file
+    cannot be read.
+    """
+    paths = data_paths(data)
+    checked = [name for name in splits if name in paths and name in known]
+    require_unchanged_files(((paths[name], known[name]) for name in checked), "run", remedy)
+
+    missing = sorted(known.keys() - paths.keys())
+    if missing:
+        what = f"the run had a {missing[0]} file"
         raise CheckpointError(Problem(what, data.train, remedy=remedy, id="D18"))
 
 
-def paths_of(data: FilesConfig) -> dict[str, str]:
-    """The file of each split that has its own."""
-    return {name: path for name in SPLITS if (path := getattr(data, name)) is not None}
+def data_paths(data: FilesConfig) -> dict[str, str]:
+    """Return the file of each split that has its own."""
+    paths = {"train": data.train, "val": data.val, "test": data.test}
+    return {name: path for name, path in paths.items() if path is not None}
 
 
-def fingerprints(data: FilesConfig) -> dict[str, str]:
-    """SHA-256 of each file. Raises DataError."""
-    return {name: fingerprint(path) for name, path in paths_of(data).items()}
-
-
-def load_file(
+def load_labelled_file(
     path: str,
     data: FilesConfig,
     vocabulary: Vocabulary,
     progress: bool = False,
     name: str | None = None,
 ) -> Dataset:
-    """One file of labelled sequences as the split `name`, else named after the file, with a checkpoint's vocabulary.
+    """Read one file of labelled sequences, with the vocabulary of a checkpoint.
 
-    Raises DataError, whose remedies name no config key: the run's own config decides how the file is read.
+    The split is called `name`, or else by the file's path.
+
+    Raises: DataError. Its remedies name no config key: the run's own config decides how the file
+    is read.
     """
     try:
-        return _load_file(path, data, vocabulary, progress, name or path)
+        return _load_labelled_file(path, data, vocabulary, progress, name or path)
     except DataError as error:
-        remedy = "mend the file; the config of the run decides how it is read"
-        raise DataError(
-            *(replace(p, remedy=remedy) if "data." in p.remedy else p for p in error.problems)
-        ) from None
+        remedy = "fix the file; the config of the run decides how it is read"
+        problems = []
+        for problem in error.problems:
+            if "data." in problem.remedy:
+                problem = replace(problem, remedy=remedy)
+            problems.append(problem)
+        raise DataError(*problems) from None
 
 
-def _load_file(
+def _load_labelled_file(
     path: str, data: FilesConfig, vocabulary: Vocabulary, progress: bool, name: str
 ) -> Dataset:
-    token_numbers, label_numbers = _Numbering(), _Numbering()
+    token_numbers = _Numbering()
+    label_numbers = _Numbering()
     table = _read_table(path, data, token_numbers, label_numbers, progress)
-    dataset = Dataset(
-        {}, vocabulary, {name: fingerprint(path)}, {name: table.dropped}, {name: table.truncated}
-    )
-    chosen = np.ones(len(table.labels), dtype=bool)
-    _add_split(dataset, name, table, chosen, list(token_numbers), list(label_numbers))
+
+    dataset = Dataset({}, vocabulary, {name: fingerprint(path)})
+    dataset.dropped[name] = table.dropped
+    dataset.truncated[name] = table.truncated
+
+    every_row = _Rows(table, np.ones(len(table.labels), dtype=bool))
+    _add_split(dataset, name, every_row, list(token_numbers), list(label_numbers))
     if not len(table.labels):
         raise DataError(Problem("0 sequences", path, remedy="a file with sequences", id="D2"))
     return dataset
@@ -217,188 +266,225 @@ def _read_table(
     label_numbers: _Numbering,
     progress: bool,
 ) -> _Table:
-    table, bad = _Table(path), BadRows(path)
-    number, limit, tail = (
-        token_numbers.__getitem__,
-        data.max_length or sys.maxsize,
-        data.truncate == "tail",
-    )
-    size = Path(path).stat().st_size if Path(path).exists() else 0
-    with tqdm(
-        total=size,
-        unit="B",
-        unit_scale=True,
-        desc=Path(path).name,
-        disable=None if progress else True,
-    ) as bar:
-        for record in read(path, data, bad, bar.update):
+    """Read the rows of a file and number its tokens and labels. Raises: DataError."""
+    table = _Table(path)
+    bad = BadRows(path)
+    number_of = token_numbers.__getitem__
+    with _progress_bar(path, progress) as bar:
+        for record in read_records(path, data, bad, bar.update):
             if isinstance(record, int):
                 table.dropped += 1
                 continue
-            line, tokens, label = record
-            text = "\x1f".join(tokens).encode()
-            table.hashes.append(int.from_bytes(blake2b(text, digest_size=8).digest(), "little"))
-            if len(tokens) > limit:
-                if data.truncate == "error":
-                    expected, found = f"at most data.max_length = {limit} tokens", f"{len(tokens)}"
-                    bad.add(
-                        line,
-                        "a long sequence",
-                        expected,
-                        found,
-                        "data.truncate=head or tail",
-                        "D16",
-                    )
+
+            tokens = truncate(record.tokens, data)
+            if isinstance(tokens, Problem):
+                bad.add_problem(record.line, tokens)
+                continue
+
+            if len(tokens) < len(record.tokens):
                 table.truncated += 1
-                tokens = tokens[-limit:] if tail else tokens[:limit]
-            table.tokens.extend(map(number, tokens))
+            # The hash is of the whole sequence: max_length must not move rows between splits.
+            table.hashes.append(_hash(record.tokens))
+            table.tokens.extend(map(number_of, tokens))
             table.lengths.append(len(tokens))
-            table.labels.append(label_numbers[label])
-            table.lines.append(line)
+            table.labels.append(label_numbers[record.label])
+            table.lines.append(record.line)
     bad.raise_if_any()
     return table
 
 
-def _parts(hashes: Array, data: FilesConfig) -> Array:
-    """0 for train, 1 for val, 2 for test, for each row of the training file. A row's part depends on nothing else."""
-    place = hashes / 2.0**64
-    val = data.val_fraction if data.val is None else 0.0
-    test = data.test_fraction if data.test is None else 0.0
-    return np.where(place < val, 1, np.where(place < val + test, 2, 0)).astype(np.int8)
-
-
-def _vocabulary(
-    table: _Table, chosen: Array, tokens: list[str], labels: list[str], data: FilesConfig
-) -> Vocabulary:
-    lengths = np.frombuffer(table.lengths, dtype=np.int64)
-    numbers = np.frombuffer(table.tokens, dtype=np.int32)[np.repeat(chosen, lengths)]
-    counts = np.bincount(numbers, minlength=len(tokens))
-    known = in_order(tokens[number] for number in np.flatnonzero(counts >= data.min_count))
-    used = np.unique(np.frombuffer(table.labels, dtype=np.int32)[chosen])
-    has_unknown = data.unknown == "unk"
-    known, classes = (
-        tuple(token for token in known if token != UNKNOWN),
-        in_order(labels[n] for n in used),
+def _progress_bar(path: str, progress: bool) -> tqdm[Any]:
+    """Return a bar of the bytes of a file, on stderr if that is a terminal."""
+    file = Path(path)
+    size = file.stat().st_size if file.exists() else 0
+    return tqdm(
+        total=size,
+        unit="B",
+        unit_scale=True,
+        desc=file.name,
+        disable=None if progress else True,  # None: unless stderr is a terminal
     )
-    size = len(json.dumps(json.dumps([known, classes])))  # as it stands in a checkpoint
+
+
+def _hash(tokens: list[str]) -> int:
+    """Return 64 bits that depend on the sequence alone: equal sequences stay in one split."""
+    text = "\x1f".join(tokens).encode()
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+
+
+def _assign_splits(tables: dict[str, _Table], data: FilesConfig) -> dict[str, _Rows]:
+    """Return the rows of each split.
+
+    A split with its own file has all rows of that; the others share the training file by the hash
+    of each sequence. A row's split depends on nothing else, so that adding rows moves no other row.
+    """
+    train_file = tables["train"]
+    place = np.frombuffer(train_file.hashes, dtype=np.uint64) / 2.0**64  # uniform on 0..1
+    val_end = 0.0 if "val" in tables else data.val_fraction
+    test_end = val_end + (0.0 if "test" in tables else data.test_fraction)
+
+    rows = {
+        "train": _Rows(train_file, place >= test_end),
+        "val": _Rows(train_file, place < val_end),
+        "test": _Rows(train_file, (place >= val_end) & (place < test_end)),
+    }
+    for name in ("val", "test"):
+        if name in tables:
+            table = tables[name]
+            rows[name] = _Rows(table, np.ones(len(table.labels), dtype=bool))
+    return rows
+
+
+def _num_shared(rows: _Rows, others: _Rows) -> int:
+    """Return how many of the sequences are among the others, too."""
+    return int(np.isin(rows.hashes, others.hashes).sum())
+
+
+def _build_vocabulary(
+    train: _Rows, tokens: list[str], labels: list[str], data: FilesConfig
+) -> Vocabulary:
+    """Return the vocabulary of the training split. Raises: DataError if it is too large."""
+    counts = np.bincount(train.tokens, minlength=len(tokens))
+    frequent = np.flatnonzero(counts >= data.min_count)
+    known = in_order(tokens[number] for number in frequent)
+    known = tuple(token for token in known if token != UNKNOWN)
+    classes = in_order(labels[number] for number in np.unique(train.labels))
+
+    # A checkpoint holds it as JSON, which is a text within the JSON of its header.
+    size = len(json.dumps(json.dumps([known, classes])))
     if len(known) > MAX_TOKENS or size > MAX_VOCABULARY_BYTES:
-        found, remedy = (
-            f"{len(known):,} tokens, {len(classes):,} labels, {size:,} bytes",
-            "data.min_count, data.tokens",
-        )
-        expected = (
-            f"at most {MAX_TOKENS:,} different tokens, and {MAX_VOCABULARY_BYTES:,} bytes as JSON"
-        )
+        bytes_allowed = f"{MAX_VOCABULARY_BYTES:,} bytes as JSON"
         raise DataError(
             Problem(
                 "a very large vocabulary",
-                table.path,
-                expected=expected,
-                found=found,
-                remedy=remedy,
+                train.table.path,
+                expected=f"at most {MAX_TOKENS:,} different tokens, and {bytes_allowed}",
+                found=f"{len(known):,} tokens, {len(classes):,} labels, {size:,} bytes",
+                remedy="data.min_count, data.tokens",
                 id="D7",
             )
         )
-    return Vocabulary((UNKNOWN, *known) if has_unknown else known, classes, has_unknown)
+
+    has_unknown = data.unknown == "unk"
+    if has_unknown:
+        known = (UNKNOWN, *known)  # its id is UNKNOWN_ID
+    return Vocabulary(known, classes, has_unknown)
 
 
 def _add_split(
-    dataset: Dataset, name: str, table: _Table, chosen: Array, tokens: list[str], labels: list[str]
+    dataset: Dataset, name: str, rows: _Rows, tokens: list[str], labels: list[str]
 ) -> None:
-    """Put the chosen rows of a table into the dataset, with the vocabulary's ids. Raises DataError."""
-    vocabulary = dataset.vocabulary
-    lengths = np.frombuffer(table.lengths, dtype=np.int64)
-    ids = np.fromiter(
-        (vocabulary.index.get(token, -1) for token in tokens), dtype=np.int32, count=len(tokens)
-    )
-    flat = np.frombuffer(table.tokens, dtype=np.int32)
-    flat = ids[flat if chosen.all() else flat[np.repeat(chosen, lengths)]]
-    unknown = flat < 0
-    lengths = lengths[chosen]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    lines = np.frombuffer(table.lines, dtype=np.int32)[chosen]
+    """Add the rows of a split to the dataset, as ids of its vocabulary.
+
+    `tokens` and `labels` are the texts of the numbers in the rows.
+
+    Raises: DataError for a token or label that the vocabulary lacks.
+    """
+    offsets = np.concatenate([[0], np.cumsum(rows.lengths)])  # (R + 1,)
+    ids = _ids_of(rows, dataset.vocabulary, tokens)
+    unknown = ids < 0
     if dataset.vocabulary.has_unknown:
-        unknown = unknown | (flat == 0)  # `<unk>` written out is no better
-        flat[unknown] = 0
+        unknown |= ids == UNKNOWN_ID  # `<unk>` written out in the file means no more
+        ids[unknown] = UNKNOWN_ID
     elif unknown.any():
-        row = int(np.searchsorted(offsets, int(unknown.argmax()), side="right")) - 1
-        what = f"{int(unknown.sum()):,} tokens of {name} are not in the training data"
-        where = f"{table.path}:{lines[row]}"
-        raise DataError(Problem(what, where, remedy="data.unknown=unk, or mend the line", id="D8"))
+        raise _unknown_tokens(name, rows, offsets, unknown)
+
     dataset.unknown_tokens[name] = int(unknown.sum())
-    if len(flat) and unknown.all():
-        remedy = "data.tokens, or data like the training data" + _more_training(name, table)
-        raise DataError(
-            Problem(
-                f"no token of {name} is in the training data", table.path, remedy=remedy, id="D8"
-            )
-        )
-    places = {label: number for number, label in enumerate(vocabulary.labels)}
-    classes = np.fromiter(
-        (places.get(label, -1) for label in labels), dtype=np.int64, count=len(labels)
+    if len(ids) and unknown.all():
+        what = f"no token of {name} is in the training data"
+        remedy = "data.tokens, or data like the training data" + _or_no_split(name, rows)
+        raise DataError(Problem(what, rows.table.path, remedy=remedy, id="D8"))
+
+    classes = _classes_of(name, rows, dataset.vocabulary, labels)
+    dataset.splits[name] = Sequences(
+        torch.from_numpy(ids), torch.from_numpy(offsets), torch.from_numpy(classes)
     )
-    numbers = classes[np.frombuffer(table.labels, dtype=np.int32)[chosen]]
-    if (numbers < 0).any():
-        row = int((numbers < 0).argmax())
-        found = labels[np.frombuffer(table.labels, dtype=np.int32)[chosen][row]]
-        shown = ", ".join(vocabulary.labels[:10]) + (", ..." if vocabulary.num_classes > 10 else "")
-        what, remedy = (
-            f"a label of {name} that training lacks",
-            "mend the line" + _more_training(name, table),
-        )
+
+
+def _ids_of(rows: _Rows, vocabulary: Vocabulary, tokens: list[str]) -> Array:
+    """Return the ids of the rows' tokens, int32; -1 for those that the vocabulary lacks."""
+    # Each different token is looked up once; the rows then index the result.
+    ids = (vocabulary.index.get(token, -1) for token in tokens)
+    id_of_number = np.fromiter(ids, dtype=np.int32, count=len(tokens))
+    of_rows: Array = id_of_number[rows.tokens]
+    return of_rows
+
+
+def _classes_of(name: str, rows: _Rows, vocabulary: Vocabulary, labels: list[str]) -> Array:
+    """Return the class of each row, int64. Raises: DataError for a label that training lacks."""
+    index = {label: number for number, label in enumerate(vocabulary.labels)}
+    classes = (index.get(label, -1) for label in labels)
+    class_of_number = np.fromiter(classes, dtype=np.int64, count=len(labels))
+    of_rows: Array = class_of_number[rows.labels]
+
+    unknown = of_rows < 0
+    if unknown.any():
+        row = int(unknown.argmax())
+        shown = ", ".join(vocabulary.labels[:MOST_LABELS_SHOWN])
+        if vocabulary.num_classes > MOST_LABELS_SHOWN:
+            shown += ", ..."
         raise DataError(
             Problem(
-                what,
-                f"{table.path}:{lines[row]}",
+                f"a label of {name} that training lacks",
+                rows.place(row),
                 expected=f"one of {shown}",
-                found=found,
-                remedy=remedy,
+                found=labels[rows.labels[row]],
+                remedy="fix the line" + _or_no_split(name, rows),
                 id="D6",
             )
         )
-    dataset.splits[name] = Sequences(
-        torch.from_numpy(flat), torch.from_numpy(offsets), torch.from_numpy(numbers)
-    )
+    return of_rows
 
 
-def _more_training(name: str, table: _Table) -> str:
-    """A remedy for what training lacks and another part of the same file has."""
-    key = f"data.{name}_fraction"
-    return (
-        f", or {key}=0, as the row is in {name} by its hash"
-        if name in SPLITS[1:] and table.of_train
-        else ""
-    )
+def _unknown_tokens(name: str, rows: _Rows, offsets: Array, unknown: Array) -> DataError:
+    """Return the error of unknown tokens in a vocabulary without <unk>."""
+    first = int(unknown.argmax())
+    row = int(np.searchsorted(offsets, first, side="right")) - 1  # the row with that token
+    what = f"{int(unknown.sum()):,} tokens of {name} are not in the training data"
+    remedy = "data.unknown=unk, or fix the line"
+    return DataError(Problem(what, rows.place(row), remedy=remedy, id="D8"))
 
 
-def warnings(dataset: Dataset) -> list[str]:
-    """What the user should know before believing a result."""
-    said = []
+def _or_no_split(name: str, rows: _Rows) -> str:
+    """Return a second remedy for what a split of the training file has and training lacks."""
+    if name == "train" or not rows.table.is_train_file:
+        return ""
+    return f", or data.{name}_fraction=0, as the row is in {name} by its hash"
+
+
+def dataset_warnings(dataset: Dataset) -> list[str]:
+    """Return what the user should know before believing a result, one line each."""
+    return [printable(f"rnncls: warning{text}") for text in _warnings(dataset)]
+
+
+def _warnings(dataset: Dataset) -> Iterator[str]:
     if "val" in dataset.splits and not len(dataset.splits["val"]):
-        said.append("[D3]: there are no validation sequences; validating on those of training")
+        yield "[D3]: there are no validation sequences; validating on those of training"
     if dataset.vocabulary.num_classes == 1:
-        said.append(
-            f"[D4]: all labels are {dataset.vocabulary.labels[0]!r}: there is nothing to learn"
-        )
+        label = dataset.vocabulary.labels[0]
+        yield f"[D4]: all labels are {label!r}: there is nothing to learn"
+
     for name, sequences in dataset.splits.items():
-        if len(sequences) and (share := dataset.unknown_tokens[name] / len(sequences.tokens)) > 0.5:
-            said.append(f"[D8]: {share:.0%} of the tokens of {name} are not in the vocabulary")
-        if len(sequences) and (share := dataset.in_train.get(name, 0) / len(sequences)) > 0.01:
-            said.append(
-                f"[D17]: {share:.1%} of the sequences of {name} are in the training data too"
-            )
-        if len(sequences) and (share := dataset.in_val.get(name, 0) / len(sequences)) > 0.01:
-            said.append(
-                f"[D17]: {share:.1%} of the sequences of {name} are in the validation data too"
-            )
-    said += [
-        f"[D16]: {count:,} sequences of {name} were truncated"
-        for name, count in dataset.truncated.items()
-        if count
-    ]
-    said += [
-        f"[D9]: {count:,} empty sequences of {name} were dropped"
-        for name, count in dataset.dropped.items()
-        if count
-    ]
-    return [printable(f"rnncls: warning{text}") for text in said]
+        if len(sequences):
+            yield from _warnings_of_split(dataset, name, sequences)
+
+    for name, count in dataset.truncated.items():
+        if count:
+            yield f"[D16]: {count:,} sequences of {name} were truncated"
+    for name, count in dataset.dropped.items():
+        if count:
+            yield f"[D9]: {count:,} empty sequences of {name} were dropped"
+
+
+def _warnings_of_split(dataset: Dataset, name: str, sequences: Sequences) -> Iterator[str]:
+    unknown = dataset.unknown_tokens[name] / len(sequences.tokens)
+    if unknown > UNKNOWN_SHARE:
+        yield f"[D8]: {unknown:.0%} of the tokens of {name} are not in the vocabulary"
+
+    in_train = dataset.in_train.get(name, 0) / len(sequences)
+    if in_train > SHARED_SHARE:
+        yield f"[D17]: {in_train:.1%} of the sequences of {name} are in the training data too"
+
+    in_val = dataset.in_val.get(name, 0) / len(sequences)
+    if in_val > SHARED_SHARE:
+        yield f"[D17]: {in_val:.1%} of the sequences of {name} are in the validation data too"

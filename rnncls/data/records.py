@@ -1,10 +1,10 @@
-"""Reading labelled sequences from JSONL, CSV and TSV files, line by line, with every bad line named.
+"""Reads labelled sequences from JSONL, CSV and TSV files, line by line, and names every bad line.
 
     JSONL   {"sequence": [3, 1, 4], "label": 8}     or {"sequence": "some text", "label": "code"}
     CSV     a header row, then one row each; TSV is the same with tabs
 
-Any of them may be gzipped. Lines end with LF or CRLF; a byte order mark is accepted. Nothing is kept but the line at
-hand.
+Any of them may be gzipped. Lines end with LF or CRLF; a byte order mark is accepted. Only the
+current line is kept in memory.
 """
 
 import csv
@@ -14,21 +14,28 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from rnncls.config import FilesConfig
-from rnncls.errors import DataError, Problem
+from rnncls.errors import CheckpointError, DataError, Problem
 
 MAX_LINE_BYTES = 16 * 2**20
-MAX_RATIO, RATIO_FROM = 500, 64 * 2**20  # of gzip: text hardly shrinks to a hundredth
 MOST_SHOWN = 5  # bad lines of a file
+LINES_PER_REPORT = 1024  # after how many lines `watch` is told of progress
 
-Watch = Callable[
-    [int], object
-]  # is told how many bytes of the file were read since it was last told
+# A gzip file may be a bomb. Text hardly shrinks to a hundredth; below 64 MiB no ratio does harm.
+MAX_RATIO = 500
+RATIO_FROM = 64 * 2**20
+RATIO_EVERY = 2**20  # bytes between two checks
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+Watch = Callable[[int], object]  # is told how many bytes of the file were read since its last call
+Lines = Iterator[tuple[int, str]]  # number of the line, from 1, and its text
+Rows = Iterator[tuple[int, dict[str, Any]]]  # number of the first line of a row, and its fields
 
 
 class Record(NamedTuple):
@@ -40,10 +47,12 @@ class Record(NamedTuple):
 
 
 class BadRows:
-    """The bad rows of one file: the first few in full, the others counted."""
+    """Collects the bad rows of one file: the first few in full, the others counted."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self.count, self.problems = path, 0, list[Problem]()
+        self.path = path
+        self.count = 0
+        self.problems: list[Problem] = []
 
     def add(
         self,
@@ -56,250 +65,320 @@ class BadRows:
     ) -> None:
         self.count += 1
         if len(self.problems) < MOST_SHOWN:
-            remedy = remedy or "mend or remove the line"
             self.problems.append(
                 Problem(
                     what,
                     f"{self.path}:{line}",
                     expected=expected,
                     found=found,
-                    remedy=remedy,
+                    remedy=remedy or "fix or remove the line",
                     id=id,
                 )
             )
 
+    def add_problem(self, line: int, problem: Problem) -> None:
+        """Add a problem that does not know its line."""
+        self.add(
+            line, problem.what, problem.expected, problem.found, problem.remedy, problem.id or "D14"
+        )
+
     def raise_if_any(self) -> None:
-        """Raises DataError with the first bad rows and, if there are more, how many there are."""
+        """Raise DataError if there are bad rows, with the first of them and their number."""
+        if not self.problems:
+            return
         if self.count > len(self.problems):
-            self.problems.append(
-                Problem(f"{self.count:,} bad rows in all", str(self.path), id=self.problems[0].id)
-            )
-        if self.problems:
-            raise DataError(*self.problems)
+            what = f"{self.count:,} bad rows in all"
+            self.problems.append(Problem(what, str(self.path), id=self.problems[0].id))
+        raise DataError(*self.problems)
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[IO[bytes]]:
-    """The file's bytes. Raises DataError unless it is a regular file that can be read; never blocks."""
+    """Open a regular file for reading bytes; never blocks.
+
+    Raises: DataError if it cannot be read or is not a regular file.
+    """
     try:
+        # Without O_NONBLOCK, opening a pipe that nobody writes to would wait forever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        what, remedy = (
-            f"cannot read the data: {error.strerror}",
-            "the path of a JSONL, CSV or TSV file",
-        )
+        what = f"cannot read the data: {error.strerror}"
+        remedy = "the path of a JSONL, CSV or TSV file"
         raise DataError(Problem(what, str(path), remedy=remedy, id="D1")) from None
+
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         remedy = "a file; a pipe can be saved to one first"
         raise DataError(Problem("not a regular file", str(path), remedy=remedy, id="D1"))
+
     with open(descriptor, "rb") as file:
         yield file
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 of the file's bytes. Raises DataError."""
+    """Return the SHA-256 of the file's bytes, in hexadecimal. Raises: DataError."""
     with opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
+        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # a BufferedReader
+    return digest.hexdigest()
+
+
+def require_unchanged_files(
+    paths_and_hashes: Iterable[tuple[str, str]], of_what: str, remedy: str
+) -> None:
+    """Raise CheckpointError unless every file still has the SHA-256 that it is given with.
+
+    `of_what` began when the files were as expected: "run" or "sweep".
+
+    Raises: DataError, too, if a file cannot be read.
+    """
+    for path, known in paths_and_hashes:
+        now = fingerprint(path)
+        if now != known:
+            what = f"the data has changed since the {of_what} began"
+            expected = f"SHA-256 {known}"
+            raise CheckpointError(
+                Problem(what, path, expected=expected, found=now, remedy=remedy, id="D18")
+            )
 
 
 def format_of(path: str | Path, format: str) -> str:
-    """jsonl, csv or tsv. Raises DataError where `auto` cannot tell."""
+    """Return jsonl, csv or tsv. Raises: DataError if `auto` cannot tell."""
     if format != "auto":
         return format
+
     suffix = Path(str(path).removesuffix(".gz")).suffix[1:].lower()
-    suffix = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}.get(suffix, suffix)
+    synonyms = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}
+    suffix = synonyms.get(suffix, suffix)
     if suffix not in ("jsonl", "csv", "tsv"):
+        what = "unknown format"
         expected = "a name that ends in .jsonl, .csv or .tsv, with or without .gz"
-        raise DataError(
-            Problem(
-                "which format is it?",
-                str(path),
-                expected=expected,
-                remedy="data.format=jsonl",
-                id="D14",
-            )
-        )
+        remedy = "data.format=jsonl"
+        raise DataError(Problem(what, str(path), expected=expected, remedy=remedy, id="D14"))
     return suffix
 
 
-def read(
+def read_records(
     path: str | Path,
     data: FilesConfig,
     bad: BadRows,
     watch: Watch = lambda _: None,
     labelled: bool = True,
 ) -> Iterator[Record | int]:
-    """The good rows of a file; a number stands for an empty sequence on that line, dropped by policy.
+    """Yield the good rows of a file; a number stands for an empty sequence dropped on that line.
 
-    Bad rows go to `bad`. Not `labelled`: labels are not looked for and are "". Raises DataError for a file that cannot
-    be read on.
+    Bad rows are added to `bad`. Unless `labelled`, labels are ignored and "".
+
+    Raises: DataError if the file cannot be read any further.
     """
     format = format_of(path, data.format)
+    fields = [data.sequence_field]
+    if labelled:
+        fields.append(data.label_field)
+
     with opened(path) as file:
-        rows = _json_rows if format == "jsonl" else _table_rows
-        fields = (data.sequence_field, data.label_field) if labelled else (data.sequence_field,)
-        for line, row in rows(
-            _lines(path, file, bad, watch), path, fields, bad, "\t" if format == "tsv" else ","
-        ):
-            tokens = tokens_of(row.get(data.sequence_field), data.tokens)
-            label = row.get(data.label_field) if labelled else 0
-            if isinstance(tokens, Problem):
-                bad.add(line, tokens.what, tokens.expected, tokens.found, tokens.remedy, tokens.id)
-            elif not isinstance(label, str | int) or isinstance(label, bool) or label == "":
-                found = (
-                    f"{label!r:.60}" if data.label_field in row else f"the fields {', '.join(row)}"
-                )
-                what = "bad label" if data.label_field in row else f'no field "{data.label_field}"'
-                bad.add(
-                    line,
-                    what,
-                    "text or an integer",
-                    found,
-                    "data.label_field, or mend the line",
-                    "D5",
-                )
-            elif tokens:
-                yield Record(line, tokens, str(label) if labelled else "")
-            elif data.empty == "drop":
-                yield line
+        lines = _lines(path, file, bad, watch)
+        if format == "jsonl":
+            rows = _json_rows(lines, bad)
+        else:
+            delimiter = "\t" if format == "tsv" else ","
+            rows = _table_rows(lines, path, fields, bad, delimiter)
+
+        for line, row in rows:
+            record = _record_of(line, row, data, labelled)
+            if isinstance(record, Problem):
+                bad.add_problem(line, record)
             else:
-                bad.add(
-                    line,
-                    "an empty sequence",
-                    "at least one token",
-                    remedy="data.empty=drop",
-                    id="D9",
-                )
+                yield record
+
+
+def _record_of(
+    line: int, row: dict[str, Any], data: FilesConfig, labelled: bool
+) -> Record | int | Problem:
+    """Return the record of a row, its line if its sequence is empty and dropped, or a Problem."""
+    tokens = tokens_of(row.get(data.sequence_field), data.tokens)
+    if isinstance(tokens, Problem):
+        return tokens
+
+    label: Any = ""
+    if labelled:
+        label = row.get(data.label_field)
+        is_label = isinstance(label, str | int) and not isinstance(label, bool) and label != ""
+        if not is_label:
+            return _bad_label(row, data.label_field)
+
+    if tokens:
+        return Record(line, tokens, str(label))
+    if data.empty == "drop":
+        return line
+    return Problem(
+        "an empty sequence", expected="at least one token", remedy="data.empty=drop", id="D9"
+    )
+
+
+def _bad_label(row: dict[str, Any], field: str) -> Problem:
+    if field in row:
+        what = "bad label"
+        found = f"{row[field]!r:.60}"
+    else:
+        what = f'no field "{field}"'
+        found = f"the fields {', '.join(row)}"
+    remedy = "data.label_field, or fix the line"
+    return Problem(what, expected="text or an integer", found=found, remedy=remedy, id="D5")
 
 
 def tokens_of(value: Any, kind: str) -> list[str] | Problem:
-    """The tokens of what a field holds, or what is wrong with it. Ids are checked and written as text."""
-    if isinstance(value, str):
-        tokens: list[Any] = list(value) if kind == "characters" else value.split()
-        if kind == "ids":
-            return tokens if all(map(_is_id, tokens)) else _bad_id(tokens, _is_id)
-        return tokens
+    """Return the tokens of a field's value, or a Problem.
+
+    `kind` is data.tokens: ids, words or characters. Ids are checked, and returned as text.
+    """
     if value is None:
-        what, remedy = "no sequence", "data.sequence_field, or mend the line"
-        return Problem(what, expected="a field with a list or a text", remedy=remedy, id="D14")
-    if not isinstance(value, list):
-        return Problem(
-            "a sequence of the wrong kind",
-            expected="a list or a text",
-            found=f"{value!r:.60}",
-            id="D14",
-        )
+        remedy = "data.sequence_field, or fix the line"
+        expected = "a field with a list or a text"
+        return Problem("no sequence", expected=expected, remedy=remedy, id="D14")
+    if isinstance(value, str):
+        return _tokens_of_text(value, kind)
+    if isinstance(value, list):
+        return _tokens_of_list(value, kind)
+
+    expected = "a list or a text"
+    found = f"{value!r:.60}"
+    return Problem("a sequence of the wrong kind", expected=expected, found=found, id="D14")
+
+
+def _tokens_of_text(text: str, kind: str) -> list[str] | Problem:
+    if kind == "characters":
+        return list(text)
+
+    tokens = text.split()
+    if kind == "ids" and not all(map(_is_id_text, tokens)):
+        return _bad_id(tokens, _is_id_text)
+    return tokens
+
+
+def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
+    # Whole lists are checked at once, by the set of their types: this is the hot path of reading.
+    types = set(map(type, values))
     if kind == "ids":
-        good = set(map(type, value)) <= {int} and (not value or min(value) >= 0)
-        return (
-            list(map(str, value))
-            if good
-            else _bad_id(value, lambda item: type(item) is int and item >= 0)
-        )
-    if set(map(type, value)) <= {str} and "" not in value:
-        return value
-    expected, found = f"a text or a list of {kind}", f"{value!r:.60}"
+        if types <= {int} and (not values or min(values) >= 0):
+            return list(map(str, values))
+        return _bad_id(values, _is_id)
+
+    if types <= {str} and "" not in values:
+        return values
+    expected = f"a text or a list of {kind}"
+    found = f"{values!r:.60}"
     return Problem(
         "a token of the wrong kind", expected=expected, found=found, remedy="data.tokens", id="D14"
     )
 
 
-def _is_id(text: str) -> bool:
+def _is_id(value: Any) -> bool:
+    return type(value) is int and value >= 0  # True and False are ints, too, but no ids
+
+
+def _is_id_text(text: str) -> bool:
+    """Return whether the text is an id in its only notation: without sign or leading zeros."""
     return text.isascii() and text.isdigit() and (text[0] != "0" or text == "0")
 
 
 def _bad_id(values: list[Any], is_good: Callable[[Any], bool]) -> Problem:
+    """Return the problem of the first value that is not an id."""
     position = next(position for position, value in enumerate(values) if not is_good(value))
-    found = f"{values[position]!r:.60} at position {position + 1}"
     return Problem(
-        "a token that is no id",
+        "not an integer id",
         expected="integers >= 0",
-        found=found,
+        found=f"{values[position]!r:.60} at position {position + 1}",
         remedy="data.tokens=words",
         id="D7",
     )
 
 
-def _lines(
-    path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch
-) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text without its end) of every line that is UTF-8. U+2028 ends no line."""
+def decode_line(content: bytes, is_first: bool) -> str | Problem:
+    """Return the text of a line without its end, or a Problem if it is not UTF-8.
+
+    The first line of a file may begin with a byte order mark, which is removed.
+    """
+    if is_first:
+        content = content.removeprefix(BYTE_ORDER_MARK)
+    content = content.removesuffix(b"\n").removesuffix(b"\r")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{content[error.start]:02x} at offset {error.start} of the line"
+        return Problem("not UTF-8", found=found, remedy="save the text as UTF-8", id="D11")
+
+
+def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Lines:
+    """Yield every line that is UTF-8, without its end. U+2028 does not end a line."""
     is_gzip = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     source: IO[bytes] = gzip.GzipFile(fileobj=file) if is_gzip else file  # type: ignore[assignment]
-    number = size = told = 0
-    check_at = RATIO_FROM
+
+    number = 0
+    unpacked = 0  # bytes
+    check_at = RATIO_FROM  # unpacked bytes at which the ratio is checked next
+    reported = 0  # bytes of the file that `watch` was told of
     try:
+        # One byte more than allowed tells a line that is too long from one that just fits.
         while content := source.readline(MAX_LINE_BYTES + 1):
-            number, size = number + 1, size + len(content)
+            number += 1
+            unpacked += len(content)
             if len(content) > MAX_LINE_BYTES:
-                expected, remedy = f"at most {MAX_LINE_BYTES:,} bytes", "one sequence per line"
-                raise DataError(
-                    Problem(
-                        "a very long line",
-                        f"{path}:{number}",
-                        expected=expected,
-                        remedy=remedy,
-                        id="D13",
-                    )
-                )
-            if number % 1024 == 0:
-                told = _tell(watch, told, file.tell())
-            if is_gzip and size > check_at:
-                check_at = size + 2**20
-                if size > MAX_RATIO * file.tell():
+                raise _long_line(path, number)
+
+            if number % LINES_PER_REPORT == 0:
+                watch(file.tell() - reported)
+                reported = file.tell()
+
+            if is_gzip and unpacked > check_at:
+                check_at = unpacked + RATIO_EVERY
+                if unpacked > MAX_RATIO * file.tell():
                     raise _gzip_error(path, f"it unpacks to more than {MAX_RATIO} times its size")
-            if number == 1:
-                content = content.removeprefix(b"\xef\xbb\xbf")
-            try:
-                yield number, content.removesuffix(b"\n").removesuffix(b"\r").decode()
-            except UnicodeDecodeError as error:
-                found = f"byte 0x{content[error.start]:02x} at offset {error.start} of the line"
-                bad.add(number, "not UTF-8", found=found, remedy="save the file as UTF-8", id="D11")
+
+            text = decode_line(content, is_first=number == 1)
+            if isinstance(text, Problem):
+                bad.add_problem(number, text)
+            else:
+                yield number, text
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _gzip_error(path, str(error)) from None
     except OSError as error:
-        raise DataError(
-            Problem(f"cannot read the data: {error.strerror}", f"{path}:{number}", id="D1")
-        ) from None
-    _tell(watch, told, file.tell())
+        what = f"cannot read the data: {error.strerror}"
+        raise DataError(Problem(what, f"{path}:{number}", id="D1")) from None
+
+    watch(file.tell() - reported)
 
 
-def _tell(watch: Watch, told: int, position: int) -> int:
-    watch(position - told)
-    return position
+def _long_line(path: str | Path, number: int) -> DataError:
+    expected = f"at most {MAX_LINE_BYTES:,} bytes"
+    remedy = "one sequence per line"
+    where = f"{path}:{number}"
+    return DataError(Problem("a very long line", where, expected=expected, remedy=remedy, id="D13"))
 
 
 def _gzip_error(path: str | Path, found: str) -> DataError:
     what = "the gzip file is damaged or a bomb"
+    expected = "a complete gzip file"
+    remedy = "gzip -t, or unpack it yourself"
     return DataError(
-        Problem(
-            what,
-            str(path),
-            expected="a whole gzip file",
-            found=found,
-            remedy="gzip -t, or unpack it yourself",
-            id="D20",
-        )
+        Problem(what, str(path), expected=expected, found=found, remedy=remedy, id="D20")
     )
 
 
-Rows = Iterator[tuple[int, dict[str, Any]]]
-Lines = Iterator[tuple[int, str]]
-
-
-def _json_rows(
-    lines: Lines, _path: str | Path, _fields: tuple[str, ...], bad: BadRows, _delimiter: str
-) -> Rows:
+def _json_rows(lines: Lines, bad: BadRows) -> Rows:
+    """Yield the JSON object of each line that has one. Blank lines are skipped."""
     for number, text in lines:
         if not text or text.isspace():
             continue
+
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
             bad.add(number, "not JSON", found=f"{str(error)[:60]}: {text[:40]!r}")
             continue
+
+        # Python reads "\ud800" as text that no file can hold. Looking for the escape is much
+        # faster than looking at every value.
         if "\\ud" in text.lower() and not _is_text(row):
             bad.add(number, "half of a surrogate pair", "Unicode text", f"{text:.60}", id="D11")
         elif isinstance(row, dict):
@@ -309,7 +388,7 @@ def _json_rows(
 
 
 def _is_text(value: Any) -> bool:
-    """Whether all of its text can be written as UTF-8."""
+    """Return whether all text in a JSON value can be written as UTF-8."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -318,77 +397,76 @@ def _is_text(value: Any) -> bool:
 
 
 def _table_rows(
-    lines: Lines, path: str | Path, fields: tuple[str, ...], bad: BadRows, delimiter: str
+    lines: Lines, path: str | Path, fields: list[str], bad: BadRows, delimiter: str
 ) -> Rows:
+    """Yield each row of a table by column. Raises: DataError if the header lacks a field."""
     rows = _split_rows(lines, path, bad, delimiter)
     line, header = next(rows, (1, None))
-    if header is None:
+    if header is None:  # an empty file
         return
-    missing = [name for name in fields if name not in header]
-    if missing or len(set(header)) < len(header):
-        expected = f"a header row with the columns {' and '.join(fields)}, each once"
-        remedy = "data.sequence_field=..., data.label_field=..."
+
+    has_fields = all(name in header for name in fields)
+    has_duplicates = len(set(header)) < len(header)
+    if has_duplicates or not has_fields:
         raise DataError(
             Problem(
                 "bad header",
                 f"{path}:{line}",
-                expected=expected,
+                expected=f"a header row with the columns {' and '.join(fields)}, each once",
                 found=", ".join(header),
-                remedy=remedy,
+                remedy="data.sequence_field=..., data.label_field=...",
                 id="D14",
             )
         )
+
     for line, row in rows:
         if len(row) == len(header):
             yield line, dict(zip(header, row, strict=True))
-        elif row:
-            bad.add(line, "a row of another width", f"{len(header)} columns", f"{len(row)} columns")
+        elif row:  # an empty row is a blank line
+            what = "wrong number of columns"
+            bad.add(line, what, f"{len(header)} columns", f"{len(row)} columns")
 
 
 def _split_rows(
     lines: Lines, path: str | Path, bad: BadRows, delimiter: str
 ) -> Iterator[tuple[int, list[str]]]:
-    """(first line, fields) of each row, which may be several lines where a field is quoted."""
-    begin = number = 0  # first line of the row, and the last one read
+    """Yield (first line, fields) of each row. A quoted field may extend over several lines."""
+    first_line = 0  # of the row that is being read; 0 before its first line
+    number = 0  # of the last line read
 
     def texts() -> Iterator[str]:
-        nonlocal begin, number
+        nonlocal first_line, number
         for number, text in lines:
-            begin = begin or number
+            first_line = first_line or number
             yield text + "\n"
 
+    # Python's own limit of 128 KiB per field would refuse long sequences.
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(texts(), delimiter=delimiter, strict=True)
     while True:
-        begin = 0
+        first_line = 0
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            if "unexpected end of data" in str(
-                error
-            ):  # every row behind it was taken for a part of this one
-                found, remedy = (
-                    f"the end of the file, {number - begin} lines below",
-                    "close it, or double it",
-                )
-                where, expected = f"{path}:{begin}", "a second quote"
-                raise DataError(
-                    Problem(
-                        "an open quote",
-                        where,
-                        expected=expected,
-                        found=found,
-                        remedy=remedy,
-                        id="D14",
-                    )
-                ) from None
-            bad.add(
-                begin,
-                "not a row of the table",
-                found=str(error),
-                remedy="close the quotes, or mend the line",
-            )
+            if "unexpected end of data" in str(error):
+                # Every row behind the quote was taken for a part of this one: nothing to go on.
+                raise _open_quote(path, first_line, number) from None
+            remedy = "close the quotes, or fix the line"
+            bad.add(first_line, "not a row of the table", found=str(error), remedy=remedy)
         else:
-            yield begin, row
+            yield first_line, row
+
+
+def _open_quote(path: str | Path, first_line: int, last_line: int) -> DataError:
+    return DataError(
+        Problem(
+            "an open quote",
+            f"{path}:{first_line}",
+            expected="a second quote",
+            found=f"the end of the file, {last_line - first_line} lines below",
+            remedy="close it, or double it",
+            id="D14",
+        )
+    )

@@ -1,216 +1,323 @@
-"""What is in the user's files: statistics, a picture of them, and one real batch."""
+"""Describes a task's data: statistics of files, a picture of them, and one batch."""
 
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rnncls.data.batches import Batch
 from rnncls.data.dataset import Dataset
-from rnncls.data.sequences import Sequences, epoch_order, padding_waste
+from rnncls.data.sequences import Sequences, epoch_order, padding_waste, steps_per_epoch
 from rnncls.data.task import FilesTask, Task
 from rnncls.errors import printable
 
-MOST_SHOWN = 20
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_SHOWN = 20  # tokens or classes
 BAR = 40  # characters
+MOST_TEXT_BINS = 16  # of the lengths, as text
+MOST_PLOT_BINS = 30  # of the lengths, in the picture
+LETTERS_OF_LABEL = 24  # below a bar of the picture
+
+# In the picture, the bars of the splits stand side by side: as shares of the distance of two bins.
+BAR_WIDTH = 0.25
+BAR_STEP = 0.27
+
+COLUMNS_SHOWN = 24  # of a padded batch
+PACKED_SHOWN = 16  # tokens of the packed data
 
 
-def stats(task: FilesTask) -> dict[str, Any]:
-    """Rows, tokens, lengths, classes and what was noticed, by split; vocabulary and padding of the training split."""
-    config, dataset = task.config, task.dataset
-    counts = torch.bincount(task.train.tokens, minlength=len(dataset.vocabulary.tokens))
-    frequent = counts.argsort(descending=True, stable=True)[:MOST_SHOWN]
-    waste = {
-        batching: padding_waste(
-            task.train, epoch_order(task.train, config.seed, 0, config.train.batch_size, batching)
-        )
-        for batching in ("shuffle", "bucket")
-    }
-    return {
-        "splits": {
-            name: _split(dataset, name, sequences) for name, sequences in dataset.splits.items()
-        },
-        "vocabulary": {
-            "size": len(dataset.vocabulary.tokens),
-            "has_unknown": dataset.vocabulary.has_unknown,
-            "most_frequent": {
-                dataset.vocabulary.tokens[index]: int(counts[index]) for index in frequent
-            },
-        },
-        "padding_waste": waste,
-        "steps_per_epoch": -(-len(task.train) // config.train.batch_size),
-    }
+@dataclass(frozen=True)
+class LengthStats:
+    """Lengths of a split, in tokens."""
+
+    min: int
+    median: int
+    mean: float
+    max: int
 
 
-def _split(dataset: Dataset, name: str, sequences: Sequences) -> dict[str, Any]:
-    lengths, labels = sequences.lengths, dataset.vocabulary.labels
+@dataclass(frozen=True)
+class SplitStats:
+    """What is in one split. Of an empty split, `length` and `majority` are None."""
+
+    sequences: int
+    tokens: int
+    length: LengthStats | None
+    classes: dict[str, int]  # number of sequences of each label
+    majority: float | None  # share of the most frequent class
+    empty_dropped: int
+    truncated: int
+    unknown_tokens: int
+    also_in_train: int  # sequences
+    also_in_val: int
+
+
+@dataclass(frozen=True)
+class VocabularyStats:
+    """The tokens of the training split."""
+
+    size: int
+    has_unknown: bool
+    most_frequent: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Statistics of a task's files."""
+
+    splits: dict[str, SplitStats]
+    vocabulary: VocabularyStats
+    padding_waste: dict[str, float]  # share of padding in padded batches, by batching
+    steps_per_epoch: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the statistics as plain values, in the order of the fields."""
+        return asdict(self)
+
+
+def stats(task: FilesTask) -> Stats:
+    """Return the statistics of all splits, and of vocabulary and padding of the training split."""
+    dataset = task.dataset
+    batch_size = task.config.train.batch_size
+    # Padding as it would be in the first epoch, with either way of forming batches.
+    waste: dict[str, float] = {}
+    for batching in ("shuffle", "bucket"):
+        order = epoch_order(task.train, task.config.seed, 0, batch_size, batching)
+        waste[batching] = padding_waste(task.train, order)
+
+    splits: dict[str, SplitStats] = {}
+    for name, sequences in dataset.splits.items():
+        splits[name] = _split_stats(dataset, name, sequences)
+
+    return Stats(splits, _vocabulary_stats(task), waste, steps_per_epoch(task.train, batch_size))
+
+
+def _vocabulary_stats(task: FilesTask) -> VocabularyStats:
+    vocabulary = task.dataset.vocabulary
+    counts = torch.bincount(task.train.tokens, minlength=len(vocabulary.tokens))
+    frequent = counts.argsort(descending=True, stable=True)[:MOST_SHOWN].tolist()
+    most_frequent = {vocabulary.tokens[index]: int(counts[index]) for index in frequent}
+    return VocabularyStats(len(vocabulary.tokens), vocabulary.has_unknown, most_frequent)
+
+
+def _split_stats(dataset: Dataset, name: str, sequences: Sequences) -> SplitStats:
+    labels = dataset.vocabulary.labels
     classes = torch.bincount(sequences.labels, minlength=len(labels)).tolist()
-    return {
-        "sequences": len(sequences),
-        "tokens": len(sequences.tokens),
-        "length": {
-            "min": int(lengths.min()),
-            "median": int(lengths.median()),
-            "mean": float(lengths.double().mean()),
-            "max": int(lengths.max()),
-        }
-        if len(sequences)
-        else None,
-        "classes": dict(zip(labels, classes, strict=True)),
-        "majority": max(classes) / len(sequences) if len(sequences) else None,
-        "empty_dropped": dataset.dropped.get(name, 0),
-        "truncated": dataset.truncated.get(name, 0),
-        "unknown_tokens": dataset.unknown_tokens.get(name, 0),
-        "also_in_train": dataset.in_train.get(name, 0),
-        "also_in_val": dataset.in_val.get(name, 0),
-    }
 
-
-def to_text(task: FilesTask) -> str:
-    """The statistics as a person reads them."""
-    found = stats(task)
-    lines = [
-        "split    sequences      tokens   length: min median   mean    max   unknown  also in train"
-    ]
-    for name, split in found["splits"].items():
-        if split["length"] is None:
-            lines.append(f"{name:<6} {0:>11}")
-            continue
-        low, median, mean, high = split["length"].values()
-        unknown = split["unknown_tokens"] / split["tokens"]
-        sizes = f"{split['sequences']:>11,} {split['tokens']:>11,}"
-        lengths = f"{low:>11,} {median:>6,} {mean:>6.1f} {high:>6,}"
-        lines.append(
-            f"{name:<6} {sizes}   {lengths}   {unknown:>7.2%}  {split['also_in_train']:>13,}"
+    length = None
+    majority = None
+    if len(sequences):
+        lengths = sequences.lengths
+        length = LengthStats(
+            int(lengths.min()),
+            int(lengths.median()),
+            float(lengths.double().mean()),
+            int(lengths.max()),
         )
-    classes = found["splits"]["train"]["classes"]
-    lines += [
-        "",
-        f"classes of train ({len(classes):,}; always the most frequent: {found['splits']['train']['majority']:.4f})",
-    ]
-    lines += _bars(sorted(classes.items(), key=lambda pair: -pair[1]))
-    vocabulary = found["vocabulary"]
-    lines += [
-        "",
-        f"tokens of train ({vocabulary['size']:,}, <unk> {'included' if vocabulary['has_unknown'] else 'none'})",
-    ]
-    lines += _bars(list(vocabulary["most_frequent"].items()))
-    lines += ["", "lengths of train", *_bars(_length_bins(task.train))]
-    shuffled, bucketed = found["padding_waste"].values()
-    lines += [
-        "",
-        f"padding of a rectangle: {shuffled:.1%} with batching: shuffle, {bucketed:.1%} with batching: bucket",
-    ]
-    lines.append("(rnncls packs: padding costs memory traffic, never a step of the recurrence)")
-    lines.append(f"steps per epoch: {found['steps_per_epoch']:,}")
-    return "\n".join(lines)
+        majority = max(classes) / len(sequences)
 
-
-def _length_bins(sequences: Sequences) -> list[tuple[str, int]]:
-    """At most 16 bins of equal width."""
-    lengths = sequences.lengths
-    width = -(-int(lengths.max()) // 16)
-    counts = torch.bincount((lengths - 1) // width).tolist()
-    return [
-        (f"{index * width + 1}-{(index + 1) * width}" if width > 1 else f"{index + 1}", count)
-        for index, count in enumerate(counts)
-    ]
-
-
-def _bars(pairs: list[tuple[str, int]]) -> list[str]:
-    shown = [(visible(name), count) for name, count in pairs[:MOST_SHOWN]]
-    width, highest = max(len(name) for name, _ in shown), max(max(count for _, count in shown), 1)
-    lines = [
-        f"  {name:>{width}} {count:>10,} {'#' * round(BAR * count / highest)}"
-        for name, count in shown
-    ]
-    return lines + (
-        [f"  ... and {len(pairs) - MOST_SHOWN:,} more"] if len(pairs) > MOST_SHOWN else []
+    return SplitStats(
+        sequences=len(sequences),
+        tokens=len(sequences.tokens),
+        length=length,
+        classes=dict(zip(labels, classes, strict=True)),
+        majority=majority,
+        empty_dropped=dataset.dropped.get(name, 0),
+        truncated=dataset.truncated.get(name, 0),
+        unknown_tokens=dataset.unknown_tokens.get(name, 0),
+        also_in_train=dataset.in_train.get(name, 0),
+        also_in_val=dataset.in_val.get(name, 0),
     )
 
 
+def to_text(task: FilesTask) -> str:
+    """Return the statistics as a person reads them."""
+    statistics = stats(task)
+    train = statistics.splits["train"]
+    vocabulary = statistics.vocabulary
+    classes = sorted(train.classes.items(), key=lambda pair: -pair[1])
+    with_unknown = "included" if vocabulary.has_unknown else "none"
+    waste = statistics.padding_waste
+
+    return "\n".join(
+        [
+            "split    sequences      tokens   length: min median   mean    max"
+            "   unknown  also in train",
+            *(_split_line(name, split) for name, split in statistics.splits.items()),
+            "",
+            f"classes of train ({len(classes):,}; majority-class baseline: {train.majority:.4f})",
+            *_bars(classes),
+            "",
+            f"tokens of train ({vocabulary.size:,}, <unk> {with_unknown})",
+            *_bars(list(vocabulary.most_frequent.items())),
+            "",
+            "lengths of train",
+            *_bars(_length_bins(task.train)),
+            "",
+            f"padding in a padded batch: {waste['shuffle']:.1%} with batching: shuffle,"
+            f" {waste['bucket']:.1%} with batching: bucket",
+            "(packed batches have none; see data.layout)",
+            f"steps per epoch: {statistics.steps_per_epoch:,}",
+        ]
+    )
+
+
+def _split_line(name: str, split: SplitStats) -> str:
+    """Return a split's line of the table."""
+    length = split.length
+    if length is None:
+        return f"{name:<6} {0:>11}"
+    sizes = f"{split.sequences:>11,} {split.tokens:>11,}"
+    lengths = f"{length.min:>11,} {length.median:>6,} {length.mean:>6.1f} {length.max:>6,}"
+    unknown = split.unknown_tokens / split.tokens
+    return f"{name:<6} {sizes}   {lengths}   {unknown:>7.2%}  {split.also_in_train:>13,}"
+
+
+def _length_bins(sequences: Sequences) -> list[tuple[str, int]]:
+    """Return at most 16 bins of equal width, each with its number of sequences."""
+    lengths = sequences.lengths
+    width = -(-int(lengths.max()) // MOST_TEXT_BINS)
+    counts = torch.bincount((lengths - 1) // width).tolist()
+
+    bins: list[tuple[str, int]] = []
+    for index, count in enumerate(counts):
+        first = index * width + 1
+        last = (index + 1) * width
+        bins.append((f"{first}-{last}" if width > 1 else f"{first}", count))
+    return bins
+
+
+def _bars(pairs: list[tuple[str, int]]) -> list[str]:
+    """Return a line with a bar for each name and count, of many the first 20."""
+    shown = [(visible(name), count) for name, count in pairs[:MOST_SHOWN]]
+    width = max(len(name) for name, _ in shown)
+    highest = max(1, *(count for _, count in shown))
+
+    lines: list[str] = []
+    for name, count in shown:
+        lines.append(f"  {name:>{width}} {count:>10,} {'#' * round(BAR * count / highest)}")
+    if len(pairs) > MOST_SHOWN:
+        lines.append(f"  ... and {len(pairs) - MOST_SHOWN:,} more")
+    return lines
+
+
 def visible(token: str) -> str:
-    """The token as one word: white space and what steers a terminal are escaped, a space is an open box."""
+    """Return a token as one printable word.
+
+    White space and control characters are escaped; a space becomes an open box.
+    """
     return repr(token)[1:-1].replace(" ", "\N{OPEN BOX}")
 
 
 def plot(task: FilesTask, path: Path) -> None:
-    """Lengths and classes of every split as a picture. Raises OSError."""
+    """Draw lengths and classes of every split into a PNG. Raises: OSError."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     splits = {name: split for name, split in task.dataset.splits.items() if len(split)}
-    longest = max(int(split.lengths.max()) for split in splits.values())
-    width = -(-longest // 30)  # whole tokens
-    for offset, (name, split) in enumerate(splits.items()):
-        shares = torch.bincount((split.lengths - 1) // width) / len(split)
-        middles = (
-            width * (torch.arange(len(shares)) + 0.5)
-            + 0.5
-            + 0.27 * width * (offset - (len(splits) - 1) / 2)
-        )
-        left.bar(middles.tolist(), shares.tolist(), width=0.25 * width, label=name)
-    left.set(xlabel="length in tokens", ylabel="share of the sequences", title="lengths")
-    left.legend()
-    labels = task.dataset.vocabulary.labels[:MOST_SHOWN]
-    for offset, (name, split) in enumerate(splits.items()):
-        counts = torch.bincount(split.labels, minlength=task.sizes[1])[:MOST_SHOWN] / len(split)
-        right.bar(
-            [index + 0.27 * offset for index in range(len(labels))],
-            counts.tolist(),
-            width=0.25,
-            label=name,
-        )
-    names = [printable(label if len(label) <= 24 else label[:23] + "...") for label in labels]
-    places = [index + 0.27 for index in range(len(labels))]
-    right.set_xticks(places, names, rotation=30 if len(labels) > 6 else 0, parse_math=False)
-    right.set(ylabel="share of the sequences", title="classes")
+    _plot_lengths(left, splits)
+    _plot_classes(right, splits, task.dataset.vocabulary.labels)
     figure.savefig(path, dpi=120, format="png")
 
 
+def _plot_lengths(axes: "Axes", splits: dict[str, Sequences]) -> None:
+    """Draw the share of each length, in at most 30 bins of whole tokens."""
+    longest = max(int(split.lengths.max()) for split in splits.values())
+    width = -(-longest // MOST_PLOT_BINS)
+    centre = (len(splits) - 1) / 2  # of the bars of one bin
+    for position, (name, split) in enumerate(splits.items()):
+        shares = torch.bincount((split.lengths - 1) // width) / len(split)
+        # Bin i holds the lengths i * width + 1 to (i + 1) * width; its middle is half a token on.
+        middles = width * (torch.arange(len(shares)) + 0.5) + 0.5
+        places = middles + BAR_STEP * width * (position - centre)
+        axes.bar(places.tolist(), shares.tolist(), width=BAR_WIDTH * width, label=name)
+    axes.set(xlabel="length in tokens", ylabel="share of the sequences", title="lengths")
+    axes.legend()
+
+
+def _plot_classes(axes: "Axes", splits: dict[str, Sequences], labels: Sequence[str]) -> None:
+    """Draw the share of each of the first 20 classes."""
+    shown = labels[:MOST_SHOWN]
+    for position, split in enumerate(splits.values()):
+        counts = torch.bincount(split.labels, minlength=len(labels))[:MOST_SHOWN]
+        places = [index + BAR_STEP * position for index in range(len(shown))]
+        axes.bar(places, (counts / len(split)).tolist(), width=BAR_WIDTH)
+
+    names: list[str] = []
+    for label in shown:
+        if len(label) > LETTERS_OF_LABEL:
+            label = label[: LETTERS_OF_LABEL - 1] + "..."
+        names.append(printable(label))
+    middles = [index + BAR_STEP for index in range(len(shown))]
+    # A label is text, even if it looks like a formula: $x$.
+    axes.set_xticks(middles, names, rotation=30 if len(shown) > 6 else 0, parse_math=False)
+    axes.set(ylabel="share of the sequences", title="classes")
+
+
 def sample(task: Task, rows: int = 8) -> str:
-    """The first training batch, its first rows: padded, packed, with lengths and labels."""
-    batch: Batch = next(task.batches(0, 1))
-    words = task.vocabulary
-    names = words.labels if words else None
-    data = batch.tokens.data.tolist()
-    sizes = batch.tokens.batch_sizes.tolist()
-    order = batch.tokens.sorted_indices
-    places = order.tolist() if order is not None else list(range(len(batch.labels)))
-    sequences: list[list[int]] = [[] for _ in places]
-    position = 0
-    for size in sizes:
-        for place in places[:size]:
-            sequences[place].append(data[position])
-            position += 1
-
-    def name(token: int) -> str:
-        return visible(words.tokens[token]) if words else str(token)
-
+    """Return the first training batch as text: its first rows padded, then all of it packed."""
+    batch = next(task.batches(0, 1))
+    tokens = _token_names(task, batch)
+    sequences = _unpacked(batch, tokens)
     shown = sequences[:rows]
-    cut = min(max(map(len, shown)), 24)
-    width = max(len(name(token)) for sequence in shown for token in sequence[:cut])
+    columns = min(max(len(sequence) for sequence in shown), COLUMNS_SHOWN)
+    width = max(len(token) for sequence in shown for token in sequence[:columns])
+
+    sizes = batch.tokens.batch_sizes.tolist()
     lines = [
-        f"{len(places)} sequences; the first {len(shown)}, padded to {cut} of {len(sizes)} columns:",
+        f"{len(sequences)} sequences; the first {len(shown)},"
+        f" padded to {columns} of {len(sizes)} columns:",
         "",
     ]
-    for sequence, label, length in zip(
-        shown, batch.labels.tolist(), batch.lengths.tolist(), strict=False
-    ):
-        cells = [name(token) for token in sequence[:cut]] + ["."] * (cut - len(sequence))
-        row = " ".join(f"{cell:>{width}}" for cell in cells)
-        lines.append(
-            f"{row}   length {length:>4}   label {printable(names[label]) if names else label}"
-        )
-    lines += ["", "packed: one column per time step, longest sequence first"]
-    lines.append(
-        f"  data        {' '.join(map(name, data[:16]))}{' ...' if len(data) > 16 else ''}   ({len(data):,} tokens)"
-    )
-    lines.append(
-        f"  batch_sizes {' '.join(map(str, sizes[:24]))}{' ...' if len(sizes) > 24 else ''}"
-    )
-    lines.append(
-        f"  padding     {1 - len(data) / (len(places) * len(sizes)):.1%} of the rectangle, never computed"
-    )
+    labels = batch.labels.tolist()
+    lengths = batch.lengths.tolist()
+    for sequence, label, length in zip(shown, labels, lengths, strict=False):
+        padding = ["."] * (columns - len(sequence))
+        cells = [f"{cell:>{width}}" for cell in sequence[:columns] + padding]
+        name = printable(task.vocabulary.labels[label]) if task.vocabulary else label
+        lines.append(f"{' '.join(cells)}   length {length:>4}   label {name}")
+
+    padding_share = 1 - len(tokens) / (len(sequences) * len(sizes))
+    lines += [
+        "",
+        "packed: one column per time step, longest sequence first",
+        f"  data        {_beginning(tokens, PACKED_SHOWN)}   ({len(tokens):,} tokens)",
+        f"  batch_sizes {_beginning(sizes, COLUMNS_SHOWN)}",
+        f"  padding     {padding_share:.1%} of the padded batch, none of the packed one",
+    ]
     return "\n".join(lines)
+
+
+def _token_names(task: Task, batch: Batch) -> list[str]:
+    """Return the tokens of the packed data as text."""
+    ids = batch.tokens.data.tolist()
+    vocabulary = task.vocabulary
+    if vocabulary is None:
+        return [str(id) for id in ids]
+    return [visible(vocabulary.tokens[id]) for id in ids]
+
+
+def _unpacked(batch: Batch, tokens: list[str]) -> list[list[str]]:
+    """Return the batch's sequences, in their order; `tokens` are the names of the packed data."""
+    order = batch.tokens.sorted_indices
+    rows = order.tolist() if order is not None else list(range(len(batch.labels)))
+    sequences: list[list[str]] = [[] for _ in rows]
+
+    # Time step t holds one token of each of the first batch_sizes[t] sequences, longest first.
+    remaining = iter(tokens)
+    for size in batch.tokens.batch_sizes.tolist():
+        for row, token in zip(rows[:size], itertools.islice(remaining, size), strict=True):
+            sequences[row].append(token)
+    return sequences
+
+
+def _beginning(values: Sequence[object], count: int) -> str:
+    """Return the first values, with an ellipsis if there are more."""
+    shown: Iterable[str] = map(str, values[:count])
+    return " ".join(shown) + (" ..." if len(values) > count else "")

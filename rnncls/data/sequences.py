@@ -1,6 +1,9 @@
-"""Labelled sequences in memory, and the batches of an epoch, of many steps at once, and of an evaluation."""
+"""Holds labelled sequences in memory and cuts them into batches.
 
-from collections.abc import Iterator
+There are batches for the steps of an epoch, for many steps at once, and for an evaluation.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,11 +12,14 @@ from torch import Tensor
 from rnncls.data.batches import Batch, Block, pack, rectangle
 from rnncls.seeds import mix
 
-BLOCK_STEPS, BLOCK_CELLS = (
-    256,
-    2**22,
-)  # batches that are prepared together, and their cells if padded
-BUCKET_BATCHES = 50  # batches that are sorted by length together
+BLOCK_STEPS = 256  # most batches that are prepared together
+BLOCK_CELLS = 2**22  # most cells of those batches, if all were padded to the longest sequence
+BUCKET_BATCHES = 50  # batches whose sequences are sorted by length together
+
+# An evaluation batch of this many padded tokens stays in cache. sum_mod draws one evaluation batch
+# after another: changing these numbers changes which sequences it evaluates on.
+BATCH_TOKENS = 2**15
+MOST_ROWS = 8192
 
 
 class Sequences(NamedTuple):
@@ -28,114 +34,149 @@ class Sequences(NamedTuple):
 
     @property
     def lengths(self) -> Tensor:
-        """(R,) int64."""
+        """Lengths of all sequences, (R,) int64."""
         return self.offsets.diff()
 
     def batch(self, rows: Tensor) -> Batch:
-        """The sequences with these numbers, packed."""
+        """Return the sequences with the numbers `rows` (B,), packed."""
         lengths = self.lengths_of(rows)
-        return pack(rectangle(self.tokens, self.offsets[rows], lengths), lengths, self.labels[rows])
+        padded = rectangle(self.tokens, self.offsets[rows], lengths)
+        return pack(padded, lengths, self.labels[rows])
 
     def lengths_of(self, rows: Tensor) -> Tensor:
+        """Return the lengths (B,) of the sequences with the numbers `rows` (B,)."""
         return self.offsets[rows + 1] - self.offsets[rows]
 
 
 def steps_per_epoch(sequences: Sequences, batch_size: int) -> int:
-    """Every sequence is used once per epoch; the last batch may be smaller."""
+    """Return the number of steps in which every sequence is used once.
+
+    The last batch of an epoch may be smaller than the others.
+    """
     return -(-len(sequences) // batch_size)
 
 
 def epoch_order(
     sequences: Sequences, seed: int, epoch: int, batch_size: int, batching: str
 ) -> list[Tensor]:
-    """The rows of each batch of an epoch: a function of (seed, epoch).
+    """Return the rows of each batch of an epoch: a function of (seed, epoch).
 
-    bucket: of the shuffled rows, those of 50 batches at a time are sorted by length and cut into batches, which are
-    shuffled again.
+    shuffle: all rows in random order, cut into batches. bucket: of the shuffled rows, those of 50
+    batches at a time are sorted by length and cut into batches; then the batches are shuffled.
     """
     generator = torch.Generator().manual_seed(mix(seed, "epoch", epoch))
     order = torch.randperm(len(sequences), generator=generator)
     if batching == "shuffle":
         return list(torch.split(order, batch_size))
+
+    # Sorting within a bucket of many batches keeps the order random from epoch to epoch.
     batches: list[Tensor] = []
-    for chunk in torch.split(order, BUCKET_BATCHES * batch_size):
-        batches += torch.split(chunk[sequences.lengths_of(chunk).argsort(stable=True)], batch_size)
-    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+    for bucket in torch.split(order, BUCKET_BATCHES * batch_size):
+        by_length = bucket[sequences.lengths_of(bucket).argsort(stable=True)]
+        batches += torch.split(by_length, batch_size)
+    shuffled = torch.randperm(len(batches), generator=generator)
+    return [batches[index] for index in shuffled.tolist()]
 
 
 def batches(
     sequences: Sequences, seed: int, batch_size: int, batching: str, start: int, stop: int
 ) -> Iterator[Batch]:
-    """The batches of the steps start, ..., stop - 1, epoch after epoch."""
-    per_epoch = steps_per_epoch(sequences, batch_size)
-    step = start
-    while step < stop:
-        epoch, first = divmod(step, per_epoch)
-        for rows in epoch_order(sequences, seed, epoch, batch_size, batching)[
-            first : first + stop - step
-        ]:
+    """Yield the batches of the steps start, ..., stop - 1, epoch after epoch."""
+    for order in _orders(sequences, seed, batch_size, batching, start, stop):
+        for rows in order:
             yield sequences.batch(rows)
-            step += 1
 
 
 def blocks(
     sequences: Sequences, seed: int, batch_size: int, batching: str, start: int, stop: int
 ) -> Iterator[Block]:
-    """The same, up to BLOCK_STEPS batches at a time."""
+    """Yield the same sequences as `batches`, up to BLOCK_STEPS batches at a time."""
+    for order in _orders(sequences, seed, batch_size, batching, start, stop):
+        for batches in _cut_blocks(order, sequences):
+            rows = torch.cat(batches)
+            edges = torch.tensor([0, *map(len, batches)]).cumsum(0)
+            yield Block(
+                sequences.tokens,
+                sequences.offsets[rows],
+                sequences.lengths_of(rows),
+                sequences.labels[rows],
+                edges,
+            )
+
+
+def _orders(
+    sequences: Sequences, seed: int, batch_size: int, batching: str, start: int, stop: int
+) -> Iterator[list[Tensor]]:
+    """Yield the rows of each batch of the steps start, ..., stop - 1, in one list per epoch."""
     per_epoch = steps_per_epoch(sequences, batch_size)
     step = start
     while step < stop:
         epoch, first = divmod(step, per_epoch)
-        order = epoch_order(sequences, seed, epoch, batch_size, batching)[
-            first : first + stop - step
-        ]
-        for batches in _blocks_of(order, sequences):
-            rows = torch.cat(batches)
-            edges = torch.tensor([0, *map(len, batches)]).cumsum(0)
-            parts = (sequences.offsets[rows], sequences.lengths_of(rows), sequences.labels[rows])
-            yield Block(sequences.tokens, *parts, edges)
+        order = epoch_order(sequences, seed, epoch, batch_size, batching)
+        order = order[first : first + stop - step]
+        yield order
         step += len(order)
 
 
-def _blocks_of(order: list[Tensor], sequences: Sequences) -> Iterator[list[Tensor]]:
-    """Consecutive batches whose sequences, all padded to the longest of them, stay below BLOCK_CELLS; at least one."""
+def _cut_blocks(order: list[Tensor], sequences: Sequences) -> Iterator[list[Tensor]]:
+    """Yield consecutive batches as blocks.
+
+    A block has at most BLOCK_STEPS batches and, all sequences padded to the longest of them, at
+    most BLOCK_CELLS cells; but at least one batch.
+    """
     block: list[Tensor] = []
-    longest = rows = 0
+    num_rows = 0
+    longest = 0
     for batch in order:
-        longest = max(longest, int(sequences.lengths_of(batch).max()))
-        if block and (len(block) == BLOCK_STEPS or (rows + len(batch)) * longest > BLOCK_CELLS):
+        longest_of_batch = int(sequences.lengths_of(batch).max())
+        longest = max(longest, longest_of_batch)
+
+        cells = (num_rows + len(batch)) * longest
+        if block and (len(block) == BLOCK_STEPS or cells > BLOCK_CELLS):
             yield block
-            block, rows, longest = [], 0, int(sequences.lengths_of(batch).max())
+            block = []
+            num_rows = 0
+            longest = longest_of_batch
+
         block.append(batch)
-        rows += len(batch)
+        num_rows += len(batch)
     if block:
         yield block
 
 
-def evaluation_batches(
-    sequences: Sequences, count: int | None, seed: int, batch_tokens: int
-) -> Iterator[Batch]:
-    """All sequences, or `count` of them, always the same ones; short ones first, so that there is little padding."""
+def evaluation_batches(sequences: Sequences, count: int | None, seed: int) -> Iterator[Batch]:
+    """Yield all sequences, or `count` of them, always the same ones, in batches for evaluation.
+
+    Short sequences come first, so that there is little padding.
+    """
     rows = torch.arange(len(sequences))
     if count is not None and count < len(sequences):
         generator = torch.Generator().manual_seed(mix(seed, "evaluation"))
         rows = torch.randperm(len(sequences), generator=generator)[:count]
+
+    # Stable: equal lengths keep their order, on any machine.
     rows = rows[sequences.lengths_of(rows).argsort(stable=True)]
-    lengths = sequences.lengths_of(rows).tolist()
-    first = 0
-    while first < len(rows):
-        last = first + 1
-        while (
-            last < len(rows)
-            and (last - first + 1) * lengths[last] <= batch_tokens
-            and last - first < 8192
-        ):
-            last += 1
+    for first, last in cut_for_evaluation(sequences.lengths_of(rows).tolist()):
         yield sequences.batch(rows[first:last])
-        first = last
 
 
-def padding_waste(sequences: Sequences, orders: list[Tensor]) -> float:
-    """Share of the cells of the padded rectangles of these batches that hold padding."""
-    cells = sum(len(rows) * int(sequences.lengths_of(rows).max()) for rows in orders)
+def cut_for_evaluation(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the bounds first:last of evaluation batches of sequences with these rising lengths."""
+    first = 0
+    for index, length in enumerate(lengths):
+        if index - first >= evaluation_batch_size(length):
+            yield first, index
+            first = index
+    if first < len(lengths):
+        yield first, len(lengths)
+
+
+def evaluation_batch_size(longest: int, least: int = 1) -> int:
+    """Return how many sequences make an evaluation batch whose longest one has this length."""
+    return max(least, min(MOST_ROWS, BATCH_TOKENS // longest))
+
+
+def padding_waste(sequences: Sequences, order: list[Tensor]) -> float:
+    """Return the share of padding in the padded batches of an epoch with this order."""
+    cells = sum(len(rows) * int(sequences.lengths_of(rows).max()) for rows in order)
     return 1 - len(sequences.tokens) / cells

@@ -1,4 +1,7 @@
-"""A config with its data: how many tokens and classes there are, and the batches of training and evaluation."""
+"""Joins a config with its data: numbers of tokens and classes, batches of training and validation.
+
+`Task` is what training needs to know about data, wherever that comes from.
+"""
 
 import sys
 from abc import ABC, abstractmethod
@@ -9,173 +12,188 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from rnncls.config import Config, FilesConfig, SumModConfig, check_size
-from rnncls.data import dataset as files
 from rnncls.data import sequences, sum_mod
 from rnncls.data.batches import Batch, Block
-from rnncls.data.sum_mod import BATCH_TOKENS
+from rnncls.data.dataset import Dataset, dataset_warnings, load_dataset
 from rnncls.data.vocabulary import Vocabulary
 from rnncls.errors import ConfigError, Problem
 
-MOST_LENGTHS_LOGGED = 20  # more curves than this in one chart tell nobody anything
+MOST_LENGTHS_LOGGED = 20  # a chart with more curves cannot be read
 
 
 class Task(ABC):
-    """What a run is about. Two kinds: generated sequences, and the user's files."""
+    """The data of a run, with its config. Two kinds: generated sequences, and the user's files."""
 
     config: Config
+    max_steps: int  # of the whole run
     vocabulary: Vocabulary | None = None  # None: tokens and labels are the numbers themselves
-    fingerprints: dict[str, str] = {}  # noqa: RUF012  # SHA-256 of each file
+    fingerprints: dict[str, str] = {}  # noqa: RUF012  # SHA-256 of the file of each split
     class_weights: Tensor | None = None  # (num_classes,)
 
     @property
     @abstractmethod
     def sizes(self) -> tuple[int, int]:
-        """(number of different tokens, number of classes)."""
-
-    @property
-    @abstractmethod
-    def max_steps(self) -> int:
-        """Steps of the whole run."""
+        """Numbers of (different tokens, classes)."""
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The training batches of the steps start, ..., stop - 1: a function of (config, data, step)."""
+        """Yield the training batches of the steps start, ..., stop - 1.
+
+        The batch of a step is a function of (config, data, step): a run can resume anywhere.
+        """
 
     @abstractmethod
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
-        """The same batches, many at a time."""
+        """Yield the same batches, many at a time."""
 
     @abstractmethod
     def validation(self) -> Iterator[Batch]:
-        """The sequences each evaluation during training uses, always the same ones."""
+        """Yield the sequences that every evaluation during training uses, always the same ones."""
 
     @abstractmethod
     def logged_lengths(self) -> list[int]:
-        """The lengths whose validation accuracy is logged on its own."""
+        """Return the lengths whose validation accuracy is logged separately."""
 
 
 def spread_lengths(data: SumModConfig) -> list[int]:
-    """All training lengths, or evenly spread ones when they are many, from the shortest to the longest."""
-    first, last = data.min_length, data.max_length
-    number = min(MOST_LENGTHS_LOGGED, last - first + 1)
-    return sorted(
-        {first + round(index * (last - first) / max(1, number - 1)) for index in range(number)}
-    )
+    """Return all training lengths, or 20 spread evenly from the shortest to the longest."""
+    span = data.max_length - data.min_length
+    number = min(MOST_LENGTHS_LOGGED, span + 1)
+    if number == 1:
+        return [data.min_length]
+
+    lengths = {data.min_length + round(index * span / (number - 1)) for index in range(number)}
+    return sorted(lengths)
 
 
 class SumModTask(Task):
-    """Digits labelled with their sum mod N, generated."""
+    """Generated digits, labelled with their sum modulo N."""
 
     def __init__(self, config: Config, data: SumModConfig) -> None:
-        self.config, self.data = config, data
+        self.config = config
+        self.data = data
+        self.max_steps = config.train.max_steps
 
     @property
     def sizes(self) -> tuple[int, int]:
         return self.data.num_embeddings, self.data.num_classes
 
-    @property
-    def max_steps(self) -> int:
-        return self.config.train.max_steps
-
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """As of Task."""
+        """Yield the training batches of the steps start, ..., stop - 1."""
         batch_size = self.config.train.batch_size
         return sum_mod.batches(self.data, self.config.seed, "train", batch_size, start, stop)
 
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
-        """As of Task."""
-        return sum_mod.blocks(
-            self.data, self.config.seed, "train", self.config.train.batch_size, start, stop
-        )
+        """Yield the same batches, many at a time."""
+        batch_size = self.config.train.batch_size
+        return sum_mod.blocks(self.data, self.config.seed, "train", batch_size, start, stop)
 
     def validation(self) -> Iterator[Batch]:
-        """As of Task."""
+        """Yield `train.eval_samples` sequences of the validation stream."""
         return sum_mod.samples(self.data, self.config.seed, "val", self.config.train.eval_samples)
 
     def logged_lengths(self) -> list[int]:
-        """All training lengths, or evenly spread ones when they are many."""
+        """Return all training lengths, or evenly spread ones if they are many."""
         return spread_lengths(self.data)
 
 
 class FilesTask(Task):
     """Labelled sequences from files, in memory."""
 
-    def __init__(self, config: Config, data: FilesConfig, dataset: files.Dataset) -> None:
-        self.config, self.data, self.dataset = config, data, dataset
-        self.vocabulary, self.fingerprints = dataset.vocabulary, dataset.fingerprints
+    def __init__(self, config: Config, data: FilesConfig, dataset: Dataset) -> None:
+        self.config = config
+        self.data = data
+        self.dataset = dataset
+        self.vocabulary = dataset.vocabulary
+        self.fingerprints = dataset.fingerprints
         self.train = dataset.splits["train"]
+
+        self.max_steps = config.train.max_steps
+        if config.train.max_epochs is not None:
+            per_epoch = sequences.steps_per_epoch(self.train, config.train.batch_size)
+            self.max_steps = min(self.max_steps, config.train.max_epochs * per_epoch)
+
         if config.train.class_weights == "balanced":
+            # R / (classes * count): a class of average frequency weighs 1.
             counts = torch.bincount(self.train.labels, minlength=self.vocabulary.num_classes)
             self.class_weights = len(self.train) / (len(counts) * counts.clamp(min=1)).float()
 
     @property
     def sizes(self) -> tuple[int, int]:
-        return self.dataset.vocabulary.num_embeddings, self.dataset.vocabulary.num_classes
-
-    @property
-    def max_steps(self) -> int:
-        train = self.config.train
-        if train.max_epochs is None:
-            return train.max_steps
-        return min(
-            train.max_steps,
-            train.max_epochs * sequences.steps_per_epoch(self.train, train.batch_size),
-        )
+        vocabulary = self.dataset.vocabulary
+        return vocabulary.num_embeddings, vocabulary.num_classes
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """As of Task."""
-        config = self.config
-        batch_size, batching = config.train.batch_size, self.data.batching
-        return sequences.batches(self.train, config.seed, batch_size, batching, start, stop)
+        """Yield the training batches of the steps start, ..., stop - 1, epoch after epoch."""
+        seed = self.config.seed
+        batch_size = self.config.train.batch_size
+        return sequences.batches(self.train, seed, batch_size, self.data.batching, start, stop)
 
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
-        """As of Task."""
-        config = self.config
-        return sequences.blocks(
-            self.train, config.seed, config.train.batch_size, self.data.batching, start, stop
-        )
+        """Yield the same batches, many at a time."""
+        seed = self.config.seed
+        batch_size = self.config.train.batch_size
+        return sequences.blocks(self.train, seed, batch_size, self.data.batching, start, stop)
 
     def validation(self) -> Iterator[Batch]:
-        """Of the split val; where there is none, of train."""
-        chosen = self.dataset.splits["val"] if len(self.dataset.splits["val"]) else self.train
-        return sequences.evaluation_batches(
-            chosen, self.config.train.eval_samples, self.config.seed, BATCH_TOKENS
-        )
+        """Yield sequences of the validation split; if that is empty, of the training split."""
+        split = self.dataset.splits["val"]
+        if not len(split):
+            split = self.train
+        count = self.config.train.eval_samples
+        return sequences.evaluation_batches(split, count, self.config.seed)
 
     def logged_lengths(self) -> list[int]:
-        """The most frequent lengths of the training data."""
+        """Return the most frequent lengths of the training split."""
         counts = torch.bincount(self.train.lengths)
         frequent = counts.argsort(descending=True, stable=True)[:MOST_LENGTHS_LOGGED]
         return sorted(int(length) for length in frequent if counts[length])
 
 
 def load_task(config: Config, vocabulary: Vocabulary | None = None, progress: bool = False) -> Task:
-    """The task of a config; files are read, and what is remarkable about them is said on stderr.
+    """Return the task of a config. Files are read, and warnings about them printed on stderr.
 
-    `vocabulary`: a checkpoint's, which its files must fit. Raises DataError, and ConfigError for a model that the
-    vocabulary makes too large.
+    `vocabulary` is that of a checkpoint, which the files must fit.
+
+    Raises: DataError. ConfigError if the vocabulary makes the model too large.
     """
     if isinstance(config.data, SumModConfig):
         return SumModTask(config, config.data)
-    dataset = files.load(config.data, vocabulary, progress)
-    for warning in files.warnings(dataset):
-        print(warning, file=sys.stderr)
+
+    dataset = load_dataset(config.data, vocabulary, progress)
     task = FilesTask(config, config.data, dataset)
-    train, epoch = config.train, sequences.steps_per_epoch(task.train, config.train.batch_size)
+    for warning in [*dataset_warnings(dataset), *_warnings_of_length(task)]:
+        print(warning, file=sys.stderr)
+    _require_size(task)
+    return task
+
+
+def _warnings_of_length(task: FilesTask) -> Iterator[str]:
+    """Yield warnings about a run that ends before the config's epochs or within its warm-up."""
+    train = task.config.train
+    epoch = sequences.steps_per_epoch(task.train, train.batch_size)
+
     if train.max_epochs and train.max_steps < train.max_epochs * epoch:
-        what = f"train.max_steps = {train.max_steps:,} ends the run in epoch {-(-train.max_steps // epoch):,}"
-        print(
-            f"rnncls: warning[D21]: {what} of {train.max_epochs:,}, of {epoch:,} steps each",
-            file=sys.stderr,
-        )
-    if 0 < task.max_steps <= config.schedule.warmup_steps and task.max_steps < train.max_steps:
+        last_epoch = -(-train.max_steps // epoch)
+        ends = f"train.max_steps = {train.max_steps:,} ends the run in epoch {last_epoch:,}"
+        of_all = f"of {train.max_epochs:,}, of {epoch:,} steps each"
+        yield f"rnncls: warning[D21]: {ends} {of_all}"
+
+    # Only where the epochs cut the run short: a run that max_steps keeps short is on purpose.
+    warmup = task.config.schedule.warmup_steps
+    if 0 < task.max_steps <= warmup and task.max_steps < train.max_steps:
         what = f"the run has {task.max_steps:,} steps, all of them within schedule.warmup_steps"
-        print(f"rnncls: warning[D21]: {what} = {config.schedule.warmup_steps:,}", file=sys.stderr)
+        yield f"rnncls: warning[D21]: {what} = {warmup:,}"
+
+
+def _require_size(task: FilesTask) -> None:
+    """Raise ConfigError if the vocabulary makes the model larger than any machine's memory."""
+    num_tokens, num_classes = task.sizes
     try:
-        check_size(config, *task.sizes)
+        check_size(task.config, num_tokens, num_classes)
     except PydanticCustomError as error:
         context = error.context or {}
-        found = f"{context['found']}, {task.sizes[0]:,} tokens, {task.sizes[1]:,} classes"
+        found = f"{context['found']}, {num_tokens:,} tokens, {num_classes:,} classes"
         problem = Problem(
             context["what"],
             "model.hidden_size",
@@ -185,4 +203,3 @@ def load_task(config: Config, vocabulary: Vocabulary | None = None, progress: bo
             id="C12",
         )
         raise ConfigError(problem) from None
-    return task

@@ -1,29 +1,35 @@
-"""Tokens and labels of the user's data, and their numbers."""
+"""Maps the tokens and labels of the user's data to numbers."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from rnncls.config import FilesConfig
+from rnncls.errors import Problem
+
 UNKNOWN = "<unk>"
+UNKNOWN_ID = 0  # of a vocabulary that has it
+
+# Not more than 18 digits, which fit into 64 bits; longer ones are text like any other.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the numbers in the tensors mean. Built from training data alone; a checkpoint keeps it.
+    """Knows the meaning of ids and class numbers. Built from training data, kept by checkpoints.
 
-    The id of a token is its place in `tokens`. With `has_unknown`, id 0 is `<unk>`, for all tokens that are not there.
+    The id of a token is its position in `tokens`. With `has_unknown`, id 0 is `<unk>` and stands
+    for every token that `tokens` lacks.
     """
 
     tokens: tuple[str, ...]
     labels: tuple[str, ...]
     has_unknown: bool
-    index: dict[str, int] = field(init=False, repr=False, compare=False)
+    index: dict[str, int] = field(init=False, repr=False, compare=False)  # id of each token
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "index", {token: number for number, token in enumerate(self.tokens)}
-        )
+        index = {token: number for number, token in enumerate(self.tokens)}
+        object.__setattr__(self, "index", index)  # the way to set a field of a frozen dataclass
 
     @property
     def num_embeddings(self) -> int:
@@ -34,18 +40,43 @@ class Vocabulary:
         return len(self.labels)
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """The ids of some tokens. Raises KeyError, naming the token, for an unknown one without `has_unknown`."""
+        """Return the ids of tokens.
+
+        Raises: KeyError, naming the token, for an unknown one without `has_unknown`.
+        """
         if self.has_unknown:
-            return [self.index.get(token, 0) for token in tokens]
+            return [self.index.get(token, UNKNOWN_ID) for token in tokens]
         return [self.index[token] for token in tokens]
 
 
+def truncate(tokens: list[str], data: FilesConfig) -> list[str] | Problem:
+    """Return the tokens of a sequence that `data.max_length` and `data.truncate` leave.
+
+    With `truncate: error`, return a Problem for a sequence that is too long.
+    """
+    limit = data.max_length
+    if limit is None or len(tokens) <= limit:
+        return tokens
+
+    if data.truncate == "error":
+        return Problem(
+            "a long sequence",
+            expected=f"at most data.max_length = {limit} tokens",
+            found=f"{len(tokens)}",
+            remedy="data.truncate=head or tail",
+            id="D16",
+        )
+    return tokens[-limit:] if data.truncate == "tail" else tokens[:limit]
+
+
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Sorted, as numbers where all of them are."""
+    """Return the names sorted: as numbers if all of them are integers, else as text."""
     listed = list(names)
-    return tuple(sorted(listed, key=int) if are_integers(listed) else sorted(listed))
+    if are_integers(listed):
+        return tuple(sorted(listed, key=int))
+    return tuple(sorted(listed))
 
 
 def are_integers(names: Sequence[str]) -> bool:
-    """Whether every name is how an integer is written."""
-    return all(map(_INTEGER.fullmatch, names))
+    """Return whether every name is an integer in its usual notation: "7" is, "007" is not."""
+    return all(_INTEGER.fullmatch(name) for name in names)

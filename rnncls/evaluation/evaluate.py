@@ -1,25 +1,35 @@
-"""How good is a model: overall, by length, by class."""
+"""Evaluate a model: overall, by length, by class."""
 
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from rnncls.config import Config, SumModConfig
+from rnncls.config.ranges import require_generated_data
 from rnncls.data import Batch, all_sequences, num_sequences, samples
-from rnncls.data import dataset as files
-from rnncls.data.dataset import Dataset
+from rnncls.data.dataset import Dataset, load_dataset
 from rnncls.data.sequences import evaluation_batches
-from rnncls.data.sum_mod import BATCH_TOKENS
 from rnncls.errors import ConfigError, DataError, Problem
-from rnncls.evaluation.report import MOST_CLASSES_SHOWN, Report, _report
+from rnncls.evaluation.report import MOST_CLASSES_SHOWN, Report, make_report
 from rnncls.evaluation.scores import score
 from rnncls.model.classifier import RNNClassifier
 
 EXHAUSTIVE_LIMIT = 2**17  # sequences of one length; there are 100,000 of 5 decimal digits
+
+
+class Examples(NamedTuple):
+    """The sequences to evaluate, and what the report says about them."""
+
+    total: int  # number of sequences
+    batches: Iterable[Batch]
+    labels: tuple[str, ...]  # the names of the classes
+    trained: Container[int] | None  # lengths seen in training; None: unknown
+    exhaustive: Container[int]  # lengths of which every sequence is evaluated
+    data: str | None  # the name of the split or file; None: generated sequences
 
 
 def evaluate(
@@ -34,92 +44,119 @@ def evaluate(
 ) -> Report:
     """Evaluate a model on generated sequences, or on files.
 
-    Generated: on every sequence of a length where there are at most `EXHAUSTIVE_LIMIT`, else on a sample. With
-    `lengths`, `num_samples` sequences of each longer length are drawn from the test stream. Without, the training
-    lengths are evaluated: all sequences if every length allows it, else `num_samples` as training draws them.
+    Generated: on every sequence of a length that has at most `EXHAUSTIVE_LIMIT`, else on a sample.
+    With `lengths`, `num_samples` sequences of each longer length are drawn from the test stream.
+    Without, the training lengths are evaluated: on all sequences if every length allows it, else on
+    `num_samples` sequences, drawn as training draws them.
 
-    Files: on the whole test split of `dataset`, which is read from the config's files if it is not given (they must be
-    what they were in training); where that is empty, on the validation split.
+    Files: on the whole test split of `dataset`, or on its validation split if the test split is
+    empty. Without `dataset`, the config's files are read; they must be those of training.
 
-    `progress` shows a bar on stderr when that is a terminal; `check` is called before each batch. Raises ConfigError
-    when a confusion matrix would be huge, and DataError.
+    `progress` shows a bar on stderr if that is a terminal. `check` is called before each batch.
+
+    Raises: ConfigError for lengths with files, or if a confusion matrix would be huge. DataError if
+    the files cannot be read or are not those of training.
     """
-    exhaustive: set[int] = set()
-    sources: list[tuple[int, Iterable[Batch]]]  # number of sequences, batches
-    trained: Container[int] | None
-    evaluated: str | None = None
+    # What to score, and what the report says about it, differs between the two kinds of data.
     if isinstance(config.data, SumModConfig):
-        data = config.data
-        labels = tuple(map(str, range(data.num_classes)))
-        trained = range(data.min_length, data.max_length + 1)
-        sources, exhaustive = _generated(data, config.seed, lengths, num_samples)
+        examples = _generated_examples(config.data, config.seed, lengths, num_samples)
     else:
         if lengths is not None:
-            remedy = "leave it out: a file is evaluated as a whole, and the report goes by length"
-            raise ConfigError(
-                Problem(
-                    "lengths are drawn for generated data only",
-                    "--lengths",
-                    remedy=remedy,
-                    id="C17",
-                )
-            )
-        dataset = dataset or files.load(config.data, progress=progress)
-        labels = dataset.vocabulary.labels
-        if (dataset.vocabulary.num_embeddings, len(labels)) != (
-            model.embedding.num_embeddings,
-            model.head.out_features,
-        ):
-            what, remedy = (
+            require_generated_data(config)
+        dataset = dataset or load_dataset(config.data, progress=progress)
+        _require_sizes(dataset, model, config.data.train)
+        examples = _held_out_examples(dataset, config.seed)
+
+    if confusion:
+        _require_few_classes(len(examples.labels))
+
+    # disable=None leaves the bar out unless stderr is a terminal.
+    with tqdm(total=examples.total, unit="seq", disable=None if progress else True) as bar:
+        scores = score(model, _watched(examples.batches, bar, check))
+
+    report = make_report(scores, examples.labels, examples.trained, examples.exhaustive, confusion)
+    return replace(report, data=examples.data)
+
+
+def _generated_examples(
+    data: SumModConfig, seed: int, lengths: Sequence[int] | None, num_samples: int
+) -> Examples:
+    """Choose the generated sequences to evaluate; see `evaluate`."""
+    labels = tuple(map(str, range(data.num_classes)))
+    trained = range(data.min_length, data.max_length + 1)
+    chosen = sorted(set(lengths or trained))
+
+    # In logarithms, because the number of sequences of a long length is astronomical.
+    bits_per_token = math.log2(data.num_embeddings)
+    limit = math.log2(EXHAUSTIVE_LIMIT)
+    exhaustive = {length for length in chosen if length * bits_per_token <= limit}
+
+    # The training lengths are too many to enumerate: one sample of them all, as in training.
+    if lengths is None and len(exhaustive) < len(trained):
+        drawn = samples(data, seed, "test", num_samples)
+        return Examples(num_samples, drawn, labels, trained, exhaustive=(), data=None)
+
+    total = 0
+    parts: list[Iterable[Batch]] = []
+    for length in chosen:
+        if length in exhaustive:
+            total += num_sequences(data, length)
+            parts.append(all_sequences(data, length))
+        else:
+            # A stream of its own for each length: a sample does not depend on the other lengths.
+            of_length = data.model_copy(update={"min_length": length, "max_length": length})
+            total += num_samples
+            parts.append(samples(of_length, seed, "test", num_samples))
+
+    return Examples(total, chain.from_iterable(parts), labels, trained, exhaustive, data=None)
+
+
+def _held_out_examples(dataset: Dataset, seed: int) -> Examples:
+    """Take the whole test split, or the validation split if that is empty."""
+    # A file that was read for evaluation alone says nothing about training.
+    train = dataset.splits.get("train")
+    trained = None if train is None else set(train.lengths.tolist())
+
+    name, split = dataset.held_out()
+    batches = evaluation_batches(split, None, seed)
+    labels = dataset.vocabulary.labels
+    return Examples(len(split), batches, labels, trained, exhaustive=(), data=name)
+
+
+def _require_sizes(dataset: Dataset, model: RNNClassifier, path: str) -> None:
+    """Raise DataError unless the model has as many tokens and classes as the data."""
+    # The only trace that a model has of its data, without its checkpoint.
+    data_sizes = (dataset.vocabulary.num_embeddings, dataset.vocabulary.num_classes)
+    model_sizes = (model.embedding.num_embeddings, model.head.out_features)
+    if data_sizes != model_sizes:
+        raise DataError(
+            Problem(
                 "the data is not what this model was trained on",
-                "the old file, or `dataset` from the checkpoint",
+                path,
+                remedy="the old file, or `dataset` from the checkpoint",
+                id="D18",
             )
-            raise DataError(Problem(what, config.data.train, remedy=remedy, id="D18"))
-        known = dataset.splits.get("train")
-        trained = None if known is None else set(known.lengths.tolist())
-        evaluated, chosen = dataset.held_out()
-        sources = [(len(chosen), evaluation_batches(chosen, None, config.seed, BATCH_TOKENS))]
-    if confusion and len(labels) > MOST_CLASSES_SHOWN:
-        expected = f"at most {MOST_CLASSES_SHOWN} classes"
+        )
+
+
+def _require_few_classes(num_classes: int) -> None:
+    """Raise ConfigError if a confusion matrix would be huge."""
+    if num_classes > MOST_CLASSES_SHOWN:
         raise ConfigError(
             Problem(
                 "too many classes for a confusion matrix",
                 "--confusion",
-                expected=expected,
+                expected=f"at most {MOST_CLASSES_SHOWN:,} classes",
+                found=f"{num_classes:,}",
                 id="C15",
             )
         )
-    with tqdm(
-        total=sum(count for count, _ in sources), unit="seq", disable=None if progress else True
-    ) as bar:
-        scores = score(
-            model, _watched(chain.from_iterable(batches for _, batches in sources), bar, check)
-        )
-    return replace(_report(scores, labels, trained, exhaustive, confusion), data=evaluated)
-
-
-def _generated(
-    data: SumModConfig, seed: int, lengths: Sequence[int] | None, num_samples: int
-) -> tuple[list[tuple[int, Iterable[Batch]]], set[int]]:
-    """What is to be scored, and the lengths of which that is every sequence."""
-    trained = range(data.min_length, data.max_length + 1)
-    digit_bits = math.log2(data.num_embeddings)
-    exhaustive = {n for n in lengths or trained if n * digit_bits <= math.log2(EXHAUSTIVE_LIMIT)}
-    if lengths is None and len(exhaustive) < len(trained):
-        return [(num_samples, samples(data, seed, "test", num_samples))], set()
-    sources: list[tuple[int, Iterable[Batch]]] = []
-    for n in sorted(set(lengths or trained)):
-        if n in exhaustive:
-            sources.append((num_sequences(data, n), all_sequences(data, n)))
-        else:
-            of_length = data.model_copy(update={"min_length": n, "max_length": n})
-            sources.append((num_samples, samples(of_length, seed, "test", num_samples)))
-    return sources, exhaustive
 
 
 def _watched(
     batches: Iterable[Batch], bar: "tqdm[Any]", check: Callable[[], object] | None
 ) -> Iterator[Batch]:
+    """Yield the batches, calling `check` before each and moving the bar after it."""
     for batch in batches:
         if check is not None:
             check()

@@ -25,14 +25,14 @@ class LengthReport:
     accuracy: float
     ci95: tuple[
         float, float
-    ]  # Wilson interval; says nothing where `exhaustive`: then the accuracy is exact
-    trained: bool | None  # whether training had sequences of this length; None: not known here
+    ]  # Wilson interval; without meaning if `exhaustive`: nothing is unknown
+    trained: bool | None  # whether training had sequences of this length; None: unknown
     exhaustive: bool  # whether every sequence of this length was evaluated
 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """How well one class is found."""
+    """Precision, recall and F1 of one class."""
 
     label: str
     examples: int
@@ -43,7 +43,7 @@ class ClassReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What `rnncls eval` prints, and `--json` writes."""
+    """The result of an evaluation, which `rnncls eval` prints and `--json` writes."""
 
     accuracy: float
     ci95: tuple[float, float]
@@ -52,7 +52,7 @@ class Report:
     errors: int
     exhaustive: bool
     chance: float  # accuracy of guessing each class alike
-    majority: float  # accuracy of always saying the most frequent class of these examples
+    majority: float  # accuracy of always predicting the most frequent class of these examples
     macro_f1: float  # mean F1 of the classes that occur
     by_class: list[ClassReport] | None  # None for very many classes
     by_length: list[LengthReport]
@@ -60,123 +60,191 @@ class Report:
     data: str | None = None  # which file or split was evaluated; None: generated sequences
 
     def to_json(self) -> dict[str, Any]:
-        """JSON has no NaN and no infinity: a loss that is not finite is null."""
+        """Return a dictionary for JSON; a loss that is not finite is null, as JSON has no NaN."""
         return asdict(self) | {"loss": self.loss if math.isfinite(self.loss) else None}
 
     def to_text(self) -> str:
-        """The report as a person reads it."""
-        extent = (
-            f"all {self.examples:,} sequences"
-            if self.exhaustive
-            else f"95 % interval {_interval(self.ci95)}"
-        )
-        lines = [] if self.data is None else [f"evaluated on: {printable(self.data)}"]
-        lines += [
-            f"accuracy: {self.accuracy:.4f} ({self.errors:,} errors of {self.examples:,}; {extent})",
-            f"loss: {self.loss:.4g}; macro-F1: {self.macro_f1:.4f}; chance: {self.chance:.4f}; "
-            f"always the most frequent class: {self.majority:.4f}",
-            "",
-            "length   examples     errors  accuracy  95 % interval     trained",
-        ]
-        for low, high, row in _shown_lengths(self.by_length):
-            interval = "all of them" if row.exhaustive else _interval(row.ci95)
-            length = f"{high:,}" if low == high else f"{low:,}-{high:,}"
-            lines.append(
-                f"{length:>6} {row.examples:>10,} {row.errors:>10,}    {row.accuracy:.4f}  {interval:<16}  "
-                + {True: "yes", False: "no", None: "?"}[row.trained]
-            )
+        """Return the report as a person reads it."""
+        lines = _summary_lines(self)
+        lines += ["", *_length_lines(self.by_length)]
+
+        # The classes of generated data are alike: a table of them would say nothing.
         if self.by_class is not None and self.data is not None:
-            lines += _class_lines(self.by_class)
+            lines += ["", *_class_lines(self.by_class)]
+
         if self.confusion is not None:
-            width = max(len(str(count)) for row in self.confusion for count in row) + 1
-            lines += ["", "confusion (row: true class, column: predicted class)"]
-            names = [printable(row.label) for row in self.by_class or []]
-            width, first = max(width, *(len(name) + 1 for name in names)), max(4, *map(len, names))
-            lines.append(" " * (first + 1) + "".join(f"{name:>{width}}" for name in names))
-            rows = zip(names, self.confusion, strict=True)
-            lines += [
-                f"{name:>{first}} " + "".join(f"{n:>{width}}" for n in row) for name, row in rows
-            ]
+            lines += ["", *_confusion_lines(self.confusion, self.by_class or [])]
+
         return "\n".join(lines)
 
 
+def _summary_lines(report: Report) -> list[str]:
+    lines = []
+    if report.data is not None:
+        lines.append(f"evaluated on: {printable(report.data)}")
+
+    if report.exhaustive:
+        extent = f"all {report.examples:,} sequences"
+    else:
+        extent = f"95 % interval {_interval(report.ci95)}"
+
+    lines.append(
+        f"accuracy: {report.accuracy:.4f} "
+        f"({report.errors:,} errors of {report.examples:,}; {extent})"
+    )
+    lines.append(
+        f"loss: {report.loss:.4g}; macro-F1: {report.macro_f1:.4f}; chance: {report.chance:.4f}; "
+        f"majority-class baseline: {report.majority:.4f}"
+    )
+    return lines
+
+
+def _length_lines(rows: list[LengthReport]) -> list[str]:
+    lines = ["length   examples     errors  accuracy  95 % interval     seen in training"]
+    for shortest, longest, row in _shown_lengths(rows):
+        length = f"{longest:,}" if shortest == longest else f"{shortest:,}-{longest:,}"
+        # The accuracy on every sequence of a length is exact and needs no interval.
+        interval = "all of them" if row.exhaustive else _interval(row.ci95)
+        lines.append(
+            f"{length:>6} {row.examples:>10,} {row.errors:>10,}    {row.accuracy:.4f}  "
+            f"{interval:<16}  {_yes_or_no(row.trained)}"
+        )
+    return lines
+
+
 def _class_lines(classes: list[ClassReport]) -> list[str]:
-    width = max(5, *(len(printable(row.label)) for row in classes))
-    lines = ["", f"{'class':<{width}}   examples  precision  recall      F1"]
-    return lines + [
-        f"{printable(row.label):<{width}} {row.examples:>10,}     {row.precision:.4f}  {row.recall:.4f}  {row.f1:.4f}"
-        for row in classes
-    ]
+    labels = [printable(row.label) for row in classes]
+    width = max(5, *map(len, labels))
+
+    lines = [f"{'class':<{width}}   examples  precision  recall      F1"]
+    for label, row in zip(labels, classes, strict=True):
+        lines.append(
+            f"{label:<{width}} {row.examples:>10,}     "
+            f"{row.precision:.4f}  {row.recall:.4f}  {row.f1:.4f}"
+        )
+    return lines
+
+
+def _confusion_lines(confusion: list[list[int]], classes: list[ClassReport]) -> list[str]:
+    labels = [printable(row.label) for row in classes]
+    largest = max(max(row) for row in confusion)
+
+    # Counts and the labels above them share the columns; the labels at the left have their own.
+    width = 1 + max(len(str(largest)), *map(len, labels))
+    left_width = max(4, *map(len, labels))
+
+    lines = ["confusion (row: true class, column: predicted class)"]
+    lines.append(" " * (left_width + 1) + "".join(f"{label:>{width}}" for label in labels))
+    for label, counts in zip(labels, confusion, strict=True):
+        cells = "".join(f"{count:>{width}}" for count in counts)
+        lines.append(f"{label:>{left_width}} {cells}")
+    return lines
 
 
 def _shown_lengths(rows: list[LengthReport]) -> list[tuple[int, int, LengthReport]]:
-    """(from, to, report) of each length; of many lengths, added up between powers of two."""
+    """Return (shortest, longest, report) for each line of the table.
+
+    Each length has a line of its own. If there are very many, those between two powers of two are
+    added up.
+    """
     if len(rows) <= MOST_LENGTHS_SHOWN:
         return [(row.length, row.length, row) for row in rows]
+
+    # Rows come in the order of their lengths, and so do the groups.
     groups: dict[int, list[LengthReport]] = {}
     for row in rows:
-        groups.setdefault((row.length - 1).bit_length(), []).append(row)
+        # 2**(exponent - 1) < length <= 2**exponent
+        exponent = (row.length - 1).bit_length()
+        groups.setdefault(exponent, []).append(row)
+
     shown = []
     for group in groups.values():
-        examples, errors = sum(row.examples for row in group), sum(row.errors for row in group)
-        exhaustive = all(row.exhaustive for row in group)
-        trained = None if group[0].trained is None else any(row.trained for row in group)
-        merged = _length_report(group[-1].length, examples, errors, trained, exhaustive)
-        shown.append((group[0].length, group[-1].length, merged))
+        shortest = group[0].length
+        longest = group[-1].length
+        shown.append((shortest, longest, _added_up(group)))
     return shown
+
+
+def _added_up(rows: list[LengthReport]) -> LengthReport:
+    """Return one report for several lengths; it counts as seen in training if one of them was."""
+    trained = None if rows[0].trained is None else any(row.trained for row in rows)
+    return _length_report(
+        length=rows[-1].length,
+        examples=sum(row.examples for row in rows),
+        errors=sum(row.errors for row in rows),
+        trained=trained,
+        exhaustive=all(row.exhaustive for row in rows),
+    )
 
 
 def _length_report(
     length: int, examples: int, errors: int, trained: bool | None, exhaustive: bool
 ) -> LengthReport:
-    interval = wilson_interval(examples - errors, examples)
     return LengthReport(
-        length, examples, errors, 1 - errors / examples, interval, trained, exhaustive
+        length=length,
+        examples=examples,
+        errors=errors,
+        accuracy=1 - errors / examples,
+        ci95=wilson_interval(examples - errors, examples),
+        trained=trained,
+        exhaustive=exhaustive,
     )
 
 
 def _interval(bounds: tuple[float, float]) -> str:
-    return f"{bounds[0]:.4f} to {bounds[1]:.4f}"
+    low, high = bounds
+    return f"{low:.4f} to {high:.4f}"
 
 
-def _report(
+def _yes_or_no(answer: bool | None) -> str:
+    if answer is None:
+        return "?"
+    return "yes" if answer else "no"
+
+
+def make_report(
     scores: Scores,
     labels: tuple[str, ...],
     trained: Container[int] | None,
-    exhaustive: set[int],
+    exhaustive: Container[int],
     confusion: bool,
 ) -> Report:
+    """Turn the scores of at least one sequence into a report.
+
+    `labels` are the names of the classes, `trained` the lengths seen in training (None: unknown),
+    `exhaustive` the lengths of which every sequence was scored. `confusion` asks for the matrix.
+    """
+    by_length = []
+    for length, (examples, errors) in count_by_length(scores).items():
+        seen = None if trained is None else length in trained
+        by_length.append(_length_report(length, examples, errors, seen, length in exhaustive))
+
+    examples = sum(row.examples for row in by_length)
+    errors = sum(row.errors for row in by_length)
+
+    # One row for each class, in the order of the ids.
     num_classes = len(labels)
-    rows = [
-        _length_report(
-            length,
-            examples,
-            errors,
-            None if trained is None else length in trained,
-            length in exhaustive,
-        )
-        for length, (examples, errors) in count_by_length(scores).items()
-    ]
-    examples, errors = sum(row.examples for row in rows), sum(row.errors for row in rows)
     counts = class_counts(scores.labels, scores.predictions, num_classes)
-    columns = (column.tolist() for column in (counts.true.long(), *counts.precision_recall_f1()))
+    columns = [counts.true.long().tolist()]
+    columns += [column.tolist() for column in counts.precision_recall_f1()]
     by_class = [ClassReport(*row) for row in zip(labels, *columns, strict=True)]
-    matrix = (
-        confusion_matrix(scores.labels, scores.predictions, num_classes).tolist()
-        if confusion
-        else None
-    )
+
+    # (num_classes, num_classes), and only on request: it grows with the square.
+    matrix = None
+    if confusion:
+        matrix = confusion_matrix(scores.labels, scores.predictions, num_classes).tolist()
+
     return Report(
         accuracy=1 - errors / examples,
         ci95=wilson_interval(examples - errors, examples),
         loss=float(scores.losses.double().mean()),
         examples=examples,
         errors=errors,
-        exhaustive=all(row.exhaustive for row in rows),
+        exhaustive=all(row.exhaustive for row in by_length),
         chance=1 / num_classes,
         majority=int(torch.bincount(scores.labels).max()) / examples,
         macro_f1=counts.macro_f1(),
         by_class=by_class if num_classes <= MOST_CLASSES_SHOWN else None,
-        by_length=rows,
+        by_length=by_length,
         confusion=matrix,
     )

@@ -1,4 +1,4 @@
-"""A model over batches."""
+"""The predictions and losses of a model over batches."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from rnncls.model.losses import sequence_losses
 
 
 class Scores(NamedTuple):
-    """What a model said about each of R sequences. All are (R,) and on the CPU."""
+    """The predictions for R sequences, beside the truth. All are (R,) and on the CPU."""
 
     lengths: Tensor
     labels: Tensor
@@ -22,24 +22,36 @@ class Scores(NamedTuple):
 
 @torch.inference_mode()
 def score(model: RNNClassifier, batches: Iterable[Batch]) -> Scores:
-    """Run the model over the batches in evaluation mode; its training mode is put back afterwards."""
-    device = next(model.parameters()).device
+    """Run the model over at least one batch in evaluation mode, then restore its training mode."""
+    # Training validates between two steps, and must find its dropout switched on again.
     was_training = model.training
     model.eval()
+
     parts = []
     try:
         for batch in batches:
-            tokens, labels, lengths = batch.to(device)
+            tokens, labels, lengths = batch.to(model.device)
             logits = model(tokens)  # (B, N)
             parts.append((lengths, labels, logits.argmax(1), sequence_losses(logits, labels)))
     finally:
         model.train(was_training)
-    return Scores(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)))
+
+    # Only now, because each copy to the CPU would wait for the device.
+    columns = zip(*parts, strict=True)
+    return Scores(*(torch.cat(column).cpu() for column in columns))
 
 
 def count_by_length(scores: Scores) -> dict[int, tuple[int, int]]:
-    """(examples, errors) of each length that occurs. Logits that are not finite say nothing: an error."""
-    wrong = ((scores.predictions != scores.labels) | ~scores.losses.isfinite()).double()
+    """Return (examples, errors) of each length that occurs.
+
+    A sequence whose logits are not finite counts as an error, whatever its label.
+    """
+    # argmax of NaN is some class, which may be the right one by chance.
+    wrong = (scores.predictions != scores.labels) | ~scores.losses.isfinite()
     examples = torch.bincount(scores.lengths)
-    errors = torch.bincount(scores.lengths, weights=wrong).long()
-    return {n: (int(examples[n]), int(errors[n])) for n in examples.nonzero().flatten().tolist()}
+    errors = torch.bincount(scores.lengths, weights=wrong.double()).long()
+
+    counts = {}
+    for length in examples.nonzero().flatten().tolist():
+        counts[length] = (int(examples[length]), int(errors[length]))
+    return counts

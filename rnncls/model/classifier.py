@@ -1,6 +1,7 @@
-"""The classifier: embedding -> nn.RNN, nn.LSTM or nn.GRU -> linear head on the final hidden state."""
+"""The classifier: an embedding, then nn.RNN, nn.LSTM or nn.GRU, then a linear head."""
 
 import threading
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -14,9 +15,13 @@ from rnncls.data import Padded
 from rnncls.model.recurrence import PackedRNN
 from rnncls.seeds import mix
 
-_DRAWING = threading.Lock()  # torch has one generator for all threads
+# torch has one generator for all threads: members of a sweep draw their weights one after another.
+_DRAWING = threading.Lock()
+
 _MODULES: dict[str, Any] = {"rnn": PackedRNN, "lstm": nn.LSTM, "gru": nn.GRU}
-_KERNELS: dict[str, Any] = {
+
+# The functions that nn.RNN, nn.LSTM and nn.GRU call, by the name in their `mode`.
+_RNN_FUNCTIONS: dict[str, Any] = {
     "RNN_TANH": torch.rnn_tanh,
     "RNN_RELU": torch.rnn_relu,
     "LSTM": torch.lstm,
@@ -27,10 +32,10 @@ _KERNELS: dict[str, Any] = {
 class RNNClassifier(nn.Module):
     """Many-to-one classification of packed sequences of token ids.
 
-    For cell rnn, h_t = f(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh) with h_0 = 0 and f = tanh or relu; lstm and gru are
-    torch.nn's, with c_0 = 0 as well. The logits are a linear function of the last layer's h at each sequence's own last
-    token (and, when bidirectional, of the backward state at its first). Padding is never embedded and never seen by the
-    recurrence.
+    For cell rnn, h_t = f(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh) with h_0 = 0 and f = tanh or relu;
+    lstm and gru are torch.nn's, with c_0 = 0 as well. The logits are a linear function of the last
+    layer's h at each sequence's own last token (and, when bidirectional, of the backward state at
+    its first token). Padding is never embedded and never seen by the recurrence.
     """
 
     def __init__(
@@ -47,98 +52,131 @@ class RNNClassifier(nn.Module):
         cell: Literal["rnn", "lstm", "gru"] = "rnn",
     ) -> None:
         super().__init__()
+        # The names of these three modules are those of the tensors in a checkpoint.
         self.embedding = nn.Embedding(num_embeddings, embedding_dim)
+
         options: dict[str, Any] = {
             "num_layers": num_layers,
             "bias": bias,
             "bidirectional": bidirectional,
         }
+        # The gated cells get no dropout of torch's, and their nonlinearities are fixed.
         if cell == "rnn":
             options |= {"nonlinearity": nonlinearity, "dropout": dropout}
         self.rnn: nn.RNNBase = _MODULES[cell](embedding_dim, hidden_size, **options)
-        self.dropout = dropout  # between layers; see _layer_by_layer
+
+        # Between layers; see _layer_by_layer.
+        self.dropout = dropout
         self.num_directions = 2 if bidirectional else 1
         self.head = nn.Linear(hidden_size * self.num_directions, num_classes)
 
-    def forward(self, tokens: PackedSequence | Padded) -> Tensor:
-        """Logits (B, num_classes), in the order in which the sequences were given.
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.embedding.weight.device
 
-        Padded sequences give the same as packed ones: in one direction padding comes after a sequence's last token,
-        whose state is taken, and has no gradient. Raises ValueError for padded sequences in two directions.
+    def forward(self, tokens: PackedSequence | Padded) -> Tensor:
+        """Return the logits, (B, num_classes), in the order in which the sequences were given.
+
+        Padded sequences give the same logits as packed ones. In one direction, padding comes after
+        the last token, whose state is taken, so that padding has no influence and no gradient.
+
+        Raises: ValueError if the model is bidirectional and the sequences are padded.
         """
+        # The summary is what the head sees, (B, num_directions * hidden_size).
         if isinstance(tokens, Padded):
             summary = self._summary_of_padded(tokens)
         else:
-            summary = self._summary(tokens._replace(data=self.embedding(tokens.data)))
+            # Real tokens only are embedded, (S, embedding_dim); batch sizes and order stay.
+            embedded = tokens._replace(data=self.embedding(tokens.data))
+            summary = self._summary(embedded)
+
         logits: Tensor = self.head(summary)
         return logits
 
     def _summary_of_padded(self, padded: Padded) -> Tensor:
-        """Of each sequence the last layer's state at its own last token, (B, hidden_size)."""
+        """Return the last layer's state at each sequence's own last token, (B, hidden_size)."""
         if self.num_directions == 2:
             raise ValueError("padded sequences cannot be run in reverse: padding would come first")
+
         embedded = self.embedding(padded.tokens.t())  # (T, B, embedding_dim)
         if self.training and self.dropout > 0:
             output, _ = self._layer_by_layer(embedded, None)
         else:
             output, _ = self.rnn(embedded)  # (T, B, hidden_size)
-        place = (padded.lengths - 1).view(1, -1, 1).expand(1, -1, output.shape[2])
-        return output.gather(0, place)[0]
+
+        # One index for each sequence and unit, (1, B, hidden_size), as `gather` wants it.
+        last_step = (padded.lengths - 1).view(1, -1, 1).expand(1, -1, output.shape[2])
+        return output.gather(0, last_step)[0]
 
     def _summary(self, packed: PackedSequence) -> Tensor:
-        """The last layer's final state(s) of each sequence, (B, num_directions * hidden_size)."""
+        """Return the last layer's final state(s), (B, num_directions * hidden_size)."""
         dropout = self.dropout if self.training else 0
+
+        # On CUDA, PackedRNN is cuDNN's RNN, whose dropout cannot be used: see _layer_by_layer.
         if isinstance(self.rnn, PackedRNN) and (dropout == 0 or not packed.data.is_cuda):
             return self.rnn.summary(packed)
+
         if dropout > 0:
+            # Longest first; torch's own module, below, restores the given order by itself.
             _, hidden = self._layer_by_layer(packed.data, packed.batch_sizes)
-            unsorted = packed.unsorted_indices
-            hidden = hidden if unsorted is None else hidden.index_select(1, unsorted)
+            if packed.unsorted_indices is not None:
+                hidden = hidden.index_select(1, packed.unsorted_indices)
         else:
-            _, hidden = self.rnn(
-                packed
-            )  # (num_layers * num_directions, B, hidden_size), for lstm with its c
-            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+            _, hidden = self.rnn(packed)
+            # The LSTM returns its cell state as well.
+            if isinstance(hidden, tuple):
+                hidden, _ = hidden
+
+        # hidden: (num_layers * num_directions, B, hidden_size)
         return hidden[-self.num_directions :].transpose(0, 1).flatten(1)
 
     def _layer_by_layer(self, data: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As torch.nn's module with dropout between its layers: outputs and final hidden states, longest first.
+        """Run the torch.nn module one layer at a time, with dropout between the layers.
 
-        `data`: packed, with its batch sizes, or (T, B, width) with None. Dropout is drawn by F.dropout from torch's
-        generator, because cuDNN's own RNN dropout keeps its random state where no checkpoint and no seed reaches it.
+        `data` is packed, (S, width), with its batch sizes, or padded, (T, B, width), with None.
+        Dropout is drawn by F.dropout from torch's generator, because cuDNN keeps the random state
+        of its own RNN dropout where neither a checkpoint nor a seed reaches it.
+
+        Returns the last layer's outputs and the final hidden states of all layers, longest first.
         """
         rnn = self.rnn
-        run = _KERNELS[rnn.mode]
-        sequences = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
-        zeros = data.new_zeros(self.num_directions, sequences, rnn.hidden_size)
+        run = _RNN_FUNCTIONS[rnn.mode]
+
+        # h_0 = 0 and, for the LSTM, c_0 = 0 of one layer: (num_directions, B, hidden_size).
+        num_sequences = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
+        zeros = data.new_zeros(self.num_directions, num_sequences, rnn.hidden_size)
         start: Any = [zeros, zeros] if rnn.mode == "LSTM" else zeros
-        weights: list[Tensor] = [weight for part in rnn.all_weights for weight in part]
-        per_layer = len(weights) // rnn.num_layers
+
         finals = []
         for layer in range(rnn.num_layers):
             if layer > 0:
                 data = F.dropout(data, self.dropout)
-            options = (
-                weights[layer * per_layer : (layer + 1) * per_layer],
-                rnn.bias,
-                1,
-                0.0,
-                True,
-                rnn.bidirectional,
-            )
+
+            # torch.nn keeps one list of weights for each layer and direction, in this order.
+            first = layer * self.num_directions
+            directions = rnn.all_weights[first : first + self.num_directions]
+            weights = list(chain.from_iterable(directions))
+
+            # weights, has_biases, num_layers, dropout, train, bidirectional
+            options = (weights, rnn.bias, 1, 0.0, True, rnn.bidirectional)
             if batch_sizes is None:
-                data, final, *_ = run(data, start, *options, False)
+                batch_first = False
+                data, final, *_ = run(data, start, *options, batch_first)
             else:
                 data, final, *_ = run(data, batch_sizes, start, *options)
             finals.append(final)
+
         return data, torch.cat(finals)
 
 
 def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClassifier:
-    """A fresh model on the CPU whose weights are a pure function of its arguments. The global RNG is left alone.
+    """Return a new model on the CPU whose weights are a pure function of the arguments.
 
-    `sizes`: (number of tokens, number of classes), where the config does not say it.
+    `sizes` is (number of tokens, number of classes), for configs that do not say it. The global
+    random state is left alone.
     """
+    # Only the CPU's generator is saved and restored: the model is built there, whatever the device.
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config.seed, "init"))
         model = _model_of(config, sizes)
@@ -149,31 +187,48 @@ def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClas
 def tensor_shapes(
     config: Config, sizes: tuple[int, int] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in the model's state_dict, all float32. Nothing is allocated."""
+    """Return the shape of every tensor in the model's state_dict; nothing is allocated.
+
+    All of them are float32. `sizes` is as for `build_model`.
+    """
+    # Tensors on the device "meta" have a shape and no memory.
     with torch.device("meta"):
-        return {
-            name: tuple(tensor.shape)
-            for name, tensor in _model_of(config, sizes).state_dict().items()
-        }
+        tensors = _model_of(config, sizes).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _model_of(config: Config, sizes: tuple[int, int] | None) -> RNNClassifier:
+    # The sections of the config name the model's own arguments, except for its initialisation.
+    num_tokens, num_classes = sizes or sizes_of(config)
     options = config.model.model_dump(exclude={"recurrent_init", "init_gain"})
-    return RNNClassifier(*(sizes or sizes_of(config)), **options)
+    return RNNClassifier(num_tokens, num_classes, **options)
 
 
 @torch.no_grad()
 def init_recurrence(model: RNNClassifier, recurrent_init: str, gain: float) -> None:
-    """Set W_hh, of each gate, to a random orthogonal or the identity matrix with b_hh = 0, unless `recurrent_init` is
-    default; then scale embedding, W_ih and W_hh by `gain`. The head keeps PyTorch's initialisation.
+    """Initialise the recurrent weights and scale embedding, W_ih and W_hh by `gain`, in place.
+
+    If `recurrent_init` is "orthogonal" or "identity", each gate's W_hh becomes a random orthogonal
+    or the identity matrix, with b_hh = 0. If it is "default", both keep PyTorch's initialisation,
+    as the head always does.
     """
     for name, parameter in model.rnn.named_parameters():
-        if recurrent_init != "default" and name.startswith("weight_hh"):
-            init = nn.init.orthogonal_ if recurrent_init == "orthogonal" else nn.init.eye_
-            for gate in torch.split(parameter, model.rnn.hidden_size):
-                init(gate)
-        elif recurrent_init != "default" and name.startswith("bias_hh"):
-            nn.init.zeros_(parameter)
+        if recurrent_init != "default":
+            if name.startswith("weight_hh"):
+                _init_gates(parameter, recurrent_init, model.rnn.hidden_size)
+            elif name.startswith("bias_hh"):
+                nn.init.zeros_(parameter)
+
+        # Of each layer and direction W_ih and W_hh, but no bias.
         if name.startswith("weight"):
             parameter.mul_(gain)
+
     model.embedding.weight.mul_(gain)
+
+
+def _init_gates(weight: Tensor, recurrent_init: str, hidden_size: int) -> None:
+    """Initialise W_hh, (num_gates * hidden_size, hidden_size), gate by gate."""
+    # Each gate has a square matrix of its own; orthogonal as a whole would be something else.
+    init = nn.init.orthogonal_ if recurrent_init == "orthogonal" else nn.init.eye_
+    for gate in torch.split(weight, hidden_size):
+        init(gate)

@@ -1,12 +1,17 @@
-"""nn.RNN with a forward and a backward of its own over packed sequences, linear in their length.
+"""An nn.RNN whose forward and backward over packed sequences take time linear in their length.
 
-PyTorch slices its projected input once per time step, and the backward of each slice fills, copies and adds a tensor
-as large as all of the input: quadratic in the length. Here one direction of one layer is one autograd function: one
-product for all input projections, then a product and a nonlinearity per time step; backward a product per step, and one
-for the gradient of each weight.
+PyTorch slices its projected input once per time step, and the backward of each slice fills, copies
+and adds a tensor as large as the whole input: quadratic in the length. Here, one direction of one
+layer is one autograd function. Its forward is one product for all input projections, then one
+product and one nonlinearity per time step. Its backward is one product per time step, and one
+product for the gradient of each weight.
+
+Letters: B sequences of S tokens in all, D directions, hidden_size H. Packed rows, (S, ...), stand
+time step by time step; of step t there are sizes[t] rows, one for each sequence that still runs,
+longest sequence first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,116 +22,172 @@ from torch.nn.utils.rnn import PackedSequence
 
 STREAMED_ROWS = 8192  # tokens whose states are in memory at a time when no gradient is wanted
 
+# f'(z) as a function of f(z), multiplied with a gradient in one pass and written in place.
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
 class PackedRNN(nn.RNN):
-    """torch.nn.RNN: its arguments, parameters, initialisation and, up to rounding, results.
+    """An nn.RNN with the same arguments, parameters, initialisation and, up to rounding, results.
 
-    Input that is not packed, or not on the CPU, goes PyTorch's own way, which on CUDA is cuDNN.
+    Input that is not packed, or not on the CPU, is left to PyTorch, which on CUDA calls cuDNN.
     """
 
     def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
-        """As of nn.RNN. For a PackedSequence of (S, input_size): the outputs, packed, (S, D * hidden_size), and the
-        final states (D * num_layers, B, hidden_size) in the order in which the sequences were given.
+        """Return the outputs and the final states, as nn.RNN does.
+
+        For a PackedSequence of (S, input_size) these are a PackedSequence of (S, D * H), and
+        (D * num_layers, B, H) in the order in which the sequences were given.
         """
         if not isinstance(input, PackedSequence) or input.data.device.type != "cpu":
             return super().forward(input, hx)
+
+        # Inside, sequences stand longest first, as in the packed rows.
         if hx is not None:
             hx = self.permute_hidden(hx, input.sorted_indices)
             self.check_forward_args(input.data, hx, input.batch_sizes)
-        states, last = self._all_states(input, hx)
-        finals = [
-            _final(output, last, direction)
-            for layer in states
-            for direction, output in enumerate(layer)
-        ]
-        data = states[-1][0] if len(states[-1]) == 1 else torch.cat(states[-1], 1)
+
+        states, last_tokens = self._all_states(input, hx)
+
+        # nn.RNN's order: layer by layer, and in each the directions.
+        finals: list[Tensor] = []
+        for directions in states:
+            finals += _final_states(directions, last_tokens)
         hidden = self.permute_hidden(torch.stack(finals), input.unsorted_indices)
-        return PackedSequence(
-            data, input.batch_sizes, input.sorted_indices, input.unsorted_indices
-        ), hidden
+
+        output = PackedSequence(
+            _side_by_side(states[-1]),
+            input.batch_sizes,
+            input.sorted_indices,
+            input.unsorted_indices,
+        )
+        return output, hidden
 
     def summary(self, input: PackedSequence) -> Tensor:
-        """The last layer's final states alone, (B, D * hidden_size), in the order in which the sequences were given."""
+        """Return the last layer's final states alone, (B, D * H), in the order of the input."""
         if input.data.device.type != "cpu":
+            # (D * num_layers, B, H): the last D are the last layer's.
             _, hidden = super().forward(input)
-            return hidden[-2:].transpose(0, 1).flatten(1) if self.bidirectional else hidden[-1]
-        if (
-            not torch.is_grad_enabled()
-            and not self.bidirectional
-            and not (self.training and self.dropout > 0)
-        ):
-            summary = self._streamed(input.data, input.batch_sizes.tolist())
-        else:
-            states, last = self._all_states(input, None)
-            finals = [
-                _final(output, last, direction) for direction, output in enumerate(states[-1])
-            ]
-            summary = finals[0] if len(finals) == 1 else torch.cat(finals, 1)
-        return (
-            summary
-            if input.unsorted_indices is None
-            else summary.index_select(0, input.unsorted_indices)
-        )
+            if self.bidirectional:
+                return hidden[-2:].transpose(0, 1).flatten(1)
+            return hidden[-1]
 
-    def _streamed(self, data: Tensor, sizes: list[int]) -> Tensor:
-        """The same, longest sequence first, some time steps after the other: no more states are kept than of these."""
+        if self._can_stream():
+            summary = self._streamed_summary(input.data, input.batch_sizes.tolist())
+        else:
+            states, last_tokens = self._all_states(input, None)
+            summary = _side_by_side(_final_states(states[-1], last_tokens))
+
+        # Without indices, the sequences were given longest first.
+        if input.unsorted_indices is None:
+            return summary
+        return summary.index_select(0, input.unsorted_indices)
+
+    def _can_stream(self) -> bool:
+        """Return whether a state is not needed any more once the next one is known."""
+        # Backward needs all states, the reverse direction begins at the end, and dropout would have
+        # to be drawn in another order than for the whole layer.
+        drops = self.training and self.dropout > 0
+        return not torch.is_grad_enabled() and not self.bidirectional and not drops
+
+    def _streamed_summary(self, data: Tensor, sizes: list[int]) -> Tensor:
+        """Return the last layer's final states, (B, H), longest sequence first.
+
+        The time steps are run in chunks. Each chunk starts from the states in which the chunk
+        before ended, so that memory does not grow with the length of the sequences.
+        """
         final = data.new_empty(sizes[0], self.hidden_size)
         starts: list[Tensor | None] = [None] * self.num_layers
-        first = row = 0
-        while first < len(sizes):
-            last, rows = first + 1, sizes[first]
-            while last < len(sizes) and rows + sizes[last] <= STREAMED_ROWS:
-                last, rows = last + 1, rows + sizes[last]
-            states, own = data[row : row + rows], sizes[first:last]
+
+        # The first row of the chunk in `data`.
+        row = 0
+
+        for chunk in _chunks(sizes):
+            # As many sequences reach this chunk, those that stand first.
+            running = chunk[0]
+            states = data[row : row + sum(chunk)]
+            row += sum(chunk)
+
             for layer, weights in enumerate(self.all_weights):
                 start = starts[layer]
-                start = None if start is None else start[: own[0]]
-                states = run_layer(states, own, start, weights, self.nonlinearity, reverse=False)
-                starts[layer] = states[-own[-1] :].clone()
-            final[: own[0]] = states[
-                torch.tensor(last_rows(own))
-            ]  # of those that go on, a later state comes
-            first, row = last, row + rows
+                if start is not None:
+                    start = start[:running]
+                states = run_layer(states, chunk, start, weights, self.nonlinearity)
+                # A copy, so that the other states of the chunk can be freed.
+                starts[layer] = states[-chunk[-1] :].clone()
+
+            # Sequences that go on are overwritten by a later chunk.
+            final[:running] = states[torch.tensor(last_rows(chunk))]
+
         return final
 
     def _all_states(
         self, input: PackedSequence, hx: Tensor | None
     ) -> tuple[list[list[Tensor]], Tensor]:
-        """For each layer and direction the states (S, hidden_size); and the row of each sequence's last token (B,)."""
-        data, sizes = input.data, input.batch_sizes.tolist()
+        """Return the states (S, H) of each layer and direction, and each last token's row, (B,)."""
+        data = input.data
+        sizes = input.batch_sizes.tolist()
         weights: Sequence[Sequence[Tensor]] = self.all_weights
+        # Autocast leaves in-place products alone, so data and weights are cast here, once.
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
-            data, weights = (
-                data.to(dtype),
-                [[weight.to(dtype) for weight in part] for part in weights],
-            )
-        directions, states = 2 if self.bidirectional else 1, list[list[Tensor]]()
+            data = data.to(dtype)
+            weights = [[weight.to(dtype) for weight in part] for part in weights]
+
+        num_directions = 2 if self.bidirectional else 1
+        states: list[list[Tensor]] = []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0:
                 data = F.dropout(data, self.dropout, self.training)
+
             outputs = []
-            for number in range(layer * directions, (layer + 1) * directions):
+            for direction in range(num_directions):
+                # nn.RNN numbers its weights and h_0 like this.
+                number = layer * num_directions + direction
                 start = None if hx is None else hx[number].to(data.dtype)
-                reverse = number % directions == 1
+                reverse = direction == 1
                 outputs.append(
                     run_layer(data, sizes, start, weights[number], self.nonlinearity, reverse)
                 )
             states.append(outputs)
-            data = outputs[0] if directions == 1 else torch.cat(outputs, 1)
+            data = _side_by_side(outputs)
+
         return states, torch.tensor(last_rows(sizes))
 
 
-def _final(output: Tensor, last: Tensor, direction: int) -> Tensor:
-    """The final states of one direction, longest sequence first: the reverse one ends at the first tokens."""
-    return output[: len(last)] if direction == 1 else output.index_select(0, last)
+def _side_by_side(directions: list[Tensor]) -> Tensor:
+    """Return the columns of all directions in one tensor; a single one is not copied."""
+    return directions[0] if len(directions) == 1 else torch.cat(directions, 1)
+
+
+def _final_states(directions: list[Tensor], last_tokens: Tensor) -> list[Tensor]:
+    """Return the final states of one layer, (B, H) for each direction, longest sequence first."""
+    # Forwards, a sequence ends at its last token.
+    finals = [directions[0].index_select(0, last_tokens)]
+    if len(directions) == 2:
+        # The reverse direction ends at the first tokens, which are the first rows.
+        finals.append(directions[1][: len(last_tokens)])
+    return finals
+
+
+def _chunks(sizes: list[int]) -> Iterator[list[int]]:
+    """Cut the time steps into chunks of at most STREAMED_ROWS rows, but of at least one step."""
+    chunk: list[int] = []
+    rows = 0
+    for size in sizes:
+        if chunk and rows + size > STREAMED_ROWS:
+            yield chunk
+            chunk = []
+            rows = 0
+        chunk.append(size)
+        rows += size
+    yield chunk
 
 
 def last_rows(sizes: list[int]) -> list[int]:
-    """The row of each sequence's last token, longest sequence first, from a PackedSequence's batch sizes.
+    """Return the row of each sequence's last token, longest sequence first.
+
+    `sizes` are the batch sizes of a PackedSequence.
 
     >>> last_rows([3, 2, 1, 1])
     [6, 4, 2]
@@ -134,7 +195,9 @@ def last_rows(sizes: list[int]) -> list[int]:
     rows: list[int] = []
     end = sum(sizes)
     for size in reversed(sizes):
+        # The first row of this step.
         end -= size
+        # Later steps have the first len(rows) sequences; the others of this step end here.
         rows += range(end + len(rows), end + size)
     return rows
 
@@ -147,68 +210,92 @@ def run_layer(
     nonlinearity: str,
     reverse: bool = False,
 ) -> Tensor:
-    """One direction of one layer: the states (S, H) after every token.
+    """Run one direction of one layer and return the states after every token, (S, H).
 
-    `data`: (S, D), time step by time step, `sizes[t]` rows for step t, longest sequence first; `start`: h_0 (B, H),
-    None for zeros; `weights`: w_ih (H, D), w_hh (H, H) and, unless without bias, b_ih (H,) and b_hh (H,).
+    `data`: (S, input_size), time step by time step, sizes[t] rows for step t, longest sequence
+    first. `start`: h_0 (B, H), or None for zeros. `weights`: w_ih (H, input_size), w_hh (H, H) and,
+    unless the layer has no bias, b_ih (H,) and b_hh (H,).
     """
+    # Both biases are added to the same sum, so one addition does; each gets its gradient.
     w_ih, w_hh, *biases = weights
     bias = biases[0] + biases[1] if biases else None
-    output: Tensor = _Layer.apply(data, start, w_ih, w_hh, bias, sizes, nonlinearity, reverse)  # type: ignore[no-untyped-call]
+    output: Tensor = _Layer.apply(  # type: ignore[no-untyped-call]
+        data, start, w_ih, w_hh, bias, sizes, nonlinearity, reverse
+    )
     return output
 
 
 class _Layer(torch.autograd.Function):
     """h_t = f(x_t W_ih' + b + h_(t-1) W_hh'), and its derivatives.
 
-    With g_t the gradient of step t's pre-activations: g_t = f'(h_t) (dL/dh_t + g_(t+1) W_hh), dL/dx = g W_ih,
-    dL/dW_ih = g' x, dL/dW_hh = sum over t of g_t' h_(t-1), dL/db = sum of g. Run in reverse, t + 1 comes before t.
+    With g_t the gradient of step t's pre-activations: g_t = f'(h_t) (dL/dh_t + g_(t+1) W_hh),
+    dL/dx = g W_ih, dL/dW_ih = g' x, dL/dW_hh = sum over t of g_t' h_(t-1), dL/db = sum of g. Run in
+    reverse, t + 1 comes before t.
     """
 
     @staticmethod
     def forward(ctx, data, start, w_ih, w_hh, bias, sizes, nonlinearity, reverse):  # type: ignore[no-untyped-def]
+        # (S, H): x_t W_ih' + b of all steps. It becomes the states, in place.
         output = torch.mm(data, w_ih.t()) if bias is None else torch.addmm(bias, data, w_ih.t())
         steps = torch.split(output, sizes)
         activate = torch.tanh_ if nonlinearity == "tanh" else torch.relu_
         recurrent = w_hh.t()
-        for t in _order(sizes, reverse):
-            if (before := _before(steps, sizes, start, t, reverse)) is not None:
-                steps[t][: len(before)].addmm_(before, recurrent)
+
+        for t in _time_order(sizes, reverse):
+            previous = _previous_states(steps, sizes, start, t, reverse)
+            if previous is not None:
+                steps[t][: len(previous)].addmm_(previous, recurrent)
             activate(steps[t])
+
         ctx.save_for_backward(data, start, w_ih, w_hh, output)
-        ctx.sizes, ctx.nonlinearity, ctx.reverse = sizes, nonlinearity, reverse
+        ctx.sizes = sizes
+        ctx.nonlinearity = nonlinearity
+        ctx.reverse = reverse
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_output):  # type: ignore[no-untyped-def]
         data, start, w_ih, w_hh, output = ctx.saved_tensors
-        sizes, reverse = ctx.sizes, ctx.reverse
+        sizes = ctx.sizes
+        reverse = ctx.reverse
+
+        # Becomes g, in place: row by row dL/dh_t, plus g_(t+1) W_hh, times f'(h_t).
         gradient = d_output.clone(memory_format=torch.contiguous_format)
-        gradients, steps = gradient.split(sizes), output.split(sizes)
+        gradients = gradient.split(sizes)
+        steps = output.split(sizes)
         d_start = None if start is None else torch.zeros_like(start)
-        pairs = []  # (gradients of the pre-activations, states before) of the steps that have some
-        for t in reversed(_order(sizes, reverse)):
+
+        # (g_t, h_(t-1)) of each step, for its rows that have a previous state.
+        pairs = []
+        for t in reversed(_time_order(sizes, reverse)):
             if ctx.nonlinearity == "tanh":
                 _tanh_backward(gradients[t], steps[t], grad_input=gradients[t])
             else:
                 _relu_backward(gradients[t], steps[t], 0, grad_input=gradients[t])
-            if (before := _before(steps, sizes, start, t, reverse)) is None:
+
+            # At the first step from zero there is nothing to pass on.
+            previous = _previous_states(steps, sizes, start, t, reverse)
+            if previous is None:
                 continue
-            own = gradients[t][: len(before)]
-            pairs.append((own, before))
+            own = gradients[t][: len(previous)]
+            pairs.append((own, previous))
+
+            # The first `known` rows come from step `source`; the others began at `start`.
             source = t + 1 if reverse else t - 1
             known = min(sizes[t], sizes[source]) if 0 <= source < len(sizes) else 0
-            if (
-                known
-            ):  # rows whose state before is that of step `source`; the others began at `start`
+            if known:
                 gradients[source][:known].addmm_(own[:known], w_hh)
-            if d_start is not None and known < len(before):
-                d_start[known : len(before)].addmm_(own[known:], w_hh)
+            if d_start is not None and known < len(previous):
+                d_start[known : len(previous)].addmm_(own[known:], w_hh)
+
+        # One product for each gradient, over all steps at once.
         d_data = gradient.mm(w_ih) if ctx.needs_input_grad[0] else None
+        d_w_ih = gradient.t().mm(data)
+        own, previous = _joined(pairs, gradient, output, sizes[0], reverse, start is None)
+        d_w_hh = own.t().mm(previous)
         d_bias = gradient.sum(0) if ctx.needs_input_grad[4] else None
-        own, before = _joined(pairs, gradient, output, sizes[0], reverse, start is None)
-        return d_data, d_start, gradient.t().mm(data), own.t().mm(before), d_bias, None, None, None
+        return d_data, d_start, d_w_ih, d_w_hh, d_bias, None, None, None
 
 
 def _joined(
@@ -219,25 +306,41 @@ def _joined(
     reverse: bool,
     from_zero: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Rows of gradients and of the states before them, all steps in one. Copies only what does not lie in order."""
+    """Return g_t and h_(t-1) of all steps in two tensors, (R, H) each, for R rows with an h_(t-1).
+
+    `first` is the number of rows of step 0, and `from_zero` says that h_0 = 0. Starting from zero,
+    one of the two is all of `gradient` or `output` but step 0 and need not be copied: forwards g_t,
+    because every later step has a previous state, and in reverse h_(t-1), because every later step
+    is one.
+    """
     if not pairs:
         return gradient[:0], output[:0]
+
+    # In the order of the rows in `gradient` and `output`, which is that of the time steps.
     pairs = sorted(pairs, key=lambda pair: pair[0].storage_offset())
-    own = gradient[first:] if from_zero and not reverse else torch.cat([pair[0] for pair in pairs])
-    before = output[first:] if from_zero and reverse else torch.cat([pair[1] for pair in pairs])
-    return own, before
+    slice_own = from_zero and not reverse
+    slice_previous = from_zero and reverse
+    own = gradient[first:] if slice_own else torch.cat([pair[0] for pair in pairs])
+    previous = output[first:] if slice_previous else torch.cat([pair[1] for pair in pairs])
+    return own, previous
 
 
-def _order(sizes: list[int], reverse: bool) -> range:
+def _time_order(sizes: list[int], reverse: bool) -> range:
     return range(len(sizes) - 1, -1, -1) if reverse else range(len(sizes))
 
 
-def _before(
+def _previous_states(
     steps: tuple[Tensor, ...], sizes: list[int], start: Tensor | None, t: int, reverse: bool
 ) -> Tensor | None:
-    """The states before step t, for the first so many of its rows as have one that is not zero by definition."""
+    """Return h_(t-1) for the first rows of step t, as many as have one that is not zero.
+
+    Returns None if no row has one: the first step that is run, from h_0 = 0.
+    """
+    # Forwards, the sequences of step t are the first of those of step t - 1.
     if not reverse:
         return steps[t - 1][: sizes[t]] if t > 0 else start
+
+    # In reverse, fewer sequences run at step t + 1; those that begin at step t come from `start`.
     known = steps[t + 1] if t + 1 < len(sizes) else steps[t][:0]
     if start is None:
         return known if len(known) else None

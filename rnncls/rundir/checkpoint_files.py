@@ -1,4 +1,4 @@
-"""Newest, best, damaged: which file to read."""
+"""The checkpoint files of a run: which one to read, and what becomes of old and damaged ones."""
 
 import sys
 from itertools import count
@@ -7,114 +7,162 @@ from pathlib import Path
 from rnncls.errors import CheckpointError, Damaged, Problem
 from rnncls.model.classifier import RNNClassifier
 from rnncls.rundir import tensorfile
-from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint, restore_model
-from rnncls.rundir.paths import BEST, step_path
+from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
+from rnncls.rundir.paths import BEST, CHECKPOINTS, step_path
+from rnncls.rundir.restore import restore_model
 from rnncls.system.files import link, writing
 
 
-def mark_best(path: Path) -> None:
-    """Make `best.safetensors` another name of this checkpoint (or a copy, where links are refused)."""
-    with writing(path.parent / BEST, "cannot write the checkpoint"):
-        link(path, path.parent / BEST)
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest step files. `best.safetensors` stays."""
-    with writing(folder, "cannot delete an old checkpoint"):
-        for path in step_files(folder)[keep:]:
-            path.unlink(missing_ok=True)
-
-
-def step_files(folder: Path) -> list[Path]:
-    """The step checkpoints in a folder, newest first, by number and not by time."""
-    files = [path for path in folder.glob("step-*.safetensors") if path.stem[5:].isdecimal()]
-    return sorted(files, key=lambda path: int(path.stem[5:]), reverse=True)
-
-
 def find_checkpoint(path: str | Path) -> Path:
-    """The file to read for a checkpoint file, or for a run directory: its best, else its newest checkpoint."""
-    best = Path(path) / "checkpoints" / BEST
+    """Return the file to read for a checkpoint file or a run directory.
+
+    In a run directory it is the best checkpoint, or the newest if there is no best one.
+
+    Raises: CheckpointError for a directory without checkpoints. MachineError if the path cannot
+    be looked at.
+    """
+    path = Path(path)
+    best = path / CHECKPOINTS / BEST
     try:
         return best if best.exists() else find_newest(path)
     except OSError as error:  # a name that is too long, no permission
-        raise tensorfile.cannot_read(Path(path), error) from None
+        raise tensorfile.cannot_read(path, error) from None
 
 
 def find_newest(path: str | Path) -> Path:
-    """The newest step checkpoint of a run directory; a path that is no directory is taken as the file itself.
+    """Return the newest step checkpoint of a run directory; any other path is returned as it is.
 
-    Raises CheckpointError for a directory without checkpoints, naming what is there.
+    Raises: CheckpointError for a directory without checkpoints, which names what is there.
     """
     path = Path(path)
     if not path.is_dir():
         return path
-    if files := step_files(path / "checkpoints"):
+    files = step_files(path / CHECKPOINTS)
+    if files:
         return files[0]
-    runs = sorted(folder.parent for folder in path.glob("*/checkpoints"))
-    found = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
-    remedy = f"a run in it, for example {runs[-1]}" if runs else ""
-    expected = "a run directory, with checkpoints in checkpoints/, or a checkpoint file"
+
+    names = sorted(child.name for child in path.iterdir())
+    runs = sorted(folder.parent for folder in path.glob(f"*/{CHECKPOINTS}"))
     raise CheckpointError(
         Problem(
             "no checkpoint in this folder",
             str(path),
-            expected=expected,
-            found=found,
-            remedy=remedy,
+            expected="a run directory, with checkpoints in checkpoints/, or a checkpoint file",
+            found=", ".join(names[:5]) or "nothing",
+            remedy=f"a run in it, for example {runs[-1]}" if runs else "",
             id="K1",
         )
     )
 
 
+def read_best(path: str | Path) -> Checkpoint:
+    """Read and verify a checkpoint file, or the checkpoint of a run that `find_checkpoint` finds.
+
+    Raises: CheckpointError, MachineError.
+    """
+    return read_checkpoint(find_checkpoint(path))
+
+
 def load_model(path: str | Path) -> RNNClassifier:
-    """The classifier of a checkpoint file, or of a run directory's best, on the CPU in evaluation mode."""
-    return restore_model(read_checkpoint(find_checkpoint(path)))
+    """Return the classifier of a checkpoint file, or of a run directory's best checkpoint.
+
+    It is on the CPU and in evaluation mode. Raises: CheckpointError, MachineError.
+    """
+    return restore_model(read_best(path))
+
+
+def step_files(folder: Path) -> list[Path]:
+    """Return the step checkpoints in a folder, newest first, by number and not by time."""
+    files = [path for path in folder.glob("step-*.safetensors") if path.stem[5:].isdecimal()]
+    return sorted(files, key=lambda path: int(path.stem[5:]), reverse=True)
+
+
+def mark_best(path: Path) -> None:
+    """Make `best.safetensors` another name of this checkpoint, or a copy where links are refused.
+
+    Raises: WriteError.
+    """
+    best = path.parent / BEST
+    with writing(best, "cannot write the checkpoint"):
+        link(path, best)
+
+
+def tidy(path: Path, is_best: bool, keep: int) -> None:
+    """Mark the checkpoint that was just committed if it is the best, and delete old ones.
+
+    The `keep` newest step files stay, and `best.safetensors`. Raises: WriteError.
+    """
+    old = step_files(path.parent)[keep:]
+    if is_best:
+        mark_best(path)
+    with writing(path.parent, "cannot delete an old checkpoint"):
+        for old_path in old:
+            old_path.unlink(missing_ok=True)
 
 
 def recover(run_dir: Path) -> Checkpoint:
-    """The newest checkpoint of a run that verifies; best.safetensors is put right beside it.
+    """Return the newest checkpoint of a run that verifies, and put best.safetensors right.
 
-    A file that does not verify gets `.bad` behind its name and is never deleted. Only the owner of the run may call
-    this. Raises CheckpointError when there is no checkpoint, or none that is whole: never a silent fresh start.
+    A file that does not verify gets `.bad` behind its name and is never deleted. Only the owner of
+    the run may call this.
+
+    Raises: CheckpointError if there is no checkpoint, or no undamaged one: there is never a silent
+    fresh start.
     """
-    folder = run_dir / "checkpoints"
+    folder = run_dir / CHECKPOINTS
     files = step_files(folder)
     if not files:
         find_newest(run_dir)  # raises, and says what is there
+
     for path in files:
         try:
             checkpoint = read_checkpoint(path)
         except Damaged as error:
-            print(f"{error.render()}\n  set aside: {set_aside(path).name}", file=sys.stderr)
+            _report_and_set_aside(path, error)
         else:
             _repair_best(folder, checkpoint)
             return checkpoint
-    what = f"none of the {len(files)} checkpoints is whole"
+
     raise CheckpointError(
-        Problem(what, str(folder), remedy="a new run; the damaged files are kept", id="K2")
+        Problem(
+            f"none of the {len(files)} checkpoints is whole",
+            str(folder),
+            remedy="a new run; the damaged files are kept",
+            id="K2",
+        )
     )
 
 
 def set_aside(path: Path) -> Path:
-    """Rename to `<name>.bad`, numbered if taken; returns the new path."""
-    names = (path.with_name(f"{path.name}.bad{number or ''}") for number in count())
-    target = next(name for name in names if not name.exists())
-    return path.rename(target)
+    """Rename a file to `<name>.bad`, numbered if that is taken, and return the new path."""
+    for number in count():
+        target = path.with_name(f"{path.name}.bad{number or ''}")
+        if not target.exists():
+            return path.rename(target)
+    raise AssertionError("unreachable: count() never ends")
+
+
+def _report_and_set_aside(path: Path, error: CheckpointError) -> None:
+    print(f"{error.render()}\n  set aside: {set_aside(path).name}", file=sys.stderr)
 
 
 def _repair_best(folder: Path, checkpoint: Checkpoint) -> None:
-    """After a kill between a commit and its link, or damage: link the best step's file again if that is whole."""
-    best, step = folder / BEST, checkpoint.state.counters.get("best_step")
-    if not isinstance(step, int) or step < 0:
+    """Make best.safetensors the best checkpoint again, after damage or a kill before its link."""
+    best_step = checkpoint.state.counters.get("best_step")
+    if not isinstance(best_step, int) or best_step < 0:
         return
+
+    best = folder / BEST
     try:
-        if (best.exists() or best.is_symlink()) and read_checkpoint(best).state.step >= step:
+        is_there = best.exists() or best.is_symlink()
+        if is_there and read_checkpoint(best).state.step >= best_step:
             return
     except CheckpointError as error:
-        print(f"{error.render()}\n  set aside: {set_aside(best).name}", file=sys.stderr)
-    path = step_path(folder, step)
+        _report_and_set_aside(best, error)
+
+    path = step_path(folder, best_step)
     try:
-        if path.exists() and read_checkpoint(path).state.step == step:
+        if path.exists() and read_checkpoint(path).state.step == best_step:
             mark_best(path)
     except Damaged as error:
-        print(f"{error.render()}\n  set aside: {set_aside(path).name}", file=sys.stderr)
+        _report_and_set_aside(path, error)

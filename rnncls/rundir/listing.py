@@ -1,4 +1,4 @@
-"""What has been run: a list of runs, and how two of them differ."""
+"""Lists of runs, and how two runs differ."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -7,31 +7,42 @@ from typing import Any
 
 from rnncls.config import flatten, load_config
 from rnncls.errors import CheckpointError, ConfigError, Problem
-from rnncls.rundir.paths import CHECKPOINTS, STATUS
+from rnncls.rundir.paths import CHECKPOINTS, CONFIG, STATUS
 from rnncls.rundir.status import read_status
 from rnncls.rundir.tables import read_metrics
 from rnncls.system.files import read_regular
+
+MAX_CONFIG_BYTES = 2**20
 
 Difference = dict[str, tuple[Any, Any]]
 
 
 def find_runs(folder: Path) -> list[dict[str, Any]]:
-    """Every run below `folder`, newest first: run, state, step, best_accuracy, and age_s since it was last heard of."""
+    """Return every run below `folder`, newest first.
+
+    Each has run, state, step, best_accuracy, exit_code, and age_s, the seconds since its status
+    was written. Raises: CheckpointError if there is no such folder.
+    """
     if not folder.is_dir() and folder != Path("runs"):
         raise CheckpointError(
             Problem("no such folder", str(folder), remedy="the folder that has the runs", id="K1")
         )
-    listed = [_listed(path.parent) for path in folder.glob(f"**/{STATUS}")]
-    runs = [run for run in listed if run is not None]
+
+    runs = []
+    for path in folder.glob(f"**/{STATUS}"):
+        run = _describe_status(path.parent)
+        if run is not None:
+            runs.append(run)
     return sorted(runs, key=lambda run: (run["age_s"], run["run"]))
 
 
-def _listed(run_dir: Path) -> dict[str, Any] | None:
-    """None where the status is none that rnncls wrote."""
+def _describe_status(run_dir: Path) -> dict[str, Any] | None:
+    """Return the run's line of the list; None if its status is not one that rnncls wrote."""
     status = read_status(run_dir)
     try:
         age = datetime.now(UTC) - datetime.fromisoformat(status["updated_at"])
-        best, exit_code = status["best_accuracy"], status["exit_code"]
+        best = status["best_accuracy"]
+        exit_code = status["exit_code"]
         return {
             "run": str(run_dir),
             "state": str(status["state"]),
@@ -45,43 +56,59 @@ def _listed(run_dir: Path) -> dict[str, Any] | None:
 
 
 def compare(one: Path, other: Path) -> dict[str, Difference]:
-    """`{"config": {key: (value of one, value of other)}, "result": ...}`, only what differs; None where it is missing.
+    """Return how two runs differ: `{"config": {key: (one's value, other's value)}, "result": ...}`.
 
-    Results are the status and the last logged value of each metric. Raises CheckpointError for a folder that is no run
-    directory, ConfigError for a config that cannot be read.
+    Only what differs is there, with None where a value is missing. Results are the status and the
+    last logged value of each metric.
+
+    Raises: CheckpointError for a folder that is not a run directory. ConfigError for a config that
+    cannot be read.
     """
-    first, second = _described(one), _described(other)
+    first = _describe_run(one)
+    second = _describe_run(other)
     return {part: _differences(first[part], second[part]) for part in first}
 
 
 def _differences(first: dict[str, Any], second: dict[str, Any]) -> Difference:
-    pairs = {key: (first.get(key), second.get(key)) for key in first | second}
-    return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
+    differences = {}
+    for key in first | second:
+        pair = (first.get(key), second.get(key))
+        if pair[0] != pair[1]:
+            differences[key] = pair
+    return differences
 
 
-def _described(run_dir: Path) -> dict[str, dict[str, Any]]:
+def _describe_run(run_dir: Path) -> dict[str, dict[str, Any]]:
     if not (run_dir / CHECKPOINTS).is_dir():
-        expected = "a folder with config.yaml and checkpoints/"
-        raise CheckpointError(Problem("no run directory", str(run_dir), expected=expected, id="K1"))
+        raise CheckpointError(
+            Problem(
+                "not a run directory",
+                str(run_dir),
+                expected="a folder with config.yaml and checkpoints/",
+                id="K1",
+            )
+        )
+
+    config_path = run_dir / CONFIG
     try:
-        read_regular(run_dir / "config.yaml", 2**20)  # a pipe would block
+        read_regular(config_path, MAX_CONFIG_BYTES)  # a pipe would block load_config
     except OSError as error:
-        what, remedy = f"cannot read the config: {error.strerror}", "a run directory"
+        what = f"cannot read the config: {error.strerror}"
         raise ConfigError(
-            Problem(what, str(run_dir / "config.yaml"), remedy=remedy, id="C1")
+            Problem(what, str(config_path), remedy="a run directory", id="C1")
         ) from None
+
     status = read_status(run_dir)
     result = {key: status.get(key) for key in ("state", "step", "best_accuracy")}
-    return {
-        "config": flatten(load_config(run_dir / "config.yaml")),
-        "result": result | _last_metrics(run_dir),
-    }
+    result |= _last_metrics(run_dir)
+    return {"config": flatten(load_config(config_path)), "result": result}
 
 
 def _last_metrics(run_dir: Path) -> dict[str, Any]:
-    """The last value of each tag."""
+    """Return the last logged value of each tag."""
     last: dict[str, Any] = {}
     with suppress(OSError):
         for row in read_metrics(run_dir):
             last |= row
-    return {tag: value for tag, value in last.items() if tag != "step"}
+    last.pop("step", None)
+    return last

@@ -1,27 +1,52 @@
-"""What is called how in a run directory."""
+"""The names of everything in a run directory, each spelled once.
+
+.lock                        who owns the directory (lock.py)
+config.yaml                  the resolved config: `rnncls train --config` on it repeats the run
+status.json                  how the run stands (status.py)
+metrics.jsonl, metrics.csv   one line per logged step, named like the TensorBoard tags (tables.py)
+events.out.tfevents.*        TensorBoard: one event stream, HParams included (events.py)
+checkpoints/                 step-N.safetensors and best.safetensors (checkpoint.py)
+profile/                     a trace of some steps, with train.profile
+crash.log                    the traceback of an error that rnncls did not expect
+"""
 
 from datetime import datetime
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 
+LOCK = ".lock"
+CONFIG = "config.yaml"
+STATUS = "status.json"
+METRICS = "metrics.jsonl"
+METRICS_TABLE = "metrics.csv"
+EVENT_FILES = "events.out.tfevents.*"  # a glob pattern; TensorBoard chooses the names
+CHECKPOINTS = "checkpoints"
 BEST = "best.safetensors"
+TRACE = "profile/steps.pt.trace.json"
+CRASH_LOG = "crash.log"
 
 
 def step_path(folder: Path, step: int) -> Path:
+    """Return the checkpoint file of a step in the folder of checkpoints."""
     return folder / f"step-{step:08d}.safetensors"
 
 
-LOCK = ".lock"
-STATUS = "status.json"
-CHECKPOINTS = "checkpoints"
-METRICS = "metrics.jsonl"
-
-
 def default_run_dir(config_path: Path, name: str = "") -> Path:
-    """`runs/<config name>/<date_time>[-name]`, numbered if taken. A run's own config.yaml goes by that run's name."""
-    is_run = config_path.name == "config.yaml" and (config_path.parent / "checkpoints").is_dir()
-    stem = config_path.resolve().parent.parent.name if is_run else config_path.stem
+    """Return `runs/<config name>/<date_time>[-name]`, numbered if that is taken.
+
+    A run's own config.yaml counts as the config that the run was started with.
+    """
+    config_name = config_path.stem
+    if config_path.name == CONFIG and (config_path.parent / CHECKPOINTS).is_dir():
+        config_name = config_path.resolve().parent.parent.name
+
     time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    wanted = Path("runs") / stem / (f"{time}-{name}" if name else time)
-    others = (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
-    return next(path for path in chain([wanted], others) if not path.exists())
+    first_choice = Path("runs") / config_name / (f"{time}-{name}" if name else time)
+    if not first_choice.exists():
+        return first_choice
+
+    for number in count(2):
+        path = first_choice.with_name(f"{first_choice.name}-{number}")
+        if not path.exists():
+            return path
+    raise AssertionError("unreachable: count() never ends")

@@ -1,6 +1,9 @@
-"""Ways of taking training steps. All give the results of `train_step`, up to rounding."""
+"""Engines take the training steps. Their results equal those of `train_step` up to rounding.
 
-from rnncls.steps.eager import one_by_one, train_step
+Start reading at `eager.train_step`, the reference, and `engines`, which says what an engine is.
+"""
+
+from rnncls.steps.eager import eager_steps, train_step
 from rnncls.steps.engines import Engine, choose
 
-__all__ = ["Engine", "choose", "one_by_one", "train_step"]
+__all__ = ["Engine", "choose", "eager_steps", "train_step"]

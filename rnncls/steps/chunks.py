@@ -1,4 +1,4 @@
-"""Steps taken several at a time, for the ways that are faster so."""
+"""Draws the batches of many steps at once, for engines that take many steps per call."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -7,68 +7,76 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rnncls.config import TrainConfig
 from rnncls.data import Block, Task
 from rnncls.steps.eager import train_step
 from rnncls.steps.optim import learning_rate
-from rnncls.steps.state import TrainState
+from rnncls.steps.state import TrainState, next_due
 
-CHUNK_SECONDS = 0.1  # how long a signal may have to wait
+CHUNK_SECONDS = 0.1  # a chunk is never interrupted, so a signal may have to wait as long
 
-Rates = np.ndarray[Any, np.dtype[np.float64]]
-Take = Callable[[Block, Rates, int, int], int]
+Rates = np.ndarray[Any, np.dtype[np.float64]]  # (K,) learning rates of a block's steps
+TakeChunk = Callable[[Block, Rates, int, int], int]  # see `in_chunks`
 T = TypeVar("T")
 
 
 class Pace:
-    """How many steps take CHUNK_SECONDS."""
+    """Finds how many steps fit into CHUNK_SECONDS."""
 
     def __init__(self) -> None:
-        self.most = 1
+        self.steps = 1  # the largest size of the next chunk
 
     def note(self, taken: int, seconds: float) -> None:
-        """Steps need not be as fast as those before: at most twice as many the next time."""
-        self.most = max(1, min(int(taken * CHUNK_SECONDS / seconds), 2 * self.most))
+        """Set the size of the next chunk by the time that these steps took.
+
+        It at most doubles, because the next steps may be slower: their sequences may be longer.
+        """
+        fitting = int(taken * CHUNK_SECONDS / seconds)
+        self.steps = max(1, min(fitting, 2 * self.steps))
 
 
 def in_chunks(
-    state: TrainState, task: Task, take: Take, shared: Pace | None = None
+    state: TrainState, task: Task, take_chunk: TakeChunk, shared: Pace | None = None
 ) -> Generator[int, None, None]:
-    """Train up to the task's last step; yields how many steps were taken, none beyond one after which something is due.
+    """Train from the state's step to the task's last as an engine does (see `engines.Engine`).
 
-    `take(block, rates, first, last)` takes the steps `first` to `last` of a block, whose learning rates are `rates`,
-    adds them to `state.totals` and returns how many it took. It stops before one that it cannot take, because loss or
-    gradient is not finite for example; that is left to `train_step`, which says what is wrong or skips it. With a
-    `shared` pace, `take` waits for others and sees to the pace itself.
+    `take_chunk(block, rates, first, last)` takes the steps numbered from `first` up to but not
+    including `last` of a block, whose learning rates are `rates`. It adds them to `state.totals`
+    and returns how many it took. It stops before a step that it cannot take, for example because
+    loss or gradient is not finite; `train_step` then takes that step, or reports what is wrong.
+
+    With a `shared` pace, `take_chunk` waits for other runs and notes the pace itself.
     """
-    device = next(state.model.parameters()).device
+    device = state.device
     pace = shared or Pace()
     for block, rates in ahead(with_rates(task, state.step)):
         first = 0
         while first < block.num_steps:
-            until = next_due(task.config.train, state.step)
-            last = min(block.num_steps, first + pace.most, first + until - state.step)
+            # A chunk ends with the block, with the pace's time, or where something is due.
+            until_due = next_due(task.config.train, state.step) - state.step
+            last = min(block.num_steps, first + pace.steps, first + until_due)
+
             started_at = time.perf_counter()
-            taken = take(block, rates, first, last)
+            taken = take_chunk(block, rates, first, last)
+            seconds = time.perf_counter() - started_at
             if taken:
-                state.step, state.due, state.skipped = state.step + taken, True, 0
+                state.step += taken
+                state.due = True
+                state.skipped = 0
                 if shared is None:
-                    pace.note(taken, time.perf_counter() - started_at)
+                    pace.note(taken, seconds)
+
+            # What stopped the engine is the next step, whatever the reason: that one is eager.
             if taken < last - first:
                 train_step(state, block.batch(first + taken).to(device), task)
                 taken += 1
+
             first += taken
             yield taken
 
 
-def next_due(train: TrainConfig, step: int) -> int:
-    """The first step behind `step` with something to log, evaluate or save after it; the last step left aside."""
-    cadences = [train.log_every, train.eval_every, train.checkpoint_every, train.histogram_every]
-    return min((step // every + 1) * every for every in cadences if every)
-
-
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items; the next one is made in a thread while the last is used."""
+    """Yield the items, and make each in a thread while the one before it is used."""
+    # None marks the end. An error of the iterator is raised where its item would have been used.
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:
@@ -77,13 +85,13 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def with_rates(task: Task, step: int) -> Iterator[tuple[Block, Rates]]:
-    """The blocks from this step on, and the learning rates of their steps."""
+    """Yield the blocks from this step on, each with the learning rates (K,) of its K steps."""
     config = task.config
     for block in task.blocks(step, task.max_steps):
-        steps = range(step, step + block.num_steps)
-        rates = [
-            learning_rate(number, task.max_steps, config.optimizer.lr, config.schedule)
-            for number in steps
-        ]
-        yield block, np.array(rates)
+        rates = np.empty(block.num_steps)
+        for number in range(block.num_steps):
+            rates[number] = learning_rate(
+                step + number, task.max_steps, config.optimizer.lr, config.schedule
+            )
+        yield block, rates
         step += block.num_steps

@@ -1,78 +1,132 @@
-"""Which way of taking steps, and why."""
+"""Chooses how training steps are taken, and says what an engine is.
 
-from collections.abc import Callable, Generator
+To add an engine, write a generator function as `Engine` describes it, in a module or package here.
+`in_chunks` does most of it for an engine that takes many steps per call. Then give the engine:
+
+- a name, in `train.engine` of the config's schema;
+- the runs that it cannot train, in `why_not`;
+- its import, in `_load`, and, if it is the fastest on some device, that device in `choose`;
+- tests: its losses must be those of `train_step` within rounding, and must not depend on how the
+  steps are cut into chunks.
+"""
+
+from collections.abc import Generator
 from importlib.util import find_spec
+from typing import Protocol
 
 import torch
 
 from rnncls.config import Config
 from rnncls.data import Task
 from rnncls.errors import MachineError, Problem
-from rnncls.steps.eager import one_by_one
+from rnncls.steps.eager import eager_steps
 from rnncls.steps.state import TrainState
 
-Engine = Callable[[TrainState, Task], Generator[int, None, None]]
+MOST_COMPILED = 512  # hidden_size; beyond it torch's own products are as fast, and multithreaded
 
-MOST_COMPILED = (
-    512  # hidden_size: beyond, torch's own products are as fast and have several threads
-)
+
+class Engine(Protocol):
+    """A way of taking training steps: a generator function of a run's state and task.
+
+    It trains from `state.step` to `task.max_steps`, and yields after one or more steps how many it
+    took since it last yielded. At each of these moments `state` is whole: weights, gradients,
+    optimizer, step and totals are those of an eager run, since the caller evaluates and saves it.
+
+    - It yields after every step that has something due (see `due.next_due`), so no chunk of steps
+      goes beyond one. It also yields within a fraction of a second, or a signal would have to wait.
+    - What it cannot compute it leaves to `eager.train_step`. That includes every step whose loss or
+      gradient is not finite: `train_step` skips such a step or raises NonFiniteError.
+    - The caller may close the generator early, after an interrupt for example.
+    """
+
+    def __call__(self, state: TrainState, task: Task, /) -> Generator[int, None, None]:
+        """Take the steps of a run."""
 
 
 def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
-    """The way of `train.engine`, and its name with the reason, for people.
+    """Return the engine that `train.engine` asks for, and its name for people.
 
-    An engine is a generator: it trains from the state's step to the task's last, and yields how many steps it took,
-    never beyond a step after which something is due. Raises MachineError where the engine that was asked for cannot be.
+    With train.engine=auto that is the fastest engine which can train this run on this device; if
+    it has to be the eager one, the name includes the reason.
+
+    Raises: MachineError if the engine that was asked for cannot train this run here.
     """
     wanted = config.train.engine
     if wanted == "eager":
-        return one_by_one, "eager steps"
-    fast = "captured" if device.type == "cuda" else "compiled"
-    reason = why_not(fast if wanted == "auto" else wanted, config, device)
-    if reason and wanted == "auto":
-        return one_by_one, f"eager steps ({reason})"
-    if reason:
-        remedy = "train.engine=auto, which takes what there is"
-        raise MachineError(
-            Problem(f"no {wanted} steps: {reason}", "train.engine", remedy=remedy, id="R32")
-        )
-    if (wanted if wanted != "auto" else fast) == "captured":
-        from rnncls.steps.captured.engine import captured
+        return eager_steps, "eager steps"
 
-        return captured, "captured steps"
-    try:
-        from rnncls.steps.compiled.engine import compiled, load_program
+    name: str = wanted
+    if wanted == "auto":
+        name = "captured" if device.type == "cuda" else "compiled"
 
-        load_program()  # now, not in the first step
-    except (
-        Exception
-    ) as error:  # a numba or an LLVM that does not fit the machine or the other packages
-        if wanted == "auto":
-            return one_by_one, f"eager steps (numba fails: {error!s:.200})"
+    engine: Engine | None = None
+    reason = why_not(name, config, device)
+    remedy = "train.engine=auto, which takes the fastest engine that works here"
+    if not reason:
+        engine, reason = _load(name)
         remedy = "train.engine=auto, or another version of numba"
-        raise MachineError(
-            Problem(f"no compiled steps: {error!s:.200}", "train.engine", remedy=remedy, id="R32")
-        ) from None
-    return compiled, "compiled steps"
+
+    if engine is not None:
+        return engine, f"{name} steps"
+    if wanted == "auto":
+        return eager_steps, f"eager steps ({reason})"
+    raise MachineError(
+        Problem(f"no {name} steps: {reason}", "train.engine", remedy=remedy, id="R32")
+    )
+
+
+def _load(name: str) -> tuple[Engine | None, str]:
+    """Return the engine of this name, or None and the reason why it does not work here."""
+    if name == "captured":
+        from rnncls.steps.captured.engine import captured_steps
+
+        return captured_steps, ""
+
+    try:
+        from rnncls.steps.compiled.engine import compiled_steps, load_program
+
+        load_program()  # now, so that a failure is found before the first step
+    # Numba or LLVM may not fit the machine or the other packages, and then raises anything.
+    except Exception as error:
+        return None, f"numba fails: {error!s:.200}"
+    return compiled_steps, ""
 
 
 def why_not(engine: str, config: Config, device: torch.device) -> str:
-    """What keeps this run from captured or compiled steps; empty if nothing does."""
-    model = config.model
-    needed = "cuda" if engine == "captured" else "cpu"
-    reasons = {
-        f"the device is {device.type}": device.type != needed,
-        f"model.cell is {model.cell}": model.cell != "rnn" and engine == "compiled",
-        "model.bidirectional is true": model.bidirectional,
-        "model.dropout is not 0": model.dropout > 0,
-        f"train.precision is {config.train.precision}": config.train.precision == "bfloat16"
-        and engine == "compiled",
-        "data.layout is packed": config.data.layout == "packed" and engine == "captured",
-        "train.deterministic is true": config.train.deterministic and engine == "captured",
-        f"model.hidden_size is above {MOST_COMPILED}": engine == "compiled"
-        and config.train.engine == "auto"
-        and model.hidden_size > MOST_COMPILED,
-        "numba is not installed: pip install 'rnncls[fast]'": engine == "compiled"
-        and find_spec("numba") is None,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
+    """Return the reason why "captured" or "compiled" steps cannot train this run; "" if they can.
+
+    Whether Numba works is only found out when the compiled steps are loaded.
+    """
+    required = "cuda" if engine == "captured" else "cpu"
+    if device.type != required:
+        return f"the device is {device.type}"
+
+    if config.model.bidirectional:
+        return "model.bidirectional is true"
+    if config.model.dropout > 0:
+        return "model.dropout is not 0"
+
+    return _why_not_captured(config) if engine == "captured" else _why_not_compiled(config)
+
+
+def _why_not_captured(config: Config) -> str:
+    if config.data.layout == "packed":
+        return "data.layout is packed"
+    if config.train.deterministic:
+        return "train.deterministic is true"
+    return ""
+
+
+def _why_not_compiled(config: Config) -> str:
+    if config.model.cell != "rnn":
+        return f"model.cell is {config.model.cell}"
+    if config.train.precision == "bfloat16":
+        return f"train.precision is {config.train.precision}"
+
+    # Large models can be compiled, but gain nothing: only an explicit choice compiles them.
+    if config.train.engine == "auto" and config.model.hidden_size > MOST_COMPILED:
+        return f"model.hidden_size is above {MOST_COMPILED}"
+
+    if find_spec("numba") is None:
+        return "numba is not installed: pip install 'rnncls[fast]'"
+    return ""

@@ -1,4 +1,8 @@
-"""A run's parameters, gradients and optimizer state end to end, where a step of our own works on them."""
+"""Stores a run's parameters, gradients and optimizer state end to end, in one tensor.
+
+The compiled and the stacked steps work on that tensor. Model and optimizer hold views of it, so
+that evaluation, checkpoints and eager steps see ordinary PyTorch objects.
+"""
 
 from collections.abc import Iterator
 
@@ -9,17 +13,28 @@ from rnncls.config import Config
 from rnncls.steps.optim import state_names
 from rnncls.steps.state import TrainState
 
-ROWS = 4  # weights, gradients, first moments (or momentum buffers), second moments
-LINE = 16  # floats
+# The rows of the storage, each with one number per parameter element.
+WEIGHTS = 0
+GRADIENTS = 1
+FIRST_MOMENTS = 2  # or SGD's momentum buffers
+SECOND_MOMENTS = 3
+ROWS = 4
+
+CACHE_LINE = 16  # floats
 
 
-def storage(size: int, *leading: int, device: torch.device | None = None) -> Tensor:
-    """Zeros (*leading, ROWS, size), each row at the beginning of a cache line."""
-    return torch.zeros(*leading, ROWS, -(-size // LINE) * LINE, device=device)[..., :size]
+def zero_rows(size: int, *leading: int, device: torch.device | None = None) -> Tensor:
+    """Return zeros (*leading, ROWS, size), in which each row begins at a cache line."""
+    lines = -(-size // CACHE_LINE)  # rounded up
+    return torch.zeros(*leading, ROWS, lines * CACHE_LINE, device=device)[..., :size]
 
 
-class FlatState:
-    """Makes the model's tensors and the optimizer's state views of `flat` (ROWS, P) and `counts`, one per parameter."""
+class FlatStorage:
+    """Makes the tensors of one run's model and optimizer views of one flat tensor.
+
+    `flat`: (ROWS, P) for the P elements of all parameters; `counts`: the optimizer's step count of
+    each parameter, as Adam keeps it. Both are made here unless given.
+    """
 
     def __init__(
         self,
@@ -28,51 +43,63 @@ class FlatState:
         flat: Tensor | None = None,
         counts: Tensor | None = None,
     ) -> None:
-        self.optimizer, self.names = state.optimizer, state_names(settings.optimizer)
+        self.optimizer = state.optimizer
+        self.names = state_names(settings.optimizer)
         self.parameters = list(state.model.parameters())
-        sizes = [parameter.numel() for parameter in self.parameters]
-        self.flat = storage(sum(sizes)) if flat is None else flat
-        self.counts = (
-            torch.zeros(len(sizes)) if counts is None else counts
-        )  # Adam counts for each parameter
-        self.views = [
-            [part.view(p.shape) for part, p in zip(row.split(sizes), self.parameters, strict=True)]
-            for row in self.flat
-        ]
-        for parameter, view in zip(self.parameters, self.views[0], strict=True):
+
+        size = sum(parameter.numel() for parameter in self.parameters)
+        self.flat = zero_rows(size) if flat is None else flat
+        self.counts = torch.zeros(len(self.parameters)) if counts is None else counts
+        self.views = [self._views_of(row) for row in self.flat]  # by row and parameter
+
+        for parameter, view in zip(self.parameters, self.views[WEIGHTS], strict=True):
             parameter.data = view.copy_(parameter.data)
+
+        # PyTorch's optimizer has no state before its first update, and checkpoints show that.
+        # So its state becomes our views with the first update, and not before.
         self.published = False
         self.attach()
 
     @property
     def updates(self) -> int:
-        """How many the optimizer has done; of SGD, whether there was one."""
+        """The number of updates that the optimizer has done; for SGD 1 if there was any."""
         return int(self.counts[0]) if "step" in self.names else int(self.published)
 
     def attach(self) -> None:
-        """Take over what an eager step has made: gradients of its own, and the optimizer's first state."""
-        if self.parameters[0].grad is not self.views[1][0]:
-            for parameter, gradient in zip(self.parameters, self.views[1], strict=True):
+        """Take over what an eager step has made: its own gradients, and a first optimizer state."""
+        gradients = self.views[GRADIENTS]
+        if self.parameters[0].grad is not gradients[0]:
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
+
         if not self.published and self.names and self.optimizer.state.get(self.parameters[0]):
-            for parameter, own in zip(self.parameters, self._own(), strict=True):
+            for parameter, entry in zip(self.parameters, self._optimizer_views(), strict=True):
                 for name in self.names:
-                    own[name].copy_(self.optimizer.state[parameter][name])
+                    entry[name].copy_(self.optimizer.state[parameter][name])
             self._publish()
 
     def count(self, taken: int) -> None:
-        """Note that so many updates were done."""
+        """Note that this many updates were done on the flat tensor."""
         if taken:
             self.counts += taken
             if not self.published:
                 self._publish()
 
+    def _views_of(self, row: Tensor) -> list[Tensor]:
+        """Return the part of a row (P,) that belongs to each parameter, in its shape."""
+        sizes = [parameter.numel() for parameter in self.parameters]
+        parts = torch.split(row, sizes)
+        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+
     def _publish(self) -> None:
-        """From the first update on the optimizer has a state: the views."""
-        for parameter, own in zip(self.parameters, self._own(), strict=True):
-            self.optimizer.state[parameter] = {name: own[name] for name in self.names}
+        """Make the views the optimizer's state."""
+        for parameter, entry in zip(self.parameters, self._optimizer_views(), strict=True):
+            self.optimizer.state[parameter] = {name: entry[name] for name in self.names}
         self.published = True
 
-    def _own(self) -> Iterator[dict[str, Tensor]]:
-        for step, first, second in zip(self.counts, *self.views[2:], strict=True):
+    def _optimizer_views(self) -> Iterator[dict[str, Tensor]]:
+        """Yield, for each parameter, our tensors under all names that optimizers give to them."""
+        first_moments = self.views[FIRST_MOMENTS]
+        second_moments = self.views[SECOND_MOMENTS]
+        for step, first, second in zip(self.counts, first_moments, second_moments, strict=True):
             yield {"step": step, "exp_avg": first, "exp_avg_sq": second, "momentum_buffer": first}

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from rnncls.config import OptimizerConfig, ScheduleConfig
 
+CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+
 
 def build_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD over all parameters, with PyTorch's fused kernels."""
+    """Return Adam, AdamW or SGD for these parameters, with PyTorch's fused kernels."""
     if config.name == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -21,8 +23,9 @@ def build_optimizer(
             weight_decay=config.weight_decay,
             fused=True,
         )
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(
+
+    adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return adam(
         parameters,
         config.lr,
         betas=config.betas,
@@ -33,36 +36,48 @@ def build_optimizer(
 
 
 def state_names(config: OptimizerConfig) -> set[str]:
-    """The tensors that the optimizer keeps for every parameter after its first step."""
+    """Return the names of the tensors that the optimizer keeps for each parameter.
+
+    They exist from the optimizer's first step on.
+    """
     if config.name == "sgd":
         return {"momentum_buffer"} if config.momentum > 0 else set()
     return {"step", "exp_avg", "exp_avg_sq"}
 
 
 def learning_rate(step: int, max_steps: int, lr: float, schedule: ScheduleConfig) -> float:
-    """The learning rate of the step with this index (0 is the first).
+    """Return the learning rate of the step with this index (0 is the first).
 
-    Linear warm-up: lr (step + 1) / warmup_steps for the first warmup_steps. Then, with p running from 0 to 1 over
-    the remaining steps, cosine: min_lr + (lr - min_lr) (1 + cos(pi p)) / 2 (Loshchilov and Hutter 2017, eq. 5,
-    without restarts), or linear: lr + (min_lr - lr) p.
+    Linear warm-up: lr (step + 1) / warmup_steps for the first warmup_steps. Then, with p running
+    from 0 to 1 over the remaining steps, cosine: min_lr + (lr - min_lr) (1 + cos(pi p)) / 2
+    (Loshchilov and Hutter 2017, eq. 5, without restarts), or linear: lr + (min_lr - lr) p.
     """
     if step < schedule.warmup_steps:
         return lr * (step + 1) / schedule.warmup_steps
     if schedule.name == "constant":
         return lr
-    progress = min(
-        1.0, (step - schedule.warmup_steps) / max(1, max_steps - 1 - schedule.warmup_steps)
-    )
-    share = (1 + math.cos(math.pi * progress)) / 2 if schedule.name == "cosine" else 1 - progress
+
+    # A run may end within its warm-up, or one step after it: then nothing is left to decay.
+    decay_steps = max(1, max_steps - 1 - schedule.warmup_steps)
+    progress = min(1.0, (step - schedule.warmup_steps) / decay_steps)
+
+    share = 1 - progress  # of the way from min_lr up to lr
+    if schedule.name == "cosine":
+        share = (1 + math.cos(math.pi * progress)) / 2
     return schedule.min_lr + (lr - schedule.min_lr) * share
 
 
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
-    """The 2-norm of all gradients together before clipping, a 0-d tensor. Scales them down to `max_norm` if larger."""
+    """Return the 2-norm of all gradients together before clipping, a 0-d tensor.
+
+    The gradients are scaled down in place to the norm `max_norm` if theirs is larger.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if max_norm is not None and (
-        norm.is_cuda or float(norm) > max_norm
-    ):  # on CUDA, to look would be to wait
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1))
+    if max_norm is None:
+        return norm
+
+    # On CUDA, comparing on the host would wait for the device; scaling by 1 costs less.
+    if norm.is_cuda or float(norm) > max_norm:
+        torch._foreach_mul_(gradients, (max_norm / (norm + CLIP_EPSILON)).clamp(max=1))
     return norm

@@ -1,13 +1,31 @@
-"""All that changes during a run, in memory and as a checkpoint keeps it."""
+"""Everything that changes during a run: in memory (`TrainState`) and in a file (`Counters`)."""
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rnncls.config import TrainConfig
 from rnncls.model.classifier import RNNClassifier
+
+TOTALS = "totals_"  # stands before the names of the totals in a checkpoint
+
+Value = TypeVar("Value")
+
+
+class Sums(NamedTuple, Generic[Value]):
+    """The five sums that grow with every training step, in the order in which engines keep them.
+
+    An engine may add to them where it computes, as one array of five numbers for each run.
+    """
+
+    loss: Value  # over sequences, in nats
+    correct: Value  # sequences
+    sequences: Value
+    grad_norm: Value  # over steps, before clipping
+    clipped: Value  # steps
 
 
 @dataclass
@@ -25,7 +43,7 @@ class Totals:
     def add(
         self, loss: float, grad_norm: float, correct: int, sequences: int, max_norm: float | None
     ) -> None:
-        """One step: its mean loss, the norm before clipping, and how many of its sequences were right."""
+        """Add one step: its mean loss, gradient norm before clipping, and correct sequences."""
         self.loss += loss * sequences
         self.correct += correct
         self.sequences += sequences
@@ -33,8 +51,21 @@ class Totals:
         self.clipped += max_norm is not None and grad_norm > max_norm
         self.steps += 1
 
+    def sums(self) -> Sums[float]:
+        """Return the sums from which an engine goes on adding."""
+        return Sums(self.loss, self.correct, self.sequences, self.grad_norm, self.clipped)
+
+    def replace_sums(self, sums: Sums[float], steps: int) -> None:
+        """Take the sums to which an engine has added this many steps."""
+        self.loss = float(sums.loss)
+        self.correct = int(sums.correct)
+        self.sequences = int(sums.sequences)
+        self.grad_norm = float(sums.grad_norm)
+        self.clipped = int(sums.clipped)
+        self.steps += steps
+
     def averages(self) -> dict[str, float]:
-        """The averages by TensorBoard tag; empty when nothing was added."""
+        """Return the averages by TensorBoard tag; nothing if no step was added."""
         if not self.steps:
             return {}
         return {
@@ -46,9 +77,42 @@ class Totals:
         }
 
 
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    evaluation: bool
+    log: bool
+    histograms: bool
+    checkpoint: bool
+
+
+def due_after(train: TrainConfig, step: int) -> Due:
+    """Return what is due after this step, by the config's `..._every` keys.
+
+    Histograms without an interval are never due.
+    """
+    histogram_every = train.histogram_every
+    return Due(
+        evaluation=step % train.eval_every == 0,
+        log=step % train.log_every == 0,
+        histograms=histogram_every is not None and step % histogram_every == 0,
+        checkpoint=step % train.checkpoint_every == 0,
+    )
+
+
+def next_due(train: TrainConfig, step: int) -> int:
+    """Return the first step after `step` that has something due after it.
+
+    The last step of a run, after which nearly everything is due, is not considered: the length
+    of a run is known to the task alone.
+    """
+    intervals = [train.log_every, train.eval_every, train.checkpoint_every, train.histogram_every]
+    return min((step // every + 1) * every for every in intervals if every)
+
+
 @dataclass
 class TrainState:
-    """All that changes during a run. The rest is a function of config and step."""
+    """Everything that changes during a run. The rest is a function of config and step."""
 
     model: RNNClassifier
     optimizer: torch.optim.Optimizer
@@ -62,58 +126,93 @@ class TrainState:
     stale_evaluations: int = 0  # in a row, without a higher score
     stopped: bool = False  # whether the run is over, be it before its last step
 
+    @property
+    def device(self) -> torch.device:
+        """The device that the model's parameters are on."""
+        return next(self.model.parameters()).device
+
     def counters(self) -> dict[str, float | int | None]:
-        """What a checkpoint keeps beside weights, optimizer state and step."""
-        own: dict[str, float | int | None] = {
-            "due": int(self.due),
-            "skipped": self.skipped,
-            "best_step": self.best_step,
-            "best_score": None if self.best_step is None else self.best_score,
-            "best_accuracy": None if self.best_step is None else self.best_accuracy,
-            "stale_evaluations": self.stale_evaluations,
-            "stopped": int(self.stopped),
-        }
-        return own | {f"totals_{name}": value for name, value in asdict(self.totals).items()}
+        """Return what a checkpoint keeps besides weights, optimizer state and step.
+
+        The keys are the fields of `Counters`, in their order.
+        """
+        values = dict(vars(self))
+        for name, total in asdict(self.totals).items():
+            values[TOTALS + name] = total
+
+        # JSON has no infinity, which stands in memory for "no evaluation yet".
+        if self.best_step is None:
+            values["best_score"] = None
+            values["best_accuracy"] = None
+
+        kept: dict[str, float | int | None] = {}
+        for name in Counters.model_fields:
+            value = values[name]
+            kept[name] = int(value) if isinstance(value, bool) else value
+        return kept
 
     def restore_counters(self, counters: dict[str, Any]) -> None:
-        """The inverse of `counters`, for a state whose step is set. Raises ValueError where they make no sense."""
-        try:
-            kept = Counters.model_validate(counters)
-        except ValidationError as error:
-            raise ValueError(
-                ", ".join(str(detail["loc"][0]) for detail in error.errors()[:5])
-            ) from None
-        known = (kept.best_step is None, kept.best_score is None, kept.best_accuracy is None)
-        if len(set(known)) > 1 or (kept.best_step or 0) > self.step:
-            raise ValueError("best_step, best_score, best_accuracy")
-        self.due, self.stopped = bool(kept.due), bool(kept.stopped)
-        self.skipped, self.stale_evaluations = kept.skipped, kept.stale_evaluations
-        self.best_step = kept.best_step
-        self.best_score = -math.inf if kept.best_score is None else kept.best_score
-        self.best_accuracy = -math.inf if kept.best_accuracy is None else kept.best_accuracy
-        self.totals = Totals(**{name: getattr(kept, f"totals_{name}") for name in asdict(Totals())})
+        """Set what `counters` returned, in a state whose step is set already.
+
+        Raises: ValueError, with the names of the counters that make no sense.
+        """
+        kept = _validated(counters, self.step)
+
+        self.totals = Totals()
+        for name, value in kept:
+            if name.startswith(TOTALS):
+                setattr(self.totals, name.removeprefix(TOTALS), value)
+            else:
+                setattr(self, name, value)
+
+        self.due = bool(kept.due)
+        self.stopped = bool(kept.stopped)
+        if kept.best_step is None:
+            self.best_score = -math.inf
+            self.best_accuracy = -math.inf
 
 
-Number = Annotated[int, Field(ge=0, le=2**62)]
+Count = Annotated[int, Field(ge=0, le=2**62)]
 Sum = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Counters(BaseModel):
-    """What `TrainState.counters` may be when it comes out of a file."""
+    """The counters of a checkpoint. This is the one list of them, and what their values may be.
+
+    Fields with the prefix "totals_" are those of `Totals`; the others are those of `TrainState`.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     due: Literal[0, 1]
-    stopped: Literal[0, 1]
-    skipped: Number
-    stale_evaluations: Number
-    best_step: Number | None
+    skipped: Count
+    best_step: Count | None
     best_score: Annotated[float, Field(ge=-1e300, le=1)] | None
     best_accuracy: Annotated[float, Field(ge=0, le=1)] | None
+    stale_evaluations: Count
+    stopped: Literal[0, 1]
     totals_loss: Sum
-    totals_correct: Number
-    totals_sequences: Number
+    totals_correct: Count
+    totals_sequences: Count
     totals_grad_norm: Sum
-    totals_clipped: Number
-    totals_steps: Number
+    totals_clipped: Count
+    totals_steps: Count
     totals_seconds: Sum
+
+
+def _validated(counters: dict[str, Any], step: int) -> Counters:
+    """Return the counters of a run at this step. Raises: ValueError if they make no sense."""
+    try:
+        kept = Counters.model_validate(counters)
+    except ValidationError as error:
+        names = [str(detail["loc"][0]) for detail in error.errors()[:5]]
+        raise ValueError(", ".join(names)) from None
+
+    # The best step is known with its score and accuracy or not at all, and is not in the future.
+    best = (kept.best_step, kept.best_score, kept.best_accuracy)
+    unknown = [value is None for value in best]
+    if any(unknown) and not all(unknown):
+        raise ValueError("best_step, best_score, best_accuracy")
+    if kept.best_step is not None and kept.best_step > step:
+        raise ValueError("best_step, best_score, best_accuracy")
+    return kept

@@ -1,22 +1,19 @@
-"""Many runs of one config in one process: seeds, and values of other keys, as members of a sweep.
+"""Train and evaluate the members of a sweep in one process.
 
-    <sweep>/sweep.yaml       the config, the seeds, the grid, how members are evaluated (see `plan`)
-    <sweep>/members/<name>/  each an ordinary run, with evaluation.json when it has finished
-    <sweep>/summary.json     statistics; summary.csv: a line per member; plots/
-
-A member is what `rnncls train` makes of its config: same code, same batches, same files. Members whose steps are
-compiled run beside each other in threads, because compiled code does without Python's lock, and are the same to the
-bit. On CUDA those of one shape are one stack (see `steps.stacked`), the same up to rounding. Others run one by one.
+A member is the run that `rnncls train` makes of its config: same code, same batches, same files.
+Members with compiled steps run in parallel threads, because compiled code does not hold Python's
+lock, and are the same to the bit. On CUDA, members of one shape train as one stack (see
+`steps.captured.stack`), and are the same up to rounding. All others run one after another.
 """
 
 import itertools
-import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -38,135 +35,190 @@ from rnncls.steps.captured.stack import Stack, shape_of
 from rnncls.steps.engines import why_not
 from rnncls.sweep.plan import Member, Sweep, require_unchanged
 from rnncls.sweep.results import (
-    EVALUATION,
-    Evaluation,
     evaluate_member,
     read_evaluation,
     trained_accuracy,
+    write_evaluation,
 )
 from rnncls.system.device import resolve_device
-from rnncls.system.files import replace, writing
 from rnncls.system.signals import StopRequest, stop_requests
-from rnncls.training.fit import fit
+from rnncls.training.fit import Shared, fit
 from rnncls.training.resume import resume
-from rnncls.training.run import Company
 
-MOST_STACKED = 128  # in one stack
+MOST_STACKED = 128  # members in one stack
+SIGNAL_SECONDS = 0.2  # how soon members that wait for a thread hear of a signal
 
 
 @dataclass(frozen=True)
 class Group:
-    """Members that run at the same time, as many as there are threads."""
+    """Members that train together: at the same time, as many as there are threads."""
 
     members: list[Member]
     threads: int
     stacked: bool = False
 
 
-def groups(members: Sequence[Member], jobs: int | None) -> list[Group]:
-    """Compiled members beside each other; on CUDA those of one shape as a stack; the others one by one."""
-    compiled: list[Member] = []
-    alone: list[Member] = []
-    shapes: dict[str, list[Member]] = {}
-    for member in members:
-        config, device = member.config, resolve_device(member.config.device)
-        if config.train.engine in ("auto", "compiled") and not why_not("compiled", config, device):
-            compiled.append(member)
-        elif config.train.engine in ("auto", "captured") and not why_not(
-            "captured", config, device
-        ):
-            shape = shape_of(config)
-            (alone if shape is None else shapes.setdefault(shape.model_dump_json(), [])).append(
-                member
-            )
-        else:
-            alone.append(member)
-    found = []
-    for of_one_shape in shapes.values():
-        size = jobs or MOST_STACKED
-        for first in range(0, len(of_one_shape), size):
-            part = of_one_shape[first : first + size]
-            found.append(Group(part, len(part), stacked=len(part) > 1))
-    if compiled:
-        found.append(Group(compiled, min(jobs or len(os.sched_getaffinity(0)), len(compiled))))
-    return found + ([Group(alone, 1)] if alone else [])
-
-
 class InUse(MachineError):
-    """Another process has this member."""
+    """Another process trains this member."""
 
 
 def run_sweep(
     sweep: Sweep, shard: tuple[int, int] = (1, 1), jobs: int | None = None
 ) -> list[tuple[Member, RnnclsError]]:
-    """Train and evaluate what is not done of this shard (number, of how many); returns who failed, and why.
+    """Train and evaluate the members that are not done yet, and return those that failed, and why.
 
-    `jobs`: how many at once. A member that fails, because it diverges for example, harms no other; one that another
-    process has is left to it. Raises Interrupted after a signal, when all members have saved, CheckpointError for data
-    that has changed, and WriteError, after which nothing more can be done.
+    `shard`: which part of the members, counted from 1, and of how many parts. `jobs`: how many
+    members train at the same time; None for as many as there are cores. A member that fails, for
+    example because it diverges, does not stop the others. A member that another process trains is
+    left to that process.
+
+    Raises: Interrupted after a signal, once every member has saved. CheckpointError if the data
+    has changed. WriteError if the disk is full; the sweep can be resumed.
     """
     require_unchanged(sweep)
-    mine = [
-        member for number, member in enumerate(sweep.members) if number % shard[1] == shard[0] - 1
-    ]
-    total = sum(member.config.train.max_steps for member in mine)
-    failed: list[tuple[Member, RnnclsError]] = []
-    bar = tqdm(total=total, unit="step", disable=None, dynamic_ncols=True)
-    with stop_requests() as stop, reporting_disk_errors_later(), bar:
-        solved, guard = 0, threading.Lock()
+    members = _members_of_shard(sweep, shard)
 
-        def update(steps: int) -> None:
-            with guard:
-                bar.update(steps)
-
-        for group in groups(mine, jobs):
-            fatal: BaseException | None = None
-            with ThreadPoolExecutor(group.threads) as pool:
-                running = _submit(pool, sweep, group, stop, update)
-                for future, member in _as_they_end(running, stop):
-                    error = future.exception()
-                    if isinstance(error, InUse | Interrupted):
-                        continue
-                    if isinstance(error, RnnclsError) and not isinstance(error, WriteError):
-                        failed.append(
-                            (member, error.with_traceback(None))
-                        )  # or its frames keep the weights of all
-                    elif error is not None:
-                        fatal = fatal or error
-                        stop.handle(signal.SIGTERM, None)  # the others save and end, too
-                    else:
-                        solved += future.result()
-                    bar.set_postfix_str(f"{solved} solved, {len(failed)} failed of {len(mine)}")
-            if fatal is not None:
-                raise fatal
+    progress = _Progress(members)
+    with stop_requests() as stop, reporting_disk_errors_later(), progress.bar:
+        for group in plan_groups(members, jobs):
+            _run_group(sweep, group, stop, progress)
             if stop.number is not None:
-                what = f"stopped by {signal.Signals(stop.number).name}; every member has saved"
-                remedy = f"rnncls sweep --resume {sweep.folder}"
-                raise Interrupted(
-                    128 + stop.number, Problem(what, str(sweep.folder), remedy=remedy, id="R4")
-                )
-    return failed
+                raise _interrupted(sweep, stop.number)
+    return progress.failed
+
+
+def plan_groups(members: Sequence[Member], jobs: int | None) -> list[Group]:
+    """Decide which members train together.
+
+    Members with compiled steps run in parallel threads. On CUDA, members of one shape train as
+    one stack. All others run one after another.
+    """
+    parallel: list[Member] = []
+    rest: list[Member] = []
+    same_shape: dict[str, list[Member]] = {}
+    for member in members:
+        if _can_run(member, "compiled"):
+            parallel.append(member)
+            continue
+
+        shape = shape_of(member.config) if _can_run(member, "captured") else None
+        if shape is not None:
+            same_shape.setdefault(shape.model_dump_json(), []).append(member)
+        else:
+            rest.append(member)
+
+    groups = []
+    for stackable in same_shape.values():
+        groups += _stacks(stackable, jobs or MOST_STACKED)
+
+    if parallel:
+        available_cores = len(os.sched_getaffinity(0))
+        threads = min(jobs or available_cores, len(parallel))
+        groups.append(Group(parallel, threads))
+
+    if rest:
+        groups.append(Group(rest, threads=1))
+    return groups
+
+
+def _stacks(members: list[Member], most: int) -> list[Group]:
+    """Return stacks of at most `most` members each; a member that is left over trains alone."""
+    stacks = []
+    for first in range(0, len(members), most):
+        part = members[first : first + most]
+        stacks.append(Group(part, threads=len(part), stacked=len(part) > 1))
+    return stacks
+
+
+def _can_run(member: Member, engine: str) -> bool:
+    """Return whether the member's config and device allow this engine, and ask for no other."""
+    config = member.config
+    if config.train.engine not in ("auto", engine):
+        return False
+    return not why_not(engine, config, resolve_device(config.device))
+
+
+def _members_of_shard(sweep: Sweep, shard: tuple[int, int]) -> list[Member]:
+    number, num_shards = shard
+    return sweep.members[number - 1 :: num_shards]
+
+
+class _Progress:
+    """The bar of a sweep and the counts beside it. `update` is called from the members' threads."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.num_members = len(members)
+        self.solved = 0
+        self.failed: list[tuple[Member, RnnclsError]] = []
+
+        total = sum(member.config.train.max_steps for member in members)
+        self.bar = tqdm(total=total, unit="step", disable=None, dynamic_ncols=True)
+        self.lock = threading.Lock()
+
+    def update(self, steps: int) -> None:
+        # tqdm adds to its count without a lock: two threads at once would lose steps.
+        with self.lock:
+            self.bar.update(steps)
+
+    def show_counts(self) -> None:
+        counts = f"{self.solved} solved, {len(self.failed)} failed of {self.num_members}"
+        self.bar.set_postfix_str(counts)
+
+
+def _run_group(sweep: Sweep, group: Group, stop: StopRequest, progress: _Progress) -> None:
+    """Train and evaluate the members of a group, until each has ended or saved.
+
+    Raises the first error that concerns more than one member, after all others have saved.
+    """
+    fatal: BaseException | None = None
+
+    # Leaving the pool waits for every thread, so nothing is raised while a member still trains.
+    with ThreadPoolExecutor(group.threads) as pool:
+        running = _submit(pool, sweep, group, stop, progress)
+        for future, member in _as_they_end(running, stop):
+            error = future.exception()
+            if error is None:
+                progress.solved += future.result()
+            elif isinstance(error, InUse | Interrupted):
+                continue
+            elif isinstance(error, RnnclsError) and not isinstance(error, WriteError):
+                # Without its traceback, whose frames would keep the weights of every failed member.
+                progress.failed.append((member, error.with_traceback(None)))
+            else:
+                # A full disk or a bug ends the sweep: the others are asked to save and end, too.
+                # They end as Interrupted, so the first such error is the one to raise.
+                fatal = fatal or error
+                stop.handle(signal.SIGTERM, None)
+            progress.show_counts()
+
+    if fatal is not None:
+        raise fatal
 
 
 def _submit(
-    pool: ThreadPoolExecutor,
-    sweep: Sweep,
-    group: Group,
-    stop: StopRequest,
-    update: Callable[[int], object],
+    pool: ThreadPoolExecutor, sweep: Sweep, group: Group, stop: StopRequest, progress: _Progress
 ) -> dict[Future[bool], Member]:
+    """Hand the members of a group to the pool's threads."""
     running: dict[Future[bool], Member] = {}
-    seats = Stack(len(group.members)).seats if group.stacked else []
+    seats = Stack(len(group.members)).members if group.stacked else []
     try:
         for member, seat in itertools.zip_longest(group.members, seats):
-            compared = ("seed", *member.values)
-            company = Company(stop.member(), update, seat.steps if seat else None, compared)
-            running[future := pool.submit(_finish, sweep, member, company)] = member
+            shared = Shared(
+                stop=stop.member(),
+                report_steps=progress.update,
+                engine=seat.steps if seat else None,
+                compared=("seed", *member.values),
+            )
+            future = pool.submit(_run_member, sweep, member, shared)
+            running[future] = member
+
+            # A stack takes a step when every seat that is not left waits for one. A member that is
+            # cancelled, or fails before its first step, must leave its seat, or all others hang.
             if seat:
-                future.add_done_callback(
-                    seat.leave
-                )  # also if it is cancelled or fails before its first step
-    except RuntimeError:  # no more threads
+                future.add_done_callback(seat.leave)
+    except RuntimeError:
+        # The system gives no more threads. Members that have begun would wait for the seats of
+        # those that never will.
         for seat in seats:
             seat.leave()
         raise
@@ -175,43 +227,66 @@ def _submit(
 
 def _as_they_end(
     running: dict[Future[bool], Member], stop: StopRequest
-) -> Iterable[tuple[Future[bool], Member]]:
-    """The members as they end; a signal is noticed meanwhile, and then those that have not begun never do."""
+) -> Iterator[tuple[Future[bool], Member]]:
+    """Yield members as they end. After a signal, cancel those that have not begun."""
     waiting = set(running)
     while waiting:
-        done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+        done, waiting = wait(waiting, timeout=SIGNAL_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:
             if not future.cancelled():
                 yield future, running[future]
+
+        # `cancel` fails for members that have begun: these save, end, and are yielded later.
         if stop.number is not None:
             waiting = {future for future in waiting if not future.cancel()}
 
 
-def _finish(sweep: Sweep, member: Member, company: Company) -> bool:
-    """Train and evaluate a member as far as that is not done; whether it is right on all training lengths."""
+def _interrupted(sweep: Sweep, number: int) -> Interrupted:
+    """Return the error of a sweep that was stopped by this signal."""
+    what = f"stopped by {signal.Signals(number).name}; every member has saved"
+    remedy = f"rnncls sweep --resume {sweep.folder}"
+    problem = Problem(what, str(sweep.folder), remedy=remedy, id="R4")
+    return Interrupted(128 + number, problem)
+
+
+def _run_member(sweep: Sweep, member: Member, shared: Shared) -> bool:
+    """Train and evaluate a member as far as that is not done; return whether it solves the task.
+
+    Solved means every sequence of the training lengths is right.
+    """
     run_dir = sweep.run_dir(member)
-    company.stop.check(0, str(run_dir))
+    shared.stop.check(0, str(run_dir))
+    _train_member(member, run_dir, shared)
+
+    evaluation = read_evaluation(run_dir)
+    if evaluation is None or evaluation.step != read_status(run_dir).get("step"):
+        report = evaluate_member(member, run_dir, None, sweep, shared.stop)
+        evaluation = write_evaluation(run_dir, report)
+    return trained_accuracy(evaluation, member.config) == 1
+
+
+def _train_member(member: Member, run_dir: Path, shared: Shared) -> None:
+    """Train a member from where it stands to its last step.
+
+    Raises: InUse if another process trains it. NonFiniteError if it diverges, or has before.
+    """
     status = read_status(run_dir)
     if status.get("exit_code") == NonFiniteError.exit_code:
-        error = Problem(
-            "not finite, in an earlier call", str(run_dir), id=str(status.get("error_id")) or "R12"
-        )
-        raise NonFiniteError(error)
+        # It would diverge again, at the same step.
+        what = "not finite, in an earlier call"
+        error_id = str(status.get("error_id")) or "R12"
+        raise NonFiniteError(Problem(what, str(run_dir), id=error_id))
+
     try:
         if status.get("state") == "finished":
-            company.update(member.config.train.max_steps)
+            shared.report_steps(member.config.train.max_steps)
         elif step_files(run_dir / CHECKPOINTS):
-            resume(run_dir, company=company)
+            resume(run_dir, shared=shared)
         else:
-            fit(member.config, run_dir, company=company)
+            fit(member.config, run_dir, shared=shared)
     except (ConfigError, MachineError) as error:
+        # Another process may come first at any time up to the lock, and then the run directory is
+        # in use, or no longer empty. Both are errors only if that process has gone.
         if is_locked(run_dir):
             raise InUse(*error.problems) from None
         raise
-    found = read_evaluation(run_dir)
-    if found is None or found.step != read_status(run_dir).get("step"):
-        raw = evaluate_member(member, run_dir, None, sweep, company.stop)
-        with writing(run_dir / EVALUATION):
-            replace(run_dir / EVALUATION, json.dumps(raw, allow_nan=False).encode())
-        found = Evaluation.model_validate(raw)
-    return trained_accuracy(found, member.config) == 1

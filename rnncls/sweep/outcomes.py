@@ -1,4 +1,4 @@
-"""What became of each member."""
+"""The outcome of each member: how far it came, how it ended, and its accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from rnncls.rundir.tables import read_metrics
 from rnncls.sweep.plan import Member, Sweep
 from rnncls.sweep.results import Evaluation, read_evaluation, tested_lengths, trained_accuracy
 
-SOLVED = 0.999  # validation accuracy whose first step is reported, and that of a horizon
+SOLVED = 0.999  # accuracy from which a member counts as having solved the task
 
 
 @dataclass(frozen=True)
@@ -23,79 +23,118 @@ class Outcome:
     error_id: str  # of what it failed with
     step: int
     evaluation: Evaluation | None
-    tested: tuple[int, ...]  # the lengths of an evaluation; of files none
-    steps_to_solved: int | None  # None: not reached
+    tested: tuple[int, ...]  # the lengths that are evaluated; none for data files
+    steps_to_solved: int | None  # None if validation accuracy never reached SOLVED
     train_s: float | None
 
     @property
     def diverged(self) -> bool:
-        """Numbers that were not finite: a result, and a failure. Other errors say nothing about the config."""
+        """Whether numbers were not finite: a result of the config, which other errors are not."""
         return self.exit_code == NonFiniteError.exit_code
 
     @property
     def ended(self) -> bool:
+        """Whether there is a result."""
         return self.diverged or self.evaluation is not None
 
     @property
     def accuracies(self) -> dict[int, float]:
-        """By length; empty while it is not evaluated, and 0 of one that diverged."""
+        """Accuracy by length: empty until the member is evaluated, and 0 if it diverged."""
         if self.diverged:
             return dict.fromkeys(self.tested, 0.0)
-        return (
-            {row.length: row.accuracy for row in self.evaluation.by_length}
-            if self.evaluation
-            else {}
-        )
+        if self.evaluation is None:
+            return {}
+        return {result.length: result.accuracy for result in self.evaluation.by_length}
 
     @property
     def accuracy(self) -> float:
-        """Over the training lengths; of one that diverged 0."""
-        evaluation = None if self.diverged else self.evaluation
-        return trained_accuracy(evaluation, self.member.config) if evaluation else 0.0
+        """Accuracy over the training lengths; 0 if the member diverged or is not evaluated."""
+        if self.diverged or self.evaluation is None:
+            return 0.0
+        return trained_accuracy(self.evaluation, self.member.config)
 
 
 def outcomes(sweep: Sweep) -> list[Outcome]:
-    """Of all members, in their order."""
+    """Return the outcome of every member, in the order of the plan."""
     return [_outcome(sweep, member) for member in sweep.members]
 
 
-def _outcome(sweep: Sweep, member: Member) -> Outcome:
-    run_dir, damaged = sweep.run_dir(member), ""
-    try:
-        found, metrics = read_evaluation(run_dir), read_metrics(run_dir)
-    except (ConfigError, OSError) as error:  # that is one member's trouble
-        found, metrics, damaged = (
-            None,
-            [],
-            error.problems[0].id if isinstance(error, ConfigError) else "R9",
-        )
-    status = read_status(run_dir)
-    step = status.get("step")
-    step = step if isinstance(step, int) else 0
-    reached = (row["step"] for row in metrics if (row.get("val/accuracy") or 0) >= SOLVED)
-    return Outcome(
-        member,
-        str(status.get("state", "not begun")),
-        status.get("exit_code"),
-        damaged or str(status.get("error_id") or ""),
-        step,
-        found if found and found.step == step else None,  # else it was trained further
-        tuple(tested_lengths(sweep, member.config)),
-        next(reached, None),
-        _train_seconds(metrics, member.config.train.batch_size),
-    )
-
-
-def _train_seconds(metrics: list[dict[str, Any]], batch_size: int) -> float | None:
-    """Time spent on steps alone, from the rates that were logged."""
-    spent, before = 0.0, 0
-    for row in metrics:
-        if rate := row.get("train/sequences_per_second"):
-            spent, before = spent + batch_size * (row["step"] - before) / rate, row["step"]
-    return spent or None
+def by_setting(members: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Return the outcomes by the setting of their members: those of one list differ in the seed."""
+    settings: dict[str, list[Outcome]] = {}
+    for outcome in members:
+        settings.setdefault(outcome.member.setting, []).append(outcome)
+    return settings
 
 
 def accuracies_at(length: int, ended: Sequence[Outcome]) -> list[float]:
-    """Of those that were tested at this length, and 0 of those that diverged."""
-    found = [(outcome.diverged, outcome.accuracies.get(length)) for outcome in ended]
-    return [accuracy or 0.0 for diverged, accuracy in found if diverged or accuracy is not None]
+    """Return the accuracy of each member tested at this length, and 0 for each that diverged."""
+    accuracies = []
+    for outcome in ended:
+        accuracy = outcome.accuracies.get(length)
+        if outcome.diverged:
+            accuracies.append(0.0)
+        elif accuracy is not None:
+            accuracies.append(accuracy)
+    return accuracies
+
+
+def _outcome(sweep: Sweep, member: Member) -> Outcome:
+    run_dir = sweep.run_dir(member)
+
+    # Damaged files are the trouble of one member; they must not hide the others.
+    evaluation: Evaluation | None = None
+    metrics: list[dict[str, Any]] = []
+    damage_id = ""
+    try:
+        evaluation = read_evaluation(run_dir)
+        metrics = read_metrics(run_dir)
+    except ConfigError as error:
+        evaluation = None
+        damage_id = error.problems[0].id
+    except OSError:
+        evaluation = None
+        damage_id = "R9"
+
+    status = read_status(run_dir)
+    step = status.get("step")
+    if not isinstance(step, int):
+        step = 0
+
+    # An evaluation of another step is of no use: the member was trained further since.
+    if evaluation is not None and evaluation.step != step:
+        evaluation = None
+
+    return Outcome(
+        member,
+        state=str(status.get("state", "not begun")),
+        exit_code=status.get("exit_code"),
+        error_id=damage_id or str(status.get("error_id") or ""),
+        step=step,
+        evaluation=evaluation,
+        tested=tuple(tested_lengths(sweep, member.config)),
+        steps_to_solved=_steps_to_solved(metrics),
+        train_s=_train_seconds(metrics, member.config.train.batch_size),
+    )
+
+
+def _steps_to_solved(metrics: list[dict[str, Any]]) -> int | None:
+    """Return the first step with a validation accuracy of SOLVED; None if there is none."""
+    for row in metrics:
+        accuracy = row.get("val/accuracy")
+        if accuracy is not None and accuracy >= SOLVED:
+            step: int = row["step"]
+            return step
+    return None
+
+
+def _train_seconds(metrics: list[dict[str, Any]], batch_size: int) -> float | None:
+    """Return the seconds spent on training steps alone, from the rates that were logged."""
+    seconds = 0.0
+    last_step = 0
+    for row in metrics:
+        rate = row.get("train/sequences_per_second")
+        if rate:
+            seconds += batch_size * (row["step"] - last_step) / rate
+            last_step = row["step"]
+    return seconds or None

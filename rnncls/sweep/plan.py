@@ -1,4 +1,7 @@
-"""What a sweep consists of: seeds and values of a grid, as members. Kept in sweep.yaml."""
+"""The plan of a sweep: its members, one for each seed and each combination of the grid's values.
+
+The plan is stored as sweep.yaml, so that the sweep can be resumed and its shards agree.
+"""
 
 import itertools
 import math
@@ -8,223 +11,251 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rnncls.config import Config, FilesConfig, SumModConfig, parse_config, read_yaml, write_yaml
-from rnncls.config.ranges import parse_lengths, parse_seeds
-from rnncls.data import dataset as files
-from rnncls.data.records import fingerprint
-from rnncls.errors import CheckpointError, ConfigError, Problem
+from rnncls.config import Config, FilesConfig, parse_config, read_yaml, write_yaml
+from rnncls.config.ranges import parse_lengths, parse_seeds, require_generated_data
+from rnncls.data.dataset import data_paths
+from rnncls.data.records import fingerprint, require_unchanged_files
+from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
-from rnncls.system.files import replace, writing
+from rnncls.sweep.paths import MEMBERS, SWEEP_FILE
+from rnncls.system.files import write_atomically, writing
 
-PLAN, MEMBERS = "sweep.yaml", "members"
 MOST_MEMBERS = 100_000
-MAX_PLAN_BYTES = 60_000  # what can be read again
+MAX_SWEEP_FILE_BYTES = 60_000  # the YAML reader refuses more than 64 KiB
+MAX_NAME_BYTES = 200  # file systems allow 255; temporary files add a prefix
+
+Grid = dict[str, list[str]]  # the values of each key, as they were written
 
 
 @dataclass(frozen=True)
 class Member:
     """One run of a sweep."""
 
-    name: str
+    name: str  # of its folder
     values: dict[str, str]  # of the grid's keys, as they were written
     config: Config
+
+    @property
+    def setting(self) -> str:
+        """The grid's values as text: "optimizer.lr=1e-3"; empty without a grid."""
+        return format_setting(self.values)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be run, and how it is judged."""
+    """The members of a sweep, and how they are evaluated."""
 
     folder: Path
     members: list[Member]
-    lengths: list[int]  # test lengths beside those of training
-    samples: int  # per length, where not all
-    fingerprints: dict[str, str]  # SHA-256 of the files of data, by path
+    lengths: list[int]  # tested in addition to the training lengths
+    samples: int  # sequences per length, where a length has more
+    fingerprints: dict[str, str]  # SHA-256 of the data files, by path
 
     def run_dir(self, member: Member) -> Path:
         return self.folder / MEMBERS / member.name
 
 
-class Plan(BaseModel):
-    """sweep.yaml."""
+class SweepFile(BaseModel):
+    """The content of sweep.yaml."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     config: dict[str, Any]
     seeds: str
-    grid: dict[
-        str, Annotated[list[str], Field(strict=False)]
-    ]  # YAML's sequences are read as tuples
+    grid: dict[str, Annotated[list[str], Field(strict=False)]]  # the YAML reader returns tuples
     lengths: str | None
     samples: Annotated[int, Field(ge=1, le=10**8)]
     fingerprints: dict[str, str]
 
 
-def plan(
-    base: Config,
-    seeds: str,
-    grid: dict[str, list[str]],
-    lengths: str | None,
-    samples: int,
-    folder: Path,
-) -> Sweep:
-    """A new sweep, written to `folder`, or the one that is there if it is the same. Raises ConfigError, DataError.
+def format_setting(values: dict[str, str], *, short: bool = False, separator: str = " ") -> str:
+    """Return values of the grid as text; `short` leaves out the sections of the keys.
 
-    `lengths`: what is tested beside the lengths of training, of which there are at most 20.
+    >>> format_setting({"optimizer.lr": "1e-3", "train.batch_size": "8"}, short=True)
+    'lr=1e-3 batch_size=8'
     """
-    parse_seeds(seeds)  # what is wrong with them is the command line's
+    parts = []
+    for key, text in values.items():
+        label = key.rpartition(".")[2] if short else key
+        parts.append(f"{label}={text}")
+    return separator.join(parts)
+
+
+def plan_sweep(
+    base: Config, seeds: str, grid: Grid, lengths: str | None, samples: int, folder: Path
+) -> Sweep:
+    """Plan a sweep and write it to `folder`, or return the same sweep if it is there already.
+
+    `lengths` are tested in addition to the training lengths (at most 20 of those); `samples` is
+    the number of sequences per length, where a length has more.
+
+    Raises: ConfigError if the plan is invalid or the folder holds something else. DataError if a
+    data file cannot be read. WriteError.
+    """
+    # Parsed here first, so that the messages name the options and not the folder.
+    parse_seeds(seeds)
     if lengths is not None:
         parse_lengths(lengths)
-    config = base.model_dump(mode="json")
-    raw = Plan(
-        config=config, seeds=seeds, grid=grid, lengths=lengths, samples=samples, fingerprints={}
+
+    content = SweepFile(
+        config=base.model_dump(mode="json"),
+        seeds=seeds,
+        grid=grid,
+        lengths=lengths,
+        samples=samples,
+        fingerprints={},
     )
-    sweep = _sweep_of(raw, folder, str(folder))
-    paths = {path for member in sweep.members for path in _files_of(member.config)}
-    raw.fingerprints.update({path: fingerprint(path) for path in sorted(paths)})
-    text = write_yaml(raw.model_dump()).encode()
-    if len(text) > MAX_PLAN_BYTES:
-        raise ConfigError(
-            Problem(
-                "a very large grid",
-                "--grid",
-                expected=f"at most {MAX_PLAN_BYTES:,} bytes",
-                id="C10",
-            )
-        )
-    _require_unused(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with holding(folder):
-        path = folder / PLAN
-        if not path.exists():
-            _require_unused(folder)
-            with writing(path):
-                replace(path, text)
-        elif _read_plan(path).model_dump_json() != raw.model_dump_json():
-            remedy = "another --sweep-dir, or sweep --resume"
-            raise ConfigError(
-                Problem("another sweep is in this folder", str(path), remedy=remedy, id="C19")
-            )
+    sweep = _expand(content, folder, source=str(folder))
+
+    # Reading the data takes longest, so it comes after everything that may be refused. `sweep`
+    # shares the dictionary that is filled here.
+    for path in sorted(_data_files(sweep.members)):
+        content.fingerprints[path] = fingerprint(path)
+
+    _write_plan(folder, content)
     return sweep
 
 
-def _require_unused(folder: Path) -> None:
-    """Raises ConfigError where something else is than a sweep."""
-    with writing(folder):
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if PLAN not in names and any(name != LOCK and not name.startswith(".tmp-") for name in names):
-        raise ConfigError(
-            Problem("the folder is not empty", str(folder), remedy="another --sweep-dir", id="C19")
-        )
-
-
 def load_sweep(folder: Path) -> Sweep:
-    """The sweep in a folder. Raises ConfigError."""
-    return _sweep_of(_read_plan(folder / PLAN), folder, str(folder / PLAN))
-
-
-def _read_plan(path: Path) -> Plan:
-    if not path.parent.is_dir() or PLAN not in {entry.name for entry in path.parent.iterdir()}:
-        remedy = "the folder of a sweep; train --resume goes on with a run"
-        raise ConfigError(
-            Problem(
-                "no sweep",
-                str(path.parent),
-                expected=f"a folder with {PLAN}",
-                remedy=remedy,
-                id="C4",
-            )
-        )
-    try:
-        return Plan.model_validate(read_yaml(path))
-    except ValidationError as error:
-        found = ", ".join(
-            sorted({".".join(map(str, detail["loc"])) for detail in error.errors()})[:5]
-        )
-        raise ConfigError(
-            Problem("no sweep", str(path), expected="what rnncls sweep wrote", found=found, id="C4")
-        ) from None
-
-
-def _sweep_of(raw: Plan, folder: Path, source: str) -> Sweep:
-    seeds = parse_seeds(raw.seeds, source)
-    lengths = [] if raw.lengths is None else parse_lengths(raw.lengths, source)
-    if "seed" in raw.grid or not all(raw.grid.values()):
-        raise ConfigError(
-            Problem(
-                "no such axis of a grid",
-                source,
-                expected="a key with values; --seeds for seeds",
-                id="C17",
-            )
-        )
-    if (count := len(seeds) * math.prod(map(len, raw.grid.values()))) > MOST_MEMBERS:
-        raise ConfigError(
-            Problem(
-                "a very large sweep",
-                source,
-                expected=f"at most {MOST_MEMBERS:,}",
-                found=f"{count:,}",
-                id="C10",
-            )
-        )
-    members = []
-    for texts in itertools.product(*raw.grid.values()):
-        values = dict(zip(raw.grid, texts, strict=True))
-        for seed in seeds:
-            overrides = [*(f"{key}={text}" for key, text in values.items()), f"seed={seed}"]
-            parts = [f"{key.rpartition('.')[2]}={text}" for key, text in values.items()]
-            name = "_".join([*parts, f"seed={seed}"]).replace("/", "-")
-            if len(name.encode()) > 200:
-                raise ConfigError(
-                    Problem("too long a name for a folder", source, found=name, id="C17")
-                )
-            members.append(Member(name, values, parse_config(raw.config, source, overrides)))
-    if lengths and not all(isinstance(member.config.data, SumModConfig) for member in members):
-        remedy = "leave it out: files are evaluated as a whole"
-        raise ConfigError(
-            Problem(
-                "lengths are drawn for generated data only", "--lengths", remedy=remedy, id="C17"
-            )
-        )
-    names, configs = ({f(member) for member in members} for f in (_name, _config))
-    if len(names) < len(members) or len(configs) < len(members):
-        raise ConfigError(
-            Problem(
-                "two members would be the same",
-                source,
-                expected="different seeds and values",
-                id="C17",
-            )
-        )
-    return Sweep(folder, members, lengths, raw.samples, raw.fingerprints)
-
-
-def _name(member: Member) -> str:
-    return member.name
-
-
-def _config(member: Member) -> str:
-    return member.config.model_dump_json()
-
-
-def _files_of(config: Config) -> list[str]:
-    return (
-        list(files.paths_of(config.data).values()) if isinstance(config.data, FilesConfig) else []
-    )
+    """Return the sweep in a folder. Raises ConfigError if there is none."""
+    path = folder / SWEEP_FILE
+    return _expand(_read_plan(path), folder, source=str(path))
 
 
 def require_unchanged(sweep: Sweep) -> None:
-    """Members that are trained later have the files that those before had. Raises CheckpointError."""
-    for path, known in sweep.fingerprints.items():
-        if (found := fingerprint(path)) != known:
-            what, remedy = (
-                "the data has changed since the sweep began",
-                "the old file, or a new sweep",
-            )
-            raise CheckpointError(
-                Problem(
-                    what, path, expected=f"SHA-256 {known}", found=found, remedy=remedy, id="D18"
-                )
-            )
+    """Raise CheckpointError unless the data files are those the sweep began with."""
+    remedy = "the old file, or a new sweep"
+    require_unchanged_files(sweep.fingerprints.items(), "sweep", remedy)
+
+
+def _write_plan(folder: Path, content: SweepFile) -> None:
+    """Write sweep.yaml, or check that the one in the folder says the same."""
+    text = write_yaml(content.model_dump()).encode()
+    if len(text) > MAX_SWEEP_FILE_BYTES:
+        expected = f"at most {MAX_SWEEP_FILE_BYTES:,} bytes"
+        raise ConfigError(Problem("a very large grid", "--grid", expected=expected, id="C10"))
+
+    _require_unused(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+    # Several shards may begin at the same time: the first one writes, the others compare.
+    with holding(folder):
+        path = folder / SWEEP_FILE
+        if not path.exists():
+            _require_unused(folder)
+            with writing(path):
+                write_atomically(path, text)
+        elif _read_plan(path).model_dump_json() != content.model_dump_json():
+            what = "another sweep is in this folder"
+            remedy = "another --sweep-dir, or sweep --resume"
+            raise ConfigError(Problem(what, str(path), remedy=remedy, id="C19"))
+
+
+def _require_unused(folder: Path) -> None:
+    """Raise ConfigError if the folder holds files, but no sweep."""
+    names = set()
+    with writing(folder):
+        if folder.exists():
+            names = {path.name for path in folder.iterdir()}
+
+    # A process that was killed while it planned leaves no more than these.
+    others = [name for name in names if name != LOCK and not name.startswith(".tmp-")]
+    if others and SWEEP_FILE not in names:
+        remedy = "another --sweep-dir"
+        raise ConfigError(Problem("the folder is not empty", str(folder), remedy=remedy, id="C19"))
+
+
+def _read_plan(path: Path) -> SweepFile:
+    """Return the content of sweep.yaml. Raises ConfigError if it is missing or damaged."""
+    folder = path.parent
+    if not folder.is_dir() or SWEEP_FILE not in {entry.name for entry in folder.iterdir()}:
+        expected = f"a folder with {SWEEP_FILE}"
+        remedy = "the folder of a sweep; to resume a run, train --resume"
+        problem = Problem("no sweep", str(folder), expected=expected, remedy=remedy, id="C4")
+        raise ConfigError(problem)
+
+    try:
+        return SweepFile.model_validate(read_yaml(path))
+    except ValidationError as error:
+        keys = {".".join(map(str, detail["loc"])) for detail in error.errors()}
+        wrong = ", ".join(sorted(keys)[:5])
+        expected = "a file written by rnncls sweep"
+        problem = Problem("no sweep", str(path), expected=expected, found=wrong, id="C4")
+        raise ConfigError(problem) from None
+
+
+def _expand(content: SweepFile, folder: Path, source: str) -> Sweep:
+    """Return the sweep that sweep.yaml describes. `source` is where messages say it comes from."""
+    seeds = parse_seeds(content.seeds, source)
+    lengths = []
+    if content.lengths is not None:
+        lengths = parse_lengths(content.lengths, source)
+
+    _check_grid(content.grid, len(seeds), source)
+    members = _members(content, seeds, source)
+    _check_members(members, source)
+
+    if lengths:
+        for member in members:
+            require_generated_data(member.config)
+
+    return Sweep(folder, members, lengths, content.samples, content.fingerprints)
+
+
+def _check_grid(grid: Grid, num_seeds: int, source: str) -> None:
+    """Raise ConfigError unless the grid has values, no seeds, and not too many combinations."""
+    if "seed" in grid or not all(grid.values()):
+        what = "invalid axis of a grid"
+        expected = "a key with values; for seeds, --seeds"
+        raise ConfigError(Problem(what, source, expected=expected, id="C17"))
+
+    num_members = num_seeds * math.prod(len(texts) for texts in grid.values())
+    if num_members > MOST_MEMBERS:
+        problem = Problem(
+            "a very large sweep",
+            source,
+            expected=f"at most {MOST_MEMBERS:,}",
+            found=f"{num_members:,}",
+            id="C10",
+        )
+        raise ConfigError(problem)
+
+
+def _members(content: SweepFile, seeds: list[int], source: str) -> list[Member]:
+    """Return a member for each combination of values and each seed; seeds vary fastest."""
+    members = []
+    for texts in itertools.product(*content.grid.values()):
+        values = dict(zip(content.grid, texts, strict=True))
+        overrides = [f"{key}={text}" for key, text in values.items()]
+
+        for seed in seeds:
+            name = format_setting({**values, "seed": str(seed)}, short=True, separator="_")
+            name = name.replace("/", "-")  # values may be paths
+            if len(name.encode()) > MAX_NAME_BYTES:
+                what = "the name of a member's folder is too long"
+                raise ConfigError(Problem(what, source, found=name, id="C17"))
+
+            config = parse_config(content.config, source, [*overrides, f"seed={seed}"])
+            members.append(Member(name, values, config))
+    return members
+
+
+def _check_members(members: list[Member], source: str) -> None:
+    """Raise ConfigError if two members have the same folder or the same config."""
+    names = {member.name for member in members}
+    configs = {member.config.model_dump_json() for member in members}
+    if len(names) < len(members) or len(configs) < len(members):
+        what = "two members would be the same"
+        expected = "different seeds and values"
+        raise ConfigError(Problem(what, source, expected=expected, id="C17"))
+
+
+def _data_files(members: list[Member]) -> set[str]:
+    """Return the paths of all data files that the members read."""
+    paths: set[str] = set()
+    for member in members:
+        if isinstance(member.config.data, FilesConfig):
+            paths.update(data_paths(member.config.data).values())
+    return paths

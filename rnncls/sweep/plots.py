@@ -1,4 +1,7 @@
-"""Pictures of a sweep: accuracy by length, and losses as training goes on. A line per member, and the median."""
+"""Pictures of a sweep: accuracy by length, and training loss by step.
+
+Each member is a thin line in the colour of its setting, and each setting has its median.
+"""
 
 import io
 import math
@@ -11,164 +14,201 @@ import numpy as np
 
 from rnncls.rundir.events import log_images
 from rnncls.rundir.tables import read_metrics
-from rnncls.sweep.outcomes import Outcome, accuracies_at, outcomes
-from rnncls.sweep.plan import Sweep
-from rnncls.system.files import replace, writing
+from rnncls.sweep.outcomes import Outcome, accuracies_at, by_setting, outcomes
+from rnncls.sweep.paths import PLOTS
+from rnncls.sweep.plan import Sweep, format_setting
+from rnncls.sweep.results import LengthResult
+from rnncls.system.files import write_atomically, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PLOTS = "plots"
-MOST_LINES = 200
-STYLES = ("-", "--", ":", "-.")  # after ten groups the colours come again
+MOST_LINES = 200  # members drawn per setting
+LINE_STYLES = ("-", "--", ":", "-.")
+NUM_COLOURS = 10  # of matplotlib's cycle; after these the next line style is used
+MOST_INSIDE = 3  # settings whose legend leaves room for the curves
 
 
 def draw(sweep: Sweep) -> list[Path]:
-    """Write plots/*.png, and the same as TensorBoard images. Nothing is drawn before a member has been evaluated.
+    """Write plots/*.png and log them as TensorBoard images, for a process that holds the folder.
 
-    For a process that holds the folder. Raises WriteError.
+    Nothing is drawn until a member has been evaluated. Raises: WriteError.
     """
-    found = [outcome for outcome in outcomes(sweep) if outcome.ended]
-    if not any(outcome.evaluation for outcome in found):
+    ended = [outcome for outcome in outcomes(sweep) if outcome.ended]
+    if not any(outcome.evaluation for outcome in ended):
         return []
-    figures = {"accuracy_by_length": accuracy_by_length(found), "loss": losses(sweep, found)}
+
+    figures = {"accuracy_by_length": accuracy_by_length(ended), "loss": losses(sweep, ended)}
     folder = sweep.folder / PLOTS
-    paths = [folder / f"{name}.png" for name in figures]
+    paths = []
+    images = {}
     with writing(folder):
         folder.mkdir(exist_ok=True)
-        for path, figure in zip(paths, figures.values(), strict=True):
+        for name, figure in figures.items():
+            path = folder / f"{name}.png"
             content = io.BytesIO()
             figure.savefig(content, dpi=120)
-            replace(path, content.getvalue())
-        log_images(
-            sweep.folder, {f"sweep/{name}": _pixels(figure) for name, figure in figures.items()}
-        )
+            write_atomically(path, content.getvalue())
+            paths.append(path)
+            images[f"sweep/{name}"] = _pixels(figure)
+
+        log_images(sweep.folder, images)
     return paths
 
 
-def _groups(found: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    groups: dict[str, list[Outcome]] = {}
-    for outcome in found:
-        name = " ".join(
-            f"{key.rpartition('.')[2]}={text}" for key, text in outcome.member.values.items()
-        )
-        groups.setdefault(name, []).append(outcome)
-    return groups
+def accuracy_by_length(ended: Sequence[Outcome]) -> "Figure":
+    """Draw accuracy by length, on a logarithmic axis, with the training lengths shaded.
 
+    A member that diverged is drawn at 0.
+    """
+    results = []
+    for outcome in ended:
+        if outcome.evaluation is not None:
+            results += outcome.evaluation.by_length
+    lengths = sorted({result.length for result in results})
 
-def accuracy_by_length(found: Sequence[Outcome]) -> "Figure":
-    """Lengths on a logarithmic axis, those of training shaded. One that diverged is at 0."""
-    figure, axes = _axes(found)
-    rows = [row for outcome in found if outcome.evaluation for row in outcome.evaluation.by_length]
-    if trained := [row.length for row in rows if row.trained]:
-        axes.axvspan(min(trained) * 0.92, max(trained) * 1.08, color="0.92", label="trained")
-    lengths = sorted({row.length for row in rows})
-    for number, (name, members) in enumerate(_groups(found).items()):
-        colour = f"C{number % 10}"
+    figure, axes = _axes(ended)
+    _shade_trained(axes, results)
+
+    settings = by_setting(ended)
+    for number, members in enumerate(settings.values()):
         for outcome in members[:MOST_LINES]:
-            points = outcome.accuracies or dict.fromkeys(
-                lengths, 0.0
-            )  # the latter on files, where it diverged
-            axes.plot(
-                *zip(*sorted(points.items()), strict=True),
-                color=colour,
-                alpha=0.3,
-                linewidth=0.8,
-                marker=".",
-                ms=3,
-            )
-        middle = {n: median(values) for n in lengths if (values := accuracies_at(n, members))}
-        label = f"{name} median".strip()
-        style = STYLES[number // 10 % len(STYLES)]
-        axes.plot(
-            list(middle),
-            list(middle.values()),
-            style,
-            color=colour,
-            linewidth=2,
-            marker="o",
-            ms=3,
-            label=label,
-        )
-    for chance in _chances(found):
+            # On data files a member that diverged has no lengths of its own.
+            accuracies = outcome.accuracies or dict.fromkeys(lengths, 0.0)
+            points = dict(sorted(accuracies.items()))
+            _draw_member(axes, number, points, marker=".", ms=3)
+
+        medians = {}
+        for length in lengths:
+            at_length = accuracies_at(length, members)
+            if at_length:
+                medians[length] = median(at_length)
+        _draw_median(axes, number, members, medians, marker="o", ms=3)
+
+    for chance in _chances(ended):
         axes.axhline(chance, color="0.5", linestyle=":", linewidth=1, label=f"chance {chance:.3g}")
+
     axes.set(xscale="log", xlabel="length", ylabel="accuracy", ylim=(-0.02, 1.03))
-    shown = _apart(lengths)
-    axes.set_xticks(shown, [f"{length:,}" for length in shown])
+    ticks = _spaced(lengths)
+    axes.set_xticks(ticks, [f"{length:,}" for length in ticks])
     axes.set_xticks([], minor=True)
-    _legend(axes, len(_groups(found)))
+    _legend(axes, len(settings))
     return figure
 
 
-def losses(sweep: Sweep, found: Sequence[Outcome]) -> "Figure":
-    """Training loss by step, with ln N, what guessing costs. The median is of those still trained, at least half."""
-    figure, axes = _axes(found)
-    for number, (name, members) in enumerate(_groups(found).items()):
-        colour = f"C{number % 10}"
+def _shade_trained(axes: "Axes", results: Sequence[LengthResult]) -> None:
+    """Shade the training lengths; the margins keep a single length visible."""
+    trained = [result.length for result in results if result.trained]
+    if trained:
+        axes.axvspan(min(trained) * 0.92, max(trained) * 1.08, color="0.92", label="trained")
+
+
+def losses(sweep: Sweep, ended: Sequence[Outcome]) -> "Figure":
+    """Draw training loss by step, on a logarithmic axis, and the loss of guessing: ln N.
+
+    The median is that of the members still in training, while they are at least half of them.
+    """
+    figure, axes = _axes(ended)
+    settings = by_setting(ended)
+    for number, members in enumerate(settings.values()):
         at_step: dict[int, list[float]] = {}
         for place, outcome in enumerate(members):
-            rows = [
-                row
-                for row in read_metrics(sweep.run_dir(outcome.member))
-                if row.get("train/loss") is not None
-            ]
-            steps, values = [row["step"] for row in rows], [row["train/loss"] for row in rows]
-            for step, value in zip(steps, values, strict=True):
-                at_step.setdefault(step, []).append(value)
+            curve = _loss_curve(sweep, outcome)
+            for step, loss in curve.items():
+                at_step.setdefault(step, []).append(loss)
             if place < MOST_LINES:
-                axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-        middle = {
-            step: median(found)
-            for step, found in sorted(at_step.items())
-            if 2 * len(found) >= len(members)
-        }
-        if middle:
-            style, label = STYLES[number // 10 % len(STYLES)], f"{name} median".strip()
-            axes.plot(
-                list(middle), list(middle.values()), style, color=colour, linewidth=2, label=label
-            )
-    for chance in _chances(found):
+                _draw_member(axes, number, curve)
+
+        medians = {}
+        for step, at_this_step in sorted(at_step.items()):
+            if 2 * len(at_this_step) >= len(members):
+                medians[step] = median(at_this_step)
+        if medians:
+            _draw_median(axes, number, members, medians)
+
+    for chance in _chances(ended):
         label = f"guessing: ln {1 / chance:.0f}"
         axes.axhline(-math.log(chance), color="0.5", linestyle=":", linewidth=1, label=label)
+
     axes.set(yscale="log", xlabel="step", ylabel="training loss (nats)")
-    _legend(axes, len(_groups(found)))
+    _legend(axes, len(settings))
     return figure
 
 
-def _legend(axes: "Axes", groups: int) -> None:
-    """Beside the picture where it would hide the curves."""
-    if groups > 3:
+def _loss_curve(sweep: Sweep, outcome: Outcome) -> dict[int, float]:
+    """Return the training loss by step, where it was logged and finite."""
+    curve = {}
+    for row in read_metrics(sweep.run_dir(outcome.member)):
+        loss = row.get("train/loss")
+        if loss is not None:
+            curve[row["step"]] = loss
+    return curve
+
+
+def _draw_member(axes: "Axes", number: int, points: dict[int, float], **marker: Any) -> None:
+    """Draw a member's points in the colour of its setting, the `number`th."""
+    colour = f"C{number % NUM_COLOURS}"
+    x = list(points)
+    y = list(points.values())
+    axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8, **marker)
+
+
+def _draw_median(
+    axes: "Axes", number: int, members: Sequence[Outcome], points: dict[int, float], **marker: Any
+) -> None:
+    """Draw the median of the members of the `number`th setting."""
+    name = format_setting(members[0].member.values, short=True)
+    label = f"{name} median".strip()
+    colour = f"C{number % NUM_COLOURS}"
+    style = LINE_STYLES[number // NUM_COLOURS % len(LINE_STYLES)]
+    x = list(points)
+    y = list(points.values())
+    axes.plot(x, y, style, color=colour, linewidth=2, label=label, **marker)
+
+
+def _legend(axes: "Axes", num_settings: int) -> None:
+    """Add the legend, beside the picture where it would hide the curves."""
+    if num_settings > MOST_INSIDE:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="x-small")
     else:
         axes.legend(loc="lower left", fontsize="small")
 
 
-def _apart(lengths: list[int]) -> list[int]:
-    """Those that can be written below a logarithmic axis: the longest, and what is not too near."""
-    shown = lengths[-1:]
+def _spaced(lengths: list[int]) -> list[int]:
+    """Return lengths whose labels fit below a logarithmic axis, the longest among them."""
+    # About 25 labels fit side by side; on a short axis, those closer than a quarter would touch.
+    least_ratio = max(1.25, (lengths[-1] / lengths[0]) ** 0.04)
+
+    chosen = lengths[-1:]
     for length in reversed(lengths):
-        if length * max(1.25, (lengths[-1] / lengths[0]) ** 0.04) <= shown[0]:
-            shown.insert(0, length)
-    return shown
+        if length * least_ratio <= chosen[0]:
+            chosen.insert(0, length)
+    return chosen
 
 
-def _axes(found: Sequence[Outcome]) -> "tuple[Figure, Axes]":
+def _axes(ended: Sequence[Outcome]) -> "tuple[Figure, Axes]":
+    """Return a new figure and its axes, titled with the number of members."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    diverged = sum(outcome.diverged for outcome in found)
-    axes.set_title(f"{len(found)} members" + (f", {diverged} not finite" if diverged else ""))
+
+    title = f"{len(ended)} members"
+    num_diverged = sum(outcome.diverged for outcome in ended)
+    if num_diverged:
+        title += f", {num_diverged} not finite"
+    axes.set_title(title)
     return figure, axes
 
 
-def _chances(found: Sequence[Outcome]) -> list[float]:
-    return sorted({outcome.evaluation.chance for outcome in found if outcome.evaluation})
+def _chances(ended: Sequence[Outcome]) -> list[float]:
+    """Return the accuracy of guessing, of which there are several if members differ in classes."""
+    return sorted({outcome.evaluation.chance for outcome in ended if outcome.evaluation})
 
 
 def _pixels(figure: "Figure") -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
-    """(height, width, 3)."""
+    """Return the picture as an array, (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)

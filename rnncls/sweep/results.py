@@ -1,5 +1,6 @@
-"""evaluation.json of a member."""
+"""The result of a member: the evaluation of its last checkpoint, stored as evaluation.json."""
 
+import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,23 +9,24 @@ import torch
 from pydantic import BaseModel, Field
 
 from rnncls.config import Config, FilesConfig, SumModConfig, flatten
-from rnncls.data import dataset as files
 from rnncls.data import spread_lengths
+from rnncls.data.dataset import Dataset, load_held_out
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
-from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint, restore_model
+from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.restore import restore_model
+from rnncls.sweep.paths import EVALUATION
 from rnncls.sweep.plan import Member, Sweep
 from rnncls.system.device import resolve_device
-from rnncls.system.files import read_regular
+from rnncls.system.files import read_regular, write_atomically, writing
 from rnncls.system.signals import StopRequest
 
-EVALUATION = "evaluation.json"
 MAX_EVALUATION_BYTES = 64 * 2**20
 
 
-class LengthFound(BaseModel):
-    """What the statistics need of a `LengthReport`."""
+class LengthResult(BaseModel):
+    """The part of a `LengthReport` that the statistics read."""
 
     length: Annotated[int, Field(ge=1)]
     accuracy: Annotated[float, Field(ge=0, le=1)]
@@ -32,12 +34,12 @@ class LengthFound(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """evaluation.json, the report of a member; what the statistics need of it."""
+    """The part of evaluation.json that the statistics read."""
 
     step: int
     accuracy: Annotated[float, Field(ge=0, le=1)]
     chance: Annotated[float, Field(gt=0, le=1)]
-    by_length: list[LengthFound]
+    by_length: list[LengthResult]
 
 
 def evaluate_member(
@@ -47,82 +49,115 @@ def evaluate_member(
     sweep: Sweep,
     stop: StopRequest | None = None,
 ) -> dict[str, Any]:
-    """The report on its last checkpoint, because nothing is selected by test accuracy, and the step of that.
+    """Return the report on the member's last checkpoint, and that checkpoint's step, as JSON.
 
-    `lengths`: None for those of the sweep. Raises ConfigError where the run is of another config than the member.
+    The last checkpoint, not the best one: nothing is selected by test accuracy. `lengths`: None
+    for those of the sweep; data files are evaluated as a whole.
+
+    Raises: ConfigError if the run has another config than the member. CheckpointError if the
+    checkpoint or the data files are damaged. Interrupted after a signal.
     """
     checkpoint = read_checkpoint(find_newest(run_dir))
     _require_planned(member, checkpoint)
-    model = restore_model(checkpoint).to(resolve_device(checkpoint.config.device))
-    config, dataset = checkpoint.config, None
+
+    config = checkpoint.config
+    model = restore_model(checkpoint).to(resolve_device(config.device))
+    step = checkpoint.state.step
+
+    dataset = None
     if isinstance(config.data, FilesConfig):
-        if checkpoint.vocabulary is not None:
-            dataset = files.load_held_out(
-                config.data, checkpoint.vocabulary, checkpoint.state.fingerprints
-            )
+        dataset = _held_out(config.data, checkpoint)
         lengths = None
     elif lengths is None:
         lengths = tested_lengths(sweep, config)
-    step = checkpoint.state.step
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # members are evaluated beside each other
+
+    def check() -> None:
+        if stop is not None:
+            stop.check(step, str(run_dir))
+
+    # Members are evaluated in parallel threads, so each must leave the other cores alone. The
+    # setting belongs to the thread, which trains another member afterwards.
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        check = None if stop is None else lambda: stop.check(step, str(run_dir))
         report = evaluate(model, config, lengths, sweep.samples, dataset=dataset, check=check)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(num_threads)
+
     return {"step": step, **report.to_json()}
 
 
-def tested_lengths(sweep: Sweep, config: Config) -> list[int]:
-    """Those of training, or of very many some, and those that were asked for. Files are tested as a whole: none."""
-    return (
-        sorted({*spread_lengths(config.data), *sweep.lengths})
-        if isinstance(config.data, SumModConfig)
-        else []
-    )
+def _held_out(data: FilesConfig, checkpoint: Checkpoint) -> Dataset | None:
+    """Return the data that the checkpoint is evaluated on."""
+    if checkpoint.vocabulary is None:
+        return None
+    return load_held_out(data, checkpoint.vocabulary, checkpoint.state.fingerprints)
 
 
 def _require_planned(member: Member, checkpoint: Checkpoint) -> None:
-    found, wanted = flatten(checkpoint.config), flatten(member.config)
-    changes = [
-        f"{key}: {wanted.get(key)} -> {found[key]}"
-        for key in found
-        if found[key] != wanted.get(key)
-    ]
+    """Raise ConfigError if the checkpoint is of another config than the sweep planned."""
+    planned = flatten(member.config)
+    actual = flatten(checkpoint.config)
+
+    changes = []
+    for key, value in actual.items():
+        if value != planned.get(key):
+            changes.append(f"{key}: {planned.get(key)} -> {value}")
+
     if changes:
-        what, remedy = (
+        problem = Problem(
             "the run is not the one that the sweep planned",
-            "move it away, and sweep --resume",
+            str(checkpoint.path),
+            found=", ".join(changes),
+            remedy="move it away, and sweep --resume",
+            id="C19",
         )
-        raise ConfigError(
-            Problem(what, str(checkpoint.path), found=", ".join(changes), remedy=remedy, id="C19")
-        )
+        raise ConfigError(problem)
 
 
-def trained_accuracy(found: Evaluation, config: Config) -> float:
-    """What success is counted by: the mean over the training lengths, or over the sequences of a file."""
+def tested_lengths(sweep: Sweep, config: Config) -> list[int]:
+    """Return the lengths that are tested: training lengths (at most 20) and the sweep's own.
+
+    Data files are tested as a whole: no lengths.
+    """
     if not isinstance(config.data, SumModConfig):
-        return found.accuracy
-    accuracies = [row.accuracy for row in found.by_length if row.trained]
+        return []
+    return sorted({*spread_lengths(config.data), *sweep.lengths})
+
+
+def trained_accuracy(evaluation: Evaluation, config: Config) -> float:
+    """Return the accuracy that success is counted by.
+
+    For generated data, the mean over the training lengths; for files, that of all sequences.
+    """
+    if not isinstance(config.data, SumModConfig):
+        return evaluation.accuracy
+
+    accuracies = [result.accuracy for result in evaluation.by_length if result.trained]
     return math.fsum(accuracies) / max(1, len(accuracies))
 
 
+def write_evaluation(run_dir: Path, report: dict[str, Any]) -> Evaluation:
+    """Write evaluation.json and return the part that the statistics read. Raises WriteError."""
+    path = run_dir / EVALUATION
+    with writing(path):
+        write_atomically(path, json.dumps(report, allow_nan=False).encode())
+    return Evaluation.model_validate(report)
+
+
 def read_evaluation(run_dir: Path) -> Evaluation | None:
-    """What `evaluation.json` says; None where there is none. Raises ConfigError when it is damaged."""
+    """Return what evaluation.json says; None without one. Raises ConfigError if it is damaged."""
     path = run_dir / EVALUATION
     try:
         return Evaluation.model_validate_json(read_regular(path, MAX_EVALUATION_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError):
-        remedy = "delete it, and sweep --resume"
-        raise ConfigError(
-            Problem(
-                "no evaluation",
-                str(path),
-                expected="what rnncls sweep wrote",
-                remedy=remedy,
-                id="C4",
-            )
-        ) from None
+        problem = Problem(
+            "no evaluation",
+            str(path),
+            expected="a file written by rnncls sweep",
+            remedy="delete it, and sweep --resume",
+            id="C4",
+        )
+        raise ConfigError(problem) from None

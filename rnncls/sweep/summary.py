@@ -1,30 +1,244 @@
-"""What many seeds say together: success rates with intervals, inter-quartile means, horizons, comparisons."""
+"""The statistics of a sweep: success rates with intervals, inter-quartile means, horizons.
+
+Members that differ in their seed alone have the same setting. Each setting has statistics of its
+own, and is compared with the first one. All of it is written as summary.json and summary.csv.
+"""
 
 import csv
 import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from rnncls.errors import CheckpointError, ConfigError, RnnclsError
 from rnncls.evaluation.metrics import wilson_interval
-from rnncls.sweep.outcomes import SOLVED, Outcome, accuracies_at, outcomes
-from rnncls.sweep.plan import Member, Sweep
-from rnncls.sweep.results import evaluate_member
-from rnncls.system.files import replace as replace_file
-from rnncls.system.files import writing
+from rnncls.sweep.outcomes import SOLVED, Outcome, accuracies_at, by_setting, outcomes
+from rnncls.sweep.paths import SUMMARY_CSV, SUMMARY_JSON
+from rnncls.sweep.plan import Sweep
+from rnncls.system.files import write_atomically, writing
 
-LEVELS = (0.99, 0.999, 1.0)  # accuracies a success is counted at
+LEVELS = (0.99, 0.999, 1.0)  # accuracies from which a member counts as a success
+
+
+@dataclass(frozen=True)
+class SuccessRate:
+    """How many members reach a level of accuracy."""
+
+    count: int
+    of: int
+    rate: float
+    ci95: tuple[float, float]  # Wilson interval
+
+
+@dataclass(frozen=True)
+class AccuracyStatistics:
+    """Accuracy over the training lengths."""
+
+    mean: float
+    median: float
+    min: float
+
+
+@dataclass(frozen=True)
+class LengthStatistics:
+    """Accuracy at one length."""
+
+    median: float
+    iqm: float  # inter-quartile mean
+    min: float
+    success: dict[float, SuccessRate]  # by level
+
+
+@dataclass(frozen=True)
+class HorizonStatistics:
+    """The length up to which all tested lengths are solved (see `horizon`)."""
+
+    median: float
+    min: int
+    tested: int  # the longest length tested: a horizon cannot be longer
+
+
+@dataclass(frozen=True)
+class SolvedStatistics:
+    """Training until validation accuracy reaches SOLVED."""
+
+    reached: int  # members that reached it
+    steps: float | None  # median, with members that never reach it as infinite; None if infinite
+    sequences: float | None  # the same, in training sequences
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the members of a setting that have ended say together."""
+
+    measure: str  # what accuracy is measured on
+    diverged: int
+    accuracy: AccuracyStatistics
+    success: dict[float, SuccessRate]  # by level, over the training lengths
+    by_length: dict[int, LengthStatistics]
+    horizon: HorizonStatistics
+    to_solved: SolvedStatistics
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The members that share the values of the grid and differ in their seed alone."""
+
+    name: str  # the values, as text
+    members: int
+    ended: int
+    broken: list[str]  # ids of the errors, other than divergence, that members failed with
+    statistics: Statistics | None  # None until a member has ended
+    p_against_first: dict[float, float | None] | None = None  # by level; None if not compared
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the setting as it stands among the "groups" of summary.json."""
+        content: dict[str, Any] = {
+            "group": self.name,
+            "members": self.members,
+            "ended": self.ended,
+            "broken": self.broken,
+        }
+        if self.statistics is not None:
+            content |= asdict(self.statistics)
+        if self.p_against_first is not None:
+            content["p_against_first"] = self.p_against_first
+        return content
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is known of a sweep."""
+
+    settings: list[Setting]
+    outcomes: list[Outcome]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of summary.json."""
+        groups = [setting.to_json() for setting in self.settings]
+        members = [member_row(outcome) for outcome in self.outcomes]
+        # JSON has text for keys: lengths and levels become such as "10" and "0.999".
+        content: dict[str, Any] = json.loads(json.dumps({"groups": groups, "members": members}))
+        return content
+
+
+def summarize(sweep: Sweep) -> Summary:
+    """Return statistics of each setting, compared with the first, and every outcome."""
+    all_outcomes = outcomes(sweep)
+
+    settings: list[Setting] = []
+    for name, members in by_setting(all_outcomes).items():
+        setting = summarize_setting(name, members)
+        if settings:
+            setting = replace(setting, p_against_first=_compare(settings[0], setting))
+        settings.append(setting)
+    return Summary(settings, all_outcomes)
+
+
+def summarize_setting(name: str, members: Sequence[Outcome]) -> Setting:
+    """Return the statistics of members that differ in their seed alone."""
+    ended = [outcome for outcome in members if outcome.ended]
+
+    # An interrupted member will be resumed; any other error is to be looked at.
+    broken = set()
+    for outcome in members:
+        if outcome.error_id and not outcome.ended and outcome.state != "interrupted":
+            broken.add(outcome.error_id)
+
+    return Setting(
+        name,
+        members=len(members),
+        ended=len(ended),
+        broken=sorted(broken),
+        statistics=_statistics(ended) if ended else None,
+    )
+
+
+def _statistics(ended: Sequence[Outcome]) -> Statistics:
+    """Return statistics of members that have ended; those that diverged have accuracy 0."""
+    accuracies = [outcome.accuracy for outcome in ended]
+    horizons = [horizon(outcome.accuracies) for outcome in ended]
+
+    lengths: set[int] = set()
+    for outcome in ended:
+        lengths.update(outcome.accuracies)
+
+    by_length = {}
+    for length in sorted(lengths):
+        by_length[length] = _length_statistics(accuracies_at(length, ended))
+
+    return Statistics(
+        measure="training lengths" if ended[0].tested else "test sequences",
+        diverged=sum(outcome.diverged for outcome in ended),
+        accuracy=AccuracyStatistics(mean(accuracies), median(accuracies), min(accuracies)),
+        success=_success_by_level(accuracies),
+        by_length=by_length,
+        horizon=HorizonStatistics(median(horizons), min(horizons), max(lengths, default=0)),
+        to_solved=_solved_statistics(ended),
+    )
+
+
+def _length_statistics(accuracies: Sequence[float]) -> LengthStatistics:
+    return LengthStatistics(
+        median=median(accuracies),
+        iqm=interquartile_mean(accuracies),
+        min=min(accuracies),
+        success=_success_by_level(accuracies),
+    )
+
+
+def _solved_statistics(ended: Sequence[Outcome]) -> SolvedStatistics:
+    steps = [outcome.steps_to_solved or math.inf for outcome in ended]
+    reached = sum(step < math.inf for step in steps)
+
+    middle = median(steps)
+    if middle == math.inf:
+        return SolvedStatistics(reached, steps=None, sequences=None)
+
+    batch_size = ended[0].member.config.train.batch_size
+    return SolvedStatistics(reached, steps=middle, sequences=middle * batch_size)
+
+
+def _success_by_level(accuracies: Sequence[float]) -> dict[float, SuccessRate]:
+    return {level: success(accuracies, level) for level in LEVELS}
+
+
+def _compare(first: Setting, other: Setting) -> dict[float, float | None] | None:
+    """Return the p value at each level; None unless both settings have members that ended."""
+    if first.statistics is None or other.statistics is None:
+        return None
+
+    p_values = {}
+    for level in LEVELS:
+        p_values[level] = fisher(first.statistics.success[level], other.statistics.success[level])
+    return p_values
+
+
+def success(accuracies: Sequence[float], level: float) -> SuccessRate:
+    """Return how many of the accuracies reach the level, and the rate with its 95 % interval."""
+    count = sum(accuracy >= level for accuracy in accuracies)
+    total = len(accuracies)
+    return SuccessRate(count, total, count / total, wilson_interval(count, total))
+
+
+def fisher(first: SuccessRate, other: SuccessRate) -> float | None:
+    """Return the p value of two success rates by Fisher's exact test, two-sided.
+
+    None without scipy, which is an optional dependency.
+    """
+    try:
+        from scipy.stats import fisher_exact
+    except ImportError:
+        return None
+
+    contingency = [[rate.count, rate.of - rate.count] for rate in (first, other)]
+    return float(fisher_exact(contingency).pvalue)
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
-    """The mean of what is left when a quarter, rounded down, is cut off on either side.
+    """Return the mean without the lowest and the highest quarter, each rounded down.
 
     >>> interquartile_mean([0.0, 1.0, 1.0, 4.0])
     1.0
@@ -34,23 +248,18 @@ def interquartile_mean(values: Sequence[float]) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Of ones exactly 1, of any equal numbers exactly that: success is counted by comparing with a level."""
-    return values[0] if min(values) == max(values) else math.fsum(values) / len(values)
-
-
-def success(values: Sequence[float], level: float) -> dict[str, Any]:
-    """How many of these accuracies reach the level, and the rate with its 95 % Wilson interval."""
-    count = sum(value >= level for value in values)
-    return {
-        "count": count,
-        "of": len(values),
-        "rate": count / len(values),
-        "ci95": wilson_interval(count, len(values)),
-    }
+    """Return the mean: of equal numbers exactly that number."""
+    # The mean is compared with a level, and a rounded sum of ones may miss 1.
+    if min(values) == max(values):
+        return values[0]
+    return math.fsum(values) / len(values)
 
 
 def horizon(accuracies: dict[int, float]) -> int:
-    """The largest length up to which every evaluated one is at least SOLVED; 0 where the first is not."""
+    """Return the length up to which accuracy is at least SOLVED at every length tested.
+
+    0 if it is not at the shortest one.
+    """
     reached = 0
     for length, accuracy in sorted(accuracies.items()):
         if accuracy < SOLVED:
@@ -59,87 +268,9 @@ def horizon(accuracies: dict[int, float]) -> int:
     return reached
 
 
-def group_statistics(members: list[Outcome]) -> dict[str, Any]:
-    """Of members that differ in their seed alone. One that diverged has accuracy 0; those not done are left out."""
-    ended = [outcome for outcome in members if outcome.ended]
-    waiting = [
-        outcome for outcome in members if not outcome.ended and outcome.state != "interrupted"
-    ]
-    broken = sorted({outcome.error_id for outcome in waiting if outcome.error_id})
-    counts = {"members": len(members), "ended": len(ended), "broken": broken}
-    if not ended:
-        return counts
-    accuracies = [outcome.accuracy for outcome in ended]
-    lengths = sorted({length for outcome in ended for length in outcome.accuracies})
-    by_length = {n: accuracies_at(n, ended) for n in lengths}
-    steps = sorted(outcome.steps_to_solved or np.inf for outcome in ended)
-    middle, batch_size = median(steps), ended[0].member.config.train.batch_size
-    horizons = [horizon(outcome.accuracies) for outcome in ended]
-    return {
-        **counts,
-        "measure": "training lengths" if ended[0].tested else "test sequences",
-        "diverged": sum(outcome.diverged for outcome in ended),
-        "accuracy": {
-            "mean": mean(accuracies),
-            "median": median(accuracies),
-            "min": min(accuracies),
-        },
-        "success": {str(level): success(accuracies, level) for level in LEVELS},
-        "by_length": {
-            n: {
-                "median": median(values),
-                "iqm": interquartile_mean(values),
-                "min": min(values),
-                "success": {str(level): success(values, level) for level in LEVELS},
-            }
-            for n, values in by_length.items()
-        },
-        "horizon": {
-            "median": median(horizons),
-            "min": min(horizons),
-            "tested": max(lengths, default=0),
-        },
-        "to_solved": {  # medians with those that never got there as infinitely late
-            "reached": sum(step < np.inf for step in steps),
-            "steps": None if middle == np.inf else middle,
-            "sequences": None if middle == np.inf else middle * batch_size,
-        },
-    }
-
-
-def fisher(first: dict[str, Any], other: dict[str, Any]) -> float | None:
-    """The p value of Fisher's exact test, two-sided, of two success rates. None without scipy."""
-    try:
-        from scipy.stats import fisher_exact
-    except ImportError:
-        return None
-    table = [[found["count"], found["of"] - found["count"]] for found in (first, other)]
-    return float(fisher_exact(table).pvalue)
-
-
-def summarize(sweep: Sweep) -> dict[str, Any]:
-    """Groups of members that differ in their seed alone, each against the first, and members. Raises ConfigError."""
-    found = outcomes(sweep)
-    groups: dict[str, list[Outcome]] = {}
-    for outcome in found:
-        groups.setdefault(_group_of(outcome.member), []).append(outcome)
-    rows = [{"group": name, **group_statistics(members)} for name, members in groups.items()]
-    first = rows[0]
-    for row in rows[1:]:
-        if row["ended"] and first["ended"]:
-            row["p_against_first"] = {
-                str(level): fisher(first["success"][str(level)], row["success"][str(level)])
-                for level in LEVELS
-            }
-    return {"groups": rows, "members": [_listed(outcome) for outcome in found]}
-
-
-def _group_of(member: Member) -> str:
-    return " ".join(f"{key}={text}" for key, text in member.values.items())
-
-
-def _listed(outcome: Outcome) -> dict[str, Any]:
-    return {
+def member_row(outcome: Outcome) -> dict[str, Any]:
+    """Return a member's line of summary.csv, by column; summary.json has the same."""
+    row: dict[str, Any] = {
         "name": outcome.member.name,
         "seed": outcome.member.config.seed,
         **outcome.member.values,
@@ -150,51 +281,33 @@ def _listed(outcome: Outcome) -> dict[str, Any]:
         "horizon": horizon(outcome.accuracies) if outcome.ended else None,
         "steps_to_solved": outcome.steps_to_solved,
         "train_s": outcome.train_s,
-        **{f"accuracy_at_{length}": accuracy for length, accuracy in outcome.accuracies.items()},
     }
+    for length, accuracy in outcome.accuracies.items():
+        row[f"accuracy_at_{length}"] = accuracy
+    return row
 
 
-def evaluate_all(sweep: Sweep, lengths: list[int] | None, samples: int | None) -> dict[str, Any]:
-    """Accuracy by length of every member that has finished, by name; 0 for one that diverged. Others are named.
+def write_summary(sweep: Sweep, summary: Summary) -> None:
+    """Write summary.json and summary.csv, for a process that holds the folder.
 
-    `lengths` and `samples`: None for those of the sweep.
+    Raises: WriteError.
     """
-    sweep = sweep if samples is None else replace(sweep, samples=samples)
-    rows: dict[str, dict[int, float]] = {}
-    diverged: list[str] = []
-    left_out: dict[str, str] = {}
-    first_error: RnnclsError | None = None
-    for outcome in tqdm(outcomes(sweep), unit="member", disable=None):
-        name = outcome.member.name
-        if outcome.diverged:
-            diverged.append(name)
-        elif outcome.state != "finished":
-            left_out[name] = " ".join(part for part in (outcome.state, outcome.error_id) if part)
-        else:
-            try:
-                report = evaluate_member(
-                    outcome.member, sweep.run_dir(outcome.member), lengths, sweep
-                )
-                rows[name] = {row["length"]: row["accuracy"] for row in report["by_length"]}
-            except (CheckpointError, ConfigError) as error:
-                first_error, left_out[name] = first_error or error, f"{error}"
-    if first_error and not rows:
-        raise first_error
-    tested = sorted({length for row in rows.values() for length in row})
-    rows |= {name: dict.fromkeys(tested, 0.0) for name in diverged}
-    groups = {member.name: _group_of(member) for member in sweep.members}
-    return {"accuracy": rows, "groups": groups, "diverged": diverged, "left_out": left_out}
+    content = json.dumps(summary.to_json(), indent=1, allow_nan=False)
+    with writing(sweep.folder):
+        write_atomically(sweep.folder / SUMMARY_JSON, content.encode())
+        write_atomically(sweep.folder / SUMMARY_CSV, _as_csv(summary).encode())
 
 
-def write_summary(sweep: Sweep, summary: dict[str, Any]) -> None:
-    """summary.json and summary.csv. For a process that holds the folder. Raises WriteError."""
-    columns = dict.fromkeys(key for row in summary["members"] for key in row)
+def _as_csv(summary: Summary) -> str:
+    rows = [member_row(outcome) for outcome in summary.outcomes]
+
+    # Members may have been tested at different lengths. A dictionary keeps the columns in order.
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns.update(dict.fromkeys(row))
+
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns))
     writer.writeheader()
-    writer.writerows(summary["members"])
-    with writing(sweep.folder):
-        replace_file(
-            sweep.folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False).encode()
-        )
-        replace_file(sweep.folder / "summary.csv", text.getvalue().encode())
+    writer.writerows(rows)
+    return text.getvalue()

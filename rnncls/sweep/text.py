@@ -1,84 +1,154 @@
-"""The tables people read."""
+"""The summary and the accuracies of a sweep as text."""
 
 import math
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 from rnncls.errors import printable
+from rnncls.sweep.evaluate import Accuracies
 from rnncls.sweep.outcomes import SOLVED
-from rnncls.sweep.summary import LEVELS, interquartile_mean
+from rnncls.sweep.summary import LEVELS, Setting, Statistics, Summary, interquartile_mean
 
 
-def table(found: dict[str, Any]) -> str:
-    """The same as text, with median, inter-quartile mean and minimum."""
-    rows: dict[str, dict[int, float]] = found["accuracy"]
-    left_out = [
-        f"left out: {name}: {printable(reason)}" for name, reason in found["left_out"].items()
-    ]
-    if not rows:
+def accuracy_table(accuracies: Accuracies) -> str:
+    """Return a table of accuracies: a line per member, then statistics for each setting."""
+    left_out = []
+    for name, reason in accuracies.left_out.items():
+        left_out.append(f"left out: {name}: {printable(reason)}")
+
+    by_member = accuracies.by_member
+    if not by_member:
         return "\n".join(["no member has finished", *left_out])
-    lengths = sorted({length for row in rows.values() for length in row})
-    width = max(8, *map(len, rows))
-    lines = [f"{'length':<{width}} " + "".join(f"{length:>9,}" for length in lengths)]
-    for name, row in rows.items():
-        cells = "".join(f"{row[n]:>9.4f}" if n in row else " " * 9 for n in lengths)
-        lines.append(
-            f"{name:<{width}} {cells}" + ("   not finite" if name in found["diverged"] else "")
-        )
-    for group in dict.fromkeys(found["groups"][name] for name in rows):
-        own = [row for name, row in rows.items() if found["groups"][name] == group]
-        columns = [[row[n] for row in own if n in row] or [math.nan] for n in lengths]
-        lines += [""] + ([group] if group else [])
-        for title, function in (("median", median), ("IQM", interquartile_mean), ("minimum", min)):
-            lines.append(
-                f"{title:<{width}} " + "".join(f"{function(values):>9.4f}" for values in columns)
-            )
-        counts = (sum(value >= LEVELS[0] for value in values) for values in columns)
-        lines.append(f"{'>= 99 %':<{width}} " + "".join(f"{count:>9}" for count in counts))
+
+    tested: set[int] = set()
+    for by_length in by_member.values():
+        tested.update(by_length)
+    lengths = sorted(tested)
+
+    width = max(8, *(len(name) for name in by_member))
+    header = "".join(f"{length:>9,}" for length in lengths)
+    lines = [f"{'length':<{width}} {header}"]
+
+    for name, by_length in by_member.items():
+        cells = "".join(_cell(by_length.get(length)) for length in lengths)
+        note = "   not finite" if name in accuracies.diverged else ""
+        lines.append(f"{name:<{width}} {cells}{note}")
+
+    for setting, members in _by_setting(accuracies).items():
+        lines.append("")
+        if setting:
+            lines.append(setting)
+        lines += _statistics_lines(members, lengths, width)
+
     return "\n".join(lines + left_out)
 
 
-def to_text(summary: dict[str, Any]) -> str:
-    """The groups as a person reads them."""
-    lines: list[str] = []
-    for row in summary["groups"]:
-        if lines:
-            lines.append("")
-        if row["group"]:
-            lines.append(row["group"])
-        lines.append(f"{row['ended']} of {row['members']} members have ended" + _failures(row))
-        if not row["ended"]:
-            continue
-        accuracy = row["accuracy"]
-        mean, middle, lowest = (accuracy[name] for name in ("mean", "median", "min"))
-        lines.append(f"{row['measure']}: mean {mean:.4f}, median {middle:.4f}, lowest {lowest:.4f}")
-        for level, found in row["success"].items():
-            low, high = found["ci95"]
-            p_value = row.get("p_against_first", {}).get(level)
-            p = "" if p_value is None else f"   p {p_value:.2g}"
-            lines.append(
-                f"  at least {float(level):.1%}: {found['count']} of {found['of']}   (95 %: {low:.3f} to {high:.3f}){p}"
-            )
-        to_solved = row["to_solved"]
-        if to_solved["steps"] is not None:
-            steps, sequences = to_solved["steps"], to_solved["sequences"]
-            lines.append(
-                f"half of them at {SOLVED:.1%} after {steps:,.0f} steps, {sequences:,.0f} sequences"
-            )
-        lines += ["", "length     median        IQM     lowest   >= 99 %   >= 99.9 %   100 %"]
-        for length, at in row["by_length"].items():
-            values = "".join(f"{at[name]:>11.4f}" for name in ("median", "iqm", "min"))
-            counts = [at["success"][str(level)]["count"] for level in LEVELS]
-            lines.append(
-                f"{int(length):>6,}{values}   {counts[0]:>7} {counts[1]:>11} {counts[2]:>7}"
-            )
-    if any("p_against_first" in row for row in summary["groups"]):
-        lines += ["", "p: Fisher's exact test against the first group. IQM: inter-quartile mean."]
+def _cell(accuracy: float | None) -> str:
+    return f"{'':>9}" if accuracy is None else f"{accuracy:>9.4f}"
+
+
+def _by_setting(accuracies: Accuracies) -> dict[str, list[dict[int, float]]]:
+    """Return the accuracies by length of the members of each setting."""
+    settings: dict[str, list[dict[int, float]]] = {}
+    for name, by_length in accuracies.by_member.items():
+        settings.setdefault(accuracies.settings[name], []).append(by_length)
+    return settings
+
+
+def _statistics_lines(
+    members: Sequence[dict[int, float]], lengths: Sequence[int], width: int
+) -> list[str]:
+    """Return lines with median, inter-quartile mean, minimum and successes at each length."""
+    columns = []
+    for length in lengths:
+        column = [by_length[length] for by_length in members if length in by_length]
+        # A grid over data files tests other lengths in each setting, so a column may be empty.
+        columns.append(column or [math.nan])
+
+    lines = []
+    for title, statistic in (("median", median), ("IQM", interquartile_mean), ("minimum", min)):
+        cells = "".join(_cell(statistic(column)) for column in columns)
+        lines.append(f"{title:<{width}} {cells}")
+
+    counts = ""
+    for column in columns:
+        successes = sum(accuracy >= LEVELS[0] for accuracy in column)
+        counts += f"{successes:>9}"
+    lines.append(f"{'>= 99 %':<{width}} {counts}")
+    return lines
+
+
+def summary_text(summary: Summary) -> str:
+    """Return the statistics of each setting as text."""
+    paragraphs = [_setting_text(setting) for setting in summary.settings]
+
+    if any(setting.p_against_first is not None for setting in summary.settings):
+        paragraphs.append(
+            "p: Fisher's exact test against the first group. IQM: inter-quartile mean."
+        )
+    return "\n\n".join(paragraphs)
+
+
+def _setting_text(setting: Setting) -> str:
+    lines = []
+    if setting.name:
+        lines.append(setting.name)
+    lines.append(_progress_line(setting))
+
+    statistics = setting.statistics
+    if statistics is not None:
+        accuracy = statistics.accuracy
+        lines.append(
+            f"{statistics.measure}: mean {accuracy.mean:.4f}, median {accuracy.median:.4f}, "
+            f"lowest {accuracy.min:.4f}"
+        )
+        lines += _success_lines(setting, statistics)
+        lines += _solved_lines(statistics)
+        lines += _length_lines(statistics)
     return "\n".join(lines)
 
 
-def _failures(row: dict[str, Any]) -> str:
-    diverged = f", {row['diverged']} of them not finite" if row.get("diverged") else ""
-    return diverged + (
-        f"; others failed ({', '.join(row['broken'])}) and are left out" if row["broken"] else ""
-    )
+def _progress_line(setting: Setting) -> str:
+    line = f"{setting.ended} of {setting.members} runs finished"
+    if setting.statistics is not None and setting.statistics.diverged:
+        line += f", {setting.statistics.diverged} of them not finite"
+    if setting.broken:
+        line += f"; others failed ({', '.join(setting.broken)}) and are left out"
+    return line
+
+
+def _success_lines(setting: Setting, statistics: Statistics) -> list[str]:
+    p_values = setting.p_against_first or {}
+
+    lines = []
+    for level, success in statistics.success.items():
+        low, high = success.ci95
+        line = f"  at least {level:.1%}: {success.count} of {success.of}"
+        line += f"   (95 %: {low:.3f} to {high:.3f})"
+
+        p_value = p_values.get(level)
+        if p_value is not None:
+            line += f"   p {p_value:.2g}"
+        lines.append(line)
+    return lines
+
+
+def _solved_lines(statistics: Statistics) -> list[str]:
+    steps = statistics.to_solved.steps
+    sequences = statistics.to_solved.sequences
+    if steps is None or sequences is None:
+        return []
+    return [
+        f"half of them reach {SOLVED:.1%} within {steps:,.0f} steps, {sequences:,.0f} sequences"
+    ]
+
+
+def _length_lines(statistics: Statistics) -> list[str]:
+    lines = ["", "length     median        IQM     lowest   >= 99 %   >= 99.9 %   100 %"]
+    for length, at in statistics.by_length.items():
+        counts = [at.success[level].count for level in LEVELS]
+        lines.append(
+            f"{length:>6,}{at.median:>11.4f}{at.iqm:>11.4f}{at.min:>11.4f}"
+            f"   {counts[0]:>7} {counts[1]:>11} {counts[2]:>7}"
+        )
+    return lines

@@ -1,4 +1,4 @@
-"""Which device computes, with how many threads, and how reproducibly."""
+"""The device that computes: which one, with how many threads, and how reproducibly."""
 
 import os
 import re
@@ -11,9 +11,9 @@ from rnncls.errors import ConfigError, MachineError, Problem
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device for `auto`, `cpu`, `cuda` or `cuda:INDEX`.
+    """Return the torch device for `auto`, `cpu`, `cuda` or `cuda:INDEX`.
 
-    Raises ConfigError for any other name, and MachineError where the device is not there.
+    Raises: ConfigError for any other name. MachineError if the machine has no such device.
     """
     if not re.fullmatch(DEVICE_PATTERN, name):
         raise ConfigError(
@@ -25,66 +25,86 @@ def resolve_device(name: str) -> torch.device:
                 id="C9",
             )
         )
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name != "cpu":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (
-            int(name.partition(":")[2] or 0) >= count
-        ):  # torch.device would take the index modulo 256
-            built = (
-                f"built for CUDA {torch.version.cuda}"
-                if torch.version.cuda
-                else "a build without CUDA"
-            )
-            found = f"{count} CUDA devices (torch {torch.__version__}, {built})"
-            remedy = "device=auto or device=cpu" if count == 0 else f"cuda:0 to cuda:{count - 1}"
-            raise MachineError(
-                Problem(
-                    f"no device {name}",
-                    "device",
-                    expected="a CUDA device",
-                    found=found,
-                    remedy=remedy,
-                    id="R17",
-                )
-            )
+        _require_cuda_device(name)
     return torch.device(name)
 
 
+def _require_cuda_device(name: str) -> None:
+    """Raise MachineError unless there is a device of that index.
+
+    torch.device itself takes the index modulo 256.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = int(name.partition(":")[2] or 0)
+    if index < count:
+        return
+
+    build = "a build without CUDA"
+    if torch.version.cuda:
+        build = f"built for CUDA {torch.version.cuda}"
+
+    remedy = "device=auto or device=cpu"
+    if count > 0:
+        remedy = f"cuda:0 to cuda:{count - 1}"
+
+    raise MachineError(
+        Problem(
+            f"no device {name}",
+            "device",
+            expected="a CUDA device",
+            found=f"{count} CUDA devices (torch {torch.__version__}, {build})",
+            remedy=remedy,
+            id="R17",
+        )
+    )
+
+
 def describe(device: torch.device) -> str:
-    """`cpu, 1 thread` or the name of the GPU, for the first lines of a run."""
+    """Return `cpu, 1 thread` or the name of the GPU, for the first lines of a run."""
     if device.type == "cuda":
         return f"{device}, {torch.cuda.get_device_name(device)}"
+
     threads = torch.get_num_threads()
     return f"{device}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def make_deterministic() -> None:
-    """Have CUDA compute the same bits every time, at some cost in speed; the CPU does so anyway. For the whole process.
+    """Make CUDA compute the same bits every time, for the whole process, at some cost in speed.
 
-    cuDNN's RNN kernels need the cuBLAS workspace setting (PyTorch's documentation of nn.RNN), before CUDA is
-    first used.
+    The CPU does so anyway. cuDNN's RNN kernels need the cuBLAS workspace setting (PyTorch's
+    documentation of nn.RNN), before CUDA is first used; if it is too late, a warning says so.
     """
-    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    if used and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if in_use and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
         print(
-            "rnncls: warning: CUDA is in use already; set CUBLAS_WORKSPACE_CONFIG=:16:8 before",
+            "rnncls: warning: CUDA is already in use, so runs may not be reproducible; "
+            "set CUBLAS_WORKSPACE_CONFIG=:16:8 before the start",
             file=sys.stderr,
         )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+
+    # Operations without a deterministic version raise an error from here on.
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time
+    # Filling new tensors with NaN finds reads of memory that was never written; it only costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # Benchmarking would choose another algorithm in every process.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
 
 
 def set_precision(name: str) -> None:
-    """Whether CUDA may use TF32, for the whole process. float32 means float32: cuDNN would use TF32 unless told."""
+    """Allow TF32 on CUDA for the whole process if `name` is "tf32", else forbid it.
+
+    float32 means float32: cuDNN would use TF32 unless told otherwise.
+    """
     torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
     torch.backends.cudnn.allow_tf32 = name == "tf32"
 
 
 def describe_precision(name: str, device: torch.device) -> str:
-    """What is computed with; there is no TF32 on a CPU."""
+    """Return the precision that is computed with: on a CPU, tf32 is float32."""
     return "float32" if name == "tf32" and device.type == "cpu" else name

@@ -1,8 +1,8 @@
-"""Writing files so that a kill, a full disk or an I/O error at any call leaves the old file or the new one, whole.
+"""Write files so that after a kill, a full disk or an I/O error, the old or the new one is whole.
 
-The order is: temporary file in the same folder, fsync, rename, fsync of the folder (Pillai et al. 2014, "All File
-Systems Are Not Created Equal", on what happens without it). A temporary file's name begins with `.tmp-`; only a kill
-leaves one behind, and the next owner of the folder removes it.
+The order is: temporary file in the same folder, fsync, rename, fsync of the folder (Pillai et al.
+2014, "All File Systems Are Not Created Equal", on what happens without it). A temporary file's name
+begins with `.tmp-`. Only a kill leaves one behind, and the next owner of the folder removes it.
 """
 
 import errno
@@ -17,52 +17,63 @@ from typing import TextIO
 
 from rnncls.errors import MachineError, Problem, WriteError
 
+# A limit of the machine was reached; another place to write would not help.
 _LIMITS = (errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
 
-_NO_LINKS = (
-    errno.EPERM,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EMLINK,
-)  # what file systems without links say
+# What file systems without hard links answer.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-def replace(path: Path, content: bytes, durable: bool = True) -> None:
-    """All of `content` under `path`, or what was there before. Not `durable`: it need not survive a power cut.
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
+    """Write a file atomically: afterwards `path` has all of `content`, or what it had before.
 
-    Raises OSError; the temporary file is gone then.
+    A file that is not `durable` need not survive a power cut, and is written faster.
+
+    Raises: OSError if it cannot be written; no temporary file stays behind.
     """
     temporary = _temporary(path)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            if durable:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _write_new(temporary, content, durable)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+    # The rename itself is a change of the folder.
     if durable:
         fsync_folder(path.parent)
 
 
+def _write_new(path: Path, content: bytes, durable: bool) -> None:
+    """Create a file, which must not be there yet, and write `content`. Raises: OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        rest = memoryview(content)
+        while rest:
+            # One write may take only a part.
+            rest = rest[os.write(descriptor, rest) :]
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[TextIO]:
-    """A text file that is written bit by bit and appears under `path` when the body ends without an exception.
+    """Open a text file that appears under `path` only when the body ends without an exception.
 
-    What is there and no plain file (a device, a pipe, a link) stays what it is and is written into.
+    A device, a pipe or a link that is already there stays what it is and is written into.
+
+    Raises: OSError, also if `path` is a directory.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a directory is there")
+
+    # A rename would put a plain file in the place of /dev/stdout or of the link.
     if path.is_symlink() or (path.exists() and not path.is_file()):
         with path.open("w", encoding="utf-8", newline="") as file:
             yield file
         return
+
     temporary = _temporary(path)
     try:
         with temporary.open("x", encoding="utf-8", newline="") as file:
@@ -70,30 +81,42 @@ def new_file(path: Path) -> Iterator[TextIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    # Also after Ctrl-C: what is not whole must not stay behind.
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
 def link(existing: Path, path: Path) -> None:
-    """Make `path` another name of `existing` in the same folder, or a copy where links are refused. Raises OSError."""
+    """Make `path` another name of `existing`, which is in the same folder.
+
+    Where the file system refuses links, `path` becomes a copy. What was at `path` is replaced.
+
+    Raises: OSError.
+    """
     temporary = _temporary(path)
     try:
         os.link(existing, temporary)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        replace(path, existing.read_bytes())
+        write_atomically(path, existing.read_bytes())
         return
+
     try:
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)  # renaming onto another link of the same file leaves both
+        # Renaming a link onto another link of the same file does nothing and leaves both.
+        temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file that is no symbolic link. Raises OSError for anything else; never blocks."""
+    """Open a regular file that is no symbolic link and return its descriptor; never block.
+
+    Raises: OSError, also for anything that is not such a file.
+    """
+    # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -101,8 +124,18 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     return descriptor
 
 
+def open_text(path: Path, flags: int) -> TextIO:
+    """Open a regular file for writing text, with `flags` beside O_WRONLY. Raises OSError."""
+    descriptor = open_regular(path, os.O_WRONLY | flags)
+    return os.fdopen(descriptor, "w", encoding="utf-8", newline="")
+
+
 def read_regular(path: Path, most: int) -> bytes:
-    """All of such a file. Raises OSError, also when it has more than `most` bytes."""
+    """Return the content of a regular file that is no symbolic link.
+
+    Raises: OSError, also if the file has more than `most` bytes.
+    """
+    # One byte more than allowed tells that there are more; the size could change meanwhile.
     with open(open_regular(path), "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -111,7 +144,7 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the folder's entries survive a power cut."""
+    """Make the names in the folder survive a power cut. Raises: OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -120,7 +153,8 @@ def fsync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process was writing. Only the owner of the folder may."""
+    """Delete the temporary files of killed processes. Only the owner of the folder may do so."""
+    # A link is removed, not followed; a folder of that name is not ours.
     for path in folder.glob(".tmp-*"):
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
@@ -128,36 +162,47 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path, what: str = "cannot write", needed: int = 0) -> Iterator[None]:
-    """Turns an OSError of the body into a WriteError that names `path`, and the space if that ran out.
+    """Turn an OSError raised by the body into an error that names `path`. Writes nothing itself.
 
-    A limit of the machine (open files, length of a name) becomes a MachineError. `needed`: bytes.
+    `what` begins the message, and `needed` is the number of bytes to be written, if known.
+
+    Raises: MachineError if a limit of the machine was reached (open files, length of a name).
+    WriteError for any other OSError, with the free space if that ran out.
     """
     try:
         yield
     except OSError as error:
         what = f"{what}: {error.strerror}"
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG):
-            limits = f"at most {os.sysconf('SC_OPEN_MAX'):,} open files, names of {os.pathconf('/', 'PC_NAME_MAX')} bytes"
-            raise MachineError(
-                Problem(
-                    what,
-                    str(path),
-                    expected=limits,
-                    remedy="ulimit -n, or a shorter path",
-                    id="R30",
-                )
-            ) from None
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        found = _space(path, needed) if full else ""
-        remedy = (
-            "free some space" if full else "another folder"
-        ) + "; what was saved before is unharmed"
-        raise WriteError(Problem(what, str(path), found=found, remedy=remedy, id="R9")) from None
+        if error.errno in _LIMITS:
+            raise _limit_reached(what, path) from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            space = _space(path, needed)
+            remedy = "free some space; what was saved before is unharmed"
+        else:
+            space = ""
+            remedy = "another folder; what was saved before is unharmed"
+        raise WriteError(Problem(what, str(path), found=space, remedy=remedy, id="R9")) from None
+
+
+def _limit_reached(what: str, path: Path) -> MachineError:
+    open_files = os.sysconf("SC_OPEN_MAX")
+    name_bytes = os.pathconf("/", "PC_NAME_MAX")
+    return MachineError(
+        Problem(
+            what,
+            str(path),
+            expected=f"at most {open_files:,} open files, names of {name_bytes} bytes",
+            remedy="ulimit -n, or a shorter path",
+            id="R30",
+        )
+    )
 
 
 def free_bytes(path: Path) -> int:
-    """Free space where `path` is, or would be; 0 when that cannot be said."""
-    existing = next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))
+    """Return the free space where `path` is, or would be; 0 if that is unknown."""
+    # The nearest folder that exists is on the file system that would be written to.
+    candidates = (path, *path.parents)
+    existing = next((folder for folder in candidates if folder.exists()), Path("/"))
     try:
         return shutil.disk_usage(existing).free
     except OSError:
@@ -165,11 +210,10 @@ def free_bytes(path: Path) -> int:
 
 
 def _space(path: Path, needed: int) -> str:
-    wanted = f", {needed:,} needed" if needed else ""
-    return f"{free_bytes(path):,} bytes free{wanted}"
+    free = f"{free_bytes(path):,} bytes free"
+    return f"{free}, {needed:,} needed" if needed else free
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(
-        f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
-    )  # other hosts count alike
+    # Random as well, because processes on other hosts may have the same number.
+    return path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")

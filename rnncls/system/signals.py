@@ -1,6 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP ask a run to stop after its step, SIGUSR1 to save and go on.
+"""SIGINT, SIGTERM and SIGHUP stop a run after its current step; SIGUSR1 saves a checkpoint.
 
-Before a run has begun, and in commands that change nothing, the first three end the process at once.
+Before a run has begun, and in commands that change nothing, the first three end the process at
+once.
 """
 
 import os
@@ -19,44 +20,57 @@ T = TypeVar("T")
 
 
 class StopRequest:
-    """Set by a signal handler, polled by the loops. A handler does nothing else: no I/O, no exception."""
+    """A request to stop or to save, set by a signal handler and polled by the loops.
+
+    The handler does nothing else: no I/O and no exception can come between two lines of a loop.
+    """
 
     def __init__(self) -> None:
-        self.number: int | None = None
-        self.save = False  # SIGUSR1 came: a checkpoint is wanted, and then to go on
+        self.number: int | None = None  # of the signal that asked to stop
+        self.save = False  # SIGUSR1 asked for a checkpoint; the run then continues
         self.members: list[StopRequest] = []
 
     def member(self) -> "StopRequest":
-        """A request of its own for one of several runs; what comes from now on comes to it, too."""
+        """Return a request for one of several runs, which also gets every later signal."""
+        # What came before the member was there stops it, too.
         request = StopRequest()
         request.number = self.number
         self.members.append(request)
         return request
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Note a signal. A second SIGINT ends the process at once."""
         if number == signal.SIGUSR1:
             self.save = True
-        elif self.number is not None and number == signal.SIGINT:  # the second one
+        # Whoever presses Ctrl-C twice does not want to wait for the checkpoint.
+        elif self.number is not None and number == signal.SIGINT:
             os._exit(128 + signal.SIGINT)
         else:
             self.number = self.number or number
+
+        # Members poll their own requests, in threads that get no signals.
         for member in self.members:
             member.handle(number, None)
 
     def check(self, step: int, run_dir: str) -> None:
-        """Raises Interrupted once a signal to stop came; its exit code is 128 + the signal's number.
+        """Raise Interrupted if a signal asked to stop; its exit code is 128 + the signal's number.
 
-        The message says that the step is saved, so whoever catches it must see to that.
+        The message says that the step is saved, so whoever catches the error must save it.
         """
-        if self.number is not None:
-            what = (
-                f"stopped by {signal.Signals(self.number).name} after step {step:,}, which is saved"
-            )
-            remedy = f"rnncls train --resume {run_dir}"
-            raise Interrupted(128 + self.number, Problem(what, run_dir, remedy=remedy, id="R4"))
+        if self.number is None:
+            return
+
+        name = signal.Signals(self.number).name
+        problem = Problem(
+            f"stopped by {name} after step {step:,}, which is saved",
+            run_dir,
+            remedy=f"rnncls train --resume {run_dir}",
+            id="R4",
+        )
+        raise Interrupted(128 + self.number, problem)
 
     def checked(self, items: Iterable[T], step: int, run_dir: str) -> Iterator[T]:
-        """The items, with a check before each."""
+        """Yield the items, with a `check` before each."""
         for item in items:
             self.check(step, run_dir)
             yield item
@@ -64,20 +78,21 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Catch the signals for the duration; in a thread other than the main one, catch none."""
+    """Catch the signals during the body; in a thread other than the main one, catch none."""
     request = StopRequest()
-    before = _handle((*STOPPING, signal.SIGUSR1), request.handle)
+    handlers_before = _handle((*STOPPING, signal.SIGUSR1), request.handle)
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers_before.items():
             signal.signal(number, handler)
 
 
 def exit_on_signals() -> None:
-    """From now on the stopping signals end the process at once, with 128 + their number."""
+    """Make the stopping signals end the process at once, with 128 + their number as exit code."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
+        # os.write and os._exit: neither waits for a lock that the interrupted code may hold.
         message = f"\nrnncls: stopped by {signal.Signals(number).name}\n"
         try:
             os.write(2, message.encode())
@@ -85,14 +100,23 @@ def exit_on_signals() -> None:
             os._exit(128 + number)
 
     _handle(STOPPING, leave)
-    _handle((signal.SIGUSR1,), lambda *_: None)  # before and after a run there is nothing to save
+    # Before and after a run there is nothing to save, and by default SIGUSR1 would kill.
+    _handle((signal.SIGUSR1,), lambda *_: None)
 
 
 def _handle(
     numbers: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None]
 ) -> dict[signal.Signals, Any]:
-    """Install a handler; returns the ones before. What the parent process ignores (nohup) stays ignored."""
+    """Install a handler and return those before, by signal.
+
+    Signals that the parent process ignores (nohup) stay ignored. Only the main thread may install
+    handlers; in any other, nothing is done.
+    """
     if threading.current_thread() is not threading.main_thread():
         return {}
-    wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in wanted}
+
+    handlers_before = {}
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            handlers_before[number] = signal.signal(number, handler)
+    return handlers_before

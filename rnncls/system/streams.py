@@ -1,4 +1,7 @@
-"""stdout and stderr that cannot end a run: their reader may leave, their terminal may hang up, the disk may be full."""
+"""Wrap stdout and stderr so that they cannot end a run.
+
+Their reader may leave, their terminal may hang up, and the disk behind them may be full.
+"""
 
 import errno
 import os
@@ -11,15 +14,16 @@ from rnncls.errors import Problem, WriteError
 class LenientStream:
     """A text stream that falls silent when nobody can read it any more.
 
-    stderr is silent after any error. stdout is the result: only a reader that left (EPIPE) may be ignored there,
-    anything else raises WriteError.
+    stderr falls silent after any error. stdout carries the result: there, only a reader that left
+    (EPIPE) is ignored, and any other error is raised as WriteError.
     """
 
     def __init__(self, stream: TextIO, is_result: bool) -> None:
-        self.stream, self.is_result = stream, is_result
+        self.stream = stream
+        self.is_result = is_result
 
     def write(self, text: str) -> int:
-        """As of a text stream. Raises WriteError."""
+        """Write as a text stream does. Raises: WriteError."""
         try:
             return self.stream.write(text)
         except OSError as error:
@@ -27,16 +31,18 @@ class LenientStream:
             return len(text)
 
     def flush(self) -> None:
-        """As of a text stream. Raises WriteError."""
+        """Flush as a text stream does. Raises: WriteError."""
         try:
             self.stream.flush()
         except OSError as error:
             self._fall_silent(error)
 
     def _fall_silent(self, error: OSError) -> None:
+        # The descriptor itself is redirected, so that what is still buffered goes nowhere, too.
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())  # what is still buffered goes there too
+        os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
+
         if self.is_result and error.errno != errno.EPIPE:
             remedy = "another place for the results"
             raise WriteError(
@@ -48,16 +54,17 @@ class LenientStream:
 
 
 def make_streams_lenient() -> None:
-    """Wrap sys.stdout and sys.stderr. What their encoding cannot express is written with backslashes."""
+    """Wrap sys.stdout and sys.stderr; what their encoding lacks becomes a backslash escape."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
-        if stream is None:  # closed by the parent: its number must not become that of another file
+        if stream is None:  # closed by the parent process
             stream = _nowhere(descriptor)
         stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, cast(TextIO, LenientStream(stream, name == "stdout")))
 
 
 def _nowhere(descriptor: int) -> TextIO:
+    """Open /dev/null under a closed descriptor, whose number the next file would get otherwise."""
     opened = os.open(os.devnull, os.O_WRONLY)
     if opened != descriptor:
         os.dup2(opened, descriptor)

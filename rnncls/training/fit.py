@@ -1,67 +1,104 @@
-"""A new run: task, model, directory. Start reading here."""
+"""Start a new run, and train it: start reading here.
 
+`fit` makes a state and a run directory, `train` has an engine take steps. A resumed run
+(resume.py) restores its state and ends in the same `train`.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from rnncls.config import Config
 from rnncls.data import Task, load_task
-from rnncls.errors import NonFiniteError
-from rnncls.model.classifier import build_model
-from rnncls.rundir.checkpoint import fitting_weights, read_checkpoint, save
-from rnncls.rundir.checkpoint_files import find_checkpoint
-from rnncls.rundir.lock import created, require_unused
-from rnncls.rundir.log import prepare
-from rnncls.rundir.status import note_status
-from rnncls.steps.engines import choose
-from rnncls.steps.optim import build_optimizer
+from rnncls.rundir.checkpoint_files import read_best
+from rnncls.rundir.run_directory import RunDirectory, create_run, require_unused
+from rnncls.steps.engines import Engine, choose
 from rnncls.steps.state import TrainState
-from rnncls.system.device import make_deterministic, resolve_device, set_precision
-from rnncls.training.run import Company, reporting_memory, run
+from rnncls.system.device import describe, describe_precision
+from rnncls.system.memory import reporting_memory
+from rnncls.system.signals import StopRequest, stop_requests
+from rnncls.training.loop import follow
+from rnncls.training.profiling import traced
+from rnncls.training.states import new_state
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the members of a sweep, which train in one process, have in common."""
+
+    stop: StopRequest  # instead of signal handlers of the run's own
+    report_steps: Callable[[int], object]  # instead of a bar; is told how many steps were taken
+    engine: Engine | None = None  # takes the steps of all members at once
+    compared: tuple[str, ...] = ()  # the config keys in which the members differ
 
 
 def fit(
     config: Config,
     run_dir: str | Path,
     init_from: str | Path | None = None,
-    company: Company | None = None,
+    shared: Shared | None = None,
 ) -> TrainState:
     """Train `config`, writing everything into `run_dir`, which must be new or empty.
 
-    `init_from`: a checkpoint or run whose weights to start from instead of fresh ones; with files, also its vocabulary
-    and labels. Raises MachineError without the device, ConfigError for a used directory, DataError, CheckpointError,
-    NonFiniteError, WriteError, OutOfMemory, and Interrupted after a signal.
+    `init_from`: a checkpoint or run to take the first weights from; with files, its vocabulary and
+    labels too. `shared`: what the members of a sweep have in common.
+
+    Raises: ConfigError for a used directory. MachineError without the device. DataError.
+    CheckpointError if `init_from` does not fit. NonFiniteError. WriteError. OutOfMemory.
+    Interrupted after a signal, once the step is saved.
     """
     run_dir = Path(run_dir)
-    require_unused(run_dir)  # before files are read
-    first = None if init_from is None else read_checkpoint(find_checkpoint(init_from))
+    require_unused(run_dir)  # before files are read, which may take long
+
+    source = None
+    vocabulary = None
+    origin = ""
+    if init_from is not None:
+        source = read_best(init_from)
+        vocabulary = source.vocabulary
+        origin = f"began with the weights of {source.path}, step {source.state.step}"
+
     with reporting_memory(config):
-        task = load_task(config, first.vocabulary if first else None, progress=True)
-        weights = None if first is None else fitting_weights(first, config, task.sizes)
-        state = new_state(task)
-    if weights is not None:
-        state.model.load_state_dict(weights)
-    state.due = task.max_steps == 0  # then the only evaluation is that of the first weights
-    with created(run_dir):
-        try:
-            save(state, task, run_dir)  # from here on the run can be resumed
-        except NonFiniteError as error:
-            note_status(run_dir, state, "failed", error.exit_code, error.problems[0].id)
-            raise
-        origin = f"began with the weights of {first.path}, step {first.state.step}" if first else ""
-        prepare(run_dir, config, last_logged=-1, comment=origin)
-        return run(state, task, run_dir, company)
+        task = load_task(config, vocabulary, progress=True)
+        state = new_state(task, source)
+    engine = choose(config, state.device)
+
+    with create_run(run_dir) as run:
+        run.begin(state, task, origin)
+        return train(state, task, run, engine, shared)
 
 
-def new_state(task: Task) -> TrainState:
-    """A fresh model and optimizer on the config's device. Raises MachineError without it or the engine asked for."""
-    config = task.config
-    if config.train.num_threads is not None:
-        torch.set_num_threads(config.train.num_threads)
-    if config.train.deterministic:
-        make_deterministic()
-    set_precision(config.train.precision)
-    device = resolve_device(config.device)
-    choose(config, device)  # raises what it has to raise before anything is written
-    model = build_model(config, task.sizes).to(device)
-    return TrainState(model, build_optimizer(model.parameters(), config.optimizer))
+def train(
+    state: TrainState,
+    task: Task,
+    run: RunDirectory,
+    engine: tuple[Engine, str],
+    shared: Shared | None = None,
+) -> TrainState:
+    """Train from the state's step to the task's last, and return the state.
+
+    `engine`: as `choose` returns it. `run` records how training ends. Raises what `fit` raises.
+    """
+    take_steps, engine_name = engine
+    if shared is not None and shared.engine is not None:
+        take_steps = shared.engine
+        engine_name = "one stack"
+
+    device = state.device
+    precision = describe_precision(task.config.train.precision, device)
+    start = f"training on {describe(device)}, {precision}, {engine_name}"
+    if state.step:
+        start += f", from step {state.step:,}"
+
+    report_steps = None if shared is None else shared.report_steps
+    compared = () if shared is None else shared.compared
+    signals = stop_requests() if shared is None else nullcontext(shared.stop)
+
+    with signals as stop, run.recording(state, task, report_steps, compared) as log:
+        log.say(start)
+        steps = take_steps(state, task)
+        if task.config.train.profile:
+            steps = traced(steps, task.max_steps - state.step, log)
+        follow(steps, state, task, run, log, stop)
+    return state

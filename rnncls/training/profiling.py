@@ -1,55 +1,65 @@
-"""A trace of some training steps, for Perfetto (ui.perfetto.dev), chrome://tracing or TensorBoard's profiler plugin."""
+"""A trace of some training steps.
+
+Perfetto (ui.perfetto.dev), chrome://tracing and TensorBoard's profiler plugin open it.
+"""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-TRACE = "profile/steps.pt.trace.json"
-SKIPPED, TRACED = 20, 20  # steps
-Write = Callable[[Callable[[], object]], None]
+from rnncls.rundir.log import RunLog
+from rnncls.rundir.paths import TRACE
+
+SKIPPED_STEPS = 20
+TRACED_STEPS = 20
 
 
-@contextmanager
-def traced(run_dir: Path, steps: int, write: Write) -> Iterator[Callable[[int], None]]:
-    """Gives a function to be told how many steps were taken. Of at least 40 steps the 21st to 40th are traced, or more
-    where they come in larger chunks; of fewer all. `write` calls what writes the file.
+def traced(
+    steps: Generator[int, None, None], steps_left: int, log: RunLog
+) -> Generator[int, None, None]:
+    """Yield what an engine yields, and trace some of its steps.
+
+    Of at least 40 steps the 21st to 40th are traced, or more where they come in larger chunks; of
+    fewer steps all. If the file cannot be written, the log says so and training continues.
     """
-    activities = [
-        ProfilerActivity.CPU,
-        *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
-    ]
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
     profiler = profile(activities=activities, record_shapes=True)
-    begin = SKIPPED if steps >= SKIPPED + TRACED else 0
-    taken, running, over = 0, False, False
 
-    def stop() -> None:
-        nonlocal running, over
-        profiler.stop()
-        running, over = False, True
-        write(lambda: _export(profiler, run_dir / TRACE))
+    first = SKIPPED_STEPS if steps_left >= SKIPPED_STEPS + TRACED_STEPS else 0
+    last = first + TRACED_STEPS
+    with closing(steps):
+        if first > 0:
+            yield from _take(steps, first)
 
-    def count(more: int) -> None:
-        nonlocal taken, running
+        profiler.start()
+        try:
+            yield from _take(steps, last - first)
+        finally:
+            profiler.stop()
+            log.write(TRACE, lambda: _export(profiler, log.run_dir / TRACE))
+        yield from steps
+
+
+def _take(steps: Generator[int, None, None], at_least: int) -> Generator[int, None, None]:
+    """Yield from an engine until it has taken so many steps, or has ended."""
+    taken = 0
+    while taken < at_least:
+        try:
+            more = next(steps)
+        except StopIteration:
+            return
         taken += more
-        if running and taken >= begin + TRACED:
-            stop()
-        elif not running and not over and taken >= begin:
-            profiler.start()
-            running = True
-
-    count(0)
-    try:
-        yield count
-    finally:
-        if running:
-            stop()
+        yield more
 
 
 def _export(profiler: "profile", path: Path) -> None:
+    """Write the trace under a temporary name first, as the profiler writes bit by bit."""
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:

@@ -1,165 +1,134 @@
-"""Going on with a run from its newest whole checkpoint."""
+"""Resume a run from its newest undamaged checkpoint."""
 
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rnncls.config import Config, FilesConfig, flatten, parse_config
 from rnncls.data import Task, load_task
-from rnncls.data import dataset as files
+from rnncls.data.dataset import require_unchanged_data
 from rnncls.errors import CheckpointError, Problem, printable
-from rnncls.rundir.checkpoint import (
-    Checkpoint,
-    fitting_weights,
-    is_finite,
-    restore_optimizer,
-    save,
-    versions,
-)
-from rnncls.rundir.checkpoint_files import recover
-from rnncls.rundir.lock import locked
-from rnncls.rundir.log import prepare
-from rnncls.rundir.paths import CHECKPOINTS
-from rnncls.rundir.status import note_status, read_status
-from rnncls.steps.optim import state_names
+from rnncls.rundir.checkpoint import Checkpoint, versions
+from rnncls.rundir.run_directory import reopen_run
+from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState
-from rnncls.training.fit import new_state
-from rnncls.training.run import Company, run
+from rnncls.training.fit import Shared, train
+from rnncls.training.states import restored_state
 
-FIXED = ("seed", "optimizer.name", "train.best_metric")  # as are all of data and model
-ENDING = (
-    "max_steps",
-    "max_epochs",
-    "stop_at_accuracy",
-    "patience",
-)  # keys that say when a run is over
+# A resumed run keeps these keys, and all of data and model: with others it is another run.
+FIXED = ("seed", "optimizer.name", "train.best_metric")
+
+# These keys decide when a run is over. A run that stopped early goes on if one of them changes.
+ENDING = ("max_steps", "max_epochs", "stop_at_accuracy", "patience")
 
 
 def resume(
-    run_dir: str | Path, overrides: Sequence[str] = (), company: Company | None = None
+    run_dir: str | Path, overrides: Sequence[str] = (), shared: Shared | None = None
 ) -> TrainState:
-    """Go on with a run from its newest whole checkpoint, as if it had never stopped.
+    """Resume a run from its newest undamaged checkpoint, as if it had never stopped.
 
-    On the same kind of machine, with the same versions and thread count, weights, optimizer state and logged values are
-    those of an uninterrupted run, to the bit. `overrides` may change how training goes on, not what is trained.
-    Raises what `fit` raises, and CheckpointError when there is nothing whole to go on from.
+    On the same kind of machine, with the same versions and thread count, weights, optimizer state
+    and logged values are those of an uninterrupted run, to the bit. `overrides` may change how
+    training continues, not what is trained. `shared`: what the members of a sweep have in common.
+
+    Raises: what `fit` raises, and CheckpointError if there is nothing undamaged to resume from.
     """
-    run_dir = Path(run_dir)
-    folder = run_dir / CHECKPOINTS
-    if folder.is_symlink():
-        remedy = "the run directory that it belongs to"
-        raise CheckpointError(
-            Problem("a symbolic link in place of a folder", str(folder), remedy=remedy, id="K7")
-        )
-    if not folder.is_dir():
-        expected = "a run directory, with checkpoints in checkpoints/"
-        found = ", ".join(sorted(path.name for path in run_dir.glob("*"))[:5]) or "nothing"
-        raise CheckpointError(
-            Problem("nothing to resume", str(run_dir), expected=expected, found=found, id="K1")
-        )
-    died = read_status(run_dir).get("state") == "died"
-    with locked(run_dir):
-        if died:
-            print("the run died without a word (killed?)", file=sys.stderr)
-        checkpoint = recover(run_dir)
+    with reopen_run(Path(run_dir)) as run:
+        checkpoint = run.recover()
         config = resumed_config(checkpoint, overrides)
         task = restored_task(checkpoint, config)
         state = restored_state(checkpoint, task)
-        lifted = any(
-            getattr(config.train, key) != getattr(checkpoint.config.train, key) for key in ENDING
-        )
-        over = state.step >= task.max_steps or (state.stopped and not lifted)
-        if over and not state.due:
+        engine = choose(config, state.device)
+
+        if _is_complete(state, task, checkpoint):
             print(f"already complete at step {state.step:,}", file=sys.stderr)
-            if died:  # after its last checkpoint
-                note_status(run_dir, state, "finished", 0)
+            if run.died:  # after its last checkpoint
+                run.note_finished(state)
             return state
-        if company is not None:
-            company.update(state.step)
+
+        if shared is not None:
+            shared.report_steps(state.step)
         state.stopped = False
         _warn_of_other_machine(checkpoint, state)
+
         if config != checkpoint.config:
-            save(state, task, run_dir)  # or a kill would bring back the config from before
-        prepare(run_dir, config, last_logged=state.step - state.due)
-        return run(state, task, run_dir, company)
+            run.save(state, task)  # or a kill would bring back the config from before
+        run.begin_again(state, task)
+        return train(state, task, run, engine, shared)
 
 
-def restored_task(checkpoint: Checkpoint, config: Config) -> Task:
-    """The checkpoint's task. Raises CheckpointError when a file is no longer what it was, and DataError."""
-    if isinstance(config.data, FilesConfig):
-        remedy = "the old file, or train --config ... --init-from for a new run on the new one"
-        files.require_unchanged(
-            config.data, checkpoint.state.fingerprints, files.paths_of(config.data), remedy
-        )
-    return load_task(config, checkpoint.vocabulary, progress=True)
+def _is_complete(state: TrainState, task: Task, checkpoint: Checkpoint) -> bool:
+    """Return whether nothing is left to do, neither steps nor what is due after the last one."""
+    before = checkpoint.config.train
+    after = task.config.train
+    may_continue = any(getattr(after, key) != getattr(before, key) for key in ENDING)
 
-
-def restored_state(checkpoint: Checkpoint, task: Task) -> TrainState:
-    """Model, optimizer and counters of the checkpoint, for training on `task`. Raises CheckpointError."""
-    config = task.config
-    weights = fitting_weights(checkpoint, config, task.sizes)
-    if not is_finite(checkpoint):
-        remedy = "train --config ... --init-from with an earlier checkpoint file"
-        raise CheckpointError(
-            Problem("the weights are not finite", str(checkpoint.path), remedy=remedy, id="K13")
-        )
-    state = new_state(task)
-    state.model.load_state_dict(weights)
-    restore_optimizer(checkpoint, state.model, state.optimizer, state_names(config.optimizer))
-    state.step = checkpoint.state.step
-    try:
-        state.restore_counters(checkpoint.state.counters)
-    except ValueError as error:
-        remedy = "--init-from, which takes the weights alone"
-        what, where = "the counters do not fit", str(checkpoint.path)
-        raise CheckpointError(
-            Problem(what, where, found=f"{error}", remedy=remedy, id="K9")
-        ) from None
-    return state
-
-
-def _warn_of_other_machine(checkpoint: Checkpoint, state: TrainState) -> None:
-    """Bits are promised for the same versions and kind of device only."""
-    saved = {**checkpoint.state.versions, "device": checkpoint.state.device}
-    here = {**versions(), "device": str(next(state.model.parameters()).device)}
-    changes = [
-        f"{name} {saved.get(name)} -> {here[name]}"
-        for name in here
-        if saved.get(name) != here[name]
-    ]
-    if changes:
-        what = f"rnncls: warning[K22]: results may differ in the last bits: {', '.join(changes)}"
-        print(printable(what), file=sys.stderr)
+    is_over = state.step >= task.max_steps or (state.stopped and not may_continue)
+    return is_over and not state.due
 
 
 def resumed_config(checkpoint: Checkpoint, overrides: Sequence[str]) -> Config:
-    """The checkpoint's config with `overrides`, each change named on stderr.
+    """Return the checkpoint's config with `overrides`, and name each change on stderr.
 
-    Raises CheckpointError where data, model, seed, kind of optimizer or what the best is would change: that is another
-    run.
+    Raises: CheckpointError where data, model, seed, kind of optimizer or the metric of the best
+    checkpoint would change. ConfigError.
     """
     old = checkpoint.config
     config = parse_config(old.model_dump(mode="json"), str(checkpoint.path), overrides)
-    before, after = flatten(old), flatten(config)
+    before = flatten(old)
+    after = flatten(config)
     changed = [key for key in after if after[key] != before[key]]
-    moved = (
-        ("data.train", "data.val", "data.test") if isinstance(config.data, FilesConfig) else ()
-    )  # the same files?
-    fixed = [key for key in changed if key.startswith(("data.", "model.")) or key in FIXED]
-    fixed = [key for key in fixed if key not in moved]
-    if fixed:
-        found = ", ".join(
-            f"{key}: {json.dumps(before[key])} -> {json.dumps(after[key])}" for key in fixed
-        )
-        remedy = "train --config ... --init-from, which starts a new run from these weights"
-        what = "a resumed run keeps its data, model, seed, optimizer and best_metric"
+
+    forbidden = [key for key in changed if _is_fixed(key, config)]
+    if forbidden:
         raise CheckpointError(
-            Problem(what, str(checkpoint.path), found=found, remedy=remedy, id="K21")
+            Problem(
+                "a resumed run keeps its data, model, seed, optimizer and best_metric",
+                str(checkpoint.path),
+                found=", ".join(_describe_change(key, before, after) for key in forbidden),
+                remedy="train --config ... --init-from, which starts a new run from these weights",
+                id="K21",
+            )
         )
+
     for key in changed:
-        print(
-            f"changed on resume: {key}: {json.dumps(before[key])} -> {json.dumps(after[key])}",
-            file=sys.stderr,
-        )
+        print(f"changed on resume: {_describe_change(key, before, after)}", file=sys.stderr)
     return config
+
+
+def _is_fixed(key: str, config: Config) -> bool:
+    # Files may have moved; their contents are compared with the fingerprints in the checkpoint.
+    if isinstance(config.data, FilesConfig) and key in ("data.train", "data.val", "data.test"):
+        return False
+    return key.startswith(("data.", "model.")) or key in FIXED
+
+
+def _describe_change(key: str, before: dict[str, Any], after: dict[str, Any]) -> str:
+    return f"{key}: {json.dumps(before[key])} -> {json.dumps(after[key])}"
+
+
+def restored_task(checkpoint: Checkpoint, config: Config) -> Task:
+    """Return the checkpoint's task.
+
+    Raises: CheckpointError if a data file is no longer what it was. DataError.
+    """
+    if isinstance(config.data, FilesConfig):
+        remedy = "the old file, or train --config ... --init-from for a new run on the new one"
+        require_unchanged_data(config.data, checkpoint.state.fingerprints, remedy)
+    return load_task(config, checkpoint.vocabulary, progress=True)
+
+
+def _warn_of_other_machine(checkpoint: Checkpoint, state: TrainState) -> None:
+    """Warn where the last bits may differ: they are promised for the same versions and device."""
+    saved = {**checkpoint.state.versions, "device": checkpoint.state.device}
+    here = {**versions(), "device": str(state.device)}
+    changes = []
+    for name, value in here.items():
+        if saved.get(name) != value:
+            changes.append(f"{name} {saved.get(name)} -> {value}")
+
+    if changes:
+        what = f"rnncls: warning[K22]: results may differ in the last bits: {', '.join(changes)}"
+        print(printable(what), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The captured step of one run: its model and torch's own optimizer, as one CUDA graph (see `graphs`)."""
+"""Captured steps of one run: its model and PyTorch's optimizer as CUDA graphs (see `graphs`)."""
 
 import math
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Generator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rnncls.data import Block, Padded, Task
@@ -14,75 +15,90 @@ from rnncls.steps.captured.graphs import (
     Graphs,
     Inputs,
     Measured,
-    Staged,
-    Turn,
-    stage,
+    PaddedBlock,
+    StepRequest,
+    pad_block,
     whole_batches,
 )
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.eager import precision
-from rnncls.steps.optim import state_names
+from rnncls.steps.optim import CLIP_EPSILON, state_names
 from rnncls.steps.state import TrainState
 
 
-def captured(state: TrainState, task: Task) -> Generator[int, None, None]:
-    """Train up to the task's last step; yields how many steps were taken. For one direction, without dropout.
+def captured_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
+    """Train with captured steps. An engine (see `engines.Engine`) for one direction, no dropout.
 
-    Where a step cannot be captured, says so once and goes on with eager ones, unless captured ones were asked for.
+    If a step cannot be captured, this warns once and continues with eager steps.
+
+    Raises: RuntimeError if a step cannot be captured and train.engine asks for captured ones.
     """
-    run, broken = Captured(state, task), False
+    run = CapturedRun(state, task)
+    broken = False
 
-    def take(block: Block, rates: Rates, first: int, last: int) -> int:
+    def take_chunk(block: Block, rates: Rates, first: int, last: int) -> int:
         nonlocal broken
+        if broken:
+            return 0
         try:
-            return 0 if broken else run.take(block, rates, first, last)
+            return run.take_chunk(block, rates, first, last)
         except RuntimeError as error:
+            # Eager steps would need as much memory, so they are no way out.
             if task.config.train.engine == "captured" or as_out_of_memory(error):
                 raise
             broken = True
-            warn(error)
+            warn_of_eager_steps(error)
             run.give_up()
             return 0
 
-    yield from in_chunks(state, task, take)
+    yield from in_chunks(state, task, take_chunk)
 
 
-def warn(error: Exception) -> None:
-    """Say that steps are eager ones from now on."""
+def warn_of_eager_steps(error: Exception) -> None:
+    """Tell people that steps are eager from now on, and why."""
     print(
         f"rnncls: warning[R32]: eager steps, as no step could be captured: {error}", file=sys.stderr
     )
 
 
-class Captured:
-    """Model, gradients and optimizer state of a run, where graphs expect them."""
+class CapturedRun:
+    """Keeps a run's model, gradients and optimizer state where its graphs expect them."""
 
     def __init__(self, state: TrainState, task: Task) -> None:
-        self.state, self.task = state, task
-        self.parameters = list(state.model.parameters())
-        self.device = self.parameters[0].device
+        self.state = state
+        self.task = task
+        self.device = state.device
         self.weights = None if task.class_weights is None else task.class_weights.to(self.device)
+
+        # Graphs know tensors by their address. An eager step makes gradients of its own and sets
+        # the learning rate to a number; `_attach` puts these tensors back.
+        self.parameters = list(state.model.parameters())
         self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.lr = torch.zeros((), device=self.device)
         self.untouched = False  # whether the optimizer's state is ours and no update was done
+
         self.limit = task.config.train.max_grad_norm or math.inf
         limits = torch.full((1,), self.limit, device=self.device)
-        self.block: Block | None = None
-        self.staged: Staged  # of this block
         self.graphs = Graphs(task.config.train.batch_size, limits, self._update)
+        self.block: Block | None = None
+        self.padded: PaddedBlock  # of this block
 
-    def take(self, block: Block, rates: Rates, first: int, last: int) -> int:
-        """As `chunks.Take`: stops before a step that is not finite, and before a batch of another size."""
-        last = whole_batches(block, self.task.config.train.batch_size, first, last)
+    def take_chunk(self, block: Block, rates: Rates, first: int, last: int) -> int:
+        """Take steps as `chunks.in_chunks` asks for.
+
+        Stops before a step that is not finite, and before a batch of another size.
+        """
+        last = whole_batches(block, self.graphs.batch_size, first, last)
         if first == last:
             return 0
+
         if block is not self.block:
-            self.block, self.staged = (
-                block,
-                stage(block, rates, self.graphs.batch_size, self.device),
-            )
+            self.padded = pad_block(block, rates, self.graphs.batch_size, self.device)
+            self.block = block
+
         self._attach()
-        (taken,) = self.graphs.run([Turn(self.staged, first, self.state.totals)], last - first)
+        request = StepRequest(self.padded, first, self.state.totals)
+        (taken,) = self.graphs.run([request], last - first)
         self._detach(taken)
         return taken
 
@@ -93,47 +109,62 @@ class Captured:
         self.state.optimizer.param_groups[0]["capturable"] = False
 
     def _attach(self) -> None:
-        """Put gradients, optimizer state and learning rate where the graphs expect them; an eager step moves them."""
+        """Put gradients, optimizer state and learning rate where the graphs expect them."""
         optimizer: Any = self.state.optimizer
         (group,) = optimizer.param_groups
-        group["lr"], group["capturable"] = self.lr, True
-        optimizer.found_inf = self.graphs.stop[0]  # as a GradScaler's: 1 leaves the update out
+        group["lr"] = self.lr
+        group["capturable"] = True
+
+        # The optimizer takes these two from a GradScaler: found_inf of 1 leaves the update out.
+        optimizer.found_inf = self.graphs.stop[0]
         optimizer.grad_scale = None
-        optimizer._warned_capturable_if_run_uncaptured = True  # that it is, to warm up, is meant
+        # Steps that warm up run uncaptured, of which PyTorch would warn.
+        optimizer._warned_capturable_if_run_uncaptured = True
+
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
             if not optimizer.state[parameter]:
-                for name in state_names(self.task.config.optimizer):
-                    zeros = (
-                        torch.zeros((), device=self.device)
-                        if name == "step"
-                        else torch.zeros_like(parameter)
-                    )
-                    optimizer.state[parameter][name] = zeros
-                    self.untouched = True
+                self._start_optimizer(parameter)
+
+    def _start_optimizer(self, parameter: Tensor) -> None:
+        """Give the optimizer its state of this parameter, which its first step would make."""
+        for name in state_names(self.task.config.optimizer):
+            if name == "step":
+                zeros = torch.zeros((), device=self.device)
+            else:
+                zeros = torch.zeros_like(parameter)
+            self.state.optimizer.state[parameter][name] = zeros
+            self.untouched = True
 
     def _detach(self, taken: int) -> None:
-        """Leave the optimizer as an eager step needs it, and without a state as long as there was no update."""
+        """Leave the optimizer as an eager step needs it, and without state before any update."""
         optimizer: Any = self.state.optimizer
         optimizer.found_inf = None
         if taken:
             self.untouched = False
         elif self.untouched:
             optimizer.state.clear()
-            self.graphs.forget()  # they hold the state that is gone
+            self.graphs.forget()  # they refer to the state that is gone
 
     def _update(self, inputs: Inputs) -> Measured:
+        """Train on one batch, without a look at any number on the device."""
         self.lr.copy_(inputs.lr[0])
         torch._foreach_zero_(self.gradients)
+
         with precision(self.task.config, self.device):
             logits = self.state.model(Padded(inputs.tokens[0], inputs.lengths[0])).float()
         loss = F.cross_entropy(logits, inputs.labels[0], self.weights)
         loss.backward()  # type: ignore[no-untyped-call]
+
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients)))
         if self.limit < math.inf:
-            torch._foreach_mul_(self.gradients, (self.limit / (norm + 1e-6)).clamp(max=1))
+            scale = (self.limit / (norm + CLIP_EPSILON)).clamp(max=1)
+            torch._foreach_mul_(self.gradients, scale)
+
+        # `stop` is the optimizer's found_inf, so a step that is not finite changes no weight.
         finite = loss.isfinite() & norm.isfinite()
         inputs.stop.copy_(torch.maximum(inputs.stop, (~finite).float()))
         self.state.optimizer.step()
+
         correct = (logits.argmax(1) == inputs.labels[0]).sum()
         return Measured(loss.detach()[None], correct[None], norm.detach()[None])

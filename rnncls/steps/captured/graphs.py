@@ -1,14 +1,16 @@
-"""Steps as CUDA graphs: a whole step, from looking up its batch to the optimizer and the sums, is one replay.
+"""Runs training steps as CUDA graphs: a whole step, from batch to optimizer, is one replay.
 
-A small step in eager PyTorch is hundreds of launches that the GPU waits for. A graph has static shapes, so there is one
-for each width that batches are padded to; blocks of batches are copied to the device at once, and a counter there says
-which one is next. Nothing is read back but once per chunk. Learning rates lie on the device, too.
+A small step in eager PyTorch is hundreds of kernel launches that the GPU waits for. A graph has
+static shapes, so there is one graph for each width to which batches are padded. Blocks of batches
+are copied to the device at once, and a counter there says which batch is next. Learning rates are
+on the device, too. Results are read back once per chunk of steps.
 
-A step is that of M members at once, each with batches, counters and sums of its own; a run alone is one member.
+One step is a step of M members at once, each with its own batches, counters and sums. A run that
+trains alone is one member.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +18,9 @@ from torch import Tensor
 
 from rnncls.data import Block
 from rnncls.steps.chunks import Rates
-from rnncls.steps.state import Totals
+from rnncls.steps.state import Sums, Totals
+
+WARM_UP_STEPS = 3  # before a capture, as in PyTorch's documentation of CUDA graphs
 
 
 class Inputs(NamedTuple):
@@ -26,11 +30,11 @@ class Inputs(NamedTuple):
     lengths: Tensor  # (M, B) int64
     labels: Tensor  # (M, B) int64
     lr: Tensor  # (M,)
-    stop: Tensor  # (M,): not 0 for those that may not be updated; an update sets it where something is not finite
+    stop: Tensor  # (M,); not 0: leave this member as it is. An update sets it if it is not finite
 
 
 class Measured(NamedTuple):
-    """What an update says about each member's batch, (M,) each."""
+    """The results of one step for each member's batch, (M,) each."""
 
     loss: Tensor
     correct: Tensor
@@ -40,203 +44,262 @@ class Measured(NamedTuple):
 Update = Callable[[Inputs], Measured]
 
 
-class Staged(NamedTuple):
-    """The K batches of a block as they are copied to the device."""
+class PaddedBlock(NamedTuple):
+    """The K batches of a block, padded to the block's longest sequence, in the host's memory."""
 
-    longest: Tensor  # (K,) of each batch; not copied
+    longest: Tensor  # (K,) the longest sequence of each batch; the only part that is not copied
     tokens: Tensor  # (K, B, T) int32
     lengths: Tensor  # (K, B)
     labels: Tensor  # (K, B)
     rates: Tensor  # (K,)
 
 
-class Turn(NamedTuple):
-    """Steps that a member takes in one chunk, from the step `first` of its block on."""
+class StepRequest(NamedTuple):
+    """The steps that one member wants to take next: those from number `first` of its block on."""
 
-    staged: Staged
+    block: PaddedBlock
     first: int
-    totals: Totals
+    totals: Totals  # to which the steps are added
 
 
-def stage(block: Block, rates: Rates, batch_size: int, device: torch.device) -> Staged:
-    """Make rectangles of a block, in memory that is copied to the device without waiting."""
-    rows = torch.arange(batch_size)
-    index = (block.edges[:-1, None] + rows).clamp(
-        max=len(block.labels) - 1
-    )  # odd batches are never looked at
-    positions = block.starts[index].unsqueeze(2) + torch.arange(int(block.lengths.max()))
-    tokens, lengths = (
-        block.tokens[positions.clamp_(max=len(block.tokens) - 1)],
-        block.lengths[index],
-    )
-    parts = (lengths.amax(1), tokens, lengths, block.labels[index], torch.from_numpy(rates).float())
-    return Staged(*(part.pin_memory() if device.type == "cuda" else part for part in parts))
+def pad_block(block: Block, rates: Rates, batch_size: int, device: torch.device) -> PaddedBlock:
+    """Pad the batches of a block. For CUDA they are in pinned memory, to be copied without waiting.
 
-
-class Graphs:
-    """The steps of an update on static memory, by width.
-
-    On the CPU the same steps are run as they are: that is what tests compare with eager ones where there is no GPU.
-    `limits`: (M,) the norms at which gradients are clipped.
+    A batch of another size than `batch_size` becomes meaningless rows. See `whole_batches`, which
+    makes sure that it is never used.
     """
+    rows = torch.arange(batch_size)
+    index = (block.edges[:-1, None] + rows).clamp(max=len(block.labels) - 1)  # (K, B)
+    positions = block.starts[index].unsqueeze(2) + torch.arange(int(block.lengths.max()))
+    tokens = block.tokens[positions.clamp_(max=len(block.tokens) - 1)]  # (K, B, T)
+    lengths = block.lengths[index]
 
-    def __init__(self, batch_size: int, limits: Tensor, update: Update) -> None:
-        self.batch_size, self.limits, self.update = batch_size, limits, update
-        self.device, self.count = limits.device, len(limits)
-        self.members = torch.arange(self.count, device=self.device)
-        self.stop = torch.zeros(self.count, device=self.device)
-        self.position = torch.zeros(self.count, dtype=torch.int64, device=self.device)
-        self.taken = torch.zeros(self.count, dtype=torch.int64, device=self.device)
-        self.sums = torch.zeros(self.count, 5, dtype=torch.float64, device=self.device)
-        self.zero = torch.zeros(
-            (), device=self.device
-        )  # a number of Python's would be copied there, which waits
-        on_cuda = self.device.type == "cuda"
-        self.stream = torch.cuda.Stream(self.device) if on_cuda else None  # type: ignore[no-untyped-call]
-        self.staged: list[Staged | None] = [None] * self.count  # what lies on the device
-        self.static: dict[str, Tensor] = {}
-        self.steps: dict[int, Callable[[], object]] = {}
-        self.pool: Any = None  # of the graphs there are; with the last of them it goes
-
-    def run(self, turns: Sequence[Turn | None], count: int) -> list[int]:
-        """Take `count` steps with each member that has a turn; returns how many each of them took.
-
-        A member stops before a step that is not finite; the others go on.
-        """
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            for member, turn in enumerate(turns):
-                if turn and turn.staged is not self.staged[member]:
-                    self._upload(member, turn.staged)
-            begun = [(0.0,) * 5 if turn is None else _sums(turn.totals) for turn in turns]
-            self.sums.copy_(torch.tensor(begun, dtype=torch.float64))
-            self.position.copy_(torch.tensor([turn.first if turn else 0 for turn in turns]))
-            self.stop.copy_(torch.tensor([float(turn is None) for turn in turns]))
-            self.taken.zero_()
-            widths = self._widths(turns, count)
-            steps = {
-                width: self._step_of(width) for width in sorted(set(widths))
-            }  # what fails has changed nothing
-            for width in widths:
-                steps[width]()
-            taken: list[int] = self.taken.tolist()  # the one time to wait
-            sums = self.sums.tolist()
-        for turn, done, values in zip(turns, taken, sums, strict=True):
-            if turn:
-                totals = turn.totals
-                totals.loss, correct, sequences, totals.grad_norm, clipped = values
-                totals.correct, totals.sequences, totals.clipped = (
-                    int(correct),
-                    int(sequences),
-                    int(clipped),
-                )
-                totals.steps += done
-        return taken
-
-    def forget(self) -> None:
-        """Capture anew: the memory that the update works on is another."""
-        self.steps.clear()
-
-    def _upload(self, member: int, staged: Staged) -> None:
-        """Copy a block to the device; larger memory than before makes the graphs void."""
-        parts = staged._asdict()
-        del parts["longest"]
-        self._make_room(parts)
-        for name, part in parts.items():
-            place = self.static[name][member, : len(part)]
-            (place[:, :, : part.shape[2]] if name == "tokens" else place).copy_(
-                part, non_blocking=True
-            )
-        self.staged[member] = staged
-
-    def _make_room(self, parts: dict[str, Tensor]) -> None:
-        steps, _, widest = parts["tokens"].shape
-        before = self.static
-        if before:
-            _, most, _, width = before["tokens"].shape
-            if most >= steps and width >= widest:
-                return
-            steps, widest = max(steps, most), max(widest, width)
-        steps = 1 << (steps - 1).bit_length()  # the first block may be a short one
-        shapes = {"tokens": (steps, self.batch_size, widest), "rates": (steps,)}
-        self.static = {
-            name: torch.zeros(
-                self.count,
-                *shapes.get(name, (steps, self.batch_size)),
-                dtype=part.dtype,
-                device=self.device,
-            )
-            for name, part in parts.items()
-        }
-        for name, part in before.items():
-            self.static[name][tuple(slice(0, size) for size in part.shape)] = part
-        self.steps.clear()
-
-    def _widths(self, turns: Sequence[Turn | None], count: int) -> list[int]:
-        """What the batches of each step are padded to: a power of two, or all there is room for."""
-        longest = torch.stack(
-            [turn.staged.longest[turn.first : turn.first + count] for turn in turns if turn]
-        )
-        widest = self.static["tokens"].shape[3]
-        return [min(widest, 1 << (width - 1).bit_length()) for width in longest.amax(0).tolist()]
-
-    def _step_of(self, width: int) -> Callable[[], object]:
-        if width not in self.steps:
-            if self.device.type == "cuda" and not self.steps:
-                self.pool = torch.cuda.graph_pool_handle()
-            self._warm_up(width)
-            self.steps[width] = (
-                self._capture(width) if self.device.type == "cuda" else lambda: self._step(width)
-            )
-        return self.steps[width]
-
-    def _warm_up(self, width: int) -> None:
-        """Run the step that is next with updates off, without leaving a trace in counters and sums."""
-        kept = [(part, part.clone()) for part in (self.position, self.stop, self.taken, self.sums)]
-        if self.stream:
-            self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            for _ in range(3):
-                self.stop.fill_(1)
-                self._step(width)
-                for part, value in kept:
-                    part.copy_(value)
-        if self.stream:
-            torch.cuda.current_stream().wait_stream(self.stream)
-
-    def _capture(self, width: int) -> Callable[[], object]:
-        graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.stream(
-                torch.cuda.current_stream()
-            ),  # comes back to it when the capture fails, too
-            # other runs may be evaluating meanwhile
-            torch.cuda.graph(
-                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
-            ),
-        ):
-            self._step(width)  # nothing is computed now
-        return graph.replay
-
-    def _step(self, width: int) -> None:
-        own = {name: part[self.members, self.position] for name, part in self.static.items()}
-        tokens = own["tokens"][:, :, :width].long()
-        lengths = own["lengths"].clamp(1, width)  # of a member without a turn: whatever lies there
-        loss, correct, norm = self.update(
-            Inputs(tokens, lengths, own["labels"], own["rates"], self.stop)
-        )
-        done = self.stop == 0
-        size = torch.full_like(correct, self.batch_size)
-        values = torch.stack([loss * self.batch_size, correct, size, norm, norm > self.limits], 1)
-        self.sums += torch.where(done[:, None], values.double(), self.zero)
-        self.taken += done
-        self.position += 1
+    padded = PaddedBlock(
+        longest=lengths.amax(1),
+        tokens=tokens,
+        lengths=lengths,
+        labels=block.labels[index],
+        rates=torch.from_numpy(rates).float(),
+    )
+    if device.type == "cuda":
+        return PaddedBlock(*(part.pin_memory() for part in padded))
+    return padded
 
 
 def whole_batches(block: Block, batch_size: int, first: int, last: int) -> int:
-    """The first of these steps whose batch is of another size; `last` if there is none."""
+    """Return the first of the steps `first` to `last` whose batch has another size, else `last`."""
     odd = (block.edges[first : last + 1].diff() != batch_size).nonzero()
     return first + int(odd[0]) if len(odd) else last
 
 
-def _sums(totals: Totals) -> tuple[float, ...]:
-    return totals.loss, totals.correct, totals.sequences, totals.grad_norm, totals.clipped
+class Graphs:
+    """Repeats `update` on static memory, as one graph for each width of batches.
+
+    `limits`: (M,) the norms at which the members' gradients are clipped.
+
+    On the CPU the same steps run without graphs. Thus tests compare them with eager steps on
+    machines without a GPU.
+    """
+
+    def __init__(self, batch_size: int, limits: Tensor, update: Update) -> None:
+        self.batch_size = batch_size
+        self.limits = limits
+        self.update = update
+        self.device = limits.device
+        self.count = len(limits)  # M
+        self.on_cuda = self.device.type == "cuda"
+
+        # The state of a chunk of steps, by member.
+        self.members = torch.arange(self.count, device=self.device)
+        self.stop = torch.zeros(self.count, device=self.device)
+        self.position = torch.zeros(self.count, dtype=torch.int64, device=self.device)
+        self.taken = torch.zeros(self.count, dtype=torch.int64, device=self.device)
+        shape = (self.count, len(Sums._fields))
+        self.sums = torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+        # A Python number would be copied to the device in every step, which waits.
+        self.zero = torch.zeros((), device=self.device)
+
+        self.stream = torch.cuda.Stream(self.device) if self.on_cuda else None  # type: ignore[no-untyped-call]
+        self.uploaded: list[PaddedBlock | None] = [None] * self.count
+        self.static: dict[str, Tensor] = {}  # the uploaded blocks: (M, K, ...) by name of the part
+        self.steps: dict[int, Callable[[], object]] = {}  # by width
+        self.pool: Any = None  # the memory of the graphs; freed with the last of them
+
+    def run(self, requests: Sequence[StepRequest | None], count: int) -> list[int]:
+        """Take `count` steps with each member that has a request; return how many each has taken.
+
+        A member stops before a step that is not finite, while the others continue.
+        """
+        device: AbstractContextManager[object] = nullcontext()
+        if self.on_cuda:
+            device = torch.cuda.device(self.device)
+
+        with device:
+            self._load(requests)
+
+            # All graphs are made before the first step, so a capture that fails changes nothing.
+            widths = self._widths(requests, count)
+            steps = {width: self._step_of(width) for width in sorted(set(widths))}
+            for width in widths:
+                steps[width]()
+
+            taken: list[int] = self.taken.tolist()  # the one place that waits for the device
+            all_sums = self.sums.tolist()
+
+        for request, steps_taken, sums in zip(requests, taken, all_sums, strict=True):
+            if request:
+                request.totals.replace_sums(Sums(*sums), steps_taken)
+        return taken
+
+    def forget(self) -> None:
+        """Drop all graphs, because the memory that the update works on has been replaced."""
+        self.steps.clear()
+
+    def _load(self, requests: Sequence[StepRequest | None]) -> None:
+        """Copy blocks and counters to the device. Members without a request are stopped."""
+        for member, request in enumerate(requests):
+            if request and request.block is not self.uploaded[member]:
+                self._upload(member, request.block)
+
+        sums: list[Sums[float]] = []
+        positions = []
+        stops = []
+        for request in requests:
+            sums.append(request.totals.sums() if request else Sums(0.0, 0.0, 0.0, 0.0, 0.0))
+            positions.append(request.first if request else 0)
+            stops.append(0.0 if request else 1.0)
+
+        self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
+        self.position.copy_(torch.tensor(positions))
+        self.stop.copy_(torch.tensor(stops))
+        self.taken.zero_()
+
+    def _upload(self, member: int, block: PaddedBlock) -> None:
+        """Copy a member's block to the device, into the part of the static memory that it needs."""
+        parts = block._asdict()
+        del parts["longest"]
+        self._make_room(parts)
+
+        for name, part in parts.items():
+            place = self.static[name][member, : len(part)]
+            if name == "tokens":
+                place = place[:, :, : part.shape[2]]
+            place.copy_(part, non_blocking=True)
+        self.uploaded[member] = block
+
+    def _make_room(self, parts: dict[str, Tensor]) -> None:
+        """Enlarge the static memory if a block does not fit. That makes all graphs void."""
+        steps, _, width = parts["tokens"].shape
+        before = self.static
+        if before:
+            _, most_steps, _, widest = before["tokens"].shape
+            if most_steps >= steps and widest >= width:
+                return
+            steps = max(steps, most_steps)
+            width = max(width, widest)
+
+        # The first block may be shorter than those to come, so there is room for some more steps.
+        steps = 1 << (steps - 1).bit_length()  # the next power of two
+        shapes: dict[str, tuple[int, ...]] = {
+            "tokens": (steps, self.batch_size, width),
+            "lengths": (steps, self.batch_size),
+            "labels": (steps, self.batch_size),
+            "rates": (steps,),
+        }
+        enlarged = {}
+        for name, part in parts.items():
+            shape = (self.count, *shapes[name])
+            enlarged[name] = torch.zeros(shape, dtype=part.dtype, device=self.device)
+        self.static = enlarged
+
+        # The other members' blocks are still in use.
+        for name, part in before.items():
+            corner = tuple(slice(0, size) for size in part.shape)
+            self.static[name][corner] = part
+        self.steps.clear()
+
+    def _widths(self, requests: Sequence[StepRequest | None], count: int) -> list[int]:
+        """Return the width to which the batches of each step are padded.
+
+        It is a power of two, so that few graphs do, or all the width that there is room for.
+        """
+        present = [request for request in requests if request]
+        longest = torch.stack(
+            [request.block.longest[request.first : request.first + count] for request in present]
+        )
+        by_step: list[int] = longest.amax(0).tolist()
+
+        widest = self.static["tokens"].shape[3]
+        return [min(widest, 1 << (length - 1).bit_length()) for length in by_step]
+
+    def _step_of(self, width: int) -> Callable[[], object]:
+        """Return the step on batches of this width, captured if it was not before."""
+        if width in self.steps:
+            return self.steps[width]
+
+        if self.on_cuda and not self.steps:
+            self.pool = torch.cuda.graph_pool_handle()
+        self._warm_up(width)
+        if self.on_cuda:
+            self.steps[width] = self._capture(width)
+        else:
+            self.steps[width] = lambda: self._step(width)
+        return self.steps[width]
+
+    def _warm_up(self, width: int) -> None:
+        """Run the next step with updates switched off, and leave counters and sums as they were.
+
+        Libraries set themselves up when they are first called, which cannot be captured.
+        """
+        counters = (self.position, self.stop, self.taken, self.sums)
+        kept = [(counter, counter.clone()) for counter in counters]
+
+        if self.stream:
+            self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            for _ in range(WARM_UP_STEPS):
+                self.stop.fill_(1)
+                self._step(width)
+                for counter, value in kept:
+                    counter.copy_(value)
+        if self.stream:
+            torch.cuda.current_stream().wait_stream(self.stream)
+
+    def _capture(self, width: int) -> Callable[[], object]:
+        """Record the step on batches of this width as a graph, and return its replay."""
+        graph = torch.cuda.CUDAGraph()
+        with (
+            # The current stream is current again afterwards, even if the capture fails.
+            torch.cuda.stream(torch.cuda.current_stream()),
+            # "thread_local", because other threads may be evaluating their runs meanwhile.
+            torch.cuda.graph(
+                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+            ),
+        ):
+            self._step(width)  # is recorded; nothing is computed yet
+        return graph.replay
+
+    def _step(self, width: int) -> None:
+        """Take one step with the batches at `position`. Everything stays on the device."""
+        batch = {name: part[self.members, self.position] for name, part in self.static.items()}
+        tokens = batch["tokens"][:, :, :width].long()  # (M, B, T)
+        # The batch of a member without a request may be any memory; its lengths must be possible.
+        lengths = batch["lengths"].clamp(1, width)
+        loss, correct, norm = self.update(
+            Inputs(tokens, lengths, batch["labels"], batch["rates"], self.stop)
+        )
+
+        done = self.stop == 0  # (M,)
+        size = torch.full_like(correct, self.batch_size)
+        added = Sums(
+            loss=loss * self.batch_size,
+            correct=correct,
+            sequences=size,
+            grad_norm=norm,
+            clipped=norm > self.limits,
+        )
+        values = torch.stack(list(added), 1)  # (M, 5)
+        self.sums += torch.where(done[:, None], values.double(), self.zero)
+        self.taken += done
+        self.position += 1

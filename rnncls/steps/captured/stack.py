@@ -1,7 +1,17 @@
-"""Runs of one shape as one: a leading member dimension, and batched matrix products.
+"""Trains several runs of one shape as one, with a leading member dimension in all tensors.
 
-Each run goes on in a thread of its own, with its own batches, log and checkpoints, as if it were alone. When all of
-them wait for steps, one thread takes those steps for all at once: as many as the member that waits for the fewest.
+Each run, a member of the stack, has a thread of its own, with its own batches, log and checkpoints,
+as if it were alone. Its engine is `StackMember.steps`. Who waits for whom:
+
+1. A member that needs steps leaves a request with the stack, and its thread waits.
+2. The thread that finds that every member has a request, or has left, takes the steps. It takes
+   them for all members at once, as many as the smallest request wants, and answers all requests.
+3. It wakes the other threads. Each evaluates, logs and saves whatever is due for its run, and then
+   comes back with its next request. Until it does, all others wait for it.
+4. A member that finishes or fails leaves the stack, so that nobody waits for it any more.
+
+A thread that takes steps has the stacked tensors to itself, for all other members wait or have
+left. Between two of its requests a member reads and writes its own part of them only.
 """
 
 import math
@@ -16,252 +26,353 @@ from torch.nn import functional as F
 
 from rnncls.config import Config, SumModConfig
 from rnncls.data import Block, Task
-from rnncls.steps.captured.engine import warn
+from rnncls.steps.captured.engine import warn_of_eager_steps
 from rnncls.steps.captured.graphs import (
     Graphs,
     Inputs,
     Measured,
-    Staged,
-    Turn,
-    stage,
+    PaddedBlock,
+    StepRequest,
+    pad_block,
     whole_batches,
 )
 from rnncls.steps.chunks import Pace, Rates, in_chunks
 from rnncls.steps.eager import precision
-from rnncls.steps.flat import FlatState, storage
+from rnncls.steps.flat import (
+    FIRST_MOMENTS,
+    GRADIENTS,
+    SECOND_MOMENTS,
+    WEIGHTS,
+    FlatStorage,
+    zero_rows,
+)
+from rnncls.steps.optim import CLIP_EPSILON
 from rnncls.steps.state import TrainState
 
 
 def shape_of(config: Config) -> Config | None:
-    """The config without what members of one stack may differ in; None where there is no stack for it."""
-    if (
-        config.model.cell != "rnn"
-        or config.train.profile
-        or not isinstance(config.data, SumModConfig)
-    ):
+    """Return what members of one stack have in common; None if this config cannot be stacked.
+
+    That is the config with defaults for all that members may differ in.
+    """
+    if config.model.cell != "rnn" or config.train.profile:
         return None
-    parts = {
+    if not isinstance(config.data, SumModConfig):
+        return None
+
+    common = {
+        "seed": 0,
         "model": config.model.model_copy(update={"recurrent_init": "default", "init_gain": 1.0}),
         "optimizer": type(config.optimizer)(name=config.optimizer.name),
         "schedule": type(config.schedule)(),
         "train": config.train.model_copy(update={"max_grad_norm": None}),
     }
-    return config.model_copy(update={"seed": 0, **parts})
+    return config.model_copy(update=common)
 
 
 class Stack:
-    """What the threads of some runs share; each has one of the seats, and leaves it in the end.
+    """The meeting point of the members' threads. `members` has one entry for each of them.
 
-    Where no step can be captured, says so once and leaves all steps to eager ones; but only where any steps will do.
+    If no step can be captured, it warns once and leaves all steps to `train_step`, as captured
+    steps of one run do; unless captured steps were asked for, which is an error of every member.
     """
 
     def __init__(self, members: int) -> None:
-        # evaluation copies the weights of a member together, and torch says so each time
+        # Evaluation copies the weights of a member together, and PyTorch warns of that each time.
         warnings.filterwarnings(
             "ignore", "RNN module weights are not part of single contiguous chunk"
         )
-        self.changed, self.pace = threading.Condition(), Pace()
-        self.seats = [Seat(self) for _ in range(members)]
-        self.places: dict[Seat, int] = {}  # in what is stacked; from the first step on
-        self.stacked: Stacked | None = None
+        self.changed = threading.Condition()  # guards all that follows, and the members' requests
+        self.pace = Pace()
+        self.members = [StackMember(self) for _ in range(members)]
+
+        # The runs are made with the first steps: of the members that have not left by then.
+        self.runs: StackedRuns | None = None
+        self.places: dict[StackMember, int] = {}  # of the members in `runs`
+
         self.broken = False
         self.error: Exception | None = None
 
-    def wait_for_steps(self, seat: "Seat", turn: Turn, wanted: int) -> tuple[int, int]:
-        """Wait until steps were taken; returns how many, at most so many as wanted, and how many by this member."""
+    def wait_for_steps(
+        self, member: "StackMember", request: StepRequest, wanted: int
+    ) -> tuple[int, int]:
+        """Wait until steps were taken for all members.
+
+        Returns how many steps were taken, at most `wanted`, and how many of them by this member: it
+        may have had to stop before a step that is not finite.
+        """
         with self.changed:
-            seat.turn, seat.wanted = turn, wanted
+            member.request = request
+            member.wanted = wanted
             self.changed.notify_all()
-            while seat.turn:
-                if all(other.turn or other.left for other in self.seats):
+
+            # Whoever completes the round takes the steps. That may be this thread at once, or after
+            # it was woken because a member has left. The answer takes the request away.
+            while member.request:
+                if all(other.request or other.left for other in self.members):
                     self._advance()
                 else:
                     self.changed.wait()
+
             if self.error:
                 raise RuntimeError(f"{self.error}") from self.error
-            return seat.answer
+            return member.answer
 
     def _advance(self) -> None:
-        """Take steps with all members that wait, when nobody else is about to. For a thread that holds `changed`."""
-        waiting = {seat: seat.turn for seat in self.seats if seat.turn}
-        count = min(seat.wanted for seat in waiting)
-        try:
-            taken = {} if self.broken else self._take(waiting, count)
-        except Exception as error:
-            taken, self.broken, self.stacked = {}, True, None
-            if (
-                isinstance(error, RuntimeError)
-                and next(iter(waiting)).task.config.train.engine == "auto"
-            ):
-                warn(error)  # also without memory for all at once
-            else:
-                self.error = error  # for everyone
-        for seat in waiting:
-            seat.turn, seat.answer = None, (count, taken.get(seat, 0))
+        """Take steps for all members that wait, and answer them. The caller holds `changed`."""
+        requests = {member: member.request for member in self.members if member.request}
+        count = min(member.wanted for member in requests)
+
+        taken: dict[StackMember, int] = {}
+        if not self.broken:
+            try:
+                taken = self._take_steps(requests, count)
+            except Exception as error:
+                self._give_up(error, next(iter(requests)).task.config)
+
+        for member in requests:
+            member.request = None
+            member.answer = (count, taken.get(member, 0))
         self.changed.notify_all()
 
-    def _take(self, waiting: dict["Seat", Turn], count: int) -> dict["Seat", int]:
-        if self.stacked is None:
-            self.places = {seat: place for place, seat in enumerate(waiting)}
-            self.stacked = Stacked([(seat.state, seat.task) for seat in waiting])
+    def _take_steps(
+        self, requests: dict["StackMember", StepRequest], count: int
+    ) -> dict["StackMember", int]:
+        """Take `count` steps; return how many each member has taken."""
+        if self.runs is None:
+            self.places = {member: place for place, member in enumerate(requests)}
+            self.runs = StackedRuns([(member.state, member.task) for member in requests])
+
         started_at = time.perf_counter()
-        taken = self.stacked.take(
-            {self.places[seat]: turn for seat, turn in waiting.items()}, count
-        )
+        by_place = {self.places[member]: request for member, request in requests.items()}
+        taken = self.runs.take_steps(by_place, count)
         self.pace.note(count, time.perf_counter() - started_at)
-        return {seat: taken[self.places[seat]] for seat in waiting}
+        return {member: taken[self.places[member]] for member in requests}
+
+    def _give_up(self, error: Exception, config: Config) -> None:
+        """Leave all steps to `train_step`, or have every member raise the error."""
+        self.broken = True
+        self.runs = None
+
+        # RuntimeError includes a lack of memory: what is too much for all may do for each.
+        if isinstance(error, RuntimeError) and config.train.engine == "auto":
+            warn_of_eager_steps(error)
+        else:
+            self.error = error
 
 
-class Seat:
-    """One member's place in a stack."""
+class StackMember:
+    """One run in a stack, as its own thread sees it."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        self.turn: Turn | None = None  # where the steps begin that it waits for
-        self.wanted, self.answer, self.left = 0, (0, 0), False
+        self.left = False
         self.state: TrainState
         self.task: Task
         self.block: Block | None = None
-        self.staged: Staged  # of this block
+        self.padded: PaddedBlock  # of this block
+
+        # Set by this member while it waits, and taken away with the answer.
+        self.request: StepRequest | None = None
+        self.wanted = 0  # steps, at most
+        self.answer = (0, 0)  # steps taken, and how many of them by this member
 
     def steps(self, state: TrainState, task: Task) -> Generator[int, None, None]:
-        """An engine (see `steps.choose`)."""
-        self.state, self.task = state, task
+        """Train with the steps of the stack. An engine (see `engines.Engine`)."""
+        self.state = state
+        self.task = task
         try:
-            yield from in_chunks(state, task, self._take, self.stack.pace)
+            yield from in_chunks(state, task, self.take_chunk, self.stack.pace)
         finally:
             self.leave()
 
     def leave(self, _: object = None) -> None:
-        """No longer be waited for."""
+        """Let no other member wait for this one any more. May be called more than once.
+
+        The argument is ignored, so that this can be the callback of a future.
+        """
         with self.stack.changed:
-            self.left, self.turn = True, None
-            if all(seat.left for seat in self.stack.seats):
-                self.stack.stacked = None  # and its memory
+            self.left = True
+            self.request = None
+            if all(member.left for member in self.stack.members):
+                self.stack.runs = None  # frees their memory
             self.stack.changed.notify_all()
 
-    def _take(self, block: Block, rates: Rates, first: int, last: int) -> int:
+    def take_chunk(self, block: Block, rates: Rates, first: int, last: int) -> int:
+        """Take steps as `chunks.in_chunks` asks for.
+
+        Stops before a step that is not finite, and before a batch of another size.
+        """
         batch_size = self.task.config.train.batch_size
-        if block is not self.block:  # here and not where all wait for it
-            device = next(self.state.model.parameters()).device
-            self.block, self.staged = block, stage(block, rates, batch_size, device)
-        last, at = whole_batches(block, batch_size, first, last), first
-        while at < last:
-            asked, taken = self.stack.wait_for_steps(
-                self, Turn(self.staged, at, self.state.totals), last - at
-            )
-            at += taken
-            if taken < asked:
+        if block is not self.block:
+            # Blocks are padded here, in parallel, and not where all members wait for it.
+            self.padded = pad_block(block, rates, batch_size, self.state.device)
+            self.block = block
+
+        # The stack takes as many steps as the smallest request wants, so this may be several calls.
+        last = whole_batches(block, batch_size, first, last)
+        step = first
+        while step < last:
+            request = StepRequest(self.padded, step, self.state.totals)
+            count, taken = self.stack.wait_for_steps(self, request, last - step)
+            step += taken
+            if taken < count:
                 break
-        return at - first
+        return step - first
 
 
-class Stacked:
-    """Weights and optimizer states of M runs side by side, and a step of all of them."""
+class StackedRuns:
+    """Weights and optimizer states of M runs side by side, and the steps of all of them at once."""
 
     def __init__(self, runs: Sequence[tuple[TrainState, Task]]) -> None:
         state, task = runs[0]
-        configs = [task.config for _, task in runs]
+        self.config = task.config  # the shape is the same for all
+        self.device = state.device
+
         parameters = dict(state.model.named_parameters())
-        self.config, self.device = task.config, next(iter(parameters.values())).device
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         size = sum(parameter.numel() for parameter in parameters.values())
-        self.flat = storage(size, len(runs), device=self.device)  # (M, ROWS, P)
+        self.flat = zero_rows(size, len(runs), device=self.device)  # (M, ROWS, P)
         self.counts = torch.zeros(len(runs), len(parameters), device=self.device)
-        self.runs = [
-            (state, FlatState(state, task.config, flat, counts))
-            for (state, task), flat, counts in zip(runs, self.flat, self.counts, strict=True)
-        ]
-        self.weight_decay = self._column([config.optimizer.weight_decay for config in configs])
+
+        self.states: list[TrainState] = []
+        self.storages: list[FlatStorage] = []
+        for (state, task), flat, counts in zip(runs, self.flat, self.counts, strict=True):
+            self.states.append(state)
+            self.storages.append(FlatStorage(state, task.config, flat, counts))
+
+        # What members may differ in, (M, 1) each.
+        optimizers = [task.config.optimizer for _, task in runs]
+        limits = [task.config.train.max_grad_norm or math.inf for _, task in runs]
+        self.weight_decay = self._column([optimizer.weight_decay for optimizer in optimizers])
         betas = torch.tensor(
-            [config.optimizer.betas for config in configs], dtype=torch.float64, device=self.device
+            [optimizer.betas for optimizer in optimizers], dtype=torch.float64, device=self.device
         )
-        self.betas = betas[:, :1], betas[:, 1:]
-        self.eps = self._column([config.optimizer.eps for config in configs])
-        self.momentum = self._column([config.optimizer.momentum for config in configs])
-        self.limit = self._column([config.train.max_grad_norm or math.inf for config in configs])
-        self.offsets = (
-            torch.arange(len(runs), device=self.device)[:, None, None]
-            * self.shapes["embedding.weight"][0]
-        )
+        self.betas = (betas[:, :1], betas[:, 1:])
+        self.eps = self._column([optimizer.eps for optimizer in optimizers])
+        self.momentum = self._column([optimizer.momentum for optimizer in optimizers])
+        self.limit = self._column(limits)
+
+        # The members' embeddings are one table, in which each member's ids begin at its offset.
+        num_embeddings = self.shapes["embedding.weight"][0]
+        members = torch.arange(len(runs), device=self.device)[:, None, None]
+        self.offsets = members * num_embeddings  # (M, 1, 1)
+
         self.graphs = Graphs(self.config.train.batch_size, self.limit[:, 0], self._update)
 
-    def take(self, turns: dict[int, Turn], count: int) -> list[int]:
-        """Take so many steps with the members that have a turn; how many each of them took."""
-        for place in turns:
-            self.runs[place][1].attach()
-        taken = self.graphs.run([turns.get(place) for place in range(len(self.runs))], count)
-        for place, turn in turns.items():
-            state, flat = self.runs[place]
-            flat.count(taken[place])
-            state.optimizer.param_groups[0]["lr"] = float(
-                turn.staged.rates[turn.first + max(0, taken[place] - 1)]
-            )
+    def take_steps(self, requests: dict[int, StepRequest], count: int) -> list[int]:
+        """Take `count` steps with the members that have a request, by their place in the stack.
+
+        Returns how many steps each of all M members has taken.
+        """
+        for place in requests:
+            self.storages[place].attach()
+
+        places = range(len(self.states))
+        taken = self.graphs.run([requests.get(place) for place in places], count)
+
+        # Leave the optimizers as they would be after these steps of their own.
+        for place, request in requests.items():
+            self.storages[place].count(taken[place])
+            last = request.first + max(0, taken[place] - 1)
+            (group,) = self.states[place].optimizer.param_groups
+            group["lr"] = float(request.block.rates[last])
         return taken
 
     def _column(self, values: list[float]) -> Tensor:
+        """Return one number for each member, (M, 1)."""
         return torch.tensor(values, device=self.device)[:, None]
 
     def _update(self, inputs: Inputs) -> Measured:
-        weights = self.flat[:, 0].detach().requires_grad_()
+        """Train all members on one batch each, without a look at any number on the device."""
+        weights = self.flat[:, WEIGHTS].detach().requires_grad_()  # (M, P)
         with precision(self.config, self.device):
-            logits = self._logits(
-                weights, inputs.tokens, inputs.lengths
-            ).float()  # (M, B, num_classes)
+            logits = self._logits(weights, inputs.tokens, inputs.lengths)
+            logits = logits.float()  # (M, B, num_classes)
+
+        # A member's loss depends on its own weights alone, so the gradient of the sum of all losses
+        # is the gradient of each.
         loss = F.cross_entropy(logits.flatten(0, 1), inputs.labels.flatten(), reduction="none")
-        loss = loss.view(inputs.labels.shape).mean(1)
-        (gradient,) = torch.autograd.grad(loss.sum(), weights)
-        norm = torch.linalg.vector_norm(gradient, dim=1)
+        loss = loss.view(inputs.labels.shape).mean(1)  # (M,)
+        (gradient,) = torch.autograd.grad(loss.sum(), weights)  # (M, P)
+
+        norm = torch.linalg.vector_norm(gradient, dim=1)  # (M,)
         finite = loss.isfinite() & norm.isfinite()
         inputs.stop.copy_(torch.maximum(inputs.stop, (~finite).float()))
-        going = (inputs.stop == 0)[:, None]
-        scale = (self.limit / (norm[:, None] + 1e-6)).clamp(max=1)
+        going = (inputs.stop == 0)[:, None]  # (M, 1)
+
+        # Members that have stopped keep their last gradient, for histograms.
+        scale = (self.limit / (norm[:, None] + CLIP_EPSILON)).clamp(max=1)
         gradient = torch.where(going, gradient * scale, self.graphs.zero)
-        self.flat[:, 1].copy_(torch.where(going, gradient, self.flat[:, 1]))
+        self.flat[:, GRADIENTS].copy_(torch.where(going, gradient, self.flat[:, GRADIENTS]))
         self._optimize(gradient, inputs.lr[:, None], going)
-        correct = (logits.argmax(2) == inputs.labels).sum(1)
+
+        correct = (logits.argmax(2) == inputs.labels).sum(1)  # (M,)
         return Measured(loss.detach(), correct, norm)
 
     def _logits(self, weights: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """As `RNNClassifier.forward` for padded sequences."""
-        parts = torch.split(weights, [shape.numel() for shape in self.shapes.values()], 1)
-        named = {
-            name: part.view(-1, *shape)
-            for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
-        }
-        members, rows, width = tokens.shape
-        model = self.config.model
+        """Return what `RNNClassifier.forward` returns for padded sequences: (M, B, num_classes).
+
+        `weights`: (M, P); `tokens`: (M, B, T); `lengths`: (M, B).
+        """
+        named = self._parameters(weights)
+        members, rows, _ = tokens.shape
+
         table = named["embedding.weight"].flatten(0, 1)
-        data = F.embedding(tokens.transpose(1, 2) + self.offsets, table)  # (M, T, B, embedding_dim)
-        dtype = (
-            torch.bfloat16 if self.config.train.precision == "bfloat16" else weights.dtype
-        )  # once, not in each step
+        ids = tokens.transpose(1, 2) + self.offsets
+        data = F.embedding(ids, table)  # (M, T, B, embedding_dim)
+        for layer in range(self.config.model.num_layers):
+            data = self._layer(named, layer, data)  # (M, T, B, hidden_size)
+
+        last = (lengths - 1).view(members, 1, rows, 1).expand(-1, -1, -1, data.shape[3])
+        summary = data.gather(1, last)[:, 0]  # (M, B, hidden_size)
+        return torch.baddbmm(named["head.bias"][:, None], summary, named["head.weight"].mT)
+
+    def _parameters(self, weights: Tensor) -> dict[str, Tensor]:
+        """Return views of the weights (M, P) in the parameters' shapes (M, ...), by their names."""
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        parts = torch.split(weights, sizes, 1)
+        named = {}
+        for part, (name, shape) in zip(parts, self.shapes.items(), strict=True):
+            named[name] = part.view(-1, *shape)
+        return named
+
+    def _layer(self, named: dict[str, Tensor], layer: int, data: Tensor) -> Tensor:
+        """Return the states (M, T, B, hidden_size) of one layer for its input (M, T, B, D)."""
+        members, width, rows, _ = data.shape
+        model = self.config.model
         activate = torch.tanh if model.nonlinearity == "tanh" else torch.relu
-        for layer in range(model.num_layers):
-            w_ih, w_hh = (
-                named[f"rnn.weight_{kind}_l{layer}"].mT.to(dtype) for kind in ("ih", "hh")
-            )
-            inputs = torch.bmm(data.flatten(1, 2), w_ih)
-            if model.bias:
-                inputs = (
-                    inputs
-                    + (named[f"rnn.bias_ih_l{layer}"] + named[f"rnn.bias_hh_l{layer}"])[:, None]
-                )
-            state, states = None, []
-            for step in inputs.view(members, width, rows, -1).unbind(1):
-                state = activate(step if state is None else torch.baddbmm(step, state, w_hh))
-                states.append(state)
-            data = torch.stack(states, 1)  # (M, T, B, hidden_size)
-        place = (lengths - 1).view(members, 1, rows, 1).expand(-1, -1, -1, data.shape[3])
-        return torch.baddbmm(
-            named["head.bias"][:, None], data.gather(1, place)[:, 0], named["head.weight"].mT
-        )
+
+        # Converted here once, or autocast would convert them in each time step.
+        dtype = named["head.weight"].dtype
+        if self.config.train.precision == "bfloat16":
+            dtype = torch.bfloat16
+        w_ih = named[f"rnn.weight_ih_l{layer}"].mT.to(dtype)
+        w_hh = named[f"rnn.weight_hh_l{layer}"].mT.to(dtype)
+
+        inputs = torch.bmm(data.flatten(1, 2), w_ih)  # (M, T * B, hidden_size)
+        if model.bias:
+            bias = named[f"rnn.bias_ih_l{layer}"] + named[f"rnn.bias_hh_l{layer}"]
+            inputs = inputs + bias[:, None]
+
+        # h_t = f(z_t + h_(t-1) W_hh^T), from h_0 = 0
+        state = None
+        states = []
+        for step in inputs.view(members, width, rows, -1).unbind(1):
+            state = activate(step if state is None else torch.baddbmm(step, state, w_hh))
+            states.append(state)
+        return torch.stack(states, 1)
 
     def _optimize(self, gradient: Tensor, lr: Tensor, going: Tensor) -> None:
-        """torch.optim's Adam, AdamW and SGD, for the members whose row of `going` (M, 1) is true."""
-        weights, first, second = self.flat[:, 0], self.flat[:, 2], self.flat[:, 3]
-        share = going.float()
+        """Take one step of torch.optim's Adam, AdamW or SGD with the members that are `going`.
+
+        `gradient`: (M, P); `lr`: (M, 1); `going`: (M, 1).
+        """
+        weights = self.flat[:, WEIGHTS]
+        first = self.flat[:, FIRST_MOMENTS]
+        share = going.float()  # 0 leaves a member as it is
         name = self.config.optimizer.name
+
         if name != "adamw":
             gradient = gradient + self.weight_decay * weights
         if name == "sgd":
@@ -270,12 +381,18 @@ class Stacked:
             return
         if name == "adamw":
             weights.mul_(1 - share * lr * self.weight_decay)
+
+        # `counts` is brought up to date after a chunk only; `taken` has the steps since then.
         updates = (self.counts[:, 0] + self.graphs.taken)[:, None] + 1
-        for moment, new, beta in zip(
-            (first, second), (gradient, gradient.square()), self.betas, strict=True
-        ):
-            moment.lerp_(new, (share * (1 - beta)).float())
-        rest1, rest2 = (1 - beta**updates for beta in self.betas)
+        second = self.flat[:, SECOND_MOMENTS]
+        square = gradient.square()
+        beta1, beta2 = self.betas  # (M, 1) each
+        first.lerp_(gradient, (share * (1 - beta1)).float())
+        second.lerp_(square, (share * (1 - beta2)).float())
+
+        rest1 = 1 - beta1**updates
+        rest2 = 1 - beta2**updates
         denominator = (second / rest2.float()).sqrt() + self.eps
         update = (lr / rest1).float() * first / denominator
-        weights.sub_(torch.where(going, update, self.graphs.zero))  # of the others it may be 0 / 0
+        # The update of a member that does not take the step may be 0 / 0.
+        weights.sub_(torch.where(going, update, self.graphs.zero))

@@ -1,4 +1,4 @@
-"""The compiled steps of `program`, on a run's own model and optimizer."""
+"""Runs the compiled steps of `program` on a run's own model and optimizer."""
 
 import hashlib
 import math
@@ -23,136 +23,236 @@ from rnncls.steps.compiled import kernels, memory, program
 from rnncls.steps.compiled.memory import (
     ADAM,
     ADAMW,
+    NUM_SUMS,
     SGD,
     Array,
+    BatchSize,
     Buffers,
-    Flat,
-    Hyper,
+    FlatArrays,
+    Hyperparameters,
     Sizes,
-    Steps,
-    buffers,
+    StepInputs,
+    make_buffers,
 )
-from rnncls.steps.flat import FlatState
-from rnncls.steps.state import TrainState
+from rnncls.steps.flat import FlatStorage
+from rnncls.steps.optim import CLIP_EPSILON
+from rnncls.steps.state import Sums, TrainState
 
 _OPTIMIZERS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
 
-def compiled(state: TrainState, task: Task) -> Generator[int, None, None]:
-    """Train up to the task's last step on the CPU, with torch's number of threads; yields how many steps were taken."""
+def compiled_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
+    """Train up to the task's last step on the CPU, with torch's number of threads.
+
+    Yields how many steps were taken, as every engine does.
+    """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        yield from in_chunks(state, task, Compiled(state, task, pool).take)
+        compiled_run = CompiledRun(state, task, pool)
+        yield from in_chunks(state, task, compiled_run.take)
 
 
-class Compiled:
-    """The program's arguments for one run."""
+class CompiledRun:
+    """The arguments of the compiled program for one run, and the calls to it."""
 
     def __init__(self, state: TrainState, task: Task, pool: ThreadPoolExecutor) -> None:
-        self.state, self.pool, self.functions = state, pool, load_program()
-        self.flat = FlatState(state, task.config)
-        self.arrays = Flat(*(row.numpy() for row in self.flat.flat))
-        self.sizes, self.hyper = sizes_of(task), hyper_of(task.config)
-        weights = (
-            torch.ones(self.sizes.classes) if task.class_weights is None else task.class_weights
-        )
-        self.class_weights, self.threads = weights.numpy(), torch.get_num_threads()
-        self.memory: list[Buffers] = []  # of each thread
-        rest = (self.threads - 1, len(self.arrays.weights))
-        self.others = np.zeros(rest, np.float32)  # gradients of all threads but the first
+        self.state = state
+        self.pool = pool
+        self.functions = load_program()
+        self.threads = torch.get_num_threads()
+
+        self.flat = FlatStorage(state, task.config)
+        self.arrays = FlatArrays(*(row.numpy() for row in self.flat.flat))
+        self.sizes = sizes_of(task)
+        self.hyper = hyperparameters_of(task.config)
+
+        if task.class_weights is None:
+            self.class_weights = np.ones(self.sizes.classes, np.float32)
+        else:
+            self.class_weights = task.class_weights.numpy()
+
+        # The first thread writes its gradients to the model's own, the others to these, (., P).
+        num_parameters = len(self.arrays.weights)
+        self.other_gradients = np.zeros((self.threads - 1, num_parameters), np.float32)
+
+        self.capacity = BatchSize(sequences=0, time_steps=0, rows=0)
+        self.buffers: list[Buffers] = []  # one for each thread
         self.block: Block | None = None
-        self.steps: Steps
+        self.inputs: StepInputs
 
     def take(self, block: Block, rates: Rates, first: int, last: int) -> int:
-        """As `chunks.Take`: stops before a step that is not finite."""
+        """Take the steps `first` to `last` of a block, as `chunks.TakeChunk` describes.
+
+        Stops before a step whose loss or gradient is not finite.
+        """
         if block is not self.block:
-            self._make_room(block)
-            tokens, starts, lengths, labels, edges = (part.numpy() for part in block)
-            self.block, self.steps = block, Steps(tokens, starts, lengths, labels, edges, rates)
-        steps = self.steps._replace(
-            edges=self.steps.edges[first : last + 1], rates=rates[first:last]
-        )
+            self._open(block, rates)
+
+        # The eager step may have replaced the gradients, or made the optimizer's first state.
         self.flat.attach()
-        totals = self.state.totals
-        sums = np.array(
-            [totals.loss, totals.correct, totals.sequences, totals.grad_norm, totals.clipped]
+
+        inputs = self.inputs._replace(
+            edges=self.inputs.edges[first : last + 1], rates=rates[first:last]
         )
+        sums = np.array(self.state.totals.sums())
         if self.threads == 1:
-            shared = (steps, self.class_weights, self.flat.updates, sums, self.memory[0])
-            taken = int(self.functions.train_steps(self.sizes, self.hyper, self.arrays, *shared))
+            taken = self._take_in_one_thread(inputs, sums)
         else:
-            taken = self._in_threads(steps, sums)
-        totals.loss, totals.grad_norm = float(sums[0]), float(sums[3])
-        totals.correct, totals.sequences, totals.clipped = int(sums[1]), int(sums[2]), int(sums[4])
-        totals.steps += taken
+            taken = self._take_in_threads(inputs, sums)
+
+        self.state.totals.replace_sums(Sums(*sums), taken)
         self.flat.count(taken)
-        self.state.optimizer.param_groups[0]["lr"] = float(rates[max(first, first + taken - 1)])
+        last_rate = rates[max(first, first + taken - 1)]
+        self.state.optimizer.param_groups[0]["lr"] = float(last_rate)
         return taken
 
-    def _in_threads(self, steps: Steps, sums: Array) -> int:
-        """As `program.train_steps`; each thread takes every so-many-th sequence of a batch."""
-        outs, updates = [self.arrays.gradients, *self.others], self.flat.updates
-        for step, rate in enumerate(steps.rates):
-            shares = []
-            for share, (out, own) in enumerate(zip(outs, self.memory, strict=True)):
-                what = (self.sizes, self.arrays.weights, out, steps, step, share, self.threads)
-                shares.append(
-                    self.pool.submit(self.functions.share_of_step, *what, self.class_weights, own)
-                )
-            losses, corrects = zip(*(share.result() for share in shares), strict=True)
-            count = int(steps.edges[step + 1] - steps.edges[step])
-            done = (updates + step + 1, sum(losses), sum(corrects), count, sums)
-            if not self.functions.finish_step(
-                self.sizes, self.hyper, self.arrays, self.others, rate, *done
-            ):
-                return step
-        return len(steps.rates)
+    def _open(self, block: Block, rates: Rates) -> None:
+        """Make the block the one whose steps are taken next."""
+        self._make_room(block)
+        tokens, starts, lengths, labels, edges = (part.numpy() for part in block)
+        self.inputs = StepInputs(tokens, starts, lengths, labels, edges, rates)
+        self.block = block
 
     def _make_room(self, block: Block) -> None:
-        """Buffers that hold every batch of the block; those there are stay if they are large enough."""
-        sequences, longest = int(block.edges.diff().max()), int(block.lengths.max())
-        ends = torch.cat([torch.zeros(1, dtype=torch.int64), block.lengths.cumsum(0)])
-        rows = int(ends[block.edges].diff().max())
-        if self.memory:
-            batch = self.memory[0].batch
-            if (
-                rows <= len(batch.tokens)
-                and sequences <= len(batch.order)
-                and longest <= len(batch.running)
-            ):
-                return
-            rows, sequences = max(rows, len(batch.tokens)), max(sequences, len(batch.order))
-            longest = max(longest, len(batch.running))
-        most = (rows, sequences, longest)
-        self.memory = [self.functions.buffers(self.sizes, *most) for _ in range(self.threads)]
+        """Make sure that every batch of the block fits into the buffers, which never shrink."""
+        needed = largest_batch(block)
+        capacity = BatchSize(
+            sequences=max(needed.sequences, self.capacity.sequences),
+            time_steps=max(needed.time_steps, self.capacity.time_steps),
+            rows=max(needed.rows, self.capacity.rows),
+        )
+        if capacity == self.capacity:
+            return
+
+        self.buffers = [
+            self.functions.make_buffers(self.sizes, capacity) for _ in range(self.threads)
+        ]
+        self.capacity = capacity
+
+    def _take_in_one_thread(self, inputs: StepInputs, sums: Array) -> int:
+        """Take all steps in one call; return how many were taken."""
+        taken = self.functions.train_steps(
+            self.sizes,
+            self.hyper,
+            self.arrays,
+            inputs,
+            self.class_weights,
+            self.flat.updates,
+            sums,
+            self.buffers[0],
+        )
+        return int(taken)
+
+    def _take_in_threads(self, inputs: StepInputs, sums: Array) -> int:
+        """Take the steps with all threads; return how many were taken."""
+        updates = self.flat.updates
+        for step, rate in enumerate(inputs.rates):
+            loss, correct = self._gradients_in_threads(inputs, step)
+            finished = self.functions.finish_step(
+                self.sizes,
+                self.hyper,
+                self.arrays,
+                self.other_gradients,
+                rate,
+                updates + step + 1,
+                loss,
+                correct,
+                int(inputs.edges[step + 1] - inputs.edges[step]),
+                sums,
+            )
+            if not finished:
+                return step
+        return len(inputs.rates)
+
+    def _gradients_in_threads(self, inputs: StepInputs, step: int) -> tuple[float, int]:
+        """Compute the gradients of one step; return its loss and number of correct predictions.
+
+        With N threads, each takes every N-th sequence of the batch.
+        """
+        gradients = [self.arrays.gradients, *self.other_gradients]
+        shares = []
+        for share in range(self.threads):
+            future = self.pool.submit(
+                self.functions.share_of_step,
+                self.sizes,
+                self.arrays.weights,
+                gradients[share],
+                inputs,
+                step,
+                share,
+                self.threads,
+                self.class_weights,
+                self.buffers[share],
+            )
+            shares.append(future)
+
+        # Added in the order of the threads, not of their ends: the same bits every time.
+        loss = 0.0
+        correct = 0
+        for future in shares:
+            share_loss, share_correct = future.result()
+            loss += share_loss
+            correct += share_correct
+        return loss, correct
+
+
+# --- what the program is told about a run
 
 
 def sizes_of(task: Task) -> Sizes:
-    """Shapes and functions of the task's model. `by_table` depends on the config alone, so that bits never change."""
-    model, (tokens, classes) = task.config.model, task.sizes
+    """Return the sizes and functions of the task's model.
+
+    `by_table` depends on the config alone, not on the batch: the two ways differ in rounding.
+    """
+    model = task.config.model
+    num_tokens, num_classes = task.sizes
     return Sizes(
-        tokens=tokens,
+        tokens=num_tokens,
         width=model.embedding_dim,
         hidden=model.hidden_size,
         layers=model.num_layers,
-        classes=classes,
+        classes=num_classes,
         bias=model.bias,
         relu=model.nonlinearity == "relu",
         optimizer=_OPTIMIZERS[task.config.optimizer.name],
-        by_table=tokens <= task.config.train.batch_size,
+        by_table=num_tokens <= task.config.train.batch_size,
     )
 
 
-def hyper_of(settings: Config) -> Hyper:
-    """Of clipping and optimizer."""
-    optimizer, max_norm = settings.optimizer, settings.train.max_grad_norm
-    limit = math.inf if max_norm is None else max_norm
-    return Hyper(limit, optimizer.weight_decay, *optimizer.betas, optimizer.eps, optimizer.momentum)
+def hyperparameters_of(config: Config) -> Hyperparameters:
+    """Return the numbers of clipping and of the optimizer."""
+    optimizer = config.optimizer
+    max_norm = config.train.max_grad_norm
+    beta1, beta2 = optimizer.betas
+    return Hyperparameters(
+        max_norm=math.inf if max_norm is None else max_norm,
+        clip_epsilon=CLIP_EPSILON,
+        weight_decay=optimizer.weight_decay,
+        beta1=beta1,
+        beta2=beta2,
+        eps=optimizer.eps,
+        momentum=optimizer.momentum,
+    )
+
+
+def largest_batch(block: Block) -> BatchSize:
+    """Return the largest number of sequences, time steps and tokens of any batch of the block."""
+    sequences = block.edges.diff()  # (K,)
+    token_ends = torch.cat([torch.zeros(1, dtype=torch.int64), block.lengths.cumsum(0)])
+    tokens = token_ends[block.edges].diff()  # (K,)
+    return BatchSize(
+        sequences=int(sequences.max()),
+        time_steps=int(block.lengths.max()),
+        rows=int(tokens.max()),
+    )
+
+
+# --- the machine code and where it is kept
 
 
 class Functions(NamedTuple):
     """The entry points of `program`, as machine code."""
 
-    buffers: Callable[..., Any]
+    make_buffers: Callable[..., Any]
     train_steps: Callable[..., Any]
     share_of_step: Callable[..., Any]
     finish_step: Callable[..., Any]
@@ -163,79 +263,139 @@ _loading = threading.Lock()
 
 
 def load_program() -> Functions:
-    """The compiled functions: from the disk, or compiled when they are first called, and kept there.
+    """Return the compiled functions, from the cache folder if they are there.
 
-    The folder is named after the sources, because Numba looks at the caller's file alone. Where there is no place to
-    keep them, or what was kept cannot be read, they are compiled for this process.
+    Otherwise they are compiled, which takes some seconds, and written to the folder. If there is no
+    folder, or what is in it cannot be read, they are compiled for this process alone.
     """
     with _loading:
         if not _loaded:
-            folder = _cache_folder()
-            try:
-                _loaded.append(_warmed_up(folder))
-            except Exception as error:  # whatever a damaged or full disk makes of Numba's files
-                if folder is None:
-                    raise
-                print(
-                    f"rnncls: warning[R31]: compiled steps are not kept in {folder}: {error}",
-                    file=sys.stderr,
-                )
-                _loaded.append(_warmed_up(None))
+            _loaded.append(_load_or_compile())
         return _loaded[0]
 
 
+def _load_or_compile() -> Functions:
+    folder = _cache_folder()
+    if folder is None:
+        return _compile(None)
+
+    try:
+        return _compile(folder)
+    except Exception as error:  # anything: the files may be damaged, or the disk full
+        print(
+            f"rnncls: warning[R31]: compiled steps cannot be cached in {folder}: {error}",
+            file=sys.stderr,
+        )
+        return _compile(None)
+
+
 def _cache_folder() -> Path | None:
+    """Return the folder for machine code of this source code; None if there is no safe place.
+
+    The folder is named after the contents of all sources of the program, because Numba by itself
+    only checks the file of the function that is called.
+    """
     sources = hashlib.sha256()
     for module in (kernels, memory, program):
         sources.update(Path(str(module.__file__)).read_bytes())
+
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = base / "rnncls" / sources.hexdigest()[:16]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-    except (OSError, RuntimeError):
+        status = folder.lstat()
+    except (OSError, RuntimeError):  # RuntimeError: there is no home directory
         return None
-    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
-    return (
-        folder if own and os.access(folder, os.W_OK) else None
-    )  # nobody else may have put machine code there
+
+    # What is in the folder is run. So it must be ours, and nobody else may have written to it.
+    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    private = not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if ours and private and os.access(folder, os.W_OK):
+        return folder
+    return None
 
 
-def _warmed_up(folder: Path | None) -> Functions:
-    """Compile or load what is needed with torch's number of threads, which a call of no steps makes happen."""
-    if folder is None or not any(folder.rglob("*.nbi")):
-        kept = "" if folder is None else f"; kept in {folder}"
-        print(f"compiling the training step, which takes some seconds{kept}", file=sys.stderr)
-    numba: Any = numba_config
-    before, numba.CACHE_DIR = numba.CACHE_DIR, "" if folder is None else str(folder)
-    options = {"cache": folder is not None, **kernels.OPTIONS}
-    try:
-        sources = (buffers, program.train_steps, program.share_of_step, program.finish_step)
-        functions = Functions(*(njit(source, **options) for source in sources))
-    finally:
-        numba.CACHE_DIR = before
-    sizes = Sizes(1, 1, 1, 1, 1, True, False, ADAM, True)
-    hyper = Hyper(1.0, 0.0, 0.9, 0.999, 1e-8, 0.0)
-    floats, integers = (
-        np.zeros(16, np.float32),
-        np.zeros(1, np.int64),
-    )  # a model of ones has 7 parameters
-    steps = Steps(np.zeros(1, np.int32), integers, integers, integers, integers, np.zeros(0))
-    memory, flat = functions.buffers(sizes, 1, 1, 1), Flat(floats, floats, floats, floats)
-    functions.train_steps(sizes, hyper, flat, steps, floats, 0, np.zeros(5), memory)
-    if torch.get_num_threads() > 1:  # a batch without sequences, and gradients that are not finite
-        steps = steps._replace(edges=np.zeros(2, np.int64))
-        loss, correct = functions.share_of_step(
-            sizes, floats, floats.copy(), steps, 0, 0, 1, floats, memory
+def _compile(folder: Path | None) -> Functions:
+    """Return the functions, ready for torch's number of threads, compiled or read from `folder`."""
+    if folder is None:
+        print("compiling the training step, which takes some seconds", file=sys.stderr)
+    elif not any(folder.rglob("*.nbi")):  # the index files of Numba's cache
+        print(
+            f"compiling the training step, which takes some seconds; kept in {folder}",
+            file=sys.stderr,
         )
-        nan = np.full(16, np.nan, np.float32)
-        done = (1, float(loss), int(correct), 1, np.zeros(5))
-        functions.finish_step(
-            sizes,
-            hyper,
-            Flat(floats, nan, floats, floats),
-            np.zeros((1, 16), np.float32),
-            0.0,
-            *done,
-        )
+
+    functions = _jit_functions(folder)
+    _warm_up(functions, torch.get_num_threads())
     return functions
+
+
+def _jit_functions(folder: Path | None) -> Functions:
+    """Return the functions, which Numba compiles, or reads from `folder`, when first called."""
+    options = {**kernels.OPTIONS, "cache": folder is not None}
+    config: Any = numba_config
+
+    # Numba looks at this setting when a function is decorated, and other code may use it too.
+    before = config.CACHE_DIR
+    config.CACHE_DIR = "" if folder is None else str(folder)
+    try:
+        return Functions(
+            make_buffers=njit(make_buffers, **options),
+            train_steps=njit(program.train_steps, **options),
+            share_of_step=njit(program.share_of_step, **options),
+            finish_step=njit(program.finish_step, **options),
+        )
+    finally:
+        config.CACHE_DIR = before
+
+
+def _warm_up(functions: Functions, threads: int) -> None:
+    """Call the functions that a run with so many threads needs, so that they are compiled now.
+
+    The types of the arguments are those of a run, since Numba compiles for types.
+    """
+    sizes = Sizes(
+        tokens=1,
+        width=1,
+        hidden=1,
+        layers=1,
+        classes=1,
+        bias=True,
+        relu=False,
+        optimizer=ADAM,
+        by_table=True,
+    )
+    hyper = Hyperparameters(
+        max_norm=1.0,
+        clip_epsilon=CLIP_EPSILON,
+        weight_decay=0.0,
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-8,
+        momentum=0.0,
+    )
+    buffers = functions.make_buffers(sizes, BatchSize(sequences=1, time_steps=1, rows=1))
+
+    # This model has 7 parameters: 1 in the embedding, 4 in the layer, 2 in the head.
+    floats = np.zeros(7, np.float32)
+    flat = FlatArrays(weights=floats, gradients=floats, first=floats, second=floats)
+
+    # No steps: one edge, no learning rates.
+    integers = np.zeros(1, np.int64)
+    inputs = StepInputs(
+        tokens=np.zeros(1, np.int32),
+        starts=integers,
+        lengths=integers,
+        labels=integers,
+        edges=integers,
+        rates=np.zeros(0),
+    )
+    sums = np.zeros(NUM_SUMS)
+    functions.train_steps(sizes, hyper, flat, inputs, floats, 0, sums, buffers)
+
+    if threads > 1:
+        # A step without sequences, and then a gradient that is not finite, so that nothing is done.
+        inputs = inputs._replace(edges=np.zeros(2, np.int64))
+        functions.share_of_step(sizes, floats, floats.copy(), inputs, 0, 0, 1, floats, buffers)
+        others = np.full((1, len(floats)), np.nan, np.float32)
+        functions.finish_step(sizes, hyper, flat, others, 0.0, 1, 0.0, 0, 1, sums)

@@ -1,14 +1,16 @@
 """Matrix products and elementwise functions for compiled code (Numba), on 2-D float32 arrays.
 
-Every array here is C-contiguous, and one that vectors read or write has rows of a multiple of WIDTH floats; what pads a
-row is 0 and stays 0. A product keeps a tile of up to 8 rows by 2 vectors of its result in registers, like the inner
-kernel of a BLAS (Goto and van de Geijn 2008), but begins without packing, threads or dispatch: at the sizes of small
-recurrent networks these cost more than the arithmetic.
+Every array here is C-contiguous. Arrays that are read or written as vectors have rows of a
+multiple of WIDTH floats; the padding of a row is 0 and stays 0.
+
+A product keeps a tile of up to 8 rows by 2 vectors of its result in registers, like the inner
+kernel of a BLAS (Goto and van de Geijn 2008), but it starts without packing, threads or dispatch:
+at the sizes of small recurrent networks these cost more than the arithmetic.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import binding, ir
@@ -17,121 +19,192 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 AVX512 = bool(binding.get_host_cpu_features().get("avx512f"))
-WIDTH = 16  # floats; what rows are padded to, on every machine
-LANES = 16 if AVX512 else 8  # floats in a vector register
-HEIGHTS = (
-    (8, 4, 2, 1) if AVX512 else (4, 2, 1)
-)  # rows of a tile: 8 * 2 sums in 32 registers, or 4 * 2 in 16
 
-STAYS = 256  # rows of two matrices whose columns stay in cache while they are multiplied
+# In floats. Rows are padded to WIDTH on every machine, LANES fit into one vector register.
+WIDTH = 16
+LANES = 16 if AVX512 else 8
 
-# Without nnan and ninf: a loss or gradient that is not finite must be seen.
+# Rows of a tile, largest first: 8 rows of 2 sums in 32 registers, or 4 rows of 2 sums in 16.
+HEIGHTS = (8, 4, 2, 1) if AVX512 else (4, 2, 1)
+
+# Rows of a matrix that are multiplied at a time, so that their columns stay in the cache.
+BLOCK_ROWS = 256
+
+# "nnan" and "ninf" are left out: a loss or gradient that is not finite must be noticed.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy", "nogil": True}
-compiled: Callable[..., Any] = njit(**OPTIONS)
+jit: Callable[..., Any] = njit(**OPTIONS)
 
-_INT, _FLOAT = ir.IntType(64), ir.FloatType()
+_INT = ir.IntType(64)
+_FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
-_SAME = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)  # shuffles one lane into all
 _UNDEFINED = ir.Constant(_VECTOR, ir.Undefined)
+_FIRST_LANE = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)  # a shuffle mask
 
 
 def padded(size: int) -> int:
-    """The next multiple of WIDTH."""
+    """Return the next multiple of WIDTH."""
     return -(-size // WIDTH) * WIDTH
+
+
+# --- the matrix product, written in LLVM's intermediate representation
 
 
 @intrinsic
 def _tiles(  # type: ignore[no-untyped-def]
     _typing,
     out,
-    o,
-    out_step,
+    out_offset,
+    out_stride,
     start,
-    s,
-    start_step,
-    a,
-    i,
-    row_step,
-    inner_step,
-    w,
-    j,
-    w_step,
+    start_offset,
+    start_stride,
+    left,
+    left_offset,
+    left_row_stride,
+    left_inner_stride,
+    right,
+    right_offset,
+    right_stride,
     rows,
     inner,
     columns,
 ):
-    """out = start + a @ w: (rows, columns) from (rows, inner) and (inner, columns).
+    """Compute out = start + left @ right, (rows, columns) from (rows, inner) and (inner, columns).
 
-    Each matrix is (array, offset of its first element, stride of its rows), in floats. Of `a`, whose elements are read
-    one by one, both strides are free, so that it may be transposed. Every sum over the inner dimension runs from first
-    to last, whatever the tile: the same bits every time.
+    Each matrix is an array, the offset of its first element and the stride of its rows, in floats.
+    The elements of `left` are read one by one, so both of its strides are free and it may be
+    transposed. `columns` must be a multiple of WIDTH.
+
+    Every sum over the inner dimension runs from first to last, whatever the tile, so that the
+    result has the same bits every time.
     """
-    n = types.intp
-    return types.void(out, n, n, start, n, n, a, n, n, n, w, n, n, n, n, n), _emit_tiles
+    size = types.intp
+    signature = types.void(
+        *(out, size, size),
+        *(start, size, size),
+        *(left, size, size, size),
+        *(right, size, size),
+        *(size, size, size),
+    )
+    return signature, _emit_tiles
+
+
+class _Matrix(NamedTuple):
+    """A matrix in memory, as LLVM values: the address of its first element, strides in floats."""
+
+    first: Any
+    row_stride: Any
+    column_stride: Any = None  # None is 1
+
+
+class _Product(NamedTuple):
+    """The operands of out = start + left @ right, and the length of its sums."""
+
+    out: _Matrix
+    start: _Matrix
+    left_t: _Matrix  # left transposed: row k has what is multiplied by row k of `right`
+    right: _Matrix
+    inner: Any
 
 
 def _emit_tiles(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    def matrix(position: int) -> Any:
-        array = context.make_array(signature.args[position])(context, builder, args[position])
+    """Emit the loops over all tiles into the function that calls `_tiles`."""
+    # The code of all tiles is long. Inlined, it would be compiled again for every call.
+    builder.function.attributes.add("noinline")
+
+    def first_element(position: int) -> Any:
+        """The address in the array at this position of the arguments; its offset comes next."""
+        array_type = context.make_array(signature.args[position])
+        array = array_type(context, builder, args[position])
         return builder.gep(array.data, [args[position + 1]])
 
-    def at(base: Any, row: Any, step: Any, column: Any = None) -> Any:
-        place = builder.gep(base, [builder.mul(row, step)])
-        return place if column is None else builder.gep(place, [column])
-
-    def vectors_at(base: Any, count: int) -> list[Any]:
-        places = [builder.gep(base, [_INT(LANES * number)]) for number in range(count)]
-        return [builder.bitcast(place, _VECTOR.as_pointer()) for place in places]
-
-    builder.function.attributes.add("noinline")  # else every call compiles all tiles again
-    out, start, a, w = (matrix(position) for position in (0, 3, 6, 10))
-    out_step, start_step, row_step, inner_step, w_step = (
-        args[position] for position in (2, 5, 8, 9, 12)
-    )
+    # The positions are those of the arguments of `_tiles`.
     rows, inner, columns = args[13:]
-    signature_of_fma = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-    multiply_add = cgutils.get_or_insert_function(
-        builder.module, signature_of_fma, f"llvm.fma.v{LANES}f32"
+    product = _Product(
+        out=_Matrix(first_element(0), row_stride=args[2]),
+        start=_Matrix(first_element(3), row_stride=args[5]),
+        left_t=_Matrix(first_element(6), row_stride=args[9], column_stride=args[8]),
+        right=_Matrix(first_element(10), row_stride=args[12]),
+        inner=inner,
     )
-
-    def emit_tile(height: int, width: int, row: Any, column: Any) -> None:
-        numbers = [builder.add(row, _INT(number)) for number in range(height)]
-        sums = [
-            cgutils.alloca_once_value(builder, builder.load(place, align=4))
-            for number in numbers
-            for place in vectors_at(at(start, number, start_step, column), width)
-        ]
-        with cgutils.for_range(builder, inner, intp=_INT) as loop:
-            weights = [
-                builder.load(place, align=4)
-                for place in vectors_at(at(w, loop.index, w_step, column), width)
-            ]
-            for index, number in enumerate(numbers):
-                scalar = builder.load(at(at(a, loop.index, inner_step), number, row_step), align=4)
-                lane = builder.insert_element(_UNDEFINED, scalar, ir.IntType(32)(0))
-                everywhere = builder.shuffle_vector(lane, _UNDEFINED, _SAME)
-                for total, weight in zip(sums[index * width :], weights, strict=False):
-                    builder.store(
-                        builder.call(multiply_add, [everywhere, weight, builder.load(total)]), total
-                    )
-        for index, number in enumerate(numbers):
-            places = vectors_at(at(out, number, out_step, column), width)
-            for total, place in zip(sums[index * width :], places, strict=False):
-                builder.store(builder.load(total), place, align=4)
 
     for width, column_block in _blocks(builder, columns, [2 * LANES, LANES]):
         with column_block as column:
             for height, row_block in _blocks(builder, rows, HEIGHTS):
                 with row_block as row:
-                    emit_tile(height, width // LANES, row, column)
+                    _emit_tile(builder, product, row, column, height, width // LANES)
     return context.get_dummy_value()
 
 
-def _blocks(builder: Any, size: Any, lengths: Any) -> Iterator[tuple[int, Any]]:
-    """Cut 0..size into as many blocks of the first length as fit, of what is left as many of the next, ...
+def _emit_tile(
+    builder: Any, product: _Product, row: Any, column: Any, height: int, vectors: int
+) -> None:
+    """Emit one tile of the product: `height` rows by `vectors` vectors, from (row, column) on."""
+    rows = [builder.add(row, _INT(number)) for number in range(height)]
+    sums = []
 
-    For each length, a context manager whose body is emitted once and runs for each block, with its beginning.
+    # LLVM keeps these stack slots in registers, because the loop below is short and has no calls.
+    for tile_row in rows:
+        row_sums = []
+        for address in _vectors_at(builder, product.start, tile_row, column, vectors):
+            initial = builder.load(address, align=4)
+            row_sums.append(cgutils.alloca_once_value(builder, initial))
+        sums.append(row_sums)
+
+    with cgutils.for_range(builder, product.inner, intp=_INT) as loop:
+        addresses = _vectors_at(builder, product.right, loop.index, column, vectors)
+        right = [builder.load(address, align=4) for address in addresses]
+
+        for tile_row, row_sums in zip(rows, sums, strict=True):
+            element = _address(builder, product.left_t, loop.index, tile_row)
+            left = _in_all_lanes(builder, builder.load(element, align=4))
+            for total, vector in zip(row_sums, right, strict=True):
+                _add_product(builder, total, left, vector)
+
+    for tile_row, row_sums in zip(rows, sums, strict=True):
+        addresses = _vectors_at(builder, product.out, tile_row, column, vectors)
+        for total, address in zip(row_sums, addresses, strict=True):
+            builder.store(builder.load(total), address, align=4)
+
+
+def _address(builder: Any, matrix: _Matrix, row: Any, column: Any) -> Any:
+    """The address of one element."""
+    row_start = builder.gep(matrix.first, [builder.mul(row, matrix.row_stride)])
+    if matrix.column_stride is not None:
+        column = builder.mul(column, matrix.column_stride)
+    return builder.gep(row_start, [column])
+
+
+def _vectors_at(builder: Any, matrix: _Matrix, row: Any, column: Any, vectors: int) -> list[Any]:
+    """The addresses of vectors that follow each other in a row."""
+    begin = _address(builder, matrix, row, column)
+    addresses = []
+    for number in range(vectors):
+        address = builder.gep(begin, [_INT(LANES * number)])
+        addresses.append(builder.bitcast(address, _VECTOR.as_pointer()))
+    return addresses
+
+
+def _in_all_lanes(builder: Any, scalar: Any) -> Any:
+    """A vector with this number in every lane."""
+    lane = builder.insert_element(_UNDEFINED, scalar, ir.IntType(32)(0))
+    return builder.shuffle_vector(lane, _UNDEFINED, _FIRST_LANE)
+
+
+def _add_product(builder: Any, total: Any, left: Any, right: Any) -> None:
+    """Emit total += left * right with one rounding; `total` is the address of a vector."""
+    signature = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR, _VECTOR])
+    name = f"llvm.fma.v{LANES}f32"
+    multiply_add = cgutils.get_or_insert_function(builder.module, signature, name)
+    builder.store(builder.call(multiply_add, [left, right, builder.load(total)]), total)
+
+
+def _blocks(builder: Any, size: Any, lengths: Any) -> Iterator[tuple[int, Any]]:
+    """Cut 0..size into blocks: as many of the first length as fit, then of the next length, ...
+
+    Yields each length with a context manager. Its body is emitted once and runs for every block of
+    this length; it receives the beginning of the block.
     """
     begin = _INT(0)
     for length in lengths:
@@ -146,171 +219,260 @@ def _loop(builder: Any, begin: Any, end: Any, step: int) -> Iterator[Any]:
         yield index
 
 
-@compiled
-def multiply(out, o, start, s, start_step, a, i, w, rows):  # type: ignore[no-untyped-def]
-    """out[o:o+rows] = start[s:s+rows] + a[i:i+rows] @ w; with start_step = 0, start[s] in every row."""
-    k, n = a.shape[1], out.shape[1]
-    for done in range(0, rows, STAYS):
-        count, first = min(rows - done, STAYS), s + done * start_step
+@jit
+def _multiply(  # type: ignore[no-untyped-def]
+    out, out_row, start, start_row, start_rows_per_row, left, left_row, right, rows
+):
+    """Compute out[out_row:][:rows] = start[start_row:][:rows] + left[left_row:][:rows] @ right.
+
+    With start_rows_per_row = 0 instead of 1, start[start_row] is added to every row. `out`,
+    `start` and `right` have the same number of columns.
+    """
+    inner = left.shape[1]
+    columns = out.shape[1]
+
+    for done in range(0, rows, BLOCK_ROWS):
+        count = min(rows - done, BLOCK_ROWS)
+        first_start_row = start_row + done * start_rows_per_row
         _tiles(
-            out,
-            (o + done) * n,
-            n,
-            start,
-            first * n,
-            start_step * n,
-            a,
-            (i + done) * k,
-            k,
-            1,
-            w,
-            0,
-            n,
-            count,
-            w.shape[0],
-            n,
+            out=out,
+            out_offset=(out_row + done) * columns,
+            out_stride=columns,
+            start=start,
+            start_offset=first_start_row * columns,
+            start_stride=start_rows_per_row * columns,
+            left=left,
+            left_offset=(left_row + done) * inner,
+            left_row_stride=inner,
+            left_inner_stride=1,
+            right=right,
+            right_offset=0,
+            right_stride=columns,
+            rows=count,
+            inner=right.shape[0],  # the rest of a row of `left` is padding
+            columns=columns,
         )
 
 
-@compiled
-def multiply_transposed(out, zeros, a, i, b, j, rows):  # type: ignore[no-untyped-def]
-    """out = a[i:i+rows].T @ b[j:j+rows], for as many columns of `a` as `out` has rows. `zeros`: a row of them."""
-    k, n = a.shape[1], out.shape[1]
-    for done in range(0, max(rows, 1), STAYS):
-        start, step = (out, n) if done else (zeros, 0)
-        count = min(rows - done, STAYS)
+@jit
+def multiply(out, start, left, right, rows):  # type: ignore[no-untyped-def]
+    """Compute out[:rows] = start + left[:rows] @ right; `start` has one row, a bias or zeros.
+
+    Shapes: out (>= rows, N'), start (1, N'), left (>= rows, >= K), right (K, N').
+    """
+    _multiply(
+        out=out,
+        out_row=0,
+        start=start,
+        start_row=0,
+        start_rows_per_row=0,
+        left=left,
+        left_row=0,
+        right=right,
+        rows=rows,
+    )
+
+
+@jit
+def add_product(out, out_row, left, left_row, right, rows):  # type: ignore[no-untyped-def]
+    """Compute out[out_row:][:rows] += left[left_row:][:rows] @ right.
+
+    Shapes: out (.., N'), left (.., >= K), right (K, N'). `out` and `left` may be one array if these
+    rows do not overlap.
+    """
+    _multiply(
+        out=out,
+        out_row=out_row,
+        start=out,
+        start_row=out_row,
+        start_rows_per_row=1,
+        left=left,
+        left_row=left_row,
+        right=right,
+        rows=rows,
+    )
+
+
+@jit
+def multiply_transposed(  # type: ignore[no-untyped-def]
+    out, zeros, left, left_row, right, right_row, rows
+):
+    """Compute out = left[left_row:][:rows].T @ right[right_row:][:rows], a sum over rows.
+
+    Shapes: out (M, N'), zeros (1, >= N'), left (.., >= M), right (.., N'). Of `left`, the first M
+    columns are used.
+    """
+    inner = left.shape[1]
+    columns = out.shape[1]
+
+    # The first block overwrites `out`, also if there are no rows; the others are added to it.
+    for done in range(0, max(rows, 1), BLOCK_ROWS):
+        if done > 0:
+            start = out
+            start_stride = columns
+        else:
+            start = zeros
+            start_stride = 0
+        count = min(rows - done, BLOCK_ROWS)
+
         _tiles(
-            out,
-            0,
-            n,
-            start,
-            0,
-            step,
-            a,
-            (i + done) * k,
-            1,
-            k,
-            b,
-            (j + done) * n,
-            n,
-            out.shape[0],
-            count,
-            n,
+            out=out,
+            out_offset=0,
+            out_stride=columns,
+            start=start,
+            start_offset=0,
+            start_stride=start_stride,
+            left=left,
+            left_offset=(left_row + done) * inner,
+            left_row_stride=1,
+            left_inner_stride=inner,
+            right=right,
+            right_offset=(right_row + done) * columns,
+            right_stride=columns,
+            rows=out.shape[0],
+            inner=count,
+            columns=columns,
         )
 
 
-# What follows walks over whole slices with indices from 0, because Numba gives up vectors where an index might be
-# negative and so count from the end.
+# --- elementwise functions
+#
+# They walk over whole slices with indices from 0, because Numba does not use vector instructions
+# where an index might be negative and so count from the end.
 
 
-@compiled
-def tanh(x):  # type: ignore[no-untyped-def]
-    """In place, by the rational approximation of degree 13 over 6 that Eigen has for float32 (MathFunctionsImpl.h)."""
-    for index in range(len(x)):
-        v = x[index]
-        v = (
-            np.float32(-7.90531110763549805) if v < np.float32(-7.90531110763549805) else v
-        )  # NaN stays NaN
-        v = np.float32(7.90531110763549805) if v > np.float32(7.90531110763549805) else v
-        y = v * v
-        p = y * np.float32(-2.76076847742355e-16) + np.float32(2.00018790482477e-13)
-        p = y * p + np.float32(-8.60467152213735e-11)
-        p = y * p + np.float32(5.12229709037114e-08)
-        p = y * p + np.float32(1.48572235717979e-05)
-        p = y * p + np.float32(6.37261928875436e-04)
-        p = y * p + np.float32(4.89352455891786e-03)
-        q = y * np.float32(1.19825839466702e-06) + np.float32(1.18534705686654e-04)
-        q = y * q + np.float32(2.26843463243900e-03)
-        q = y * q + np.float32(4.89352518554385e-03)
-        x[index] = v * p / q
+@jit
+def tanh(values):  # type: ignore[no-untyped-def]
+    """Replace the values by their tanh, with Eigen's approximation for float32.
+
+    It is a rational function of degree 13 over 6 (MathFunctionsImpl.h). NaN stays NaN.
+    """
+    largest = np.float32(7.90531110763549805)  # beyond, tanh is 1 in float32
+    for index in range(len(values)):
+        x = values[index]
+        x = -largest if x < -largest else x
+        x = largest if x > largest else x
+
+        square = x * x
+        p = square * np.float32(-2.76076847742355e-16) + np.float32(2.00018790482477e-13)
+        p = square * p + np.float32(-8.60467152213735e-11)
+        p = square * p + np.float32(5.12229709037114e-08)
+        p = square * p + np.float32(1.48572235717979e-05)
+        p = square * p + np.float32(6.37261928875436e-04)
+        p = square * p + np.float32(4.89352455891786e-03)
+
+        q = square * np.float32(1.19825839466702e-06) + np.float32(1.18534705686654e-04)
+        q = square * q + np.float32(2.26843463243900e-03)
+        q = square * q + np.float32(4.89352518554385e-03)
+        values[index] = x * p / q
 
 
 @intrinsic
 def _power_of_two(_typing, _exponent):  # type: ignore[no-untyped-def]
-    """2.0**exponent as a float32, by writing the exponent where a float32 keeps its own."""
+    """Return 2.0**exponent as a float32, by writing the exponent into the bits of the result."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        # IEEE 754: a float32 stores its exponent plus 127, above 23 bits of the fraction.
         biased = builder.add(args[0], ir.IntType(32)(127))
         return builder.bitcast(builder.shl(biased, ir.IntType(32)(23)), _FLOAT)
 
     return types.float32(types.int32), codegen
 
 
-@compiled
-def exp(x):  # type: ignore[no-untyped-def]
-    """The exponential in place, of numbers <= 0, by the polynomial of Cephes's expf; below -87 as at -87."""
-    for index in range(len(x)):
-        v = x[index]
-        v = np.float32(-87) if v < np.float32(-87) else v  # NaN stays NaN
-        exponent = np.floor(v * np.float32(1.44269504088896341) + np.float32(0.5))
-        v = v - exponent * np.float32(0.693359375) - exponent * np.float32(-2.12194440e-4)
-        p = v * np.float32(1.9875691500e-4) + np.float32(1.3981999507e-3)
-        p = v * p + np.float32(8.3334519073e-3)
-        p = v * p + np.float32(4.1665795894e-2)
-        p = v * p + np.float32(1.6666665459e-1)
-        p = v * p + np.float32(5.0000001201e-1)
-        p = v * v * p + v + np.float32(1)
-        x[index] = p * _power_of_two(
-            np.int32(exponent if exponent > np.float32(-127) else np.float32(-127))
-        )
+@jit
+def exp(values):  # type: ignore[no-untyped-def]
+    """Replace values <= 0 by their exponential, with the polynomial of Cephes's expf.
+
+    Values below -87 give exp(-87), which float32 can still hold as a normal number. NaN stays NaN.
+    """
+    for index in range(len(values)):
+        x = values[index]
+        x = np.float32(-87) if x < np.float32(-87) else x
+
+        # exp(x) = 2**exponent exp(rest), where rest = x - exponent log(2). The logarithm is
+        # subtracted in two parts, so that nothing of it is lost to rounding.
+        exponent = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
+        x = x - exponent * np.float32(0.693359375) - exponent * np.float32(-2.12194440e-4)
+
+        p = x * np.float32(1.9875691500e-4) + np.float32(1.3981999507e-3)
+        p = x * p + np.float32(8.3334519073e-3)
+        p = x * p + np.float32(4.1665795894e-2)
+        p = x * p + np.float32(1.6666665459e-1)
+        p = x * p + np.float32(5.0000001201e-1)
+        p = x * x * p + x + np.float32(1)
+
+        # The comparison keeps a NaN away from the conversion to an integer.
+        lowest = np.float32(-127)
+        values[index] = p * _power_of_two(np.int32(exponent if exponent > lowest else lowest))
 
 
-@compiled
-def relu(x):  # type: ignore[no-untyped-def]
-    """In place."""
-    for index in range(len(x)):
-        x[index] = np.float32(0) if x[index] < np.float32(0) else x[index]  # NaN stays NaN
+@jit
+def relu(values):  # type: ignore[no-untyped-def]
+    """Replace negative values by 0. NaN stays NaN."""
+    for index in range(len(values)):
+        values[index] = np.float32(0) if values[index] < np.float32(0) else values[index]
 
 
-@compiled
-def tanh_backward(gradient, value):  # type: ignore[no-untyped-def]
-    """gradient *= 1 - value**2, where value is the tanh."""
+@jit
+def tanh_backward(gradient, output):  # type: ignore[no-untyped-def]
+    """Compute gradient *= 1 - output**2, in place, where `output` is the tanh."""
     for index in range(len(gradient)):
-        gradient[index] *= np.float32(1) - value[index] * value[index]
+        gradient[index] *= np.float32(1) - output[index] * output[index]
 
 
-@compiled
-def relu_backward(gradient, value):  # type: ignore[no-untyped-def]
-    """Gradient = 0 where value, which is the relu, is 0."""
+@jit
+def relu_backward(gradient, output):  # type: ignore[no-untyped-def]
+    """Set the gradient to 0, in place, where `output`, the relu, is 0."""
     for index in range(len(gradient)):
-        gradient[index] = gradient[index] if value[index] > np.float32(0) else np.float32(0)
+        gradient[index] = gradient[index] if output[index] > np.float32(0) else np.float32(0)
 
 
-@compiled
-def copy(out, a):  # type: ignore[no-untyped-def]
-    """out[:rows, :columns] = a, of as many rows and columns as both have."""
-    for row in range(min(len(out), len(a))):
-        for column in range(min(out.shape[1], a.shape[1])):
-            out[row, column] = a[row, column]
+# --- copies and sums
 
 
-@compiled
-def copy_transposed(out, a):  # type: ignore[no-untyped-def]
-    """out[:columns, :rows] = a.T, in blocks of WIDTH rows: a cache line of `out` at a time."""
-    for first in range(0, len(a), WIDTH):
-        block = a[first : first + WIDTH]
-        to = out[:, first : first + WIDTH]
-        for column in range(a.shape[1]):
-            for row in range(len(block)):
-                to[column, row] = block[row, column]
+@jit
+def copy(out, matrix):  # type: ignore[no-untyped-def]
+    """Compute out = matrix, for as many rows and columns as both have."""
+    for row in range(min(len(out), len(matrix))):
+        for column in range(min(out.shape[1], matrix.shape[1])):
+            out[row, column] = matrix[row, column]
 
 
-@compiled
-def copy_row(out, a):  # type: ignore[no-untyped-def]
-    """out = a, one row."""
+@jit
+def copy_transposed(out, matrix):  # type: ignore[no-untyped-def]
+    """Compute out[:columns, :rows] = matrix.T, in blocks of WIDTH rows: one cache line of `out`."""
+    for first in range(0, len(matrix), WIDTH):
+        source = matrix[first : first + WIDTH]
+        target = out[:, first : first + WIDTH]
+        for column in range(matrix.shape[1]):
+            for row in range(len(source)):
+                target[column, row] = source[row, column]
+
+
+@jit
+def copy_row(out, row):  # type: ignore[no-untyped-def]
+    """Compute out = row, for as many numbers as `out` has."""
     for column in range(len(out)):
-        out[column] = a[column]
+        out[column] = row[column]
 
 
-@compiled
-def add_row(out, a):  # type: ignore[no-untyped-def]
-    """out += a, one row."""
+@jit
+def add_row(out, row):  # type: ignore[no-untyped-def]
+    """Compute out += row, for as many numbers as `out` has."""
     for column in range(len(out)):
-        out[column] += a[column]
+        out[column] += row[column]
 
 
-@compiled
-def clear(x):  # type: ignore[no-untyped-def]
-    """x = 0, one row."""
-    for index in range(len(x)):
-        x[index] = 0
+@jit
+def sum_rows(out, matrix, rows):  # type: ignore[no-untyped-def]
+    """Compute out = matrix[:rows].sum(0), for as many columns as `out` has."""
+    clear(out)
+    for row in range(rows):
+        add_row(out, matrix[row])
+
+
+@jit
+def clear(values):  # type: ignore[no-untyped-def]
+    """Set all values to 0."""
+    for index in range(len(values)):
+        values[index] = 0

@@ -1,33 +1,53 @@
-"""What the compiled program works on: sizes, settings, batches, and the memory of one thread."""
+"""The arrays and settings that the compiled program works on.
+
+All are named tuples, which Numba passes without Python objects. The symbols of shapes, here and in
+`program`:
+
+    V  tokens of the vocabulary         B  sequences of a batch
+    E  size of an embedding             T  time steps: tokens of the longest sequence
+    H  hidden units of a layer          S  rows: tokens of all sequences together
+    L  layers                           K  steps whose batches are given at once
+    C  classes                          P  parameters, all tensors end to end
+
+H', E' and C' are H, E and C rounded up to a multiple of `kernels.WIDTH`: the rows of arrays that
+are read as vectors. The padding is 0. Of the buffers, B, T and S are the capacity; a batch uses the
+first entries. Arrays are float32 where nothing else is said.
+"""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnncls.steps.compiled.kernels import compiled, padded
+from rnncls.steps.compiled.kernels import jit, padded
 
 ADAM, ADAMW, SGD = range(3)
+
+# Positions in the sums over steps that the program adds to; as in `state.Totals`.
+SUM_LOSS, SUM_CORRECT, SUM_SEQUENCES, SUM_GRAD_NORM, SUM_CLIPPED = range(5)
+NUM_SUMS = 5
+
 Array = np.ndarray[Any, Any]
 
 
 class Sizes(NamedTuple):
-    """What decides the shapes of parameters, and which functions are computed."""
+    """The sizes of the model, and which functions are computed."""
 
-    tokens: int
-    width: int  # of the embedding
-    hidden: int
-    layers: int
-    classes: int
+    tokens: int  # V
+    width: int  # E
+    hidden: int  # H
+    layers: int  # L
+    classes: int  # C
     bias: bool
     relu: bool  # else tanh
     optimizer: int  # ADAM, ADAMW or SGD
-    by_table: bool  # whether W_ih x of the first layer is computed for each token, not for each row
+    by_table: bool  # whether W_ih x of the first layer is computed per token, instead of per row
 
 
-class Hyper(NamedTuple):
-    """Numbers of clipping and optimizer, as in the config; max_norm may be inf."""
+class Hyperparameters(NamedTuple):
+    """The numbers of clipping and of the optimizer."""
 
-    max_norm: float
+    max_norm: float  # infinite if the gradient is not clipped
+    clip_epsilon: float
     weight_decay: float
     beta1: float
     beta2: float
@@ -35,38 +55,51 @@ class Hyper(NamedTuple):
     momentum: float
 
 
-class Flat(NamedTuple):
-    """All tensors end to end in the order of model.parameters(), float32."""
+class FlatArrays(NamedTuple):
+    """All parameters end to end, in the order of model.parameters(), and what belongs to them."""
 
-    weights: Array
-    gradients: Array
-    first: Array  # Adam's exp_avg, or the momentum
-    second: Array  # Adam's exp_avg_sq
+    weights: Array  # (P,)
+    gradients: Array  # (P,)
+    first: Array  # (P,) Adam's exp_avg, or the momentum buffer
+    second: Array  # (P,) Adam's exp_avg_sq
 
 
-class Steps(NamedTuple):
-    """The batches of some steps: sequence i is tokens[starts[i]:starts[i] + lengths[i]]."""
+class StepInputs(NamedTuple):
+    """The batches of K steps: sequence i is tokens[starts[i]:starts[i] + lengths[i]]."""
 
     tokens: Array  # int32
     starts: Array  # int64
     lengths: Array  # int64
     labels: Array  # int64
-    edges: Array  # int64: step k has the sequences edges[k] to edges[k + 1]
-    rates: Array  # float64: the learning rate of step k
+    edges: Array  # (K + 1,) int64: step k has the sequences edges[k] to edges[k + 1]
+    rates: Array  # (K,) float64: the learning rate of each step
 
 
-class Batch(NamedTuple):
-    """One packed batch; T time steps, B sequences, S tokens. Only the first so many entries count."""
+class BatchSize(NamedTuple):
+    """The size of one batch, or the largest that buffers can hold."""
 
-    running: Array  # (T,) sequences longer than t
-    begin: Array  # (T,) first row of time step t
-    order: Array  # (B,) the sequences, longest first
-    last: Array  # (B,) row of the last token, in this order
-    tokens: Array  # (S,)
+    sequences: int  # B
+    time_steps: int  # T
+    rows: int  # S
 
 
-class Weights(NamedTuple):
-    """Copies with padded rows. In `..._t` the matrix is transposed, for the way forward."""
+class BatchLayout(NamedTuple):
+    """A packed batch: its sequences longest first, its rows time step by time step.
+
+    Time step t has the running[t] sequences that are longer than t. The token at time t of the i-th
+    sequence, longest first, is in row first_row[t] + i.
+    """
+
+    running: Array  # (T,) int64
+    first_row: Array  # (T,) int64
+    order: Array  # (B,) int64, the index of each sequence in StepInputs
+    last_row: Array  # (B,) int64, the row of each sequence's last token
+    tokens: Array  # (S,) int32
+    next_rank: Array  # (T,) int64, working memory of the sort
+
+
+class PaddedWeights(NamedTuple):
+    """Copies of the weights with padded rows. Those named `..._t` are transposed for forward."""
 
     embedding: Array  # (V, E')
     input: Array  # (H, E')  W_ih of the first layer
@@ -81,86 +114,102 @@ class Weights(NamedTuple):
     head_bias: Array  # (1, C')
 
 
-class Work(NamedTuple):
-    """What a step computes: values, and gradients with respect to them. S and B are the most there can be."""
+class Workspace(NamedTuple):
+    """The values that a step computes, and the gradients with respect to them (`d_...`)."""
 
-    table: Array  # (V, H')  W_ih x + b for each token, where there are fewer tokens than rows
-    inputs: Array  # (S, E')  else: the embedded tokens
+    table: Array  # (V, H')  W_ih x + b of each token; no rows unless sizes.by_table
+    inputs: Array  # (S, E')  the embedded tokens; no rows if sizes.by_table
     hidden: Array  # (L, S, H')
-    before: Array  # (S, H')  the hidden state before each row, from row B on
-    d_hidden: Array  # (2, S, H')  of a layer's pre-activations, and of the layer below
-    final: Array  # (B, H')
+    previous: Array  # (S, H')  the hidden state before each row, from time step 1 on
+    d_hidden: Array  # (2, S, H')  of a layer and of the layer below
+    final: Array  # (B, H')  the last hidden state of each sequence
     d_final: Array  # (B, H')
-    logits: Array  # (B, C')  then probabilities, then gradients
-    zeros: Array  # (1, the widest)
-    d_square: Array  # (H, H')
+    logits: Array  # (B, C')  first logits, then probabilities, then gradients of the logits
+    zeros: Array  # (1, largest of H', E' and C')
+    d_square: Array  # (H, H')  of W_hh, or of W_ih of a layer above the first
     d_input: Array  # (H, E')
     d_embedded: Array  # (V or S, E')
     d_head: Array  # (C, H')
 
 
 class Buffers(NamedTuple):
-    """Memory for one thread. Made by `buffers`."""
+    """The memory of one thread. `make_buffers` makes it."""
 
-    weights: Weights
-    work: Work
-    batch: Batch
-    places: Array  # (T,) for sorting
-
-
-_padded = compiled(padded)
+    weights: PaddedWeights
+    work: Workspace
+    batch: BatchLayout
 
 
-@compiled
-def _weights(sizes):  # type: ignore[no-untyped-def]
-    hidden, layers = sizes.hidden, sizes.layers
-    wide, wide_in, wide_out = _padded(hidden), _padded(sizes.width), _padded(sizes.classes)
-    return Weights(
-        np.zeros((sizes.tokens, wide_in), np.float32),
-        np.zeros((hidden, wide_in), np.float32),
-        np.zeros((sizes.width, wide), np.float32),
-        np.zeros((layers, hidden, wide), np.float32),
-        np.zeros((layers, hidden, wide), np.float32),
-        np.zeros((layers, hidden, wide), np.float32),
-        np.zeros((layers, hidden, wide), np.float32),
-        np.zeros((layers, 1, wide), np.float32),
-        np.zeros((sizes.classes, wide), np.float32),
-        np.zeros((hidden, wide_out), np.float32),
-        np.zeros((1, wide_out), np.float32),
-    )
+_padded = jit(padded)
 
 
-@compiled
-def _work(sizes, rows, sequences):  # type: ignore[no-untyped-def]
+@jit
+def _make_weights(sizes):  # type: ignore[no-untyped-def]
+    """Return PaddedWeights of zeros."""
     hidden = sizes.hidden
-    wide, wide_in, wide_out = _padded(hidden), _padded(sizes.width), _padded(sizes.classes)
-    distinct = sizes.tokens if sizes.by_table else 0
-    return Work(
-        np.zeros((distinct, wide), np.float32),
-        np.zeros((0 if sizes.by_table else rows, wide_in), np.float32),
-        np.empty((sizes.layers, rows, wide), np.float32),
-        np.empty((rows, wide), np.float32),
-        np.empty((2, rows, wide), np.float32),
-        np.empty((sequences, wide), np.float32),
-        np.empty((sequences, wide), np.float32),
-        np.zeros((sequences, wide_out), np.float32),
-        np.zeros((1, max(wide, wide_in, wide_out)), np.float32),
-        np.empty((hidden, wide), np.float32),
-        np.empty((hidden, wide_in), np.float32),
-        np.empty((distinct if sizes.by_table else rows, wide_in), np.float32),
-        np.empty((sizes.classes, wide), np.float32),
+    layers = sizes.layers
+    padded_hidden = _padded(hidden)
+    padded_width = _padded(sizes.width)
+    padded_classes = _padded(sizes.classes)
+
+    return PaddedWeights(
+        embedding=np.zeros((sizes.tokens, padded_width), np.float32),
+        input=np.zeros((hidden, padded_width), np.float32),
+        input_t=np.zeros((sizes.width, padded_hidden), np.float32),
+        between=np.zeros((layers, hidden, padded_hidden), np.float32),
+        between_t=np.zeros((layers, hidden, padded_hidden), np.float32),
+        recurrent=np.zeros((layers, hidden, padded_hidden), np.float32),
+        recurrent_t=np.zeros((layers, hidden, padded_hidden), np.float32),
+        bias=np.zeros((layers, 1, padded_hidden), np.float32),
+        head=np.zeros((sizes.classes, padded_hidden), np.float32),
+        head_t=np.zeros((hidden, padded_classes), np.float32),
+        head_bias=np.zeros((1, padded_classes), np.float32),
     )
 
 
-def buffers(sizes, rows, sequences, longest):  # type: ignore[no-untyped-def]
-    """For batches of up to so many tokens and sequences, none longer than `longest`."""
-    batch = Batch(
-        np.empty(longest, np.int64),
-        np.empty(longest, np.int64),
-        np.empty(sequences, np.int64),
-        np.empty(sequences, np.int64),
-        np.empty(rows, np.int32),
+@jit
+def _make_workspace(sizes, capacity):  # type: ignore[no-untyped-def]
+    """Return a Workspace for batches of up to `capacity`, a BatchSize.
+
+    The arrays of which a step writes whole rows, padding included, are not filled with zeros.
+    """
+    hidden = sizes.hidden
+    rows = capacity.rows
+    sequences = capacity.sequences
+    padded_hidden = _padded(hidden)
+    padded_width = _padded(sizes.width)
+    padded_classes = _padded(sizes.classes)
+    widest = max(padded_hidden, padded_width, padded_classes)
+
+    # W_ih x of the first layer is computed for the rows of one of two arrays; the other is empty.
+    table_rows = sizes.tokens if sizes.by_table else 0
+    input_rows = 0 if sizes.by_table else rows
+
+    return Workspace(
+        table=np.zeros((table_rows, padded_hidden), np.float32),
+        inputs=np.zeros((input_rows, padded_width), np.float32),
+        hidden=np.empty((sizes.layers, rows, padded_hidden), np.float32),
+        previous=np.empty((rows, padded_hidden), np.float32),
+        d_hidden=np.empty((2, rows, padded_hidden), np.float32),
+        final=np.empty((sequences, padded_hidden), np.float32),
+        d_final=np.empty((sequences, padded_hidden), np.float32),
+        logits=np.zeros((sequences, padded_classes), np.float32),
+        zeros=np.zeros((1, widest), np.float32),
+        d_square=np.empty((hidden, padded_hidden), np.float32),
+        d_input=np.empty((hidden, padded_width), np.float32),
+        d_embedded=np.empty((table_rows + input_rows, padded_width), np.float32),
+        d_head=np.empty((sizes.classes, padded_hidden), np.float32),
     )
-    return Buffers(
-        _weights(sizes), _work(sizes, rows, sequences), batch, np.empty(longest, np.int64)
+
+
+def make_buffers(sizes, capacity):  # type: ignore[no-untyped-def]
+    """Return Buffers of one thread for batches of up to `capacity`, a BatchSize."""
+    batch = BatchLayout(
+        running=np.empty(capacity.time_steps, np.int64),
+        first_row=np.empty(capacity.time_steps, np.int64),
+        order=np.empty(capacity.sequences, np.int64),
+        last_row=np.empty(capacity.sequences, np.int64),
+        tokens=np.empty(capacity.rows, np.int32),
+        next_rank=np.empty(capacity.time_steps, np.int64),
     )
+    return Buffers(_make_weights(sizes), _make_workspace(sizes, capacity), batch)

@@ -1,387 +1,676 @@
-"""Training steps as one compiled function (Numba): embedding, recurrence, loss, backward, clipping and optimizer.
+"""Training steps as one compiled function (Numba), from embedding to optimizer.
 
-An eager step of a small model spends nine tenths of its time between operations. Here many steps are one call, on
-the model's own tensors: parameters, gradients and optimizer state lie end to end in four arrays of which the tensors
-are views, so that evaluation, checkpoints and logs do not know the difference. A batch is packed as in torch's
-PackedSequence: time step t has the running[t] sequences that are longer than t, longest first, and row begin[t] + i
-belongs to the i-th of them.
+An eager step of a small model spends nine tenths of its time between operations. Here one call
+takes many steps, on the model's own tensors: parameters, gradients and optimizer state lie end to
+end in four arrays (`memory.FlatArrays`) of which the tensors are views, so that evaluation,
+checkpoints and logs do not know the difference.
 
-Equal to the eager step up to float32 rounding, and to itself to the bit, however the steps are cut into calls.
+A batch is packed as in torch's PackedSequence (`memory.BatchLayout`). The symbols of shapes are
+those of `memory`. The gradient with respect to x is written dx, the hidden state h_t, and its
+pre-activation z_t, so that h_t = f(z_t), where f is tanh or relu.
+
+Results equal those of the eager step up to float32 rounding. They have the same bits every time,
+however the steps are divided among calls.
 """
 
 import numpy as np
 
 from rnncls.steps.compiled.kernels import (
+    add_product,
     add_row,
     clear,
-    compiled,
     copy,
     copy_row,
     copy_transposed,
     exp,
+    jit,
     multiply,
     multiply_transposed,
     relu,
     relu_backward,
+    sum_rows,
     tanh,
     tanh_backward,
 )
-from rnncls.steps.compiled.memory import ADAM, ADAMW, SGD
+from rnncls.steps.compiled.memory import (
+    ADAM,
+    ADAMW,
+    SGD,
+    SUM_CLIPPED,
+    SUM_CORRECT,
+    SUM_GRAD_NORM,
+    SUM_LOSS,
+    SUM_SEQUENCES,
+    BatchSize,
+)
+
+# Gradients with a larger norm are left to the eager step: it computes the norm in float32, and the
+# square of a larger number overflows there.
+LARGEST_NORM = 1.8e19
 
 
-@compiled
-def _offsets(sizes):  # type: ignore[no-untyped-def]
-    """Where each layer's W_ih begins in the flat arrays, and then the head."""
-    at = np.empty(sizes.layers + 1, np.int64)
-    at[0] = sizes.tokens * sizes.width
+# --- parameters
+
+
+@jit
+def _layer_offsets(sizes):  # type: ignore[no-untyped-def]
+    """Return (L + 1,) positions in the flat arrays: where each layer begins, and then the head."""
+    offsets = np.empty(sizes.layers + 1, np.int64)
+    offsets[0] = sizes.tokens * sizes.width
+    biases = 2 if sizes.bias else 0
+
     for layer in range(sizes.layers):
-        width = sizes.width if layer == 0 else sizes.hidden
-        at[layer + 1] = at[layer] + sizes.hidden * (width + sizes.hidden + (2 if sizes.bias else 0))
-    return at
+        inputs = sizes.width if layer == 0 else sizes.hidden
+        offsets[layer + 1] = offsets[layer] + sizes.hidden * (inputs + sizes.hidden + biases)
+    return offsets
 
 
-@compiled
-def _matrix(flat, at, rows, columns):  # type: ignore[no-untyped-def]
-    """The parameter that begins there, as a view."""
-    return flat[at : at + rows * columns].reshape((rows, columns))
+@jit
+def _matrix(flat, offset, rows, columns):  # type: ignore[no-untyped-def]
+    """Return the parameter that begins at this offset, a view (rows, columns)."""
+    return flat[offset : offset + rows * columns].reshape((rows, columns))
 
 
-@compiled
-def _load(sizes, flat, at, weights):  # type: ignore[no-untyped-def]
-    """Copy the parameters to where vectors can read them."""
-    hidden, classes = sizes.hidden, sizes.classes
+@jit
+def _load_weights(sizes, flat, offsets, weights):  # type: ignore[no-untyped-def]
+    """Copy the parameters from `flat` (P,) to PaddedWeights."""
     copy(weights.embedding, _matrix(flat, 0, sizes.tokens, sizes.width))
     for layer in range(sizes.layers):
-        width, place = sizes.width if layer == 0 else hidden, at[layer]
-        w_ih, w_hh = (
-            _matrix(flat, place, hidden, width),
-            _matrix(flat, place + hidden * width, hidden, hidden),
-        )
-        if layer == 0:
-            copy(weights.input, w_ih)
-            copy_transposed(weights.input_t, w_ih)
-        else:
-            copy(weights.between[layer], w_ih)
-            copy_transposed(weights.between_t[layer], w_ih)
-        copy(weights.recurrent[layer], w_hh)
-        copy_transposed(weights.recurrent_t[layer], w_hh)
-        if sizes.bias:
-            b_ih, b_hh = _matrix(flat, place + hidden * (width + hidden), 2, hidden)
-            for unit in range(hidden):
-                weights.bias[layer, 0, unit] = b_ih[unit] + b_hh[unit]
-    head = _matrix(flat, at[sizes.layers], classes, hidden)
+        _load_layer(sizes, flat, offsets[layer], layer, weights)
+
+    hidden = sizes.hidden
+    offset = offsets[sizes.layers]
+    head = _matrix(flat, offset, sizes.classes, hidden)
     copy(weights.head, head)
     copy_transposed(weights.head_t, head)
-    copy(weights.head_bias, _matrix(flat, at[sizes.layers] + classes * hidden, 1, classes))
+    copy(weights.head_bias, _matrix(flat, offset + sizes.classes * hidden, 1, sizes.classes))
 
 
-@compiled
-def _pack(steps, step, share, shares, batch, places):  # type: ignore[no-untyped-def]
-    """Sort this share of the step's sequences by length, longest first, equal ones in their order; (B, T, S)."""
-    first, last = steps.edges[step] + share, steps.edges[step + 1]
-    count, longest = 0, 0
-    for index in range(first, last, shares):
-        count += 1
+@jit
+def _load_layer(sizes, flat, offset, layer, weights):  # type: ignore[no-untyped-def]
+    """Copy the parameters of one layer, which begin at `offset`."""
+    hidden = sizes.hidden
+    inputs = sizes.width if layer == 0 else hidden
+    w_ih = _matrix(flat, offset, hidden, inputs)
+    w_hh = _matrix(flat, offset + hidden * inputs, hidden, hidden)
+
+    if layer == 0:
+        copy(weights.input, w_ih)
+        copy_transposed(weights.input_t, w_ih)
+    else:
+        copy(weights.between[layer], w_ih)
+        copy_transposed(weights.between_t[layer], w_ih)
+
+    copy(weights.recurrent[layer], w_hh)
+    copy_transposed(weights.recurrent_t[layer], w_hh)
+
+    if sizes.bias:
+        b_ih, b_hh = _matrix(flat, offset + hidden * (inputs + hidden), 2, hidden)
+        for unit in range(hidden):
+            weights.bias[layer, 0, unit] = b_ih[unit] + b_hh[unit]
+
+
+# --- the batch
+
+
+@jit
+def _pack(steps, step, share, shares, batch):  # type: ignore[no-untyped-def]
+    """Lay out every `shares`-th sequence of a step, from number `share` on; return its BatchSize.
+
+    The sequences are sorted by length, longest first, by counting. Sequences of equal length keep
+    their order. All of `batch`, a BatchLayout, is overwritten.
+    """
+    first = steps.edges[step] + share
+    end = steps.edges[step + 1]
+
+    sequences = 0
+    longest = 0
+    for index in range(first, end, shares):
+        sequences += 1
         longest = max(longest, steps.lengths[index])
+
+    # Count the sequences of length t + 1 first, then sum from the end: those longer than t.
     for t in range(longest):
         batch.running[t] = 0
-    for index in range(first, last, shares):
+    for index in range(first, end, shares):
         batch.running[steps.lengths[index] - 1] += 1
     for t in range(longest - 2, -1, -1):
         batch.running[t] += batch.running[t + 1]
+
     rows = 0
     for t in range(longest):
-        batch.begin[t] = rows
+        batch.first_row[t] = rows
         rows += batch.running[t]
-    for t in range(longest):  # where the next sequence of length t + 1 goes
-        places[t] = batch.running[t + 1] if t + 1 < longest else 0
-    for index in range(first, last, shares):
+
+    # Sequences of length t + 1 come right behind those that are longer.
+    for t in range(longest):
+        batch.next_rank[t] = batch.running[t + 1] if t + 1 < longest else 0
+
+    for index in range(first, end, shares):
         length = steps.lengths[index]
-        rank = places[length - 1]
-        places[length - 1] += 1
+        rank = batch.next_rank[length - 1]
+        batch.next_rank[length - 1] += 1
+
         batch.order[rank] = index
-        batch.last[rank] = batch.begin[length - 1] + rank
+        batch.last_row[rank] = batch.first_row[length - 1] + rank
         for t in range(length):
-            batch.tokens[batch.begin[t] + rank] = steps.tokens[steps.starts[index] + t]
-    return count, longest, rows
+            batch.tokens[batch.first_row[t] + rank] = steps.tokens[steps.starts[index] + t]
+    return BatchSize(sequences, longest, rows)
 
 
-@compiled
-def _forward(sizes, weights, work, batch, count, longest, rows):  # type: ignore[no-untyped-def]
-    """Hidden states of all rows, logits of all sequences, longest first."""
+# --- forward
+
+
+@jit
+def _forward(sizes, weights, work, batch, size):  # type: ignore[no-untyped-def]
+    """Compute the hidden states of all rows and the logits of all sequences, longest first.
+
+    Writes work.hidden (L, S, H'), work.final (B, H') and work.logits (B, C'), where
+    logits = final head^T + head_bias.
+    """
     for layer in range(sizes.layers):
-        hidden = work.hidden[layer]
-        if layer > 0:
-            multiply(
-                hidden,
-                0,
-                weights.bias[layer],
-                0,
-                0,
-                work.hidden[layer - 1],
-                0,
-                weights.between_t[layer],
-                rows,
-            )
-        elif sizes.by_table:
-            multiply(
-                work.table,
-                0,
-                weights.bias[0],
-                0,
-                0,
-                weights.embedding,
-                0,
-                weights.input_t,
-                sizes.tokens,
-            )
-            for row in range(rows):
-                copy_row(hidden[row], work.table[batch.tokens[row]])
+        if layer == 0:
+            _embed(sizes, weights, work, batch, size.rows)
         else:
-            for row in range(rows):
-                copy_row(work.inputs[row], weights.embedding[batch.tokens[row]])
-            multiply(hidden, 0, weights.bias[0], 0, 0, work.inputs, 0, weights.input_t, rows)
-        for t in range(longest):
-            here, running = batch.begin[t], batch.running[t]
-            if t > 0:
-                multiply(
-                    hidden,
-                    here,
-                    hidden,
-                    here,
-                    1,
-                    hidden,
-                    batch.begin[t - 1],
-                    weights.recurrent_t[layer],
-                    running,
-                )
-            if sizes.relu:
-                relu(hidden[here : here + running].reshape(-1))
-            else:
-                tanh(hidden[here : here + running].reshape(-1))
-    for rank in range(count):
-        copy_row(work.final[rank], work.hidden[sizes.layers - 1, batch.last[rank]])
-    multiply(work.logits, 0, weights.head_bias, 0, 0, work.final, 0, weights.head_t, count)
+            multiply(  # hidden = bias + hidden of the layer below @ W_ih^T
+                out=work.hidden[layer],
+                start=weights.bias[layer],
+                left=work.hidden[layer - 1],
+                right=weights.between_t[layer],
+                rows=size.rows,
+            )
+        _recur(sizes, weights.recurrent_t[layer], work.hidden[layer], batch, size.time_steps)
+
+    top = work.hidden[sizes.layers - 1]
+    for rank in range(size.sequences):
+        copy_row(work.final[rank], top[batch.last_row[rank]])
+
+    multiply(  # logits = head_bias + final @ head^T
+        out=work.logits,
+        start=weights.head_bias,
+        left=work.final,
+        right=weights.head_t,
+        rows=size.sequences,
+    )
 
 
-@compiled
-def _loss(sizes, work, batch, labels, class_weights, total_weight, count):  # type: ignore[no-untyped-def]
-    """The cross-entropy in nats, a mean with this total weight, and how many are right. Logits become its gradient."""
-    logits, classes = work.logits, sizes.classes
-    loss, correct = 0.0, 0
-    for rank in range(count):
-        label, best = labels[batch.order[rank]], 0
+@jit
+def _embed(sizes, weights, work, batch, rows):  # type: ignore[no-untyped-def]
+    """Compute W_ih x + b of the first layer into work.hidden[0] (S, H'), x = embedding[token].
+
+    With few tokens in the vocabulary the product is computed once per token, work.table (V, H'),
+    and its rows are copied. Otherwise it is computed from the embedded tokens, work.inputs (S, E').
+    """
+    hidden = work.hidden[0]
+
+    if sizes.by_table:
+        multiply(  # table = bias + embedding @ W_ih^T
+            out=work.table,
+            start=weights.bias[0],
+            left=weights.embedding,
+            right=weights.input_t,
+            rows=sizes.tokens,
+        )
+        for row in range(rows):
+            copy_row(hidden[row], work.table[batch.tokens[row]])
+    else:
+        for row in range(rows):
+            copy_row(work.inputs[row], weights.embedding[batch.tokens[row]])
+        multiply(  # hidden = bias + inputs @ W_ih^T
+            out=hidden,
+            start=weights.bias[0],
+            left=work.inputs,
+            right=weights.input_t,
+            rows=rows,
+        )
+
+
+@jit
+def _recur(sizes, recurrent_t, hidden, batch, time_steps):  # type: ignore[no-untyped-def]
+    """Turn the inputs of a layer, W_ih x_t + b, into its hidden states, in place.
+
+    h_t = f(W_ih x_t + b + W_hh h_(t-1)), with h_(-1) = 0. Shapes: hidden (S, H'), recurrent_t
+    (H, H').
+    """
+    for t in range(time_steps):
+        start = batch.first_row[t]
+        running = batch.running[t]
+
+        # The sequences that still run are the first ones of the step before, in the same order.
+        if t > 0:
+            add_product(  # hidden[start:] += hidden[previous:] @ W_hh^T
+                out=hidden,
+                out_row=start,
+                left=hidden,
+                left_row=batch.first_row[t - 1],
+                right=recurrent_t,
+                rows=running,
+            )
+
+        states = hidden[start : start + running].reshape(-1)
+        if sizes.relu:
+            relu(states)
+        else:
+            tanh(states)
+
+
+@jit
+def _loss(sizes, logits, order, labels, class_weights, total_weight, sequences):  # type: ignore[no-untyped-def]
+    """Return the cross-entropy in nats and how many predictions are correct.
+
+    loss = sum_i w_i (log sum_c exp(logits_ic) - logits_i,label) / total_weight, where w_i is the
+    class weight (C,) of sequence i's label. On return, `logits` (B, C') has the gradient,
+    w_i (softmax(logits_i) - one_hot(label)) / total_weight.
+    """
+    classes = sizes.classes
+    loss = 0.0
+    correct = 0
+
+    # The largest logit of each row is subtracted, so that exp cannot overflow.
+    for rank in range(sequences):
+        label = labels[order[rank]]
+        best = 0
         for number in range(1, classes):
             if logits[rank, number] > logits[rank, best]:
                 best = number
         correct += best == label
+
         highest = logits[rank, best]
         for number in range(classes):
             logits[rank, number] -= highest
         loss -= class_weights[label] * logits[rank, label]
-    exp(logits[:count].reshape(-1))
-    for rank in range(count):
-        label, total = labels[batch.order[rank]], 0.0
+
+    exp(logits[:sequences].reshape(-1))
+
+    for rank in range(sequences):
+        label = labels[order[rank]]
+        total = 0.0
         for number in range(classes):
             total += logits[rank, number]
         loss += class_weights[label] * np.log(total)
+
         scale = np.float32(class_weights[label] / total_weight)
         for number in range(classes):
             logits[rank, number] *= scale / np.float32(total)
+
+        # exp has turned the padding into 1.
         for number in range(classes, logits.shape[1]):
             logits[rank, number] = 0
         logits[rank, label] -= scale
     return loss / total_weight, correct
 
 
-@compiled
-def _sum_rows(matrix, rows, out):  # type: ignore[no-untyped-def]
-    """Sum of the first rows."""
-    clear(out)
-    for row in range(rows):
-        add_row(out, matrix[row])
+# --- backward
 
 
-@compiled
-def _backward(sizes, at, weights, work, batch, gradients, count, longest, rows):  # type: ignore[no-untyped-def]
-    hidden, classes, top, place = sizes.hidden, sizes.classes, sizes.layers - 1, at[sizes.layers]
-    multiply_transposed(work.d_head, work.zeros, work.logits, 0, work.final, 0, count)
-    copy(_matrix(gradients, place, classes, hidden), work.d_head)
-    _sum_rows(work.logits, count, gradients[place + classes * hidden :][:classes])
-    multiply(work.d_final, 0, work.zeros, 0, 0, work.logits, 0, weights.head, count)
-    gradient, below = work.d_hidden[0], work.d_hidden[1]
-    clear(gradient[:rows].reshape(-1))
-    for rank in range(count):
-        copy_row(gradient[batch.last[rank]], work.d_final[rank])
-    for layer in range(top, -1, -1):
-        states = work.hidden[layer]
-        for t in range(longest - 1, -1, -1):
-            here, running = batch.begin[t], batch.running[t]
-            own, value = (
-                gradient[here : here + running].reshape(-1),
-                states[here : here + running].reshape(-1),
-            )
-            if sizes.relu:
-                relu_backward(own, value)
-            else:
-                tanh_backward(own, value)
-            if t > 0:
-                before = batch.begin[t - 1]
-                multiply(
-                    gradient,
-                    before,
-                    gradient,
-                    before,
-                    1,
-                    gradient,
-                    here,
-                    weights.recurrent[layer],
-                    running,
-                )
-                copy(work.before[here : here + running], states[before : before + running])
-        place = at[layer] + hidden * (sizes.width if layer == 0 else hidden)
-        multiply_transposed(
-            work.d_square, work.zeros, gradient, count, work.before, count, rows - count
-        )
-        copy(_matrix(gradients, place, hidden, hidden), work.d_square)
-        if sizes.bias:
-            b_ih, b_hh = _matrix(gradients, place + hidden * hidden, 2, hidden)
-            _sum_rows(gradient, rows, b_ih)
-            copy_row(b_hh, b_ih)
+@jit
+def _backward(sizes, offsets, weights, work, batch, gradients, size):  # type: ignore[no-untyped-def]
+    """Compute the gradients of all parameters, (P,), from those of the logits, work.logits (B, C').
+
+    Layer by layer from the top: d_hidden (S, H') holds dh of the layer's outputs first, and then
+    dz of its pre-activations; d_below (S, H') receives dh of the layer below.
+    """
+    _head_backward(sizes, offsets[sizes.layers], weights, work, gradients, size.sequences)
+
+    d_hidden = work.d_hidden[0]
+    d_below = work.d_hidden[1]
+    clear(d_hidden[: size.rows].reshape(-1))
+    for rank in range(size.sequences):
+        copy_row(d_hidden[batch.last_row[rank]], work.d_final[rank])
+
+    for layer in range(sizes.layers - 1, -1, -1):
+        _recur_backward(sizes, weights.recurrent[layer], work, layer, batch, d_hidden, size)
+
+        inputs = sizes.width if layer == 0 else sizes.hidden
+        offset = offsets[layer] + sizes.hidden * inputs
+        _recurrent_gradients(sizes, offset, work, d_hidden, gradients, size)
+
         if layer > 0:
-            multiply_transposed(
-                work.d_square, work.zeros, gradient, 0, work.hidden[layer - 1], 0, rows
+            multiply_transposed(  # dW_ih = dz^T @ hidden of the layer below
+                out=work.d_square,
+                zeros=work.zeros,
+                left=d_hidden,
+                left_row=0,
+                right=work.hidden[layer - 1],
+                right_row=0,
+                rows=size.rows,
             )
-            copy(_matrix(gradients, at[layer], hidden, hidden), work.d_square)
-            multiply(below, 0, work.zeros, 0, 0, gradient, 0, weights.between[layer], rows)
-            gradient, below = below, gradient
-    _embedding_backward(sizes, at, weights, work, batch, gradients, gradient, rows)
+            copy(_matrix(gradients, offsets[layer], sizes.hidden, sizes.hidden), work.d_square)
+
+            multiply(  # dh of the layer below = dz @ W_ih
+                out=d_below,
+                start=work.zeros,
+                left=d_hidden,
+                right=weights.between[layer],
+                rows=size.rows,
+            )
+            d_hidden, d_below = d_below, d_hidden
+
+    _embedding_backward(sizes, offsets[0], weights, work, batch, d_hidden, gradients, size.rows)
 
 
-@compiled
-def _embedding_backward(sizes, at, weights, work, batch, gradients, gradient, rows):  # type: ignore[no-untyped-def]
-    hidden, width = sizes.hidden, sizes.width
+@jit
+def _head_backward(sizes, offset, weights, work, gradients, sequences):  # type: ignore[no-untyped-def]
+    """Compute the gradients of the head, which begins at `offset`, and work.d_final (B, H').
+
+    With dlogits = work.logits (B, C'): dhead = dlogits^T final, dhead_bias = sum of the rows of
+    dlogits, dfinal = dlogits head.
+    """
+    hidden = sizes.hidden
+    classes = sizes.classes
+
+    multiply_transposed(  # dhead = dlogits^T @ final
+        out=work.d_head,
+        zeros=work.zeros,
+        left=work.logits,
+        left_row=0,
+        right=work.final,
+        right_row=0,
+        rows=sequences,
+    )
+    copy(_matrix(gradients, offset, classes, hidden), work.d_head)
+    sum_rows(gradients[offset + classes * hidden :][:classes], work.logits, sequences)
+
+    multiply(  # dfinal = dlogits @ head
+        out=work.d_final,
+        start=work.zeros,
+        left=work.logits,
+        right=weights.head,
+        rows=sequences,
+    )
+
+
+@jit
+def _recur_backward(sizes, recurrent, work, layer, batch, d_hidden, size):  # type: ignore[no-untyped-def]
+    """Turn dh of a layer, `d_hidden` (S, H'), into dz, in place, from the last time step back.
+
+    dz_t = f'(z_t) dh_t, and dh_(t-1) += dz_t W_hh with recurrent (H, H'). Also copies the state
+    before each row to work.previous (S, H'), of which the B rows of time step 0 are not written.
+    """
+    states = work.hidden[layer]
+
+    for t in range(size.time_steps - 1, -1, -1):
+        start = batch.first_row[t]
+        running = batch.running[t]
+        gradient = d_hidden[start : start + running].reshape(-1)
+        output = states[start : start + running].reshape(-1)
+
+        if sizes.relu:
+            relu_backward(gradient, output)
+        else:
+            tanh_backward(gradient, output)
+
+        if t > 0:
+            previous = batch.first_row[t - 1]
+            add_product(  # d_hidden[previous:] += d_hidden[start:] @ W_hh
+                out=d_hidden,
+                out_row=previous,
+                left=d_hidden,
+                left_row=start,
+                right=recurrent,
+                rows=running,
+            )
+            copy(work.previous[start : start + running], states[previous : previous + running])
+
+
+@jit
+def _recurrent_gradients(sizes, offset, work, d_hidden, gradients, size):  # type: ignore[no-untyped-def]
+    """Compute the gradients of a layer's W_hh, which begins at `offset`, and of its biases.
+
+    With dz = d_hidden (S, H'): dW_hh = sum_t dz_t^T h_(t-1), and db_ih = db_hh = sum of the rows
+    of dz. The state before time step 0 is 0, so its rows, the first B, add nothing to dW_hh.
+    """
+    hidden = sizes.hidden
+    first = size.sequences
+
+    multiply_transposed(  # dW_hh = dz[B:]^T @ previous[B:]
+        out=work.d_square,
+        zeros=work.zeros,
+        left=d_hidden,
+        left_row=first,
+        right=work.previous,
+        right_row=first,
+        rows=size.rows - first,
+    )
+    copy(_matrix(gradients, offset, hidden, hidden), work.d_square)
+
+    if sizes.bias:
+        b_ih, b_hh = _matrix(gradients, offset + hidden * hidden, 2, hidden)
+        sum_rows(b_ih, d_hidden, size.rows)
+        copy_row(b_hh, b_ih)
+
+
+@jit
+def _embedding_backward(sizes, offset, weights, work, batch, d_hidden, gradients, rows):  # type: ignore[no-untyped-def]
+    """Compute the gradients of the embedding (V, E) and of the first layer's W_ih (H, E).
+
+    `d_hidden` (S, H') is dz of the first layer, whose W_ih begins at `offset`. For a token v:
+    dW_ih = sum_v dtable_v^T embedding_v and dembedding_v = dtable_v W_ih, where dtable_v, (H',), is
+    the sum of dz over the rows with token v. Without the table, both are computed row by row.
+    """
+    embedding = _matrix(gradients, 0, sizes.tokens, sizes.width)
+
     if sizes.by_table:
+        # The table itself is no longer needed: its gradient takes its place.
         clear(work.table.reshape(-1))
         for row in range(rows):
-            add_row(work.table[batch.tokens[row]], gradient[row])
-        multiply_transposed(
-            work.d_input, work.zeros, work.table, 0, weights.embedding, 0, sizes.tokens
+            add_row(work.table[batch.tokens[row]], d_hidden[row])
+
+        multiply_transposed(  # dW_ih = dtable^T @ embedding
+            out=work.d_input,
+            zeros=work.zeros,
+            left=work.table,
+            left_row=0,
+            right=weights.embedding,
+            right_row=0,
+            rows=sizes.tokens,
         )
-        multiply(work.d_embedded, 0, work.zeros, 0, 0, work.table, 0, weights.input, sizes.tokens)
-        copy(_matrix(gradients, 0, sizes.tokens, width), work.d_embedded)
+        multiply(  # dembedding = dtable @ W_ih
+            out=work.d_embedded,
+            start=work.zeros,
+            left=work.table,
+            right=weights.input,
+            rows=sizes.tokens,
+        )
+        copy(embedding, work.d_embedded)
     else:
-        multiply_transposed(work.d_input, work.zeros, gradient, 0, work.inputs, 0, rows)
-        multiply(work.d_embedded, 0, work.zeros, 0, 0, gradient, 0, weights.input, rows)
-        embedding = _matrix(gradients, 0, sizes.tokens, width)
-        clear(gradients[: sizes.tokens * width])
+        multiply_transposed(  # dW_ih = dz^T @ inputs
+            out=work.d_input,
+            zeros=work.zeros,
+            left=d_hidden,
+            left_row=0,
+            right=work.inputs,
+            right_row=0,
+            rows=rows,
+        )
+        multiply(  # dinputs = dz @ W_ih
+            out=work.d_embedded,
+            start=work.zeros,
+            left=d_hidden,
+            right=weights.input,
+            rows=rows,
+        )
+        clear(gradients[: sizes.tokens * sizes.width])
         for row in range(rows):
             add_row(embedding[batch.tokens[row]], work.d_embedded[row])
-    copy(_matrix(gradients, at[0], hidden, width), work.d_input)
+
+    copy(_matrix(gradients, offset, sizes.hidden, sizes.width), work.d_input)
 
 
-@compiled
+# --- clipping and optimizer
+
+
+@jit
 def _norm(flat):  # type: ignore[no-untyped-def]
+    """Return the 2-norm of `flat` (P,), sqrt(sum_i flat_i**2), summed in float64."""
     total = 0.0
     for index in range(len(flat)):
         total += np.float64(flat[index]) * np.float64(flat[index])
     return np.sqrt(total)
 
 
-@compiled
-def _update(sizes, hyper, flat, scale, lr, updates):  # type: ignore[no-untyped-def]
-    """One step of torch's Adam, AdamW or SGD; `updates` counts this one. The gradients are scaled first."""
-    scale, decay = np.float32(scale), np.float32(hyper.weight_decay)
-    weights, gradients, first, second = flat.weights, flat.gradients, flat.first, flat.second
-    if sizes.optimizer == SGD:
-        rate, momentum = np.float32(lr), np.float32(hyper.momentum if updates > 1 else 0)
-        for index in range(len(weights)):
-            gradients[index] *= scale
-            gradient = gradients[index] + decay * weights[index]
-            if hyper.momentum > 0:
-                gradient += momentum * first[index]
-                first[index] = gradient
-            weights[index] -= rate * gradient
-        return
-    rate = np.float32(lr / (1 - hyper.beta1**updates))
-    root = np.float32(1 / np.sqrt(1 - hyper.beta2**updates))
-    keep = np.float32(1 - lr * hyper.weight_decay if sizes.optimizer == ADAMW else 1)
-    decay = decay if sizes.optimizer == ADAM else np.float32(0)
-    new1, new2, old2 = (
-        np.float32(1 - hyper.beta1),
-        np.float32(1 - hyper.beta2),
-        np.float32(hyper.beta2),
-    )
-    eps = np.float32(hyper.eps)
+@jit
+def _sgd(flat, scale, rate, momentum, decay, has_momentum):  # type: ignore[no-untyped-def]
+    """Update as torch.optim.SGD does, where g = scale gradient + decay w, and flat.first is m.
+
+    With momentum m = momentum m + g and w -= rate m, without w -= rate g. The gradients are scaled
+    in place. All factors are float32.
+    """
+    weights = flat.weights
+    gradients = flat.gradients
+    first = flat.first
+
     for index in range(len(weights)):
         gradients[index] *= scale
         gradient = gradients[index] + decay * weights[index]
-        first[index] += new1 * (gradient - first[index])
-        second[index] = old2 * second[index] + new2 * gradient * gradient
-        weights[index] = keep * weights[index] - rate * first[index] / (
-            np.sqrt(second[index]) * root + eps
-        )
+        if has_momentum:
+            gradient += momentum * first[index]
+            first[index] = gradient
+        weights[index] -= rate * gradient
 
 
-@compiled
-def _gradients(sizes, weights, out, steps, step, share, shares, class_weights, memory):  # type: ignore[no-untyped-def]
-    at, total = _offsets(sizes), 0.0
-    for index in range(steps.edges[step], steps.edges[step + 1]):
-        total += class_weights[steps.labels[index]]
-    _load(sizes, weights, at, memory.weights)
-    count, longest, rows = _pack(steps, step, share, shares, memory.batch, memory.places)
-    if count == 0:
-        clear(out)
-        return 0.0, 0
-    _forward(sizes, memory.weights, memory.work, memory.batch, count, longest, rows)
-    loss, correct = _loss(
-        sizes, memory.work, memory.batch, steps.labels, class_weights, total, count
-    )
-    _backward(sizes, at, memory.weights, memory.work, memory.batch, out, count, longest, rows)
-    return loss, correct
+@jit
+def _adam(sizes, hyper, flat, scale, rate, updates):  # type: ignore[no-untyped-def]
+    """Update as torch.optim.Adam or AdamW does, the `updates`-th time.
+
+    With g = scale gradient, m = flat.first and v = flat.second (Kingma and Ba 2015, algorithm 1):
+
+        m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g**2
+        w -= rate / (1 - beta1**updates) m / (sqrt(v / (1 - beta2**updates)) + eps)
+
+    Weight decay adds weight_decay w to g (Adam), or multiplies w by 1 - rate weight_decay before
+    (AdamW, Loshchilov and Hutter 2019). The gradients are scaled in place.
+    """
+    weights = flat.weights
+    gradients = flat.gradients
+    first = flat.first
+    second = flat.second
+
+    # The factors are computed in float64 and rounded once; the loop below is all float32.
+    corrected_rate = np.float32(rate / (1 - hyper.beta1**updates))
+    corrected_root = np.float32(1 / np.sqrt(1 - hyper.beta2**updates))
+    keep = np.float32(1 - rate * hyper.weight_decay if sizes.optimizer == ADAMW else 1)
+    decay = np.float32(hyper.weight_decay if sizes.optimizer == ADAM else 0)
+    new_first = np.float32(1 - hyper.beta1)
+    new_second = np.float32(1 - hyper.beta2)
+    old_second = np.float32(hyper.beta2)
+    eps = np.float32(hyper.eps)
+
+    for index in range(len(weights)):
+        gradients[index] *= scale
+        gradient = gradients[index] + decay * weights[index]
+
+        first[index] += new_first * (gradient - first[index])
+        second[index] = old_second * second[index] + new_second * gradient * gradient
+
+        denominator = np.sqrt(second[index]) * corrected_root + eps
+        weights[index] = keep * weights[index] - corrected_rate * first[index] / denominator
 
 
-@compiled
-def _finish(sizes, hyper, flat, rate, updates, loss, correct, count, totals):  # type: ignore[no-untyped-def]
+@jit
+def _update(sizes, hyper, flat, scale, rate, updates):  # type: ignore[no-untyped-def]
+    """Scale the gradients (P,) and take one step of the optimizer, its `updates`-th."""
+    scale = np.float32(scale)
+
+    if sizes.optimizer == SGD:
+        # torch's first update sets the buffer to the gradient, whatever was in it.
+        momentum = np.float32(hyper.momentum if updates > 1 else 0)
+        decay = np.float32(hyper.weight_decay)
+        _sgd(flat, scale, np.float32(rate), momentum, decay, hyper.momentum > 0)
+    else:
+        _adam(sizes, hyper, flat, scale, rate, updates)
+
+
+@jit
+def _finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums):  # type: ignore[no-untyped-def]
+    """Clip the gradients, update the weights and add the step to `sums` (NUM_SUMS,).
+
+    The gradients are scaled by min(1, max_norm / (norm + clip_epsilon)). Returns False, and changes
+    nothing, if the loss or the gradients, flat.gradients (P,), are not finite.
+    """
     norm = _norm(flat.gradients)
-    if not (
-        np.isfinite(loss) and norm < 1.8e19
-    ):  # whose square an eager step, in float32, could not hold
+    if not (np.isfinite(loss) and norm < LARGEST_NORM):
         return False
-    _update(sizes, hyper, flat, min(1.0, hyper.max_norm / (norm + 1e-6)), rate, updates)
-    totals[0] += loss * count
-    totals[1] += correct
-    totals[2] += count
-    totals[3] += norm
-    totals[4] += norm > hyper.max_norm
+
+    scale = min(1.0, hyper.max_norm / (norm + hyper.clip_epsilon))
+    _update(sizes, hyper, flat, scale, rate, updates)
+
+    sums[SUM_LOSS] += loss * sequences
+    sums[SUM_CORRECT] += correct
+    sums[SUM_SEQUENCES] += sequences
+    sums[SUM_GRAD_NORM] += norm
+    sums[SUM_CLIPPED] += norm > hyper.max_norm
     return True
 
 
-def train_steps(sizes, hyper, flat, steps, class_weights, updates, totals, memory):  # type: ignore[no-untyped-def]
-    """Take the steps, in order; returns how many.
+# --- steps
 
-    Stops before a step whose loss or gradient is not finite, which is left to the eager step. `updates`: optimizer
-    steps done before. `totals`: (loss over sequences, correct, sequences, gradient norm, clipped), summed in place.
+
+@jit
+def _gradients(sizes, weights, out, steps, step, share, shares, class_weights, buffers):  # type: ignore[no-untyped-def]
+    """Compute a share of one step's loss, number of correct predictions and gradients.
+
+    From `weights` (P,) into `out` (P,), for every `shares`-th sequence from number `share` on. The
+    loss is a mean over all sequences of the step, so that the shares add up to the whole.
+    """
+    offsets = _layer_offsets(sizes)
+    total_weight = 0.0
+    for index in range(steps.edges[step], steps.edges[step + 1]):
+        total_weight += class_weights[steps.labels[index]]
+
+    _load_weights(sizes, weights, offsets, buffers.weights)
+    batch = buffers.batch
+    size = _pack(steps, step, share, shares, batch)
+
+    # A small batch may have fewer sequences than there are threads.
+    if size.sequences == 0:
+        clear(out)
+        return 0.0, 0
+
+    work = buffers.work
+    _forward(sizes, buffers.weights, work, batch, size)
+    loss, correct = _loss(
+        sizes, work.logits, batch.order, steps.labels, class_weights, total_weight, size.sequences
+    )
+    _backward(sizes, offsets, buffers.weights, work, batch, out, size)
+    return loss, correct
+
+
+def train_steps(sizes, hyper, flat, steps, class_weights, updates, sums, buffers):  # type: ignore[no-untyped-def]
+    """Take the steps in order, in one thread, and return how many were taken.
+
+    Stops before a step whose loss or gradient is not finite; the eager step deals with it. Changes
+    `flat`, and adds to `sums` (NUM_SUMS,) float64. `class_weights` is (C,) float32, `updates` the
+    number of optimizer steps that were taken before.
     """
     for step in range(len(steps.rates)):
-        count = steps.edges[step + 1] - steps.edges[step]
+        # The whole step as one share: number 0 of 1.
         loss, correct = _gradients(
-            sizes, flat.weights, flat.gradients, steps, step, 0, 1, class_weights, memory
+            sizes, flat.weights, flat.gradients, steps, step, 0, 1, class_weights, buffers
         )
-        if not _finish(
-            sizes, hyper, flat, steps.rates[step], updates + step + 1, loss, correct, count, totals
-        ):
+
+        rate = steps.rates[step]
+        count = updates + step + 1
+        sequences = steps.edges[step + 1] - steps.edges[step]
+        if not _finish(sizes, hyper, flat, rate, count, loss, correct, sequences, sums):
             return step
     return len(steps.rates)
 
 
-def share_of_step(sizes, weights, out, steps, step, share, shares, class_weights, memory):  # type: ignore[no-untyped-def]
-    """One thread's share of a step: the gradient of every `shares`-th sequence into `out`; loss, and how many right."""
-    return _gradients(sizes, weights, out, steps, step, share, shares, class_weights, memory)
+def share_of_step(sizes, weights, out, steps, step, share, shares, class_weights, buffers):  # type: ignore[no-untyped-def]
+    """Compute one thread's share of a step; return its loss and number of correct predictions.
+
+    The gradient of every `shares`-th sequence, from number `share` on, is written to `out` (P,).
+    """
+    return _gradients(sizes, weights, out, steps, step, share, shares, class_weights, buffers)
 
 
-def finish_step(sizes, hyper, flat, others, rate, updates, loss, correct, count, totals):  # type: ignore[no-untyped-def]
-    """Add the other shares' gradients (one per row) to the first's, clip and update; False where not finite."""
+def finish_step(sizes, hyper, flat, others, rate, updates, loss, correct, sequences, sums):  # type: ignore[no-untyped-def]
+    """Add up the gradients of all threads, clip and update; return False if they are not finite.
+
+    flat.gradients (P,) has the first thread's gradient, others (threads - 1, P) the other threads'.
+    `updates` counts this update.
+    """
     for share in range(len(others)):
         add_row(flat.gradients, others[share])
-    return _finish(sizes, hyper, flat, rate, updates, loss, correct, count, totals)
+    return _finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums)

@@ -1,0 +1,128 @@
+"""From a verified checkpoint to a model and an optimizer."""
+
+import json
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rnncls.config import Config, flatten, sizes
+from rnncls.errors import CheckpointError, Problem
+from rnncls.model.classifier import RNNClassifier, build_model, tensor_shapes
+from rnncls.rundir.checkpoint import Checkpoint
+
+# The smallest value that each kind of optimizer state can have after a step.
+_LEAST = {"step": 1.0, "exp_avg_sq": 0.0}
+
+
+def restore_model(checkpoint: Checkpoint) -> RNNClassifier:
+    """Return the checkpoint's own model with its weights, in evaluation mode.
+
+    Raises: CheckpointError unless the weights fit the checkpoint's config.
+    """
+    # The weights are looked at before the model is built: a file may lie about the model's size.
+    weights = fitting_weights(checkpoint, checkpoint.config, checkpoint.sizes)
+    model = build_model(checkpoint.config, checkpoint.sizes)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def fitting_weights(
+    checkpoint: Checkpoint, config: Config, sizes: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Return the checkpoint's weights for a model of `config`.
+
+    Raises: CheckpointError unless all names, shapes and dtypes are those of the model.
+    """
+    expected = {
+        name: (shape, torch.float32) for name, shape in tensor_shapes(config, sizes).items()
+    }
+    saved = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in checkpoint.model.items()}
+    if saved == expected:
+        return checkpoint.model
+
+    names = sorted(expected.keys() | saved.keys())
+    misfits = [name for name in names if expected.get(name) != saved.get(name)]
+    shown = [f"{name}: {saved.get(name, 'missing')}" for name in misfits[:5]]
+    raise CheckpointError(
+        Problem(
+            f"{len(misfits)} tensors do not fit the model",
+            str(checkpoint.path),
+            expected=f"{misfits[0]}: {expected.get(misfits[0], 'no such tensor')}",
+            found="; ".join(shown),
+            remedy=_remedy_for_misfit(checkpoint.config, config) or "another checkpoint",
+            id="K9",
+        )
+    )
+
+
+def _remedy_for_misfit(own: Config, wanted: Config) -> str:
+    """Return the overrides that would make `wanted` fit a checkpoint of `own`."""
+    saved_values = flatten(own)
+    wanted_values = flatten(wanted)
+    overrides = []
+    for key, value in saved_values.items():
+        if key.startswith("model.") and value != wanted_values[key]:
+            overrides.append(f"{key}={json.dumps(value)}")
+
+    remedies = []
+    if overrides:
+        remedies.append(" ".join(overrides))
+    if (own.data.source, sizes(own)) != (wanted.data.source, sizes(wanted)):
+        remedies.append("a checkpoint of the same data")
+    return ", ".join(remedies)
+
+
+def is_finite(checkpoint: Checkpoint) -> bool:
+    """Return whether no weight is NaN or infinite."""
+    return all(bool(tensor.isfinite().all()) for tensor in checkpoint.model.values())
+
+
+def restore_optimizer(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state_names: set[str],
+) -> None:
+    """Put the optimizer's state back: the tensors `state_names` for each parameter.
+
+    Raises: CheckpointError unless the checkpoint has exactly these, each of its parameter's shape
+    (or 0-d), with values that an optimizer can reach.
+    """
+    parameters = dict(model.named_parameters())
+    expected: set[str] = set()
+    skipped = checkpoint.state.counters.get("skipped") or 0
+    has_updated = checkpoint.state.step > skipped  # an optimizer has no state before its first step
+    if has_updated:
+        expected = {f"{key}/{name}" for key in state_names for name in parameters}
+
+    misfits = expected ^ checkpoint.optim.keys()
+    for name in expected & checkpoint.optim.keys():
+        key, _, parameter_name = name.partition("/")
+        parameter = parameters[parameter_name]
+        tensor = checkpoint.optim[name]
+        if _can_be_state(key, tensor, parameter):
+            optimizer.state[parameter][key] = tensor.to(parameter.device)
+        else:
+            misfits.add(name)
+
+    if misfits:
+        raise CheckpointError(
+            Problem(
+                "the optimizer state does not fit",
+                str(checkpoint.path),
+                found=", ".join(sorted(misfits)[:5]),
+                remedy="--init-from, which takes the weights alone",
+                id="K9",
+            )
+        )
+
+
+def _can_be_state(key: str, tensor: Tensor, parameter: nn.Parameter) -> bool:
+    """Return whether a tensor can be the state `key` of a parameter."""
+    shape = () if key == "step" else parameter.shape
+    if tensor.shape != shape or tensor.dtype != torch.float32:
+        return False
+    if not bool(tensor.isfinite().all()):
+        return False
+    return not bool((tensor < _LEAST.get(key, -math.inf)).any())

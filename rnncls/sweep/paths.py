@@ -1,0 +1,25 @@
+"""The files of a sweep, by name. Importing this does not import torch.
+
+<sweep>/sweep.yaml       the config, the seeds, the grid, and how members are evaluated
+<sweep>/members/<name>/  an ordinary run each, with evaluation.json once it has finished
+<sweep>/summary.json     statistics of the members
+<sweep>/summary.csv      one line per member
+<sweep>/plots/           pictures
+"""
+
+from pathlib import Path
+
+SWEEP_FILE = "sweep.yaml"
+MEMBERS = "members"
+EVALUATION = "evaluation.json"  # in the run directory of a member
+SUMMARY_JSON = "summary.json"
+SUMMARY_CSV = "summary.csv"
+PLOTS = "plots"
+
+
+def is_sweep(folder: Path) -> bool:
+    """Return whether the folder holds a sweep; False for a folder that may not be looked into."""
+    try:
+        return (folder / SWEEP_FILE).is_file()
+    except OSError:
+        return False

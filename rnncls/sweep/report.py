@@ -1,0 +1,26 @@
+"""Write what is known of a sweep into its folder, when members have ended."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rnncls.rundir.lock import holding
+from rnncls.sweep.plan import Sweep
+from rnncls.sweep.plots import draw
+from rnncls.sweep.summary import Summary, summarize, write_summary
+
+
+@contextmanager
+def updated_summary(sweep: Sweep, *, plots: bool) -> Iterator[Summary]:
+    """Summarise the sweep for the body, and write summary.json, summary.csv and plots/ after it.
+
+    `plots`: whether to draw, which takes seconds. Raises: WriteError.
+    """
+    # The folder is held from reading to writing, so that of two shards that end at the same time
+    # the later summary is the one that stays. The body comes before the writing, so that a full
+    # disk does not keep a summary from being shown.
+    with holding(sweep.folder):
+        summary = summarize(sweep)
+        yield summary
+        write_summary(sweep, summary)
+        if plots:
+            draw(sweep)

@@ -1,0 +1,88 @@
+"""How training is going: the numbers to log, the best evaluation so far, when to stop early."""
+
+import math
+from collections.abc import Iterable
+
+from rnncls.config import TrainConfig
+from rnncls.data import Batch, Task
+from rnncls.evaluation.metrics import class_counts
+from rnncls.evaluation.scores import count_by_length, score
+from rnncls.model.classifier import RNNClassifier
+from rnncls.steps.optim import learning_rate
+from rnncls.steps.state import TrainState
+
+
+def validation_scalars(
+    model: RNNClassifier, task: Task, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Evaluate on the validation sequences.
+
+    Returns loss, accuracy, macro-F1, and the accuracy of each logged length that occurs.
+    """
+    scores = score(model, batches)
+    by_length = count_by_length(scores)
+    _, num_classes = task.sizes
+    counts = class_counts(scores.labels, scores.predictions, num_classes)
+    correct = (scores.predictions == scores.labels).double()
+    scalars = {
+        "val/loss": float(scores.losses.double().mean()),
+        "val/accuracy": float(correct.mean()),
+        "val/macro_f1": counts.macro_f1(),
+    }
+    for length in task.logged_lengths():
+        if length in by_length:
+            examples, errors = by_length[length]
+            scalars[f"val/accuracy_by_length/{length}"] = 1 - errors / examples
+    return scalars
+
+
+def note_score(state: TrainState, scalars: dict[str, float], metric: str) -> bool:
+    """Update the best evaluation so far, and return whether it is the one of this step.
+
+    `scalars`: validation results by tag. `metric`: the one that decides, `train.best_metric`.
+
+    Of equal scores the latest is the best: once every sequence in range is right, it is further
+    training that makes longer ones right too. Patience counts only strict improvements.
+    """
+    score = scalars[f"val/{metric}"]
+    if metric == "loss":
+        score = -score  # larger is better
+    if not math.isfinite(scalars["val/loss"]):
+        score = -math.inf
+
+    if score > state.best_score:
+        state.stale_evaluations = 0
+    else:
+        state.stale_evaluations += 1
+
+    is_best = score >= state.best_score and score != -math.inf
+    if is_best:
+        state.best_score = score
+        state.best_step = state.step
+        state.best_accuracy = scalars["val/accuracy"]
+    return is_best
+
+
+def reason_to_stop(state: TrainState, train: TrainConfig, accuracy: float) -> str:
+    """Return why training may end before its last step; empty if it may not.
+
+    `accuracy`: that of the evaluation at this step.
+    """
+    if train.stop_at_accuracy is not None and accuracy >= train.stop_at_accuracy:
+        return f"val/accuracy {accuracy:.4f} reached train.stop_at_accuracy"
+    if train.patience is not None and state.stale_evaluations >= train.patience:
+        return f"{state.stale_evaluations} evaluations without a better val/{train.best_metric}"
+    return ""
+
+
+def training_scalars(state: TrainState, task: Task) -> dict[str, float]:
+    """Return the averages since the last log line, and the learning rate of the last step.
+
+    Empty if no step was taken since.
+    """
+    if not state.totals.steps:
+        return {}
+    config = task.config
+    last_step = state.step - 1
+    rate = learning_rate(last_step, task.max_steps, config.optimizer.lr, config.schedule)
+    return {**state.totals.averages(), "train/lr": rate}

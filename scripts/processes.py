@@ -1,0 +1,134 @@
+"""Start processes, wait for them with a limit, and leave none behind when the script ends early."""
+
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from rnncls import cli
+
+TIMEOUT_S = 60
+
+# Stands for the exit code of a process that was killed because it did not end in time.
+HUNG = 1000
+
+# Leaders of the process groups that were started here and not yet waited for.
+_running: set[int] = set()
+
+
+def nothing() -> None:
+    """Change nothing in a fork."""
+
+
+def fork(words: list[str], log: Path, prepare: Callable[[], None] = nothing) -> int:
+    """Start `rnncls words` in a fork of this process, which has imported torch already.
+
+    The fork calls `prepare` first and writes its output to `log`. Returns its process id.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+    pid = os.fork()
+    if pid:
+        # Both sides set the group, because either may be the first to need it.
+        with suppress(OSError):
+            os.setpgid(pid, pid)
+        _running.add(pid)
+        return pid
+
+    exit_code = 99
+    try:
+        os.setpgid(0, 0)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        _write_output_to(log)
+        sys.argv = ["rnncls", *words]
+        prepare()
+        cli.main()
+    except SystemExit as error:
+        exit_code = int(error.code or 0)
+    finally:
+        os._exit(exit_code)
+
+
+def _write_output_to(log: Path) -> None:
+    """Let stdout and stderr of this process go to a file, and there its stacks on SIGUSR2."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", closefd=False)
+    faulthandler.register(signal.SIGUSR2, file=sys.stderr)
+
+
+def wait(pid: int) -> int:
+    """Wait for a fork and return its exit code, negative for a signal as in subprocess.
+
+    Returns HUNG if it had to be killed after TIMEOUT_S; its log then ends with its stacks.
+    """
+    give_up_at = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < give_up_at:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            _running.discard(pid)
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+
+    os.kill(pid, signal.SIGUSR2)
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    _running.discard(pid)
+    return HUNG
+
+
+def run_group(command: Sequence[str], cwd: Path, timeout_s: float) -> int:
+    """Run a command in a process group of its own and return its exit code as a shell gives it.
+
+    Nothing of the group is left running. Returns HUNG if it had to be killed after `timeout_s`.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _running.add(process.pid)
+    try:
+        exit_code = process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return HUNG
+    finally:
+        _kill_group(process.pid)
+        process.wait()
+
+    return 128 - exit_code if exit_code < 0 else exit_code
+
+
+def end_all() -> None:
+    """Kill everything that was started here and still runs."""
+    for pid in list(_running):
+        _kill_group(pid)
+
+
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+    _running.discard(leader)
+
+
+def exit_on_signals() -> None:
+    """Let SIGTERM and SIGHUP raise SystemExit, so that `finally` runs as it does after Ctrl-C."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGHUP, leave)
