@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG := configs/sum_mod_10.yaml
+PYTEST := -n auto --dist worksteal --durations 15
 RUN := runs/sum_mod_10/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test chaos check format golden clean
+.PHONY: help install train test test-slow chaos check format golden docs clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 install: $(VENV)/installed ## create .venv and install rnncls with its development tools
 
@@ -25,8 +26,14 @@ train: install ## the main job: train configs/sum_mod_10.yaml and evaluate it
 	@echo
 	@echo "curves: $(BIN)/tensorboard --logdir runs, then open http://localhost:6006"
 
-test: install ## all tests
-	$(BIN)/python -m pytest -n auto --dist worksteal
+# Two threads that wait for each other would keep both cores busy, and the other tests waiting.
+test test-slow: export OMP_WAIT_POLICY := passive
+
+test: install ## the quick tests
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+test-slow: install ## the tests that are statistical, exhaustive or long
+	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 chaos: install ## kill, stop, starve and damage runs at length, and print what came of it
 	$(BIN)/python -m scripts.chaos
@@ -44,7 +51,6 @@ format: install ## format the code
 golden: install ## rewrite the golden losses; say in the commit why they moved
 	$(BIN)/python scripts/golden.py
 
-.PHONY: docs
 docs: install ## rewrite docs/config.md from the schema
 	$(BIN)/python -m scripts.config_page
 

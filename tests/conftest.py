@@ -1,81 +1,73 @@
-"""What several test modules share: the command line as a subprocess, and one small real run."""
+"""Fixtures that several test modules share, and what holds for a whole test session."""
 
-import subprocess
-import sys
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import hypothesis
 import pytest
+import torch
 
-from rnncls.config import Config, SumModConfig
-from rnncls.config.load import parse_config
-
-ROOT = Path(__file__).parent.parent
-Completed = subprocess.CompletedProcess[str]
-
-SMALL: dict[str, Any] = {
-    "data": {"modulus": 3, "min_length": 1, "max_length": 4},
-    "model": {"embedding_dim": 4, "hidden_size": 16},
-    "schedule": {"warmup_steps": 5},
-    "train": {
-        "max_steps": 40,
-        "batch_size": 8,
-        "log_every": 10,
-        "eval_every": 20,
-        "eval_samples": 100,
-        "engine": "eager",
-    },
-}
+from tests.helpers import Completed, run_rnncls
 
 
-def config_of(**sections: Any) -> Config:
-    """SMALL with some keys replaced: `config_of(train={"max_steps": 3}, seed=1)`."""
-    raw: dict[str, Any] = {name: dict(values) for name, values in SMALL.items()}
-    for name, value in sections.items():
-        raw[name] = {**raw.get(name, {}), **value} if isinstance(value, dict) else value
-    return parse_config(raw, "test")
+def pytest_configure() -> None:
+    """Give each test process one thread, and let SIGTERM end a session as Ctrl-C does.
 
+    `make test` runs as many processes as there are cores, so more threads would only wait for each
+    other. The processes that tests start take the setting over.
 
-def data_of(config: Config) -> SumModConfig:
-    """The data section of a config with generated data."""
-    assert isinstance(config.data, SumModConfig)
-    return config.data
+    SIGTERM would end this process at once and leave behind what a test has started.
 
-
-def run_rnncls(*arguments: str | Path, cwd: Path | None = None, **options: Any) -> Completed:
-    """`rnncls ...` as a user runs it, in a process of its own."""
-    command = [sys.executable, "-m", "rnncls", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=cwd or ROOT,
-        check=False,
-        **options,
+    Hypothesis limits the time of an example unless told otherwise; no test measures time.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hypothesis.settings.register_profile(
+        "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
+    hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Completed]:
-    """The run directory of configs/smoke.yaml trained by the command line, and what the command printed."""
+    """A finished run of configs/smoke.yaml, not to be changed, and what the command printed."""
     run_dir = tmp_path_factory.mktemp("trained") / "smoke" / "run"
-    done = run_rnncls(
-        "train", "--config", "configs/smoke.yaml", "--run-dir", run_dir, "train.histogram_every=100"
-    )
+    words = ["train", "--config", "configs/smoke.yaml", "train.engine=eager"]
+    done = run_rnncls(*words, "--run-dir", run_dir, "train.histogram_every=100")
     assert done.returncode == 0, done.stderr
     return run_dir, done
 
 
 @pytest.fixture
 def run_dir(trained: tuple[Path, Completed]) -> Path:
+    """The run directory of `trained`, not to be changed."""
     return trained[0]
 
 
 @pytest.fixture
+def signals_not_ignored() -> Iterator[None]:
+    """Let SIGINT and SIGHUP reach the processes that a test starts.
+
+    A process ignores what its parent ignores. A shell starts background jobs with SIGINT ignored,
+    and nohup its command with SIGHUP ignored; pytest may be either.
+    """
+    before = {}
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            before[number] = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture
 def fails() -> Callable[..., str]:
-    """Run a command that must fail: asserts the exit code and one readable block; returns stderr."""
+    """Run a command that must fail with one readable block; returns its stderr."""
 
     def check(exit_code: int, *arguments: str | Path, cwd: Path | None = None) -> str:
         done = run_rnncls(*arguments, cwd=cwd)

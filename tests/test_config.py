@@ -22,7 +22,7 @@ from rnncls.config import (
 from rnncls.config.strict_yaml import parse
 from rnncls.errors import ConfigError
 from rnncls.model.classifier import build_model
-from tests.conftest import ROOT, config_of
+from tests.helpers import ROOT, config_of
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 KEYS = list(flatten(Config()))

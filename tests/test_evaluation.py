@@ -14,7 +14,7 @@ from rnncls.evaluation.evaluate import evaluate
 from rnncls.evaluation.report import Report
 from rnncls.evaluation.scores import score
 from rnncls.model.classifier import build_model
-from tests.conftest import config_of, data_of
+from tests.helpers import config_of, data_of
 
 
 class Oracle(nn.Module):
@@ -44,8 +44,8 @@ def test_a_small_input_space_is_evaluated_exhaustively() -> None:
     assert report.exhaustive
     assert report.examples == 111_110
     assert [row.examples for row in report.by_length] == [10, 100, 1000, 10_000, 100_000]
-    # Wrong where a 7 occurs and the sum is not 0 mod 10. For length 1 that is the one sequence 7; of length 2,
-    # 19 contain a 7, and 37 and 73 sum to 10.
+    # The model is wrong where a 7 occurs and the sum is not 0 mod 10. Of length 1, that is the one
+    # sequence 7; of length 2, 19 sequences contain a 7, and 37 and 73 sum to 10.
     assert [row.errors for row in report.by_length][:2] == [1, 17]
     assert report.errors == sum(row.errors for row in report.by_length)
     assert report.accuracy == 1 - report.errors / 111_110

@@ -1,4 +1,7 @@
-"""What can go wrong while rnncls runs, made to go wrong. docs/faults.md is the table; every row of it has a test."""
+"""What can go wrong while rnncls runs, made to go wrong.
+
+docs/faults.md is the table; every row of it has a test.
+"""
 
 import ast
 import json
@@ -8,11 +11,9 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ import torch
 
 from rnncls import data
 from rnncls.errors import ConfigError, Interrupted, MachineError, NonFiniteError
-from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest, step_files
 from rnncls.rundir.lock import locked
@@ -30,8 +30,23 @@ from rnncls.steps import optim
 from rnncls.system.device import resolve_device
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
-from tests.conftest import ROOT, Completed, config_of, run_rnncls
-from tests.helpers import outcome
+from tests.helpers import (
+    PYTHON,
+    ROOT,
+    SAFETY_S,
+    Completed,
+    at_step,
+    change_checkpoint,
+    config_of,
+    endless_run,
+    outcome,
+    run_command,
+    run_process,
+    run_python,
+    run_rnncls,
+    started,
+    wait_for,
+)
 
 row = pytest.mark.row
 SMOKE: list[str | Path] = [
@@ -44,16 +59,14 @@ SMOKE: list[str | Path] = [
 
 
 def run_patched(patch: str, *words: str | Path, **options: Any) -> Completed:
-    """`rnncls words` in a process of its own, after some Python: the only way to hit a chosen moment."""
-    code = f"import os, signal, sys, torch\nimport rnncls.training.states as train\n{patch}\nfrom rnncls.cli import main\nmain()"
-    command = [sys.executable, "-c", code, *map(str, words)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False, **options
-    )
+    """Run `rnncls words` in a process of its own, after some Python."""
+    beginning = "import os, signal\nfrom rnncls.training import states\n"
+    end = "\nfrom rnncls.cli import main\nmain()"
+    return run_python(beginning + patch + end, *words, **options)
 
 
 def in_step(step: int, statement: str) -> str:
-    """Python that makes the training step with this index begin with a statement."""
+    """Return Python that makes the training step with this index begin with a statement."""
     return f"""
 from rnncls.steps import eager
 original = eager.train_step
@@ -64,42 +77,13 @@ def patched(state, *arguments):
 eager.train_step = patched"""
 
 
-@contextmanager
-def running(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
-    """An endless run that has logged step 100; killed at the end if it still runs."""
-    words = [
-        sys.executable,
-        "-m",
-        "rnncls",
-        *map(str, SMOKE),
-        "train.max_steps=100000000",
-        "--run-dir",
-        str(run_dir),
-    ]
-    with subprocess.Popen(
-        words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stderr is not None
-        next(line for line in process.stderr if line.startswith("step    100"))
-        try:
-            yield process
-        finally:
-            process.kill()
+def failing(monkeypatch: pytest.MonkeyPatch, step: int, error: Exception) -> None:
+    """Let the training step with this index raise an error."""
 
+    def fail(_: object) -> None:
+        raise error
 
-def wait_for(condition: Callable[[], object]) -> None:
-    give_up_at = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.01)
-
-
-def change(path: Path, edit: Callable[[dict[str, Any], dict[str, torch.Tensor]], object]) -> None:
-    """Change state or tensors of a checkpoint and sign it again."""
-    text, tensors = tensorfile.read(path)
-    state = json.loads(text)
-    edit(state, tensors)
-    tensorfile.write(path, json.dumps(state), tensors)
+    at_step(monkeypatch, step, fail)
 
 
 # --- the table itself
@@ -129,7 +113,7 @@ def test_every_row_of_the_table_has_a_test_and_every_id_in_the_code_a_row() -> N
 
 
 @row("C20")
-def test_without_assertions_the_messages_are_the_same() -> None:
+def test_without_assertions_the_messages_are_the_same(tmp_path: Path) -> None:
     bad = [
         "seed: no",
         "seed: 1\nseed: 2",
@@ -159,14 +143,8 @@ for text in {bad!r}:
 """
     outputs = []
     for options in ([], ["-O"], ["-OO"]):
-        folder = Path(os.environ.get("TMPDIR", "/tmp"))
-        done = subprocess.run(
-            [sys.executable, *options, "-c", code],
-            capture_output=True,
-            text=True,
-            cwd=folder,
-            check=True,
-        )
+        done = run_command([PYTHON, *options, "-c", code], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
     assert outputs[0].count("rnncls: error") >= len(bad)
     assert outputs[0] == outputs[1] == outputs[2]
@@ -223,7 +201,9 @@ def test_links_and_paths_in_names_are_not_followed(tmp_path: Path) -> None:
     assert "error[K7]: a symbolic link" in done.stderr
     assert "try:" in done.stderr
     link.unlink()
-    change(newest, lambda _, tensors: tensors.update({"model/../../canary": torch.zeros(1)}))
+    change_checkpoint(
+        newest, lambda _, tensors: tensors.update({"model/../../canary": torch.zeros(1)})
+    )
     assert run_rnncls("eval", newest).returncode == 4
     assert not list(tmp_path.rglob("canary"))
     newest.rename(newest.with_name("step-00000098.safetensors"))
@@ -251,10 +231,10 @@ def test_a_well_signed_checkpoint_that_lies_about_its_size_allocates_nothing(
 ) -> None:
     fit(config_of(train={"max_steps": 0}), tmp_path / "run")
     path = find_newest(tmp_path / "run")
-    change(path, lambda state, _: state["config"]["model"].update(hidden_size=40_000))
+    change_checkpoint(path, lambda state, _: state["config"]["model"].update(hidden_size=40_000))
     code = f"""
 import resource, sys
-from rnncls.checkpoint import load_model
+from rnncls.rundir.checkpoint_files import load_model
 from rnncls.errors import CheckpointError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -263,7 +243,8 @@ except CheckpointError as error:
     print(error.render())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
     assert "tensors do not fit" in done.stdout
     assert int(done.stdout.split()[-1]) < 200_000  # kB; its weights would take 6.4 GB
 
@@ -272,7 +253,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_nan_weights_are_seen_before_they_are_believed(tmp_path: Path) -> None:
     fit(config_of(train={"max_steps": 4}), tmp_path / "run")
     path = find_newest(tmp_path / "run")
-    change(path, lambda _, tensors: tensors["model/head.bias"].fill_(torch.nan))
+    change_checkpoint(path, lambda _, tensors: tensors["model/head.bias"].fill_(torch.nan))
     done = run_rnncls("eval", path, "--json")
     assert done.returncode == 7
     assert done.stdout == ""
@@ -285,12 +266,11 @@ def test_nan_weights_are_seen_before_they_are_believed(tmp_path: Path) -> None:
 
 @row("K15")
 def test_a_checkpoint_folder_that_is_gone_is_a_clear_error(tmp_path: Path) -> None:
-    with running(tmp_path / "run") as process:
+    with endless_run(tmp_path / "run") as process:
         (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
         process.send_signal(signal.SIGTERM)
-        assert process.stderr is not None
-        message = process.stderr.read()
-        assert process.wait(30) == 6
+        _, message = process.communicate(timeout=SAFETY_S)
+        assert process.returncode == 6
     assert "error[R9]: cannot write the checkpoint: No such file or directory" in message
     assert "try:" in message
     (tmp_path / "run" / "checkpoints").write_text("a file")
@@ -300,7 +280,9 @@ def test_a_checkpoint_folder_that_is_gone_is_a_clear_error(tmp_path: Path) -> No
 @row("K22")
 def test_other_versions_are_named_on_resume(tmp_path: Path) -> None:
     fit(config_of(train={"max_steps": 4}), tmp_path / "run")
-    change(find_newest(tmp_path / "run"), lambda state, _: state["versions"].update(torch="1.13.0"))
+    change_checkpoint(
+        find_newest(tmp_path / "run"), lambda state, _: state["versions"].update(torch="1.13.0")
+    )
     done = run_rnncls("train", "--resume", tmp_path / "run", "train.max_steps=6")
     assert done.returncode == 0
     assert (
@@ -311,26 +293,18 @@ def test_other_versions_are_named_on_resume(tmp_path: Path) -> None:
 
 @row("K23")
 def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
-    code = (
-        "import os; os.setgid(65534); os.setuid(65534)\n" if os.geteuid() == 0 else ""
-    )  # root may read anything
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"whatever")
     path.chmod(0)
-    code += f"import sys; sys.argv = ['rnncls', 'eval', {str(path)!r}]; from rnncls.cli import main; main()"
-    imports = (
-        "import torch, rnncls.checkpoint, rnncls.evaluation\n"  # before the rights are given up
-    )
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o055)
-    done = subprocess.run(
-        [sys.executable, "-c", imports + code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+
+    code = "import torch, rnncls.rundir.checkpoint, rnncls.evaluation.evaluate\n"
+    if os.geteuid() == 0:  # root may read anything: give the rights up, after the imports
+        code += "import os; os.setgid(65534); os.setuid(65534)\n"
+        for folder in (tmp_path, *tmp_path.parents):
+            if folder.stat().st_uid == 0 and folder != Path("/"):
+                folder.chmod(folder.stat().st_mode | 0o055)
+    code += "from rnncls.cli import main; main()"
+    done = run_python(code, "eval", path)
     assert done.returncode == 5, done.stderr
     assert "error[K23]: cannot read the checkpoint: Permission denied" in done.stderr
     assert "try:" in done.stderr
@@ -375,8 +349,9 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
+@pytest.mark.usefixtures("signals_not_ignored")
 def test_a_signal_at_the_start_ends_it_at_once(tmp_path: Path, number: int, code: int) -> None:
-    patch = f"train.build_model = lambda *_: os.kill(os.getpid(), {int(number)})"
+    patch = f"states.build_model = lambda *_: os.kill(os.getpid(), {int(number)})"
     done = run_patched(patch, *SMOKE, "--run-dir", tmp_path / "run")
     assert done.returncode == code
     assert "stopped by SIG" in done.stderr
@@ -385,6 +360,7 @@ def test_a_signal_at_the_start_ends_it_at_once(tmp_path: Path, number: int, code
 
 
 @row("R5")
+@pytest.mark.usefixtures("signals_not_ignored")
 def test_a_second_ctrl_c_ends_at_once_without_saving(tmp_path: Path) -> None:
     patch = in_step(7, "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)")
     done = run_patched(patch, *SMOKE, "--run-dir", tmp_path / "run")
@@ -397,19 +373,14 @@ def test_a_second_ctrl_c_ends_at_once_without_saving(tmp_path: Path) -> None:
 
 
 @row("R6")
-def test_sigusr1_saves_and_goes_on(tmp_path: Path) -> None:
+def test_sigusr1_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = [
         "train.checkpoint_every=1000000",
         "train.eval_every=1000000",
         "train.log_every=1000000",
     ]
-    done = run_patched(
-        in_step(7, "os.kill(os.getpid(), signal.SIGUSR1)"),
-        *SMOKE,
-        *every,
-        "--run-dir",
-        tmp_path / "run",
-    )
+    at_step(monkeypatch, 7, lambda _: os.kill(os.getpid(), signal.SIGUSR1))
+    done = run_rnncls(*SMOKE, *every, "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in step_files(tmp_path / "run" / "checkpoints")] == [
         "step-00000400.safetensors",
@@ -419,7 +390,12 @@ def test_sigusr1_saves_and_goes_on(tmp_path: Path) -> None:
 
 @row("R6")
 def test_sigusr1_before_a_run_is_no_reason_to_die(tmp_path: Path) -> None:
-    patch = "o = train.build_model\ntrain.build_model = lambda *a: (os.kill(os.getpid(), signal.SIGUSR1), o(*a))[1]"
+    patch = """
+original = states.build_model
+def build_model(*arguments):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return original(*arguments)
+states.build_model = build_model"""
     done = run_patched(patch, *SMOKE, "train.max_steps=2", "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
 
@@ -444,12 +420,13 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
 def test_stopped_by_the_terminal_it_goes_on_and_killed_it_is_said_to_have_died(
     tmp_path: Path,
 ) -> None:
-    with running(tmp_path / "run") as process:
+    with endless_run(tmp_path / "run") as process:
         process.send_signal(signal.SIGSTOP)
         time.sleep(0.5)
         before = read_status(tmp_path / "run")["step"]
         process.send_signal(signal.SIGCONT)
         wait_for(lambda: read_status(tmp_path / "run")["step"] > before)
+        process.kill()
     assert read_status(tmp_path / "run")["state"] == "died"
     done = run_rnncls("train", "--resume", tmp_path / "run", f"train.max_steps={before}")
     assert done.returncode == 0, done.stderr
@@ -465,24 +442,9 @@ def test_stopped_by_the_terminal_it_goes_on_and_killed_it_is_said_to_have_died(
     "redirections", ["| head -1", "2>&1 | head -1", ">&-", "2>&-", ">&- 2>&-", "2>/dev/full"]
 )
 def test_a_run_goes_on_when_nobody_listens(tmp_path: Path, redirections: str) -> None:
-    words = " ".join(
-        [
-            sys.executable,
-            "-m",
-            "rnncls",
-            *map(str, SMOKE),
-            "--run-dir",
-            str(tmp_path / "run"),
-            redirections,
-        ]
-    )
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", words],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+    quick = ["train.max_steps=40", "train.log_every=5", "train.eval_every=10"]
+    words = [PYTHON, "-m", "rnncls", *SMOKE, *quick, "--run-dir", tmp_path / "run", redirections]
+    done = run_command(["bash", "-o", "pipefail", "-c", " ".join(map(str, words))])
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
@@ -493,10 +455,7 @@ def test_a_run_goes_on_when_nobody_listens(tmp_path: Path, redirections: str) ->
 @row("R8", "R9")
 def test_results_that_cannot_be_written_are_an_error(run_dir: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "rnncls", "eval", str(run_dir)]
-        done = subprocess.run(
-            command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
-        )
+        done = run_process("eval", run_dir, stdout=full)
     assert done.returncode == 6
     assert "error[R9]: cannot write: No space left on device (stdout)" in done.stderr
 
@@ -504,24 +463,23 @@ def test_results_that_cannot_be_written_are_an_error(run_dir: Path) -> None:
 @row("R9")
 def test_a_real_full_disk(tmp_path: Path) -> None:
     """A file system of 200 kB in a namespace of its own."""
-    run_dir, rnncls = tmp_path / "run", f"{sys.executable} -m rnncls"
+    run_dir = tmp_path / "run"
+    rnncls = f"{PYTHON} -m rnncls"
     mount = f"mount -t tmpfs -o size=200k none {tmp_path}"
     unshare = ["unshare", "-rm", "sh", "-c"]
-    if not shutil.which("unshare") or subprocess.run([*unshare, mount], check=False).returncode:
+    if not shutil.which("unshare") or run_command([*unshare, mount]).returncode:
         pytest.skip("no right to mount a small file system")
     words = [
         *SMOKE,
         "model.hidden_size=64",
-        "train.checkpoint_every=50",
+        "train.checkpoint_every=5",
         "train.keep_checkpoints=9",
         "--run-dir",
         run_dir,
     ]
     look = f"ls -A {run_dir}/checkpoints; {rnncls} eval {run_dir}"
     script = f"{mount} && {{ {rnncls} {' '.join(map(str, words))}; echo rc $?; {look}; }}"
-    done = subprocess.run(
-        [*unshare, script], capture_output=True, text=True, cwd=ROOT, check=False, timeout=120
-    )
+    done = run_command([*unshare, script])
     assert "rc 6" in done.stdout, done.stderr
     assert "warning[R9]" in done.stderr
     assert re.search(
@@ -594,9 +552,11 @@ def test_steps_that_are_not_finite_may_be_skipped(
 
 
 @row("R12")
-def test_a_loss_that_is_not_finite_names_the_sequences(tmp_path: Path) -> None:
-    patch = in_step(3, "state.model.embedding.weight.data[1] = float('nan')")
-    done = run_patched(patch, *SMOKE, "--run-dir", tmp_path / "run")
+def test_a_loss_that_is_not_finite_names_the_sequences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(monkeypatch, 3, lambda state: state.model.embedding.weight.data[1].fill_(torch.nan))
+    done = run_rnncls(*SMOKE, "--run-dir", tmp_path / "run")
     assert done.returncode == 7
     message = re.search(r"error\[R12\].*step 4\n(.*\n)+", done.stderr)
     assert message
@@ -626,10 +586,13 @@ def test_weights_that_are_not_finite_are_never_committed(tmp_path: Path) -> None
 @row("R15", "R16")
 @pytest.mark.parametrize(
     ("error", "id"),
-    [("torch.OutOfMemoryError('CUDA out of memory')", "R15"), ("MemoryError()", "R16")],
+    [(torch.OutOfMemoryError("CUDA out of memory"), "R15"), (MemoryError(), "R16")],
 )
-def test_out_of_memory_in_a_step(tmp_path: Path, error: str, id: str) -> None:
-    done = run_patched(in_step(3, f"raise {error}"), *SMOKE, "--run-dir", tmp_path / "run")
+def test_out_of_memory_in_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, id: str
+) -> None:
+    failing(monkeypatch, 3, error)
+    done = run_rnncls(*SMOKE, "--run-dir", tmp_path / "run")
     assert done.returncode == 8
     assert f"error[{id}]: out of memory" in done.stderr
     assert "batches of 128 sequences of up to 4 tokens" in done.stderr
@@ -659,13 +622,12 @@ def test_a_real_lack_of_memory(tmp_path: Path) -> None:
 
 
 @row("R18")
-def test_an_unexpected_error_leaves_a_crash_log_and_no_checkpoint(tmp_path: Path) -> None:
-    done = run_patched(
-        in_step(3, "raise RuntimeError('device-side assert triggered')"),
-        *SMOKE,
-        "--run-dir",
-        tmp_path / "run",
-    )
+def test_an_unexpected_error_leaves_a_crash_log_and_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        failing(patch, 3, RuntimeError("device-side assert triggered"))
+        done = run_rnncls(*SMOKE, "--run-dir", tmp_path / "run")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert f"the traceback is in {tmp_path}/run/crash.log" in done.stderr
@@ -700,21 +662,24 @@ def test_any_terminal_will_do(tmp_path: Path) -> None:
         "LC_ALL": "C",
         "NO_COLOR": "1",
         "COLUMNS": "20",
+        "OMP_NUM_THREADS": "1",
     }
     run_dir = tmp_path / "ünïcode 試 run"
-    done = run_rnncls(*SMOKE, "train.max_steps=3", "--run-dir", run_dir, env=plain)
+    done = run_process(*SMOKE, "train.max_steps=3", "--run-dir", run_dir, env=plain)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
-    for words in (
-        ["eval", run_dir],
-        ["config", "show", "--config", run_dir / "config.yaml"],
-        ["--help"],
-    ):
-        done = run_rnncls(*words, env=plain | {"PYTHONIOENCODING": "ascii"})
-        assert done.returncode == 0, done.stderr
+    code = """
+import sys
+from rnncls.cli import entry
+for words in (["eval", sys.argv[1]], ["config", "show", "-c", sys.argv[2]], ["--help"]):
+    sys.argv = ["rnncls", *words]
+    assert entry.run() == 0, words"""
+    ascii = plain | {"PYTHONIOENCODING": "ascii:backslashreplace"}
+    done = run_python(code, run_dir, run_dir / "config.yaml", env=ascii)
+    assert done.returncode == 0, done.stderr
     shutil.rmtree(run_dir)
     no_utf8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = run_rnncls(*SMOKE, "--run-dir", run_dir, env=plain | no_utf8)
+    done = run_process(*SMOKE, "--run-dir", run_dir, env=plain | no_utf8)
     assert done.returncode == 5
     assert "error[R30]" in done.stderr
     assert "LANG=C.UTF-8" in done.stderr
@@ -724,28 +689,20 @@ def test_any_terminal_will_do(tmp_path: Path) -> None:
 @row("R30")
 def test_paths_of_five_thousand_letters() -> None:
     path = "/".join(["x" * 99] * 50)
-    smoke = [str(word) for word in SMOKE]
-    commands = [
+    commands: list[list[str | Path]] = [
         ["eval", path],
         ["train", "--resume", path],
         ["runs", "ls", path],
         ["runs", "diff", path, path],
+        [*SMOKE, "--init-from", path],
+        [*SMOKE, "--run-dir", path],
+        ["predict", path, "1"],
     ]
-    commands += [[*smoke, "--init-from", path], [*smoke, "--run-dir", path], ["predict", path, "1"]]
-    code = """
-import json, sys
-from rnncls.cli import entry as cli
-for words in json.loads(sys.argv[1]):
-    sys.argv = ["rnncls", *words]
-    print(cli.run(), file=sys.stderr)
-"""
-    command = [sys.executable, "-c", code, json.dumps(commands)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60
-    )
-    assert re.findall(r"^\d+$", done.stderr, re.MULTILINE) == ["5"] * len(commands), done.stderr
-    assert done.stderr.count("try:") == len(commands)
-    assert "Traceback" not in done.stderr
+    for words in commands:
+        done = run_rnncls(*words)
+        assert done.returncode == 5, words
+        assert done.stderr.count("try:") == 1
+        assert "Traceback" not in done.stderr
 
 
 @row("R26")
@@ -753,22 +710,17 @@ def test_looking_at_a_run_does_not_keep_it_from_starting(tmp_path: Path) -> None
     fit(config_of(train={"max_steps": 2}), tmp_path / "run")
     looking = f"""
 from pathlib import Path
-from rnncls.rundir import is_locked
+from rnncls.rundir.lock import is_locked
 print(flush=True)
 while True:
     is_locked(Path({str(tmp_path / "run")!r}))
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", looking], cwd=ROOT, stdout=subprocess.PIPE
-    ) as process:
+    with started([PYTHON, "-c", looking], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        try:
-            for _ in range(100):
-                with locked(tmp_path / "run"):
-                    pass
-        finally:
-            process.kill()
+        for _ in range(100):
+            with locked(tmp_path / "run"):
+                pass
 
 
 @row("R17")
@@ -800,16 +752,17 @@ def test_few_open_files_and_odd_paths(tmp_path: Path) -> None:
 # --- the long ones, in their short form
 
 
+@pytest.mark.slow
 @row("R1", "R2", "R3", "R4", "R9", "R11", "K2", "K3", "K18", "K19")
 def test_chaos() -> None:
-    """make chaos runs all of it; here every fail point of a shorter run, ten kills, and samples of the rest."""
+    """Run `make chaos` in its short form.
+
+    That is every fail point of a shorter run, ten kills, and samples of the rest.
+    """
     halves = [["failpoints", "signals", "stops"], ["disk_errors", "kills", "damage", "mutations"]]
 
     def run(parts: list[str]) -> Completed:
-        command = [sys.executable, "-m", "scripts.chaos", "--short", *parts]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False
-        )
+        return run_command([PYTHON, "-m", "scripts.chaos", "--short", *parts])
 
     with ThreadPoolExecutor(2) as pool:
         for parts, done in zip(halves, pool.map(run, halves), strict=True):

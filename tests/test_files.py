@@ -1,13 +1,13 @@
-"""The user's own files: read or refused by line, split stably, batched by (seed, epoch), resumed exactly."""
+"""The user's own files.
+
+They are read or refused by line, split stably, batched by (seed, epoch), and resumed exactly.
+"""
 
 import csv
 import gzip
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from rnncls.config import Config, FilesConfig, load_config, parse_config
+from rnncls.config import FilesConfig, load_config, parse_config
 from rnncls.data import FilesTask, load_task
 from rnncls.data.dataset import Dataset, load_dataset
 from rnncls.data.sequences import epoch_order, padding_waste
@@ -26,51 +26,16 @@ from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
-from tests.conftest import run_rnncls
-from tests.helpers import outcome
-from tests.test_resume import stop_at
+from tests.helpers import Rows, outcome, run_python, run_rnncls, some_rows, stop_at, write_jsonl
+from tests.helpers import files_config as config_of
 
 row = pytest.mark.row
-Rows = list[tuple[Any, Any]]
-
-
-def some_rows(count: int, seed: int = 0, longest: int = 6) -> Rows:
-    rng = random.Random(seed)
-    sequences = [[rng.randrange(5) for _ in range(rng.randint(1, longest))] for _ in range(count)]
-    return [(sequence, sum(sequence) % 3) for sequence in sequences]
-
-
-def write_jsonl(path: Path, rows: Rows) -> Path:
-    path.write_text(
-        "".join(
-            json.dumps({"sequence": sequence, "label": label}) + "\n" for sequence, label in rows
-        )
-    )
-    return path
 
 
 def data_of(path: Path, **keys: Any) -> FilesConfig:
     return FilesConfig.model_validate(
         {"source": "files", "train": str(path), "tokens": "ids", **keys}
     )
-
-
-def config_of(path: Path, train: dict[str, Any] | None = None, **keys: Any) -> Config:
-    raw = {
-        "data": {"source": "files", "train": str(path), "tokens": "ids", **keys},
-        "model": {"embedding_dim": 4, "hidden_size": 8},
-        "schedule": {"warmup_steps": 5},
-        "train": {
-            "max_steps": 24,
-            "batch_size": 8,
-            "log_every": 5,
-            "eval_every": 7,
-            "checkpoint_every": 4,
-            "engine": "eager",
-            **(train or {}),
-        },
-    }
-    return parse_config(raw, "test")
 
 
 def contents(dataset: Dataset, split: str = "train") -> Rows:
@@ -314,14 +279,14 @@ from rnncls.errors import DataError
 for name in ("long.jsonl", "bomb.jsonl.gz", "short.jsonl.gz", "bad.jsonl.gz"):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        load_dataset(FilesConfig(source="files", train={str(tmp_path)!r} + "/" + name, tokens="ids"))
+        path = {str(tmp_path)!r} + "/" + name
+        load_dataset(FilesConfig(source="files", train=path, tokens="ids"))
     except DataError as error:
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
         print(error.render())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
     assert "error[D13]: a very long line" in done.stdout
     assert "unpacks to more than 500 times" in done.stdout
     assert "end-of-stream" in done.stdout

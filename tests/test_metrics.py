@@ -51,7 +51,7 @@ def test_wilson_interval_against_published_values(
 
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_bounds_solve_the_score_equation(counts: tuple[int, int]) -> None:
-    """Each bound p satisfies (rate - p)^2 = z^2 p (1 - p) / n, which is how the interval is defined."""
+    """Each bound p satisfies (rate - p)^2 = z^2 p (1 - p) / n, the definition of the interval."""
     correct, examples = counts
     rate = correct / examples
     low, high = wilson_interval(correct, examples)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rnncls.config import num_parameters, sizes
 from rnncls.data import collate
 from rnncls.model.classifier import RNNClassifier, build_model
-from tests.conftest import config_of
+from tests.helpers import config_of
 
 VOCABULARY = 5
 rows_strategy = st.lists(
@@ -93,7 +93,10 @@ def test_a_sequences_logits_do_not_depend_on_how_much_the_batch_is_padded(
 
 
 def test_the_last_digit_and_the_first_both_matter() -> None:
-    """The summary is the state at a sequence's own end: a model that read the state elsewhere would miss one."""
+    """The summary is the state at a sequence's own end.
+
+    A model that read the state elsewhere would miss one of the two.
+    """
     model = model_of(1, False, True, "tanh")
     base, other_end, other_start = logits_of(model, [[1, 2, 3], [1, 2, 4], [0, 2, 3]])
     assert not torch.allclose(base, other_end)
@@ -152,7 +155,10 @@ CELLS = [("rnn", nn.RNN), ("lstm", nn.LSTM), ("gru", nn.GRU)]
 
 
 def gates_by_hand(cell: str, model: RNNClassifier, row: list[int]) -> Tensor:
-    """Logits of one sequence for one layer and direction, by the equations in PyTorch's documentation."""
+    """Compute the logits of one sequence by the equations in PyTorch's documentation.
+
+    The model has one layer and one direction.
+    """
     weights = {name.removesuffix("_l0"): value for name, value in model.rnn.named_parameters()}
     hidden = memory = torch.zeros(model.rnn.hidden_size, dtype=torch.float64)
     for token in row:
@@ -201,7 +207,10 @@ def test_every_cell_has_its_gates_initialised_and_its_parameters_counted(
 def test_dropout_between_layers_is_that_of_torch_nn(
     cell: str, num_layers: int, bidirectional: bool, bias: bool, nonlinearity: str
 ) -> None:
-    """The same masks as torch.nn's module draws on the CPU, so the same logits and gradients, to the bit."""
+    """On the CPU, the masks are those that torch.nn's module draws.
+
+    So logits and gradients are the same to the bit.
+    """
     shape = {
         "num_layers": num_layers,
         "bidirectional": bidirectional,

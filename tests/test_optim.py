@@ -80,7 +80,10 @@ def test_clipping_scales_to_the_limit_and_reports_the_norm_before(scale: float) 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_optimizers_take_the_textbook_step(name: str) -> None:
-    """From w = 2 with gradient 4. Adam's first step is lr * sign (Kingma and Ba 2015); AdamW decays apart from it."""
+    """The step begins at w = 2 with the gradient 4.
+
+    Adam's first step is lr * sign (Kingma and Ba 2015); AdamW decays apart from it.
+    """
     parameter = nn.Parameter(torch.tensor([2.0]))
     config = OptimizerConfig(name=name, lr=0.1, weight_decay=0.5, eps=1e-12)  # type: ignore[arg-type]
     optimizer = build_optimizer([parameter], config)

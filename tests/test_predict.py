@@ -6,7 +6,6 @@ import os
 import pty
 import random
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,16 @@ import pytest
 from rnncls.errors import DataError
 from rnncls.predict import Predictor, Skipping, items_of_texts, load_predictor, predict
 from rnncls.training.fit import fit
-from tests.conftest import ROOT, run_rnncls
-from tests.test_files import config_of, some_rows, write_jsonl
+from tests.helpers import (
+    PYTHON,
+    SAFETY_S,
+    run_process,
+    run_rnncls,
+    some_rows,
+    started,
+    write_jsonl,
+)
+from tests.helpers import files_config as config_of
 
 row = pytest.mark.row
 
@@ -142,15 +149,10 @@ def test_unknown_tokens_follow_the_policy_of_training(tmp_path: Path) -> None:
 
 
 def at_prompt(run_dir: Path, typed: bytes) -> str:
-    """What a terminal shows when this is typed at `rnncls predict RUN`."""
+    """Return what a terminal shows when this is typed at `rnncls predict RUN`."""
     terminal, end = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "rnncls", "predict", str(run_dir)],
-        stdin=end,
-        stdout=end,
-        stderr=end,
-        cwd=ROOT,
-    ) as process:
+    command = [PYTHON, "-m", "rnncls", "predict", str(run_dir)]
+    with started(command, stdin=end, stdout=end, stderr=end, text=False) as process:
         os.close(end)
         os.write(terminal, typed)
         shown = b""
@@ -159,7 +161,7 @@ def at_prompt(run_dir: Path, typed: bytes) -> str:
                 shown += os.read(terminal, 4096)
             except OSError:  # the other end is closed
                 break
-        assert process.wait(60) == 0
+        assert process.wait(SAFETY_S) == 0
     os.close(terminal)
     return shown.decode()
 
@@ -186,14 +188,14 @@ def test_output_goes_into_what_is_no_plain_file_and_the_link_stays(
     pipe, link, target = tmp_path / "pipe", tmp_path / "link.csv", tmp_path / "target.csv"
     os.mkfifo(pipe)
     link.symlink_to(target)
-    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
+    with started(["cat", pipe], stdout=subprocess.PIPE) as reader:
         assert run_rnncls("predict", run_of_files, "1 2", "--output", pipe).returncode == 0
-        assert reader.communicate(timeout=60)[0].count("\n") == 1
+        assert reader.communicate(timeout=SAFETY_S)[0].count("\n") == 1
     assert pipe.is_fifo()
     assert run_rnncls("predict", run_of_files, "1 2", "--output", link).returncode == 0
     assert link.is_symlink()
     assert target.read_text().startswith("line,label")
-    to_stdout = run_rnncls("predict", run_of_files, "1 2", "--output", "/dev/stdout")
+    to_stdout = run_process("predict", run_of_files, "1 2", "--output", "/dev/stdout")
     assert to_stdout.stdout.count("\n") == 1
     assert run_rnncls("predict", run_of_files, "1 2", "--output", tmp_path).returncode == 6
 
@@ -207,13 +209,7 @@ def test_what_was_skipped_or_is_not_known_is_said(run_of_files: Path, tmp_path: 
     nothing = run_rnncls("predict", run_of_files, "x", "y", "--bad", "skip")
     assert nothing.returncode == 3
     assert "error[D2]" in nothing.stderr
-    marked = subprocess.run(
-        [sys.executable, "-m", "rnncls", "predict", run_of_files, "-"],
-        input=b"\xef\xbb\xbf1 2\n1 2\n",
-        capture_output=True,
-        check=True,
-        cwd=ROOT,
-    )
+    marked = run_rnncls("predict", run_of_files, "-", input="\ufeff1 2\n1 2\n")
     assert len(set(marked.stdout.splitlines())) == 1
     (tmp_path / "p.CSV").write_text('sequence\n1 2\n"3\n' + "4\n" * 50)
     quoted = run_rnncls("predict", run_of_files, "--input", tmp_path / "p.CSV", "--bad", "skip")

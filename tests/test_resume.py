@@ -7,9 +7,8 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,47 +19,31 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rnncls.config import Config, dump_config
 from rnncls.errors import CheckpointError, ConfigError, Interrupted, MachineError
-from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint, find_newest, step_files
 from rnncls.rundir.listing import compare, find_runs
 from rnncls.rundir.lock import is_locked, locked
 from rnncls.rundir.status import read_status
-from rnncls.steps import eager
-from rnncls.steps.state import TrainState
 from rnncls.training import loop
 from rnncls.training.fit import fit
 from rnncls.training.progress import validation_scalars
 from rnncls.training.resume import resume
-from tests.conftest import ROOT, config_of, run_rnncls
-from tests.helpers import outcome
-
-# Everything random or stateful at once: dropout, two layers and directions, momenta, odd cadences.
-HARD: dict[str, Any] = {
-    "model": {"num_layers": 2, "dropout": 0.4, "bidirectional": True},
-    "train": {
-        "max_steps": 24,
-        "log_every": 5,
-        "eval_every": 7,
-        "checkpoint_every": 4,
-        "eval_samples": 40,
-        "engine": "eager",
-    },
-}
-
-
-def stop_at(
-    monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGTERM
-) -> None:
-    """Send this process a real signal in the middle of the training step with this index."""
-    original = eager.train_step
-
-    def stepping(state: TrainState, *arguments: Any) -> None:
-        if state.step == step:
-            os.kill(os.getpid(), number)
-        original(state, *arguments)
-
-    monkeypatch.setattr(eager, "train_step", stepping)
+from tests.helpers import (
+    HARD,
+    PYTHON,
+    SAFETY_S,
+    Killed,
+    change_checkpoint,
+    config_of,
+    endless_run,
+    kill_at,
+    outcome,
+    run_process,
+    run_python,
+    run_rnncls,
+    started,
+    stop_at,
+)
 
 
 def fit_in_pieces(
@@ -84,22 +67,30 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+# The quick form stops right before and after something is logged, evaluated or saved. A signal in
+# the last step finds the run over.
 @pytest.mark.row("K18")
+@pytest.mark.parametrize(
+    "steps",
+    [(0, 3, 6, 22), pytest.param(range(23), marks=pytest.mark.slow)],
+    ids=["some", "every"],
+)
 def test_stopping_at_any_step_changes_nothing(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steps: Sequence[int], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for step in range(23):  # a signal in the last step finds the run over
+    for step in steps:
         run_dir = tmp_path / str(step)
         fit_in_pieces(monkeypatch, config_of(**HARD), run_dir, [step])
         assert outcome(run_dir) == outcome(whole), step
 
 
 @pytest.mark.row("K19")
+@pytest.mark.parametrize("pairs", [2, pytest.param(12, marks=pytest.mark.slow)])
 def test_stopping_twice_changes_nothing(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(0)
-    for number in range(12):
+    for number in range(pairs):
         first, second = sorted(rng.sample(range(23), 2))
         run_dir = tmp_path / str(number)
         fit_in_pieces(monkeypatch, config_of(**HARD), run_dir, [first, second])
@@ -120,7 +111,7 @@ def test_every_optimizer_resumes(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_on_cuda_a_deterministic_run_resumes_exactly(optimizer: str, tmp_path: Path) -> None:
-    """In processes of their own, because determinism is set for a whole process before CUDA is used."""
+    """In processes of their own: determinism is set for a process before it uses CUDA."""
     text = dump_config(config_of(**HARD, optimizer={"name": optimizer}, device="cuda"))
     (tmp_path / "c.yaml").write_text(text)
     words: list[str | Path] = [
@@ -130,15 +121,20 @@ def test_on_cuda_a_deterministic_run_resumes_exactly(optimizer: str, tmp_path: P
         "train.deterministic=true",
         "--run-dir",
     ]
-    assert run_rnncls(*words, tmp_path / "whole").returncode == 0
-    patch = "import os, signal, rnncls.steps.eager as t; o = t.train_step\n"
-    patch += "t.train_step = lambda s, *a: (s.step == 13 and os.kill(os.getpid(), signal.SIGTERM), o(s, *a))\n"
-    code = patch + "from rnncls.cli import main; main()"
-    stopped = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words), str(tmp_path / "run")], cwd=ROOT, check=False
-    )
-    assert stopped.returncode == 143
-    assert run_rnncls("train", "--resume", tmp_path / "run").returncode == 0
+    assert run_process(*words, tmp_path / "whole").returncode == 0
+    code = """
+import os, signal
+from rnncls.steps import eager
+original = eager.train_step
+def stopping(state, *arguments):
+    if state.step == 13:
+        os.kill(os.getpid(), signal.SIGTERM)
+    original(state, *arguments)
+eager.train_step = stopping
+from rnncls.cli import main
+main()"""
+    assert run_python(code, *words, tmp_path / "run").returncode == 143
+    assert run_process("train", "--resume", tmp_path / "run").returncode == 0
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
@@ -150,13 +146,12 @@ from rnncls import fit, load_config
 config = load_config({str(tmp_path / "c.yaml")!r}, ["train.deterministic=true"])
 assert not torch.are_deterministic_algorithms_enabled()
 fit(config, {str(tmp_path / "deterministic")!r})
-print(torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark,
-      os.environ["CUBLAS_WORKSPACE_CONFIG"])
+cudnn = torch.backends.cudnn
+print(torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark)
+print(os.environ["CUBLAS_WORKSPACE_CONFIG"])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout == "True True False :16:8\n"
+    done = run_python(code)
+    assert done.stdout == "True True False\n:16:8\n", done.stderr
     fit(config_of(**HARD), tmp_path / "plain")
     assert outcome(tmp_path / "deterministic") == outcome(
         tmp_path / "plain"
@@ -193,23 +188,22 @@ def test_tables_and_tensorboard_go_on_without_gaps_or_duplicates(
 
 def killed_and_resumed(start: list[str], run_dir: Path, kills: int, seed: int) -> Path:
     """Start, SIGKILL at a random moment, go on, ..., and let the last one finish."""
-    rng, command = random.Random(seed), [*start, str(run_dir)]
+    rng = random.Random(seed)
+    command = [*start, str(run_dir)]
     for _ in range(kills):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rnncls", *command], cwd=ROOT, stdout=-3, stderr=-3
-        )
-        time.sleep(rng.uniform(1.0, 2.5))
-        process.kill()
-        process.wait()
-        if step_files(
-            run_dir / "checkpoints"
-        ):  # else the run may be started again in the same directory
+        nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with started([PYTHON, "-m", "rnncls", *command], **nowhere):
+            time.sleep(rng.uniform(1.0, 2.5))
+
+        # Without a checkpoint, the run may be started again in the same directory.
+        if step_files(run_dir / "checkpoints"):
             command = ["train", "--resume", str(run_dir)]
-    done = run_rnncls(*command)
+    done = run_process(*command)
     assert done.returncode == 0, done.stderr
     return run_dir
 
 
+@pytest.mark.slow
 @pytest.mark.row("R1", "R3", "R27")
 def test_random_sigkills_change_nothing(tmp_path: Path) -> None:
     """Ten real kills at random moments, start-up included, of two runs."""
@@ -224,7 +218,7 @@ def test_random_sigkills_change_nothing(tmp_path: Path) -> None:
         runs = [
             pool.submit(killed_and_resumed, start, tmp_path / str(seed), 5, seed) for seed in (1, 2)
         ]
-        assert run_rnncls(*start, tmp_path / "whole").returncode == 0
+        assert run_process(*start, tmp_path / "whole").returncode == 0
         for run in runs:
             assert outcome(run.result()) == outcome(tmp_path / "whole")
             assert not list(run.result().rglob(".tmp-*"))
@@ -287,10 +281,7 @@ def test_a_checkpoint_that_does_not_fit_its_run_is_refused_and_kept(
 ) -> None:
     fit(config_of(), tmp_path / "run")
     path = find_newest(tmp_path / "run")
-    text, tensors = tensorfile.read(path)
-    state = json.loads(text)
-    change(state, tensors)
-    tensorfile.write(path, json.dumps(state), tensors)
+    change_checkpoint(path, change)
     content = path.read_bytes()
     with pytest.raises(CheckpointError) as caught:
         resume(tmp_path / "run", ["train.max_steps=50"])
@@ -348,21 +339,6 @@ def test_a_new_run_can_start_from_given_weights(tmp_path: Path, fails: Callable[
     arguments = ["train", "--config", "configs/smoke.yaml", "--init-from", tmp_path / "old"]
     assert "do not fit the model" in fails(4, *arguments, "--run-dir", tmp_path / "other")
     assert not (tmp_path / "other").exists()
-
-
-class Killed(BaseException):
-    """Ends a run as a kill does: nothing is saved on the way out."""
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = eager.train_step
-
-    def stepping(state: TrainState, *arguments: Any) -> None:
-        if state.step == step:
-            raise Killed
-        original(state, *arguments)
-
-    monkeypatch.setattr(eager, "train_step", stepping)
 
 
 @pytest.mark.row("K18", "K21")
@@ -468,10 +444,7 @@ def test_damaged_lines_and_statuses_are_passed_over(damage: str, tmp_path: Path)
 def test_counters_that_make_no_sense_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
     fit(config_of(), tmp_path / "run")
     path = find_newest(tmp_path / "run")
-    text, tensors = tensorfile.read(path)
-    state = json.loads(text)
-    state["counters"] |= change
-    tensorfile.write(path, json.dumps(state), tensors)
+    change_checkpoint(path, lambda state, _: state["counters"].update(change))
     with pytest.raises(CheckpointError, match="counters do not fit") as caught:
         resume(tmp_path / "run", ["train.max_steps=50"])
     assert "try:" in caught.value.render()
@@ -487,9 +460,7 @@ def test_an_optimizer_state_that_no_run_has_is_refused(
 ) -> None:
     fit(config_of(), tmp_path / "run")
     path = find_newest(tmp_path / "run")
-    text, tensors = tensorfile.read(path)
-    tensors[f"optim/{name}/head.bias"].fill_(value)
-    tensorfile.write(path, text, tensors)
+    change_checkpoint(path, lambda _, tensors: tensors[f"optim/{name}/head.bias"].fill_(value))
     with pytest.raises(CheckpointError, match="optimizer state"):
         resume(tmp_path / "run", ["train.max_steps=50"])
 
@@ -534,28 +505,13 @@ def test_a_run_directory_has_one_owner(tmp_path: Path, fails: Callable[..., str]
     ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 @pytest.mark.row("R4", "R5", "R6")
+@pytest.mark.usefixtures("signals_not_ignored")
 def test_a_signal_saves_and_ends_with_its_code(
     tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
-    command = [
-        "train",
-        "--config",
-        "configs/smoke.yaml",
-        "train.max_steps=1000000",
-        "--run-dir",
-        str(tmp_path / "run"),
-    ]
-    with subprocess.Popen(
-        [sys.executable, "-m", "rnncls", *command],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        stdout=-3,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        next(line for line in process.stderr if line.startswith("step    100"))
+    with endless_run(tmp_path / "run") as process:
         process.send_signal(number)
-        rest = process.stderr.read()
+        _, rest = process.communicate(timeout=SAFETY_S)
     assert process.returncode == exit_code
     assert f"stopped by {number.name}" in rest
     assert f"--resume {tmp_path}/run" in rest
@@ -577,23 +533,7 @@ def test_nothing_to_resume_is_a_clear_error(tmp_path: Path, fails: Callable[...,
 
 @pytest.mark.row("R16")
 def test_a_run_that_died_without_a_word_is_seen(tmp_path: Path) -> None:
-    command = [
-        "train",
-        "--config",
-        "configs/smoke.yaml",
-        "train.max_steps=1000000",
-        "--run-dir",
-        str(tmp_path / "run"),
-    ]
-    with subprocess.Popen(
-        [sys.executable, "-m", "rnncls", *command],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        stdout=-3,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        next(line for line in process.stderr if line.startswith("step    100"))
+    with endless_run(tmp_path / "run") as process:
         assert read_status(tmp_path / "run")["state"] == "running"
         process.kill()
     assert read_status(tmp_path / "run")["state"] == "died"

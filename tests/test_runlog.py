@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from rnncls.config import load_config
 from rnncls.data import load_task
 from rnncls.rundir.paths import default_run_dir
-from tests.conftest import ROOT, Completed, config_of
+from tests.helpers import PYTHON, ROOT, SAFETY_S, Completed, config_of, started
 
 TRAIN_TAGS = {"loss", "accuracy", "grad_norm", "clip_fraction", "lr", "sequences_per_second"}
 VAL_TAGS = {"loss", "accuracy", "macro_f1"} | {f"accuracy_by_length/{n}" for n in range(1, 5)}
@@ -50,9 +49,9 @@ def test_the_run_directory_has_the_documented_files(run_dir: Path) -> None:
 
 
 def test_the_saved_config_is_the_resolved_one(run_dir: Path) -> None:
-    assert load_config(run_dir / "config.yaml") == load_config(
-        ROOT / "configs/smoke.yaml", ["train.histogram_every=100"]
-    )
+    overrides = ["train.engine=eager", "train.histogram_every=100"]
+    expected = load_config(ROOT / "configs/smoke.yaml", overrides)
+    assert load_config(run_dir / "config.yaml") == expected
 
 
 def test_scalars_in_tensorboard_equal_the_lines(run_dir: Path, events: EventAccumulator) -> None:
@@ -127,32 +126,29 @@ def test_hparams_are_in_the_runs_own_stream(run_dir: Path, events: EventAccumula
 @pytest.fixture(scope="module")
 def tensorboard(trained: tuple[Path, Completed]) -> Iterator[str]:
     """A real server on a free loopback port; its address."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(trained[0].parent.parent)]
+    command = [PYTHON, "-m", "tensorboard.main", "--logdir", str(trained[0].parent.parent)]
     command += ["--port", "0", "--host", "127.0.0.1", "--load_fast", "false"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    with started(command, stderr=subprocess.PIPE) as server:
         assert server.stderr is not None
-        try:
-            for line in server.stderr:
-                if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                    yield found[0]
-                    break
-            else:
-                pytest.fail("TensorBoard did not start")
-        finally:
-            server.terminate()
+        for line in server.stderr:
+            if address := re.search(r"http://127\.0\.0\.1:\d+", line):
+                yield address[0]
+                break
+        else:
+            pytest.fail("TensorBoard did not start")
 
 
 def get(url: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=SAFETY_S) as response:
         return json.load(response)
 
 
 def test_a_tensorboard_server_shows_scalars_and_hparams_over_http(
     tensorboard: str, run_dir: Path
 ) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + SAFETY_S
     while (
         "smoke/run" not in (runs := get(f"{tensorboard}/data/plugin/scalars/tags"))
         and time.monotonic() < deadline

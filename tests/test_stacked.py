@@ -26,13 +26,21 @@ from rnncls.sweep.members import run_sweep
 from rnncls.sweep.plan import load_sweep, plan_sweep
 from rnncls.system.signals import StopRequest
 from rnncls.training.fit import fit
-from rnncls.training.run import Shared
 from rnncls.training.resume import resume
+from rnncls.training.run import Shared
 from rnncls.training.states import new_state
-from tests.conftest import config_of, run_rnncls
-from tests.test_files import config_of as files_config
-from tests.test_files import some_rows, write_jsonl
-from tests.test_steps import CASES, config_with, losses, needs_cuda
+from tests.helpers import (
+    CASES,
+    SAFETY_S,
+    config_of,
+    config_with,
+    files_config,
+    losses,
+    needs_cuda,
+    run_rnncls,
+    some_rows,
+    write_jsonl,
+)
 
 
 def together(
@@ -54,7 +62,7 @@ def together(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(SAFETY_S)
         assert not thread.is_alive()
     return errors
 

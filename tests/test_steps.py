@@ -1,12 +1,13 @@
-"""All ways of taking steps give the results of the eager one, and of themselves to the bit however they are cut."""
+"""Every engine gives the results of the eager one.
+
+Its own results are the same to the bit, however its steps are cut into chunks.
+"""
 
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from rnncls.config import Config
 from rnncls.data import load_task
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
 from rnncls.model.classifier import build_model
@@ -31,51 +31,23 @@ from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from rnncls.training.states import new_state
 from scripts import golden
-from tests.conftest import ROOT, config_of, run_rnncls
-from tests.helpers import outcome
-from tests.test_files import config_of as files_config
-from tests.test_files import some_rows, write_jsonl
+from tests.helpers import (
+    CASES,
+    ROOT,
+    config_of,
+    config_with,
+    files_config,
+    losses,
+    needs_cuda,
+    outcome,
+    run_process,
+    run_python,
+    run_rnncls,
+    some_rows,
+    write_jsonl,
+)
 
 row = pytest.mark.row
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-CASES: dict[str, dict[str, Any]] = {
-    "tutorial": {"model": {"nonlinearity": "tanh", "init_gain": 1.0, "recurrent_init": "default"}},
-    "three_layers": {
-        "model": {"num_layers": 3},
-        "train": {"batch_size": 31, "max_grad_norm": 0.01},
-    },
-    "adam": {"optimizer": {"name": "adam", "weight_decay": 0.01}, "data": {"max_length": 17}},
-    "sgd": {
-        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},
-        "schedule": {"min_lr": 0.0},
-    },
-    "plain_sgd": {"optimizer": {"name": "sgd", "lr": 0.05}, "train": {"max_grad_norm": None}},
-    "small_batches": {"train": {"batch_size": 2}, "data": {"max_length": 30}},
-    "no_bias": {"model": {"bias": False, "hidden_size": 7, "num_layers": 2}},
-    "more_tokens_than_sequences": {
-        "data": {"modulus": 40, "max_value": 50},
-        "model": {"hidden_size": 33},
-    },
-}
-
-
-def config_with(engine: str, case: dict[str, Any], **train: Any) -> Config:
-    sections = {name: dict(values) for name, values in case.items()}
-    sections["train"] = {
-        "max_steps": 200,
-        "log_every": 1,
-        **sections.get("train", {}),
-        "engine": engine,
-        **train,
-    }
-    return config_of(**sections)
-
-
-def losses(config: Config, run_dir: Path) -> list[float]:
-    fit(config, run_dir)
-    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [row["train/loss"] for row in rows]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -165,7 +137,7 @@ def test_two_threads_give_the_same_bits_every_time_and_the_same_results(tmp_path
         threads = 1 if name == "one" else 2
         found.append(
             losses(
-                config_with("compiled", case, num_threads=threads, max_steps=100), tmp_path / name
+                config_with("compiled", case, num_threads=threads, max_steps=40), tmp_path / name
             )
         )
     torch.set_num_threads(1)
@@ -253,20 +225,24 @@ def test_a_numba_that_cannot_be_imported_is_named_and_a_strangers_cache_not_used
     )
     own = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     words = ["train", "-c", "configs/smoke.yaml", "train.max_steps=5", "--run-dir"]
-    done = run_rnncls(*words, tmp_path / "auto", env=own)
+    done = run_process(*words, tmp_path / "auto", env=own)
     assert done.returncode == 0, done.stderr
     assert "eager steps (numba fails: Numba needs NumPy 2.4 or less)" in done.stderr
-    done = run_rnncls(*words, tmp_path / "compiled", "train.engine=compiled", env=own)
+    done = run_process(*words, tmp_path / "compiled", "train.engine=compiled", env=own)
     assert done.returncode == 5, done.stderr
     assert "error[R32]" in done.stderr
-    code = "from rnncls.steps.compiled.engine import _cache_folder as f; p = f(); print(p); p.chmod(0o777); print(f())"
+    code = """
+from rnncls.steps.compiled.engine import _cache_folder
+path = _cache_folder()
+print(path)
+path.chmod(0o777)
+print(_cache_folder())"""
     own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    found = subprocess.run(
-        [sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    found = run_python(code, env=own)
     assert found.stdout.split()[1] == "None"
 
 
+@pytest.mark.slow  # the whole program is compiled once more
 @row("R31")
 def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(
     tmp_path: Path,
@@ -283,7 +259,7 @@ def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(
     load_program()
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnncls"
     shutil.copytree(usual, tmp_path / "cache" / "rnncls")
-    first = run_rnncls(*words, tmp_path / "1", env=own)
+    first = run_process(*words, tmp_path / "1", env=own)
     assert first.returncode == 0, first.stderr
     assert "compiling" not in first.stderr
     kept = list((tmp_path / "cache").rglob("*.nb[ic]"))
@@ -291,7 +267,7 @@ def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(
     assert all(path.stat().st_mode & 0o077 == 0 for path in usual.glob("*"))
     for path in kept:
         path.write_bytes(path.read_bytes()[:100])
-    second = run_rnncls(*words, tmp_path / "2", env=own)
+    second = run_process(*words, tmp_path / "2", env=own)
     assert second.returncode == 0, second.stderr
     assert "warning[R31]" in second.stderr
     assert "compiling the training step" in second.stderr
@@ -341,7 +317,10 @@ def test_padded_two_directions_are_refused() -> None:
     "name", ["tutorial", "three_layers", "adam", "sgd", "plain_sgd", "small_batches"]
 )
 def test_the_step_that_is_captured_gives_the_eager_losses(name: str) -> None:
-    """On the CPU the step of the graphs is run as it is; capture and replay are tested where there is a GPU."""
+    """On the CPU the step of the graphs is run as it is.
+
+    Capture and replay are tested where there is a GPU.
+    """
     found = {}
     for engine in ("eager", "graphs"):
         config = config_with("eager", CASES[name], max_steps=60)
@@ -383,7 +362,10 @@ def test_captured_steps_stop_before_what_is_not_finite_and_before_an_odd_batch(
     assert next(taken) == state.totals.steps >= 1
 
 
-def test_after_a_step_that_was_skipped_an_odd_batch_is_trained_on(tmp_path: Path) -> None:
+def test_after_a_step_that_was_skipped_an_odd_batch_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_SECONDS", 0.0)  # one step at a time, on any machine
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(100, longest=9))
     task = load_task(
         files_config(path, {"batch_size": 16, "max_steps": 40, "max_skipped_steps": 3})

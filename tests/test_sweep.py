@@ -22,8 +22,15 @@ from rnncls.errors import ConfigError
 from rnncls.evaluation.metrics import wilson_interval
 from rnncls.sweep.plan import load_sweep, plan_sweep
 from rnncls.sweep.summary import SuccessRate, fisher, horizon, interquartile_mean, success
-from tests.conftest import ROOT, config_of, run_rnncls
-from tests.helpers import outcome
+from tests.helpers import (
+    PYTHON,
+    SAFETY_S,
+    config_of,
+    outcome,
+    run_command,
+    run_rnncls,
+    started,
+)
 
 row = pytest.mark.row
 
@@ -135,33 +142,31 @@ def test_every_member_is_evaluated_in_one_table(swept: tuple[Path, str]) -> None
     assert f"{found['accuracy']['lr=1e-3_seed=0']['6']:.4f}" == lines[1].split()[3]
 
 
+@pytest.mark.slow  # three real kills, at moments that depend on the machine
 def test_a_killed_sweep_goes_on_and_ends_the_same(config: Path, tmp_path: Path) -> None:
-    base = [
+    words: list[str | Path] = [
         "sweep",
         "-c",
         config,
         "train.max_steps=4000",
         "train.checkpoint_every=200",
-        "--seeds",
-        "0-3",
     ]
-    command = [sys.executable, "-m", "rnncls", *map(str, base), "--lengths", "1-4", "--sweep-dir"]
-    whole = subprocess.run(
-        [*command, tmp_path / "whole"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    words += ["--seeds", "0-3", "--lengths", "1-4", "--sweep-dir"]
+    whole = run_rnncls(*words, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+
     for number, kind in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)):
-        words = command if number == 0 else [*command[:4], "--resume"]
-        with subprocess.Popen(
-            [*words, tmp_path / "killed"], cwd=ROOT, stderr=subprocess.PIPE
-        ) as process:
+        going_on: list[str | Path] = ["sweep", "--resume"]
+        command = [PYTHON, "-m", "rnncls", *(going_on if number else words), tmp_path / "killed"]
+        with started(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
             seen = len(list((tmp_path / "killed").rglob("step-*")))
-            until = time.monotonic() + 60
+            until = time.monotonic() + SAFETY_S
             while process.poll() is None and time.monotonic() < until:
                 if len(list((tmp_path / "killed").rglob("step-*"))) > seen + 2:
                     break
                 time.sleep(0.02)
             process.send_signal(kind)
-            process.communicate(timeout=60)
+            process.communicate(timeout=SAFETY_S)
         if kind == signal.SIGTERM:
             assert process.returncode in (143, 0)
     last = run_rnncls("sweep", "--resume", tmp_path / "killed")
@@ -280,11 +285,10 @@ def test_a_plan_is_read_back(tmp_path: Path) -> None:
 
 @row("R33")
 def test_without_scipy_groups_are_shown_but_not_compared(
-    swept: tuple[Path, str], tmp_path: Path
+    swept: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "import sys; sys.modules['scipy.stats'] = None; from rnncls.cli import main; main()"
-    command = [sys.executable, "-c", code, "sweep", "--resume", str(swept[0])]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    done = run_rnncls("sweep", "--resume", swept[0])
     assert done.returncode == 0
     assert "comparing groups needs scipy" in done.stderr
     assert "   p " in swept[1]
@@ -304,22 +308,15 @@ def test_statistics() -> None:
     assert parse_seeds("0-2,7, 9-9") == [0, 1, 2, 7, 9]
 
 
+@pytest.mark.slow
 def test_results_are_written_by_one_command(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.reproduce",
-        "--short",
-        "--only",
-        "ladder-baseline,T5,nonlinearity",
-    ]
-    command += ["--out", str(tmp_path / "results"), "--output", str(tmp_path / "RESULTS.md")]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    command = [PYTHON, "-m", "scripts.reproduce", "--short", "--only"]
+    command += ["ladder-baseline,T5,nonlinearity", "--out", str(tmp_path / "results")]
+    command += ["--output", str(tmp_path / "RESULTS.md")]
+    assert run_command(command).returncode == 0
     text = (tmp_path / "RESULTS.md").read_text()
     assert text.count("\n## ") == 3
     assert "Fisher's exact test, model.nonlinearity=relu against model.nonlinearity=tanh" in text
     assert "| all nines |" in text
-    subprocess.run(
-        command, cwd=ROOT, check=True, capture_output=True, timeout=120
-    )  # nothing is trained again
+    assert run_command(command).returncode == 0  # nothing is trained again
     assert (tmp_path / "RESULTS.md").read_text() == text

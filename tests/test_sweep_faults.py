@@ -5,8 +5,6 @@ import math
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,9 +28,18 @@ from rnncls.sweep.summary import mean, summarize, summarize_setting
 from rnncls.sweep.text import accuracy_table
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
-from tests.conftest import ROOT, config_of, run_rnncls
-from tests.test_files import config_of as files_config
-from tests.test_files import some_rows, write_jsonl
+from tests.helpers import (
+    PYTHON,
+    SAFETY_S,
+    config_of,
+    files_config,
+    run_command,
+    run_rnncls,
+    some_rows,
+    started,
+    wait_for,
+    write_jsonl,
+)
 
 row = pytest.mark.row
 
@@ -331,13 +338,8 @@ def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None
     code = "import pathlib, sys; from rnncls.rundir.lock import locked\n"
     code += "with locked(pathlib.Path(sys.argv[1])):\n print(1, flush=True); input()"
     write_status(member, state="interrupted", exit_code=143, error_id="R4", step=6)
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(member)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as other:
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with started([PYTHON, "-c", code, member], **streams) as other:
         assert other.stdout
         other.stdout.readline()
         assert run_sweep(sweep) == []
@@ -444,14 +446,10 @@ def test_the_groups_of_a_grid_are_told_apart_in_an_evaluation(tmp_path: Path) ->
 
 
 def test_progress_is_shown_on_a_terminal(config: Path, tmp_path: Path) -> None:
-    command = f"stty rows 40 cols 120; {sys.executable} -m rnncls sweep -c {config} --seeds 0-1 --sweep-dir {tmp_path / 's'}"
-    done = subprocess.run(
-        ["script", "-qec", command, "/dev/null"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    words = f"sweep -c {config} --seeds 0-1 --sweep-dir {tmp_path / 's'}"
+    command = f"stty rows 40 cols 120; {PYTHON} -m rnncls {words}"
+    done = run_command(["script", "-qec", command, "/dev/null"])
+    assert done.returncode == 0, done.stdout
     assert "12/12" in done.stdout
     assert "0 failed of 2" in done.stdout
 
@@ -463,51 +461,26 @@ def test_progress_is_shown_on_a_terminal(config: Path, tmp_path: Path) -> None:
 def test_every_running_member_hears_a_signal(
     kind: signal.Signals, config: Path, tmp_path: Path
 ) -> None:
-    words = [
-        "-c",
-        str(config),
-        "train.max_steps=200000",
-        "train.checkpoint_every=200000",
-        "train.engine=auto",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "rnncls",
-        "sweep",
-        *words,
-        "--seeds",
-        "0-3",
-        "--jobs",
-        "2",
-        "--sweep-dir",
-    ]
-    with subprocess.Popen(
-        [*command, str(tmp_path / "s")], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    ) as process:
+    words: list[str | Path] = ["sweep", "-c", config, "train.max_steps=200000"]
+    words += ["train.checkpoint_every=200000"]
+    words += ["train.engine=auto", "--seeds", "0-3", "--jobs", "2", "--sweep-dir", tmp_path / "s"]
+    with started([PYTHON, "-m", "rnncls", *words], stderr=subprocess.PIPE) as process:
         members = [tmp_path / "s" / "members" / f"seed={seed}" for seed in (0, 1)]
-        _wait_for(
+        wait_for(
             lambda: all(
                 (path / "metrics.jsonl").exists() and (path / "metrics.jsonl").stat().st_size
                 for path in members
             )
         )
         process.send_signal(kind)
-        _wait_for(lambda: all(len(list(path.glob("checkpoints/step-*"))) > 1 for path in members))
+        wait_for(lambda: all(len(list(path.glob("checkpoints/step-*"))) > 1 for path in members))
         if kind == signal.SIGUSR1:
             process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=SAFETY_S)
     assert process.returncode == 143
     assert "every member has saved" in said
     (group,) = json.loads((tmp_path / "s" / "summary.json").read_text())["groups"]
     assert group == {"group": "", "members": 4, "ended": 0, "broken": []}
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_training_time_does_not_depend_on_how_often_is_logged(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from rnncls.steps.state import TrainState
 from rnncls.training.fit import fit
 from rnncls.training.progress import note_score
 from scripts.golden import CASES, GOLDEN, STEPS, first_losses
-from tests.conftest import config_of, data_of
+from tests.helpers import config_of, data_of
 
 # Enough to learn SMALL's 120 sequences by heart, in a second.
 LEARNS: dict[str, Any] = {
@@ -48,7 +48,10 @@ def test_the_first_losses_are_the_golden_ones(case: str) -> None:
 
 
 def test_the_first_loss_is_that_of_a_hand_made_step() -> None:
-    """Independent of train.py: plain modules, padded rows, an explicit loop over time, plain autograd and SGD."""
+    """The step is made without the package's own.
+
+    It takes plain modules, padded rows, an explicit loop over time, plain autograd and SGD.
+    """
     config = config_of(
         optimizer={"name": "sgd", "lr": 0.5, "weight_decay": 0.0},
         schedule={"warmup_steps": 0, "name": "constant"},
