@@ -430,7 +430,7 @@ def test_stopped_by_the_terminal_it_goes_on_and_killed_it_is_said_to_have_died(
     assert read_status(tmp_path / "run")["state"] == "died"
     done = run_rnncls("train", "--resume", tmp_path / "run", f"train.max_steps={before}")
     assert done.returncode == 0, done.stderr
-    assert "the run died without a word (killed?)" in done.stderr
+    assert "the process ended without a final status (killed?)" in done.stderr
     assert read_status(tmp_path / "run")["state"] == "finished"
 
 

@@ -310,7 +310,7 @@ def test_padded_two_directions_are_refused() -> None:
     words = ["-c", "configs/smoke.yaml", "data.layout=padded", "model.bidirectional=true"]
     done = run_rnncls("config", "check", *words)
     assert done.returncode == 2
-    assert "padding would come first" in done.stderr
+    assert "would read the padding first" in done.stderr
 
 
 @pytest.mark.parametrize(
