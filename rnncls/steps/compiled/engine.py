@@ -275,6 +275,7 @@ def load_program() -> Functions:
 
 
 def _load_or_compile() -> Functions:
+    """Return the functions, cached if possible; warn if the cache does not work."""
     folder = _cache_folder()
     if folder is None:
         return _compile(None)

@@ -35,6 +35,10 @@ FAST = {"reassoc", "contract", "nsz", "arcp"}
 OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy", "nogil": True}
 jit: Callable[..., Any] = njit(**OPTIONS)
 
+# For functions that give a name to a part of their caller: Numba copies them into it. As functions
+# of their own they would cost time, because LLVM optimizes all that a function calls once more.
+jit_inlined: Callable[..., Any] = njit(inline="always", **OPTIONS)
+
 _INT = ir.IntType(64)
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -254,7 +258,7 @@ def _multiply(  # type: ignore[no-untyped-def]
         )
 
 
-@jit
+@jit_inlined
 def multiply(out, start, left, right, rows):  # type: ignore[no-untyped-def]
     """Compute out[:rows] = start + left[:rows] @ right; `start` has one row, a bias or zeros.
 
@@ -273,7 +277,7 @@ def multiply(out, start, left, right, rows):  # type: ignore[no-untyped-def]
     )
 
 
-@jit
+@jit_inlined
 def add_product(out, out_row, left, left_row, right, rows):  # type: ignore[no-untyped-def]
     """Compute out[out_row:][:rows] += left[left_row:][:rows] @ right.
 

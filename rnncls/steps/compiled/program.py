@@ -24,6 +24,7 @@ from rnncls.steps.compiled.kernels import (
     copy_transposed,
     exp,
     jit,
+    jit_inlined,
     multiply,
     multiply_transposed,
     relu,
@@ -86,7 +87,7 @@ def _load_weights(sizes, flat, offsets, weights):  # type: ignore[no-untyped-def
     copy(weights.head_bias, _matrix(flat, offset + sizes.classes * hidden, 1, sizes.classes))
 
 
-@jit
+@jit_inlined
 def _load_layer(sizes, flat, offset, layer, weights):  # type: ignore[no-untyped-def]
     """Copy the parameters of one layer, which begin at `offset`."""
     hidden = sizes.hidden
@@ -194,7 +195,7 @@ def _forward(sizes, weights, work, batch, size):  # type: ignore[no-untyped-def]
     )
 
 
-@jit
+@jit_inlined
 def _embed(sizes, weights, work, batch, rows):  # type: ignore[no-untyped-def]
     """Compute W_ih x + b of the first layer into work.hidden[0] (S, H'), x = embedding[token].
 
@@ -225,7 +226,7 @@ def _embed(sizes, weights, work, batch, rows):  # type: ignore[no-untyped-def]
         )
 
 
-@jit
+@jit_inlined
 def _recur(sizes, recurrent_t, hidden, batch, time_steps):  # type: ignore[no-untyped-def]
     """Turn the inputs of a layer, W_ih x_t + b, into its hidden states, in place.
 
@@ -349,7 +350,7 @@ def _backward(sizes, offsets, weights, work, batch, gradients, size):  # type: i
     _embedding_backward(sizes, offsets[0], weights, work, batch, d_hidden, gradients, size.rows)
 
 
-@jit
+@jit_inlined
 def _head_backward(sizes, offset, weights, work, gradients, sequences):  # type: ignore[no-untyped-def]
     """Compute the gradients of the head, which begins at `offset`, and work.d_final (B, H').
 
@@ -380,7 +381,7 @@ def _head_backward(sizes, offset, weights, work, gradients, sequences):  # type:
     )
 
 
-@jit
+@jit_inlined
 def _recur_backward(sizes, recurrent, work, layer, batch, d_hidden, size):  # type: ignore[no-untyped-def]
     """Turn dh of a layer, `d_hidden` (S, H'), into dz, in place, from the last time step back.
 
@@ -413,7 +414,7 @@ def _recur_backward(sizes, recurrent, work, layer, batch, d_hidden, size):  # ty
             copy(work.previous[start : start + running], states[previous : previous + running])
 
 
-@jit
+@jit_inlined
 def _recurrent_gradients(sizes, offset, work, d_hidden, gradients, size):  # type: ignore[no-untyped-def]
     """Compute the gradients of a layer's W_hh, which begins at `offset`, and of its biases.
 
@@ -509,7 +510,7 @@ def _norm(flat):  # type: ignore[no-untyped-def]
     return np.sqrt(total)
 
 
-@jit
+@jit_inlined
 def _sgd(flat, scale, rate, momentum, decay, has_momentum):  # type: ignore[no-untyped-def]
     """Update as torch.optim.SGD does, where g = scale gradient + decay w, and flat.first is m.
 
@@ -529,7 +530,7 @@ def _sgd(flat, scale, rate, momentum, decay, has_momentum):  # type: ignore[no-u
         weights[index] -= rate * gradient
 
 
-@jit
+@jit_inlined
 def _adam(sizes, hyper, flat, scale, rate, updates):  # type: ignore[no-untyped-def]
     """Update as torch.optim.Adam or AdamW does, the `updates`-th time.
 
