@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "evaluate", "fit", "load_config", "load_model"]
 
+# The module that each public function is in. Most of them import torch, which takes seconds.
 _MODULES = {
     "evaluate": "evaluation.evaluate",
     "fit": "training.fit",
@@ -33,6 +34,7 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public function on first use (PEP 562). Raises AttributeError for other names."""
+    # From a fixed table: a name that somebody else chose must not become an import.
     if name in _MODULES:
         module = import_module(f"rnncls.{_MODULES[name]}")
         return getattr(module, name)

@@ -12,6 +12,7 @@ app = typer.Typer(
     help="Train, evaluate and monitor recurrent classifiers of variable-length sequences.",
     no_args_is_help=True,
     add_completion=False,
+    # Help and errors stay plain text, and a traceback shows no local variables.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -24,6 +25,7 @@ def _add_group(name: str, help: str, *commands: Callable[..., None]) -> None:
     app.add_typer(group, name=name)
 
 
+# In the order of `rnncls --help`.
 app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
@@ -36,6 +38,7 @@ _add_group("runs", "Inspect and compare runs.", runs.ls, runs.diff)
 
 
 def _print_version(wanted: bool) -> None:
+    # Called for every command line, with or without the option.
     if wanted:
         print(f"rnncls {__version__}")
         raise typer.Exit

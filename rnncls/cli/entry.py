@@ -25,7 +25,8 @@ def main() -> None:
     exit_code = run()
     try:
         sys.stdout.flush()
-    except RnnclsError as error:  # the disk behind it is full
+    # The disk behind a redirected stdout may turn out full only now.
+    except RnnclsError as error:
         exit_code = _fail(error)
     sys.exit(exit_code)
 
@@ -33,6 +34,7 @@ def main() -> None:
 def run() -> int:
     """Run the command in sys.argv, print its error if there is one, and return the exit code."""
     try:
+        # Not standalone: typer would print errors itself, with exit codes of its own.
         return app(standalone_mode=False) or 0
     except RnnclsError as error:
         return _fail(error)
@@ -45,6 +47,7 @@ def run() -> int:
             return _fail(_path_too_long(error))
         return _bug(error)
     except Exception as error:
+        # Memory can also run out outside training, for example while a checkpoint is read.
         out_of_memory = as_out_of_memory(error)
         return _fail(out_of_memory) if out_of_memory else _bug(error)
 
@@ -67,6 +70,7 @@ def _fail(error: RnnclsError) -> int:
 
 def _bug(error: Exception) -> int:
     lines = [f"rnncls: internal error: {type(error).__name__}: {error}"]
+    # A note says, for example, where the traceback was written.
     lines += [f"  {note}" for note in getattr(error, "__notes__", [])]
     lines.append("  try:      --debug")
     _print_error(printable("\n".join(lines)))
@@ -74,6 +78,7 @@ def _bug(error: Exception) -> int:
 
 
 def _print_error(message: str) -> None:
+    # Not from the parsed options: the error may be one of parsing them.
     if "--debug" in sys.argv:
         traceback.print_exc()
     print(message, file=sys.stderr)

@@ -47,12 +47,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a checkpoint: overall, by length, by class. Or evaluate every member of a sweep."""
+    # Before torch is imported, so that a wrong list is reported at once.
     chosen = None if lengths is None else parse_lengths(lengths)
 
     if not is_sweep(checkpoint):
         _evaluate_checkpoint(checkpoint, chosen, samples, confusion, data, device, as_json)
         return
 
+    # Members are evaluated on their own data, on the device of their config.
     if confusion or data or device:
         raise ConfigError(
             Problem(
@@ -81,10 +83,14 @@ def _evaluate_checkpoint(
     from rnncls.rundir.restore import held_out_data, is_finite
 
     loaded, model = load_checkpoint(checkpoint, device)
+
+    # Only a warning: if these weights matter, the loss is not finite either, an error below.
     if not is_finite(loaded):
         print(f"rnncls: warning[K13]: weights in {loaded.path} are not finite", file=sys.stderr)
 
     dataset = held_out_data(loaded, data, progress=True)
+
+    # Printed before the evaluation, which may take minutes.
     if dataset is not None:
         for warning in dataset_warnings(dataset):
             print(warning, file=sys.stderr)
@@ -98,6 +104,8 @@ def _evaluate_checkpoint(
         progress=True,
         dataset=dataset,
     )
+
+    # Logits that are NaN stand for no class, so the rest of the report would mean nothing.
     if not math.isfinite(report.loss):
         remedy = "an earlier checkpoint of the run"
         raise NonFiniteError(

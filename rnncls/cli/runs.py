@@ -24,6 +24,7 @@ def ls(
         print(json.dumps(runs))
         return
 
+    # The name comes last, because it may be of any length.
     print(f"{'state':<12} {'step':>9} {'best':>7} {'age':>6}  run")
     for run in runs:
         accuracy = run["best_accuracy"]
@@ -48,7 +49,9 @@ def diff(
 
     print(f"a: {one}\nb: {other}")
     for part, pairs in differences.items():
+        # Each part has a heading, so that "no difference" is said and not merely left out.
         print(f"\n{part}" if pairs else f"\n{part}: no difference")
+
         width = max(map(len, pairs), default=0)
         for key, (first, second) in pairs.items():
             print(f"  {printable(key):<{width}}  {_shown(first):>12}  {_shown(second):>12}")
@@ -57,6 +60,7 @@ def diff(
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
+    # Enough digits to tell two losses apart.
     if isinstance(value, float):
         return f"{value:.6g}"
     return printable(str(value))
@@ -64,6 +68,7 @@ def _shown(value: Any) -> str:
 
 def _age(seconds: float) -> str:
     """Return a duration in its largest unit, such as `3h`."""
+    # In seconds, the largest unit first.
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f}{unit}"

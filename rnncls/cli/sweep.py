@@ -71,6 +71,9 @@ def sweep(
 ) -> None:
     """Train one config with many seeds and grids of values, and summarise the results."""
     chosen_shard = _parse_shard(shard)
+
+    # These define a sweep and cannot change when it is resumed. They default to None, because any
+    # other default would look as if it had been given.
     settings = {
         "overrides": words,
         "--seeds": seeds,
@@ -107,6 +110,8 @@ def _plan(
 
     # Before torch is imported, which takes seconds: a wrong config is reported at once.
     base = load(config, overrides)
+
+    # The config's own seed is replaced by each member's, so an override would do nothing.
     if any(_key_of(word) == "seed" for word in words):
         what = "seed cannot be an override of a sweep"
         raise ConfigError(Problem(what, "seed", remedy="--seeds", id="C17"))
@@ -144,6 +149,7 @@ def _run(sweep: "Sweep", shard: tuple[int, int], jobs: int | None, as_json: bool
     from rnncls.sweep.members import run_sweep
     from rnncls.sweep.report import updated_summary
 
+    # On stderr, because stdout is for the summary, which may be JSON.
     print(f"sweep directory: {sweep.folder}", file=sys.stderr, flush=True)
     try:
         failed = run_sweep(sweep, shard, jobs)
@@ -158,6 +164,7 @@ def _run(sweep: "Sweep", shard: tuple[int, int], jobs: int | None, as_json: bool
         _warn_without_scipy(summary)
         _print_summary(summary, as_json)
 
+    # After all else, so that one broken member does not keep the summary from being written.
     for _, error in failed:
         if not isinstance(error, NonFiniteError):
             raise error
@@ -187,6 +194,7 @@ def _warn_without_scipy(summary: "Summary") -> None:
 
 def _parse_shard(text: str) -> tuple[int, int]:
     """Return (part, number of parts): "2/3" -> (2, 3). Raises: ConfigError."""
+    # At most six digits: the number of members is bounded, too.
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     if match:
         number = int(match[1])
@@ -205,6 +213,7 @@ def _parse_grid(words: list[str]) -> dict[str, list[str]]:
         key = _key_of(word)
         texts = _split(word.partition("=")[2])
 
+        # The same value twice, or one key in two axes, would make members that are the same.
         has_values = "=" in word and all(texts)
         if not has_values or len(set(texts)) < len(texts) or key in grid:
             problem = Problem(

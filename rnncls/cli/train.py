@@ -46,8 +46,10 @@ def train(
         }
         # What a resumed run trains is fixed; overrides are checked where its config is known.
         _require_alone([option for option, value in others.items() if value])
+
         from rnncls.training.resume import resume as resume_run
 
+        # Said at once, so that a run that is killed can be found, and again at the end.
         run_dir = resume
         print(f"run directory: {run_dir}", flush=True)
         state = resume_run(run_dir, with_device(overrides, device))
@@ -55,6 +57,7 @@ def train(
         # Before torch is imported, so that a wrong config is reported at once.
         resolved = load(config, overrides, device)
         _require_no_slash(name)
+
         from rnncls.rundir.paths import default_run_dir
         from rnncls.training.fit import fit
 
@@ -64,6 +67,7 @@ def train(
     else:
         raise ConfigError(Problem("nothing to train: pass --config FILE or --resume RUN", id="C17"))
 
+    # There is no best step if no validation loss was ever finite.
     best = "none"
     if state.best_step is not None:
         best = f"{state.best_accuracy:.4f} at step {state.best_step:,}"

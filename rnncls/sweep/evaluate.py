@@ -20,7 +20,7 @@ class Accuracies:
     by_member: dict[str, dict[int, float]]  # by name, then by length; 0 if it diverged
     settings: dict[str, str]  # of all members, by name
     diverged: list[str]  # names
-    left_out: dict[str, str]  # the members without accuracy, and why
+    left_out: dict[str, str]  # why a member has no accuracy, by name
 
     def to_json(self) -> dict[str, Any]:
         """Return what `rnncls eval SWEEP --json` prints."""
@@ -43,6 +43,7 @@ def evaluate_all(folder: Path, lengths: list[int] | None, samples: int | None) -
     sweep = load_sweep(folder)
     if lengths is not None:
         require_generated_data(sweep.members[0].config)
+    # Changed in memory only: sweep.yaml keeps the number of samples that evaluation.json is from.
     if samples is not None:
         sweep = replace(sweep, samples=samples)
 
@@ -53,9 +54,13 @@ def evaluate_all(folder: Path, lengths: list[int] | None, samples: int | None) -
 
     for outcome in tqdm(outcomes(sweep), unit="member", disable=None):
         member = outcome.member
+
+        # Weights that are not finite are never committed, so there may well be a checkpoint from
+        # before. To evaluate it would reward a config whose training fails.
         if outcome.diverged:
             diverged.append(member.name)
             continue
+
         if outcome.state != "finished":
             left_out[member.name] = f"{outcome.state} {outcome.error_id}".strip()
             continue
@@ -63,6 +68,8 @@ def evaluate_all(folder: Path, lengths: list[int] | None, samples: int | None) -
         try:
             report = evaluate_member(member, sweep.run_dir(member), lengths, sweep)
         except (CheckpointError, ConfigError) as error:
+            # One damaged or foreign member must not hide the others. Errors of the data or of the
+            # machine would hit them all, and end the command.
             first_error = first_error or error
             left_out[member.name] = str(error)
         else:
@@ -71,6 +78,7 @@ def evaluate_all(folder: Path, lengths: list[int] | None, samples: int | None) -
     if first_error and not by_member:
         raise first_error
 
+    # Only now is it known at which lengths the others were tested: data files decide that.
     _count_as_wrong(diverged, by_member)
     settings = {member.name: member.setting for member in sweep.members}
     return Accuracies(by_member, settings, diverged, left_out)

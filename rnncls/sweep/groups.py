@@ -1,20 +1,24 @@
-"""Which members of a sweep train together, and how many of them at the same time."""
+"""Decide which members of a sweep train together, and how many of them at the same time."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 from rnncls.steps.captured.stack import shape_of
 from rnncls.steps.engines import why_not
 from rnncls.sweep.plan import Member
 from rnncls.system.device import resolve_device
 
-MOST_STACKED = 128  # members in one stack
+# Members in one stack. Each adds its weights, moments and padded blocks to the GPU's memory, and in
+# every round the fastest member waits for the slowest.
+MOST_STACKED = 128
 
 
 @dataclass(frozen=True)
 class Group:
-    """Members that train together: at the same time, as many as there are threads."""
+    """Members that train together, `threads` of them at the same time."""
 
     members: list[Member]
     threads: int
@@ -25,31 +29,43 @@ def plan_groups(members: Sequence[Member], jobs: int | None) -> list[Group]:
     """Decide which members train together.
 
     Members with compiled steps run in parallel threads. On CUDA, members of one shape train as
-    one stack. All others run one after another.
+    one stack. All others run one after another. `jobs`: the most that train at the same time.
+
+    Raises: MachineError if a member asks for a device that is not there.
     """
     parallel: list[Member] = []
     rest: list[Member] = []
     same_shape: dict[str, list[Member]] = {}
     for member in members:
-        if _can_run(member, "compiled"):
+        # Also for engines that do not ask: a device that is not there ends the sweep here, before
+        # any member begins, and not once for each member.
+        device = resolve_device(member.config.device)
+
+        if _can_run(member, "compiled", device):
             parallel.append(member)
             continue
 
-        shape = shape_of(member.config) if _can_run(member, "captured") else None
+        shape = shape_of(member.config) if _can_run(member, "captured", device) else None
         if shape is not None:
+            # A config is not hashable; its JSON says the same.
             same_shape.setdefault(shape.model_dump_json(), []).append(member)
         else:
             rest.append(member)
 
+    # Members of a stack wait for each other at every step, so each needs a thread: `jobs` bounds
+    # the size of a stack.
     groups = []
     for stackable in same_shape.values():
         groups += _stacks(stackable, jobs or MOST_STACKED)
 
+    # Those cores that this process may use: in a container they can be fewer than the machine has.
     if parallel:
         available_cores = len(os.sched_getaffinity(0))
         threads = min(jobs or available_cores, len(parallel))
         groups.append(Group(parallel, threads))
 
+    # Eager steps hold Python's lock most of the time and use PyTorch's own threads; captured steps
+    # share one GPU. Two such members at once would only slow each other down.
     if rest:
         groups.append(Group(rest, threads=1))
     return groups
@@ -64,9 +80,9 @@ def _stacks(members: list[Member], most: int) -> list[Group]:
     return stacks
 
 
-def _can_run(member: Member, engine: str) -> bool:
+def _can_run(member: Member, engine: str, device: torch.device) -> bool:
     """Return whether the member's config and device allow this engine, and ask for no other."""
     config = member.config
     if config.train.engine not in ("auto", engine):
         return False
-    return not why_not(engine, config, resolve_device(config.device))
+    return not why_not(engine, config, device)

@@ -29,9 +29,12 @@ def run_member(sweep: Sweep, member: Member, shared: Shared) -> bool:
     Solved means every sequence of the training lengths is right.
     """
     run_dir = sweep.run_dir(member)
+
+    # The thread may have been waiting for its turn when the signal came.
     shared.stop.check(0, str(run_dir))
     _train_member(member, run_dir, shared)
 
+    # An evaluation of another step is out of date: the run was resumed with more steps since.
     evaluation = read_evaluation(run_dir)
     status_step = read_status(run_dir).get("step")
     if evaluation is None or evaluation.step != status_step:
@@ -40,6 +43,7 @@ def run_member(sweep: Sweep, member: Member, shared: Shared) -> bool:
             member, run_dir, None, sweep, check=lambda: shared.stop.check(step, str(run_dir))
         )
         evaluation = write_evaluation(run_dir, report)
+    # Equality is safe: the mean of ones is computed as exactly 1.
     return trained_accuracy(evaluation, member.config) == 1
 
 
@@ -57,7 +61,9 @@ def _train_member(member: Member, run_dir: Path, shared: Shared) -> None:
 
     try:
         if status.get("state") == "finished":
+            # The bar counts the steps of all members, those of an earlier call too.
             shared.report_steps(member.config.train.max_steps)
+        # With a checkpoint, even that of step 0, a new run would be refused as the folder is used.
         elif step_files(run_dir / CHECKPOINTS):
             resume(run_dir, shared=shared)
         else:

@@ -23,7 +23,9 @@ from rnncls.sweep.plan import Member, Sweep, require_unchanged
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.run import Shared
 
-SIGNAL_SECONDS = 0.2  # how soon members that wait for a thread hear of a signal
+# How soon a signal cancels the members that wait for a thread. A signal does not wake `wait`, so it
+# has to time out; five times a second costs nothing.
+SIGNAL_SECONDS = 0.2
 
 
 def run_sweep(
@@ -39,10 +41,13 @@ def run_sweep(
     Raises: Interrupted after a signal, once every member has saved. CheckpointError if the data
     has changed. WriteError if the disk is full; the sweep can be resumed.
     """
+    # Members of an earlier call trained on these files; the others must be comparable with them.
     require_unchanged(sweep)
     members = _members_of_shard(sweep, shard)
 
     progress = _Progress(members)
+    # Signal handlers and the hook for TensorBoard's threads belong to the process, so they are set
+    # here once and not by each member.
     with stop_requests() as stop, reporting_disk_errors_later(), progress.bar:
         for group in plan_groups(members, jobs):
             _run_group(sweep, group, stop, progress)
@@ -53,6 +58,8 @@ def run_sweep(
 
 def _members_of_shard(sweep: Sweep, shard: tuple[int, int]) -> list[Member]:
     number, num_shards = shard
+    # Seeds vary fastest, so to take every nth member spreads each setting, and its cost, over the
+    # shards.
     return sweep.members[number - 1 :: num_shards]
 
 
@@ -61,6 +68,8 @@ class _Progress:
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.num_members = len(members)
+
+        # Counted by the thread that waits for the members, so without the lock.
         self.solved = 0
         self.failed: list[tuple[Member, RnnclsError]] = []
 
@@ -93,6 +102,8 @@ def _run_group(sweep: Sweep, group: Group, stop: StopRequest, progress: _Progres
             if error is None:
                 progress.solved += future.result()
             elif isinstance(error, InUse | Interrupted):
+                # No result, and no failure either: another process trains the member, or it has
+                # saved and will be resumed.
                 continue
             elif isinstance(error, RnnclsError) and not isinstance(error, WriteError):
                 # Without its traceback, whose frames would keep the weights of every failed member.
@@ -114,6 +125,8 @@ def _submit(
     """Hand the members of a group to the pool's threads."""
     running: dict[Future[bool], Member] = {}
     seats = Stack(len(group.members)).members if group.stacked else []
+
+    # Without a stack there are no seats, and every member gets None for its seat.
     try:
         for member, seat in itertools.zip_longest(group.members, seats):
             shared = Shared(
@@ -122,6 +135,7 @@ def _submit(
                 engine=seat.steps if seat else None,
                 compared=("seed", *member.values),
             )
+
             future = pool.submit(run_member, sweep, member, shared)
             running[future] = member
 

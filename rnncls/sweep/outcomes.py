@@ -7,15 +7,17 @@ from typing import Any
 from rnncls.errors import ConfigError, NonFiniteError
 from rnncls.rundir.status import read_status
 from rnncls.rundir.tables import read_metrics
-from rnncls.sweep.plan import Member, Sweep
-from rnncls.sweep.results import Evaluation, read_evaluation, tested_lengths, trained_accuracy
+from rnncls.sweep.plan import Member, Sweep, tested_lengths
+from rnncls.sweep.results import Evaluation, read_evaluation, trained_accuracy
 
-SOLVED = 0.999  # accuracy from which a member counts as having solved the task
+# Accuracy from which the task counts as solved: in validation, whose first such step is reported,
+# and at each length of a horizon.
+SOLVED = 0.999
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One member, as far as it is known."""
+    """The state of one member, and its results so far."""
 
     member: Member
     state: str  # of its status.json, or "not begun"
@@ -69,6 +71,8 @@ def by_setting(members: Sequence[Outcome]) -> dict[str, list[Outcome]]:
 
 def accuracies_at(length: int, ended: Sequence[Outcome]) -> list[float]:
     """Return the accuracy of each member tested at this length, and 0 for each that diverged."""
+    # On data files the lengths come from the evaluation, and a member that diverged has none: it
+    # must count as 0 nevertheless, or diverging would raise the median.
     accuracies = []
     for outcome in ended:
         accuracy = outcome.accuracies.get(length)
@@ -96,6 +100,7 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
         evaluation = None
         damage_id = "R9"
 
+    # status.json may be from another program, or edited: a step that is no number counts as 0.
     status = read_status(run_dir)
     step = status.get("step")
     if not isinstance(step, int):
@@ -105,11 +110,14 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
     if evaluation is not None and evaluation.step != step:
         evaluation = None
 
+    # Damage is named first: the run may well have finished before its files were damaged.
+    error_id = damage_id or str(status.get("error_id") or "")
+
     return Outcome(
         member,
         state=str(status.get("state", "not begun")),
         exit_code=status.get("exit_code"),
-        error_id=damage_id or str(status.get("error_id") or ""),
+        error_id=error_id,
         step=step,
         evaluation=evaluation,
         tested=tuple(tested_lengths(sweep, member.config)),
@@ -120,6 +128,7 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
 
 def _steps_to_solved(metrics: list[dict[str, Any]]) -> int | None:
     """Return the first step with a validation accuracy of SOLVED; None if there is none."""
+    # Most rows are of steps without an evaluation; a value that was not finite is None.
     for row in metrics:
         accuracy = row.get("val/accuracy")
         if accuracy is not None and accuracy >= SOLVED:
@@ -132,6 +141,8 @@ def _train_seconds(metrics: list[dict[str, Any]], batch_size: int) -> float | No
     """Return the seconds spent on training steps alone, from the rates that were logged."""
     seconds = 0.0
     last_step = 0
+    # Each rate is the average since the row before that has one; neither evaluation nor saving is
+    # part of it.
     for row in metrics:
         rate = row.get("train/sequences_per_second")
         if rate:

@@ -19,6 +19,7 @@ PLOTS = "plots"
 
 def is_sweep(folder: Path) -> bool:
     """Return whether the folder holds a sweep; False for a folder that may not be looked into."""
+    # `rnncls eval` then takes the path for that of a checkpoint, whose error names the reason.
     try:
         return (folder / SWEEP_FILE).is_file()
     except OSError:

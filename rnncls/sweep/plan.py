@@ -11,8 +11,16 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rnncls.config import Config, FilesConfig, parse_config, read_yaml, write_yaml
+from rnncls.config import (
+    Config,
+    FilesConfig,
+    SumModConfig,
+    parse_config,
+    read_yaml,
+    write_yaml,
+)
 from rnncls.config.ranges import parse_lengths, parse_seeds, require_generated_data
+from rnncls.data import spread_lengths
 from rnncls.data.dataset import data_paths
 from rnncls.data.records import fingerprint, require_unchanged_files
 from rnncls.errors import ConfigError, Problem
@@ -21,9 +29,14 @@ from rnncls.rundir.paths import LOCK
 from rnncls.sweep.paths import MEMBERS, SWEEP_FILE
 from rnncls.system.files import write_atomically, writing
 
+# All members are kept in memory, each with its config.
 MOST_MEMBERS = 100_000
-MAX_SWEEP_FILE_BYTES = 60_000  # the YAML reader refuses more than 64 KiB
-MAX_NAME_BYTES = 200  # file systems allow 255; temporary files add a prefix
+
+# The YAML reader refuses more than 64 KiB, and what is written must be readable again.
+MAX_SWEEP_FILE_BYTES = 60_000
+
+# File systems allow names of 255 bytes; the rest is a margin.
+MAX_NAME_BYTES = 200
 
 Grid = dict[str, list[str]]  # the values of each key, as they were written
 
@@ -62,8 +75,12 @@ class SweepFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     config: dict[str, Any]
+
+    # Seeds, grid and lengths are kept as they were written: the same command gives the same file.
     seeds: str
-    grid: dict[str, Annotated[list[str], Field(strict=False)]]  # the YAML reader returns tuples
+
+    # Not strict, because the YAML reader returns tuples.
+    grid: dict[str, Annotated[list[str], Field(strict=False)]]
     lengths: str | None
     samples: Annotated[int, Field(ge=1, le=10**8)]
     fingerprints: dict[str, str]
@@ -129,6 +146,16 @@ def require_unchanged(sweep: Sweep) -> None:
     require_unchanged_files(sweep.fingerprints.items(), "sweep", remedy)
 
 
+def tested_lengths(sweep: Sweep, config: Config) -> list[int]:
+    """Return the lengths that are tested: training lengths (at most 20) and the sweep's own.
+
+    Data files are tested as a whole: no lengths.
+    """
+    if not isinstance(config.data, SumModConfig):
+        return []
+    return sorted({*spread_lengths(config.data), *sweep.lengths})
+
+
 def _write_plan(folder: Path, content: SweepFile) -> None:
     """Write sweep.yaml, or check that the one in the folder says the same."""
     text = write_yaml(content.model_dump()).encode()
@@ -169,6 +196,8 @@ def _require_unused(folder: Path) -> None:
 
 def _read_plan(path: Path) -> SweepFile:
     """Return the content of sweep.yaml. Raises ConfigError if it is missing or damaged."""
+    # By name and not with `exists`, which follows a link: a link that leads nowhere, or a file that
+    # may not be read, is there, and the reader says what is wrong with it.
     folder = path.parent
     if not folder.is_dir() or SWEEP_FILE not in {entry.name for entry in folder.iterdir()}:
         expected = f"a folder with {SWEEP_FILE}"
@@ -179,6 +208,7 @@ def _read_plan(path: Path) -> SweepFile:
     try:
         return SweepFile.model_validate(read_yaml(path))
     except ValidationError as error:
+        # A file of another kind is wrong in every key; a few of them are enough to see that.
         keys = {".".join(map(str, detail["loc"])) for detail in error.errors()}
         wrong = ", ".join(sorted(keys)[:5])
         expected = "a file written by rnncls sweep"
@@ -193,14 +223,16 @@ def _expand(content: SweepFile, folder: Path, source: str) -> Sweep:
     if content.lengths is not None:
         lengths = parse_lengths(content.lengths, source)
 
+    # The grid is counted before it is expanded: a few axes make more members than memory holds.
     _check_grid(content.grid, len(seeds), source)
     members = _members(content, seeds, source)
-    _check_members(members, source)
 
+    # Values of the grid can replace the data, so every member is asked.
     if lengths:
         for member in members:
             require_generated_data(member.config)
 
+    _check_members(members, source)
     return Sweep(folder, members, lengths, content.samples, content.fingerprints)
 
 
@@ -230,9 +262,13 @@ def _members(content: SweepFile, seeds: list[int], source: str) -> list[Member]:
         values = dict(zip(content.grid, texts, strict=True))
         overrides = [f"{key}={text}" for key, text in values.items()]
 
+        # The name says the setting to whoever lists the folder. Without the sections it is short;
+        # where that makes two names equal, `_check_members` refuses the sweep.
         for seed in seeds:
             name = format_setting({**values, "seed": str(seed)}, short=True, separator="_")
-            name = name.replace("/", "-")  # values may be paths
+
+            # Values may be paths of data files.
+            name = name.replace("/", "-")
             if len(name.encode()) > MAX_NAME_BYTES:
                 what = "the name of a member's folder is too long"
                 raise ConfigError(Problem(what, source, found=name, id="C17"))
@@ -244,6 +280,8 @@ def _members(content: SweepFile, seeds: list[int], source: str) -> list[Member]:
 
 def _check_members(members: list[Member], source: str) -> None:
     """Raise ConfigError if two members have the same folder or the same config."""
+    # Values that are written differently can be equal (1e-3 and 0.001): then the configs are, and
+    # one run would be counted twice.
     names = {member.name for member in members}
     configs = {member.config.model_dump_json() for member in members}
     if len(names) < len(members) or len(configs) < len(members):

@@ -24,10 +24,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_LINES = 200  # members drawn per setting
+# Members drawn per setting. More thin lines only blacken the picture; the median is of all members.
+MOST_LINES = 200
+
+# Matplotlib's cycle has ten colours; after these the next line style is used.
+NUM_COLOURS = 10
 LINE_STYLES = ("-", "--", ":", "-.")
-NUM_COLOURS = 10  # of matplotlib's cycle; after these the next line style is used
-MOST_INSIDE = 3  # settings whose legend leaves room for the curves
+
+# Up to so many settings, the legend leaves room for the curves.
+MOST_INSIDE = 3
 
 
 def draw(sweep: Sweep) -> list[Path]:
@@ -47,6 +52,8 @@ def draw(sweep: Sweep) -> list[Path]:
         folder.mkdir(exist_ok=True)
         for name, figure in figures.items():
             path = folder / f"{name}.png"
+
+            # Drawn into memory first, so that the file appears whole or not at all.
             content = io.BytesIO()
             figure.savefig(content, dpi=120)
             write_atomically(path, content.getvalue())
@@ -62,6 +69,7 @@ def accuracy_by_length(ended: Sequence[Outcome]) -> "Figure":
 
     A member that diverged is drawn at 0.
     """
+    # Members of a grid may have been tested at different lengths; the axis shows them all.
     results = []
     for outcome in ended:
         if outcome.evaluation is not None:
@@ -71,6 +79,7 @@ def accuracy_by_length(ended: Sequence[Outcome]) -> "Figure":
     figure, axes = _axes(ended)
     _shade_trained(axes, results)
 
+    # A setting keeps its number, and so its colour, in both pictures.
     settings = by_setting(ended)
     for number, members in enumerate(settings.values()):
         for outcome in members[:MOST_LINES]:
@@ -91,6 +100,9 @@ def accuracy_by_length(ended: Sequence[Outcome]) -> "Figure":
 
     axes.set(xscale="log", xlabel="length", ylabel="accuracy", ylim=(-0.02, 1.03))
     ticks = _spaced(lengths)
+
+    # A logarithmic axis would be labelled at powers of ten, which are seldom lengths that were
+    # tested, and its minor ticks would write over our labels.
     axes.set_xticks(ticks, [f"{length:,}" for length in ticks])
     axes.set_xticks([], minor=True)
     _legend(axes, len(settings))
@@ -117,9 +129,13 @@ def losses(sweep: Sweep, ended: Sequence[Outcome]) -> "Figure":
             curve = _loss_curve(sweep, outcome)
             for step, loss in curve.items():
                 at_step.setdefault(step, []).append(loss)
+
+            # The median needs the losses of all members, drawn or not.
             if place < MOST_LINES:
                 _draw_member(axes, number, curve)
 
+        # Runs stop at different steps. Where most have stopped, the median would be that of the few
+        # that find the task hard, and would seem to rise again.
         medians = {}
         for step, at_this_step in sorted(at_step.items()):
             if 2 * len(at_this_step) >= len(members):
@@ -127,6 +143,7 @@ def losses(sweep: Sweep, ended: Sequence[Outcome]) -> "Figure":
         if medians:
             _draw_median(axes, number, members, medians)
 
+    # Guessing gives each of N classes the probability 1/N: a cross-entropy of ln N.
     for chance in _chances(ended):
         label = f"guessing: ln {1 / chance:.0f}"
         axes.axhline(-math.log(chance), color="0.5", linestyle=":", linewidth=1, label=label)
@@ -189,6 +206,8 @@ def _spaced(lengths: list[int]) -> list[int]:
 
 def _axes(ended: Sequence[Outcome]) -> "tuple[Figure, Axes]":
     """Return a new figure and its axes, titled with the number of members."""
+    # Without pyplot, which would look for a display and keep every figure. Imported here because it
+    # takes long.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -211,6 +230,7 @@ def _pixels(figure: "Figure") -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]
     """Return the picture as an array, (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    # The background is opaque, so the alpha channel says nothing.
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3]

@@ -1,4 +1,4 @@
-"""Write what is known of a sweep into its folder, when members have ended."""
+"""Write the summary and the pictures of a sweep into its folder, once members have ended."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ def updated_summary(sweep: Sweep, *, plots: bool) -> Iterator[Summary]:
     with holding(sweep.folder):
         summary = summarize(sweep)
         yield summary
+
         write_summary(sweep, summary)
         if plots:
             draw(sweep)

@@ -10,16 +10,18 @@ import torch
 from pydantic import BaseModel, Field
 
 from rnncls.config import Config, FilesConfig, SumModConfig, flatten
-from rnncls.data import spread_lengths
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
-from rnncls.rundir.checkpoint import Checkpoint
-from rnncls.rundir.checkpoint_files import find_newest, load_checkpoint
-from rnncls.rundir.restore import held_out_data
+from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
+from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.restore import held_out_data, restore_model
 from rnncls.sweep.paths import EVALUATION
-from rnncls.sweep.plan import Member, Sweep
+from rnncls.sweep.plan import Member, Sweep, tested_lengths
+from rnncls.system.device import resolve_device
 from rnncls.system.files import read_regular, write_atomically, writing
 
+# A report has a row per length, and on data files there may be a million lengths. The bound keeps a
+# file that is no report from filling the memory.
 MAX_EVALUATION_BYTES = 64 * 2**20
 
 
@@ -56,10 +58,13 @@ def evaluate_member(
     Raises: ConfigError if the run has another config than the member. CheckpointError if the
     checkpoint or the data files are damaged. What `check` raises.
     """
-    checkpoint, model = load_checkpoint(find_newest(run_dir))
-    _require_planned(member, checkpoint)
+    checkpoint = read_checkpoint(find_newest(run_dir))
 
+    # Before the model is built: that of a foreign run may be huge, or on a device that is not here.
+    _require_planned(member, checkpoint)
     config = checkpoint.config
+    model = restore_model(checkpoint).to(resolve_device(config.device))
+
     dataset = held_out_data(checkpoint)
     if isinstance(config.data, FilesConfig):
         lengths = None
@@ -80,6 +85,7 @@ def evaluate_member(
 
 def _require_planned(member: Member, checkpoint: Checkpoint) -> None:
     """Raise ConfigError if the checkpoint is of another config than the sweep planned."""
+    # Somebody may have trained in the member's folder by hand, or resumed it with overrides.
     planned = flatten(member.config)
     actual = flatten(checkpoint.config)
 
@@ -99,16 +105,6 @@ def _require_planned(member: Member, checkpoint: Checkpoint) -> None:
         raise ConfigError(problem)
 
 
-def tested_lengths(sweep: Sweep, config: Config) -> list[int]:
-    """Return the lengths that are tested: training lengths (at most 20) and the sweep's own.
-
-    Data files are tested as a whole: no lengths.
-    """
-    if not isinstance(config.data, SumModConfig):
-        return []
-    return sorted({*spread_lengths(config.data), *sweep.lengths})
-
-
 def trained_accuracy(evaluation: Evaluation, config: Config) -> float:
     """Return the accuracy that success is counted by.
 
@@ -117,12 +113,15 @@ def trained_accuracy(evaluation: Evaluation, config: Config) -> float:
     if not isinstance(config.data, SumModConfig):
         return evaluation.accuracy
 
+    # Every length counts the same, although there are far more sequences of the longer ones: else
+    # the short ones would hardly matter.
     accuracies = [result.accuracy for result in evaluation.by_length if result.trained]
     return math.fsum(accuracies) / max(1, len(accuracies))
 
 
 def write_evaluation(run_dir: Path, report: dict[str, Any]) -> Evaluation:
     """Write evaluation.json and return the part that the statistics read. Raises WriteError."""
+    # JSON has no NaN. The report replaces a loss that is not finite; any other NaN would be a bug.
     path = run_dir / EVALUATION
     with writing(path):
         write_atomically(path, json.dumps(report, allow_nan=False).encode())

@@ -19,7 +19,8 @@ from rnncls.sweep.paths import SUMMARY_CSV, SUMMARY_JSON
 from rnncls.sweep.plan import Sweep
 from rnncls.system.files import write_atomically, writing
 
-LEVELS = (0.99, 0.999, 1.0)  # accuracies from which a member counts as a success
+# Accuracies from which a member counts as a success. Their text is a key of summary.json.
+LEVELS = (0.99, 0.999, 1.0)
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,16 @@ class SolvedStatistics:
     """Training until validation accuracy reaches SOLVED."""
 
     reached: int  # members that reached it
-    steps: float | None  # median, with members that never reach it as infinite; None if infinite
-    sequences: float | None  # the same, in training sequences
+
+    # The median, in which members that never reach it count as infinite; None if it is infinite.
+    # To leave them out would make a setting look fast that seldom gets there.
+    steps: float | None
+    sequences: float | None
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the members of a setting that have ended say together."""
+    """Statistics of those members of a setting that have ended."""
 
     measure: str  # what accuracy is measured on
     diverged: int
@@ -101,6 +105,7 @@ class Setting:
             "ended": self.ended,
             "broken": self.broken,
         }
+        # Without results these keys are absent: numbers that nobody counted have no place.
         if self.statistics is not None:
             content |= asdict(self.statistics)
         if self.p_against_first is not None:
@@ -110,7 +115,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of a sweep."""
+    """The statistics of a sweep, and the outcomes that they are computed from."""
 
     settings: list[Setting]
     outcomes: list[Outcome]
@@ -131,6 +136,7 @@ def summarize(sweep: Sweep) -> Summary:
     settings: list[Setting] = []
     for name, members in by_setting(all_outcomes).items():
         setting = summarize_setting(name, members)
+        # All others are compared with the first setting: the order of the grid decides which it is.
         if settings:
             setting = replace(setting, p_against_first=_compare(settings[0], setting))
         settings.append(setting)
@@ -165,6 +171,7 @@ def _statistics(ended: Sequence[Outcome]) -> Statistics:
     for outcome in ended:
         lengths.update(outcome.accuracies)
 
+    # A length of one member alone has statistics too; `of` says how many members were tested at it.
     by_length = {}
     for length in sorted(lengths):
         by_length[length] = _length_statistics(accuracies_at(length, ended))
@@ -190,6 +197,7 @@ def _length_statistics(accuracies: Sequence[float]) -> LengthStatistics:
 
 
 def _solved_statistics(ended: Sequence[Outcome]) -> SolvedStatistics:
+    # Members that never get there come after all others.
     steps = [outcome.steps_to_solved or math.inf for outcome in ended]
     reached = sum(step < math.inf for step in steps)
 
@@ -197,6 +205,7 @@ def _solved_statistics(ended: Sequence[Outcome]) -> SolvedStatistics:
     if middle == math.inf:
         return SolvedStatistics(reached, steps=None, sequences=None)
 
+    # The same for all members: they differ in the seed alone.
     batch_size = ended[0].member.config.train.batch_size
     return SolvedStatistics(reached, steps=middle, sequences=middle * batch_size)
 
@@ -233,6 +242,7 @@ def fisher(first: SuccessRate, other: SuccessRate) -> float | None:
     except ImportError:
         return None
 
+    # A row per setting: members that succeed, and members that do not.
     contingency = [[rate.count, rate.of - rate.count] for rate in (first, other)]
     return float(fisher_exact(contingency).pvalue)
 
@@ -260,6 +270,7 @@ def horizon(accuracies: dict[int, float]) -> int:
 
     0 if it is not at the shortest one.
     """
+    # The first failure ends it: longer lengths that are right again do not count.
     reached = 0
     for length, accuracy in sorted(accuracies.items()):
         if accuracy < SOLVED:
@@ -270,6 +281,7 @@ def horizon(accuracies: dict[int, float]) -> int:
 
 def member_row(outcome: Outcome) -> dict[str, Any]:
     """Return a member's line of summary.csv, by column; summary.json has the same."""
+    # The grid's keys are whole, such as optimizer.lr, and so differ from all other columns.
     row: dict[str, Any] = {
         "name": outcome.member.name,
         "seed": outcome.member.config.seed,
@@ -306,6 +318,7 @@ def _as_csv(summary: Summary) -> str:
     for row in rows:
         columns.update(dict.fromkeys(row))
 
+    # The csv module writes line ends of its own, which must not be translated.
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns))
     writer.writeheader()

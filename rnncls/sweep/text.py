@@ -12,6 +12,7 @@ from rnncls.sweep.summary import LEVELS, Setting, Statistics, Summary, interquar
 
 def accuracy_table(accuracies: Accuracies) -> str:
     """Return a table of accuracies: a line per member, then statistics for each setting."""
+    # A reason may quote a file, whose control characters must not reach the terminal.
     left_out = []
     for name, reason in accuracies.left_out.items():
         left_out.append(f"left out: {name}: {printable(reason)}")
@@ -25,6 +26,7 @@ def accuracy_table(accuracies: Accuracies) -> str:
         tested.update(by_length)
     lengths = sorted(tested)
 
+    # Names are as long as the grid makes them; the titles of the rows fit into eight columns.
     width = max(8, *(len(name) for name in by_member))
     header = "".join(f"{length:>9,}" for length in lengths)
     lines = [f"{'length':<{width}} {header}"]
@@ -63,6 +65,7 @@ def _statistics_lines(
     for length in lengths:
         column = [by_length[length] for by_length in members if length in by_length]
         # A grid over data files tests other lengths in each setting, so a column may be empty.
+        # It then shows nan and no success.
         columns.append(column or [math.nan])
 
     lines = []
@@ -70,6 +73,7 @@ def _statistics_lines(
         cells = "".join(_cell(statistic(column)) for column in columns)
         lines.append(f"{title:<{width}} {cells}")
 
+    # How many members succeed, by the lowest level.
     counts = ""
     for column in columns:
         successes = sum(accuracy >= LEVELS[0] for accuracy in column)
@@ -118,6 +122,7 @@ def _progress_line(setting: Setting) -> str:
 
 
 def _success_lines(setting: Setting, statistics: Statistics) -> list[str]:
+    # The first setting is compared with nothing; without scipy every value is None.
     p_values = setting.p_against_first or {}
 
     lines = []
@@ -134,6 +139,7 @@ def _success_lines(setting: Setting, statistics: Statistics) -> list[str]:
 
 
 def _solved_lines(statistics: Statistics) -> list[str]:
+    # Both are None unless more than half of the members get there.
     steps = statistics.to_solved.steps
     sequences = statistics.to_solved.sequences
     if steps is None or sequences is None:
@@ -144,6 +150,7 @@ def _solved_lines(statistics: Statistics) -> list[str]:
 
 
 def _length_lines(statistics: Statistics) -> list[str]:
+    # The columns of the header and of the rows must match: 6, then 11 each, then the counts.
     lines = ["", "length     median        IQM     lowest   >= 99 %   >= 99.9 %   100 %"]
     for length, at in statistics.by_length.items():
         counts = [at.success[level].count for level in LEVELS]
