@@ -280,8 +280,8 @@ _loading = threading.Lock()
 def load_program() -> Functions:
     """Return the compiled functions, from the cache folder if they are there.
 
-    Otherwise they are compiled, which takes a few seconds, and written to the folder. If there is no
-    folder, or what is in it cannot be read, they are compiled for this process alone.
+    Otherwise they are compiled, which takes a few seconds, and written to the folder. If there is
+    no folder, or what is in it cannot be read, they are compiled for this process alone.
     """
     with _loading:
         if not _loaded:
