@@ -12,7 +12,8 @@ from rnncls.steps.eager import train_step
 from rnncls.steps.optim import learning_rate
 from rnncls.steps.state import TrainState, next_due
 
-CHUNK_SECONDS = 0.1  # a chunk is never interrupted, so a signal may have to wait as long
+# A chunk is never interrupted, so this is also how long a signal may have to wait.
+CHUNK_SECONDS = 0.1
 
 Rates = np.ndarray[Any, np.dtype[np.float64]]  # (K,) learning rates of a block's steps
 TakeChunk = Callable[[Block, Rates, int, int], int]  # see `in_chunks`
@@ -23,7 +24,9 @@ class Pace:
     """Finds how many steps fit into CHUNK_SECONDS."""
 
     def __init__(self) -> None:
-        self.steps = 1  # the largest size of the next chunk
+        # The largest size of the next chunk. Nothing is known yet of how long a step takes, so the
+        # first chunk is a single step.
+        self.steps = 1
 
     def note(self, taken: int, seconds: float) -> None:
         """Set the size of the next chunk by the time that these steps took.
@@ -58,6 +61,9 @@ def in_chunks(
             started_at = time.perf_counter()
             taken = take_chunk(block, rates, first, last)
             seconds = time.perf_counter() - started_at
+
+            # Steps of a chunk are never skipped ones: the engine stops before those. So any of them
+            # ends a row of skipped steps, and the caller has something to do after the last.
             if taken:
                 state.step += taken
                 state.due = True
@@ -77,6 +83,7 @@ def in_chunks(
 def ahead(items: Iterator[T]) -> Iterator[T]:
     """Yield the items, and make each in a thread while the one before it is used."""
     # None marks the end. An error of the iterator is raised where its item would have been used.
+    # No more than two items are in memory: the one in use, and the one that is being made.
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:
@@ -88,6 +95,7 @@ def with_rates(task: Task, step: int) -> Iterator[tuple[Block, Rates]]:
     """Yield the blocks from this step on, each with the learning rates (K,) of its K steps."""
     config = task.config
     for block in task.blocks(step, task.max_steps):
+        # From the same function as in `train_step`, so that all engines use the very same rates.
         rates = np.empty(block.num_steps)
         for number in range(block.num_steps):
             rates[number] = learning_rate(

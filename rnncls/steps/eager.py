@@ -22,6 +22,7 @@ MOST_NAMED = 5  # sequences that an error message lists
 def eager_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
     """Train from the state's step to the task's last, and yield 1 after each step."""
     device = state.device
+    # Both layouts have the same sequences in the same order, so that the losses agree.
     batches: Iterator[Batch | PaddedBatch] = task.batches(state.step, task.max_steps)
     if layout_of(task.config, device) == "padded":
         batches = _padded_batches(task, state.step)
@@ -35,6 +36,7 @@ def layout_of(config: Config, device: torch.device) -> str:
     """Return how batches are laid out on this device: "packed" or "padded"."""
     if config.data.layout != "auto":
         return config.data.layout
+    # A padded batch in reverse would begin with its padding, so two directions need packed ones.
     return "padded" if device.type == "cuda" and not config.model.bidirectional else "packed"
 
 
@@ -62,14 +64,18 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
     lr = learning_rate(state.step, task.max_steps, config.optimizer.lr, config.schedule)
     (group,) = state.optimizer.param_groups
     group["lr"] = lr
+
+    # Without a gradient from before, backward stores the new one instead of adding to it.
     for parameter in group["params"]:
         parameter.grad = None
 
+    # The loss is computed in float32, also where autocast makes the logits bfloat16.
     with precision(config, batch.labels.device):
         logits = state.model(batch.tokens).float()  # (B, num_classes)
     weights = None if task.class_weights is None else task.class_weights.to(logits.device)
     loss = F.cross_entropy(logits, batch.labels, weights)
     loss.backward()  # type: ignore[no-untyped-call]
+
     norm = clip_grad_norm(group["params"], config.train.max_grad_norm)
     correct = (logits.argmax(1) == batch.labels).sum()
 
@@ -77,9 +83,12 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
     measured = torch.stack((loss.detach(), norm, correct.float()))  # (3,)
     loss_value, norm_value, correct_value = measured.tolist()
     finite = math.isfinite(loss_value) and math.isfinite(norm_value)
+
+    # Raised before the step is counted, so that the state is still that of the step before.
     if not finite and state.skipped >= config.train.max_skipped_steps:
         raise _non_finite(state.step + 1, loss_value, norm_value, lr, logits.detach(), batch.labels)
 
+    # A skipped step counts as well: the next one has another batch, and a run has no more steps.
     state.step += 1
     state.due = True
     state.skipped = 0 if finite else state.skipped + 1
@@ -108,6 +117,8 @@ def _non_finite(
 
     `logits`: (B, num_classes); `labels`: (B,).
     """
+    # Without reduction each sequence has its own loss. There may be no culprit: a gradient can
+    # overflow although every loss is finite.
     losses = sequence_losses(logits, labels)  # (B,)
     culprits = (~losses.isfinite()).nonzero().flatten().tolist()
     sequences = ""

@@ -22,7 +22,8 @@ from rnncls.errors import MachineError, Problem
 from rnncls.steps.eager import eager_steps
 from rnncls.steps.state import TrainState
 
-MOST_COMPILED = 512  # hidden_size; beyond it torch's own products are as fast, and multithreaded
+# A hidden_size. Beyond it torch's own products are as fast, and multithreaded.
+MOST_COMPILED = 512
 
 
 class Engine(Protocol):
@@ -55,6 +56,7 @@ def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
     if wanted == "eager":
         return eager_steps, "eager steps"
 
+    # With "auto" the device decides: each has one engine that is the fastest where it works.
     name: str = wanted
     if wanted == "auto":
         name = "captured" if device.type == "cuda" else "compiled"
@@ -68,6 +70,8 @@ def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
 
     if engine is not None:
         return engine, f"{name} steps"
+
+    # Eager steps can train every run, so "auto" never fails. A choice by name is not replaced.
     if wanted == "auto":
         return eager_steps, f"eager steps ({reason})"
     raise MachineError(
@@ -77,6 +81,7 @@ def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
 
 def _load(name: str) -> tuple[Engine | None, str]:
     """Return the engine of this name, or None and the reason why it does not work here."""
+    # Engines are imported only where they are chosen: Numba is optional, and slow to import.
     if name == "captured":
         from rnncls.steps.captured.engine import captured_steps
 
@@ -85,7 +90,8 @@ def _load(name: str) -> tuple[Engine | None, str]:
     try:
         from rnncls.steps.compiled.engine import compiled_steps, load_program
 
-        load_program()  # now, so that a failure is found before the first step
+        # Now, so that a failure is found before the first step.
+        load_program()
     # Numba or LLVM may not fit the machine or the other packages, and then raises anything.
     except Exception as error:
         return None, f"numba fails: {error!s:.200}"
@@ -101,6 +107,8 @@ def why_not(engine: str, config: Config, device: torch.device) -> str:
     if device.type != required:
         return f"the device is {device.type}"
 
+    # Both engines run forwards only. Neither draws dropout masks, for which `train_step` seeds
+    # torch's generator anew at each step.
     if config.model.bidirectional:
         return "model.bidirectional is true"
     if config.model.dropout > 0:
@@ -110,6 +118,7 @@ def why_not(engine: str, config: Config, device: torch.device) -> str:
 
 
 def _why_not_captured(config: Config) -> str:
+    # A graph has static shapes, but packed batches differ in their numbers of rows.
     if config.data.layout == "packed":
         return "data.layout is packed"
     if config.train.deterministic:
@@ -118,6 +127,7 @@ def _why_not_captured(config: Config) -> str:
 
 
 def _why_not_compiled(config: Config) -> str:
+    # The compiled program is written for h_t = f(z_t), with neither gates nor bfloat16.
     if config.model.cell != "rnn":
         return f"model.cell is {config.model.cell}"
     if config.train.precision == "bfloat16":
@@ -127,6 +137,7 @@ def _why_not_compiled(config: Config) -> str:
     if config.train.engine == "auto" and config.model.hidden_size > MOST_COMPILED:
         return f"model.hidden_size is above {MOST_COMPILED}"
 
+    # Looked for, not imported: that takes long, and may not be needed.
     if find_spec("numba") is None:
         return "numba is not installed: pip install 'rnncls[fast]'"
     return ""

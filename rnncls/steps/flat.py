@@ -16,16 +16,19 @@ from rnncls.steps.state import TrainState
 # The rows of the storage, each with one number per parameter element.
 WEIGHTS = 0
 GRADIENTS = 1
-FIRST_MOMENTS = 2  # or SGD's momentum buffers
+# Adam's exp_avg and exp_avg_sq. SGD keeps its momentum buffers in the first of them.
+FIRST_MOMENTS = 2
 SECOND_MOMENTS = 3
 ROWS = 4
 
-CACHE_LINE = 16  # floats
+# 64 bytes, in floats.
+CACHE_LINE = 16
 
 
 def zero_rows(size: int, *leading: int, device: torch.device | None = None) -> Tensor:
     """Return zeros (*leading, ROWS, size), in which each row begins at a cache line."""
-    lines = -(-size // CACHE_LINE)  # rounded up
+    # The number of lines is rounded up. What that adds to a row is cut off the view again.
+    lines = -(-size // CACHE_LINE)
     return torch.zeros(*leading, ROWS, lines * CACHE_LINE, device=device)[..., :size]
 
 
@@ -52,6 +55,8 @@ class FlatStorage:
         self.counts = torch.zeros(len(self.parameters)) if counts is None else counts
         self.views = [self._views_of(row) for row in self.flat]  # by row and parameter
 
+        # Only the memory of the parameters is replaced. They stay the same objects, by which the
+        # optimizer finds their states.
         for parameter, view in zip(self.parameters, self.views[WEIGHTS], strict=True):
             parameter.data = view.copy_(parameter.data)
 
@@ -63,15 +68,20 @@ class FlatStorage:
     @property
     def updates(self) -> int:
         """The number of updates that the optimizer has done; for SGD 1 if there was any."""
+        # SGD keeps no count. It only matters whether its next update is the first, which starts the
+        # momentum.
         return int(self.counts[0]) if "step" in self.names else int(self.published)
 
     def attach(self) -> None:
         """Take over what an eager step has made: its own gradients, and a first optimizer state."""
+        # `train_step` replaces all gradients at once, so the first one tells.
         gradients = self.views[GRADIENTS]
         if self.parameters[0].grad is not gradients[0]:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
 
+        # The first update was an eager one, or came with a checkpoint. The values of its state are
+        # copied here, and then the views take its place.
         if not self.published and self.names and self.optimizer.state.get(self.parameters[0]):
             for parameter, entry in zip(self.parameters, self._optimizer_views(), strict=True):
                 for name in self.names:
@@ -81,6 +91,7 @@ class FlatStorage:
     def count(self, taken: int) -> None:
         """Note that this many updates were done on the flat tensor."""
         if taken:
+            # In place, because the optimizer's "step" tensors are views of the counts.
             self.counts += taken
             if not self.published:
                 self._publish()

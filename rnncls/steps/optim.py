@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from rnncls.config import OptimizerConfig, ScheduleConfig
 
-CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+# Added to the norm before dividing by it, as in torch.nn.utils.clip_grad_norm_.
+CLIP_EPSILON = 1e-6
 
 
 def build_optimizer(
@@ -40,6 +41,7 @@ def state_names(config: OptimizerConfig) -> set[str]:
 
     They exist from the optimizer's first step on.
     """
+    # Without momentum, SGD's update depends on the last gradient alone.
     if config.name == "sgd":
         return {"momentum_buffer"} if config.momentum > 0 else set()
     return {"step", "exp_avg", "exp_avg_sq"}
@@ -61,7 +63,8 @@ def learning_rate(step: int, max_steps: int, lr: float, schedule: ScheduleConfig
     decay_steps = max(1, max_steps - 1 - schedule.warmup_steps)
     progress = min(1.0, (step - schedule.warmup_steps) / decay_steps)
 
-    share = 1 - progress  # of the way from min_lr up to lr
+    # The share of the way from min_lr up to lr.
+    share = 1 - progress
     if schedule.name == "cosine":
         share = (1 + math.cos(math.pi * progress)) / 2
     return schedule.min_lr + (lr - schedule.min_lr) * share
@@ -72,6 +75,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -
 
     The gradients are scaled down in place to the norm `max_norm` if theirs is larger.
     """
+    # The norm of the tensors' norms is the norm of all their elements, and takes few kernels.
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if max_norm is None:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rnncls.config import TrainConfig
 from rnncls.model.classifier import RNNClassifier
 
-TOTALS = "totals_"  # stands before the names of the totals in a checkpoint
+# Stands before the names of the totals in a checkpoint.
+TOTALS = "totals_"
 
 Value = TypeVar("Value")
 
@@ -44,6 +45,7 @@ class Totals:
         self, loss: float, grad_norm: float, correct: int, sequences: int, max_norm: float | None
     ) -> None:
         """Add one step: its mean loss, gradient norm before clipping, and correct sequences."""
+        # Batches may differ in size, and the average is over sequences, not over batches.
         self.loss += loss * sequences
         self.correct += correct
         self.sequences += sequences
@@ -57,6 +59,7 @@ class Totals:
 
     def replace_sums(self, sums: Sums[float], steps: int) -> None:
         """Take the sums to which an engine has added this many steps."""
+        # Engines add in float64, which holds whole numbers exactly up to 2**53.
         self.loss = float(sums.loss)
         self.correct = int(sums.correct)
         self.sequences = int(sums.sequences)
@@ -106,6 +109,7 @@ def next_due(train: TrainConfig, step: int) -> int:
     The last step of a run, after which nearly everything is due, is not considered: the length
     of a run is known to the task alone.
     """
+    # The next multiple of each interval; an interval of None has none.
     intervals = [train.log_every, train.eval_every, train.checkpoint_every, train.histogram_every]
     return min((step // every + 1) * every for every in intervals if every)
 
@@ -148,6 +152,7 @@ class TrainState:
         kept: dict[str, float | int | None] = {}
         for name in Counters.model_fields:
             value = values[name]
+            # Flags are written as 0 and 1.
             kept[name] = int(value) if isinstance(value, bool) else value
         return kept
 
@@ -156,8 +161,10 @@ class TrainState:
 
         Raises: ValueError, with the names of the counters that make no sense.
         """
+        # All of them are checked before any is set, so that a bad file changes nothing.
         kept = _validated(counters, self.step)
 
+        # A counter belongs to the totals or to this state, as its name says.
         self.totals = Totals()
         for name, value in kept:
             if name.startswith(TOTALS):
@@ -165,6 +172,7 @@ class TrainState:
             else:
                 setattr(self, name, value)
 
+        # The loop has set the values of the file: 0 or 1 for a flag, None for "no evaluation yet".
         self.due = bool(kept.due)
         self.stopped = bool(kept.stopped)
         if kept.best_step is None:
@@ -172,6 +180,8 @@ class TrainState:
             self.best_accuracy = -math.inf
 
 
+# Checkpoints are input like any other. These bounds are far beyond every real run, and what is
+# added to a number within them still fits into 64 bits.
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Sum = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -187,6 +197,7 @@ class Counters(BaseModel):
     due: Literal[0, 1]
     skipped: Count
     best_step: Count | None
+    # An accuracy or a macro F1, at most 1, or the negative of a loss, which has no lower bound.
     best_score: Annotated[float, Field(ge=-1e300, le=1)] | None
     best_accuracy: Annotated[float, Field(ge=0, le=1)] | None
     stale_evaluations: Count

@@ -57,7 +57,8 @@ def captured_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
 def warn_of_eager_steps(error: Exception) -> None:
     """Tell people that steps are eager from now on, and why."""
     print(
-        f"rnncls: warning[R32]: eager steps, as no step could be captured: {error}", file=sys.stderr
+        f"rnncls: warning[R32]: eager steps from now on, since no step could be captured: {error}",
+        file=sys.stderr,
     )
 
 
@@ -75,13 +76,18 @@ class CapturedRun:
         self.parameters = list(state.model.parameters())
         self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.lr = torch.zeros((), device=self.device)
-        self.untouched = False  # whether the optimizer's state is ours and no update was done
+
+        # Whether the optimizer's state is ours and no update was done. Before its first update,
+        # PyTorch's optimizer has no state, and checkpoints show that.
+        self.untouched = False
 
         self.limit = task.config.train.max_grad_norm or math.inf
         limits = torch.full((1,), self.limit, device=self.device)
         self.graphs = Graphs(task.config.train.batch_size, limits, self._update)
+
+        # The block whose steps are being taken, as it is and padded.
         self.block: Block | None = None
-        self.padded: PaddedBlock  # of this block
+        self.padded: PaddedBlock
 
     def take_chunk(self, block: Block, rates: Rates, first: int, last: int) -> int:
         """Take steps as `chunks.in_chunks` asks for.
@@ -144,10 +150,13 @@ class CapturedRun:
             self.untouched = False
         elif self.untouched:
             optimizer.state.clear()
-            self.graphs.forget()  # they refer to the state that is gone
+            # They refer to the state that is gone.
+            self.graphs.forget()
 
     def _update(self, inputs: Inputs) -> Measured:
         """Train on one batch, without a look at any number on the device."""
+        # All is written into tensors that are there already: a graph knows their addresses, and a
+        # Python number in it would be the same in every replay.
         self.lr.copy_(inputs.lr[0])
         torch._foreach_zero_(self.gradients)
 
@@ -166,5 +175,6 @@ class CapturedRun:
         inputs.stop.copy_(torch.maximum(inputs.stop, (~finite).float()))
         self.state.optimizer.step()
 
+        # (1,) each, since a run alone is the only member.
         correct = (logits.argmax(1) == inputs.labels[0]).sum()
         return Measured(loss.detach()[None], correct[None], norm.detach()[None])

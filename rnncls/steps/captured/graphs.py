@@ -20,7 +20,8 @@ from rnncls.data import Block
 from rnncls.steps.chunks import Rates
 from rnncls.steps.state import Sums, Totals
 
-WARM_UP_STEPS = 3  # before a capture, as in PyTorch's documentation of CUDA graphs
+# Before a capture; the number is that of PyTorch's documentation of CUDA graphs.
+WARM_UP_STEPS = 3
 
 
 class Inputs(NamedTuple):
@@ -30,7 +31,10 @@ class Inputs(NamedTuple):
     lengths: Tensor  # (M, B) int64
     labels: Tensor  # (M, B) int64
     lr: Tensor  # (M,)
-    stop: Tensor  # (M,); not 0: leave this member as it is. An update sets it if it is not finite
+
+    # (M,): if it is not 0, the member is left as it is. An update sets it where loss or gradient is
+    # not finite.
+    stop: Tensor
 
 
 class Measured(NamedTuple):
@@ -47,7 +51,10 @@ Update = Callable[[Inputs], Measured]
 class PaddedBlock(NamedTuple):
     """The K batches of a block, padded to the block's longest sequence, in the host's memory."""
 
-    longest: Tensor  # (K,) the longest sequence of each batch; the only part that is not copied
+    # (K,): the longest sequence of each batch. The only part that is not copied to the device,
+    # because the host chooses the width of a step by it.
+    longest: Tensor
+
     tokens: Tensor  # (K, B, T) int32
     lengths: Tensor  # (K, B)
     labels: Tensor  # (K, B)
@@ -68,6 +75,8 @@ def pad_block(block: Block, rates: Rates, batch_size: int, device: torch.device)
     A batch of another size than `batch_size` becomes meaningless rows. See `whole_batches`, which
     makes sure that it is never used.
     """
+    # Behind a sequence's end stand the tokens of the sequences that follow. They serve as padding,
+    # because no state after the last token is ever looked at.
     rows = torch.arange(batch_size)
     index = (block.edges[:-1, None] + rows).clamp(max=len(block.labels) - 1)  # (K, B)
     positions = block.starts[index].unsqueeze(2) + torch.arange(int(block.lengths.max()))
@@ -109,8 +118,10 @@ class Graphs:
         self.count = len(limits)  # M
         self.on_cuda = self.device.type == "cuda"
 
-        # The state of a chunk of steps, by member.
         self.members = torch.arange(self.count, device=self.device)
+
+        # The state of a chunk of steps, by member: where it is, and what it has done. The steps
+        # change these tensors on the device, so that the host need not know before the chunk ends.
         self.stop = torch.zeros(self.count, device=self.device)
         self.position = torch.zeros(self.count, dtype=torch.int64, device=self.device)
         self.taken = torch.zeros(self.count, dtype=torch.int64, device=self.device)
@@ -122,9 +133,14 @@ class Graphs:
 
         self.stream = torch.cuda.Stream(self.device) if self.on_cuda else None  # type: ignore[no-untyped-call]
         self.uploaded: list[PaddedBlock | None] = [None] * self.count
-        self.static: dict[str, Tensor] = {}  # the uploaded blocks: (M, K, ...) by name of the part
-        self.steps: dict[int, Callable[[], object]] = {}  # by width
-        self.pool: Any = None  # the memory of the graphs; freed with the last of them
+
+        # The uploaded blocks, (M, K, ...) by name of the part.
+        self.static: dict[str, Tensor] = {}
+
+        # The steps by width. On CUDA they are graphs, which can share one pool of memory because no
+        # two of them run at the same time. It is freed with the last of them.
+        self.steps: dict[int, Callable[[], object]] = {}
+        self.pool: Any = None
 
     def run(self, requests: Sequence[StepRequest | None], count: int) -> list[int]:
         """Take `count` steps with each member that has a request; return how many each has taken.
@@ -144,7 +160,8 @@ class Graphs:
             for width in widths:
                 steps[width]()
 
-            taken: list[int] = self.taken.tolist()  # the one place that waits for the device
+            # The one place that waits for the device.
+            taken: list[int] = self.taken.tolist()
             all_sums = self.sums.tolist()
 
         for request, steps_taken, sums in zip(requests, taken, all_sums, strict=True):
@@ -199,8 +216,9 @@ class Graphs:
             steps = max(steps, most_steps)
             width = max(width, widest)
 
-        # The first block may be shorter than those to come, so there is room for some more steps.
-        steps = 1 << (steps - 1).bit_length()  # the next power of two
+        # The first block may be shorter than those to come, so there is room for some more steps:
+        # up to the next power of two.
+        steps = 1 << (steps - 1).bit_length()
         shapes: dict[str, tuple[int, ...]] = {
             "tokens": (steps, self.batch_size, width),
             "lengths": (steps, self.batch_size),
@@ -217,6 +235,8 @@ class Graphs:
         for name, part in before.items():
             corner = tuple(slice(0, size) for size in part.shape)
             self.static[name][corner] = part
+
+        # The graphs would read from the old memory.
         self.steps.clear()
 
     def _widths(self, requests: Sequence[StepRequest | None], count: int) -> list[int]:
@@ -277,7 +297,8 @@ class Graphs:
                 graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
             ),
         ):
-            self._step(width)  # is recorded; nothing is computed yet
+            # This is recorded; nothing is computed yet.
+            self._step(width)
         return graph.replay
 
     def _step(self, width: int) -> None:
@@ -290,6 +311,7 @@ class Graphs:
             Inputs(tokens, lengths, batch["labels"], batch["rates"], self.stop)
         )
 
+        # By now the update has stopped the members whose step is not finite: it does not count.
         done = self.stop == 0  # (M,)
         size = torch.full_like(correct, self.batch_size)
         added = Sums(

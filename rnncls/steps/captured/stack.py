@@ -82,7 +82,9 @@ class Stack:
         warnings.filterwarnings(
             "ignore", "RNN module weights are not part of single contiguous chunk"
         )
-        self.changed = threading.Condition()  # guards all that follows, and the members' requests
+
+        # Guards all that follows, and the members' requests and answers.
+        self.changed = threading.Condition()
         self.pace = Pace()
         self.members = [StackMember(self) for _ in range(members)]
 
@@ -169,13 +171,17 @@ class StackMember:
         self.left = False
         self.state: TrainState
         self.task: Task
+
+        # The block whose steps are being taken, as it is and padded.
         self.block: Block | None = None
-        self.padded: PaddedBlock  # of this block
+        self.padded: PaddedBlock
 
         # Set by this member while it waits, and taken away with the answer.
         self.request: StepRequest | None = None
         self.wanted = 0  # steps, at most
-        self.answer = (0, 0)  # steps taken, and how many of them by this member
+
+        # How many steps were taken, and how many of them by this member.
+        self.answer = (0, 0)
 
     def steps(self, state: TrainState, task: Task) -> Generator[int, None, None]:
         """Train with the steps of the stack. An engine (see `engines.Engine`)."""
@@ -195,7 +201,8 @@ class StackMember:
             self.left = True
             self.request = None
             if all(member.left for member in self.stack.members):
-                self.stack.runs = None  # frees their memory
+                # Frees their memory.
+                self.stack.runs = None
             self.stack.changed.notify_all()
 
     def take_chunk(self, block: Block, rates: Rates, first: int, last: int) -> int:
@@ -226,7 +233,8 @@ class StackedRuns:
 
     def __init__(self, runs: Sequence[tuple[TrainState, Task]]) -> None:
         state, task = runs[0]
-        self.config = task.config  # the shape is the same for all
+        # Of the config only what `shape_of` keeps is used, which is the same for all.
+        self.config = task.config
         self.device = state.device
 
         parameters = dict(state.model.named_parameters())
@@ -370,7 +378,10 @@ class StackedRuns:
         """
         weights = self.flat[:, WEIGHTS]
         first = self.flat[:, FIRST_MOMENTS]
-        share = going.float()  # 0 leaves a member as it is
+
+        # 1 for members that take the step. 0 leaves a member as it is, without a branch, which a
+        # graph cannot have.
+        share = going.float()
         name = self.config.optimizer.name
 
         if name != "adamw":

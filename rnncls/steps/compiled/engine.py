@@ -60,6 +60,7 @@ class CompiledRun:
         self.functions = load_program()
         self.threads = torch.get_num_threads()
 
+        # The arrays are the same memory as the tensors, so that nothing is copied back and forth.
         self.flat = FlatStorage(state, task.config)
         self.arrays = FlatArrays(*(row.numpy() for row in self.flat.flat))
         self.sizes = sizes_of(task)
@@ -74,8 +75,11 @@ class CompiledRun:
         num_parameters = len(self.arrays.weights)
         self.other_gradients = np.zeros((self.threads - 1, num_parameters), np.float32)
 
+        # One for each thread, all with room for batches of this capacity.
+        self.buffers: list[Buffers] = []
         self.capacity = BatchSize(sequences=0, time_steps=0, rows=0)
-        self.buffers: list[Buffers] = []  # one for each thread
+
+        # The block whose steps are being taken, and its arrays.
         self.block: Block | None = None
         self.inputs: StepInputs
 
@@ -90,6 +94,8 @@ class CompiledRun:
         # The eager step may have replaced the gradients, or made the optimizer's first state.
         self.flat.attach()
 
+        # The edges and rates of this chunk alone, whose steps the program counts from 0. The edges
+        # point into the arrays of the whole block.
         inputs = self.inputs._replace(
             edges=self.inputs.edges[first : last + 1], rates=rates[first:last]
         )
@@ -101,6 +107,8 @@ class CompiledRun:
 
         self.state.totals.replace_sums(Sums(*sums), taken)
         self.flat.count(taken)
+
+        # As after an eager step, the optimizer shows the learning rate of the last step.
         last_rate = rates[max(first, first + taken - 1)]
         self.state.optimizer.param_groups[0]["lr"] = float(last_rate)
         return taken
@@ -145,6 +153,9 @@ class CompiledRun:
     def _take_in_threads(self, inputs: StepInputs, sums: Array) -> int:
         """Take the steps with all threads; return how many were taken."""
         updates = self.flat.updates
+
+        # Two phases alternate. The threads only read the weights while they compute gradients; when
+        # all have ended, this one adds the gradients up and changes the weights.
         for step, rate in enumerate(inputs.rates):
             loss, correct = self._gradients_in_threads(inputs, step)
             finished = self.functions.finish_step(
@@ -168,6 +179,7 @@ class CompiledRun:
 
         With N threads, each takes every N-th sequence of the batch.
         """
+        # Every thread writes to an array of its own, so that none has to wait for another.
         gradients = [self.arrays.gradients, *self.other_gradients]
         shares = []
         for share in range(self.threads):
@@ -236,6 +248,8 @@ def hyperparameters_of(config: Config) -> Hyperparameters:
 
 def largest_batch(block: Block) -> BatchSize:
     """Return the largest number of sequences, time steps and tokens of any batch of the block."""
+    # Rows are tokens: packed batches have no padding. So the largest batch need not be the one with
+    # the longest sequence.
     sequences = block.edges.diff()  # (K,)
     token_ends = torch.cat([torch.zeros(1, dtype=torch.int64), block.lengths.cumsum(0)])
     tokens = token_ends[block.edges].diff()  # (K,)
@@ -258,6 +272,7 @@ class Functions(NamedTuple):
     finish_step: Callable[..., Any]
 
 
+# The members of a sweep are threads of one process: the first of them compiles, the others wait.
 _loaded: list[Functions] = []
 _loading = threading.Lock()
 
@@ -265,8 +280,8 @@ _loading = threading.Lock()
 def load_program() -> Functions:
     """Return the compiled functions, from the cache folder if they are there.
 
-    Otherwise they are compiled, which takes some seconds, and written to the folder. If there is no
-    folder, or what is in it cannot be read, they are compiled for this process alone.
+    Otherwise they are compiled, which takes a few seconds, and written to the folder. If there is
+    no folder, or what is in it cannot be read, they are compiled for this process alone.
     """
     with _loading:
         if not _loaded:
@@ -282,7 +297,8 @@ def _load_or_compile() -> Functions:
 
     try:
         return _compile(folder)
-    except Exception as error:  # anything: the files may be damaged, or the disk full
+    # The files may be damaged or the disk full, and Numba may then raise anything.
+    except Exception as error:
         print(
             f"rnncls: warning[R31]: compiled steps cannot be cached in {folder}: {error}",
             file=sys.stderr,
@@ -302,10 +318,12 @@ def _cache_folder() -> Path | None:
 
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        # 64 bits of the hash are enough to tell versions of the sources apart.
         folder = base / "rnncls" / sources.hexdigest()[:16]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
-    except (OSError, RuntimeError):  # RuntimeError: there is no home directory
+    # RuntimeError: there is no home directory.
+    except (OSError, RuntimeError):
         return None
 
     # What is in the folder is run. So it must be ours, and nobody else may have written to it.
@@ -319,10 +337,11 @@ def _cache_folder() -> Path | None:
 def _compile(folder: Path | None) -> Functions:
     """Return the functions, ready for torch's number of threads, compiled or read from `folder`."""
     if folder is None:
-        print("compiling the training step, which takes some seconds", file=sys.stderr)
-    elif not any(folder.rglob("*.nbi")):  # the index files of Numba's cache
+        print("compiling the training step, which takes a few seconds", file=sys.stderr)
+    # Numba's cache has an index file, *.nbi, for each function.
+    elif not any(folder.rglob("*.nbi")):
         print(
-            f"compiling the training step, which takes some seconds; kept in {folder}",
+            f"compiling the training step, which takes a few seconds; kept in {folder}",
             file=sys.stderr,
         )
 
@@ -355,6 +374,7 @@ def _warm_up(functions: Functions, threads: int) -> None:
 
     The types of the arguments are those of a run, since Numba compiles for types.
     """
+    # The values do not matter, since no step is taken. They are small to keep the buffers small.
     sizes = Sizes(
         tokens=1,
         width=1,

@@ -18,6 +18,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+# The code is made for the machine that it runs on. A folder that machines share does no harm: Numba
+# keeps the name and the features of the CPU with everything in its cache.
 AVX512 = bool(binding.get_host_cpu_features().get("avx512f"))
 
 # In floats. Rows are padded to WIDTH on every machine, LANES fit into one vector register.
@@ -30,8 +32,13 @@ HEIGHTS = (8, 4, 2, 1) if AVX512 else (4, 2, 1)
 # Rows of a matrix that are multiplied at a time, so that their columns stay in the cache.
 BLOCK_ROWS = 256
 
-# "nnan" and "ninf" are left out: a loss or gradient that is not finite must be noticed.
+# LLVM may reorder sums, so that loops become vector instructions ("reassoc"), fuse a product and a
+# sum ("contract"), ignore the sign of zero ("nsz") and divide by multiplying ("arcp"). "nnan" and
+# "ninf" are left out: a loss or gradient that is not finite must be noticed.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
+
+# Division by zero gives an infinity instead of an exception, as in NumPy, and other Python threads
+# run at the same time.
 OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy", "nogil": True}
 jit: Callable[..., Any] = njit(**OPTIONS)
 
@@ -43,7 +50,9 @@ _INT = ir.IntType(64)
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _UNDEFINED = ir.Constant(_VECTOR, ir.Undefined)
-_FIRST_LANE = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)  # a shuffle mask
+
+# A shuffle mask: every lane of the result is lane 0 of the operand.
+_FIRST_LANE = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
 
 
 def padded(size: int) -> int:
@@ -133,6 +142,8 @@ def _emit_tiles(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         inner=inner,
     )
 
+    # All rows are multiplied with a block of columns before the next block begins, so that these
+    # columns of `right` are read from the cache.
     for width, column_block in _blocks(builder, columns, [2 * LANES, LANES]):
         with column_block as column:
             for height, row_block in _blocks(builder, rows, HEIGHTS):
@@ -145,6 +156,8 @@ def _emit_tile(
     builder: Any, product: _Product, row: Any, column: Any, height: int, vectors: int
 ) -> None:
     """Emit one tile of the product: `height` rows by `vectors` vectors, from (row, column) on."""
+    # Python's loops run while code is emitted. The code itself has one loop only, over the inner
+    # dimension; the rows and vectors of a tile are written out.
     rows = [builder.add(row, _INT(number)) for number in range(height)]
     sums = []
 
@@ -210,6 +223,8 @@ def _blocks(builder: Any, size: Any, lengths: Any) -> Iterator[tuple[int, Any]]:
     Yields each length with a context manager. Its body is emitted once and runs for every block of
     this length; it receives the beginning of the block.
     """
+    # The last length leaves no rest: it is 1 for rows, and LANES for columns, of which there is a
+    # multiple of WIDTH.
     begin = _INT(0)
     for length in lengths:
         end = builder.sub(size, builder.srem(size, _INT(length)))
@@ -351,12 +366,14 @@ def tanh(values):  # type: ignore[no-untyped-def]
 
     It is a rational function of degree 13 over 6 (MathFunctionsImpl.h). NaN stays NaN.
     """
-    largest = np.float32(7.90531110763549805)  # beyond, tanh is 1 in float32
+    # Beyond this, tanh is 1 in float32. Both comparisons are false for a NaN, which so stays one.
+    largest = np.float32(7.90531110763549805)
     for index in range(len(values)):
         x = values[index]
         x = -largest if x < -largest else x
         x = largest if x > largest else x
 
+        # Horner's scheme for both polynomials: tanh(x) = x p(x**2) / q(x**2).
         square = x * x
         p = square * np.float32(-2.76076847742355e-16) + np.float32(2.00018790482477e-13)
         p = square * p + np.float32(-8.60467152213735e-11)
@@ -394,10 +411,12 @@ def exp(values):  # type: ignore[no-untyped-def]
         x = np.float32(-87) if x < np.float32(-87) else x
 
         # exp(x) = 2**exponent exp(rest), where rest = x - exponent log(2). The logarithm is
-        # subtracted in two parts, so that nothing of it is lost to rounding.
+        # subtracted in two parts, so that nothing of it is lost to rounding. The first factor below
+        # is 1 / log(2).
         exponent = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
         x = x - exponent * np.float32(0.693359375) - exponent * np.float32(-2.12194440e-4)
 
+        # exp(x) = 1 + x + x**2 p(x), for |x| <= log(2) / 2.
         p = x * np.float32(1.9875691500e-4) + np.float32(1.3981999507e-3)
         p = x * p + np.float32(8.3334519073e-3)
         p = x * p + np.float32(4.1665795894e-2)

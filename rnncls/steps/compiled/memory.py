@@ -20,9 +20,10 @@ import numpy as np
 
 from rnncls.steps.compiled.kernels import jit, padded
 
+# Numbers instead of names, which compiled code would have to handle as strings.
 ADAM, ADAMW, SGD = range(3)
 
-# Positions in the sums over steps that the program adds to; as in `state.Totals`.
+# Positions in the sums over steps that the program adds to, in the order of `state.Sums`.
 SUM_LOSS, SUM_CORRECT, SUM_SEQUENCES, SUM_GRAD_NORM, SUM_CLIPPED = range(5)
 NUM_SUMS = 5
 
@@ -40,7 +41,10 @@ class Sizes(NamedTuple):
     bias: bool
     relu: bool  # else tanh
     optimizer: int  # ADAM, ADAMW or SGD
-    by_table: bool  # whether W_ih x of the first layer is computed per token, instead of per row
+
+    # Whether W_ih x of the first layer is computed once per token of the vocabulary, instead of
+    # once per row of a batch.
+    by_table: bool
 
 
 class Hyperparameters(NamedTuple):
@@ -104,8 +108,11 @@ class PaddedWeights(NamedTuple):
     embedding: Array  # (V, E')
     input: Array  # (H, E')  W_ih of the first layer
     input_t: Array  # (E, H')
-    between: Array  # (L, H, H')  W_ih of the layers above
+
+    # W_ih of the layers above, and its transpose. In both the entry of the first layer is not used.
+    between: Array  # (L, H, H')
     between_t: Array  # (L, H, H')
+
     recurrent: Array  # (L, H, H')  W_hh
     recurrent_t: Array  # (L, H, H')
     bias: Array  # (L, 1, H')  b_ih + b_hh
@@ -126,6 +133,8 @@ class Workspace(NamedTuple):
     d_final: Array  # (B, H')
     logits: Array  # (B, C')  first logits, then probabilities, then gradients of the logits
     zeros: Array  # (1, largest of H', E' and C')
+
+    # Gradients with padded rows. What belongs to a parameter is copied to the flat array.
     d_square: Array  # (H, H')  of W_hh, or of W_ih of a layer above the first
     d_input: Array  # (H, E')
     d_embedded: Array  # (V or S, E')
@@ -140,12 +149,14 @@ class Buffers(NamedTuple):
     batch: BatchLayout
 
 
+# `padded` as compiled code can call it.
 _padded = jit(padded)
 
 
 @jit
 def _make_weights(sizes):  # type: ignore[no-untyped-def]
     """Return PaddedWeights of zeros."""
+    # Each step copies the weights anew, but never into the padding, which stays 0.
     hidden = sizes.hidden
     layers = sizes.layers
     padded_hidden = _padded(hidden)

@@ -46,7 +46,7 @@ from rnncls.steps.compiled.memory import (
 )
 
 # Gradients with a larger norm are left to the eager step: it computes the norm in float32, and the
-# square of a larger number overflows there.
+# square of a larger number overflows there: sqrt(3.4e38) is 1.84e19.
 LARGEST_NORM = 1.8e19
 
 
@@ -56,6 +56,8 @@ LARGEST_NORM = 1.8e19
 @jit
 def _layer_offsets(sizes):  # type: ignore[no-untyped-def]
     """Return (L + 1,) positions in the flat arrays: where each layer begins, and then the head."""
+    # model.parameters() has the embedding, then W_ih, W_hh, b_ih and b_hh of each layer, and then
+    # weight and bias of the head.
     offsets = np.empty(sizes.layers + 1, np.int64)
     offsets[0] = sizes.tokens * sizes.width
     biases = 2 if sizes.bias else 0
@@ -75,6 +77,7 @@ def _matrix(flat, offset, rows, columns):  # type: ignore[no-untyped-def]
 @jit
 def _load_weights(sizes, flat, offsets, weights):  # type: ignore[no-untyped-def]
     """Copy the parameters from `flat` (P,) to PaddedWeights."""
+    # A product reads whole rows of its right operand: forward those of W^T, backward those of W.
     copy(weights.embedding, _matrix(flat, 0, sizes.tokens, sizes.width))
     for layer in range(sizes.layers):
         _load_layer(sizes, flat, offsets[layer], layer, weights)
@@ -105,6 +108,7 @@ def _load_layer(sizes, flat, offset, layer, weights):  # type: ignore[no-untyped
     copy(weights.recurrent[layer], w_hh)
     copy_transposed(weights.recurrent_t[layer], w_hh)
 
+    # The sum is all that is ever used. Without biases it stays 0, as it was made.
     if sizes.bias:
         b_ih, b_hh = _matrix(flat, offset + hidden * (inputs + hidden), 2, hidden)
         for unit in range(hidden):
@@ -124,6 +128,7 @@ def _pack(steps, step, share, shares, batch):  # type: ignore[no-untyped-def]
     first = steps.edges[step] + share
     end = steps.edges[step + 1]
 
+    # Lengths are at least 1, so every time step up to the longest has a row.
     sequences = 0
     longest = 0
     for index in range(first, end, shares):
@@ -152,6 +157,7 @@ def _pack(steps, step, share, shares, batch):  # type: ignore[no-untyped-def]
         rank = batch.next_rank[length - 1]
         batch.next_rank[length - 1] += 1
 
+        # The rank is the same at all time steps, because longer sequences stand first.
         batch.order[rank] = index
         batch.last_row[rank] = batch.first_row[length - 1] + rank
         for t in range(length):
@@ -182,6 +188,7 @@ def _forward(sizes, weights, work, batch, size):  # type: ignore[no-untyped-def]
             )
         _recur(sizes, weights.recurrent_t[layer], work.hidden[layer], batch, size.time_steps)
 
+    # The head sees the top layer's state at each sequence's own last token.
     top = work.hidden[sizes.layers - 1]
     for rank in range(size.sequences):
         copy_row(work.final[rank], top[batch.last_row[rank]])
@@ -281,10 +288,12 @@ def _loss(sizes, logits, order, labels, class_weights, total_weight, sequences):
             logits[rank, number] -= highest
         loss -= class_weights[label] * logits[rank, label]
 
+    # All rows in one loop, with their padding, so that it consists of whole vectors.
     exp(logits[:sequences].reshape(-1))
 
     for rank in range(sequences):
         label = labels[order[rank]]
+        # In float64, as the loss is.
         total = 0.0
         for number in range(classes):
             total += logits[rank, number]
@@ -313,6 +322,7 @@ def _backward(sizes, offsets, weights, work, batch, gradients, size):  # type: i
     """
     _head_backward(sizes, offsets[sizes.layers], weights, work, gradients, size.sequences)
 
+    # Of the top layer's states only the last ones reach the head, so dh of all others begins at 0.
     d_hidden = work.d_hidden[0]
     d_below = work.d_hidden[1]
     clear(d_hidden[: size.rows].reshape(-1))
@@ -345,6 +355,7 @@ def _backward(sizes, offsets, weights, work, batch, gradients, size):  # type: i
                 right=weights.between[layer],
                 rows=size.rows,
             )
+            # What is left in the old d_hidden is overwritten by the next product.
             d_hidden, d_below = d_below, d_hidden
 
     _embedding_backward(sizes, offsets[0], weights, work, batch, d_hidden, gradients, size.rows)
@@ -393,6 +404,7 @@ def _recur_backward(sizes, recurrent, work, layer, batch, d_hidden, size):  # ty
     for t in range(size.time_steps - 1, -1, -1):
         start = batch.first_row[t]
         running = batch.running[t]
+        # By now dh_t is complete, for step t + 1 has added its part.
         gradient = d_hidden[start : start + running].reshape(-1)
         output = states[start : start + running].reshape(-1)
 
@@ -436,6 +448,7 @@ def _recurrent_gradients(sizes, offset, work, d_hidden, gradients, size):  # typ
     copy(_matrix(gradients, offset, hidden, hidden), work.d_square)
 
     if sizes.bias:
+        # Both are added to the same sum, so they have the same gradient.
         b_ih, b_hh = _matrix(gradients, offset + hidden * hidden, 2, hidden)
         sum_rows(b_ih, d_hidden, size.rows)
         copy_row(b_hh, b_ih)
@@ -491,6 +504,7 @@ def _embedding_backward(sizes, offset, weights, work, batch, d_hidden, gradients
             right=weights.input,
             rows=rows,
         )
+        # A token may stand in many rows, whose gradients are added, or in none.
         clear(gradients[: sizes.tokens * sizes.width])
         for row in range(rows):
             add_row(embedding[batch.tokens[row]], work.d_embedded[row])
@@ -521,6 +535,7 @@ def _sgd(flat, scale, rate, momentum, decay, has_momentum):  # type: ignore[no-u
     gradients = flat.gradients
     first = flat.first
 
+    # Clipping comes before weight decay, which is the optimizer's own and is not clipped.
     for index in range(len(weights)):
         gradients[index] *= scale
         gradient = gradients[index] + decay * weights[index]
@@ -561,6 +576,7 @@ def _adam(sizes, hyper, flat, scale, rate, updates):  # type: ignore[no-untyped-
         gradients[index] *= scale
         gradient = gradients[index] + decay * weights[index]
 
+        # The same as beta1 m + (1 - beta1) g.
         first[index] += new_first * (gradient - first[index])
         second[index] = old_second * second[index] + new_second * gradient * gradient
 
@@ -589,10 +605,12 @@ def _finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums): 
     The gradients are scaled by min(1, max_norm / (norm + clip_epsilon)). Returns False, and changes
     nothing, if the loss or the gradients, flat.gradients (P,), are not finite.
     """
+    # A NaN is not smaller than anything, so one comparison finds it as well as an infinity.
     norm = _norm(flat.gradients)
     if not (np.isfinite(loss) and norm < LARGEST_NORM):
         return False
 
+    # Without clipping max_norm is infinite, and so is the quotient: the scale is 1.
     scale = min(1.0, hyper.max_norm / (norm + hyper.clip_epsilon))
     _update(sizes, hyper, flat, scale, rate, updates)
 
@@ -614,6 +632,7 @@ def _gradients(sizes, weights, out, steps, step, share, shares, class_weights, b
     From `weights` (P,) into `out` (P,), for every `shares`-th sequence from number `share` on. The
     loss is a mean over all sequences of the step, so that the shares add up to the whole.
     """
+    # The denominator of the mean is the whole step's, also for a share.
     offsets = _layer_offsets(sizes)
     total_weight = 0.0
     for index in range(steps.edges[step], steps.edges[step + 1]):
@@ -672,6 +691,7 @@ def finish_step(sizes, hyper, flat, others, rate, updates, loss, correct, sequen
     flat.gradients (P,) has the first thread's gradient, others (threads - 1, P) the other threads'.
     `updates` counts this update.
     """
+    # In the order of the threads, so that the sum has the same bits every time.
     for share in range(len(others)):
         add_row(flat.gradients, others[share])
     return _finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums)
