@@ -205,7 +205,7 @@ class Skipping(BadRows):
         if not self.count:
             return
 
-        # Also more rows than were shown are counted here.
+        # Of all skipped rows, also those that were not shown.
         total = self.count + num_predicted
         print(f"rnncls: skipped {self.count:,} of {total:,} sequences", file=sys.stderr)
         if not num_predicted:

@@ -87,7 +87,7 @@ def _summary_lines(report: Report) -> list[str]:
     if report.data is not None:
         lines.append(f"evaluated on: {printable(report.data)}")
 
-    # An interval is about sequences that were not evaluated: here there are none.
+    # An interval allows for sequences that were not evaluated; an exhaustive report has none.
     if report.exhaustive:
         extent = f"all {report.examples:,} sequences"
     else:
