@@ -25,7 +25,10 @@ from rnncls.system.files import new_file, writing
 
 MOST_SKIPPED_SHOWN = 100  # the others are counted
 MOST_TOKENS_SHOWN = 12  # in a message about an unknown one
-CHUNK = 4096  # sequences that are sorted by length together; predictions keep the given order
+
+# Sequences that are sorted by length together; predictions keep the given order. It bounds what is
+# in memory, and how long a pipe waits for its first answer.
+CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,15 @@ class Predictor:
 
     model: RNNClassifier
     vocabulary: Vocabulary
-    data: FilesConfig  # how text becomes tokens
-    modulus: int | None  # of the generated task, whose true answer is known; None: another task
-    integer_labels: bool  # whether JSON shows labels as numbers
+
+    # How text becomes tokens; its files are not read.
+    data: FilesConfig
+
+    # The modulus of the generated task, whose true answer is known. None for another task.
+    modulus: int | None
+
+    # Whether JSON shows labels as numbers.
+    integer_labels: bool
 
 
 class Item(NamedTuple):
@@ -90,6 +99,7 @@ def encode(predictor: Predictor, tokens: list[str]) -> list[int] | Problem:
     if isinstance(kept, Problem):
         return replace(kept, remedy="--bad skip")
 
+    # With <unk> in the vocabulary there is no KeyError.
     try:
         return predictor.vocabulary.encode(kept)
     except KeyError as error:
@@ -126,6 +136,7 @@ def items_of_texts(
 ) -> Iterator[Item]:
     """Yield one sequence per text, numbered from 1; bytes are lines of UTF-8."""
     for number, text in enumerate(texts, 1):
+        # Text from the command line has been decoded already.
         line = decode_line(text, is_first=number == 1) if isinstance(text, bytes) else text
         if isinstance(line, Problem):
             bad.add_problem(number, line)
@@ -148,7 +159,7 @@ def items_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Itera
 def _good(number: int, ids: list[int] | Problem, bad: BadRows) -> Iterator[Item]:
     """Yield the item if its ids are good; else tell `bad`."""
     if isinstance(ids, Problem):
-        bad.add(number, ids.what, ids.expected, ids.found, ids.remedy, ids.id)
+        bad.add_problem(number, ids)
     else:
         yield Item(number, ids)
 
@@ -194,6 +205,7 @@ class Skipping(BadRows):
         if not self.count:
             return
 
+        # Of all skipped rows, also those that were not shown.
         total = self.count + num_predicted
         print(f"rnncls: skipped {self.count:,} of {total:,} sequences", file=sys.stderr)
         if not num_predicted:
@@ -206,11 +218,13 @@ def predict(predictor: Predictor, items: Iterable[Item], top_k: int = 1) -> Iter
 
     A prediction does not depend on what else is predicted.
     """
+    # One iterator, from which each chunk takes the next items.
     items = iter(items)
     while chunk := list(islice(items, CHUNK)):
         # Sorted by length, so that sequences of one batch need little padding.
         order = sorted(range(len(chunk)), key=lambda index: len(chunk[index].ids))
 
+        # Cut as an evaluation is, which keeps a batch of long sequences small.
         predictions: dict[int, Prediction] = {}
         lengths = [len(chunk[index].ids) for index in order]
         for first, last in cut_for_evaluation(lengths):
@@ -229,9 +243,12 @@ def _predict_batch(predictor: Predictor, items: list[Item], top_k: int) -> list[
     sequences = [torch.tensor(item.ids) for item in items]
     batch = collate(sequences, labels=torch.zeros(len(items)))
 
-    logits = predictor.model(batch.to(predictor.model.device).tokens)  # (B, N)
+    # (B, N)
+    logits = predictor.model(batch.to(predictor.model.device).tokens)
+
+    # (B, top_k) each, best first. topk() refuses more than there are.
     top_k = min(top_k, predictor.vocabulary.num_classes)
-    probabilities, classes = logits.softmax(1).topk(top_k)  # (B, top_k) each
+    probabilities, classes = logits.softmax(1).topk(top_k)
 
     predictions = []
     rows = zip(items, classes.tolist(), probabilities.tolist(), strict=True)
@@ -269,6 +286,7 @@ def write_predictions(
         suffix = output.suffix[1:].lower()
         if suffix in ("jsonl", "csv", "tsv"):
             format = suffix
+        # A bar cannot run into the results here, so it is shown whenever stderr is a terminal.
         with writing(output), new_file(output) as file:
             write = writer(file, format, predictor)
             for prediction in tqdm(predictions, unit="seq", disable=None):
@@ -307,6 +325,7 @@ class _Counted:
 
 def knows_nothing(predictor: Predictor, ids: list[int]) -> bool:
     """Return whether every token is `<unk>`, which has id 0."""
+    # Without <unk>, id 0 is a token like any other.
     return predictor.vocabulary.has_unknown and not any(ids)
 
 
@@ -332,6 +351,8 @@ def _json_writer(file: TextIO | IO[str], integer_labels: bool) -> Writer:
         row = {"line": prediction.line, **top[0]}
         if len(top) > 1:
             row["top"] = top
+
+        # Labels in any script stay readable. What stdout cannot encode is escaped there.
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     return write
@@ -355,6 +376,7 @@ def to_text(prediction: Prediction) -> str:
 
 def _table_writer(file: TextIO | IO[str], delimiter: str) -> Writer:
     """Write one row for each label of each prediction, below a header row."""
+    # The lines end as those of the other formats do; csv's own default is CRLF.
     table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
     table.writerow(["line", "label", "probability"])
 

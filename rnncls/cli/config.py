@@ -9,6 +9,7 @@ def show(config: ConfigOption, overrides: Overrides = None, as_json: Json = Fals
     """Print the resolved config: every key with its value."""
     from rnncls.config import dump_config
 
+    # The YAML that is printed is a config itself, with which the run can be repeated.
     resolved = load(config, overrides)
     if as_json:
         print(json.dumps(resolved.model_dump(mode="json")))
@@ -21,7 +22,9 @@ def check(config: ConfigOption, overrides: Overrides = None) -> None:
     from rnncls.config import num_parameters, sizes
 
     resolved = load(config, overrides)
-    size = "files"  # the vocabulary decides the number of parameters, and nothing is read here
+
+    # Of files, the vocabulary decides the number of parameters, and nothing is read here.
+    size = "files"
     if resolved.data.source == "sum_mod":
         size = f"{num_parameters(resolved, *sizes(resolved)):,} parameters"
 

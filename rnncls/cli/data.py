@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def check(config: ConfigOption, overrides: Overrides = None) -> None:
     """Read the files of a config and report what is wrong with them, by line."""
+    # Reading is the check: bad rows are raised as one DataError, warnings go to stderr.
     task = _load_files(config, overrides)
     for name, split in task.dataset.splits.items():
         print(f"{name}: {len(split):,} sequences, {len(split.tokens):,} tokens")
@@ -40,6 +41,7 @@ def stats(
     else:
         print(report.to_text(task))
 
+    # Last, so that a picture that cannot be written costs no statistics.
     if plot is not None:
         with writing(plot):
             report.plot(task, plot)
@@ -55,6 +57,7 @@ def sample(config: ConfigOption, overrides: Overrides = None) -> None:
 
 def _load_files(config: Path, overrides: list[str] | None) -> "FilesTask":
     """Return the task of a config with files. Raises: ConfigError for generated data, DataError."""
+    # The config first: a mistake in it is reported before torch is imported.
     resolved = load(config, overrides)
     from rnncls.data import FilesTask, load_task
 

@@ -26,6 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 def load(path: Path, overrides: list[str] | None, device: str | None = None) -> Any:
     """Load a config file with overrides. Raises: ConfigError."""
+    # --device comes last, so that it wins over an override of the same key.
     from rnncls.config import load_config
 
     return load_config(path, with_device(overrides, device))

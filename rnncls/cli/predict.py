@@ -1,8 +1,9 @@
-"""rnncls predict"""
+"""Defines rnncls predict."""
 
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,6 +63,7 @@ def predict(
         raise ConfigError(
             Problem("both a file and sequences: pass --input FILE or sequences", id="C17")
         )
+    # After the checks of the options, because importing torch takes a second.
     from rnncls.predict import Skipping, load_predictor, write_predictions
 
     predictor = load_predictor(checkpoint, device)
@@ -74,28 +76,33 @@ def predict(
     # Bad lines are named after where they come from.
     from_stdin = not sequences or sequences == ["-"]
     skipped = Skipping(input or ("stdin" if from_stdin else "argument"), stop=bad == "stop")
-    items = _items(predictor, input, None if from_stdin else sequences, skipped)
+    texts = None if from_stdin else sequences
     format = "jsonl" if as_json else "text"
-    num_predicted = write_predictions(predictor, items, top_k, output, format)
-    skipped.finish(num_predicted)
+    with _items(predictor, input, texts, skipped) as items:
+        num_predicted = write_predictions(predictor, items, top_k, output, format)
+        skipped.finish(num_predicted)
 
 
+@contextmanager
 def _items(
-    predictor: "Predictor", path: Path | None, sequences: list[str] | None, skipped: "Skipping"
-) -> "Iterator[Item]":
-    """Yield the good sequences of a file, or those given, or else those of stdin."""
+    predictor: "Predictor", path: Path | None, texts: list[str] | None, skipped: "Skipping"
+) -> "Iterator[Iterator[Item]]":
+    """Give the good sequences of a file, or those of `texts`, or else those of stdin."""
     from rnncls.data.records import opened
     from rnncls.predict import items_of_file, items_of_texts
 
     if path is not None and _RECORDS.search(str(path)):
-        yield from items_of_file(predictor, path, skipped)
+        yield items_of_file(predictor, path, skipped)
     elif path is not None:
+        # Opened before the output is begun: a missing file is reported even if the output could not
+        # be written either.
         with opened(path) as file:
-            yield from items_of_texts(predictor, file, skipped)
-    elif sequences is not None:
-        yield from items_of_texts(predictor, sequences, skipped)
+            yield items_of_texts(predictor, file, skipped)
+    elif texts is not None:
+        yield items_of_texts(predictor, texts, skipped)
     else:
-        yield from items_of_texts(predictor, sys.stdin.buffer, skipped)
+        # Bytes, so that a line that is not UTF-8 is one bad line and not the end.
+        yield items_of_texts(predictor, sys.stdin.buffer, skipped)
 
 
 def _prompt(predictor: "Predictor", top_k: int) -> None:
@@ -105,6 +112,7 @@ def _prompt(predictor: "Predictor", top_k: int) -> None:
     print('one sequence per line; "quit" or Ctrl-D to leave', file=sys.stderr)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
+        # Ctrl-D ends stdin: readline() returns no line, not even an empty one.
         line = sys.stdin.readline()
         if not line or line.strip() == "quit":
             print(file=sys.stderr)
@@ -114,6 +122,7 @@ def _prompt(predictor: "Predictor", top_k: int) -> None:
         if isinstance(ids, Problem):
             print(ids.render(), file=sys.stderr)
         else:
+            # A person wants to see how close the second and third label come.
             print(_answer(predictor, ids, max(top_k, 3)), flush=True)
 
 

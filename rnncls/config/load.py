@@ -26,6 +26,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises: ConfigError with every problem of the file and the overrides.
     """
     document = strict_yaml.read(Path(path))
+
+    # An empty file is more likely the wrong file than a wish for all defaults.
     if not isinstance(document.value, dict):
         found = "nothing" if document.value is None else describe_value(document.value)
         raise ConfigError(
@@ -45,6 +47,7 @@ def parse_config(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()
 
     `source` is what messages call the place of the values. Raises: ConfigError.
     """
+    # Saved paths are absolute, so that the folder they would be relative to does not matter.
     return _validate(Document(_tuples(raw), source), overrides, Path())
 
 
@@ -126,7 +129,9 @@ def _resolve_paths(data: dict[str, Any], folder: Path, places: Places) -> None:
         path = data.get(key)
         if isinstance(path, str) and path:
             base = Path() if ("data", key) in places.overrides else folder
-            data[key] = os.path.abspath(base / path)  # noqa: PTH100  # resolve() follows links
+
+            # Not resolve(), which follows links: the config keeps the name that the user gave.
+            data[key] = os.path.abspath(base / path)  # noqa: PTH100
 
 
 def _apply_overrides(
@@ -136,21 +141,26 @@ def _apply_overrides(
 
     The last override of a key wins. Notes in `places` which keys were overridden.
     """
+    # Two levels of copies, because overrides go no deeper: the document stays as it was read, and
+    # tells later which sections the file has.
     raw = dict(document.value)
     for name, section in raw.items():
         if isinstance(section, dict):
-            raw[name] = dict(section)  # the document keeps its own
+            raw[name] = dict(section)
 
     problems = list(document.problems)
     for override in overrides:
+        # At the first "=": a value may have more of them.
         key, equals, text = override.partition("=")
         path: KeyPath = tuple(key.strip().split("."))
         if not equals or not all(path) or len(path) > 2:
             problems.append(((), _malformed(override)))
             continue
 
+        # Noted before the value is parsed, so that a problem with it names the override.
         places.overrides[path] = override
         try:
+            # The value is YAML, read as strictly as in the file.
             parsed = strict_yaml.parse(text, override)
         except ConfigError as error:
             problems += _located(error.problems, path, places)
@@ -177,11 +187,13 @@ def _set(raw: dict[str, Any], path: KeyPath, value: Any) -> None:
     section: Any = raw
     if len(path) == 2:
         name = str(path[0])
+        # Also where the file has the section's name and nothing behind it.
         if raw.get(name) is None:
             raw[name] = {}
         section = raw[name]
 
-    if isinstance(section, dict):  # validation reports a section that is not a mapping
+    # A section that is not a mapping is left as it is, for validation to report.
+    if isinstance(section, dict):
         section[str(path[-1])] = value
 
 

@@ -18,8 +18,12 @@ from rnncls.errors import Problem
 SOURCES = ("sum_mod", "files")  # the values of data.source
 MOST_LETTERS_OF_VALUE = 60
 
+# What JSON Schema calls the bounds of a number.
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-_TYPES = {"boolean": "true or false", "string": "text"}  # others are called as in JSON Schema
+# The types of JSON Schema that a user would not recognise; the others keep their names.
+_TYPES = {"boolean": "true or false", "string": "text"}
+
+# What the value of a key is called by its Python type; a list was read as a tuple.
 _KINDS = {
     str: "text",
     dict: "a section",
@@ -35,8 +39,12 @@ class Places:
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self.overrides: dict[KeyPath, str] = {}  # the last override of each key, as it was written
-        self.source = "sum_mod"  # the value of data.source, which decides the keys of the section
+        # The last override of each key, as it was written.
+        self.overrides: dict[KeyPath, str] = {}
+
+        # The value of data.source, which decides the keys of the section. An unknown value leaves
+        # the default, so that the other keys can still be checked against something.
+        self.source = "sum_mod"
 
     def where(self, path: KeyPath) -> str:
         """Return where the key at `path` was set, as messages show it."""
@@ -45,7 +53,8 @@ class Places:
             if path[:end] in self.overrides:
                 return f"override {self.overrides[path[:end]]}, {dotted(path)}"
 
-        # A section that the file does not have exists because an override set one of its keys.
+        # A section that the file does not have exists because an override set one of its keys: a
+        # problem of the section as a whole, such as a missing key, is named after that.
         if path and str(path[0]) not in self.document.value:
             for key, override in self.overrides.items():
                 if key[: len(path)] == path:
@@ -65,8 +74,9 @@ def problem_of(detail: ErrorDetails, places: Places) -> Problem:
     if kind == "extra_forbidden":
         return _unknown_key(path, places)
 
+    # pydantic reports a bad data.source as an error of `data`, whose keys depend on it.
     value = detail["input"]
-    if kind.startswith("union_tag"):  # pydantic reports a bad data.source as an error of `data`
+    if kind.startswith("union_tag"):
         path = (*path, "source")
         value = value.get("source")
         schema: dict[str, Any] = {"enum": list(SOURCES)}
@@ -93,6 +103,7 @@ def path_of(detail: ErrorDetails) -> KeyPath:
 
 def describe_value(value: Any) -> str:
     """Return a value as the user would write it, cut to a readable length, with its type."""
+    # JSON is also YAML, so that what is shown could be typed; str() is for what JSON cannot hold.
     text = json.dumps(value, default=str)
     if len(text) > MOST_LETTERS_OF_VALUE:
         text = text[: MOST_LETTERS_OF_VALUE - 3] + "..."
@@ -103,6 +114,7 @@ def describe_value(value: Any) -> str:
 
 def _id_of(kind: str) -> str:
     """Return the id of a bad value from the type of pydantic's error."""
+    # "greater_than_equal", "less_than" and so on.
     if kind.startswith(("greater", "less")):
         return "C10"
     if kind == "finite_number":
@@ -112,6 +124,7 @@ def _id_of(kind: str) -> str:
 
 def _clash(detail: ErrorDetails, path: KeyPath, places: Places) -> Problem:
     """Return the problem that one of the schema's own rules between keys has found."""
+    # pydantic reports the section whose rule it is, and the rule's key is relative to that.
     context = detail["ctx"]
     return Problem(
         context["what"],
@@ -145,7 +158,8 @@ def _unknown_key(path: KeyPath, places: Places) -> Problem:
     elif of_other_source:
         expected = f"keys of source {places.source}"
         remedy = "data.source=files, which has this key"
-    elif elsewhere:  # the right key in the wrong section
+    elif elsewhere:
+        # The right key in the wrong section.
         remedy = f"did you mean {elsewhere[0]}?"
 
     return Problem(
@@ -169,15 +183,19 @@ def _schema_at(path: KeyPath, source: str) -> dict[str, Any]:
 
     `source` is the value of data.source, which decides the keys of the data section.
     """
+    # The schema is the one source of ranges and choices: no message can contradict validation.
     root = Config.model_json_schema()
     schema = root
     for part in path:
-        if isinstance(part, int):  # an item of a list, all of which have the same schema
+        # A number is an item of a list, whose items all have one schema.
+        if isinstance(part, int):
             items = schema.get("prefixItems") or [{}]
             schema = items[0]
         else:
             schema = schema.get("properties", {}).get(part, {})
 
+        # Sections are defined apart, under "$defs", and referred to by "#/$defs/ModelConfig". There
+        # are two data sections, told apart by their source.
         reference = schema.get("$ref")
         if "discriminator" in schema:
             reference = schema["discriminator"]["mapping"].get(source)

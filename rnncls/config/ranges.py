@@ -6,10 +6,14 @@ from dataclasses import replace
 from rnncls.config.schema import Config, SumModConfig
 from rnncls.errors import ConfigError, Problem
 
-MAX_LENGTH = 2**20  # the same bound as that of data.max_length
-MOST_NUMBERS = 2**20
+# The bounds of data.max_length and of seed.
+MAX_LENGTH = 2**20
 MAX_SEED = 2**32 - 1
 
+# Of one list, which is held in memory.
+MOST_NUMBERS = 2**20
+
+# At most ten digits, which int() reads at once; Python refuses thousands of them with ValueError.
 _NUMBER_OR_RANGE = re.compile(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*")
 
 
@@ -49,17 +53,20 @@ def _parse(text: str, least: int, most: int, bad: Problem) -> list[int]:
     for part in text.split(","):
         match = _NUMBER_OR_RANGE.fullmatch(part)
         if match is None:
-            raise _found(bad, part)
+            raise _bad_part(bad, part)
 
+        # A number is a range of one.
         low = int(match[1])
         high = int(match[2] or match[1])
         # Counted before the range is expanded: 1-9999999999 must not fill the memory.
         too_many = len(numbers) + high - low >= MOST_NUMBERS
         if not least <= low <= high <= most or too_many:
-            raise _found(bad, part)
+            raise _bad_part(bad, part)
         numbers += range(low, high + 1)
     return numbers
 
 
-def _found(bad: Problem, part: str) -> ConfigError:
+def _bad_part(bad: Problem, part: str) -> ConfigError:
+    """Return the error of a list with the part that is wrong."""
+    # Two commas in a row, or an empty list, leave nothing to show.
     return ConfigError(replace(bad, found=part or "nothing"))

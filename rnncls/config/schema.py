@@ -9,11 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+# Refused before anything is allocated: a typo in a size should not bring the machine down.
 MAX_PARAMETERS = 2**32  # 16 GiB of float32 weights, before gradients and optimizer state
 MAX_BATCH_TOKENS = 2**30  # 8 GiB of int64 ids
 
+# No machine has a thousand devices.
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 
+# Far above what is useful, and so low that a product of any three of them fits into 64 bits.
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Steps = Annotated[int, Field(ge=0, le=2**40)]
 Positive = Annotated[float, Field(gt=0)]
@@ -67,6 +70,7 @@ class SumModConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "SumModConfig":
+        # The range of each key was checked before; here only what two of them say together.
         if self.min_length > self.max_length:
             expected = f"at most data.max_length = {self.max_length}"
             what = "min_length is above max_length"
@@ -117,7 +121,9 @@ class FilesConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "FilesConfig":
-        held_out = 0.0  # share of the training file
+        # The share of the training file that is held out. A split with a file of its own takes none
+        # of it, whatever its fraction says: the fractions have defaults.
+        held_out = 0.0
         if self.val is None:
             held_out += self.val_fraction
         if self.test is None:
@@ -126,6 +132,7 @@ class FilesConfig(Section):
             expected = "val_fraction + test_fraction below 1"
             raise _clash("val_fraction", "no training data is left", expected, f"{held_out:g}")
 
+        # Without <unk>, there is nothing that a rare token could become.
         if self.min_count > 1 and self.unknown == "error":
             what = "rare tokens would be unknown, and unknown tokens an error"
             expected = "min_count: 1, or unknown: unk"
@@ -190,6 +197,7 @@ class OptimizerConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "OptimizerConfig":
+        # Adam's betas[0] is its momentum: a value here would be ignored without a word.
         if self.momentum > 0 and self.name != "sgd":
             what = f"momentum is a setting of sgd, and optimizer.name is {self.name}"
             expected = "momentum: 0, or name: sgd"
@@ -287,6 +295,7 @@ class Config(Section):
             what = "the schedule would end above where it starts"
             raise _clash("schedule.min_lr", what, expected, found)
 
+        # The backward direction begins at the last column, which is padding for a short sequence.
         if self.data.layout == "padded" and self.model.bidirectional:
             what = "a bidirectional model would read the padding first"
             expected = "data.layout: auto or packed"
@@ -296,6 +305,7 @@ class Config(Section):
         if isinstance(self.data, SumModConfig):
             self._check_generated(self.data)
 
+        # Of files, with the smallest possible vocabulary; checked again when they have been read.
         check_size(self, *sizes(self))
         return self
 
@@ -306,6 +316,7 @@ class Config(Section):
         if self.train.class_weights != "none":
             raise self._needs_files("class_weights", "none")
 
+        # Generated digits are drawn into a rectangle as wide as the longest length.
         tokens = self.train.batch_size * data.max_length
         if tokens > MAX_BATCH_TOKENS:
             what = f"a batch would need {8 * tokens:,} bytes of tokens"
@@ -346,15 +357,19 @@ def num_parameters(config: Config, num_embeddings: int, num_classes: int) -> int
     model = config.model
     directions = 2 if model.bidirectional else 1
     gates = {"rnn": 1, "lstm": 4, "gru": 3}[model.cell]
-    biases = 2 if model.bias else 0  # b_ih and b_hh
+
+    # b_ih and b_hh: PyTorch has both.
+    biases = 2 if model.bias else 0
 
     count = num_embeddings * model.embedding_dim
     for layer in range(model.num_layers):
+        # A layer above the first reads the states of both directions.
         inputs = model.embedding_dim if layer == 0 else model.hidden_size * directions
         # Each unit of each gate has a row of W_ih, a row of W_hh and its biases.
         per_unit = inputs + model.hidden_size + biases
         count += directions * gates * model.hidden_size * per_unit
 
+    # The head is linear, with a bias.
     head_inputs = model.hidden_size * directions
     return count + (head_inputs + 1) * num_classes
 

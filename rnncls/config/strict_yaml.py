@@ -18,9 +18,13 @@ from rnncls.errors import ConfigError, Problem
 
 KeyPath = tuple[str | int, ...]  # ("optimizer", "betas", 0)
 
-MAX_BYTES = 64 * 1024  # a config is about 1 kB
+# A config has about 1 kB and three levels. Without limits, a file of brackets alone would keep the
+# parser busy and exceed Python's recursion limit.
+MAX_BYTES = 64 * 1024
 MAX_DEPTH = 32
 
+# The decimal notation of JSON, and also "+1", ".5", "1." and "1e-3". A leading zero is refused: it
+# would be an octal number to some readers and a decimal one to others.
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NAMED = {
@@ -33,7 +37,9 @@ _NAMED = {
     "-.inf": float("-inf"),
     ".nan": float("nan"),
 }
-_YAML_1_1: Any = yaml.SafeLoader("")  # tells which type YAML 1.1 would give a plain scalar
+
+# Tells which type YAML 1.1 would give a plain scalar. It parses nothing.
+_YAML_1_1: Any = yaml.SafeLoader("")
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def dotted(path: KeyPath) -> str:
 def read(path: Path) -> Document:
     """Parse the file at `path`; see `parse`. Raises: ConfigError if it cannot be read."""
     try:
+        # One byte more than allowed tells that a file is too large, without reading all of it.
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -77,6 +84,7 @@ def read(path: Path) -> Document:
         )
 
     try:
+        # A byte order mark, which some editors write, is accepted and dropped.
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         found = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
@@ -110,6 +118,7 @@ def parse(text: str, source: str) -> Document:
 
 def _syntax_problem(error: yaml.MarkedYAMLError, text: str, source: str) -> Problem:
     """Return a syntax error of PyYAML as a problem with line, column and the line itself."""
+    # PyYAML gives one place or two: that of the error, and that of the construct it is in.
     marks = [mark for mark in (error.problem_mark, error.context_mark) if mark]
     where = source
     if marks:
@@ -132,6 +141,8 @@ def dump(value: dict[str, Any]) -> str:
 
 class _Dumper(yaml.SafeDumper):
     """Quotes text that `parse` would read as something else, such as 1e-3."""
+
+    # A subclass, because representers are registered on the class: PyYAML's own must not change.
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -158,20 +169,27 @@ class _Composer:
         self.marks: dict[KeyPath, tuple[int, int]] = {}
 
     def document(self) -> Document:
-        next(self.events)  # stream start
+        # The events of a document: stream start, document start, the events of its one node,
+        # document end, stream end. An empty text has only those of the stream.
+        next(self.events)
         event = next(self.events)
         if isinstance(event, yaml.StreamEndEvent):
             return Document(None, self.source)
 
         value = self.node(next(self.events), ())
-        next(self.events)  # document end
+        next(self.events)
+
+        # `---` begins another document, which would be ignored without a word.
         if not isinstance(next(self.events), yaml.StreamEndEvent):
             self.add_problem("a second YAML document", (), event, expected="one document", id="C4")
         return Document(value, self.source, self.marks, self.problems)
 
     def node(self, event: yaml.Event, path: KeyPath) -> Any:
         """Return the value that begins with this event."""
+        # The value of a key keeps the place of the key; only items and the whole get one here.
         self.marks.setdefault(path, _position(event))
+
+        # Checked on the way down, before the recursion could exceed Python's own limit.
         if len(path) > MAX_DEPTH:
             expected = f"at most {MAX_DEPTH} levels"
             raise ConfigError(
@@ -185,7 +203,9 @@ class _Composer:
             return self.sequence(path)
         if isinstance(event, yaml.ScalarEvent):
             return self.scalar(event, path)
-        return None  # an alias, refused above
+
+        # An alias. It was refused above, so that its value does not matter.
+        return None
 
     def mapping(self, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -216,6 +236,8 @@ class _Composer:
             raise ConfigError(Problem("a key must be a word", where, expected="a word", id="C4"))
 
         self.refuse_extras(event, path)
+
+        # A quoted "1" is a word. Unquoted, `1: x` or `null: x` is no key of a config.
         key: str = event.value
         if event.implicit[0] and not isinstance(self.plain(key), str):
             what = f"a key must be a word: {key}"
@@ -240,8 +262,9 @@ class _Composer:
             self.add_problem(what, path, event, remedy="write a plain value", id="C14")
 
     def scalar(self, event: yaml.ScalarEvent, path: KeyPath) -> Any:
+        # Quoted, or a block after | or >: text, whatever it looks like.
         text = event.value
-        if not event.implicit[0]:  # quoted, or a block
+        if not event.implicit[0]:
             return text
 
         value = self.plain(text)
@@ -261,6 +284,8 @@ class _Composer:
         """Return the value of an unquoted scalar: null, a boolean, a decimal number, or text."""
         if text in _NAMED:
             return _NAMED[text]
+        # int() refuses thousands of digits with a ValueError. As a float, such a number is still
+        # checked against the range of its key.
         if _INT.fullmatch(text) and len(text) <= 40:
             return int(text)
         if _FLOAT.fullmatch(text):

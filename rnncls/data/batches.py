@@ -22,6 +22,7 @@ class Batch(NamedTuple):
     lengths: Tensor  # (B,) int64, always on the CPU, where packing and reporting need it
 
     def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device, except for the lengths, which stay on the CPU."""
         tokens = self.tokens.to(device)  # type: ignore[arg-type]  # torch's stub omits devices
         return Batch(tokens, self.labels.to(device), self.lengths)
 
@@ -70,6 +71,7 @@ class Block(NamedTuple):
 
     def _padded_rows(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the tokens (B, T), lengths (B,) and labels (B,) of a step."""
+        # Each step is padded to its own longest sequence, not to that of the block.
         first, last = self.edges[step : step + 2].tolist()
         lengths = self.lengths[first:last]
         padded = rectangle(self.tokens, self.starts[first:last], lengths)
@@ -81,7 +83,9 @@ def rectangle(tokens: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
 
     Row i is tokens[starts[i]:starts[i] + lengths[i]]; what stands behind its length has no meaning.
     """
-    positions = starts.unsqueeze(1) + torch.arange(int(lengths.max()))  # (B, T)
+    # (B, T): one gather instead of a copy for each sequence.
+    positions = starts.unsqueeze(1) + torch.arange(int(lengths.max()))
+
     # A short sequence at the end of `tokens` would be read beyond it; its last token is as good.
     positions.clamp_(max=len(tokens) - 1)
     return tokens[positions].long()
@@ -114,6 +118,7 @@ def pack(padded: Tensor, lengths: Tensor, labels: Tensor) -> Batch:
 
     Raises: DataError if a length is 0 or above T.
     """
+    # Checked here, because PyTorch's messages about lengths do not say which sequence is meant.
     shortest, longest = torch.aminmax(lengths)
     if shortest < 1:
         raise _empty_sequence(int(lengths.argmin()))
@@ -122,6 +127,7 @@ def pack(padded: Tensor, lengths: Tensor, labels: Tensor) -> Batch:
         expected = f"at most {padded.shape[1]}, the padded width"
         raise DataError(Problem(what, expected=expected, id="D10"))
 
+    # Packing sorts by length, longest first, and remembers the order: results come back in it.
     packed = pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)
     return Batch(packed, labels, lengths)
 

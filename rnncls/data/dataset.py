@@ -27,7 +27,9 @@ from rnncls.errors import CheckpointError, DataError, Problem, printable
 
 SPLITS = ("train", "val", "test")
 MAX_TOKENS = 2**20  # in a vocabulary
-MAX_VOCABULARY_BYTES = 12 * 2**20  # a checkpoint's header may have 16 MiB
+
+# A checkpoint keeps its vocabulary in its header, which may have 16 MiB.
+MAX_VOCABULARY_BYTES = 12 * 2**20
 MOST_LABELS_SHOWN = 10
 
 # Shares above which a warning is worth reading.
@@ -45,12 +47,18 @@ class Dataset:
     vocabulary: Vocabulary
     fingerprints: dict[str, str]  # SHA-256 by file
 
-    # Numbers of sequences or tokens, by split.
-    dropped: dict[str, int] = field(default_factory=dict)  # empty sequences, of the split's file
-    truncated: dict[str, int] = field(default_factory=dict)  # sequences, of the split's file
+    # How many sequences were dropped because they were empty, and how many were truncated, by the
+    # file that was read: a split without a file of its own is counted with the training file.
+    dropped: dict[str, int] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
+
+    # How many tokens of each split the vocabulary lacks.
     unknown_tokens: dict[str, int] = field(default_factory=dict)
-    in_train: dict[str, int] = field(default_factory=dict)  # of val and test: also in train
-    in_val: dict[str, int] = field(default_factory=dict)  # of test: also in val
+
+    # How many sequences of val and test are in train too, and how many of test are in val too: a
+    # model may have memorised them.
+    in_train: dict[str, int] = field(default_factory=dict)
+    in_val: dict[str, int] = field(default_factory=dict)
 
     def held_out(self) -> tuple[str, Sequences]:
         """Return what a model is evaluated on, with its name.
@@ -70,11 +78,17 @@ class _Table:
     """One file's rows. Tokens and labels are numbered in the order in which they first occur."""
 
     path: str
-    tokens: array[int] = field(default_factory=lambda: array("i"))  # end to end
+
+    # Arrays grow like lists, hold 4 or 8 bytes a number, and NumPy reads them without a copy.
+    # The tokens of all rows stand end to end; `lengths` says where each row ends.
+    tokens: array[int] = field(default_factory=lambda: array("i"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
     labels: array[int] = field(default_factory=lambda: array("i"))
     lines: array[int] = field(default_factory=lambda: array("i"))
-    hashes: array[int] = field(default_factory=lambda: array("Q"))  # of whole sequences
+
+    # A hash of each sequence as it was before truncation.
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
+
     dropped: int = 0
     truncated: int = 0
     is_train_file: bool = False
@@ -91,8 +105,11 @@ class _Rows:
     def tokens(self) -> Array:
         """Numbers of the tokens, end to end."""
         numbers = np.frombuffer(self.table.tokens, dtype=np.int32)
-        if self.chosen.all():  # most files are one split: nothing is copied
+        # Most files are one split as a whole, and the tokens are the largest array: no copy then.
+        if self.chosen.all():
             return numbers
+
+        # A row is chosen with all of its tokens.
         lengths = np.frombuffer(self.table.lengths, dtype=np.int64)
         of_rows: Array = numbers[np.repeat(self.chosen, lengths)]
         return of_rows
@@ -136,8 +153,10 @@ def load_dataset(
     Raises: DataError with the bad rows by line, or for a split without sequences, or for a token or
     label that the training split lacks.
     """
+    # All files share one numbering: the same token has the same number in each of them.
     token_numbers = _Numbering()
     label_numbers = _Numbering()
+
     # Hashed before it is read: a file that changes in between is noticed on resume.
     fingerprints = {name: fingerprint(path) for name, path in data_paths(data).items()}
 
@@ -146,6 +165,8 @@ def load_dataset(
         tables[name] = _read_table(path, data, token_numbers, label_numbers, progress)
     tables["train"].is_train_file = True
 
+    # Before the vocabulary, which is made of the training rows alone: what only the other splits
+    # have must stay unknown to the model.
     rows = _assign_splits(tables, data)
     if not rows["train"].chosen.any():
         remedy = "the file, or smaller data.val_fraction and data.test_fraction"
@@ -203,6 +224,7 @@ def require_unchanged_data(
     checked = [name for name in splits if name in paths and name in known]
     require_unchanged_files(((paths[name], known[name]) for name in checked), "run", remedy)
 
+    # Without its file, a split would silently be taken from the training file instead.
     missing = sorted(known.keys() - paths.keys())
     if missing:
         what = f"the run had a {missing[0]} file"
@@ -232,6 +254,7 @@ def load_labelled_file(
     try:
         return _load_labelled_file(path, data, vocabulary, progress, name or path)
     except DataError as error:
+        # Another data.tokens, for example, is no way out: the model was trained with the run's own.
         remedy = "fix the file; the config of the run decides how it is read"
         problems = []
         for problem in error.problems:
@@ -269,9 +292,11 @@ def _read_table(
     """Read the rows of a file and number its tokens and labels. Raises: DataError."""
     table = _Table(path)
     bad = BadRows(path)
+    # Called once for each token of the data: `map` over a bound method is the fastest way.
     number_of = token_numbers.__getitem__
     with _progress_bar(path, progress) as bar:
         for record in read_records(path, data, bad, bar.update):
+            # A number instead of a record is the line of an empty sequence.
             if isinstance(record, int):
                 table.dropped += 1
                 continue
@@ -283,31 +308,33 @@ def _read_table(
 
             if len(tokens) < len(record.tokens):
                 table.truncated += 1
+
             # The hash is of the whole sequence: max_length must not move rows between splits.
             table.hashes.append(_hash(record.tokens))
             table.tokens.extend(map(number_of, tokens))
             table.lengths.append(len(tokens))
             table.labels.append(label_numbers[record.label])
             table.lines.append(record.line)
+
+    # Only after the last row: a user fixes several bad lines at once.
     bad.raise_if_any()
     return table
 
 
 def _progress_bar(path: str, progress: bool) -> tqdm[Any]:
     """Return a bar of the bytes of a file, on stderr if that is a terminal."""
+    # A missing file is reported when it is opened, with an id; the bar must not fail before that.
     file = Path(path)
     size = file.stat().st_size if file.exists() else 0
-    return tqdm(
-        total=size,
-        unit="B",
-        unit_scale=True,
-        desc=file.name,
-        disable=None if progress else True,  # None: unless stderr is a terminal
-    )
+
+    # disable=None leaves the bar out unless stderr is a terminal.
+    disable = None if progress else True
+    return tqdm(total=size, unit="B", unit_scale=True, desc=file.name, disable=disable)
 
 
 def _hash(tokens: list[str]) -> int:
     """Return 64 bits that depend on the sequence alone: equal sequences stay in one split."""
+    # Python's own hash of text differs from process to process; this one never changes.
     text = "\x1f".join(tokens).encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
@@ -319,7 +346,10 @@ def _assign_splits(tables: dict[str, _Table], data: FilesConfig) -> dict[str, _R
     of each sequence. A row's split depends on nothing else, so that adding rows moves no other row.
     """
     train_file = tables["train"]
-    place = np.frombuffer(train_file.hashes, dtype=np.uint64) / 2.0**64  # uniform on 0..1
+
+    # A hash is uniform, so its place on 0..1 is, too: val has the places from 0 to val_end, test
+    # those from there to test_end, train the rest. A larger test_fraction leaves val as it is.
+    place = np.frombuffer(train_file.hashes, dtype=np.uint64) / 2.0**64
     val_end = 0.0 if "val" in tables else data.val_fraction
     test_end = val_end + (0.0 if "test" in tables else data.test_fraction)
 
@@ -344,9 +374,13 @@ def _build_vocabulary(
     train: _Rows, tokens: list[str], labels: list[str], data: FilesConfig
 ) -> Vocabulary:
     """Return the vocabulary of the training split. Raises: DataError if it is too large."""
+    # Only tokens of the training rows are counted; those of other splits alone have the count 0,
+    # and min_count is at least 1.
     counts = np.bincount(train.tokens, minlength=len(tokens))
     frequent = np.flatnonzero(counts >= data.min_count)
     known = in_order(tokens[number] for number in frequent)
+
+    # `<unk>` in a file is no token of its own; it gets its id below.
     known = tuple(token for token in known if token != UNKNOWN)
     classes = in_order(labels[number] for number in np.unique(train.labels))
 
@@ -367,7 +401,8 @@ def _build_vocabulary(
 
     has_unknown = data.unknown == "unk"
     if has_unknown:
-        known = (UNKNOWN, *known)  # its id is UNKNOWN_ID
+        # In the first place, because its id is UNKNOWN_ID.
+        known = (UNKNOWN, *known)
     return Vocabulary(known, classes, has_unknown)
 
 
@@ -380,21 +415,27 @@ def _add_split(
 
     Raises: DataError for a token or label that the vocabulary lacks.
     """
-    offsets = np.concatenate([[0], np.cumsum(rows.lengths)])  # (R + 1,)
+    # (R + 1,): where each row begins, and the end of the last one.
+    offsets = np.concatenate([[0], np.cumsum(rows.lengths)])
+
+    # (L,) each.
     ids = _ids_of(rows, dataset.vocabulary, tokens)
     unknown = ids < 0
     if dataset.vocabulary.has_unknown:
-        unknown |= ids == UNKNOWN_ID  # `<unk>` written out in the file means no more
+        # `<unk>` written out in the file says no more than a token that training lacks.
+        unknown |= ids == UNKNOWN_ID
         ids[unknown] = UNKNOWN_ID
     elif unknown.any():
         raise _unknown_tokens(name, rows, offsets, unknown)
 
+    # Not one known token is a mistake, such as words read as characters: no result would count.
     dataset.unknown_tokens[name] = int(unknown.sum())
     if len(ids) and unknown.all():
         what = f"no token of {name} is in the training data"
         remedy = "data.tokens, or data like the training data" + _or_no_split(name, rows)
         raise DataError(Problem(what, rows.table.path, remedy=remedy, id="D8"))
 
+    # The arrays are copies by now: the tensors share their memory, not that of the table.
     classes = _classes_of(name, rows, dataset.vocabulary, labels)
     dataset.splits[name] = Sequences(
         torch.from_numpy(ids), torch.from_numpy(offsets), torch.from_numpy(classes)
@@ -417,6 +458,7 @@ def _classes_of(name: str, rows: _Rows, vocabulary: Vocabulary, labels: list[str
     class_of_number = np.fromiter(classes, dtype=np.int64, count=len(labels))
     of_rows: Array = class_of_number[rows.labels]
 
+    # Unlike tokens, labels have no stand-in: the model has no output for another class.
     unknown = of_rows < 0
     if unknown.any():
         row = int(unknown.argmax())
@@ -438,8 +480,9 @@ def _classes_of(name: str, rows: _Rows, vocabulary: Vocabulary, labels: list[str
 
 def _unknown_tokens(name: str, rows: _Rows, offsets: Array, unknown: Array) -> DataError:
     """Return the error of unknown tokens in a vocabulary without <unk>."""
+    # The row of a token is the last one that begins at or before it.
     first = int(unknown.argmax())
-    row = int(np.searchsorted(offsets, first, side="right")) - 1  # the row with that token
+    row = int(np.searchsorted(offsets, first, side="right")) - 1
     what = f"{int(unknown.sum()):,} tokens of {name} are not in the training data"
     remedy = "data.unknown=unk, or fix the line"
     return DataError(Problem(what, rows.place(row), remedy=remedy, id="D8"))
@@ -458,6 +501,7 @@ def dataset_warnings(dataset: Dataset) -> list[str]:
 
 
 def _warnings(dataset: Dataset) -> Iterator[str]:
+    # A file that was read for evaluation alone has no split of this name.
     if "val" in dataset.splits and not len(dataset.splits["val"]):
         yield "[D3]: there are no validation sequences; validating on those of training"
     if dataset.vocabulary.num_classes == 1:

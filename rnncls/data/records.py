@@ -22,8 +22,12 @@ from typing import IO, Any, NamedTuple
 from rnncls.config import FilesConfig
 from rnncls.errors import CheckpointError, DataError, Problem
 
+# Only the current line is in memory: this bounds what a file without line ends can take.
 MAX_LINE_BYTES = 16 * 2**20
+
 MOST_SHOWN = 5  # bad lines of a file
+
+# A progress bar does not need more, and asking a file for its position takes a system call.
 LINES_PER_REPORT = 1024  # after how many lines `watch` is told of progress
 
 # A gzip file may be a bomb. Text hardly shrinks to a hundredth; below 64 MiB no ratio does harm.
@@ -63,6 +67,7 @@ class BadRows:
         remedy: str = "",
         id: str = "D14",
     ) -> None:
+        """Add a bad row by its line; the other arguments are those of a `Problem`."""
         self.count += 1
         if len(self.problems) < MOST_SHOWN:
             self.problems.append(
@@ -86,6 +91,8 @@ class BadRows:
         """Raise DataError if there are bad rows, with the first of them and their number."""
         if not self.problems:
             return
+
+        # The last problem says how many there are in all, if not every one is shown.
         if self.count > len(self.problems):
             what = f"{self.count:,} bad rows in all"
             self.problems.append(Problem(what, str(self.path), id=self.problems[0].id))
@@ -106,6 +113,7 @@ def opened(path: str | Path) -> Iterator[IO[bytes]]:
         remedy = "the path of a JSONL, CSV or TSV file"
         raise DataError(Problem(what, str(path), remedy=remedy, id="D1")) from None
 
+    # Asked of the open file, not of the path, which could be another file by then.
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         remedy = "a file; a pipe can be saved to one first"
@@ -171,6 +179,7 @@ def read_records(
     Raises: DataError if the file cannot be read any further.
     """
     format = format_of(path, data.format)
+    # Without labels to read, a table needs no column for them.
     fields = [data.sequence_field]
     if labelled:
         fields.append(data.label_field)
@@ -202,10 +211,12 @@ def _record_of(
     label: Any = ""
     if labelled:
         label = row.get(data.label_field)
+        # true and false are ints to Python, and a float has no one way to be written.
         is_label = isinstance(label, str | int) and not isinstance(label, bool) and label != ""
         if not is_label:
             return _bad_label(row, data.label_field)
 
+    # The label was checked first: a bad one is named even if the sequence is dropped.
     if tokens:
         return Record(line, tokens, str(label))
     if data.empty == "drop":
@@ -231,6 +242,7 @@ def tokens_of(value: Any, kind: str) -> list[str] | Problem:
 
     `kind` is data.tokens: ids, words or characters. Ids are checked, and returned as text.
     """
+    # None stands for a field that is missing, and for null.
     if value is None:
         remedy = "data.sequence_field, or fix the line"
         expected = "a field with a list or a text"
@@ -249,6 +261,7 @@ def _tokens_of_text(text: str, kind: str) -> list[str] | Problem:
     if kind == "characters":
         return list(text)
 
+    # White space of any kind and number, so that no token is empty.
     tokens = text.split()
     if kind == "ids" and not all(map(_is_id_text, tokens)):
         return _bad_id(tokens, _is_id_text)
@@ -259,6 +272,7 @@ def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
     # Whole lists are checked at once, by the set of their types: this is the hot path of reading.
     types = set(map(type, values))
     if kind == "ids":
+        # type() tells True from 1, where isinstance() would not.
         if types <= {int} and (not values or min(values) >= 0):
             return list(map(str, values))
         return _bad_id(values, _is_id)
@@ -273,11 +287,13 @@ def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
 
 
 def _is_id(value: Any) -> bool:
-    return type(value) is int and value >= 0  # True and False are ints, too, but no ids
+    # True and False are ints, too, but no ids.
+    return type(value) is int and value >= 0
 
 
 def _is_id_text(text: str) -> bool:
     """Return whether the text is an id in its only notation: without sign or leading zeros."""
+    # isdigit() alone accepts the digits of every script, and "²".
     return text.isascii() and text.isdigit() and (text[0] != "0" or text == "0")
 
 
@@ -300,6 +316,8 @@ def decode_line(content: bytes, is_first: bool) -> str | Problem:
     """
     if is_first:
         content = content.removeprefix(BYTE_ORDER_MARK)
+
+    # Exactly one line end: other white space may be a token of the sequence.
     content = content.removesuffix(b"\n").removesuffix(b"\r")
     try:
         return content.decode()
@@ -310,6 +328,7 @@ def decode_line(content: bytes, is_first: bool) -> str | Problem:
 
 def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Lines:
     """Yield every line that is UTF-8, without its end. U+2028 does not end a line."""
+    # By its first two bytes, because a name may be missing .gz or have it without reason.
     is_gzip = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     source: IO[bytes] = gzip.GzipFile(fileobj=file) if is_gzip else file  # type: ignore[assignment]
@@ -330,6 +349,7 @@ def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Lin
                 watch(file.tell() - reported)
                 reported = file.tell()
 
+            # The position in the packed file is that of the unpacked text, give or take a buffer.
             if is_gzip and unpacked > check_at:
                 check_at = unpacked + RATIO_EVERY
                 if unpacked > MAX_RATIO * file.tell():
@@ -340,6 +360,7 @@ def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Lin
                 bad.add_problem(number, text)
             else:
                 yield number, text
+    # EOFError is a gzip file that was cut off.
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _gzip_error(path, str(error)) from None
     except OSError as error:
@@ -371,6 +392,7 @@ def _json_rows(lines: Lines, bad: BadRows) -> Rows:
         if not text or text.isspace():
             continue
 
+        # RecursionError is how Python answers thousands of nested brackets.
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -402,9 +424,11 @@ def _table_rows(
     """Yield each row of a table by column. Raises: DataError if the header lacks a field."""
     rows = _split_rows(lines, path, bad, delimiter)
     line, header = next(rows, (1, None))
-    if header is None:  # an empty file
+    # An empty file has no rows, and is reported where its sequences are missed.
+    if header is None:
         return
 
+    # Of two columns with the same name, only one would be read.
     has_fields = all(name in header for name in fields)
     has_duplicates = len(set(header)) < len(header)
     if has_duplicates or not has_fields:
@@ -422,7 +446,8 @@ def _table_rows(
     for line, row in rows:
         if len(row) == len(header):
             yield line, dict(zip(header, row, strict=True))
-        elif row:  # an empty row is a blank line
+        # A row without fields is a blank line, which is skipped.
+        elif row:
             what = "wrong number of columns"
             bad.add(line, what, f"{len(header)} columns", f"{len(row)} columns")
 
@@ -431,6 +456,8 @@ def _split_rows(
     lines: Lines, path: str | Path, bad: BadRows, delimiter: str
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield (first line, fields) of each row. A quoted field may extend over several lines."""
+    # csv.reader tells only how many lines it has taken, and lines that are not UTF-8 never reach
+    # it: so the lines are counted as they pass.
     first_line = 0  # of the row that is being read; 0 before its first line
     number = 0  # of the last line read
 

@@ -99,6 +99,7 @@ def stats(task: FilesTask) -> Stats:
 
 def _vocabulary_stats(task: FilesTask) -> VocabularyStats:
     vocabulary = task.dataset.vocabulary
+    # Stable: of equally frequent tokens, those with the smaller ids.
     counts = torch.bincount(task.train.tokens, minlength=len(vocabulary.tokens))
     frequent = counts.argsort(descending=True, stable=True)[:MOST_SHOWN].tolist()
     most_frequent = {vocabulary.tokens[index]: int(counts[index]) for index in frequent}
@@ -109,6 +110,7 @@ def _split_stats(dataset: Dataset, name: str, sequences: Sequences) -> SplitStat
     labels = dataset.vocabulary.labels
     classes = torch.bincount(sequences.labels, minlength=len(labels)).tolist()
 
+    # An empty split has neither a shortest sequence nor a most frequent class.
     length = None
     majority = None
     if len(sequences):
@@ -140,6 +142,8 @@ def to_text(task: FilesTask) -> str:
     statistics = stats(task)
     train = statistics.splits["train"]
     vocabulary = statistics.vocabulary
+
+    # By frequency; sorted() keeps the vocabulary's order among equals.
     classes = sorted(train.classes.items(), key=lambda pair: -pair[1])
     with_unknown = "included" if vocabulary.has_unknown else "none"
     waste = statistics.padding_waste
@@ -172,6 +176,8 @@ def _split_line(name: str, split: SplitStats) -> str:
     length = split.length
     if length is None:
         return f"{name:<6} {0:>11}"
+
+    # The widths are those of the header in `to_text`.
     sizes = f"{split.sequences:>11,} {split.tokens:>11,}"
     lengths = f"{length.min:>11,} {length.median:>6,} {length.mean:>6.1f} {length.max:>6,}"
     unknown = split.unknown_tokens / split.tokens
@@ -180,6 +186,7 @@ def _split_line(name: str, split: SplitStats) -> str:
 
 def _length_bins(sequences: Sequences) -> list[tuple[str, int]]:
     """Return at most 16 bins of equal width, each with its number of sequences."""
+    # The width is rounded up, so that there are never more bins than fit.
     lengths = sequences.lengths
     width = -(-int(lengths.max()) // MOST_TEXT_BINS)
     counts = torch.bincount((lengths - 1) // width).tolist()
@@ -196,6 +203,7 @@ def _bars(pairs: list[tuple[str, int]]) -> list[str]:
     """Return a line with a bar for each name and count, of many the first 20."""
     shown = [(visible(name), count) for name, count in pairs[:MOST_SHOWN]]
     width = max(len(name) for name, _ in shown)
+    # At least 1, so that counts that are all 0 divide by something.
     highest = max(1, *(count for _, count in shown))
 
     lines: list[str] = []
@@ -216,6 +224,7 @@ def visible(token: str) -> str:
 
 def plot(task: FilesTask, path: Path) -> None:
     """Draw lengths and classes of every split into a PNG. Raises: OSError."""
+    # Matplotlib takes long to import. A Figure without pyplot needs no display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -228,6 +237,7 @@ def plot(task: FilesTask, path: Path) -> None:
 
 def _plot_lengths(axes: "Axes", splits: dict[str, Sequences]) -> None:
     """Draw the share of each length, in at most 30 bins of whole tokens."""
+    # All splits have the same bins, so that their bars can stand side by side.
     longest = max(int(split.lengths.max()) for split in splits.values())
     width = -(-longest // MOST_PLOT_BINS)
     centre = (len(splits) - 1) / 2  # of the bars of one bin
@@ -254,6 +264,8 @@ def _plot_classes(axes: "Axes", splits: dict[str, Sequences], labels: Sequence[s
         if len(label) > LETTERS_OF_LABEL:
             label = label[: LETTERS_OF_LABEL - 1] + "..."
         names.append(printable(label))
+
+    # Below the second of the three bars of a class.
     middles = [index + BAR_STEP for index in range(len(shown))]
     # A label is text, even if it looks like a formula: $x$.
     axes.set_xticks(middles, names, rotation=30 if len(shown) > 6 else 0, parse_math=False)
@@ -266,6 +278,8 @@ def sample(task: Task, rows: int = 8) -> str:
     tokens = _token_names(task, batch)
     sequences = _unpacked(batch, tokens)
     shown = sequences[:rows]
+
+    # Cells are as wide as the widest token that is shown.
     columns = min(max(len(sequence) for sequence in shown), COLUMNS_SHOWN)
     width = max(len(token) for sequence in shown for token in sequence[:columns])
 
@@ -305,6 +319,7 @@ def _token_names(task: Task, batch: Batch) -> list[str]:
 
 def _unpacked(batch: Batch, tokens: list[str]) -> list[list[str]]:
     """Return the batch's sequences, in their order; `tokens` are the names of the packed data."""
+    # Packing sorts the sequences by length; sorted_indices says which one came to which place.
     order = batch.tokens.sorted_indices
     rows = order.tolist() if order is not None else list(range(len(batch.labels)))
     sequences: list[list[str]] = [[] for _ in rows]

@@ -12,8 +12,11 @@ from torch import Tensor
 from rnncls.data.batches import Batch, Block, pack, rectangle
 from rnncls.seeds import mix
 
-BLOCK_STEPS = 256  # most batches that are prepared together
-BLOCK_CELLS = 2**22  # most cells of those batches, if all were padded to the longest sequence
+# The most batches that are prepared together, and the most cells that they may have if all their
+# sequences are padded to the longest, which an engine may do: 32 MiB of int64.
+BLOCK_STEPS = 256
+BLOCK_CELLS = 2**22
+
 BUCKET_BATCHES = 50  # batches whose sequences are sorted by length together
 
 # An evaluation batch of this many padded tokens stays in cache. sum_mod draws one evaluation batch
@@ -53,6 +56,7 @@ def steps_per_epoch(sequences: Sequences, batch_size: int) -> int:
 
     The last batch of an epoch may be smaller than the others.
     """
+    # Rounded up.
     return -(-len(sequences) // batch_size)
 
 
@@ -64,6 +68,7 @@ def epoch_order(
     shuffle: all rows in random order, cut into batches. bucket: of the shuffled rows, those of 50
     batches at a time are sorted by length and cut into batches; then the batches are shuffled.
     """
+    # A generator of its own for each epoch: a run can resume in any of them.
     generator = torch.Generator().manual_seed(mix(seed, "epoch", epoch))
     order = torch.randperm(len(sequences), generator=generator)
     if batching == "shuffle":
@@ -74,6 +79,8 @@ def epoch_order(
     for bucket in torch.split(order, BUCKET_BATCHES * batch_size):
         by_length = bucket[sequences.lengths_of(bucket).argsort(stable=True)]
         batches += torch.split(by_length, batch_size)
+
+    # Without this, every bucket would go from short sequences to long ones.
     shuffled = torch.randperm(len(batches), generator=generator)
     return [batches[index] for index in shuffled.tolist()]
 
@@ -93,6 +100,7 @@ def blocks(
     """Yield the same sequences as `batches`, up to BLOCK_STEPS batches at a time."""
     for order in _orders(sequences, seed, batch_size, batching, start, stop):
         for batches in _cut_blocks(order, sequences):
+            # The tokens are those of the whole split: a block only says where its sequences begin.
             rows = torch.cat(batches)
             edges = torch.tensor([0, *map(len, batches)]).cumsum(0)
             yield Block(
@@ -112,6 +120,7 @@ def _orders(
     step = start
     while step < stop:
         epoch, first = divmod(step, per_epoch)
+        # A whole epoch is ordered even for one step, so that the order does not depend on `start`.
         order = epoch_order(sequences, seed, epoch, batch_size, batching)
         order = order[first : first + stop - step]
         yield order
@@ -131,6 +140,7 @@ def _cut_blocks(order: list[Tensor], sequences: Sequences) -> Iterator[list[Tens
         longest_of_batch = int(sequences.lengths_of(batch).max())
         longest = max(longest, longest_of_batch)
 
+        # As if this batch were in the block: one long sequence widens every row before it.
         cells = (num_rows + len(batch)) * longest
         if block and (len(block) == BLOCK_STEPS or cells > BLOCK_CELLS):
             yield block
@@ -164,6 +174,7 @@ def cut_for_evaluation(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Yield the bounds first:last of evaluation batches of sequences with these rising lengths."""
     first = 0
     for index, length in enumerate(lengths):
+        # Lengths rise, so the one at `index` would be the longest of the batch.
         if index - first >= evaluation_batch_size(length):
             yield first, index
             first = index
@@ -173,7 +184,9 @@ def cut_for_evaluation(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 def evaluation_batch_size(longest: int, least: int = 1) -> int:
     """Return how many sequences make an evaluation batch whose longest one has this length."""
-    return max(least, min(MOST_ROWS, BATCH_TOKENS // longest))
+    # An empty sequence is refused where batches are packed, with an id: no division by 0 here.
+    rows = BATCH_TOKENS // max(1, longest)
+    return max(least, min(MOST_ROWS, rows))
 
 
 def padding_waste(sequences: Sequences, order: list[Tensor]) -> float:

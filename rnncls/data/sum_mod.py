@@ -18,9 +18,14 @@ from rnncls.seeds import mix
 
 Split = Literal["train", "val", "test"]
 
+# The steps whose digits are drawn together, and the most digits of a block, which take 8 MiB: a
+# block of large batches has fewer steps. Changing either number changes the training data.
 BLOCK_STEPS = 256
-BLOCK_TOKENS = 2**20  # 8 MiB; a block of large batches has fewer steps
-LEAST_ROWS = 64  # of an evaluation batch, however long they are: fewer leave the processor idle
+BLOCK_TOKENS = 2**20
+
+# An evaluation batch has at least so many rows, however long they are: fewer leave the processor
+# idle.
+LEAST_ROWS = 64
 
 Rows = tuple[Tensor, Tensor, Tensor]  # padded digits (R, T), lengths (R,), labels (R,)
 
@@ -59,17 +64,22 @@ def blocks(
         # A block travels to the engines as a whole; 32 bits per digit halve it.
         digits = digits.int()
         yield Block(digits.flatten(), starts, lengths, labels, edges)
-        del digits, lengths, labels  # before the next block is drawn
+
+        # Otherwise two blocks would be in memory while the next one is drawn.
+        del digits, lengths, labels
 
 
 def _draws(
     data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int
 ) -> Iterator[Rows]:
     """Yield the rows of as many steps at a time as are drawn together."""
+    # A function of the config alone: where a run resumes must not move the edges of blocks.
     block_steps = max(1, min(BLOCK_STEPS, BLOCK_TOKENS // (batch_size * data.max_length)))
     step = start
     while step < stop:
         block, first = divmod(step, block_steps)
+        # The whole block is drawn even if few of its steps are wanted: its digits come from the
+        # generator after all of its lengths.
         last = min(block_steps, first + stop - step)
         wanted = slice(first * batch_size, last * batch_size)
 
@@ -86,6 +96,8 @@ def _sliced(rows: Rows, wanted: slice) -> Rows:
 
 def samples(data: SumModConfig, seed: int, split: Split, count: int) -> Iterator[Batch]:
     """Yield `count` sequences of a split in evaluation batches. The last batch may be smaller."""
+    # The lengths are part of the seed: each set of lengths has a sample of its own, whatever else
+    # is evaluated.
     generator = torch.Generator().manual_seed(mix(seed, split, data.min_length, data.max_length))
     batch_size = evaluation_batch_size(data.max_length, LEAST_ROWS)
     for first in range(0, count, batch_size):
@@ -100,6 +112,7 @@ def num_sequences(data: SumModConfig, length: int) -> int:
 def all_sequences(data: SumModConfig, length: int) -> Iterator[Batch]:
     """Yield every sequence of a length once, in counting order, in evaluation batches."""
     count = num_sequences(data, length)
+
     # A sequence of digits is a number written in base num_embeddings: count through all of them.
     exponents = torch.arange(length - 1, -1, -1)
     place_values = data.num_embeddings**exponents  # (length,), most significant first

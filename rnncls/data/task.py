@@ -26,7 +26,9 @@ class Task(ABC):
 
     config: Config
     max_steps: int  # of the whole run
-    vocabulary: Vocabulary | None = None  # None: tokens and labels are the numbers themselves
+    # Without a vocabulary, tokens and labels are the numbers themselves.
+    vocabulary: Vocabulary | None = None
+
     fingerprints: dict[str, str] = {}  # noqa: RUF012  # SHA-256 of the file of each split
     class_weights: Tensor | None = None  # (num_classes,)
 
@@ -57,6 +59,7 @@ class Task(ABC):
 
 def spread_lengths(data: SumModConfig) -> list[int]:
     """Return all training lengths, or 20 spread evenly from the shortest to the longest."""
+    # Both ends are among them, so that the chart shows the easiest and the hardest length.
     span = data.max_length - data.min_length
     number = min(MOST_LENGTHS_LOGGED, span + 1)
     if number == 1:
@@ -108,13 +111,15 @@ class FilesTask(Task):
         self.fingerprints = dataset.fingerprints
         self.train = dataset.splits["train"]
 
+        # Whichever ends first: the epochs or the steps.
         self.max_steps = config.train.max_steps
         if config.train.max_epochs is not None:
             per_epoch = sequences.steps_per_epoch(self.train, config.train.batch_size)
             self.max_steps = min(self.max_steps, config.train.max_epochs * per_epoch)
 
         if config.train.class_weights == "balanced":
-            # R / (classes * count): a class of average frequency weighs 1.
+            # R / (classes * count): a class of average frequency weighs 1. The clamp is for a class
+            # of a checkpoint's vocabulary that these files lack: no sequence has its weight.
             counts = torch.bincount(self.train.labels, minlength=self.vocabulary.num_classes)
             self.class_weights = len(self.train) / (len(counts) * counts.clamp(min=1)).float()
 
@@ -137,6 +142,7 @@ class FilesTask(Task):
 
     def validation(self) -> Iterator[Batch]:
         """Yield sequences of the validation split; if that is empty, of the training split."""
+        # An empty validation split was warned of while the files were read.
         split = self.dataset.splits["val"]
         if not len(split):
             split = self.train
@@ -145,6 +151,7 @@ class FilesTask(Task):
 
     def logged_lengths(self) -> list[int]:
         """Return the most frequent lengths of the training split."""
+        # Stable: of equally frequent lengths the shorter ones, on any machine.
         counts = torch.bincount(self.train.lengths)
         frequent = counts.argsort(descending=True, stable=True)[:MOST_LENGTHS_LOGGED]
         return sorted(int(length) for length in frequent if counts[length])
@@ -173,6 +180,7 @@ def _warnings_of_length(task: FilesTask) -> Iterator[str]:
     train = task.config.train
     epoch = sequences.steps_per_epoch(task.train, train.batch_size)
 
+    # A user who asks for epochs hardly means the default of max_steps to cut them short.
     if train.max_epochs and train.max_steps < train.max_epochs * epoch:
         last_epoch = -(-train.max_steps // epoch)
         ends = f"train.max_steps = {train.max_steps:,} ends the run in epoch {last_epoch:,}"
@@ -188,6 +196,7 @@ def _warnings_of_length(task: FilesTask) -> Iterator[str]:
 
 def _require_size(task: FilesTask) -> None:
     """Raise ConfigError if the vocabulary makes the model larger than any machine's memory."""
+    # The config's own check could not know these sizes: they come from the files.
     num_tokens, num_classes = task.sizes
     try:
         check_size(task.config, num_tokens, num_classes)

@@ -8,7 +8,7 @@ from rnncls.config import FilesConfig
 from rnncls.errors import Problem
 
 UNKNOWN = "<unk>"
-UNKNOWN_ID = 0  # of a vocabulary that has it
+UNKNOWN_ID = 0  # in a vocabulary that has it
 
 # Not more than 18 digits, which fit into 64 bits; longer ones are text like any other.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
@@ -28,8 +28,9 @@ class Vocabulary:
     index: dict[str, int] = field(init=False, repr=False, compare=False)  # id of each token
 
     def __post_init__(self) -> None:
+        # A frozen dataclass refuses a plain assignment, even here.
         index = {token: number for number, token in enumerate(self.tokens)}
-        object.__setattr__(self, "index", index)  # the way to set a field of a frozen dataclass
+        object.__setattr__(self, "index", index)
 
     @property
     def num_embeddings(self) -> int:
@@ -71,6 +72,7 @@ def truncate(tokens: list[str], data: FilesConfig) -> list[str] | Problem:
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names sorted: as numbers if all of them are integers, else as text."""
+    # As text, 10 would come before 9. One name that is no integer makes all of them text.
     listed = list(names)
     if are_integers(listed):
         return tuple(sorted(listed, key=int))

@@ -18,7 +18,9 @@ from rnncls.evaluation.report import MOST_CLASSES_SHOWN, Report, make_report
 from rnncls.evaluation.scores import score
 from rnncls.model.classifier import RNNClassifier
 
-EXHAUSTIVE_LIMIT = 2**17  # sequences of one length; there are 100,000 of 5 decimal digits
+# If a length has at most so many sequences, all of them are evaluated. The limit admits the longest
+# length of the default task: there are 100,000 sequences of 5 decimal digits.
+EXHAUSTIVE_LIMIT = 2**17
 
 
 class Examples(NamedTuple):
@@ -63,10 +65,12 @@ def evaluate(
     else:
         if lengths is not None:
             require_generated_data(config)
+        # Read without the checkpoint's vocabulary, which a model alone does not have.
         dataset = dataset or load_dataset(config.data, progress=progress)
         _require_sizes(dataset, model, config.data.train)
         examples = _held_out_examples(dataset, config.seed)
 
+    # Refused before the model runs over everything.
     if confusion:
         _require_few_classes(len(examples.labels))
 
@@ -117,6 +121,7 @@ def _held_out_examples(dataset: Dataset, seed: int) -> Examples:
     train = dataset.splits.get("train")
     trained = None if train is None else set(train.lengths.tolist())
 
+    # Without a count, all sequences are evaluated, and the seed decides nothing.
     name, split = dataset.held_out()
     batches = evaluation_batches(split, None, seed)
     labels = dataset.vocabulary.labels

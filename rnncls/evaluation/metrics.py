@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
+# The 97.5 % quantile of the standard normal distribution: 2.5 % lie above it, 2.5 % below -_Z_95.
+_Z_95 = 1.959963984540054
 
 
 def wilson_interval(correct: int, examples: int) -> tuple[float, float]:
@@ -54,6 +55,7 @@ class ClassCounts(NamedTuple):
 
         Source: scikit-learn's f1_score with average="macro".
         """
+        # A class that neither occurs nor is predicted has no F1, not one of 0.
         occurs = self.predicted + self.true > 0
         if not occurs.any():
             return 0.0
@@ -63,6 +65,7 @@ class ClassCounts(NamedTuple):
 
 def class_counts(labels: Tensor, predictions: Tensor, num_classes: int) -> ClassCounts:
     """Count how often each class is correct, predicted and true, in R examples, (R,) each."""
+    # float64, because counts above 2**24 are not exact in float32.
     correct = labels[labels == predictions]
     return ClassCounts(
         correct=torch.bincount(correct, minlength=num_classes).double(),

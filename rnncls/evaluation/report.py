@@ -23,11 +23,14 @@ class LengthReport:
     examples: int
     errors: int
     accuracy: float
-    ci95: tuple[
-        float, float
-    ]  # Wilson interval; without meaning if `exhaustive`: nothing is unknown
-    trained: bool | None  # whether training had sequences of this length; None: unknown
-    exhaustive: bool  # whether every sequence of this length was evaluated
+    # The Wilson interval. It has no meaning if `exhaustive`: then the accuracy is exact.
+    ci95: tuple[float, float]
+
+    # Whether training had sequences of this length; None if that is unknown.
+    trained: bool | None
+
+    # Whether every sequence of this length was evaluated.
+    exhaustive: bool
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary for JSON; a loss that is not finite is null, as JSON has no NaN."""
+        # `|` replaces the value and keeps the place of the key.
         return asdict(self) | {"loss": self.loss if math.isfinite(self.loss) else None}
 
     def to_text(self) -> str:
@@ -83,6 +87,7 @@ def _summary_lines(report: Report) -> list[str]:
     if report.data is not None:
         lines.append(f"evaluated on: {printable(report.data)}")
 
+    # An interval allows for sequences that were not evaluated; an exhaustive report has none.
     if report.exhaustive:
         extent = f"all {report.examples:,} sequences"
     else:
@@ -113,6 +118,7 @@ def _length_lines(rows: list[LengthReport]) -> list[str]:
 
 
 def _class_lines(classes: list[ClassReport]) -> list[str]:
+    # Labels come from the user's files, and may have control characters.
     labels = [printable(row.label) for row in classes]
     width = max(5, *map(len, labels))
 
@@ -167,6 +173,7 @@ def _shown_lengths(rows: list[LengthReport]) -> list[tuple[int, int, LengthRepor
 
 def _added_up(rows: list[LengthReport]) -> LengthReport:
     """Return one report for several lengths; it counts as seen in training if one of them was."""
+    # Whether it is known is the same for all lengths.
     trained = None if rows[0].trained is None else any(row.trained for row in rows)
     return _length_report(
         length=rows[-1].length,
@@ -223,6 +230,7 @@ def make_report(
     errors = sum(row.errors for row in by_length)
 
     # One row for each class, in the order of the ids.
+    # (num_classes,) each; int64 for the examples, so that JSON shows them without a decimal point.
     num_classes = len(labels)
     counts = class_counts(scores.labels, scores.predictions, num_classes)
     columns = [counts.true.long().tolist()]

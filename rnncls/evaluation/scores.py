@@ -30,6 +30,7 @@ def score(model: RNNClassifier, batches: Iterable[Batch]) -> Scores:
     parts = []
     try:
         for batch in batches:
+            # The lengths stay on the CPU; all others are on the model's device.
             tokens, labels, lengths = batch.to(model.device)
             logits = model(tokens)  # (B, N)
             parts.append((lengths, labels, logits.argmax(1), sequence_losses(logits, labels)))
