@@ -254,7 +254,7 @@ def test_a_well_signed_checkpoint_that_lies_about_its_size_allocates_nothing(
     change(path, lambda state, _: state["config"]["model"].update(hidden_size=40_000))
     code = f"""
 import resource, sys
-from rnncls.checkpoint import load_model
+from rnncls.rundir.checkpoint_files import load_model
 from rnncls.errors import CheckpointError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -318,9 +318,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) 
     path.write_bytes(b"whatever")
     path.chmod(0)
     code += f"import sys; sys.argv = ['rnncls', 'eval', {str(path)!r}]; from rnncls.cli import main; main()"
-    imports = (
-        "import torch, rnncls.checkpoint, rnncls.evaluation\n"  # before the rights are given up
-    )
+    imports = "import torch, rnncls.rundir.restore, rnncls.evaluation.report\n"  # before the rights are given up
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o055)
@@ -753,7 +751,7 @@ def test_looking_at_a_run_does_not_keep_it_from_starting(tmp_path: Path) -> None
     fit(config_of(train={"max_steps": 2}), tmp_path / "run")
     looking = f"""
 from pathlib import Path
-from rnncls.rundir import is_locked
+from rnncls.rundir.lock import is_locked
 print(flush=True)
 while True:
     is_locked(Path({str(tmp_path / "run")!r}))
@@ -762,7 +760,7 @@ while True:
         [sys.executable, "-c", looking], cwd=ROOT, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline() == b"\n"  # it has begun to look
         try:
             for _ in range(100):
                 with locked(tmp_path / "run"):

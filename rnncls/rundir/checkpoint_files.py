@@ -42,6 +42,7 @@ def find_newest(path: str | Path) -> Path:
     if files:
         return files[0]
 
+    # Often the folder above was meant: it may have runs in it.
     names = sorted(child.name for child in path.iterdir())
     runs = sorted(folder.parent for folder in path.glob(f"*/{CHECKPOINTS}"))
     raise CheckpointError(
@@ -102,11 +103,12 @@ def tidy(path: Path, is_best: bool, keep: int) -> None:
 
     The `keep` newest step files stay, and `best.safetensors`. Raises: WriteError.
     """
-    old = step_files(path.parent)[keep:]
+    # Marked first: a file that cannot be deleted ends the run, and then the mark is there.
     if is_best:
         mark_best(path)
+
     with writing(path.parent, "cannot delete an old checkpoint"):
-        for old_path in old:
+        for old_path in step_files(path.parent)[keep:]:
             old_path.unlink(missing_ok=True)
 
 
@@ -124,6 +126,8 @@ def recover(run_dir: Path) -> Checkpoint:
     if not files:
         find_newest(run_dir)  # raises, and says what is there
 
+    # Only damage leads on to an older file. A foreign or unreadable one is the user's to decide:
+    # the run would repeat steps that may be whole.
     for path in files:
         try:
             checkpoint = read_checkpoint(path)
@@ -162,14 +166,17 @@ def _repair_best(folder: Path, checkpoint: Checkpoint) -> None:
     if not isinstance(best_step, int) or best_step < 0:
         return
 
+    # A later step than the recovered checkpoint knows of is fine: the run will come there again.
     best = folder / BEST
     try:
+        # A link that leads nowhere is there, too, and is set aside.
         is_there = best.exists() or best.is_symlink()
         if is_there and read_checkpoint(best).state.step >= best_step:
             return
     except CheckpointError as error:
         _report_and_set_aside(best, error)
 
+    # The best step's own file may be pruned by now; then there is no best until the next one.
     path = step_path(folder, best_step)
     try:
         if path.exists() and read_checkpoint(path).state.step == best_step:
