@@ -1,4 +1,4 @@
-"""What a checkpoint holds: `checkpoints/step-N.safetensors` and `checkpoints/best.safetensors`.
+"""The content of a checkpoint: `checkpoints/step-N.safetensors` and `checkpoints/best.safetensors`.
 
     tensors    model/<parameter>, optim/<state>/<parameter>
     state      JSON: `SavedState`
@@ -40,6 +40,7 @@ class VocabularyState(BaseModel):
 class SavedState(BaseModel):
     """Everything in a checkpoint but its tensors. The rest follows from config and step."""
 
+    # A file with other keys is of another program or of another version.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     step: int  # optimizer steps done
@@ -101,6 +102,7 @@ def write_checkpoint(folder: Path, state: TrainState, task: Task) -> Path:
             labels=task.vocabulary.labels,
             has_unknown=task.vocabulary.has_unknown,
         )
+    # Config and versions make the file complete: it can be evaluated without its run directory.
     saved = SavedState(
         step=state.step,
         config=task.config.model_dump(mode="json"),
@@ -191,6 +193,7 @@ def _read_state(path: Path, text: str) -> SavedState:
 
 
 def _read_config(path: Path, state: SavedState) -> Config:
+    # The same checks as for a config by hand: a signed file may ask for anything, too.
     try:
         return parse_config(state.config, str(path))
     except ConfigError as error:

@@ -84,6 +84,7 @@ def load_model(path: str | Path) -> RNNClassifier:
 
 def step_files(folder: Path) -> list[Path]:
     """Return the step checkpoints in a folder, newest first, by number and not by time."""
+    # A copy may change the times of files, but not their names.
     files = [path for path in folder.glob("step-*.safetensors") if path.stem[5:].isdecimal()]
     return sorted(files, key=lambda path: int(path.stem[5:]), reverse=True)
 
@@ -123,8 +124,9 @@ def recover(run_dir: Path) -> Checkpoint:
     """
     folder = run_dir / CHECKPOINTS
     files = step_files(folder)
+    # Raises, and says what is there.
     if not files:
-        find_newest(run_dir)  # raises, and says what is there
+        find_newest(run_dir)
 
     # Only damage leads on to an older file. A foreign or unreadable one is the user's to decide:
     # the run would repeat steps that may be whole.
@@ -149,6 +151,7 @@ def recover(run_dir: Path) -> Checkpoint:
 
 def set_aside(path: Path) -> Path:
     """Rename a file to `<name>.bad`, numbered if that is taken, and return the new path."""
+    # Numbered, because the same step may be damaged twice, and no evidence is to be overwritten.
     for number in count():
         target = path.with_name(f"{path.name}.bad{number or ''}")
         if not target.exists():

@@ -56,6 +56,7 @@ def holding(folder: Path) -> Iterator[None]:
 
     Raises: WriteError if the lock file cannot be written.
     """
+    # Waits without a limit: others hold the folder for the seconds in which they write a summary.
     with _lock_file(folder) as descriptor:
         with writing(folder):
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: metrics, TensorBoard, lines and a progress bar on stderr."""
+"""The reports of a run that trains: metrics, TensorBoard, lines and a progress bar on stderr."""
 
 import sys
 from collections.abc import Callable, Collection
@@ -155,6 +155,7 @@ class RunLog:
         """Do `action` unless that log is off. If it fails, turn the log off and say so once."""
         if log in self._off:
             return
+        # Other errors are bugs, and end the run.
         try:
             action()
         except OSError as error:

@@ -26,11 +26,16 @@ from rnncls.system.files import open_regular, write_atomically, writing
 
 FORMAT = "rnncls-checkpoint/1"
 MAX_HEADER_BYTES = 16 * 2**20
+
+# Far beyond any tensor of a model or its optimizer.
 MAX_RANK = 8
 MAX_DIMENSION = 2**40
 
-_DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.int64: "I64"}  # that are written
-_PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # and zip, as torch.save
+# The names that safetensors gives to the types that rnncls writes.
+_DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.int64: "I64"}
+
+# How pickles of protocols 2 to 5 begin, and zip files, which torch.save writes around a pickle.
+_PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def write(path: Path, state: str, tensors: dict[str, Tensor]) -> None:
@@ -57,6 +62,7 @@ def read(path: Path) -> tuple[str, dict[str, Tensor]]:
     except Exception:
         raise damaged(path, "a header that is not a safetensors header", "K6") from None
 
+    # Neither of these two is damage: the file is whole, but another program's or version's.
     if set(metadata) != {"format", "state", "sha256"}:
         raise CheckpointError(
             Problem(
@@ -118,6 +124,7 @@ def _read_file(path: Path) -> tuple[bytes, dict[str, str]]:
     try:
         with _open(path) as file:
             size = os.fstat(file.fileno()).st_size
+            # A length that is too large to be true reads no more than the most that is allowed.
             head = file.read(8)
             head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
             metadata = _read_header(path, head, size)

@@ -16,7 +16,7 @@ from rnncls.training.profiling import traced
 
 @dataclass(frozen=True)
 class Shared:
-    """What the members of a sweep, which train in one process, have in common."""
+    """The things that members of a sweep, which train in one process, have in common."""
 
     stop: StopRequest  # instead of signal handlers of the run's own
     report_steps: Callable[[int], object]  # instead of a bar; is told how many steps were taken
