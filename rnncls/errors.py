@@ -16,8 +16,11 @@ found, what to try. The command line prints them and nothing else.
 
 from dataclasses import KW_ONLY, dataclass
 
+# A file of data may have a problem in each of its lines.
 MOST_PROBLEMS_SHOWN = 20
-MOST_CHARACTERS = 1000  # of one line of a message; what comes from a file may be very long
+
+# Of one line of a message. What comes from a file may be very long.
+MOST_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Problem:
             if text:
                 lines.append(f"  {name:<9} {text}")
 
+        # Shortened first, so that no escape is cut in the middle.
         return "\n".join(printable(_shortened(line)) for line in lines)
 
 
@@ -53,6 +57,7 @@ def _shortened(line: str) -> str:
 
 def printable(text: str) -> str:
     """Escape the control characters of a text, so that a file's content cannot steer a terminal."""
+    # ascii() escapes the character and puts quotes around it, which are cut off.
     return "".join(
         character if character.isprintable() or character in "\n\t" else ascii(character)[1:-1]
         for character in text
@@ -68,6 +73,7 @@ class RnnclsError(Exception):
     exit_code: int = 1
 
     def __init__(self, *problems: Problem) -> None:
+        # For tracebacks and programs. What users read comes from `render`.
         super().__init__("; ".join(problem.what for problem in problems))
         self.problems = problems
 
@@ -133,6 +139,8 @@ class Interrupted(RnnclsError):
 
     def __init__(self, exit_code: int, problem: Problem) -> None:
         super().__init__(problem)
+
+        # Shells report a process that a signal has killed with the same number.
         self.exit_code = exit_code
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from rnncls.config import Config
 from rnncls.data import batches, collate, load_task
-from rnncls.errors import CheckpointError, WriteError
+from rnncls.errors import CheckpointError, Damaged, WriteError
 from rnncls.model.classifier import build_model
 from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint import read_checkpoint, write_checkpoint
@@ -200,6 +200,18 @@ def test_foreign_files_are_refused_and_run_nothing(
         assert message in caught.value.render(), name
         assert str(path) in caught.value.render()
     assert not canary.exists()
+
+
+@pytest.mark.row("K6")
+@pytest.mark.parametrize("shape", [[1] * 9, [1] * 70, [0, 2**62]])
+def test_well_signed_shapes_that_numpy_may_not_hold_are_damage(
+    shape: list[int], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.safetensors"
+    tensorfile.write(path, "{}", {"model/head.bias": torch.zeros(shape)})
+    with pytest.raises(Damaged) as caught:
+        tensorfile.read(path)
+    assert caught.value.problems[0].id == "K6"
 
 
 @pytest.mark.row("K1", "K7")

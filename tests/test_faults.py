@@ -297,7 +297,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) 
     path.write_bytes(b"whatever")
     path.chmod(0)
 
-    code = "import torch, rnncls.rundir.checkpoint, rnncls.evaluation.evaluate\n"
+    code = "import torch, rnncls.rundir.checkpoint_files, rnncls.evaluation.evaluate\n"
     if os.geteuid() == 0:  # root may read anything: give the rights up, after the imports
         code += "import os; os.setgid(65534); os.setuid(65534)\n"
         for folder in (tmp_path, *tmp_path.parents):
@@ -717,7 +717,7 @@ while True:
 """
     with started([PYTHON, "-c", looking], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline() == b"\n"  # it has begun to look
         for _ in range(100):
             with locked(tmp_path / "run"):
                 pass

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: `checkpoints/step-N.safetensors` and `checkpoints/best.safetensors`.
+"""The content of a checkpoint: `checkpoints/step-N.safetensors` and `checkpoints/best.safetensors`.
 
     tensors    model/<parameter>, optim/<state>/<parameter>
     state      JSON: `SavedState`
@@ -40,6 +40,7 @@ class VocabularyState(BaseModel):
 class SavedState(BaseModel):
     """Everything in a checkpoint but its tensors. The rest follows from config and step."""
 
+    # A file with other keys is of another program or of another version.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     step: int  # optimizer steps done
@@ -86,6 +87,9 @@ def write_checkpoint(folder: Path, state: TrainState, task: Task) -> Path:
     _require_finite(state, folder)
 
     tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+
+    # By the parameter's name: torch's own state_dict of an optimizer numbers them, in an order that
+    # only the code knows.
     for name, parameter in state.model.named_parameters():
         for key, value in state.optimizer.state[parameter].items():
             if isinstance(value, Tensor):
@@ -98,6 +102,7 @@ def write_checkpoint(folder: Path, state: TrainState, task: Task) -> Path:
             labels=task.vocabulary.labels,
             has_unknown=task.vocabulary.has_unknown,
         )
+    # Config and versions make the file complete: it can be evaluated without its run directory.
     saved = SavedState(
         step=state.step,
         config=task.config.model_dump(mode="json"),
@@ -108,12 +113,14 @@ def write_checkpoint(folder: Path, state: TrainState, task: Task) -> Path:
         fingerprints=task.fingerprints,
     )
 
+    # allow_nan=False, because JSON has no NaN, and other readers would refuse the file.
     path = step_path(folder, state.step)
     tensorfile.write(path, json.dumps(saved.model_dump(), allow_nan=False), tensors)
     return path
 
 
 def _require_finite(state: TrainState, folder: Path) -> None:
+    # A finite loss and gradient do not rule it out: the update itself may overflow.
     if all(bool(parameter.isfinite().all()) for parameter in state.model.parameters()):
         return
     raise NonFiniteError(
@@ -150,6 +157,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     text, tensors = tensorfile.read(path)
     state = _read_state(path, text)
 
+    # The checksum says that nothing was changed, not that this is what rnncls writes.
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
@@ -176,6 +184,7 @@ def _read_state(path: Path, text: str) -> SavedState:
     except ValidationError:
         raise tensorfile.damaged(path, "a state that rnncls did not write", "K4") from None
 
+    # A renamed file would be taken for a newer or an older one than it is. `best` has no number.
     step_in_name = path.stem.removeprefix("step-")
     if step_in_name.isdecimal() and int(step_in_name) != state.step:
         found = f"the state of step {state.step}, which is not what the file name says"
@@ -184,6 +193,7 @@ def _read_state(path: Path, text: str) -> SavedState:
 
 
 def _read_config(path: Path, state: SavedState) -> Config:
+    # The same checks as for a config by hand: a signed file may ask for anything, too.
     try:
         return parse_config(state.config, str(path))
     except ConfigError as error:

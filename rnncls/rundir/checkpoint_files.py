@@ -42,6 +42,7 @@ def find_newest(path: str | Path) -> Path:
     if files:
         return files[0]
 
+    # Often the folder above was meant: it may have runs in it.
     names = sorted(child.name for child in path.iterdir())
     runs = sorted(folder.parent for folder in path.glob(f"*/{CHECKPOINTS}"))
     raise CheckpointError(
@@ -83,6 +84,7 @@ def load_model(path: str | Path) -> RNNClassifier:
 
 def step_files(folder: Path) -> list[Path]:
     """Return the step checkpoints in a folder, newest first, by number and not by time."""
+    # A copy may change the times of files, but not their names.
     files = [path for path in folder.glob("step-*.safetensors") if path.stem[5:].isdecimal()]
     return sorted(files, key=lambda path: int(path.stem[5:]), reverse=True)
 
@@ -102,11 +104,12 @@ def tidy(path: Path, is_best: bool, keep: int) -> None:
 
     The `keep` newest step files stay, and `best.safetensors`. Raises: WriteError.
     """
-    old = step_files(path.parent)[keep:]
+    # Marked first: a file that cannot be deleted ends the run, and then the mark is there.
     if is_best:
         mark_best(path)
+
     with writing(path.parent, "cannot delete an old checkpoint"):
-        for old_path in old:
+        for old_path in step_files(path.parent)[keep:]:
             old_path.unlink(missing_ok=True)
 
 
@@ -121,9 +124,12 @@ def recover(run_dir: Path) -> Checkpoint:
     """
     folder = run_dir / CHECKPOINTS
     files = step_files(folder)
+    # Raises, and says what is there.
     if not files:
-        find_newest(run_dir)  # raises, and says what is there
+        find_newest(run_dir)
 
+    # Only damage leads on to an older file. A foreign or unreadable one is the user's to decide:
+    # the run would repeat steps that may be whole.
     for path in files:
         try:
             checkpoint = read_checkpoint(path)
@@ -145,6 +151,7 @@ def recover(run_dir: Path) -> Checkpoint:
 
 def set_aside(path: Path) -> Path:
     """Rename a file to `<name>.bad`, numbered if that is taken, and return the new path."""
+    # Numbered, because the same step may be damaged twice, and no evidence is to be overwritten.
     for number in count():
         target = path.with_name(f"{path.name}.bad{number or ''}")
         if not target.exists():
@@ -162,14 +169,17 @@ def _repair_best(folder: Path, checkpoint: Checkpoint) -> None:
     if not isinstance(best_step, int) or best_step < 0:
         return
 
+    # A later step than the recovered checkpoint knows of is fine: the run will come there again.
     best = folder / BEST
     try:
+        # A link that leads nowhere is there, too, and is set aside.
         is_there = best.exists() or best.is_symlink()
         if is_there and read_checkpoint(best).state.step >= best_step:
             return
     except CheckpointError as error:
         _report_and_set_aside(best, error)
 
+    # The best step's own file may be pruned by now; then there is no best until the next one.
     path = step_path(folder, best_step)
     try:
         if path.exists() and read_checkpoint(path).state.step == best_step:

@@ -20,9 +20,11 @@ def create_run(path: Path) -> Iterator[RunDirectory]:
     Raises: ConfigError if the directory is used already, and then touches nothing. WriteError if
     it cannot be made. MachineError while another process holds it.
     """
+    # Before the lock: making a lock file would already change a directory that is not ours.
     require_unused(path)
     with locked(path, make=True):
-        require_unused(path)  # another process may have come first
+        # Another process may have come between the question and the lock.
+        require_unused(path)
         yield RunDirectory(path)
 
 
@@ -33,6 +35,7 @@ def reopen_run(path: Path) -> Iterator[RunDirectory]:
     Raises: CheckpointError if there is no run in it. MachineError while another process holds it.
     WriteError.
     """
+    # What is renamed, pruned and set aside in there would be files of another run.
     folder = path / CHECKPOINTS
     if folder.is_symlink():
         raise CheckpointError(
@@ -55,6 +58,7 @@ def reopen_run(path: Path) -> Iterator[RunDirectory]:
             )
         )
 
+    # Asked before the lock is taken: afterwards this process would count as a running owner.
     died = read_status(path).get("state") == "died"
     with locked(path):
         if died:

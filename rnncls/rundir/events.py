@@ -45,6 +45,7 @@ class EventLog:
         `compared`: the keys that HParams shows; by default all that say what is learned.
         """
         is_resumed = any(run_dir.glob(EVENT_FILES))
+        # A purge in a first file would hide nothing, but write an event that means a restart.
         purge_step = last_logged + 1 if is_resumed else None
         self._writer = SummaryWriter(str(run_dir), purge_step=purge_step)
 
@@ -65,6 +66,7 @@ class EventLog:
                 # torch's hparams writes booleans as 0 and 1, and knows no lists.
                 values[key] = json.dumps(value) if isinstance(value, bool | list) else value
 
+        # Names alone: TensorBoard takes the values from the scalars of the same run.
         metrics = {"val/accuracy": None, "val/loss": None}
         experiment, start, end = hparams(values, metrics)  # type: ignore[no-untyped-call]
         self._session_end = end
@@ -79,10 +81,13 @@ class EventLog:
         """Write one step's values by tag."""
         for tag, value in scalars.items():
             self._writer.add_scalar(tag, value, step)
+
+        # Otherwise TensorBoard would show the values up to two minutes late.
         self._writer.flush()
 
     def write_histograms(self, step: int, model: nn.Module) -> None:
         """Write the distributions of every parameter and of its gradient at this step."""
+        # Before its first step, a run has no gradients.
         for name, parameter in model.named_parameters():
             self._writer.add_histogram(f"weights/{name}", parameter, step)
             if parameter.grad is not None:
@@ -122,6 +127,7 @@ def log_images(folder: Path, images: dict[str, Any]) -> None:
 
     `images`: (height, width, 3) uint8 arrays by tag. Raises: OSError.
     """
+    # TensorBoard reads every event file of a folder, and would show the old pictures, too.
     for path in folder.glob(EVENT_FILES):
         path.unlink()
 

@@ -23,12 +23,14 @@ def find_runs(folder: Path) -> list[dict[str, Any]]:
     Each has run, state, step, best_accuracy, exit_code, and age_s, the seconds since its status
     was written. Raises: CheckpointError if there is no such folder.
     """
+    # No default folder means no runs yet, which is not an error.
     if not folder.is_dir() and folder != Path("runs"):
         raise CheckpointError(
             Problem("no such folder", str(folder), remedy="the folder that has the runs", id="K1")
         )
 
     runs = []
+    # Members of a sweep are runs, too, at any depth.
     for path in folder.glob(f"**/{STATUS}"):
         run = _describe_status(path.parent)
         if run is not None:
@@ -39,6 +41,8 @@ def find_runs(folder: Path) -> list[dict[str, Any]]:
 def _describe_status(run_dir: Path) -> dict[str, Any] | None:
     """Return the run's line of the list; None if its status is not one that rnncls wrote."""
     status = read_status(run_dir)
+
+    # Converted, so that whoever prints the line gets these types whatever the file holds.
     try:
         age = datetime.now(UTC) - datetime.fromisoformat(status["updated_at"])
         best = status["best_accuracy"]
@@ -91,7 +95,8 @@ def _describe_run(run_dir: Path) -> dict[str, dict[str, Any]]:
 
     config_path = run_dir / CONFIG
     try:
-        read_regular(config_path, MAX_CONFIG_BYTES)  # a pipe would block load_config
+        # load_config would wait for ever if this were a pipe.
+        read_regular(config_path, MAX_CONFIG_BYTES)
     except OSError as error:
         what = f"cannot read the config: {error.strerror}"
         raise ConfigError(
@@ -106,9 +111,12 @@ def _describe_run(run_dir: Path) -> dict[str, dict[str, Any]]:
 
 def _last_metrics(run_dir: Path) -> dict[str, Any]:
     """Return the last logged value of each tag."""
+    # Tag by tag, because training and validation are not logged at the same steps.
     last: dict[str, Any] = {}
     with suppress(OSError):
         for row in read_metrics(run_dir):
             last |= row
+
+    # The status says the step.
     last.pop("step", None)
     return last

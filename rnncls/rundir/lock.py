@@ -25,6 +25,7 @@ def locked(run_dir: Path, make: bool = False) -> Iterator[None]:
     """
     with _lock_file(run_dir, make) as descriptor:
         if not _try_lock(descriptor):
+            # Read without a lock: the text may be that of an owner who has just left.
             owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
             raise MachineError(
                 Problem(
@@ -36,11 +37,14 @@ def locked(run_dir: Path, make: bool = False) -> Iterator[None]:
                 )
             )
 
+        # For people alone. What counts is the lock, which no killed owner can leave behind.
         now = datetime.now(UTC).isoformat(timespec="seconds")
         owner = f"pid {os.getpid()} on host {socket.gethostname()} since {now}\n"
         with writing(run_dir / LOCK):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, owner.encode(), 0)
+
+            # Whoever was writing these is gone, or there would be no lock to take.
             remove_leftovers(run_dir)
             remove_leftovers(run_dir / CHECKPOINTS)
         yield
@@ -52,6 +56,7 @@ def holding(folder: Path) -> Iterator[None]:
 
     Raises: WriteError if the lock file cannot be written.
     """
+    # Waits without a limit: others hold the folder for the seconds in which they write a summary.
     with _lock_file(folder) as descriptor:
         with writing(folder):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -66,6 +71,7 @@ def is_locked(run_dir: Path) -> bool:
     except OSError:
         return False
 
+    # A shared lock, so that several processes can look at the same time.
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -82,6 +88,8 @@ def _lock_file(folder: Path, make: bool = False) -> Iterator[int]:
     if make:
         with writing(folder):
             (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+
+    # The file is never deleted: a process could then hold a lock that no other one sees.
     with writing(folder / LOCK):
         descriptor = open_regular(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:

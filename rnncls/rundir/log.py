@@ -1,4 +1,4 @@
-"""What a run reports while it trains: metrics, TensorBoard, lines and a progress bar on stderr."""
+"""The reports of a run that trains: metrics, TensorBoard, lines and a progress bar on stderr."""
 
 import sys
 from collections.abc import Callable, Collection
@@ -44,6 +44,7 @@ def prepare_logs(run_dir: Path, config: Config, last_logged: int, comment: str =
     with writing(run_dir):
         keep_metrics(run_dir, last_logged)
 
+        # The comment says where a run began, which a resumed one cannot know otherwise.
         if not comment and path.is_file():
             first_line, _, _ = path.read_text("utf-8", errors="replace").partition("\n")
             if first_line.startswith("# "):
@@ -94,6 +95,7 @@ class RunLog:
         )
         self.advance = report_steps or self._bar.update
 
+        # Opened through `write`, so that a full disk costs a run its logs and no more.
         def open_tables() -> None:
             by_length = [f"val/accuracy_by_length/{n}" for n in task.logged_lengths()]
             self._tables = MetricsTables(run_dir, ["step", *TAGS, *by_length])
@@ -115,9 +117,12 @@ class RunLog:
     ) -> None:
         self._bar.close()
         if self._events is not None:
+            # Without an end, HParams does not call the run a success.
             if error is None:
                 self.write(EVENTS, self._events.end_session)
             self.write(EVENTS, self._events.close)
+
+        # Only now: closing waits for TensorBoard's threads, which may fail until then.
         self._hook.__exit__(None, None, None)
         if self._tables is not None:
             self._tables.close()
@@ -132,6 +137,7 @@ class RunLog:
         if events is not None:
             self.write(EVENTS, lambda: events.write(step, scalars))
 
+        # A line for people at every evaluation. Lines between evaluations would only scroll.
         if "val/accuracy" in scalars:
             line = f"step {step:>6,}"
             for tag in ("train/loss", "val/loss", "val/accuracy"):
@@ -149,6 +155,7 @@ class RunLog:
         """Do `action` unless that log is off. If it fails, turn the log off and say so once."""
         if log in self._off:
             return
+        # Other errors are bugs, and end the run.
         try:
             action()
         except OSError as error:
@@ -158,5 +165,6 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """Print a line on stderr that does not tear the progress bar."""
+        # Warnings are said by members of a sweep, too.
         if not self._is_quiet or line.startswith("rnncls:"):
             tqdm.write(line, file=sys.stderr)

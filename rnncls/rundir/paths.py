@@ -28,6 +28,7 @@ CRASH_LOG = "crash.log"
 
 def step_path(folder: Path, step: int) -> Path:
     """Return the checkpoint file of a step in the folder of checkpoints."""
+    # Eight digits, so that names sort like numbers up to step 99,999,999 in any listing.
     return folder / f"step-{step:08d}.safetensors"
 
 
@@ -40,11 +41,13 @@ def default_run_dir(config_path: Path, name: str = "") -> Path:
     if config_path.name == CONFIG and (config_path.parent / CHECKPOINTS).is_dir():
         config_name = config_path.resolve().parent.parent.name
 
+    # Local time, for people who look for a run of this morning.
     time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     first_choice = Path("runs") / config_name / (f"{time}-{name}" if name else time)
     if not first_choice.exists():
         return first_choice
 
+    # Two processes may still choose the same number; the lock then refuses the second.
     for number in count(2):
         path = first_choice.with_name(f"{first_choice.name}-{number}")
         if not path.exists():

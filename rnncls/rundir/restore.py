@@ -91,12 +91,15 @@ def restore_optimizer(
     (or 0-d), with values that an optimizer can reach.
     """
     parameters = dict(model.named_parameters())
+
+    # An optimizer has no state before its first update, and a skipped step makes none.
     expected: set[str] = set()
     skipped = checkpoint.state.counters.get("skipped") or 0
-    has_updated = checkpoint.state.step > skipped  # an optimizer has no state before its first step
+    has_updated = checkpoint.state.step > skipped
     if has_updated:
         expected = {f"{key}/{name}" for key in state_names for name in parameters}
 
+    # Those that are missing, and those that do not belong there.
     misfits = expected ^ checkpoint.optim.keys()
     for name in expected & checkpoint.optim.keys():
         key, _, parameter_name = name.partition("/")
@@ -121,11 +124,14 @@ def restore_optimizer(
 
 def _can_be_state(key: str, tensor: Tensor, parameter: nn.Parameter) -> bool:
     """Return whether a tensor can be the state `key` of a parameter."""
+    # Adam counts its steps in a 0-d tensor for each parameter.
     shape = () if key == "step" else parameter.shape
     if tensor.shape != shape or tensor.dtype != torch.float32:
         return False
     if not bool(tensor.isfinite().all()):
         return False
+
+    # Adam takes the root of the second moment, and divides by a power of the steps.
     return not bool((tensor < _LEAST.get(key, -math.inf)).any())
 
 
@@ -147,6 +153,7 @@ def held_out_data(
         remedy = "--lengths, or a checkpoint that was trained on files"
         raise ConfigError(Problem(what, "--data", remedy=remedy, id="C15"))
 
+    # The run's own data, if it is still what it was when the run began.
     if path is None:
         fingerprints = checkpoint.state.fingerprints
         return load_held_out(data, checkpoint.vocabulary, fingerprints, progress)

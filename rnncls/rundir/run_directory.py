@@ -12,7 +12,6 @@ A run directory comes into being with its first checkpoint, that of step 0. A pr
 killed before leaves a lock file and an empty folder, which a new run may use again.
 """
 
-import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ from rnncls.rundir.paths import CHECKPOINTS, CRASH_LOG
 from rnncls.rundir.status import write_status
 from rnncls.steps.state import TrainState
 from rnncls.system.files import free_bytes, write_atomically
+from rnncls.system.memory import reporting_memory
 
 
 class RunDirectory:
@@ -47,11 +47,13 @@ class RunDirectory:
             problem_id = error.problems[0].id
             write_status(self.path, "failed", state, error.exit_code, problem_id)
             raise
-        self._prepare(state, task, last_logged=-1, comment=origin)
+
+        # -1, because not even step 0 is logged yet: it is where a run of 0 steps is evaluated.
+        prepare_logs(self.path, task.config, last_logged=-1, comment=origin)
 
     def begin_again(self, state: TrainState, task: Task) -> None:
         """Make metrics and config those of a run that has just taken the state's step."""
-        self._prepare(state, task, _last_logged(state))
+        prepare_logs(self.path, task.config, _last_logged(state))
 
     def recover(self) -> Checkpoint:
         """Return the newest undamaged checkpoint. Raises: CheckpointError if there is none."""
@@ -69,6 +71,7 @@ class RunDirectory:
 
         Raises: NonFiniteError instead of committing weights that are not finite.
         """
+        # In this order, a kill between any two lines leaves a run that can be resumed.
         path = self.save(state, task)
         tidy(path, is_best, task.config.train.keep_checkpoints)
         write_status(self.path, "running", state)
@@ -89,6 +92,7 @@ class RunDirectory:
 
         See RunLog about `report_steps` and `compared`.
         """
+        # What the status will say of anything that is not caught below, KeyboardInterrupt included.
         outcome = "failed"
         exit_code = 1
         error_id = ""
@@ -97,12 +101,16 @@ class RunDirectory:
         try:
             last_logged = _last_logged(state)
             log = RunLog(self.path, task, state.step, last_logged, report_steps, compared)
-            with log:
+            # Inside the recording, so that the status has the exit code of OutOfMemory.
+            with reporting_memory(task.config), log:
+                _warn_of_little_space(self.path, state, log)
                 try:
                     yield log
                 except Interrupted:
                     self.save(state, task)  # as the message of the error says
                     raise
+
+            # After the logs are closed: what fails in there is a failure of the run, too.
             outcome = "finished"
             exit_code = 0
         except RnnclsError as error:
@@ -112,6 +120,7 @@ class RunDirectory:
             error_id = error.problems[0].id
             raise
         except Exception as error:
+            # A bug. The command line shows one line of it, and where to find the rest.
             crash_log = self.path / CRASH_LOG
             with suppress(OSError):
                 write_atomically(crash_log, traceback.format_exc().encode())
@@ -122,19 +131,18 @@ class RunDirectory:
             with suppress(RnnclsError):
                 write_status(self.path, outcome, state, exit_code, error_id)
 
-    def _prepare(self, state: TrainState, task: Task, last_logged: int, comment: str = "") -> None:
-        prepare_logs(self.path, task.config, last_logged, comment)
 
-        # A checkpoint and the one it replaces exist side by side for a moment; best is a third.
-        num_parameters = sum(parameter.numel() for parameter in state.model.parameters())
-        checkpoint_bytes = 3 * 4 * num_parameters  # weights and two moments, float32
-        free = free_bytes(self.path)
-        if free < 3 * checkpoint_bytes:
-            print(
-                f"rnncls: warning[R9]: {free:,} bytes free; "
-                f"checkpoints of this run take about {checkpoint_bytes:,} bytes each",
-                file=sys.stderr,
-            )
+def _warn_of_little_space(path: Path, state: TrainState, log: RunLog) -> None:
+    num_parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    checkpoint_bytes = 3 * 4 * num_parameters  # weights and two moments, float32
+    free = free_bytes(path)
+
+    # A checkpoint and the one it replaces exist side by side for a moment; best is a third.
+    if free < 3 * checkpoint_bytes:
+        log.say(
+            f"rnncls: warning[R9]: {free:,} bytes free; "
+            f"checkpoints of this run take about {checkpoint_bytes:,} bytes each"
+        )
 
 
 def _last_logged(state: TrainState) -> int:

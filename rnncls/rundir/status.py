@@ -30,6 +30,7 @@ def write_status(
 
     Raises: WriteError.
     """
+    # `pid` is for people: the number may be another process's by now, so readers ask the lock.
     status = {
         "state": outcome,
         "exit_code": exit_code,
@@ -49,6 +50,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
     A run whose process ended without a final status, because it was killed for example, has the
     state `died`.
     """
+    # The file may come from anywhere: `runs ls` looks into every folder that it finds.
     try:
         status = json.loads(read_regular(run_dir / STATUS, MAX_STATUS_BYTES).decode())
     except (OSError, ValueError, RecursionError):
@@ -56,6 +58,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
     if not isinstance(status, dict) or status.get("state") not in STATES:
         return {}
 
+    # A running process holds the lock; the kernel has released that of a killed one.
     if status["state"] == "running" and not is_locked(run_dir):
         return status | {"state": "died"}
     return status

@@ -23,6 +23,7 @@ class MetricsTables:
         self._files: list[TextIO] = []
         rows = read_metrics(run_dir)
         try:
+            # Without O_CREAT, because `keep_metrics` has made this file.
             self._lines = open_text(run_dir / METRICS, os.O_APPEND)
             self._files.append(self._lines)
             self._table_file = open_text(run_dir / METRICS_TABLE, os.O_CREAT | os.O_TRUNC)
@@ -38,6 +39,8 @@ class MetricsTables:
     def write(self, row: dict[str, float]) -> None:
         """Append a step's values to both files. JSON has no NaN: it becomes null."""
         finite = {tag: value if math.isfinite(value) else None for tag, value in row.items()}
+
+        # Flushed at once: a killed process loses no line, and whoever follows the file sees it.
         self._lines.write(json.dumps(finite) + "\n")
         self._lines.flush()
         self._table.writerow(finite)
@@ -45,6 +48,7 @@ class MetricsTables:
 
     def close(self) -> None:
         """Close both files, also after an error."""
+        # Closing writes what an error has left in the buffer, and then fails the same way again.
         for file in self._files:
             with suppress(OSError):
                 file.close()
@@ -76,7 +80,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         # A line that another program or a torn write left there raises or fails a test.
         try:
             row = json.loads(line.decode())
+            # `type`, not isinstance: true and false are integers to isinstance.
             has_step = type(row["step"]) is int
+            # Tags are shown on terminals, which a control character could steer.
             has_tags = all(tag.isprintable() for tag in row)
             numbers = [value for value in row.values() if value is not None]
             are_numbers = all(type(number) in (int, float) for number in numbers)

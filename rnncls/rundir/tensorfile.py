@@ -27,12 +27,20 @@ from rnncls.system.files import open_regular, write_atomically, writing
 FORMAT = "rnncls-checkpoint/1"
 MAX_HEADER_BYTES = 16 * 2**20
 
-_DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.int64: "I64"}  # that are written
-_PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # and zip, as torch.save
+# Far beyond any tensor of a model or its optimizer.
+MAX_RANK = 8
+MAX_DIMENSION = 2**40
+
+# The names that safetensors gives to the types that rnncls writes.
+_DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.int64: "I64"}
+
+# How pickles of protocols 2 to 5 begin, and zip files, which torch.save writes around a pickle.
+_PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def write(path: Path, state: str, tensors: dict[str, Tensor]) -> None:
     """Commit the file at `path`, or leave what was there. Raises: WriteError."""
+    # Copies: safetensors refuses tensors that share memory, as views into one flat storage do.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "state": state, "sha256": _digest(state, tensors)}
     content = safetensors.torch.save(tensors, metadata)
@@ -47,11 +55,14 @@ def read(path: Path) -> tuple[str, dict[str, Tensor]]:
     MachineError if it cannot be read.
     """
     content, metadata = _read_file(path)
+
+    # Whatever safetensors or torch raise for a hostile header: neither says which errors.
     try:
         tensors = safetensors.torch.load(content)
-    except Exception:  # whatever safetensors or torch say of a hostile header
+    except Exception:
         raise damaged(path, "a header that is not a safetensors header", "K6") from None
 
+    # Neither of these two is damage: the file is whole, but another program's or version's.
     if set(metadata) != {"format", "state", "sha256"}:
         raise CheckpointError(
             Problem(
@@ -73,18 +84,27 @@ def read(path: Path) -> tuple[str, dict[str, Tensor]]:
             )
         )
 
-    foreign = {tensor.dtype for tensor in tensors.values()} - _DTYPE_NAMES.keys()
-    if foreign:
-        raise damaged(path, "tensors of a type that rnncls does not write", "K6")
+    if not all(_is_ours(tensor) for tensor in tensors.values()):
+        raise damaged(path, "tensors of a type or shape that rnncls does not write", "K6")
     if _digest(metadata["state"], tensors) != metadata["sha256"]:
         raise damaged(path, "its contents differ from their checksum", "K3")
     return metadata["state"], tensors
+
+
+def _is_ours(tensor: Tensor) -> bool:
+    """Return whether rnncls may have written such a tensor, and NumPy can hold it.
+
+    NumPy, which `_digest` needs, has fewer dimensions and types than torch.
+    """
+    has_shape = tensor.dim() <= MAX_RANK and max(tensor.shape, default=0) <= MAX_DIMENSION
+    return has_shape and tensor.dtype in _DTYPE_NAMES
 
 
 def _digest(state: str, tensors: dict[str, Tensor]) -> str:
     """Return the SHA-256 of state text and tensors in name order, each field after its length."""
     sha = hashlib.sha256()
 
+    # Lengths first, or bytes could move from one field into the next without a trace.
     def add(field: bytes) -> None:
         sha.update(len(field).to_bytes(8, "little"))
         sha.update(field)
@@ -94,7 +114,8 @@ def _digest(state: str, tensors: dict[str, Tensor]) -> str:
         add(name.encode())
         add(_DTYPE_NAMES[tensor.dtype].encode())
         add(json.dumps(list(tensor.shape)).encode())
-        add(tensor.numpy().tobytes())
+        # Flat, because an empty tensor may have a shape whose product NumPy cannot count.
+        add(tensor.flatten().numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -103,6 +124,7 @@ def _read_file(path: Path) -> tuple[bytes, dict[str, str]]:
     try:
         with _open(path) as file:
             size = os.fstat(file.fileno()).st_size
+            # A length that is too large to be true reads no more than the most that is allowed.
             head = file.read(8)
             head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
             metadata = _read_header(path, head, size)
@@ -110,6 +132,7 @@ def _read_file(path: Path) -> tuple[bytes, dict[str, str]]:
     except OSError as error:
         raise cannot_read(path, error) from None
 
+    # Checkpoints appear by a rename and never grow: another program is writing this file.
     if len(content) != size:
         raise damaged(path, "a file that changes while it is read", "K2")
     return content, metadata
@@ -127,6 +150,7 @@ def _open(path: Path) -> IO[bytes]:
                 id="K1",
             )
         ) from None
+    # ELOOP: a symbolic link. EINVAL and ENXIO: a folder, a pipe, a device, a socket.
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
             raise
@@ -156,6 +180,8 @@ def _read_header(path: Path, head: bytes, size: int) -> dict[str, str]:
                 id="K5",
             )
         )
+
+    # The first 8 bytes are the length of the header that follows, little-endian.
     if len(head) < 8 or len(head) != 8 + int.from_bytes(head[:8], "little"):
         found = f"{size:,} bytes that are not a safetensors file, or a part of one"
         raise damaged(path, found, "K2")
@@ -165,8 +191,10 @@ def _read_header(path: Path, head: bytes, size: int) -> dict[str, str]:
         metadata: dict[str, str] = header.pop("__metadata__", {})
         ends = [entry["data_offsets"][1] for entry in header.values()]
         is_whole = len(head) + max(ends, default=0) == size
+
+        # A number has no encode, and half a surrogate pair has no encoding.
         for text in (*header, *metadata.values()):
-            text.encode()  # a number has no encode, half a surrogate pair has no encoding
+            text.encode()
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise damaged(path, "a header that is not a safetensors header", "K6") from None
     if not is_whole:

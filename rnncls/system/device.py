@@ -39,6 +39,7 @@ def _require_cuda_device(name: str) -> None:
     torch.device itself takes the index modulo 256.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # Without an index it is the first device.
     index = int(name.partition(":")[2] or 0)
     if index < count:
         return
@@ -101,6 +102,7 @@ def set_precision(name: str) -> None:
 
     float32 means float32: cuDNN would use TF32 unless told otherwise.
     """
+    # Two switches: cuDNN, which computes the recurrence, has its own.
     torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
     torch.backends.cudnn.allow_tf32 = name == "tf32"
 

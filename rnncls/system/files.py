@@ -45,6 +45,7 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
 
 def _write_new(path: Path, content: bytes, durable: bool) -> None:
     """Create a file, which must not be there yet, and write `content`. Raises: OSError."""
+    # O_EXCL: a file or link that somebody else has put there is never written into.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         rest = memoryview(content)
@@ -94,6 +95,7 @@ def link(existing: Path, path: Path) -> None:
 
     Raises: OSError.
     """
+    # os.link cannot replace a name that is taken, but a rename can.
     temporary = _temporary(path)
     try:
         os.link(existing, temporary)
@@ -118,6 +120,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """
     # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    # Asked of the open file: the path may lead to another one by now.
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file")

@@ -10,6 +10,7 @@ from rnncls.errors import as_out_of_memory
 @contextmanager
 def reporting_memory(config: Config) -> Iterator[None]:
     """Turn what Python and torch raise without memory into OutOfMemory."""
+    # RuntimeError is what torch raises, and the base class of its OutOfMemoryError.
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -28,6 +28,7 @@ class LenientStream:
             return self.stream.write(text)
         except OSError as error:
             self._fall_silent(error)
+            # As if all had been written, so that no caller tries the rest again.
             return len(text)
 
     def flush(self) -> None:

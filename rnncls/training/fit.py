@@ -33,19 +33,23 @@ def fit(
     Interrupted after a signal, once the step is saved.
     """
     run_dir = Path(run_dir)
-    require_unused(run_dir)  # before files are read, which may take long
+    # Asked before files are read, which may take long, and again under the lock.
+    require_unused(run_dir)
 
     source = None
     vocabulary = None
     origin = ""
     if init_from is not None:
         source = read_checkpoint(find_checkpoint(init_from))
+        # With another vocabulary, the weights of an id would be those of another token.
         vocabulary = source.vocabulary
         origin = f"began with the weights of {source.path}, step {source.state.step}"
 
     with reporting_memory(config):
         task = load_task(config, vocabulary, progress=True)
         state = new_state(task, source)
+
+    # An engine that cannot work here is an error before anything is written.
     engine = choose(config, state.device)
 
     with create_run(run_dir) as run:

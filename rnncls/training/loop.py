@@ -32,18 +32,28 @@ def follow(
 
     Raises: Interrupted after a signal.
     """
+    # Closed at once and not when Python collects it: an engine has threads and device memory.
     with closing(steps):
-        started_at = time.perf_counter()
-
         # The 0 is for a run that was interrupted in the middle of an evaluation: it is due first.
         for taken in chain([0], steps):
-            state.totals.seconds += time.perf_counter() - started_at
             log.advance(taken)
-
             if state.due and after_step(state, task, run, log, stop):
                 return
+
+            # Between two steps the state is whole, and can be saved.
             if stop.number is not None:
                 stop.check(state.step, str(run.path))
+
+
+def timed(steps: Generator[int, None, None], state: TrainState) -> Generator[int, None, None]:
+    """Yield what an engine yields, and add the seconds that it takes to the state's totals."""
+    with closing(steps):
+        started_at = time.perf_counter()
+        for taken in steps:
+            state.totals.seconds += time.perf_counter() - started_at
+            yield taken
+
+            # Evaluating and saving happened at the yield, and do not count as training.
             started_at = time.perf_counter()
 
 
@@ -66,11 +76,13 @@ def after_step(
         scalars = validation_scalars(state.model, task, sequences)
         is_best = note_score(state, scalars, train.best_metric)
 
-        reason = reason_to_stop(state, train, scalars["val/accuracy"])
+        # After the last step the run is over anyway: there is nothing to explain.
+        reason = "" if is_over else reason_to_stop(state, train, scalars["val/accuracy"])
         if reason:
             log.say(f"stopped at step {step:,}: {reason}")
             is_over = True
 
+    # The last step logs whatever the intervals say, so that no steps stay without a log line.
     if is_over or due.log:
         scalars = training_scalars(state, task) | scalars
         state.totals = Totals()

@@ -23,39 +23,47 @@ def traced(
 ) -> Generator[int, None, None]:
     """Yield what an engine yields, and trace some of its steps.
 
-    Of at least 40 steps the 21st to 40th are traced, or more where they come in larger chunks; of
-    fewer steps all. If the file cannot be written, the log says so and training continues.
+    Of at least 40 steps the 21st to 40th are traced, of fewer the first 20; more where they come in
+    larger chunks. If the file cannot be written, the log says so and training continues.
     """
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
     profiler = profile(activities=activities, record_shapes=True)
 
-    first = SKIPPED_STEPS if steps_left >= SKIPPED_STEPS + TRACED_STEPS else 0
-    last = first + TRACED_STEPS
-    with closing(steps):
-        if first > 0:
-            yield from _take(steps, first)
+    def stop() -> None:
+        profiler.stop()
+        log.write(TRACE, lambda: _export(profiler, log.run_dir / TRACE))
 
-        profiler.start()
-        try:
-            yield from _take(steps, last - first)
-        finally:
-            profiler.stop()
-            log.write(TRACE, lambda: _export(profiler, log.run_dir / TRACE))
-        yield from steps
+    # The first steps of a process are slower than the rest: kernels are compiled or loaded.
+    start_after = SKIPPED_STEPS if steps_left >= SKIPPED_STEPS + TRACED_STEPS else 0
+    stop_after = start_after + TRACED_STEPS
 
-
-def _take(steps: Generator[int, None, None], at_least: int) -> Generator[int, None, None]:
-    """Yield from an engine until it has taken so many steps, or has ended."""
     taken = 0
-    while taken < at_least:
+    is_running = False
+    with closing(steps):
+        if start_after == 0:
+            profiler.start()
+            is_running = True
+
         try:
-            more = next(steps)
-        except StopIteration:
-            return
-        taken += more
-        yield more
+            for more in steps:
+                is_skipped = taken < start_after
+                taken += more
+
+                # Stopped before the yield, at which the caller may evaluate and save.
+                if is_running and taken >= stop_after:
+                    stop()
+                    is_running = False
+                elif is_skipped and taken >= start_after:
+                    profiler.start()
+                    is_running = True
+                yield more
+
+        # A run that ends early or fails has a trace of what there was.
+        finally:
+            if is_running:
+                stop()
 
 
 def _export(profiler: "profile", path: Path) -> None:

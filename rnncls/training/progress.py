@@ -23,6 +23,8 @@ def validation_scalars(
     by_length = count_by_length(scores)
     _, num_classes = task.sizes
     counts = class_counts(scores.labels, scores.predictions, num_classes)
+
+    # In float64: the mean of many thousand values shall not lose digits.
     correct = (scores.predictions == scores.labels).double()
     scalars = {
         "val/loss": float(scores.losses.double().mean()),
@@ -47,6 +49,7 @@ def note_score(state: TrainState, scalars: dict[str, float], metric: str) -> boo
     score = scalars[f"val/{metric}"]
     if metric == "loss":
         score = -score  # larger is better
+    # A model that has diverged may still get sequences right, but is never the best.
     if not math.isfinite(scalars["val/loss"]):
         score = -math.inf
 
@@ -83,6 +86,7 @@ def training_scalars(state: TrainState, task: Task) -> dict[str, float]:
     if not state.totals.steps:
         return {}
     config = task.config
+    # Steps are counted from 0, and the state's step is the next one.
     last_step = state.step - 1
     rate = learning_rate(last_step, task.max_steps, config.optimizer.lr, config.schedule)
     return {**state.totals.averages(), "train/lr": rate}

@@ -44,17 +44,20 @@ def resume(
 
         if _is_complete(state, task, checkpoint):
             print(f"already complete at step {state.step:,}", file=sys.stderr)
-            if run.died:  # after its last checkpoint
+            # Killed after its last checkpoint, it could not say so itself.
+            if run.died:
                 run.note_finished(state)
             return state
 
+        # The bar of a sweep counts all steps of its members, not those of this call alone.
         if shared is not None:
             shared.report_steps(state.step)
         state.stopped = False
         _warn_of_other_machine(checkpoint, state)
 
+        # Saved now, or a kill before the next checkpoint would bring back the old config.
         if config != checkpoint.config:
-            run.save(state, task)  # or a kill would bring back the config from before
+            run.save(state, task)
         run.begin_again(state, task)
         return train(state, task, run, engine, shared)
 
@@ -75,6 +78,7 @@ def resumed_config(checkpoint: Checkpoint, overrides: Sequence[str]) -> Config:
     Raises: CheckpointError where data, model, seed, kind of optimizer or the metric of the best
     checkpoint would change. ConfigError.
     """
+    # Parsed again, so that overrides are checked as those of a new run are.
     old = checkpoint.config
     config = parse_config(old.model_dump(mode="json"), str(checkpoint.path), overrides)
     before = flatten(old)
@@ -114,6 +118,7 @@ def restored_task(checkpoint: Checkpoint, config: Config) -> Task:
 
     Raises: CheckpointError if a data file is no longer what it was. DataError.
     """
+    # Before the files are parsed: another content may look like a mistake in the data.
     if isinstance(config.data, FilesConfig):
         remedy = "the old file, or train --config ... --init-from for a new run on the new one"
         require_unchanged_data(config.data, checkpoint.state.fingerprints, remedy)

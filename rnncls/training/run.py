@@ -9,15 +9,14 @@ from rnncls.rundir.run_directory import RunDirectory
 from rnncls.steps.engines import Engine
 from rnncls.steps.state import TrainState
 from rnncls.system.device import describe, describe_precision
-from rnncls.system.memory import reporting_memory
 from rnncls.system.signals import StopRequest, stop_requests
-from rnncls.training.loop import follow
+from rnncls.training.loop import follow, timed
 from rnncls.training.profiling import traced
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What the members of a sweep, which train in one process, have in common."""
+    """The things that members of a sweep, which train in one process, have in common."""
 
     stop: StopRequest  # instead of signal handlers of the run's own
     report_steps: Callable[[int], object]  # instead of a bar; is told how many steps were taken
@@ -37,6 +36,7 @@ def train(
     `engine`: as `choose` returns it. `run` records how training ends. Raises what `fit` raises.
     """
     take_steps, engine_name = engine
+    # The stack stands in for the engine of each of its members.
     if shared is not None and shared.engine is not None:
         take_steps = shared.engine
         engine_name = "one stack"
@@ -51,11 +51,12 @@ def train(
     compared = () if shared is None else shared.compared
     signals = stop_requests() if shared is None else nullcontext(shared.stop)
 
+    # The signals outside: until the last status is written, none may end the process halfway.
     with signals as stop, run.recording(state, task, report_steps, compared) as log:
         log.say(start)
-        steps = take_steps(state, task)
+        steps = timed(take_steps(state, task), state)
+        # Around the timing: a profiler takes seconds to start and to write its file.
         if task.config.train.profile:
             steps = traced(steps, task.max_steps - state.step, log)
-        with reporting_memory(task.config):
-            follow(steps, state, task, run, log, stop)
+        follow(steps, state, task, run, log, stop)
     return state

@@ -22,6 +22,7 @@ def new_state(task: Task, source: Checkpoint | None = None) -> TrainState:
     config = task.config
     weights = None if source is None else fitting_weights(source, config, task.sizes)
 
+    # Before CUDA is first used: it reads some of these settings only then.
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     if config.train.deterministic:
@@ -29,6 +30,7 @@ def new_state(task: Task, source: Checkpoint | None = None) -> TrainState:
     set_precision(config.train.precision)
 
     device = resolve_device(config.device)
+    # Built on the CPU, so that a seed gives the same initial weights on every device.
     model = build_model(config, task.sizes).to(device)
     optimizer = build_optimizer(model.parameters(), config.optimizer)
     if weights is not None:
@@ -56,8 +58,9 @@ def restored_state(checkpoint: Checkpoint, task: Task) -> TrainState:
 
     optimizer_state = state_names(task.config.optimizer)
     restore_optimizer(checkpoint, state.model, state.optimizer, optimizer_state)
-    state.step = checkpoint.state.step
 
+    # The step first: the counters are checked against it.
+    state.step = checkpoint.state.step
     try:
         state.restore_counters(checkpoint.state.counters)
     except ValueError as error:
