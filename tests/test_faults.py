@@ -717,7 +717,7 @@ while True:
 """
     with started([PYTHON, "-c", looking], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"\n"  # it has begun to look
+        assert process.stdout.readline() == "\n"  # it has begun to look
         for _ in range(100):
             with locked(tmp_path / "run"):
                 pass
