@@ -1,6 +1,7 @@
 """The classifier against the explicit recurrence, and what its logits must not depend on."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ ARCHITECTURES = list(product((1, 2, 3), (False, True), (False, True), ("tanh", "
 
 def model_of(num_layers: int, bidirectional: bool, bias: bool, nonlinearity: str) -> RNNClassifier:
     torch.manual_seed(num_layers)
-    model = RNNClassifier(VOCABULARY, 3, 4, 6, num_layers, nonlinearity, bias, 0.0, bidirectional)  # type: ignore[arg-type]
+    options: list[Any] = [num_layers, nonlinearity, bias, 0.0, bidirectional]
+    model = RNNClassifier(VOCABULARY, 3, 4, 6, *options)
     return model.double().eval()
 
 

@@ -1,6 +1,7 @@
 """Schedules and clipping against PyTorch's own."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from rnncls.steps.optim import build_optimizer, clip_grad_norm, learning_rate
 def rates(
     name: str, warmup_steps: int, steps: int, lr: float = 0.1, min_lr: float = 0.001
 ) -> list[float]:
-    schedule = ScheduleConfig(name=name, warmup_steps=warmup_steps, min_lr=min_lr)  # type: ignore[arg-type]
+    kind: Any = name
+    schedule = ScheduleConfig(name=kind, warmup_steps=warmup_steps, min_lr=min_lr)
     return [learning_rate(step, steps, lr, schedule) for step in range(steps)]
 
 
@@ -85,7 +87,8 @@ def test_optimizers_take_the_textbook_step(name: str) -> None:
     Adam's first step is lr * sign (Kingma and Ba 2015); AdamW decays apart from it.
     """
     parameter = nn.Parameter(torch.tensor([2.0]))
-    config = OptimizerConfig(name=name, lr=0.1, weight_decay=0.5, eps=1e-12)  # type: ignore[arg-type]
+    kind: Any = name
+    config = OptimizerConfig(name=kind, lr=0.1, weight_decay=0.5, eps=1e-12)
     optimizer = build_optimizer([parameter], config)
     parameter.grad = torch.tensor([4.0])
     optimizer.step()

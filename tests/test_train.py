@@ -168,7 +168,8 @@ def test_a_non_finite_loss_stops_before_the_optimizer_step() -> None:
 def test_an_infinite_gradient_with_a_finite_loss_stops_too() -> None:
     config = config_of(model={"hidden_size": 4}, train={"max_grad_norm": None})
     state = state_of(config)
-    state.model.head.weight.register_hook(lambda gradient: gradient * torch.inf)  # type: ignore[no-untyped-call]
+    weight: Any = state.model.head.weight
+    weight.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(NonFiniteError, match="step 1"):
         train_step(state, next(batches(data_of(config), 0, "train", 8, 0, 1)), load_task(config))
 

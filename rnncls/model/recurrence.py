@@ -234,7 +234,9 @@ class _Layer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, data, start, w_ih, w_hh, bias, sizes, nonlinearity, reverse):  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, data, start, w_ih, w_hh, bias, sizes, nonlinearity, reverse
+    ):
         # (S, H): x_t W_ih' + b of all steps. It becomes the states, in place.
         output = torch.mm(data, w_ih.t()) if bias is None else torch.addmm(bias, data, w_ih.t())
         steps = torch.split(output, sizes)

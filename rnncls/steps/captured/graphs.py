@@ -131,7 +131,9 @@ class Graphs:
         # A Python number would be copied to the device in every step, which waits.
         self.zero = torch.zeros((), device=self.device)
 
-        self.stream = torch.cuda.Stream(self.device) if self.on_cuda else None  # type: ignore[no-untyped-call]
+        self.stream = None
+        if self.on_cuda:
+            self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self.uploaded: list[PaddedBlock | None] = [None] * self.count
 
         # The uploaded blocks, (M, K, ...) by name of the part.

@@ -64,7 +64,7 @@ def padded(size: int) -> int:
 
 
 @intrinsic
-def _tiles(  # type: ignore[no-untyped-def]
+def _tiles(
     _typing,
     out,
     out_offset,
@@ -239,9 +239,7 @@ def _loop(builder: Any, begin: Any, end: Any, step: int) -> Iterator[Any]:
 
 
 @jit
-def _multiply(  # type: ignore[no-untyped-def]
-    out, out_row, start, start_row, start_rows_per_row, left, left_row, right, rows
-):
+def _multiply(out, out_row, start, start_row, start_rows_per_row, left, left_row, right, rows):
     """Compute out[out_row:][:rows] = start[start_row:][:rows] + left[left_row:][:rows] @ right.
 
     With start_rows_per_row = 0 instead of 1, start[start_row] is added to every row. `out`,
@@ -274,7 +272,7 @@ def _multiply(  # type: ignore[no-untyped-def]
 
 
 @jit_inlined
-def multiply(out, start, left, right, rows):  # type: ignore[no-untyped-def]
+def multiply(out, start, left, right, rows):
     """Compute out[:rows] = start + left[:rows] @ right; `start` has one row, a bias or zeros.
 
     Shapes: out (>= rows, N'), start (1, N'), left (>= rows, >= K), right (K, N').
@@ -293,7 +291,7 @@ def multiply(out, start, left, right, rows):  # type: ignore[no-untyped-def]
 
 
 @jit_inlined
-def add_product(out, out_row, left, left_row, right, rows):  # type: ignore[no-untyped-def]
+def add_product(out, out_row, left, left_row, right, rows):
     """Compute out[out_row:][:rows] += left[left_row:][:rows] @ right.
 
     Shapes: out (.., N'), left (.., >= K), right (K, N'). `out` and `left` may be one array if these
@@ -313,9 +311,7 @@ def add_product(out, out_row, left, left_row, right, rows):  # type: ignore[no-u
 
 
 @jit
-def multiply_transposed(  # type: ignore[no-untyped-def]
-    out, zeros, left, left_row, right, right_row, rows
-):
+def multiply_transposed(out, zeros, left, left_row, right, right_row, rows):
     """Compute out = left[left_row:][:rows].T @ right[right_row:][:rows], a sum over rows.
 
     Shapes: out (M, N'), zeros (1, >= N'), left (.., >= M), right (.., N'). Of `left`, the first M
@@ -361,7 +357,7 @@ def multiply_transposed(  # type: ignore[no-untyped-def]
 
 
 @jit
-def tanh(values):  # type: ignore[no-untyped-def]
+def tanh(values):
     """Replace the values by their tanh, with Eigen's approximation for float32.
 
     It is a rational function of degree 13 over 6 (MathFunctionsImpl.h). NaN stays NaN.
@@ -389,7 +385,7 @@ def tanh(values):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _power_of_two(_typing, _exponent):  # type: ignore[no-untyped-def]
+def _power_of_two(_typing, _exponent):
     """Return 2.0**exponent as a float32, by writing the exponent into the bits of the result."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -401,7 +397,7 @@ def _power_of_two(_typing, _exponent):  # type: ignore[no-untyped-def]
 
 
 @jit
-def exp(values):  # type: ignore[no-untyped-def]
+def exp(values):
     """Replace values <= 0 by their exponential, with the polynomial of Cephes's expf.
 
     Values below -87 give exp(-87), which float32 can still hold as a normal number. NaN stays NaN.
@@ -430,21 +426,21 @@ def exp(values):  # type: ignore[no-untyped-def]
 
 
 @jit
-def relu(values):  # type: ignore[no-untyped-def]
+def relu(values):
     """Replace negative values by 0. NaN stays NaN."""
     for index in range(len(values)):
         values[index] = np.float32(0) if values[index] < np.float32(0) else values[index]
 
 
 @jit
-def tanh_backward(gradient, output):  # type: ignore[no-untyped-def]
+def tanh_backward(gradient, output):
     """Compute gradient *= 1 - output**2, in place, where `output` is the tanh."""
     for index in range(len(gradient)):
         gradient[index] *= np.float32(1) - output[index] * output[index]
 
 
 @jit
-def relu_backward(gradient, output):  # type: ignore[no-untyped-def]
+def relu_backward(gradient, output):
     """Set the gradient to 0, in place, where `output`, the relu, is 0."""
     for index in range(len(gradient)):
         gradient[index] = gradient[index] if output[index] > np.float32(0) else np.float32(0)
@@ -454,7 +450,7 @@ def relu_backward(gradient, output):  # type: ignore[no-untyped-def]
 
 
 @jit
-def copy(out, matrix):  # type: ignore[no-untyped-def]
+def copy(out, matrix):
     """Compute out = matrix, for as many rows and columns as both have."""
     for row in range(min(len(out), len(matrix))):
         for column in range(min(out.shape[1], matrix.shape[1])):
@@ -462,7 +458,7 @@ def copy(out, matrix):  # type: ignore[no-untyped-def]
 
 
 @jit
-def copy_transposed(out, matrix):  # type: ignore[no-untyped-def]
+def copy_transposed(out, matrix):
     """Compute out[:columns, :rows] = matrix.T, in blocks of WIDTH rows: one cache line of `out`."""
     for first in range(0, len(matrix), WIDTH):
         source = matrix[first : first + WIDTH]
@@ -473,21 +469,21 @@ def copy_transposed(out, matrix):  # type: ignore[no-untyped-def]
 
 
 @jit
-def copy_row(out, row):  # type: ignore[no-untyped-def]
+def copy_row(out, row):
     """Compute out = row, for as many numbers as `out` has."""
     for column in range(len(out)):
         out[column] = row[column]
 
 
 @jit
-def add_row(out, row):  # type: ignore[no-untyped-def]
+def add_row(out, row):
     """Compute out += row, for as many numbers as `out` has."""
     for column in range(len(out)):
         out[column] += row[column]
 
 
 @jit
-def sum_rows(out, matrix, rows):  # type: ignore[no-untyped-def]
+def sum_rows(out, matrix, rows):
     """Compute out = matrix[:rows].sum(0), for as many columns as `out` has."""
     clear(out)
     for row in range(rows):
@@ -495,7 +491,7 @@ def sum_rows(out, matrix, rows):  # type: ignore[no-untyped-def]
 
 
 @jit
-def clear(values):  # type: ignore[no-untyped-def]
+def clear(values):
     """Set all values to 0."""
     for index in range(len(values)):
         values[index] = 0

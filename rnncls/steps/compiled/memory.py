@@ -154,7 +154,7 @@ _padded = jit(padded)
 
 
 @jit
-def _make_weights(sizes):  # type: ignore[no-untyped-def]
+def _make_weights(sizes):
     """Return PaddedWeights of zeros."""
     # Each step copies the weights anew, but never into the padding, which stays 0.
     hidden = sizes.hidden
@@ -179,7 +179,7 @@ def _make_weights(sizes):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _make_workspace(sizes, capacity):  # type: ignore[no-untyped-def]
+def _make_workspace(sizes, capacity):
     """Return a Workspace for batches of up to `capacity`, a BatchSize.
 
     The arrays of which a step writes whole rows, padding included, are not filled with zeros.
@@ -213,7 +213,7 @@ def _make_workspace(sizes, capacity):  # type: ignore[no-untyped-def]
     )
 
 
-def make_buffers(sizes, capacity):  # type: ignore[no-untyped-def]
+def make_buffers(sizes, capacity):
     """Return Buffers of one thread for batches of up to `capacity`, a BatchSize."""
     batch = BatchLayout(
         running=np.empty(capacity.time_steps, np.int64),

@@ -54,7 +54,7 @@ LARGEST_NORM = 1.8e19
 
 
 @jit
-def _layer_offsets(sizes):  # type: ignore[no-untyped-def]
+def _layer_offsets(sizes):
     """Return (L + 1,) positions in the flat arrays: where each layer begins, and then the head."""
     # model.parameters() has the embedding, then W_ih, W_hh, b_ih and b_hh of each layer, and then
     # weight and bias of the head.
@@ -69,13 +69,13 @@ def _layer_offsets(sizes):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _matrix(flat, offset, rows, columns):  # type: ignore[no-untyped-def]
+def _matrix(flat, offset, rows, columns):
     """Return the parameter that begins at this offset, a view (rows, columns)."""
     return flat[offset : offset + rows * columns].reshape((rows, columns))
 
 
 @jit
-def _load_weights(sizes, flat, offsets, weights):  # type: ignore[no-untyped-def]
+def _load_weights(sizes, flat, offsets, weights):
     """Copy the parameters from `flat` (P,) to PaddedWeights."""
     # A product reads whole rows of its right operand: forward those of W^T, backward those of W.
     copy(weights.embedding, _matrix(flat, 0, sizes.tokens, sizes.width))
@@ -91,7 +91,7 @@ def _load_weights(sizes, flat, offsets, weights):  # type: ignore[no-untyped-def
 
 
 @jit_inlined
-def _load_layer(sizes, flat, offset, layer, weights):  # type: ignore[no-untyped-def]
+def _load_layer(sizes, flat, offset, layer, weights):
     """Copy the parameters of one layer, which begin at `offset`."""
     hidden = sizes.hidden
     inputs = sizes.width if layer == 0 else hidden
@@ -119,7 +119,7 @@ def _load_layer(sizes, flat, offset, layer, weights):  # type: ignore[no-untyped
 
 
 @jit
-def _pack(steps, step, share, shares, batch):  # type: ignore[no-untyped-def]
+def _pack(steps, step, share, shares, batch):
     """Lay out every `shares`-th sequence of a step, from number `share` on; return its BatchSize.
 
     The sequences are sorted by length, longest first, by counting. Sequences of equal length keep
@@ -169,7 +169,7 @@ def _pack(steps, step, share, shares, batch):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _forward(sizes, weights, work, batch, size):  # type: ignore[no-untyped-def]
+def _forward(sizes, weights, work, batch, size):
     """Compute the hidden states of all rows and the logits of all sequences, longest first.
 
     Writes work.hidden (L, S, H'), work.final (B, H') and work.logits (B, C'), where
@@ -203,7 +203,7 @@ def _forward(sizes, weights, work, batch, size):  # type: ignore[no-untyped-def]
 
 
 @jit_inlined
-def _embed(sizes, weights, work, batch, rows):  # type: ignore[no-untyped-def]
+def _embed(sizes, weights, work, batch, rows):
     """Compute W_ih x + b of the first layer into work.hidden[0] (S, H'), x = embedding[token].
 
     With few tokens in the vocabulary the product is computed once per token, work.table (V, H'),
@@ -234,7 +234,7 @@ def _embed(sizes, weights, work, batch, rows):  # type: ignore[no-untyped-def]
 
 
 @jit_inlined
-def _recur(sizes, recurrent_t, hidden, batch, time_steps):  # type: ignore[no-untyped-def]
+def _recur(sizes, recurrent_t, hidden, batch, time_steps):
     """Turn the inputs of a layer, W_ih x_t + b, into its hidden states, in place.
 
     h_t = f(W_ih x_t + b + W_hh h_(t-1)), with h_(-1) = 0. Shapes: hidden (S, H'), recurrent_t
@@ -263,7 +263,7 @@ def _recur(sizes, recurrent_t, hidden, batch, time_steps):  # type: ignore[no-un
 
 
 @jit
-def _loss(sizes, logits, order, labels, class_weights, total_weight, sequences):  # type: ignore[no-untyped-def]
+def _loss(sizes, logits, order, labels, class_weights, total_weight, sequences):
     """Return the cross-entropy in nats and how many predictions are correct.
 
     loss = sum_i w_i (log sum_c exp(logits_ic) - logits_i,label) / total_weight, where w_i is the
@@ -314,7 +314,7 @@ def _loss(sizes, logits, order, labels, class_weights, total_weight, sequences):
 
 
 @jit
-def _backward(sizes, offsets, weights, work, batch, gradients, size):  # type: ignore[no-untyped-def]
+def _backward(sizes, offsets, weights, work, batch, gradients, size):
     """Compute the gradients of all parameters, (P,), from those of the logits, work.logits (B, C').
 
     Layer by layer from the top: d_hidden (S, H') holds dh of the layer's outputs first, and then
@@ -362,7 +362,7 @@ def _backward(sizes, offsets, weights, work, batch, gradients, size):  # type: i
 
 
 @jit_inlined
-def _head_backward(sizes, offset, weights, work, gradients, sequences):  # type: ignore[no-untyped-def]
+def _head_backward(sizes, offset, weights, work, gradients, sequences):
     """Compute the gradients of the head, which begins at `offset`, and work.d_final (B, H').
 
     With dlogits = work.logits (B, C'): dhead = dlogits^T final, dhead_bias = sum of the rows of
@@ -393,7 +393,7 @@ def _head_backward(sizes, offset, weights, work, gradients, sequences):  # type:
 
 
 @jit_inlined
-def _recur_backward(sizes, recurrent, work, layer, batch, d_hidden, size):  # type: ignore[no-untyped-def]
+def _recur_backward(sizes, recurrent, work, layer, batch, d_hidden, size):
     """Turn dh of a layer, `d_hidden` (S, H'), into dz, in place, from the last time step back.
 
     dz_t = f'(z_t) dh_t, and dh_(t-1) += dz_t W_hh with recurrent (H, H'). Also copies the state
@@ -427,7 +427,7 @@ def _recur_backward(sizes, recurrent, work, layer, batch, d_hidden, size):  # ty
 
 
 @jit_inlined
-def _recurrent_gradients(sizes, offset, work, d_hidden, gradients, size):  # type: ignore[no-untyped-def]
+def _recurrent_gradients(sizes, offset, work, d_hidden, gradients, size):
     """Compute the gradients of a layer's W_hh, which begins at `offset`, and of its biases.
 
     With dz = d_hidden (S, H'): dW_hh = sum_t dz_t^T h_(t-1), and db_ih = db_hh = sum of the rows
@@ -455,7 +455,7 @@ def _recurrent_gradients(sizes, offset, work, d_hidden, gradients, size):  # typ
 
 
 @jit
-def _embedding_backward(sizes, offset, weights, work, batch, d_hidden, gradients, rows):  # type: ignore[no-untyped-def]
+def _embedding_backward(sizes, offset, weights, work, batch, d_hidden, gradients, rows):
     """Compute the gradients of the embedding (V, E) and of the first layer's W_ih (H, E).
 
     `d_hidden` (S, H') is dz of the first layer, whose W_ih begins at `offset`. For a token v:
@@ -516,7 +516,7 @@ def _embedding_backward(sizes, offset, weights, work, batch, d_hidden, gradients
 
 
 @jit
-def _norm(flat):  # type: ignore[no-untyped-def]
+def _norm(flat):
     """Return the 2-norm of `flat` (P,), sqrt(sum_i flat_i**2), summed in float64."""
     total = 0.0
     for index in range(len(flat)):
@@ -525,7 +525,7 @@ def _norm(flat):  # type: ignore[no-untyped-def]
 
 
 @jit_inlined
-def _sgd(flat, scale, rate, momentum, decay, has_momentum):  # type: ignore[no-untyped-def]
+def _sgd(flat, scale, rate, momentum, decay, has_momentum):
     """Update as torch.optim.SGD does, where g = scale gradient + decay w, and flat.first is m.
 
     With momentum m = momentum m + g and w -= rate m, without w -= rate g. The gradients are scaled
@@ -546,7 +546,7 @@ def _sgd(flat, scale, rate, momentum, decay, has_momentum):  # type: ignore[no-u
 
 
 @jit_inlined
-def _adam(sizes, hyper, flat, scale, rate, updates):  # type: ignore[no-untyped-def]
+def _adam(sizes, hyper, flat, scale, rate, updates):
     """Update as torch.optim.Adam or AdamW does, the `updates`-th time.
 
     With g = scale gradient, m = flat.first and v = flat.second (Kingma and Ba 2015, algorithm 1):
@@ -585,7 +585,7 @@ def _adam(sizes, hyper, flat, scale, rate, updates):  # type: ignore[no-untyped-
 
 
 @jit
-def _update(sizes, hyper, flat, scale, rate, updates):  # type: ignore[no-untyped-def]
+def _update(sizes, hyper, flat, scale, rate, updates):
     """Scale the gradients (P,) and take one step of the optimizer, its `updates`-th."""
     scale = np.float32(scale)
 
@@ -599,7 +599,7 @@ def _update(sizes, hyper, flat, scale, rate, updates):  # type: ignore[no-untype
 
 
 @jit
-def _finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums):  # type: ignore[no-untyped-def]
+def _finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums):
     """Clip the gradients, update the weights and add the step to `sums` (NUM_SUMS,).
 
     The gradients are scaled by min(1, max_norm / (norm + clip_epsilon)). Returns False, and changes
@@ -626,7 +626,7 @@ def _finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums): 
 
 
 @jit
-def _gradients(sizes, weights, out, steps, step, share, shares, class_weights, buffers):  # type: ignore[no-untyped-def]
+def _gradients(sizes, weights, out, steps, step, share, shares, class_weights, buffers):
     """Compute a share of one step's loss, number of correct predictions and gradients.
 
     From `weights` (P,) into `out` (P,), for every `shares`-th sequence from number `share` on. The
@@ -656,7 +656,7 @@ def _gradients(sizes, weights, out, steps, step, share, shares, class_weights, b
     return loss, correct
 
 
-def train_steps(sizes, hyper, flat, steps, class_weights, updates, sums, buffers):  # type: ignore[no-untyped-def]
+def train_steps(sizes, hyper, flat, steps, class_weights, updates, sums, buffers):
     """Take the steps in order, in one thread, and return how many were taken.
 
     Stops before a step whose loss or gradient is not finite; the eager step deals with it. Changes
@@ -677,7 +677,7 @@ def train_steps(sizes, hyper, flat, steps, class_weights, updates, sums, buffers
     return len(steps.rates)
 
 
-def share_of_step(sizes, weights, out, steps, step, share, shares, class_weights, buffers):  # type: ignore[no-untyped-def]
+def share_of_step(sizes, weights, out, steps, step, share, shares, class_weights, buffers):
     """Compute one thread's share of a step; return its loss and number of correct predictions.
 
     The gradient of every `shares`-th sequence, from number `share` on, is written to `out` (P,).
@@ -685,7 +685,7 @@ def share_of_step(sizes, weights, out, steps, step, share, shares, class_weights
     return _gradients(sizes, weights, out, steps, step, share, shares, class_weights, buffers)
 
 
-def finish_step(sizes, hyper, flat, others, rate, updates, loss, correct, sequences, sums):  # type: ignore[no-untyped-def]
+def finish_step(sizes, hyper, flat, others, rate, updates, loss, correct, sequences, sums):
     """Add up the gradients of all threads, clip and update; return False if they are not finite.
 
     flat.gradients (P,) has the first thread's gradient, others (threads - 1, P) the other threads'.
