@@ -400,6 +400,7 @@ states.build_model = build_model"""
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @row("R6")
 def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     def ignore() -> None:
@@ -653,6 +654,7 @@ def test_durations_never_come_from_the_wall_clock() -> None:
                 assert node.attr in ("perf_counter", "sleep"), path
 
 
+@pytest.mark.slow
 @row("R29")
 def test_any_terminal_will_do(tmp_path: Path) -> None:
     plain = {

@@ -236,6 +236,7 @@ json.dump(results, open("results.json", "w"))
 """
 
 
+@pytest.mark.slow
 def test_a_hostile_corpus_is_refused_without_running_writing_or_swelling(tmp_path: Path) -> None:
     (tmp_path / "warm.yaml").write_text("model: {hidden_size: 2}")
     (tmp_path / "work").mkdir()

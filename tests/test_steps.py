@@ -215,6 +215,7 @@ def test_an_engine_that_cannot_be_is_refused_or_named(
     assert "pip install" in choose(config_with("auto", {}), cpu)[1]
 
 
+@pytest.mark.slow
 @row("R31", "R32")
 def test_a_numba_that_cannot_be_imported_is_named_and_a_strangers_cache_not_used(
     tmp_path: Path,
