@@ -1,4 +1,4 @@
-"""Padding and packing: the only place where lengths could get lost."""
+"""Padding and packing keep every length."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What earlier versions wrote is read, resumed and summarised as those versions did."""
+"""Files of earlier versions are read, resumed and summarised as those versions did it."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What can go wrong while rnncls runs, made to go wrong.
+"""Faults that can happen while rnncls runs, each made to happen.
 
 docs/faults.md is the table; every row of it has a test.
 """

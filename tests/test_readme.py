@@ -1,4 +1,4 @@
-"""What the README and docs/ show is run or checked: commands, Python, examples, names and links."""
+"""The README and docs/ are run or checked: commands, Python, examples, names and links."""
 
 import doctest
 import importlib
@@ -283,10 +283,10 @@ def test_the_map_says_where_to_add_what_and_names_real_files() -> None:
 
 def test_every_name_on_the_map_is_in_the_code() -> None:
     code = "\n".join(path.read_text() for path in (ROOT / "rnncls").rglob("*.py"))
-    ways = TEXT[ARCHITECTURE].split("\n## The way of one batch\n")[1]
-    ways = ways.split("\n## Outside the package\n")[0]
+    paths = TEXT[ARCHITECTURE].split("\n## The path of one batch\n")[1]
+    paths = paths.split("\n## Outside the package\n")[0]
 
-    for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", ways):
+    for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", paths):
         if not name.endswith((".py", ".yaml", ".md", ".json")):
             last = name.rpartition(".")[2]
             assert re.search(rf"\b{last}\b", code), name

@@ -1,4 +1,4 @@
-"""What a run leaves behind, read by TensorBoard's own reader and by a real TensorBoard server."""
+"""The logs of a run, read by TensorBoard's own reader and by a real TensorBoard server."""
 
 import csv
 import json

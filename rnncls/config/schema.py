@@ -101,7 +101,7 @@ class FilesConfig(Section):
     label_field: Annotated[str, Field(min_length=1)] = "label"
     """Name of the JSON field or table column with the label."""
     tokens: Literal["ids", "words", "characters"] = "words"
-    """What a token is: an integer id >= 0, a word between white space, or a single character."""
+    """The unit of a sequence: an integer id >= 0, a word between white space, or a character."""
     unknown: Literal["unk", "error"] = "unk"
     """How to treat tokens that the training data lacks: replace by <unk>, or raise an error."""
     min_count: Count = 1
@@ -197,7 +197,7 @@ class OptimizerConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "OptimizerConfig":
-        # Adam's betas[0] is its momentum: a value here would be ignored without a word.
+        # Adam's betas[0] is its momentum: a value here would be silently ignored.
         if self.momentum > 0 and self.name != "sgd":
             what = f"momentum is a setting of sgd, and optimizer.name is {self.name}"
             expected = "momentum: 0, or name: sgd"
