@@ -78,7 +78,7 @@ TRIES_PER_HIT = 8
 
 @dataclass(frozen=True)
 class Result:
-    """What a part did: a figure for people, the number of faults injected, and of failures."""
+    """The outcome of a part: a figure for people, and the numbers of faults and failures."""
 
     figure: str
     injected: int

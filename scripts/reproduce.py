@@ -334,7 +334,7 @@ def main(
         if name.startswith(wanted):
             exit_code = run(command, out / name)
             if exit_code:
-                print(f"{name}: exit code {exit_code}; {output} is as it was", file=sys.stderr)
+                print(f"{name}: exit code {exit_code}; {output} is unchanged", file=sys.stderr)
                 raise SystemExit(exit_code)
         lines += section(name, sweep, command, out, short)
 

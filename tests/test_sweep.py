@@ -247,7 +247,7 @@ def test_bad_sweeps_are_refused_before_anything_is_made(
     ):
         assert part in fails(2, *base, *words)
         assert not (tmp_path / "sweep").exists()
-    assert "no sweep" in fails(2, "sweep", "--resume", tmp_path / "nothing")
+    assert "not a sweep" in fails(2, "sweep", "--resume", tmp_path / "nothing")
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "mine.txt").write_text("precious")
     assert "not empty" in fails(2, *base)
@@ -279,7 +279,7 @@ def test_a_plan_is_read_back(tmp_path: Path) -> None:
     ]
     assert made.members[2].config.model.hidden_size == 16
     (tmp_path / "s" / "sweep.yaml").write_text("a: 1\n")
-    with pytest.raises(ConfigError, match="no sweep"):
+    with pytest.raises(ConfigError, match="not a sweep"):
         load_sweep(tmp_path / "s")
 
 
@@ -290,7 +290,7 @@ def test_without_scipy_groups_are_shown_but_not_compared(
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     done = run_rnncls("sweep", "--resume", swept[0])
     assert done.returncode == 0
-    assert "comparing groups needs scipy" in done.stderr
+    assert "comparing settings needs scipy" in done.stderr
     assert "   p " in swept[1]
     assert done.stdout == re.sub("   p .*", "", swept[1])
 

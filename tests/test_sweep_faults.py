@@ -181,7 +181,7 @@ def test_options_that_would_be_ignored_are_refused(
     assert "C17" in fails(2, "sweep", "--resume", sweep, "--seeds", "0-9")
     assert "C17" in fails(2, "sweep", "--resume", sweep, "optimizer.lr=1")
     for words in (["--confusion"], ["--data", "x"], ["--device", "cpu"]):
-        assert "not for sweeps" in fails(2, "eval", sweep, *words)
+        assert "not available for sweeps" in fails(2, "eval", sweep, *words)
     data = files_config(write_jsonl(tmp_path / "d.jsonl", some_rows(40)), dict(TINY["train"]))
     (tmp_path / "files.yaml").write_text(dump_config(data))
     words = [f"{tmp_path / 'files.yaml'}", "--sweep-dir", f"{tmp_path / 'f'}", "--lengths", "3"]
@@ -385,7 +385,7 @@ def test_success_on_files_is_by_sequences(tmp_path: Path) -> None:
 )
 def test_a_damaged_evaluation_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text(content)
-    with pytest.raises(ConfigError, match="no evaluation"):
+    with pytest.raises(ConfigError, match="not an evaluation"):
         read_evaluation(tmp_path)
 
 

@@ -58,7 +58,7 @@ def evaluate(
     if confusion or data or device:
         raise ConfigError(
             Problem(
-                "an option that is not for sweeps",
+                "option not available for sweeps",
                 str(checkpoint),
                 expected="--lengths, --samples and --json",
                 id="C17",
@@ -105,7 +105,7 @@ def _evaluate_checkpoint(
         dataset=dataset,
     )
 
-    # Logits that are NaN stand for no class, so the rest of the report would mean nothing.
+    # Logits that are NaN stand for no class, so the rest of the report would not be meaningful.
     if not math.isfinite(report.loss):
         remedy = "an earlier checkpoint of the run"
         raise NonFiniteError(

@@ -187,7 +187,7 @@ def _warn_without_scipy(summary: "Summary") -> None:
     for setting in summary.settings:
         p_values = setting.p_against_first or {}
         if None in p_values.values():
-            message = "comparing groups needs scipy: pip install 'rnncls[sweep]'"
+            message = "comparing settings needs scipy: pip install 'rnncls[sweep]'"
             print(f"rnncls: warning[R33]: {message}", file=sys.stderr)
             return
 

@@ -98,8 +98,8 @@ def read(path: Path) -> Document:
 def parse(text: str, source: str) -> Document:
     """Parse YAML text. `source` is what messages call the place of the text.
 
-    A problem after which reading can go on (a duplicate key, an ambiguous value) is added to the
-    document's `problems`, so that it is reported together with those of validation.
+    A problem after which reading can continue (a duplicate key, an ambiguous value) is added to
+    the document's `problems`, so that it is reported together with those of validation.
 
     Raises: ConfigError for any other problem.
     """
@@ -179,7 +179,7 @@ class _Composer:
         value = self.node(next(self.events), ())
         next(self.events)
 
-        # `---` begins another document, which would be ignored without a word.
+        # `---` begins another document, which would be silently ignored.
         if not isinstance(next(self.events), yaml.StreamEndEvent):
             self.add_problem("a second YAML document", (), event, expected="one document", id="C4")
         return Document(value, self.source, self.marks, self.problems)
@@ -237,7 +237,7 @@ class _Composer:
 
         self.refuse_extras(event, path)
 
-        # A quoted "1" is a word. Unquoted, `1: x` or `null: x` is no key of a config.
+        # A quoted "1" is a word. Unquoted, `1: x` or `null: x` is not a key of a config.
         key: str = event.value
         if event.implicit[0] and not isinstance(self.plain(key), str):
             what = f"a key must be a word: {key}"

@@ -254,7 +254,7 @@ def load_labelled_file(
     try:
         return _load_labelled_file(path, data, vocabulary, progress, name or path)
     except DataError as error:
-        # Another data.tokens, for example, is no way out: the model was trained with the run's own.
+        # Another data.tokens, say, would not help: the model was trained with the run's own.
         remedy = "fix the file; the config of the run decides how it is read"
         problems = []
         for problem in error.problems:
@@ -380,7 +380,7 @@ def _build_vocabulary(
     frequent = np.flatnonzero(counts >= data.min_count)
     known = in_order(tokens[number] for number in frequent)
 
-    # `<unk>` in a file is no token of its own; it gets its id below.
+    # `<unk>` in a file is not a token of its own; it gets its id below.
     known = tuple(token for token in known if token != UNKNOWN)
     classes = in_order(labels[number] for number in np.unique(train.labels))
 

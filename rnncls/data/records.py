@@ -28,7 +28,7 @@ MAX_LINE_BYTES = 16 * 2**20
 MOST_SHOWN = 5  # bad lines of a file
 
 # A progress bar does not need more, and asking a file for its position takes a system call.
-LINES_PER_REPORT = 1024  # after how many lines `watch` is told of progress
+LINES_PER_REPORT = 1024  # lines between two calls of `report_bytes`
 
 # A gzip file may be a bomb. Text hardly shrinks to a hundredth; below 64 MiB no ratio does harm.
 MAX_RATIO = 500
@@ -37,7 +37,7 @@ RATIO_EVERY = 2**20  # bytes between two checks
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-Watch = Callable[[int], object]  # is told how many bytes of the file were read since its last call
+ReportBytes = Callable[[int], object]  # gets the bytes of the file read since the last call
 Lines = Iterator[tuple[int, str]]  # number of the line, from 1, and its text
 Rows = Iterator[tuple[int, dict[str, Any]]]  # number of the first line of a row, and its fields
 
@@ -169,7 +169,7 @@ def read_records(
     path: str | Path,
     data: FilesConfig,
     bad: BadRows,
-    watch: Watch = lambda _: None,
+    report_bytes: ReportBytes = lambda _: None,
     labelled: bool = True,
 ) -> Iterator[Record | int]:
     """Yield the good rows of a file; a number stands for an empty sequence dropped on that line.
@@ -185,7 +185,7 @@ def read_records(
         fields.append(data.label_field)
 
     with opened(path) as file:
-        lines = _lines(path, file, bad, watch)
+        lines = _lines(path, file, bad, report_bytes)
         if format == "jsonl":
             rows = _json_rows(lines, bad)
         else:
@@ -326,7 +326,7 @@ def decode_line(content: bytes, is_first: bool) -> str | Problem:
         return Problem("not UTF-8", found=found, remedy="save the text as UTF-8", id="D11")
 
 
-def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Lines:
+def _lines(path: str | Path, file: IO[bytes], bad: BadRows, report_bytes: ReportBytes) -> Lines:
     """Yield every line that is UTF-8, without its end. U+2028 does not end a line."""
     # By its first two bytes, because a name may be missing .gz or have it without reason.
     is_gzip = file.read(2) == b"\x1f\x8b"
@@ -336,7 +336,7 @@ def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Lin
     number = 0
     unpacked = 0  # bytes
     check_at = RATIO_FROM  # unpacked bytes at which the ratio is checked next
-    reported = 0  # bytes of the file that `watch` was told of
+    reported = 0  # bytes of the file passed to `report_bytes`
     try:
         # One byte more than allowed tells a line that is too long from one that just fits.
         while content := source.readline(MAX_LINE_BYTES + 1):
@@ -346,7 +346,7 @@ def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Lin
                 raise _long_line(path, number)
 
             if number % LINES_PER_REPORT == 0:
-                watch(file.tell() - reported)
+                report_bytes(file.tell() - reported)
                 reported = file.tell()
 
             # The position in the packed file is that of the unpacked text, give or take a buffer.
@@ -367,7 +367,7 @@ def _lines(path: str | Path, file: IO[bytes], bad: BadRows, watch: Watch) -> Lin
         what = f"cannot read the data: {error.strerror}"
         raise DataError(Problem(what, f"{path}:{number}", id="D1")) from None
 
-    watch(file.tell() - reported)
+    report_bytes(file.tell() - reported)
 
 
 def _long_line(path: str | Path, number: int) -> DataError:
@@ -478,7 +478,7 @@ def _split_rows(
             return
         except csv.Error as error:
             if "unexpected end of data" in str(error):
-                # Every row behind the quote was taken for a part of this one: nothing to go on.
+                # Every row behind the quote was taken for a part of this one: nothing is left.
                 raise _open_quote(path, first_line, number) from None
             remedy = "close the quotes, or fix the line"
             bad.add(first_line, "not a row of the table", found=str(error), remedy=remedy)

@@ -43,7 +43,7 @@ class LengthStats:
 
 @dataclass(frozen=True)
 class SplitStats:
-    """What is in one split. Of an empty split, `length` and `majority` are None."""
+    """The content of one split. For an empty split, `length` and `majority` are None."""
 
     sequences: int
     tokens: int
@@ -200,7 +200,7 @@ def _length_bins(sequences: Sequences) -> list[tuple[str, int]]:
 
 
 def _bars(pairs: list[tuple[str, int]]) -> list[str]:
-    """Return a line with a bar for each name and count, of many the first 20."""
+    """Return a line with a name, its count and a bar for each of the first 20 names."""
     shown = [(visible(name), count) for name, count in pairs[:MOST_SHOWN]]
     width = max(len(name) for name, _ in shown)
     # At least 1, so that counts that are all 0 divide by something.

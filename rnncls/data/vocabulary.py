@@ -72,7 +72,7 @@ def truncate(tokens: list[str], data: FilesConfig) -> list[str] | Problem:
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names sorted: as numbers if all of them are integers, else as text."""
-    # As text, 10 would come before 9. One name that is no integer makes all of them text.
+    # As text, 10 would come before 9. One name that is not an integer makes all of them text.
     listed = list(names)
     if are_integers(listed):
         return tuple(sorted(listed, key=int))

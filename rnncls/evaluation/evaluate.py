@@ -76,7 +76,7 @@ def evaluate(
 
     # disable=None leaves the bar out unless stderr is a terminal.
     with tqdm(total=examples.total, unit="seq", disable=None if progress else True) as bar:
-        scores = score(model, _watched(examples.batches, bar, check))
+        scores = score(model, _with_progress(examples.batches, bar, check))
 
     report = make_report(scores, examples.labels, examples.trained, examples.exhaustive, confusion)
     return replace(report, data=examples.data)
@@ -158,7 +158,7 @@ def _require_few_classes(num_classes: int) -> None:
         )
 
 
-def _watched(
+def _with_progress(
     batches: Iterable[Batch], bar: "tqdm[Any]", check: Callable[[], object] | None
 ) -> Iterator[Batch]:
     """Yield the batches, calling `check` before each and moving the bar after it."""

@@ -116,7 +116,7 @@ class PackedRNN(nn.RNN):
                 # A copy, so that the other states of the chunk can be freed.
                 starts[layer] = states[-chunk[-1] :].clone()
 
-            # Sequences that go on are overwritten by a later chunk.
+            # Sequences that continue are overwritten by a later chunk.
             final[:running] = states[torch.tensor(last_rows(chunk))]
 
         return final

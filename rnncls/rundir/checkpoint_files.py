@@ -141,7 +141,7 @@ def recover(run_dir: Path) -> Checkpoint:
 
     raise CheckpointError(
         Problem(
-            f"none of the {len(files)} checkpoints is whole",
+            f"all {len(files)} checkpoints are damaged",
             str(folder),
             remedy="a new run; the damaged files are kept",
             id="K2",

@@ -39,7 +39,7 @@ class EventLog:
         last_logged: int,
         compared: Collection[str] = (),
     ) -> None:
-        """Start the stream, or go on after `step` with a second event file.
+        """Start the stream, or continue after `step` with a second event file.
 
         What was logged after `last_logged` will come again: TensorBoard is told to forget it.
         `compared`: the keys that HParams shows; by default all that say what is learned.

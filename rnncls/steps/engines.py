@@ -74,9 +74,8 @@ def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
     # Eager steps can train every run, so "auto" never fails. A choice by name is not replaced.
     if wanted == "auto":
         return eager_steps, f"eager steps ({reason})"
-    raise MachineError(
-        Problem(f"no {name} steps: {reason}", "train.engine", remedy=remedy, id="R32")
-    )
+    what = f"{name} steps are not available: {reason}"
+    raise MachineError(Problem(what, "train.engine", remedy=remedy, id="R32"))
 
 
 def _load(name: str) -> tuple[Engine | None, str]:

@@ -54,7 +54,7 @@ class Totals:
         self.steps += 1
 
     def sums(self) -> Sums[float]:
-        """Return the sums from which an engine goes on adding."""
+        """Return the sums from which an engine continues adding."""
         return Sums(self.loss, self.correct, self.sequences, self.grad_norm, self.clipped)
 
     def replace_sums(self, sums: Sums[float], steps: int) -> None:
@@ -81,7 +81,7 @@ class Totals:
 
 
 class Due(NamedTuple):
-    """What is to be done after a step."""
+    """The work that is due after a step."""
 
     evaluation: bool
     log: bool

@@ -100,7 +100,7 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
         evaluation = None
         damage_id = "R9"
 
-    # status.json may be from another program, or edited: a step that is no number counts as 0.
+    # status.json may be from another program, or edited: a step that is not a number counts as 0.
     status = read_status(run_dir)
     step = status.get("step")
     if not isinstance(step, int):

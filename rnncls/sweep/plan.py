@@ -202,7 +202,7 @@ def _read_plan(path: Path) -> SweepFile:
     if not folder.is_dir() or SWEEP_FILE not in {entry.name for entry in folder.iterdir()}:
         expected = f"a folder with {SWEEP_FILE}"
         remedy = "the folder of a sweep; to resume a run, train --resume"
-        problem = Problem("no sweep", str(folder), expected=expected, remedy=remedy, id="C4")
+        problem = Problem("not a sweep", str(folder), expected=expected, remedy=remedy, id="C4")
         raise ConfigError(problem)
 
     try:
@@ -212,7 +212,7 @@ def _read_plan(path: Path) -> SweepFile:
         keys = {".".join(map(str, detail["loc"])) for detail in error.errors()}
         wrong = ", ".join(sorted(keys)[:5])
         expected = "a file written by rnncls sweep"
-        problem = Problem("no sweep", str(path), expected=expected, found=wrong, id="C4")
+        problem = Problem("not a sweep", str(path), expected=expected, found=wrong, id="C4")
         raise ConfigError(problem) from None
 
 

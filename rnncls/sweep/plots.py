@@ -113,7 +113,9 @@ def _shade_trained(axes: "Axes", results: Sequence[LengthResult]) -> None:
     """Shade the training lengths; the margins keep a single length visible."""
     trained = [result.length for result in results if result.trained]
     if trained:
-        axes.axvspan(min(trained) * 0.92, max(trained) * 1.08, color="0.92", label="trained")
+        axes.axvspan(
+            min(trained) * 0.92, max(trained) * 1.08, color="0.92", label="seen in training"
+        )
 
 
 def losses(sweep: Sweep, ended: Sequence[Outcome]) -> "Figure":

@@ -21,7 +21,7 @@ from rnncls.system.device import resolve_device
 from rnncls.system.files import read_regular, write_atomically, writing
 
 # A report has a row per length, and on data files there may be a million lengths. The bound keeps a
-# file that is no report from filling the memory.
+# file that is not a report from filling the memory.
 MAX_EVALUATION_BYTES = 64 * 2**20
 
 
@@ -137,7 +137,7 @@ def read_evaluation(run_dir: Path) -> Evaluation | None:
         return None
     except (OSError, ValueError):
         problem = Problem(
-            "no evaluation",
+            "not an evaluation",
             str(path),
             expected="a file written by rnncls sweep",
             remedy="delete it, and sweep --resume",

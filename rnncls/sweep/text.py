@@ -88,7 +88,7 @@ def summary_text(summary: Summary) -> str:
 
     if any(setting.p_against_first is not None for setting in summary.settings):
         paragraphs.append(
-            "p: Fisher's exact test against the first group. IQM: inter-quartile mean."
+            "p: Fisher's exact test against the first setting. IQM: inter-quartile mean."
         )
     return "\n\n".join(paragraphs)
 

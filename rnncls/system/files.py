@@ -114,7 +114,7 @@ def link(existing: Path, path: Path) -> None:
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file that is no symbolic link and return its descriptor; never block.
+    """Open a regular file that is not a symbolic link and return its descriptor; never block.
 
     Raises: OSError, also for anything that is not such a file.
     """
@@ -134,7 +134,7 @@ def open_text(path: Path, flags: int) -> TextIO:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Return the content of a regular file that is no symbolic link.
+    """Return the content of a regular file that is not a symbolic link.
 
     Raises: OSError, also if the file has more than `most` bytes.
     """

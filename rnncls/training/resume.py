@@ -20,7 +20,7 @@ from rnncls.training.states import restored_state
 # A resumed run keeps these keys, and all of data and model: with others it is another run.
 FIXED = ("seed", "optimizer.name", "train.best_metric")
 
-# These keys decide when a run is over. A run that stopped early goes on if one of them changes.
+# These keys decide when a run is over. A run that stopped early continues if one of them changes.
 ENDING = ("max_steps", "max_epochs", "stop_at_accuracy", "patience")
 
 

@@ -43,7 +43,7 @@ def captured_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
         try:
             return run.take_chunk(block, rates, first, last)
         except RuntimeError as error:
-            # Eager steps would need as much memory, so they are no way out.
+            # Eager steps would need as much memory, so they would not help.
             if task.config.train.engine == "captured" or as_out_of_memory(error):
                 raise
             broken = True
