@@ -37,7 +37,7 @@ RATIO_EVERY = 2**20  # bytes between two checks
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-ReportBytes = Callable[[int], object]  # gets the bytes of the file read since the last call
+ReportBytes = Callable[[int], object]  # gets the number of bytes read since its last call
 Lines = Iterator[tuple[int, str]]  # number of the line, from 1, and its text
 Rows = Iterator[tuple[int, dict[str, Any]]]  # number of the first line of a row, and its fields
 
