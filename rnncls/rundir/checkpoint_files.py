@@ -139,9 +139,12 @@ def recover(run_dir: Path) -> Checkpoint:
             _repair_best(folder, checkpoint)
             return checkpoint
 
+    what = f"all {len(files)} checkpoints are damaged"
+    if len(files) == 1:
+        what = "the only checkpoint is damaged"
     raise CheckpointError(
         Problem(
-            f"all {len(files)} checkpoints are damaged",
+            what,
             str(folder),
             remedy="a new run; the damaged files are kept",
             id="K2",
