@@ -30,7 +30,7 @@ from rnncls.steps.state import TrainState, next_due
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from rnncls.training.states import new_state
-from scripts import golden
+from tests.golden_losses import GOLDEN_CASES, first_losses, golden_losses
 from tests.helpers import (
     CASES,
     ROOT,
@@ -76,12 +76,11 @@ def test_compiled_steps_on_files_with_class_weights(tmp_path: Path) -> None:
     assert losses_by_engine["compiled"] == pytest.approx(losses_by_engine["eager"], rel=1e-4)
 
 
-@pytest.mark.parametrize("case", golden.CASES)
+@pytest.mark.parametrize("case", GOLDEN_CASES)
 def test_every_engine_keeps_to_the_golden_losses(case: str) -> None:
-    expected = json.loads(golden.GOLDEN.read_text())[case]
     if case == "deep_bidirectional":
         pytest.skip("two directions are computed by eager steps")
-    assert golden.first_losses(case, "compiled") == pytest.approx(expected, rel=1e-4)
+    assert first_losses(case, "compiled") == pytest.approx(golden_losses(case), rel=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
