@@ -49,7 +49,7 @@ format: install ## format the code
 	$(BIN)/ruff check --fix .
 
 golden: install ## rewrite the golden losses; say in the commit why they moved
-	$(BIN)/python scripts/golden.py
+	$(BIN)/python -m scripts.golden
 
 docs: install ## rewrite docs/config.md from the schema
 	$(BIN)/python -m scripts.config_page

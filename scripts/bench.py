@@ -237,7 +237,7 @@ def ours(regime: Regime, engine: str, threads: int = 1) -> Run:
     config = config.model_copy(update={"train": train})
     task = load_task(config)
     state = new_state(task)
-    take_steps, _ = choose(config, next(state.model.parameters()).device)
+    take_steps, _ = choose(config, state.device)
     taken = take_steps(state, task)
 
     def run(steps: int) -> int:
@@ -432,7 +432,7 @@ def losses_of(regime: Regime, engine: str, threads: str = "1") -> list[float]:
 
     losses = []
     before = 0.0
-    take_steps, _ = choose(config, next(state.model.parameters()).device)
+    take_steps, _ = choose(config, state.device)
     for _, _ in zip(range(5), take_steps(state, task), strict=False):
         losses.append((state.totals.loss - before) / regime.batch_size)
         before = state.totals.loss

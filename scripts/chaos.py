@@ -33,9 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import pytest
 import torch
 import typer
 
+from rnncls.config import dump_config
 from rnncls.errors import CheckpointError
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest, step_files
@@ -53,21 +55,17 @@ from scripts.processes import (
     run_group,
     wait,
 )
-from tests.helpers import outcome
+from tests.helpers import HARD, config_of, outcome, stop_at
 
 ROOT = Path(__file__).parent.parent
 
-# Everything random or stateful at once: dropout, layers, directions, momenta, skipped old
-# checkpoints, odd cadences. Eager steps, because two parts patch `eager.train_step`.
-HARD = """
-data: {modulus: 3, max_length: 4}
-model: {embedding_dim: 4, hidden_size: 8, num_layers: 2, dropout: 0.4, bidirectional: true}
-schedule: {warmup_steps: 5}
-train:
-  {max_steps: 24, batch_size: 8, log_every: 5, eval_every: 7, checkpoint_every: 4,
-   eval_samples: 40, engine: eager}
-device: cpu
-"""
+# What the tests resume, with a smaller model: everything random or stateful at once, odd cadences,
+# skipped old checkpoints. Its steps are eager, because two parts patch `eager.train_step`.
+HARD_CONFIG = config_of(
+    model={**HARD["model"], "hidden_size": 8},
+    train=HARD["train"],
+    device="cpu",
+)
 
 # Every kind of save, once.
 SHORTER = ("train.max_steps=9", "train.eval_every=4", "train.checkpoint_every=3")
@@ -111,7 +109,7 @@ class Part:
             return ["train", "--resume", str(run_dir)]
 
         config = self.folder / "hard.yaml"
-        config.write_text(HARD)
+        config.write_text(dump_config(HARD_CONFIG))
         return ["train", "--config", str(config), "--run-dir", str(run_dir), *self.overrides]
 
     def start(self, run_dir: Path, prepare: Prepare = nothing) -> int:
@@ -341,14 +339,7 @@ def signals(folder: Path, short: bool) -> Result:
 
 def stopping(at: int) -> Prepare:
     """Send this process a real SIGTERM in the middle of the step with this index."""
-    original = eager.train_step
-
-    def step(state: TrainState, *arguments: Any) -> None:
-        if state.step == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(state, *arguments)
-
-    return lambda: setattr(eager, "train_step", step)
+    return lambda: stop_at(pytest.MonkeyPatch(), at)
 
 
 def stops(folder: Path, short: bool) -> Result:

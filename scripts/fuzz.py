@@ -3,9 +3,10 @@
     python scripts/fuzz.py --configs 5000 --checkpoints 5000 --datasets 5000 --commands 1000
 
 Each must be accepted, or refused with an error of ours. Mutations come from fixed seeds. Whatever
-else is raised, or takes longer than ten seconds, is printed with its case number, and the exit code
-is 1. A damaged checkpoint that is accepted counts as a failure too, and so does a kind of input of
-which all cases are accepted, or all refused: then nothing was tested.
+else is raised is printed with its case number, and the exit code is 1. A damaged checkpoint that is
+accepted counts as a failure too, and so does a kind of input of which all cases are accepted, or
+all refused: then nothing was tested. A case that takes longer than SLOW_S is printed and counted,
+and is no failure: the machine may have been busy.
 """
 
 import gzip
@@ -37,6 +38,7 @@ from rnncls.rundir.tensorfile import FORMAT, _digest
 from rnncls.training.resume import restored_task
 from rnncls.training.states import restored_state
 
+# Cases that take longer are printed.
 SLOW_S = 10.0
 
 # What is put into texts, at the place of a YAML value or anywhere.
@@ -348,17 +350,21 @@ def run_all(counts: Counts) -> int:
 def run(name: str, case: Case, count: int) -> int:
     """Run `count` cases; print how they ended and return the number of failures."""
     outcomes: Counter[str] = Counter()
+    num_slow = 0
     with tempfile.TemporaryDirectory() as folder:
         for number in range(count):
             started_at = time.perf_counter()
             outcomes[run_one(name, case, number, Path(folder))] += 1
-            if time.perf_counter() - started_at > SLOW_S:
-                outcomes["SLOW"] += 1
+            seconds = time.perf_counter() - started_at
+            if seconds > SLOW_S:
+                num_slow += 1
+                print(f"{name} {number}: slow, {seconds:.1f} s")
 
     listed = ", ".join(f"{key} {value}" for key, value in sorted(outcomes.items()))
-    print(f"{name}: {count} cases; {listed}")
+    slow = f"; {num_slow} slow" if num_slow else ""
+    print(f"{name}: {count} cases; {listed}{slow}")
 
-    failures = outcomes["FAILED"] + outcomes["SLOW"]
+    failures = outcomes["FAILED"]
     if count and not 0 < outcomes["accepted"] < count - outcomes["FAILED"]:
         print(f"{name}: FAILED: all were accepted, or all refused")
         failures += 1

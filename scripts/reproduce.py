@@ -31,8 +31,9 @@ from rnncls.data import collate
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.rundir.restore import restore_model
+from rnncls.sweep.outcomes import Outcome
 from rnncls.sweep.plan import load_sweep
-from rnncls.sweep.summary import summarize
+from rnncls.sweep.summary import HorizonStatistics, Setting, Statistics, SuccessRate, summarize
 from rnncls.system.files import write_atomically
 
 TIMING = "timing.json"
@@ -162,79 +163,85 @@ def section(name: str, sweep: Sweep, command: list[str], out: Path, short: bool)
     """Return the lines of a sweep's section; none while its members have not all ended."""
     if not (out / name / "summary.json").exists():
         return []
-    summary = summarize(load_sweep(out / name)).to_json()
-    groups = summary["groups"]
-    if any(group["ended"] < group["members"] for group in groups):
+    summary = summarize(load_sweep(out / name))
+    if any(setting.ended < setting.members for setting in summary.settings):
         return []
 
     lengths = [1, 2, 3, 10] if short else list(sweep.shown)
     lines = [f"## {sweep.title}", "", sweep.text, "", "```sh", shlex.join(command), "```", ""]
-    lines += _success_table(groups)
-    lines += ["", *_length_table(groups, lengths)]
-    lines += _significance(groups)
-    lines += ["", _cost(summary["members"], out / name), ""]
+    lines += _success_table(summary.settings)
+    lines += ["", *_length_table(summary.settings, lengths)]
+    lines += _significance(summary.settings)
+    lines += ["", _cost(summary.outcomes, out / name), ""]
     if sweep.structured:
         structured = (10,) if short else sweep.structured
         lines += [*_structured_table(out / name, structured), ""]
     return lines
 
 
-def _success_table(groups: list[dict[str, Any]]) -> list[str]:
-    """Return a row per group: how many members succeed, how soon, and up to what length."""
+def _success_table(settings: list[Setting]) -> list[str]:
+    """Return a row per setting: how many members succeed, how soon, and up to what length."""
     lines = [
         "| | members | not finite | at least 99 % | at least 99.9 % | 100 % | steps to 99.9 % "
         "| horizon |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for group in groups:
+    for setting in settings:
+        statistics = _statistics(setting)
         rates = []
-        for success in group["success"].values():
-            low, high = success["ci95"]
-            rates.append(f"{success['count']} ({low:.2f} to {high:.2f})")
+        for success in statistics.success.values():
+            low, high = success.ci95
+            rates.append(f"{success.count} ({low:.2f} to {high:.2f})")
 
-        solved = group["to_solved"]
-        steps = f"{solved['reached']} reach it"
-        if solved["steps"]:
-            steps = f"{solved['steps']:,.0f}"
+        solved = statistics.to_solved
+        steps = f"{solved.reached} reach it"
+        if solved.steps:
+            steps = f"{solved.steps:,.0f}"
 
-        name = group["group"] or "all"
-        members = str(group["members"])
-        cells = [name, members, str(group["diverged"]), *rates, steps, _horizon(group)]
-        lines.append(_row(cells))
+        name = setting.name or "all"
+        counts = [str(setting.members), str(statistics.diverged)]
+        lines.append(_row([name, *counts, *rates, steps, _horizon(statistics.horizon)]))
     return lines
 
 
-def _length_table(groups: list[dict[str, Any]], lengths: list[int]) -> list[str]:
-    """Return rows of each group: accuracies over its members by length, and how many succeed."""
+def _length_table(settings: list[Setting], lengths: list[int]) -> list[str]:
+    """Return rows of each setting: accuracies over its members by length, and how many succeed."""
     lines = _header(lengths)
-    for group in groups:
-        label = group["group"] + " " if group["group"] else ""
-        by_length = {int(n): row for n, row in group["by_length"].items()}
+    for setting in settings:
+        label = f"{setting.name} " if setting.name else ""
+        by_length = _statistics(setting).by_length
         at = [by_length[n] for n in lengths if n in by_length]  # none where all members diverged
 
-        for key, title in (("median", "median"), ("iqm", "inter-quartile mean"), ("min", "lowest")):
-            lines.append(_row([f"{label}{title}", *(f"{row[key]:.4f}" for row in at)]))
-        lines.append(_row([f"{label}>= 99 %", *(_count(row, "0.99") for row in at)]))
-        lines.append(_row([f"{label}100 %", *(_count(row, "1.0") for row in at)]))
+        lines.append(_row([f"{label}median", *(f"{length.median:.4f}" for length in at)]))
+        lines.append(_row([f"{label}inter-quartile mean", *(f"{length.iqm:.4f}" for length in at)]))
+        lines.append(_row([f"{label}lowest", *(f"{length.min:.4f}" for length in at)]))
+        lines.append(_row([f"{label}>= 99 %", *(_count(length.success[0.99]) for length in at)]))
+        lines.append(_row([f"{label}100 %", *(_count(length.success[1.0]) for length in at)]))
     return lines
 
 
-def _significance(groups: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each group after the first, where the two were compared."""
+def _statistics(setting: Setting) -> Statistics:
+    """Return the statistics of a setting whose members have all ended."""
+    assert setting.statistics is not None
+    return setting.statistics
+
+
+def _significance(settings: list[Setting]) -> list[str]:
+    """Return a line for each setting after the first, where the two were compared."""
     lines = []
-    first = groups[0]["group"]
-    for group in groups[1:]:
-        p = group.get("p_against_first", {}).get("0.99")
+    first = settings[0].name
+    for setting in settings[1:]:
+        p = setting.p_against_first[0.99] if setting.p_against_first else None
         if p is not None:
-            against = f"{first} against {group['group']}"
+            against = f"{first} against {setting.name}"
             lines += ["", f"Fisher's exact test, {against}, at 99 %: p = {p:.2g}."]
     return lines
 
 
-def _cost(members: list[dict[str, Any]], folder: Path) -> str:
+def _cost(outcomes: list[Outcome], folder: Path) -> str:
     """Return a line on the time that the sweep took."""
     per_member = ""
-    seconds = [row["train_s"] for row in members if row["train_s"]]
+    seconds = [outcome.train_s for outcome in outcomes if outcome.train_s]
     if seconds:
         per_member = f"{median(seconds):.1f} s of steps per member (median, beside another one), "
 
@@ -285,23 +292,21 @@ def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _horizon(group: dict[str, Any]) -> str:
-    """Return the median and the lowest horizon of a group.
+def _horizon(horizon: HorizonStatistics) -> str:
+    """Return the median and the lowest horizon of a setting.
 
     A horizon that is the longest length tested may in truth be longer.
     """
-    horizon = group["horizon"]
     texts = []
-    for key in ("median", "min"):
-        at_least = ">= " if horizon[key] == horizon["tested"] else ""
-        texts.append(f"{at_least}{horizon[key]:,.0f}")
+    for length in (horizon.median, horizon.min):
+        at_least = ">= " if length == horizon.tested else ""
+        texts.append(f"{at_least}{length:,.0f}")
     return ", lowest ".join(texts)
 
 
-def _count(row: dict[str, Any], level: str) -> str:
-    """Return how many members reach this accuracy, of how many."""
-    success = row["success"][level]
-    return f"{success['count']}/{success['of']}"
+def _count(success: SuccessRate) -> str:
+    """Return how many members succeed, of how many."""
+    return f"{success.count}/{success.of}"
 
 
 # --- the whole file

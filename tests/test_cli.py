@@ -260,7 +260,7 @@ def test_debug_shows_the_traceback() -> None:
 
 @pytest.mark.row("R5")
 @pytest.mark.usefixtures("signals_not_ignored")
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_130_and_says_how_to_resume(tmp_path: Path) -> None:
     words = ["train", "--config", "configs/smoke.yaml", "train.engine=eager"]
     words += ["train.max_steps=1000000", "--run-dir", str(tmp_path / "run")]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

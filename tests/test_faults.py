@@ -373,7 +373,7 @@ def test_a_second_ctrl_c_ends_at_once_without_saving(tmp_path: Path) -> None:
 
 
 @row("R6")
-def test_sigusr1_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigusr1_saves_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = [
         "train.checkpoint_every=1000000",
         "train.eval_every=1000000",
@@ -418,7 +418,7 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
 
 
 @row("R7", "R16", "R27")
-def test_stopped_by_the_terminal_it_goes_on_and_killed_it_is_said_to_have_died(
+def test_stopped_by_the_terminal_it_continues_and_killed_it_is_said_to_have_died(
     tmp_path: Path,
 ) -> None:
     with endless_run(tmp_path / "run") as process:
@@ -442,7 +442,7 @@ def test_stopped_by_the_terminal_it_goes_on_and_killed_it_is_said_to_have_died(
 @pytest.mark.parametrize(
     "redirections", ["| head -1", "2>&1 | head -1", ">&-", "2>&-", ">&- 2>&-", "2>/dev/full"]
 )
-def test_a_run_goes_on_when_nobody_listens(tmp_path: Path, redirections: str) -> None:
+def test_a_run_continues_when_nobody_listens(tmp_path: Path, redirections: str) -> None:
     quick = ["train.max_steps=40", "train.log_every=5", "train.eval_every=10"]
     words = [PYTHON, "-m", "rnncls", *SMOKE, *quick, "--run-dir", tmp_path / "run", redirections]
     done = run_command(["bash", "-o", "pipefail", "-c", " ".join(map(str, words))])
@@ -498,7 +498,7 @@ def limit_file_size(limit: int) -> Callable[[], None]:
 
 
 @row("R10")
-def test_logs_that_cannot_be_written_stop_with_one_warning_and_training_goes_on(
+def test_logs_that_cannot_be_written_stop_with_one_warning_and_training_continues(
     tmp_path: Path,
 ) -> None:
     """A limit on file sizes that checkpoints stay below and logs do not."""

@@ -513,11 +513,11 @@ def test_data_commands(tmp_path: Path, fails: Callable[..., str]) -> None:
     done = run_rnncls("data", "check", "--config", tmp_path / "my.yaml")
     assert done.returncode == 0, done.stderr
     assert "ok: 6 different tokens, 3 classes" in done.stdout
-    found = json.loads(
+    statistics = json.loads(
         run_rnncls("data", "stats", "--config", tmp_path / "my.yaml", "--json").stdout
     )
-    assert sum(split["sequences"] for split in found["splits"].values()) == 300
-    assert found["padding_waste"]["bucket"] < found["padding_waste"]["shuffle"]
+    assert sum(split["sequences"] for split in statistics["splits"].values()) == 300
+    assert statistics["padding_waste"]["bucket"] < statistics["padding_waste"]["shuffle"]
     picture = tmp_path / "p.png"
     done = run_rnncls("data", "stats", "--config", tmp_path / "my.yaml", "--plot", picture)
     assert "lengths of train" in done.stdout

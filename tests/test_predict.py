@@ -73,9 +73,9 @@ def test_arguments_a_file_and_a_pipe_agree_and_stdout_is_clean(
     texts = ["3 1 4 1", "2", "0 0 3"]
     by_argument = run_rnncls("predict", run_of_files, *texts, "--json", "--top-k", "2")
     assert by_argument.returncode == 0, by_argument.stderr
-    found = [json.loads(line) for line in by_argument.stdout.splitlines()]
-    assert [line["line"] for line in found] == [1, 2, 3]
-    for line in found:
+    predictions = [json.loads(line) for line in by_argument.stdout.splitlines()]
+    assert [line["line"] for line in predictions] == [1, 2, 3]
+    for line in predictions:
         assert line["label"] == line["top"][0]["label"] in (0, 1, 2)
         assert line["probability"] == line["top"][0]["probability"] >= line["top"][1]["probability"]
     piped = run_rnncls(
@@ -100,9 +100,9 @@ def test_arguments_a_file_and_a_pipe_agree_and_stdout_is_clean(
         assert (tmp_path / "out.jsonl").read_text() == by_argument.stdout
     run_rnncls("predict", run_of_files, *texts, "--output", tmp_path / "out.csv")
     table = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
-    assert [line["label"] for line in table] == [str(line["label"]) for line in found]
+    assert [line["label"] for line in table] == [str(line["label"]) for line in predictions]
     text = run_rnncls("predict", run_of_files, *texts).stdout.splitlines()
-    assert [line.split()[0] for line in text] == [str(line["label"]) for line in found]
+    assert [line.split()[0] for line in text] == [str(line["label"]) for line in predictions]
 
 
 @row("D7", "D9", "D11", "D14")

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from rnncls.cli.app import app
 from rnncls.cli.entry import run
 from scripts.config_page import page as config_page
+from tests import helpers
 
 ROOT = Path(__file__).parent.parent
 README = "README.md"
@@ -115,15 +115,8 @@ def run_command(
 
     def run_other(command: str) -> str:
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            shlex.split(command),
-            cwd=home,
-            env={**os.environ, "PATH": path},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        own = {**os.environ, "PATH": path}
+        done = helpers.run_command(shlex.split(command), cwd=home, env=own)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         return done.stdout
 
@@ -194,18 +187,15 @@ def program_commands() -> Iterator[str]:
 
 
 def test_make_knows_the_targets_that_the_pages_and_the_help_name() -> None:
-    listed = subprocess.run(
-        ["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    ).stdout
+    done = helpers.run_command(["make", "help"])
+    assert done.returncode == 0, done.stderr
     targets = ["install", "train", "test", "test-slow", "chaos", "check", "format", "golden"]
     for target in [*targets, "docs", "clean"]:
-        assert f"make {target} " in listed
+        assert f"make {target} " in done.stdout
 
     for command in (command for page in PAGES for command in commands(page)):
         if command.startswith("make "):
-            done = subprocess.run(
-                [*command.split(), "-n"], cwd=ROOT, capture_output=True, timeout=60, check=False
-            )
+            done = helpers.run_command([*command.split(), "-n"])
             assert done.returncode == 0, command
 
 

@@ -51,9 +51,9 @@ def test_values_and_gradients_are_those_of_nn_rnn(
     }
     own.load_state_dict(stock.state_dict())
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-12)):
-        expected, found = (results(rnn.to(dtype), with_start, dtype) for rnn in (stock, own))
-        assert len(expected) == len(found) >= 5
-        for one, other in zip(expected, found, strict=True):
+        expected, actual = (results(rnn.to(dtype), with_start, dtype) for rnn in (stock, own))
+        assert len(expected) == len(actual) >= 5
+        for one, other in zip(expected, actual, strict=True):
             torch.testing.assert_close(other, one, rtol=tolerance, atol=tolerance)
         for rnn in (stock, own):
             rnn.zero_grad()

@@ -1,4 +1,4 @@
-"""A run that was stopped or killed goes on and ends as if nothing had happened."""
+"""A run that was stopped or killed resumes and ends as if nothing had happened."""
 
 import json
 import math
@@ -187,7 +187,7 @@ def test_tables_and_tensorboard_go_on_without_gaps_or_duplicates(
 
 
 def killed_and_resumed(start: list[str], run_dir: Path, kills: int, seed: int) -> Path:
-    """Start, SIGKILL at a random moment, go on, ..., and let the last one finish."""
+    """Start, SIGKILL at a random moment, resume, ..., and let the last one finish."""
     rng = random.Random(seed)
     command = [*start, str(run_dir)]
     for _ in range(kills):
@@ -305,7 +305,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("K21")
-def test_going_on_longer_says_what_changed(tmp_path: Path) -> None:
+def test_resuming_for_longer_says_what_changed(tmp_path: Path) -> None:
     fit(config_of(), tmp_path / "run")
     done = run_rnncls(
         "train", "--resume", tmp_path / "run", "train.max_steps=60", "train.log_every=20"
@@ -344,7 +344,7 @@ def test_a_new_run_can_start_from_given_weights(tmp_path: Path, fails: Callable[
 @pytest.mark.row("K18", "K21")
 @pytest.mark.parametrize("first", [{"max_steps": 12}, {"max_steps": 0}, {"stop_at_accuracy": 0.01}])
 @pytest.mark.parametrize("how", [stop_at, kill_at])
-def test_a_lengthened_run_that_is_stopped_or_killed_goes_on(
+def test_a_lengthened_run_that_is_stopped_or_killed_resumes(
     first: dict[str, Any], how: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(**{**HARD, "schedule": {"name": "constant"}})

@@ -39,8 +39,8 @@ def test_two_runs_differ_in_config_and_result(tmp_path: Path) -> None:
     fit(config_of(), tmp_path / "a")
     fit(config_of(seed=1, train={"max_steps": 20, "patience": 7}), tmp_path / "b")
     done = run_rnncls("runs", "diff", tmp_path / "a", tmp_path / "b", "--json")
-    found = json.loads(done.stdout)
-    assert found["config"] == {
+    differences = json.loads(done.stdout)
+    assert differences["config"] == {
         "seed": [0, 1],
         "train.max_steps": [40, 20],
         "train.patience": [None, 7],
@@ -49,9 +49,9 @@ def test_two_runs_differ_in_config_and_result(tmp_path: Path) -> None:
         json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
         for name in "ab"
     ]
-    assert found["result"]["step"] == [40, 20]
-    assert found["result"]["val/loss"] == [line["val/loss"] for line in last]
-    assert "state" not in found["result"]  # both finished
+    assert differences["result"]["step"] == [40, 20]
+    assert differences["result"]["val/loss"] == [line["val/loss"] for line in last]
+    assert "state" not in differences["result"]  # both finished
     lines = [
         line.split()
         for line in run_rnncls("runs", "diff", tmp_path / "a", tmp_path / "b").stdout.splitlines()

@@ -46,17 +46,17 @@ from tests.helpers import (
 def together(
     actions: list[Callable[[Shared], object]], stop: StopRequest | None = None
 ) -> list[Exception | None]:
-    """Run each in a thread with a seat in one stack; what they raised."""
+    """Run each in a thread with a place in one stack; return what they raised."""
     stack, errors = Stack(len(actions)), list[Exception | None]([None] * len(actions))
 
     def run(number: int) -> None:
-        seat = stack.members[number]
+        stack_member = stack.members[number]
         try:
-            actions[number](Shared(stop or StopRequest(), lambda _: None, seat.steps))
+            actions[number](Shared(stop or StopRequest(), lambda _: None, stack_member.steps))
         except Exception as error:
             errors[number] = error
         finally:
-            seat.leave()
+            stack_member.leave()
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(actions))]
     for thread in threads:
@@ -114,16 +114,16 @@ def test_members_that_differ_in_values_have_the_losses_of_eager_runs(
     ]
     assert len({shape_of(config) for config in configs}) == 1
     errors = together(
-        [fitting(config, tmp_path / f"{seat}") for seat, config in enumerate(configs)]
+        [fitting(config, tmp_path / f"{number}") for number, config in enumerate(configs)]
     )
     assert errors == [None] * 3
-    for seat, config in enumerate(configs):
-        found = read_checkpoint(find_newest(tmp_path / f"{seat}"))
-        expected = fit(config, tmp_path / f"eager-{seat}").model.state_dict()
-        assert logged(tmp_path / f"{seat}") == pytest.approx(
-            logged(tmp_path / f"eager-{seat}"), rel=1e-5
+    for number, config in enumerate(configs):
+        checkpoint = read_checkpoint(find_newest(tmp_path / f"{number}"))
+        expected = fit(config, tmp_path / f"eager-{number}").model.state_dict()
+        assert logged(tmp_path / f"{number}") == pytest.approx(
+            logged(tmp_path / f"eager-{number}"), rel=1e-5
         )
-        for key, value in restore_model(found).state_dict().items():
+        for key, value in restore_model(checkpoint).state_dict().items():
             torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
 
 
@@ -214,7 +214,7 @@ def test_a_sweep_of_stacks_makes_ordinary_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = config_with("eager", {}, max_steps=40, log_every=20)
-    found = plan_sweep(
+    sweep = plan_sweep(
         base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / "sweep"
     )
     monkeypatch.setattr(
@@ -222,11 +222,11 @@ def test_a_sweep_of_stacks_makes_ordinary_runs(
         "plan_groups",
         lambda members, _: [Group(members, len(members), stacked=True)],
     )
-    assert run_sweep(found) == []
-    assert run_sweep(found) == []  # all are done, and leave their seats
-    alone = losses(found.members[4].config, tmp_path / "alone")
-    assert logged(found.run_dir(found.members[4])) == pytest.approx(alone, rel=1e-5)
-    member = found.run_dir(found.members[0])
+    assert run_sweep(sweep) == []
+    assert run_sweep(sweep) == []  # all are done, and leave the stack
+    alone = losses(sweep.members[4].config, tmp_path / "alone")
+    assert logged(sweep.run_dir(sweep.members[4])) == pytest.approx(alone, rel=1e-5)
+    member = sweep.run_dir(sweep.members[0])
     assert run_rnncls("train", "--resume", member, "train.max_steps=45").returncode == 0
     assert run_rnncls("predict", member, "1 2").returncode == 0
     assert run_rnncls("eval", member, "--lengths", "1-2").returncode == 0
@@ -326,16 +326,16 @@ def test_a_sweep_on_cuda_is_one_stack_of_the_eager_runs(
         base = config_with("captured", case, max_steps=100, log_every=log_every).model_copy(
             update={"device": "cuda"}
         )
-        found = plan_sweep(
+        sweep = plan_sweep(
             base, "0-2", {"optimizer.lr": ["1e-3", "1e-2"]}, "1,2", 20, tmp_path / name
         )
-        assert [group.stacked for group in plan_groups(found.members, None)] == [True]
-        assert run_sweep(found) == []
-        for member in found.members[1:5:3]:
+        assert [group.stacked for group in plan_groups(sweep.members, None)] == [True]
+        assert run_sweep(sweep) == []
+        for member in sweep.members[1:5:3]:
             config = changed(member.config, train={"engine": "eager"})
             expected = losses(config, tmp_path / f"{name}-eager-{member.name}")
-            assert logged(found.run_dir(member))[:20] == pytest.approx(expected[:20], rel=1e-4)
-            assert logged(found.run_dir(member)) == pytest.approx(expected, rel=1e-2)
+            assert logged(sweep.run_dir(member))[:20] == pytest.approx(expected[:20], rel=1e-4)
+            assert logged(sweep.run_dir(member)) == pytest.approx(expected, rel=1e-2)
     assert "R32" not in capfd.readouterr().err
 
 

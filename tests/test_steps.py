@@ -30,7 +30,7 @@ from rnncls.steps.state import TrainState, next_due
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from rnncls.training.states import new_state
-from scripts import golden
+from tests.golden_losses import GOLDEN_CASES, first_losses, golden_losses
 from tests.helpers import (
     CASES,
     ROOT,
@@ -53,15 +53,15 @@ row = pytest.mark.row
 @pytest.mark.parametrize("name", CASES)
 def test_compiled_losses_are_the_eager_ones(name: str, tmp_path: Path) -> None:
     expected = losses(config_with("eager", CASES[name]), tmp_path / "eager")
-    found = losses(config_with("compiled", CASES[name]), tmp_path / "compiled")
+    actual = losses(config_with("compiled", CASES[name]), tmp_path / "compiled")
     assert len(expected) == 200
-    assert found[:20] == pytest.approx(expected[:20], rel=1e-6)
-    assert found == pytest.approx(expected, rel=1e-3)  # rounding grows as training goes on
+    assert actual[:20] == pytest.approx(expected[:20], rel=1e-6)
+    assert actual == pytest.approx(expected, rel=1e-3)  # rounding grows as training continues
 
 
 def test_compiled_steps_on_files_with_class_weights(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(100, longest=30))
-    found = {}
+    losses_by_engine = {}
     for engine in ("eager", "compiled"):
         train = {
             "class_weights": "balanced",
@@ -70,16 +70,17 @@ def test_compiled_steps_on_files_with_class_weights(tmp_path: Path) -> None:
             "log_every": 1,
             "engine": engine,
         }
-        found[engine] = losses(files_config(path, train, batching="bucket"), tmp_path / engine)
-    assert found["compiled"] == pytest.approx(found["eager"], rel=1e-4)
+        losses_by_engine[engine] = losses(
+            files_config(path, train, batching="bucket"), tmp_path / engine
+        )
+    assert losses_by_engine["compiled"] == pytest.approx(losses_by_engine["eager"], rel=1e-4)
 
 
-@pytest.mark.parametrize("case", golden.CASES)
+@pytest.mark.parametrize("case", GOLDEN_CASES)
 def test_every_engine_keeps_to_the_golden_losses(case: str) -> None:
-    expected = json.loads(golden.GOLDEN.read_text())[case]
     if case == "deep_bidirectional":
         pytest.skip("two directions are computed by eager steps")
-    assert golden.first_losses(case, "compiled") == pytest.approx(expected, rel=1e-4)
+    assert first_losses(case, "compiled") == pytest.approx(golden_losses(case), rel=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -132,17 +133,17 @@ def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
 
 def test_two_threads_give_the_same_bits_every_time_and_the_same_results(tmp_path: Path) -> None:
     case = {"data": {"max_length": 12}, "model": {"num_layers": 2}}
-    found = []
+    losses_by_run = []
     for name in ("one", "two", "again"):
         threads = 1 if name == "one" else 2
-        found.append(
+        losses_by_run.append(
             losses(
                 config_with("compiled", case, num_threads=threads, max_steps=40), tmp_path / name
             )
         )
     torch.set_num_threads(1)
     assert outcome(tmp_path / "two") == outcome(tmp_path / "again")
-    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert losses_by_run[1] == pytest.approx(losses_by_run[0], rel=1e-4)
 
 
 @row("R12")
@@ -239,8 +240,8 @@ print(path)
 path.chmod(0o777)
 print(_cache_folder())"""
     own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    found = run_python(code, env=own)
-    assert found.stdout.split()[1] == "None"
+    done = run_python(code, env=own)
+    assert done.stdout.split()[1] == "None"
 
 
 @pytest.mark.slow  # the whole program is compiled once more
@@ -284,11 +285,13 @@ def test_padded_batches_give_what_packed_ones_give(cell: str, tmp_path: Path) ->
         "model": {"cell": cell, "num_layers": 2},
         "data": {"max_length": 9},
     }
-    found = {}
+    losses_by_layout = {}
     for layout in ("packed", "padded"):
         case["data"]["layout"] = layout
-        found[layout] = losses(config_with("eager", case, max_steps=50), tmp_path / layout)
-    assert found["padded"] == pytest.approx(found["packed"], rel=1e-5)
+        losses_by_layout[layout] = losses(
+            config_with("eager", case, max_steps=50), tmp_path / layout
+        )
+    assert losses_by_layout["padded"] == pytest.approx(losses_by_layout["packed"], rel=1e-5)
 
 
 def test_padding_has_no_influence_and_no_gradient() -> None:
@@ -322,15 +325,15 @@ def test_the_step_that_is_captured_gives_the_eager_losses(name: str) -> None:
 
     Capture and replay are tested where there is a GPU.
     """
-    found = {}
+    losses_by_engine = {}
     for engine in ("eager", "graphs"):
         config = config_with("eager", CASES[name], max_steps=60)
         task = load_task(config)
         state = new_state(task)
-        found[engine] = [state.totals.loss for _ in steps_with(engine, state, task)]
+        losses_by_engine[engine] = [state.totals.loss for _ in steps_with(engine, state, task)]
         assert state.step == 60
         assert state.totals.steps == 60
-    assert found["graphs"] == pytest.approx(found["eager"], rel=1e-5)
+    assert losses_by_engine["graphs"] == pytest.approx(losses_by_engine["eager"], rel=1e-5)
 
 
 def steps_with(engine: str, state: TrainState, task: Any) -> Any:
@@ -393,12 +396,14 @@ def test_after_a_step_that_was_skipped_an_odd_batch_is_trained_on(
 def test_captured_losses_are_the_eager_ones_on_cuda(name: str, tmp_path: Path) -> None:
     case = {**CASES[name], "device": "cuda"}
     device = case.pop("device")
-    found = {}
+    losses_by_engine = {}
     for engine in ("eager", "captured"):
         config = config_with(engine, case).model_copy(update={"device": device})
-        found[engine] = losses(config, tmp_path / engine)
-    assert found["captured"][:20] == pytest.approx(found["eager"][:20], rel=1e-4)
-    assert found["captured"] == pytest.approx(found["eager"], rel=1e-2)
+        losses_by_engine[engine] = losses(config, tmp_path / engine)
+    assert losses_by_engine["captured"][:20] == pytest.approx(
+        losses_by_engine["eager"][:20], rel=1e-4
+    )
+    assert losses_by_engine["captured"] == pytest.approx(losses_by_engine["eager"], rel=1e-2)
 
 
 @needs_cuda
@@ -427,10 +432,10 @@ def test_items_made_ahead_keep_their_order_and_their_errors() -> None:
         yield from range(3)
         raise KeyError("broken")
 
-    found: list[int] = []
+    yielded: list[int] = []
     with pytest.raises(KeyError, match="broken"):
-        found.extend(ahead(items()))
-    assert found in ([], [0, 1, 2])
+        yielded.extend(ahead(items()))
+    assert yielded in ([], [0, 1, 2])
     stream = ahead(iter(range(10**9)))
     assert [next(stream), next(stream)] == [0, 1]
     stream.close()  # type: ignore[attr-defined]

@@ -97,8 +97,10 @@ def test_the_summary_says_what_the_members_say(swept: tuple[Path, str]) -> None:
     assert [entry["name"] for entry in rows] == sorted(entry["name"] for entry in rows)
     assert len(rows) == 6
     for entry in rows:
-        found = json.loads((folder / "members" / entry["name"] / "evaluation.json").read_text())
-        of_length = {at["length"]: at["accuracy"] for at in found["by_length"]}
+        evaluation = json.loads(
+            (folder / "members" / entry["name"] / "evaluation.json").read_text()
+        )
+        of_length = {at["length"]: at["accuracy"] for at in evaluation["by_length"]}
         assert float(entry["accuracy_at_9"]) == of_length[9]
         assert float(entry["accuracy"]) == pytest.approx(sum(of_length[n] for n in range(1, 5)) / 4)
         assert entry["state"] == "finished"
@@ -136,14 +138,14 @@ def test_every_member_is_evaluated_in_one_table(swept: tuple[Path, str]) -> None
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["length", "1", "2", "6"]
     assert len(lines) == 1 + 6 + 2 * (2 + 4)
-    found = json.loads(
+    evaluation = json.loads(
         run_rnncls("eval", folder, "--lengths", "1-2,6", "--samples", "30", "--json").stdout
     )
-    assert f"{found['accuracy']['lr=1e-3_seed=0']['6']:.4f}" == lines[1].split()[3]
+    assert f"{evaluation['accuracy']['lr=1e-3_seed=0']['6']:.4f}" == lines[1].split()[3]
 
 
 @pytest.mark.slow  # three real kills, at moments that depend on the machine
-def test_a_killed_sweep_goes_on_and_ends_the_same(config: Path, tmp_path: Path) -> None:
+def test_a_killed_sweep_resumes_and_ends_the_same(config: Path, tmp_path: Path) -> None:
     words: list[str | Path] = [
         "sweep",
         "-c",
@@ -156,8 +158,8 @@ def test_a_killed_sweep_goes_on_and_ends_the_same(config: Path, tmp_path: Path) 
     assert whole.returncode == 0, whole.stderr
 
     for number, kind in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)):
-        going_on: list[str | Path] = ["sweep", "--resume"]
-        command = [PYTHON, "-m", "rnncls", *(going_on if number else words), tmp_path / "killed"]
+        resuming: list[str | Path] = ["sweep", "--resume"]
+        command = [PYTHON, "-m", "rnncls", *(resuming if number else words), tmp_path / "killed"]
         with started(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
             seen = len(list((tmp_path / "killed").rglob("step-*")))
             until = time.monotonic() + SAFETY_S

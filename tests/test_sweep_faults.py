@@ -250,10 +250,10 @@ def test_a_failure_of_the_machine_is_no_result(tmp_path: Path) -> None:
     assert setting.statistics
     assert (setting.members, setting.ended, setting.broken) == (2, 1, ["R9"])
     assert setting.statistics.diverged == 0
-    found = evaluate_all(sweep.folder, None, None)
-    assert list(found.by_member) == ["seed=1"]
-    assert found.left_out == {"seed=0": "failed R9"}
-    assert "left out: seed=0: failed R9" in accuracy_table(found)
+    evaluation = evaluate_all(sweep.folder, None, None)
+    assert list(evaluation.by_member) == ["seed=1"]
+    assert evaluation.left_out == {"seed=0": "failed R9"}
+    assert "left out: seed=0: failed R9" in accuracy_table(evaluation)
 
 
 def test_members_that_diverged_are_zero_everywhere(tmp_path: Path) -> None:
@@ -262,9 +262,9 @@ def test_members_that_diverged_are_zero_everywhere(tmp_path: Path) -> None:
         tmp_path, grid={"optimizer.lr": ["1e-3", "1e30"]}, train=train, schedule={"warmup_steps": 0}
     )
     assert len(run_sweep(sweep)) == 2
-    found = evaluate_all(sweep.folder, [1, 2], None)
-    assert found.diverged == ["lr=1e30_seed=0", "lr=1e30_seed=1"]
-    assert found.by_member["lr=1e30_seed=0"] == {1: 0.0, 2: 0.0}
+    evaluation = evaluate_all(sweep.folder, [1, 2], None)
+    assert evaluation.diverged == ["lr=1e30_seed=0", "lr=1e30_seed=1"]
+    assert evaluation.by_member["lr=1e30_seed=0"] == {1: 0.0, 2: 0.0}
     axes = plots.accuracy_by_length(outcomes(sweep)).axes[0]
     assert axes.get_title() == "4 members, 2 not finite"
     medians = {line.get_label(): list(np.asarray(line.get_ydata())) for line in axes.lines}
@@ -318,8 +318,8 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path) -> None:
     newest = find_newest(member)
     newest.write_bytes(newest.read_bytes()[:-7])
     (member / "evaluation.json").unlink()
-    found = evaluate_all(sweep.folder, None, None)
-    assert list(found.left_out) == ["seed=0"]
+    evaluation = evaluate_all(sweep.folder, None, None)
+    assert list(evaluation.left_out) == ["seed=0"]
     write_status(
         member, state="interrupted", exit_code=143, error_id="R4", step=6, best_accuracy=None
     )
@@ -414,9 +414,9 @@ def test_trouble_with_one_member_does_not_hide_the_others(tmp_path: Path) -> Non
     assert [member.name for member, _ in failed] == ["seed=0", "seed=1"]
     (setting,) = summarize(sweep).settings
     assert (setting.members, setting.ended, setting.broken) == (4, 2, ["C4", "R9"])
-    found = run_rnncls("eval", sweep.folder)
-    assert found.returncode == 0
-    assert "left out: seed=1: not begun" in found.stdout
+    done = run_rnncls("eval", sweep.folder)
+    assert done.returncode == 0
+    assert "left out: seed=1: not begun" in done.stdout
 
 
 def test_a_group_that_diverged_as_a_whole_has_a_table_of_zeros(tmp_path: Path) -> None:
@@ -438,10 +438,12 @@ def test_a_group_that_diverged_as_a_whole_has_a_table_of_zeros(tmp_path: Path) -
 def test_the_groups_of_a_grid_are_told_apart_in_an_evaluation(tmp_path: Path) -> None:
     sweep = tiny(tmp_path, grid={"optimizer.lr": ["1e-3", "2e-2"]})
     assert run_sweep(sweep) == []
-    found = evaluate_all(sweep.folder, [4], None)
-    lines = accuracy_table(found).splitlines()
+    evaluation = evaluate_all(sweep.folder, [4], None)
+    lines = accuracy_table(evaluation).splitlines()
     for group, first in (("optimizer.lr=1e-3", 0), ("optimizer.lr=2e-2", 2)):
-        values = [found.by_member[member.name][4] for member in sweep.members[first : first + 2]]
+        values = [
+            evaluation.by_member[member.name][4] for member in sweep.members[first : first + 2]
+        ]
         assert lines[lines.index(group) + 1].split() == ["median", f"{sum(values) / 2:.4f}"]
 
 
@@ -508,14 +510,14 @@ def test_a_mean_of_equal_accuracies_is_exactly_theirs() -> None:
 
 def test_lengths_are_counted_where_they_were_tested(tmp_path: Path) -> None:
     sweep = tiny(tmp_path, "0-2")
-    found = []
+    ended = []
     for number, member in enumerate(sweep.members):
         rows = [{"length": n, "accuracy": 0.5, "trained": True} for n in (1, 2 + number)]
         raw = {"step": 6, "accuracy": 0.5, "chance": 0.1, "by_length": rows}
-        found.append(
+        ended.append(
             Outcome(member, "finished", 0, "", 6, Evaluation.model_validate(raw), (), None, None)
         )
-    statistics = summarize_setting("", found).statistics
+    statistics = summarize_setting("", ended).statistics
     assert statistics
     by_length = statistics.by_length
     assert {n: at.min for n, at in by_length.items()} == {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5}

@@ -20,7 +20,7 @@ from rnncls.steps.optim import build_optimizer
 from rnncls.steps.state import TrainState
 from rnncls.training.fit import fit
 from rnncls.training.progress import note_score
-from scripts.golden import CASES, GOLDEN, STEPS, first_losses
+from tests.golden_losses import GOLDEN_CASES, STEPS, first_losses, golden_losses
 from tests.helpers import config_of, data_of
 
 # Enough to learn SMALL's 120 sequences by heart, in a second.
@@ -40,9 +40,9 @@ def lines_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GOLDEN_CASES)
 def test_the_first_losses_are_the_golden_ones(case: str) -> None:
-    golden = json.loads(GOLDEN.read_text())[case]
+    golden = golden_losses(case)
     assert len(golden) == STEPS
     assert first_losses(case) == pytest.approx(golden, rel=1e-4)
 

@@ -124,30 +124,30 @@ def _submit(
 ) -> dict[Future[bool], Member]:
     """Hand the members of a group to the pool's threads."""
     running: dict[Future[bool], Member] = {}
-    seats = Stack(len(group.members)).members if group.stacked else []
+    stack_members = Stack(len(group.members)).members if group.stacked else []
 
-    # Without a stack there are no seats, and every member gets None for its seat.
+    # Without a stack there are no stack members, and every member is paired with None.
     try:
-        for member, seat in itertools.zip_longest(group.members, seats):
+        for member, stack_member in itertools.zip_longest(group.members, stack_members):
             shared = Shared(
                 stop=stop.member(),
                 report_steps=progress.update,
-                engine=seat.steps if seat else None,
+                engine=stack_member.steps if stack_member else None,
                 compared=("seed", *member.values),
             )
 
             future = pool.submit(run_member, sweep, member, shared)
             running[future] = member
 
-            # A stack takes a step when every seat that is not left waits for one. A member that is
-            # cancelled, or fails before its first step, must leave its seat, or all others hang.
-            if seat:
-                future.add_done_callback(seat.leave)
+            # A stack takes a step when every member that has not left waits for one. A member that
+            # is cancelled, or fails before its first step, must leave it, or all others hang.
+            if stack_member:
+                future.add_done_callback(stack_member.leave)
     except RuntimeError:
-        # The system gives no more threads. Members that have begun would wait for the seats of
-        # those that never will.
-        for seat in seats:
-            seat.leave()
+        # The system gives no more threads. Members that have begun would wait for those that never
+        # will.
+        for stack_member in stack_members:
+            stack_member.leave()
         raise
     return running
 

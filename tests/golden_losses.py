@@ -1,0 +1,55 @@
+"""The first losses of a few configs, which show when a change moves numbers that it should not.
+
+tests/golden/losses.json has those that were recorded. `make golden`, which is scripts/golden.py,
+writes it; the tests train again and compare.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import rnncls
+from tests.helpers import ROOT
+
+GOLDEN = ROOT / "tests" / "golden" / "losses.json"
+STEPS = 20
+
+# Name of the case: config file, overrides.
+GOLDEN_CASES = {
+    "sum_mod_10": ("configs/sum_mod_10.yaml", ["schedule.warmup_steps=5"]),
+    "tutorial_combined": ("configs/tutorial/combined.yaml", []),
+    "deep_bidirectional": (
+        "configs/parity.yaml",
+        [
+            "model.num_layers=2",
+            "model.bidirectional=true",
+            "model.nonlinearity=tanh",
+            "optimizer.name=sgd",
+        ],
+    ),
+}
+
+
+def golden_losses(case: str) -> list[float]:
+    """Return the losses that were recorded for a case."""
+    recorded: dict[str, list[float]] = json.loads(GOLDEN.read_text())
+    return recorded[case]
+
+
+def first_losses(case: str, engine: str = "eager") -> list[float]:
+    """Train the first steps of a case on the CPU and return the training loss of each."""
+    path, overrides = GOLDEN_CASES[case]
+    short_run = [
+        f"train.max_steps={STEPS}",
+        "train.log_every=1",
+        "train.eval_samples=10",
+        "device=cpu",
+        f"train.engine={engine}",
+    ]
+    config = rnncls.load_config(ROOT / path, [*overrides, *short_run])
+
+    with tempfile.TemporaryDirectory() as folder:
+        rnncls.fit(config, folder)
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+
+    return [json.loads(line)["train/loss"] for line in lines]
