@@ -359,7 +359,16 @@ def _backward(sizes, offsets, weights, work, batch, gradients, size):
             # What is left in the old d_hidden is overwritten by the next product.
             d_hidden, d_below = d_below, d_hidden
 
-    _embedding_backward(sizes, offsets[0], weights, work, batch, d_hidden, gradients, size.rows)
+    _embedding_backward(
+        sizes=sizes,
+        offset=offsets[0],
+        weights=weights,
+        work=work,
+        batch=batch,
+        d_hidden=d_hidden,
+        gradients=gradients,
+        rows=size.rows,
+    )
 
 
 @jit_inlined
@@ -651,15 +660,23 @@ def _gradients(sizes, weights, out, step_inputs, step, share, shares, class_weig
     work = buffers.work
     _forward(sizes, buffers.weights, work, batch, size)
     loss, correct = _loss(
-        sizes,
-        work.logits,
-        batch.order,
-        step_inputs.labels,
-        class_weights,
-        total_weight,
-        size.sequences,
+        sizes=sizes,
+        logits=work.logits,
+        order=batch.order,
+        labels=step_inputs.labels,
+        class_weights=class_weights,
+        total_weight=total_weight,
+        sequences=size.sequences,
     )
-    _backward(sizes, offsets, buffers.weights, work, batch, out, size)
+    _backward(
+        sizes=sizes,
+        offsets=offsets,
+        weights=buffers.weights,
+        work=work,
+        batch=batch,
+        gradients=out,
+        size=size,
+    )
     return loss, correct
 
 
@@ -673,13 +690,29 @@ def train_steps(sizes, hyper, flat, step_inputs, class_weights, updates, sums, b
     for step in range(len(step_inputs.rates)):
         # The whole step as one share: number 0 of 1.
         loss, correct = _gradients(
-            sizes, flat.weights, flat.gradients, step_inputs, step, 0, 1, class_weights, buffers
+            sizes=sizes,
+            weights=flat.weights,
+            out=flat.gradients,
+            step_inputs=step_inputs,
+            step=step,
+            share=0,
+            shares=1,
+            class_weights=class_weights,
+            buffers=buffers,
         )
 
-        rate = step_inputs.rates[step]
-        count = updates + step + 1
-        sequences = step_inputs.edges[step + 1] - step_inputs.edges[step]
-        if not _finish(sizes, hyper, flat, rate, count, loss, correct, sequences, sums):
+        finished = _finish(
+            sizes=sizes,
+            hyper=hyper,
+            flat=flat,
+            rate=step_inputs.rates[step],
+            updates=updates + step + 1,
+            loss=loss,
+            correct=correct,
+            sequences=step_inputs.edges[step + 1] - step_inputs.edges[step],
+            sums=sums,
+        )
+        if not finished:
             return step
     return len(step_inputs.rates)
 
@@ -689,7 +722,17 @@ def share_of_step(sizes, weights, out, step_inputs, step, share, shares, class_w
 
     The gradient of every `shares`-th sequence, from number `share` on, is written to `out` (P,).
     """
-    return _gradients(sizes, weights, out, step_inputs, step, share, shares, class_weights, buffers)
+    return _gradients(
+        sizes=sizes,
+        weights=weights,
+        out=out,
+        step_inputs=step_inputs,
+        step=step,
+        share=share,
+        shares=shares,
+        class_weights=class_weights,
+        buffers=buffers,
+    )
 
 
 def finish_step(sizes, hyper, flat, others, rate, updates, loss, correct, sequences, sums):
@@ -701,4 +744,14 @@ def finish_step(sizes, hyper, flat, others, rate, updates, loss, correct, sequen
     # In the order of the threads, so that the sum has the same bits every time.
     for share in range(len(others)):
         add_row(flat.gradients, others[share])
-    return _finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums)
+    return _finish(
+        sizes=sizes,
+        hyper=hyper,
+        flat=flat,
+        rate=rate,
+        updates=updates,
+        loss=loss,
+        correct=correct,
+        sequences=sequences,
+        sums=sums,
+    )
