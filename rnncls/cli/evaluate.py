@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rnncls.cli.options import DEFAULT_SAMPLES, Device, Json
-from rnncls.config.ranges import parse_lengths
+from rnncls.cli.options import Device, Json
+from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem
 from rnncls.sweep.paths import is_sweep
 
@@ -31,7 +31,9 @@ def evaluate(
     samples: Annotated[
         int | None,
         typer.Option(
-            min=1, max=10**8, help=f"Sequences sampled per length (default {DEFAULT_SAMPLES:,})."
+            min=1,
+            max=MAX_SAMPLES,
+            help=f"Sequences sampled per length (default {DEFAULT_SAMPLES:,}).",
         ),
     ] = None,
     confusion: Annotated[

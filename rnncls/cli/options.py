@@ -5,10 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-DEFAULT_SAMPLES = 10_000  # test sequences per length
-
 ConfigOption = Annotated[
     Path,
+    typer.Option("--config", "-c", help="YAML config file.", show_default=False, readable=False),
+]
+OptionalConfig = Annotated[
+    Path | None,
     typer.Option("--config", "-c", help="YAML config file.", show_default=False, readable=False),
 ]
 Overrides = Annotated[

@@ -21,17 +21,17 @@ def ls(
 
     runs = find_runs(folder)
     if as_json:
-        print(json.dumps(runs))
+        print(json.dumps([run.to_json() for run in runs]))
         return
 
     # The name comes last, because it may be of any length.
     print(f"{'state':<12} {'step':>9} {'best':>7} {'age':>6}  run")
     for run in runs:
-        accuracy = run["best_accuracy"]
+        accuracy = run.best_accuracy
         best = "" if accuracy is None else f"{accuracy:.4f}"
-        age = _age(run["age_s"])
-        name = printable(run["run"])
-        print(f"{run['state']:<12} {run['step']:>9,} {best:>7} {age:>6}  {name}")
+        age = _age(run.age_s)
+        name = printable(run.run)
+        print(f"{run.state:<12} {run.step:>9,} {best:>7} {age:>6}  {name}")
 
 
 def diff(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnncls.cli.options import DEFAULT_SAMPLES, Json, load
+from rnncls.cli.options import Json, OptionalConfig, load
+from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES
 from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem, RnnclsError
 
 if TYPE_CHECKING:
@@ -19,12 +20,7 @@ DEFAULT_SEEDS = "0-9"
 
 
 def sweep(
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", "-c", help="YAML config file.", show_default=False, readable=False
-        ),
-    ] = None,
+    config: OptionalConfig = None,
     words: Annotated[
         list[str] | None,
         typer.Argument(
@@ -47,7 +43,7 @@ def sweep(
     samples: Annotated[
         int | None,
         typer.Option(
-            min=1, max=10**8, help=f"Test sequences per length (default {DEFAULT_SAMPLES:,})."
+            min=1, max=MAX_SAMPLES, help=f"Test sequences per length (default {DEFAULT_SAMPLES:,})."
         ),
     ] = None,
     sweep_dir: Annotated[

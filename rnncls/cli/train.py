@@ -5,17 +5,12 @@ from typing import Annotated
 
 import typer
 
-from rnncls.cli.options import Device, Overrides, load, with_device
+from rnncls.cli.options import Device, OptionalConfig, Overrides, load, with_device
 from rnncls.errors import ConfigError, Problem
 
 
 def train(
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", "-c", help="YAML config file.", show_default=False, readable=False
-        ),
-    ] = None,
+    config: OptionalConfig = None,
     overrides: Overrides = None,
     run_dir: Annotated[
         Path | None,

@@ -10,6 +10,10 @@ from rnncls.errors import ConfigError, Problem
 MAX_LENGTH = 2**20
 MAX_SEED = 2**32 - 1
 
+# Sequences drawn for each length that is tested.
+DEFAULT_SAMPLES = 10_000
+MAX_SAMPLES = 10**8
+
 # Of one list, which is held in memory.
 MOST_NUMBERS = 2**20
 

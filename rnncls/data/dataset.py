@@ -95,7 +95,7 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _SplitRows:
     """The rows of one split: those of a file's table that `chosen` marks."""
 
     table: _Table
@@ -275,7 +275,7 @@ def _load_labelled_file(
     dataset.dropped[name] = table.dropped
     dataset.truncated[name] = table.truncated
 
-    every_row = _Rows(table, np.ones(len(table.labels), dtype=bool))
+    every_row = _SplitRows(table, np.ones(len(table.labels), dtype=bool))
     _add_split(dataset, name, every_row, list(token_numbers), list(label_numbers))
     if not len(table.labels):
         raise DataError(Problem("0 sequences", path, remedy="a file with sequences", id="D2"))
@@ -339,7 +339,7 @@ def _hash(tokens: list[str]) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
-def _assign_splits(tables: dict[str, _Table], data: FilesConfig) -> dict[str, _Rows]:
+def _assign_splits(tables: dict[str, _Table], data: FilesConfig) -> dict[str, _SplitRows]:
     """Return the rows of each split.
 
     A split with its own file has all rows of that; the others share the training file by the hash
@@ -354,24 +354,24 @@ def _assign_splits(tables: dict[str, _Table], data: FilesConfig) -> dict[str, _R
     test_end = val_end + (0.0 if "test" in tables else data.test_fraction)
 
     rows = {
-        "train": _Rows(train_file, place >= test_end),
-        "val": _Rows(train_file, place < val_end),
-        "test": _Rows(train_file, (place >= val_end) & (place < test_end)),
+        "train": _SplitRows(train_file, place >= test_end),
+        "val": _SplitRows(train_file, place < val_end),
+        "test": _SplitRows(train_file, (place >= val_end) & (place < test_end)),
     }
     for name in ("val", "test"):
         if name in tables:
             table = tables[name]
-            rows[name] = _Rows(table, np.ones(len(table.labels), dtype=bool))
+            rows[name] = _SplitRows(table, np.ones(len(table.labels), dtype=bool))
     return rows
 
 
-def _num_shared(rows: _Rows, others: _Rows) -> int:
+def _num_shared(rows: _SplitRows, others: _SplitRows) -> int:
     """Return how many of the sequences are among the others, too."""
     return int(np.isin(rows.hashes, others.hashes).sum())
 
 
 def _build_vocabulary(
-    train: _Rows, tokens: list[str], labels: list[str], data: FilesConfig
+    train: _SplitRows, tokens: list[str], labels: list[str], data: FilesConfig
 ) -> Vocabulary:
     """Return the vocabulary of the training split. Raises: DataError if it is too large."""
     # Only tokens of the training rows are counted; those of other splits alone have the count 0,
@@ -407,7 +407,7 @@ def _build_vocabulary(
 
 
 def _add_split(
-    dataset: Dataset, name: str, rows: _Rows, tokens: list[str], labels: list[str]
+    dataset: Dataset, name: str, rows: _SplitRows, tokens: list[str], labels: list[str]
 ) -> None:
     """Add the rows of a split to the dataset, as ids of its vocabulary.
 
@@ -442,7 +442,7 @@ def _add_split(
     )
 
 
-def _ids_of(rows: _Rows, vocabulary: Vocabulary, tokens: list[str]) -> Array:
+def _ids_of(rows: _SplitRows, vocabulary: Vocabulary, tokens: list[str]) -> Array:
     """Return the ids of the rows' tokens, int32; -1 for those that the vocabulary lacks."""
     # Each different token is looked up once; the rows then index the result.
     ids = (vocabulary.index.get(token, -1) for token in tokens)
@@ -451,7 +451,7 @@ def _ids_of(rows: _Rows, vocabulary: Vocabulary, tokens: list[str]) -> Array:
     return of_rows
 
 
-def _classes_of(name: str, rows: _Rows, vocabulary: Vocabulary, labels: list[str]) -> Array:
+def _classes_of(name: str, rows: _SplitRows, vocabulary: Vocabulary, labels: list[str]) -> Array:
     """Return the class of each row, int64. Raises: DataError for a label that training lacks."""
     index = {label: number for number, label in enumerate(vocabulary.labels)}
     classes = (index.get(label, -1) for label in labels)
@@ -478,7 +478,7 @@ def _classes_of(name: str, rows: _Rows, vocabulary: Vocabulary, labels: list[str
     return of_rows
 
 
-def _unknown_tokens(name: str, rows: _Rows, offsets: Array, unknown: Array) -> DataError:
+def _unknown_tokens(name: str, rows: _SplitRows, offsets: Array, unknown: Array) -> DataError:
     """Return the error of unknown tokens in a vocabulary without <unk>."""
     # The row of a token is the last one that begins at or before it.
     first = int(unknown.argmax())
@@ -488,7 +488,7 @@ def _unknown_tokens(name: str, rows: _Rows, offsets: Array, unknown: Array) -> D
     return DataError(Problem(what, rows.place(row), remedy=remedy, id="D8"))
 
 
-def _or_no_split(name: str, rows: _Rows) -> str:
+def _or_no_split(name: str, rows: _SplitRows) -> str:
     """Return a second remedy for what a split of the training file has and training lacks."""
     if name == "train" or not rows.table.is_train_file:
         return ""

@@ -39,7 +39,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 ReportBytes = Callable[[int], object]  # gets the number of bytes read since its last call
 Lines = Iterator[tuple[int, str]]  # number of the line, from 1, and its text
-Rows = Iterator[tuple[int, dict[str, Any]]]  # number of the first line of a row, and its fields
+NumberedRows = Iterator[tuple[int, dict[str, Any]]]  # number of the row's first line, its fields
 
 
 class Record(NamedTuple):
@@ -84,7 +84,12 @@ class BadRows:
     def add_problem(self, line: int, problem: Problem) -> None:
         """Add a problem that does not know its line."""
         self.add(
-            line, problem.what, problem.expected, problem.found, problem.remedy, problem.id or "D14"
+            line,
+            problem.what,
+            expected=problem.expected,
+            found=problem.found,
+            remedy=problem.remedy,
+            id=problem.id or "D14",
         )
 
     def raise_if_any(self) -> None:
@@ -386,7 +391,7 @@ def _gzip_error(path: str | Path, found: str) -> DataError:
     )
 
 
-def _json_rows(lines: Lines, bad: BadRows) -> Rows:
+def _json_rows(lines: Lines, bad: BadRows) -> NumberedRows:
     """Yield the JSON object of each line that has one. Blank lines are skipped."""
     for number, text in lines:
         if not text or text.isspace():
@@ -402,11 +407,22 @@ def _json_rows(lines: Lines, bad: BadRows) -> Rows:
         # Python reads "\ud800" as text that no file can hold. Looking for the escape is much
         # faster than looking at every value.
         if "\\ud" in text.lower() and not _is_text(row):
-            bad.add(number, "half of a surrogate pair", "Unicode text", f"{text:.60}", id="D11")
+            bad.add(
+                number,
+                "half of a surrogate pair",
+                expected="Unicode text",
+                found=f"{text:.60}",
+                id="D11",
+            )
         elif isinstance(row, dict):
             yield number, row
         else:
-            bad.add(number, "not a JSON object", '{"sequence": ..., "label": ...}', f"{text:.60}")
+            bad.add(
+                number,
+                "not a JSON object",
+                expected='{"sequence": ..., "label": ...}',
+                found=f"{text:.60}",
+            )
 
 
 def _is_text(value: Any) -> bool:
@@ -420,7 +436,7 @@ def _is_text(value: Any) -> bool:
 
 def _table_rows(
     lines: Lines, path: str | Path, fields: list[str], bad: BadRows, delimiter: str
-) -> Rows:
+) -> NumberedRows:
     """Yield each row of a table by column. Raises: DataError if the header lacks a field."""
     rows = _split_rows(lines, path, bad, delimiter)
     line, header = next(rows, (1, None))
@@ -448,8 +464,12 @@ def _table_rows(
             yield line, dict(zip(header, row, strict=True))
         # A row without fields is a blank line, which is skipped.
         elif row:
-            what = "wrong number of columns"
-            bad.add(line, what, f"{len(header)} columns", f"{len(row)} columns")
+            bad.add(
+                line,
+                "wrong number of columns",
+                expected=f"{len(header)} columns",
+                found=f"{len(row)} columns",
+            )
 
 
 def _split_rows(

@@ -13,7 +13,8 @@ from rnncls.data.batches import Batch, Block, pack, rectangle
 from rnncls.seeds import mix
 
 # The most batches that are prepared together, and the most cells that they may have if all their
-# sequences are padded to the longest, which an engine may do: 32 MiB of int64.
+# sequences are padded to the longest, which an engine may do: 32 MiB of int64. sum_mod draws the
+# digits of as many steps together: changing BLOCK_STEPS changes its training data.
 BLOCK_STEPS = 256
 BLOCK_CELLS = 2**22
 

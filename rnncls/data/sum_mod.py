@@ -13,24 +13,23 @@ from torch import Tensor
 
 from rnncls.config import SumModConfig
 from rnncls.data.batches import Batch, Block, pack
-from rnncls.data.sequences import evaluation_batch_size
+from rnncls.data.sequences import BLOCK_STEPS, evaluation_batch_size
 from rnncls.seeds import mix
 
 Split = Literal["train", "val", "test"]
 
-# The steps whose digits are drawn together, and the most digits of a block, which take 8 MiB: a
-# block of large batches has fewer steps. Changing either number changes the training data.
-BLOCK_STEPS = 256
+# The digits of up to BLOCK_STEPS steps are drawn together, but no more than this many, which take
+# 8 MiB: a block of large batches has fewer steps. Changing either number changes the training data.
 BLOCK_TOKENS = 2**20
 
 # An evaluation batch has at least so many rows, however long they are: fewer leave the processor
 # idle.
 LEAST_ROWS = 64
 
-Rows = tuple[Tensor, Tensor, Tensor]  # padded digits (R, T), lengths (R,), labels (R,)
+DigitRows = tuple[Tensor, Tensor, Tensor]  # padded digits (R, T), lengths (R,), labels (R,)
 
 
-def draw(data: SumModConfig, rows: int, generator: torch.Generator) -> Rows:
+def draw(data: SumModConfig, rows: int, generator: torch.Generator) -> DigitRows:
     """Draw R = `rows` sequences with uniform digits and lengths.
 
     Digits are uniform on 0..max_value, lengths on min_length..max_length.
@@ -71,7 +70,7 @@ def blocks(
 
 def _draws(
     data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int
-) -> Iterator[Rows]:
+) -> Iterator[DigitRows]:
     """Yield the rows of as many steps at a time as are drawn together."""
     # A function of the config alone: where a run resumes must not move the edges of blocks.
     block_steps = max(1, min(BLOCK_STEPS, BLOCK_TOKENS // (batch_size * data.max_length)))
@@ -89,7 +88,7 @@ def _draws(
         step += last - first
 
 
-def _sliced(rows: Rows, wanted: slice) -> Rows:
+def _sliced(rows: DigitRows, wanted: slice) -> DigitRows:
     digits, lengths, labels = rows
     return digits[wanted], lengths[wanted], labels[wanted]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from rnncls.config import Config, SumModConfig
-from rnncls.config.ranges import require_generated_data
+from rnncls.config.ranges import DEFAULT_SAMPLES, require_generated_data
 from rnncls.data import Batch, all_sequences, num_sequences, samples
 from rnncls.data.dataset import Dataset, load_dataset
 from rnncls.data.sequences import evaluation_batches
@@ -38,7 +38,7 @@ def evaluate(
     model: RNNClassifier,
     config: Config,
     lengths: Sequence[int] | None = None,
-    num_samples: int = 10_000,
+    num_samples: int = DEFAULT_SAMPLES,
     confusion: bool = False,
     progress: bool = False,
     dataset: Dataset | None = None,

@@ -22,7 +22,7 @@ from rnncls.config import Config, parse_config, sizes
 from rnncls.data import Task, Vocabulary
 from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem
 from rnncls.rundir import tensorfile
-from rnncls.rundir.paths import step_path
+from rnncls.rundir.paths import STEP_PREFIX, step_path
 from rnncls.steps.state import TrainState
 from rnncls.version import __version__
 
@@ -185,7 +185,7 @@ def _read_state(path: Path, text: str) -> SavedState:
         raise tensorfile.damaged(path, "a state that rnncls did not write", "K4") from None
 
     # A renamed file would be taken for a newer or an older one than it is. `best` has no number.
-    step_in_name = path.stem.removeprefix("step-")
+    step_in_name = path.stem.removeprefix(STEP_PREFIX)
     if step_in_name.isdecimal() and int(step_in_name) != state.step:
         found = f"the state of step {state.step}, which is not what the file name says"
         raise tensorfile.damaged(path, found, "K7")

@@ -8,7 +8,7 @@ from rnncls.errors import CheckpointError, Damaged, Problem
 from rnncls.model.classifier import RNNClassifier
 from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
-from rnncls.rundir.paths import BEST, CHECKPOINTS, step_path
+from rnncls.rundir.paths import BEST, CHECKPOINTS, STEP_FILES, STEP_PREFIX, step_path
 from rnncls.rundir.restore import restore_model
 from rnncls.system.device import resolve_device
 from rnncls.system.files import link, writing
@@ -85,8 +85,12 @@ def load_model(path: str | Path) -> RNNClassifier:
 def step_files(folder: Path) -> list[Path]:
     """Return the step checkpoints in a folder, newest first, by number and not by time."""
     # A copy may change the times of files, but not their names.
-    files = [path for path in folder.glob("step-*.safetensors") if path.stem[5:].isdecimal()]
-    return sorted(files, key=lambda path: int(path.stem[5:]), reverse=True)
+    steps = {}
+    for path in folder.glob(STEP_FILES):
+        number = path.stem.removeprefix(STEP_PREFIX)
+        if number.isdecimal():
+            steps[path] = int(number)
+    return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
 def mark_best(path: Path) -> None:

@@ -10,7 +10,7 @@ from rnncls.rundir.lock import locked
 from rnncls.rundir.paths import CHECKPOINTS, LOCK
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.rundir.status import read_status
-from rnncls.system.files import writing
+from rnncls.system.files import TEMPORARY, writing
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def require_unused(path: Path) -> None:
         # A killed process may leave its lock, an empty folder, and a file that it was writing.
         if names <= {LOCK, CHECKPOINTS}:
             files = (path / CHECKPOINTS).glob("*")
-            names = {file.name for file in files if not file.name.startswith(".tmp-")}
+            names = {file.name for file in files if not file.name.startswith(TEMPORARY)}
     if names:
         raise ConfigError(
             Problem(

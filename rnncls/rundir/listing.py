@@ -1,6 +1,7 @@
 """Lists of runs, and how two runs differ."""
 
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,26 @@ MAX_CONFIG_BYTES = 2**20
 Difference = dict[str, tuple[Any, Any]]
 
 
-def find_runs(folder: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class RunSummary:
+    """One run of a list, as its status tells."""
+
+    run: str  # the run directory
+    state: str
+    step: int
+    best_accuracy: float | None  # None before the first evaluation
+    exit_code: int | None  # None while the run goes on
+    age_s: float  # seconds since the status was written
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of the run in what `rnncls runs ls --json` prints."""
+        return asdict(self)
+
+
+def find_runs(folder: Path) -> list[RunSummary]:
     """Return every run below `folder`, newest first.
 
-    Each has run, state, step, best_accuracy, exit_code, and age_s, the seconds since its status
-    was written. Raises: CheckpointError if there is no such folder.
+    Raises: CheckpointError if there is no such folder.
     """
     # No default folder means no runs yet, which is not an error.
     if not folder.is_dir() and folder != Path("runs"):
@@ -35,10 +51,10 @@ def find_runs(folder: Path) -> list[dict[str, Any]]:
         run = _describe_status(path.parent)
         if run is not None:
             runs.append(run)
-    return sorted(runs, key=lambda run: (run["age_s"], run["run"]))
+    return sorted(runs, key=lambda run: (run.age_s, run.run))
 
 
-def _describe_status(run_dir: Path) -> dict[str, Any] | None:
+def _describe_status(run_dir: Path) -> RunSummary | None:
     """Return the run's line of the list; None if its status is not one that rnncls wrote."""
     status = read_status(run_dir)
 
@@ -47,14 +63,14 @@ def _describe_status(run_dir: Path) -> dict[str, Any] | None:
         age = datetime.now(UTC) - datetime.fromisoformat(status["updated_at"])
         best = status["best_accuracy"]
         exit_code = status["exit_code"]
-        return {
-            "run": str(run_dir),
-            "state": str(status["state"]),
-            "step": int(status["step"]),
-            "best_accuracy": None if best is None else float(best),
-            "exit_code": None if exit_code is None else int(exit_code),
-            "age_s": age.total_seconds(),
-        }
+        return RunSummary(
+            run=str(run_dir),
+            state=str(status["state"]),
+            step=int(status["step"]),
+            best_accuracy=None if best is None else float(best),
+            exit_code=None if exit_code is None else int(exit_code),
+            age_s=age.total_seconds(),
+        )
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
 

@@ -14,11 +14,11 @@ from rnncls.config import Config, dump_config
 from rnncls.data import Task
 from rnncls.errors import printable
 from rnncls.rundir.events import EventLog, reporting_disk_errors_later
-from rnncls.rundir.paths import CONFIG
+from rnncls.rundir.paths import CONFIG, METRICS, METRICS_TABLE
 from rnncls.rundir.tables import MetricsTables, keep_metrics
 from rnncls.system.files import write_atomically, writing
 
-TABLES = "metrics.jsonl and metrics.csv"
+TABLES = f"{METRICS} and {METRICS_TABLE}"
 EVENTS = "the TensorBoard log"
 TAGS = (
     "train/loss",

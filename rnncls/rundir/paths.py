@@ -22,6 +22,8 @@ METRICS_TABLE = "metrics.csv"
 EVENT_FILES = "events.out.tfevents.*"  # a glob pattern; TensorBoard chooses the names
 CHECKPOINTS = "checkpoints"
 BEST = "best.safetensors"
+STEP_PREFIX = "step-"
+STEP_FILES = f"{STEP_PREFIX}*.safetensors"  # a glob pattern for what `step_path` returns
 TRACE = "profile/steps.pt.trace.json"
 CRASH_LOG = "crash.log"
 
@@ -29,7 +31,7 @@ CRASH_LOG = "crash.log"
 def step_path(folder: Path, step: int) -> Path:
     """Return the checkpoint file of a step in the folder of checkpoints."""
     # Eight digits, so that names sort like numbers up to step 99,999,999 in any listing.
-    return folder / f"step-{step:08d}.safetensors"
+    return folder / f"{STEP_PREFIX}{step:08d}.safetensors"
 
 
 def default_run_dir(config_path: Path, name: str = "") -> Path:

@@ -38,7 +38,7 @@ class Pace:
 
 
 def in_chunks(
-    state: TrainState, task: Task, take_chunk: TakeChunk, shared: Pace | None = None
+    state: TrainState, task: Task, take_chunk: TakeChunk, pace: Pace | None = None
 ) -> Generator[int, None, None]:
     """Train from the state's step to the task's last as an engine does (see `engines.Engine`).
 
@@ -47,10 +47,12 @@ def in_chunks(
     and returns how many it took. It stops before a step that it cannot take, for example because
     loss or gradient is not finite; `train_step` then takes that step, or reports what is wrong.
 
-    With a `shared` pace, `take_chunk` waits for other runs and notes the pace itself.
+    `pace`: one that several runs share, which `take_chunk` then notes itself; None for one of this
+    run alone.
     """
     device = state.device
-    pace = shared or Pace()
+    notes_pace = pace is None
+    pace = pace or Pace()
     for block, rates in ahead(with_rates(task, state.step)):
         first = 0
         while first < block.num_steps:
@@ -68,7 +70,7 @@ def in_chunks(
                 state.step += taken
                 state.due = True
                 state.skipped = 0
-                if shared is None:
+                if notes_pace:
                     pace.note(taken, seconds)
 
             # What stopped the engine is the next step, whatever the reason: that one is eager.

@@ -70,6 +70,12 @@ def learning_rate(step: int, max_steps: int, lr: float, schedule: ScheduleConfig
     return schedule.min_lr + (lr - schedule.min_lr) * share
 
 
+def clip_scale(max_norm: float | Tensor, norm: Tensor) -> Tensor:
+    """Return the factor that brings gradients with this norm down to `max_norm`; 1 if below it."""
+    scale: Tensor = max_norm / (norm + CLIP_EPSILON)
+    return scale.clamp(max=1)
+
+
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
     """Return the 2-norm of all gradients together before clipping, a 0-d tensor.
 
@@ -83,5 +89,5 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -
 
     # On CUDA, comparing on the host would wait for the device; scaling by 1 costs less.
     if norm.is_cuda or float(norm) > max_norm:
-        torch._foreach_mul_(gradients, (max_norm / (norm + CLIP_EPSILON)).clamp(max=1))
+        torch._foreach_mul_(gradients, clip_scale(max_norm, norm))
     return norm

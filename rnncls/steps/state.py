@@ -182,12 +182,12 @@ class TrainState:
 
 # Checkpoints are input like any other. These bounds are far beyond every real run, and what is
 # added to a number within them still fits into 64 bits.
-Count = Annotated[int, Field(ge=0, le=2**62)]
+NonNegative = Annotated[int, Field(ge=0, le=2**62)]
 Sum = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Counters(BaseModel):
-    """The counters of a checkpoint. This is the one list of them, and what their values may be.
+    """The counters that a checkpoint keeps, in their order, and what values they may have.
 
     Fields with the prefix "totals_" are those of `Totals`; the others are those of `TrainState`.
     """
@@ -195,19 +195,19 @@ class Counters(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     due: Literal[0, 1]
-    skipped: Count
-    best_step: Count | None
+    skipped: NonNegative
+    best_step: NonNegative | None
     # An accuracy or a macro F1, at most 1, or the negative of a loss, which has no lower bound.
     best_score: Annotated[float, Field(ge=-1e300, le=1)] | None
     best_accuracy: Annotated[float, Field(ge=0, le=1)] | None
-    stale_evaluations: Count
+    stale_evaluations: NonNegative
     stopped: Literal[0, 1]
     totals_loss: Sum
-    totals_correct: Count
-    totals_sequences: Count
+    totals_correct: NonNegative
+    totals_sequences: NonNegative
     totals_grad_norm: Sum
-    totals_clipped: Count
-    totals_steps: Count
+    totals_clipped: NonNegative
+    totals_steps: NonNegative
     totals_seconds: Sum
 
 

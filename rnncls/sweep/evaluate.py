@@ -66,14 +66,15 @@ def evaluate_all(folder: Path, lengths: list[int] | None, samples: int | None) -
             continue
 
         try:
-            report = evaluate_member(member, sweep.run_dir(member), lengths, sweep)
+            evaluated = evaluate_member(member, sweep.run_dir(member), lengths, sweep)
         except (CheckpointError, ConfigError) as error:
             # One damaged or foreign member must not hide the others. Errors of the data or of the
             # machine would hit them all, and end the command.
             first_error = first_error or error
             left_out[member.name] = str(error)
         else:
-            by_member[member.name] = {row["length"]: row["accuracy"] for row in report["by_length"]}
+            rows = evaluated.report.by_length
+            by_member[member.name] = {row.length: row.accuracy for row in rows}
 
     if first_error and not by_member:
         raise first_error

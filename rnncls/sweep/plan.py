@@ -19,7 +19,7 @@ from rnncls.config import (
     read_yaml,
     write_yaml,
 )
-from rnncls.config.ranges import parse_lengths, parse_seeds, require_generated_data
+from rnncls.config.ranges import MAX_SAMPLES, parse_lengths, parse_seeds, require_generated_data
 from rnncls.data import spread_lengths
 from rnncls.data.dataset import data_paths
 from rnncls.data.records import fingerprint, require_unchanged_files
@@ -27,7 +27,7 @@ from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
 from rnncls.sweep.paths import MEMBERS, SWEEP_FILE
-from rnncls.system.files import write_atomically, writing
+from rnncls.system.files import TEMPORARY, write_atomically, writing
 
 # All members are kept in memory, each with its config.
 MOST_MEMBERS = 100_000
@@ -82,7 +82,7 @@ class SweepFile(BaseModel):
     # Not strict, because the YAML reader returns tuples.
     grid: dict[str, Annotated[list[str], Field(strict=False)]]
     lengths: str | None
-    samples: Annotated[int, Field(ge=1, le=10**8)]
+    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
     fingerprints: dict[str, str]
 
 
@@ -188,7 +188,7 @@ def _require_unused(folder: Path) -> None:
             names = {path.name for path in folder.iterdir()}
 
     # A process that was killed while it planned leaves no more than these.
-    others = [name for name in names if name != LOCK and not name.startswith(".tmp-")]
+    others = [name for name in names if name != LOCK and not name.startswith(TEMPORARY)]
     if others and SWEEP_FILE not in names:
         remedy = "another --sweep-dir"
         raise ConfigError(Problem("the folder is not empty", str(folder), remedy=remedy, id="C19"))

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, Field
 from rnncls.config import Config, FilesConfig, SumModConfig, flatten
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
+from rnncls.evaluation.report import Report
 from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.rundir.restore import held_out_data, restore_model
@@ -23,6 +25,18 @@ from rnncls.system.files import read_regular, write_atomically, writing
 # A report has a row per length, and on data files there may be a million lengths. The bound keeps a
 # file that is not a report from filling the memory.
 MAX_EVALUATION_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class MemberReport:
+    """What evaluation.json says about a member."""
+
+    step: int  # of the checkpoint that was evaluated
+    report: Report
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of evaluation.json."""
+        return {"step": self.step, **self.report.to_json()}
 
 
 class LengthResult(BaseModel):
@@ -48,8 +62,8 @@ def evaluate_member(
     lengths: list[int] | None,
     sweep: Sweep,
     check: Callable[[], object] | None = None,
-) -> dict[str, Any]:
-    """Return the report on the member's last checkpoint, and that checkpoint's step, as JSON.
+) -> MemberReport:
+    """Return the report on the member's last checkpoint, and that checkpoint's step.
 
     The last checkpoint, not the best one: nothing is selected by test accuracy. `lengths`: None
     for those of the sweep; data files are evaluated as a whole. `check` is called before each
@@ -80,7 +94,7 @@ def evaluate_member(
     finally:
         torch.set_num_threads(num_threads)
 
-    return {"step": checkpoint.state.step, **report.to_json()}
+    return MemberReport(checkpoint.state.step, report)
 
 
 def _require_planned(member: Member, checkpoint: Checkpoint) -> None:
@@ -119,13 +133,14 @@ def trained_accuracy(evaluation: Evaluation, config: Config) -> float:
     return math.fsum(accuracies) / max(1, len(accuracies))
 
 
-def write_evaluation(run_dir: Path, report: dict[str, Any]) -> Evaluation:
+def write_evaluation(run_dir: Path, report: MemberReport) -> Evaluation:
     """Write evaluation.json and return the part that the statistics read. Raises WriteError."""
     # JSON has no NaN. The report replaces a loss that is not finite; any other NaN would be a bug.
     path = run_dir / EVALUATION
+    content = report.to_json()
     with writing(path):
-        write_atomically(path, json.dumps(report, allow_nan=False).encode())
-    return Evaluation.model_validate(report)
+        write_atomically(path, json.dumps(content, allow_nan=False).encode())
+    return Evaluation.model_validate(content)
 
 
 def read_evaluation(run_dir: Path) -> Evaluation | None:

@@ -43,7 +43,7 @@ class AccuracyStatistics:
 
 
 @dataclass(frozen=True)
-class LengthStatistics:
+class LengthAccuracy:
     """Accuracy at one length."""
 
     median: float
@@ -81,7 +81,7 @@ class Statistics:
     diverged: int
     accuracy: AccuracyStatistics
     success: dict[float, SuccessRate]  # by level, over the training lengths
-    by_length: dict[int, LengthStatistics]
+    by_length: dict[int, LengthAccuracy]
     horizon: HorizonStatistics
     to_solved: SolvedStatistics
 
@@ -174,7 +174,7 @@ def _statistics(ended: Sequence[Outcome]) -> Statistics:
     # A length of one member alone has statistics too; `of` says how many members were tested at it.
     by_length = {}
     for length in sorted(lengths):
-        by_length[length] = _length_statistics(accuracies_at(length, ended))
+        by_length[length] = _length_accuracy(accuracies_at(length, ended))
 
     return Statistics(
         measure="training lengths" if ended[0].tested else "test sequences",
@@ -187,8 +187,8 @@ def _statistics(ended: Sequence[Outcome]) -> Statistics:
     )
 
 
-def _length_statistics(accuracies: Sequence[float]) -> LengthStatistics:
-    return LengthStatistics(
+def _length_accuracy(accuracies: Sequence[float]) -> LengthAccuracy:
+    return LengthAccuracy(
         median=median(accuracies),
         iqm=interquartile_mean(accuracies),
         min=min(accuracies),

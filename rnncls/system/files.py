@@ -2,7 +2,7 @@
 
 The order is: temporary file in the same folder, fsync, rename, fsync of the folder (Pillai et al.
 2014, "All File Systems Are Not Created Equal", on what happens without it). A temporary file's name
-begins with `.tmp-`. Only a kill leaves one behind, and the next owner of the folder removes it.
+begins with `TEMPORARY`. Only a kill leaves one behind, and the next owner of the folder removes it.
 """
 
 import errno
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TextIO
 
 from rnncls.errors import MachineError, Problem, WriteError
+
+TEMPORARY = ".tmp-"  # how the names of temporary files begin
 
 # A limit of the machine was reached; another place to write would not help.
 _LIMITS = (errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
@@ -158,7 +160,7 @@ def fsync_folder(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of killed processes. Only the owner of the folder may do so."""
     # A link is removed, not followed; a folder of that name is not ours.
-    for path in folder.glob(".tmp-*"):
+    for path in folder.glob(f"{TEMPORARY}*"):
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
 
@@ -219,4 +221,4 @@ def _space(path: Path, needed: int) -> str:
 
 def _temporary(path: Path) -> Path:
     # Random as well, because processes on other hosts may have the same number.
-    return path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from rnncls.rundir.log import RunLog
 from rnncls.rundir.paths import TRACE
+from rnncls.system.files import TEMPORARY
 
 SKIPPED_STEPS = 20
 TRACED_STEPS = 20
@@ -69,7 +70,7 @@ def traced(
 def _export(profiler: "profile", path: Path) -> None:
     """Write the trace under a temporary name first, as the profiler writes bit by bit."""
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         profiler.export_chrome_trace(str(temporary))
         temporary.replace(path)

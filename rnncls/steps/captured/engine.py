@@ -22,7 +22,7 @@ from rnncls.steps.captured.graphs import (
 )
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.eager import precision
-from rnncls.steps.optim import CLIP_EPSILON, state_names
+from rnncls.steps.optim import clip_scale, state_names
 from rnncls.steps.state import TrainState
 
 
@@ -167,8 +167,7 @@ class CapturedRun:
 
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients)))
         if self.limit < math.inf:
-            scale = (self.limit / (norm + CLIP_EPSILON)).clamp(max=1)
-            torch._foreach_mul_(self.gradients, scale)
+            torch._foreach_mul_(self.gradients, clip_scale(self.limit, norm))
 
         # `stop` is the optimizer's found_inf, so a step that is not finite changes no weight.
         finite = loss.isfinite() & norm.isfinite()

@@ -46,7 +46,7 @@ from rnncls.steps.flat import (
     FlatStorage,
     zero_rows,
 )
-from rnncls.steps.optim import CLIP_EPSILON
+from rnncls.steps.optim import clip_scale
 from rnncls.steps.state import TrainState
 
 
@@ -310,7 +310,7 @@ class StackedRuns:
         going = (inputs.stop == 0)[:, None]  # (M, 1)
 
         # Members that have stopped keep their last gradient, for histograms.
-        scale = (self.limit / (norm[:, None] + CLIP_EPSILON)).clamp(max=1)
+        scale = clip_scale(self.limit, norm[:, None])
         gradient = torch.where(going, gradient * scale, self.graphs.zero)
         self.flat[:, GRADIENTS].copy_(torch.where(going, gradient, self.flat[:, GRADIENTS]))
         self._optimize(gradient, inputs.lr[:, None], going)

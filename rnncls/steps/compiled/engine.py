@@ -139,14 +139,14 @@ class CompiledRun:
     def _take_in_one_thread(self, inputs: StepInputs, sums: Array) -> int:
         """Take all steps in one call; return how many were taken."""
         taken = self.functions.train_steps(
-            self.sizes,
-            self.hyper,
-            self.arrays,
-            inputs,
-            self.class_weights,
-            self.flat.updates,
-            sums,
-            self.buffers[0],
+            sizes=self.sizes,
+            hyper=self.hyper,
+            flat=self.arrays,
+            step_inputs=inputs,
+            class_weights=self.class_weights,
+            updates=self.flat.updates,
+            sums=sums,
+            buffers=self.buffers[0],
         )
         return int(taken)
 
@@ -159,16 +159,16 @@ class CompiledRun:
         for step, rate in enumerate(inputs.rates):
             loss, correct = self._gradients_in_threads(inputs, step)
             finished = self.functions.finish_step(
-                self.sizes,
-                self.hyper,
-                self.arrays,
-                self.other_gradients,
-                rate,
-                updates + step + 1,
-                loss,
-                correct,
-                int(inputs.edges[step + 1] - inputs.edges[step]),
-                sums,
+                sizes=self.sizes,
+                hyper=self.hyper,
+                flat=self.arrays,
+                others=self.other_gradients,
+                rate=rate,
+                updates=updates + step + 1,
+                loss=loss,
+                correct=correct,
+                sequences=int(inputs.edges[step + 1] - inputs.edges[step]),
+                sums=sums,
             )
             if not finished:
                 return step
@@ -185,15 +185,15 @@ class CompiledRun:
         for share in range(self.threads):
             future = self.pool.submit(
                 self.functions.share_of_step,
-                self.sizes,
-                self.arrays.weights,
-                gradients[share],
-                inputs,
-                step,
-                share,
-                self.threads,
-                self.class_weights,
-                self.buffers[share],
+                sizes=self.sizes,
+                weights=self.arrays.weights,
+                out=gradients[share],
+                step_inputs=inputs,
+                step=step,
+                share=share,
+                shares=self.threads,
+                class_weights=self.class_weights,
+                buffers=self.buffers[share],
             )
             shares.append(future)
 
@@ -412,11 +412,41 @@ def _warm_up(functions: Functions, threads: int) -> None:
         rates=np.zeros(0),
     )
     sums = np.zeros(NUM_SUMS)
-    functions.train_steps(sizes, hyper, flat, inputs, floats, 0, sums, buffers)
+    functions.train_steps(
+        sizes=sizes,
+        hyper=hyper,
+        flat=flat,
+        step_inputs=inputs,
+        class_weights=floats,
+        updates=0,
+        sums=sums,
+        buffers=buffers,
+    )
 
     if threads > 1:
         # A step without sequences, and then a gradient that is not finite, so that nothing is done.
         inputs = inputs._replace(edges=np.zeros(2, np.int64))
-        functions.share_of_step(sizes, floats, floats.copy(), inputs, 0, 0, 1, floats, buffers)
+        functions.share_of_step(
+            sizes=sizes,
+            weights=floats,
+            out=floats.copy(),
+            step_inputs=inputs,
+            step=0,
+            share=0,
+            shares=1,
+            class_weights=floats,
+            buffers=buffers,
+        )
         others = np.full((1, len(floats)), np.nan, np.float32)
-        functions.finish_step(sizes, hyper, flat, others, 0.0, 1, 0.0, 0, 1, sums)
+        functions.finish_step(
+            sizes=sizes,
+            hyper=hyper,
+            flat=flat,
+            others=others,
+            rate=0.0,
+            updates=1,
+            loss=0.0,
+            correct=0,
+            sequences=1,
+            sums=sums,
+        )

@@ -23,7 +23,8 @@ from rnncls.steps.compiled.kernels import jit, padded
 # Numbers instead of names, which compiled code would have to handle as strings.
 ADAM, ADAMW, SGD = range(3)
 
-# Positions in the sums over steps that the program adds to, in the order of `state.Sums`.
+# Positions in the sums over steps that the program adds to. They are those of the fields of
+# `state.Sums`: `CompiledRun.take` makes the array from one, and makes one from the array.
 SUM_LOSS, SUM_CORRECT, SUM_SEQUENCES, SUM_GRAD_NORM, SUM_CLIPPED = range(5)
 NUM_SUMS = 5
 

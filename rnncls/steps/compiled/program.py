@@ -63,8 +63,8 @@ def _layer_offsets(sizes):
     biases = 2 if sizes.bias else 0
 
     for layer in range(sizes.layers):
-        inputs = sizes.width if layer == 0 else sizes.hidden
-        offsets[layer + 1] = offsets[layer] + sizes.hidden * (inputs + sizes.hidden + biases)
+        input_size = sizes.width if layer == 0 else sizes.hidden
+        offsets[layer + 1] = offsets[layer] + sizes.hidden * (input_size + sizes.hidden + biases)
     return offsets
 
 
@@ -94,9 +94,9 @@ def _load_weights(sizes, flat, offsets, weights):
 def _load_layer(sizes, flat, offset, layer, weights):
     """Copy the parameters of one layer, which begin at `offset`."""
     hidden = sizes.hidden
-    inputs = sizes.width if layer == 0 else hidden
-    w_ih = _matrix(flat, offset, hidden, inputs)
-    w_hh = _matrix(flat, offset + hidden * inputs, hidden, hidden)
+    input_size = sizes.width if layer == 0 else hidden
+    w_ih = _matrix(flat, offset, hidden, input_size)
+    w_hh = _matrix(flat, offset + hidden * input_size, hidden, hidden)
 
     if layer == 0:
         copy(weights.input, w_ih)
@@ -110,7 +110,7 @@ def _load_layer(sizes, flat, offset, layer, weights):
 
     # The sum is all that is ever used. Without biases it stays 0, as it was made.
     if sizes.bias:
-        b_ih, b_hh = _matrix(flat, offset + hidden * (inputs + hidden), 2, hidden)
+        b_ih, b_hh = _matrix(flat, offset + hidden * (input_size + hidden), 2, hidden)
         for unit in range(hidden):
             weights.bias[layer, 0, unit] = b_ih[unit] + b_hh[unit]
 
@@ -119,27 +119,27 @@ def _load_layer(sizes, flat, offset, layer, weights):
 
 
 @jit
-def _pack(steps, step, share, shares, batch):
+def _pack(step_inputs, step, share, shares, batch):
     """Lay out every `shares`-th sequence of a step, from number `share` on; return its BatchSize.
 
     The sequences are sorted by length, longest first, by counting. Sequences of equal length keep
     their order. All of `batch`, a BatchLayout, is overwritten.
     """
-    first = steps.edges[step] + share
-    end = steps.edges[step + 1]
+    first = step_inputs.edges[step] + share
+    end = step_inputs.edges[step + 1]
 
     # Lengths are at least 1, so every time step up to the longest has a row.
     sequences = 0
     longest = 0
     for index in range(first, end, shares):
         sequences += 1
-        longest = max(longest, steps.lengths[index])
+        longest = max(longest, step_inputs.lengths[index])
 
     # Count the sequences of length t + 1 first, then sum from the end: those longer than t.
     for t in range(longest):
         batch.running[t] = 0
     for index in range(first, end, shares):
-        batch.running[steps.lengths[index] - 1] += 1
+        batch.running[step_inputs.lengths[index] - 1] += 1
     for t in range(longest - 2, -1, -1):
         batch.running[t] += batch.running[t + 1]
 
@@ -153,7 +153,7 @@ def _pack(steps, step, share, shares, batch):
         batch.next_rank[t] = batch.running[t + 1] if t + 1 < longest else 0
 
     for index in range(first, end, shares):
-        length = steps.lengths[index]
+        length = step_inputs.lengths[index]
         rank = batch.next_rank[length - 1]
         batch.next_rank[length - 1] += 1
 
@@ -161,7 +161,8 @@ def _pack(steps, step, share, shares, batch):
         batch.order[rank] = index
         batch.last_row[rank] = batch.first_row[length - 1] + rank
         for t in range(length):
-            batch.tokens[batch.first_row[t] + rank] = steps.tokens[steps.starts[index] + t]
+            token = step_inputs.tokens[step_inputs.starts[index] + t]
+            batch.tokens[batch.first_row[t] + rank] = token
     return BatchSize(sequences, longest, rows)
 
 
@@ -332,8 +333,8 @@ def _backward(sizes, offsets, weights, work, batch, gradients, size):
     for layer in range(sizes.layers - 1, -1, -1):
         _recur_backward(sizes, weights.recurrent[layer], work, layer, batch, d_hidden, size)
 
-        inputs = sizes.width if layer == 0 else sizes.hidden
-        offset = offsets[layer] + sizes.hidden * inputs
+        input_size = sizes.width if layer == 0 else sizes.hidden
+        offset = offsets[layer] + sizes.hidden * input_size
         _recurrent_gradients(sizes, offset, work, d_hidden, gradients, size)
 
         if layer > 0:
@@ -358,7 +359,16 @@ def _backward(sizes, offsets, weights, work, batch, gradients, size):
             # What is left in the old d_hidden is overwritten by the next product.
             d_hidden, d_below = d_below, d_hidden
 
-    _embedding_backward(sizes, offsets[0], weights, work, batch, d_hidden, gradients, size.rows)
+    _embedding_backward(
+        sizes=sizes,
+        offset=offsets[0],
+        weights=weights,
+        work=work,
+        batch=batch,
+        d_hidden=d_hidden,
+        gradients=gradients,
+        rows=size.rows,
+    )
 
 
 @jit_inlined
@@ -626,7 +636,7 @@ def _finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums):
 
 
 @jit
-def _gradients(sizes, weights, out, steps, step, share, shares, class_weights, buffers):
+def _gradients(sizes, weights, out, step_inputs, step, share, shares, class_weights, buffers):
     """Compute a share of one step's loss, number of correct predictions and gradients.
 
     From `weights` (P,) into `out` (P,), for every `shares`-th sequence from number `share` on. The
@@ -635,12 +645,12 @@ def _gradients(sizes, weights, out, steps, step, share, shares, class_weights, b
     # The denominator of the mean is the whole step's, also for a share.
     offsets = _layer_offsets(sizes)
     total_weight = 0.0
-    for index in range(steps.edges[step], steps.edges[step + 1]):
-        total_weight += class_weights[steps.labels[index]]
+    for index in range(step_inputs.edges[step], step_inputs.edges[step + 1]):
+        total_weight += class_weights[step_inputs.labels[index]]
 
     _load_weights(sizes, weights, offsets, buffers.weights)
     batch = buffers.batch
-    size = _pack(steps, step, share, shares, batch)
+    size = _pack(step_inputs, step, share, shares, batch)
 
     # A small batch may have fewer sequences than there are threads.
     if size.sequences == 0:
@@ -650,39 +660,79 @@ def _gradients(sizes, weights, out, steps, step, share, shares, class_weights, b
     work = buffers.work
     _forward(sizes, buffers.weights, work, batch, size)
     loss, correct = _loss(
-        sizes, work.logits, batch.order, steps.labels, class_weights, total_weight, size.sequences
+        sizes=sizes,
+        logits=work.logits,
+        order=batch.order,
+        labels=step_inputs.labels,
+        class_weights=class_weights,
+        total_weight=total_weight,
+        sequences=size.sequences,
     )
-    _backward(sizes, offsets, buffers.weights, work, batch, out, size)
+    _backward(
+        sizes=sizes,
+        offsets=offsets,
+        weights=buffers.weights,
+        work=work,
+        batch=batch,
+        gradients=out,
+        size=size,
+    )
     return loss, correct
 
 
-def train_steps(sizes, hyper, flat, steps, class_weights, updates, sums, buffers):
+def train_steps(sizes, hyper, flat, step_inputs, class_weights, updates, sums, buffers):
     """Take the steps in order, in one thread, and return how many were taken.
 
     Stops before a step whose loss or gradient is not finite; the eager step deals with it. Changes
     `flat`, and adds to `sums` (NUM_SUMS,) float64. `class_weights` is (C,) float32, `updates` the
     number of optimizer steps that were taken before.
     """
-    for step in range(len(steps.rates)):
+    for step in range(len(step_inputs.rates)):
         # The whole step as one share: number 0 of 1.
         loss, correct = _gradients(
-            sizes, flat.weights, flat.gradients, steps, step, 0, 1, class_weights, buffers
+            sizes=sizes,
+            weights=flat.weights,
+            out=flat.gradients,
+            step_inputs=step_inputs,
+            step=step,
+            share=0,
+            shares=1,
+            class_weights=class_weights,
+            buffers=buffers,
         )
 
-        rate = steps.rates[step]
-        count = updates + step + 1
-        sequences = steps.edges[step + 1] - steps.edges[step]
-        if not _finish(sizes, hyper, flat, rate, count, loss, correct, sequences, sums):
+        finished = _finish(
+            sizes=sizes,
+            hyper=hyper,
+            flat=flat,
+            rate=step_inputs.rates[step],
+            updates=updates + step + 1,
+            loss=loss,
+            correct=correct,
+            sequences=step_inputs.edges[step + 1] - step_inputs.edges[step],
+            sums=sums,
+        )
+        if not finished:
             return step
-    return len(steps.rates)
+    return len(step_inputs.rates)
 
 
-def share_of_step(sizes, weights, out, steps, step, share, shares, class_weights, buffers):
+def share_of_step(sizes, weights, out, step_inputs, step, share, shares, class_weights, buffers):
     """Compute one thread's share of a step; return its loss and number of correct predictions.
 
     The gradient of every `shares`-th sequence, from number `share` on, is written to `out` (P,).
     """
-    return _gradients(sizes, weights, out, steps, step, share, shares, class_weights, buffers)
+    return _gradients(
+        sizes=sizes,
+        weights=weights,
+        out=out,
+        step_inputs=step_inputs,
+        step=step,
+        share=share,
+        shares=shares,
+        class_weights=class_weights,
+        buffers=buffers,
+    )
 
 
 def finish_step(sizes, hyper, flat, others, rate, updates, loss, correct, sequences, sums):
@@ -694,4 +744,14 @@ def finish_step(sizes, hyper, flat, others, rate, updates, loss, correct, sequen
     # In the order of the threads, so that the sum has the same bits every time.
     for share in range(len(others)):
         add_row(flat.gradients, others[share])
-    return _finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums)
+    return _finish(
+        sizes=sizes,
+        hyper=hyper,
+        flat=flat,
+        rate=rate,
+        updates=updates,
+        loss=loss,
+        correct=correct,
+        sequences=sequences,
+        sums=sums,
+    )
