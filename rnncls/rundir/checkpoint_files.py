@@ -69,8 +69,17 @@ def load_checkpoint(
     if it cannot be read, or without the device.
     """
     checkpoint = read_checkpoint(find_checkpoint(path))
+    return checkpoint, model_on_device(checkpoint, device)
+
+
+def model_on_device(checkpoint: Checkpoint, device: str | None = None) -> RNNClassifier:
+    """Return the checkpoint's model in evaluation mode, on the config's device or on another.
+
+    Raises: CheckpointError if its weights do not fit its own config. MachineError without the
+    device.
+    """
     model = restore_model(checkpoint)
-    return checkpoint, model.to(resolve_device(device or checkpoint.config.device))
+    return model.to(resolve_device(device or checkpoint.config.device))
 
 
 def load_model(path: str | Path) -> RNNClassifier:

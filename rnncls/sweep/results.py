@@ -15,11 +15,10 @@ from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.evaluation.report import Report
 from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
-from rnncls.rundir.checkpoint_files import find_newest
-from rnncls.rundir.restore import held_out_data, restore_model
+from rnncls.rundir.checkpoint_files import find_newest, model_on_device
+from rnncls.rundir.restore import held_out_data
 from rnncls.sweep.paths import EVALUATION
 from rnncls.sweep.plan import Member, Sweep, tested_lengths
-from rnncls.system.device import resolve_device
 from rnncls.system.files import read_regular, write_atomically, writing
 
 # A report has a row per length, and on data files there may be a million lengths. The bound keeps a
@@ -77,7 +76,7 @@ def evaluate_member(
     # Before the model is built: that of a foreign run may be huge, or on a device that is not here.
     _require_planned(member, checkpoint)
     config = checkpoint.config
-    model = restore_model(checkpoint).to(resolve_device(config.device))
+    model = model_on_device(checkpoint)
 
     dataset = held_out_data(checkpoint)
     if isinstance(config.data, FilesConfig):
