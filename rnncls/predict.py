@@ -167,37 +167,22 @@ def _good(number: int, ids: list[int] | Problem, bad: BadRows) -> Iterator[Item]
 class Skipping(BadRows):
     """Reports each bad row on stderr, or raises DataError at the first one if `stop`."""
 
+    remedy = "--bad skip"
+
     def __init__(self, path: str | Path, stop: bool) -> None:
         super().__init__(path)
         self.stop = stop
 
-    def add(
-        self,
-        line: int,
-        what: str,
-        expected: str = "",
-        found: str = "",
-        remedy: str = "",
-        id: str = "D14",
-    ) -> None:
+    def note(self, problem: Problem) -> None:
         """Report one bad row. Raises: DataError if `stop`."""
-        self.count += 1
-        problem = Problem(
-            what,
-            f"{self.path}:{line}",
-            expected=expected,
-            found=found,
-            remedy=remedy or "--bad skip",
-            id=id,
-        )
         if self.stop:
             raise DataError(problem)
         if self.count > MOST_SKIPPED_SHOWN:
             return
 
         # Values from a file are shown, so control characters are escaped.
-        detail = f": {found}" if found else ""
-        message = f"rnncls: skipped {problem.where}: {what}{detail}"
+        detail = f": {problem.found}" if problem.found else ""
+        message = f"rnncls: skipped {problem.where}: {problem.what}{detail}"
         print(printable(message), file=sys.stderr)
 
     def finish(self, num_predicted: int) -> None:

@@ -53,6 +53,8 @@ class Record(NamedTuple):
 class BadRows:
     """Collects the bad rows of one file: the first few in full, the others counted."""
 
+    remedy = "fix or remove the line"  # of rows that have none of their own
+
     def __init__(self, path: str | Path) -> None:
         self.path = path
         self.count = 0
@@ -69,17 +71,21 @@ class BadRows:
     ) -> None:
         """Add a bad row by its line; the other arguments are those of a `Problem`."""
         self.count += 1
-        if len(self.problems) < MOST_SHOWN:
-            self.problems.append(
-                Problem(
-                    what,
-                    f"{self.path}:{line}",
-                    expected=expected,
-                    found=found,
-                    remedy=remedy or "fix or remove the line",
-                    id=id,
-                )
+        self.note(
+            Problem(
+                what,
+                f"{self.path}:{line}",
+                expected=expected,
+                found=found,
+                remedy=remedy or self.remedy,
+                id=id,
             )
+        )
+
+    def note(self, problem: Problem) -> None:
+        """Keep the problem, if it is one of the first."""
+        if len(self.problems) < MOST_SHOWN:
+            self.problems.append(problem)
 
     def add_problem(self, line: int, problem: Problem) -> None:
         """Add a problem that does not know its line."""
