@@ -175,7 +175,7 @@ def _no_sequences(file: str, lengths: Sequence[int], present: Tensor) -> DataErr
             "0 sequences of these lengths",
             file,
             expected=f"some of the lengths {format_ranges(sorted(set(present.tolist())))}",
-            found=f"--lengths {format_ranges(lengths)}",
+            found=f"the lengths {format_ranges(lengths)}",
             id="D2",
         )
     )

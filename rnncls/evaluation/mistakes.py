@@ -17,6 +17,7 @@ MOST_CLASSES = 20  # in a picture of the classes that are confused
 # In a table of errors, in characters.
 MOST_OF_SEQUENCE = 60
 MOST_OF_LABEL = 24
+NEAR = 8  # characters that may be left out so that a token is not cut
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def _label(label: str) -> str:
 def shortened(text: str, most: int) -> str:
     """Return a text of at most `most` characters: all of it, or its beginning and its end.
 
-    A text with spaces is cut at a space, so that no number looks like a shorter one.
+    It is cut at spaces that are near, so that no number looks like a shorter one.
     """
     if len(text) <= most:
         return text
@@ -217,9 +218,13 @@ def shortened(text: str, most: int) -> str:
     half = (most - len(gap)) // 2
     beginning = text[: most - len(gap) - half]
     end = text[-half:]
-    if " " in beginning and " " in end:
-        beginning = beginning.rpartition(" ")[0]
-        end = end.partition(" ")[2]
+
+    space = beginning.rfind(" ", len(beginning) - NEAR)
+    if space > 0:
+        beginning = beginning[:space]
+    space = end.find(" ", 0, NEAR)
+    if space >= 0:
+        end = end[space + 1 :]
     return f"{beginning}{gap}{end}"
 
 

@@ -52,7 +52,8 @@ def draw_confused(confused: Confused, path: Path) -> None:
     # A label is text, even if it looks like a formula: $x$.
     names = [printable(shortened(label, MOST_OF_LABEL)) for label in confused.classes]
     places = range(num_classes)
-    axes.set_xticks(places, names, rotation=90 if num_classes > 4 else 0, parse_math=False)
+    rotation = 90 if max(map(len, names)) > 5 else 0
+    axes.set_xticks(places, names, rotation=rotation, parse_math=False)
     axes.set_yticks(places, names, parse_math=False)
     axes.set(xlabel="predicted class", ylabel="true class", title="classes most often confused")
 
