@@ -7,7 +7,7 @@ from rnncls.errors import printable
 from rnncls.evaluation.mistakes import Confused, shortened
 from rnncls.system.files import write_atomically, writing
 
-MOST_OF_LABEL = 16  # characters of a label at an axis
+MOST_OF_LABEL = 24  # characters of a label at an axis
 
 
 def draw_confused(confused: Confused, path: Path) -> None:
