@@ -502,7 +502,15 @@ def test_evaluation_of_files_agrees_with_counting(
     assert json.loads(done.stdout)["examples"] == 50
     write_jsonl(held_out, [([1], 7)])
     assert "error[D6]" in fails(3, "eval", tmp_path / "run", "--data", held_out)
-    assert "--lengths" in fails(2, "eval", tmp_path / "run", "--lengths", "3")
+    done = run_rnncls("eval", tmp_path / "run", "--lengths", "2-3,90", "--json")
+    of_lengths = json.loads(done.stdout)["by_length"]
+    by_length = {row.length: row.errors for row in report.by_length}
+    assert list(by_length) == [2, 3, 4, 5, 6]  # by their hash, all of length 1 are for training
+    assert [row["length"] for row in of_lengths] == [2, 3]
+    assert [row["errors"] for row in of_lengths] == [by_length[2], by_length[3]]
+    message = fails(3, "eval", tmp_path / "run", "--lengths", "8-9,90")
+    assert f"error[D2]: 0 sequences of these lengths ({path})" in message
+    assert "expected: some of the lengths 2-6\n  found:    the lengths 8-9,90" in message
 
 
 def test_data_commands(tmp_path: Path, fails: Callable[..., str]) -> None:

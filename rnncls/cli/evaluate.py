@@ -3,8 +3,9 @@
 import json
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,11 @@ from rnncls.cli.options import Device, Json
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem
 from rnncls.sweep.paths import is_sweep
+
+if TYPE_CHECKING:
+    from rnncls.evaluation.mistakes import Confused
+
+MOST_ERRORS = 10_000  # that are printed
 
 
 def evaluate(
@@ -25,7 +31,8 @@ def evaluate(
     lengths: Annotated[
         str | None,
         typer.Option(
-            help="Lengths to evaluate instead of the training lengths, for example 1-5,10,100."
+            help="Lengths to evaluate, for example 1-5,10,100, instead of the training lengths or "
+            "of all that are in a file."
         ),
     ] = None,
     samples: Annotated[
@@ -33,12 +40,33 @@ def evaluate(
         typer.Option(
             min=1,
             max=MAX_SAMPLES,
-            help=f"Sequences sampled per length (default {DEFAULT_SAMPLES:,}).",
+            help=f"Sequences generated per length (default {DEFAULT_SAMPLES:,}).",
         ),
     ] = None,
     confusion: Annotated[
         bool, typer.Option("--confusion", help="Also print the confusion matrix.")
     ] = False,
+    errors: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_ERRORS,
+            help="Also print so many of the sequences it gets wrong, most confident first, and the "
+            "classes most often confused.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw the classes most often confused into this PNG.", readable=False),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write every sequence with its true and its predicted label and the probabilities "
+            "into this .jsonl, .csv or .tsv file.",
+            readable=False,
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -52,31 +80,56 @@ def evaluate(
     # Before torch is imported, so that a wrong list is reported at once.
     chosen = None if lengths is None else parse_lengths(lengths)
 
-    if not is_sweep(checkpoint):
-        _evaluate_checkpoint(checkpoint, chosen, samples, confusion, data, device, as_json)
+    if is_sweep(checkpoint):
+        # Members are evaluated on their own data, on the device of their config.
+        if confusion or errors or plot or predictions or data or device:
+            raise ConfigError(
+                Problem(
+                    "option not available for sweeps",
+                    str(checkpoint),
+                    expected="--lengths, --samples and --json",
+                    remedy="a run of the sweep, which has a folder of its own in it",
+                    id="C17",
+                )
+            )
+        _evaluate_sweep(checkpoint, chosen, samples, as_json)
         return
 
-    # Members are evaluated on their own data, on the device of their config.
-    if confusion or data or device:
-        raise ConfigError(
-            Problem(
-                "option not available for sweeps",
-                str(checkpoint),
-                expected="--lengths, --samples and --json",
-                id="C17",
+    if predictions is not None:
+        _require_writable(predictions, checkpoint, data)
+    wanted = _Wanted(chosen, samples, confusion, errors, plot, predictions)
+    _evaluate_checkpoint(checkpoint, wanted, data, device, as_json)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the options ask of an evaluation."""
+
+    lengths: list[int] | None
+    samples: int | None
+    confusion: bool
+    errors: int | None
+    plot: Path | None
+    predictions: Path | None
+
+
+def _require_writable(predictions: Path, *read: Path | str | None) -> None:
+    """Raise ConfigError if the predictions are of no known format, or would replace what is read.
+
+    Asked before files are read, which may take long.
+    """
+    from rnncls.evaluation.predictions import format_of_predictions
+
+    format_of_predictions(predictions)
+    for path in read:
+        if path is not None and predictions.resolve() == Path(path).resolve():
+            raise ConfigError(
+                Problem("would replace what is read", f"--predictions {predictions}", id="C17")
             )
-        )
-    _evaluate_sweep(checkpoint, chosen, samples, as_json)
 
 
 def _evaluate_checkpoint(
-    checkpoint: Path,
-    lengths: list[int] | None,
-    samples: int | None,
-    confusion: bool,
-    data: str | None,
-    device: str | None,
-    as_json: bool,
+    checkpoint: Path, wanted: _Wanted, data: str | None, device: str | None, as_json: bool
 ) -> None:
     """Print the report of one checkpoint. Raises: NonFiniteError if its loss is not finite."""
     from rnncls.data.dataset import dataset_warnings
@@ -96,15 +149,27 @@ def _evaluate_checkpoint(
     if dataset is not None:
         for warning in dataset_warnings(dataset):
             print(warning, file=sys.stderr)
+        if wanted.samples is not None:
+            what = "--samples is for generated data; all sequences of a file are evaluated"
+            print(f"rnncls: warning[C17]: {what}", file=sys.stderr)
+        if wanted.predictions is not None:
+            _require_writable(wanted.predictions, *dataset.files.values())
+
+    # A picture alone needs the classes, and no single error.
+    errors = wanted.errors
+    if errors is None and wanted.plot is not None:
+        errors = 0
 
     report = evaluate(
         model,
         loaded.config,
-        lengths,
-        samples or DEFAULT_SAMPLES,
-        confusion,
+        wanted.lengths,
+        wanted.samples or DEFAULT_SAMPLES,
+        wanted.confusion,
         progress=True,
         dataset=dataset,
+        errors=errors,
+        predictions=wanted.predictions,
     )
 
     # Logits that are NaN stand for no class, so the rest of the report would not be meaningful.
@@ -121,6 +186,20 @@ def _evaluate_checkpoint(
     else:
         print(f"checkpoint: {loaded.path}, step {step:,}")
         print(report.to_text())
+
+    # Last, so that a picture that cannot be written costs no report.
+    if wanted.plot is not None and report.confused is not None:
+        _draw(report.confused, wanted.plot)
+
+
+def _draw(confused: "Confused", path: Path) -> None:
+    """Draw the classes that are confused, if there are any. Raises: WriteError."""
+    from rnncls.evaluation.plots import draw_confused
+
+    if confused.pairs:
+        draw_confused(confused, path)
+    else:
+        print(f"rnncls: no errors, so {path} was not drawn", file=sys.stderr)
 
 
 def _evaluate_sweep(

@@ -1,6 +1,7 @@
 """Parses lists of numbers and ranges as people write them: 1-5,10,100."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rnncls.config.schema import Config, SumModConfig
@@ -39,6 +40,21 @@ def parse_seeds(text: str, source: str = "--seeds") -> list[int]:
     expected = "for example 0-63 or 0,3,5"
     bad = Problem("bad list of seeds", source, expected=expected, id="C17")
     return _parse(text, 0, MAX_SEED, bad)
+
+
+def format_ranges(numbers: Sequence[int], most: int = 8) -> str:
+    """Return rising numbers as ranges, at most `most` of them: [1, 2, 3, 10] -> "1-3,10"."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+
+    shown = [f"{low}-{high}" if low < high else f"{low}" for low, high in ranges[:most]]
+    if len(ranges) > most:
+        shown.append("...")
+    return ",".join(shown)
 
 
 def require_generated_data(config: Config, option: str = "--lengths") -> None:

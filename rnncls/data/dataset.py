@@ -47,6 +47,10 @@ class Dataset:
     vocabulary: Vocabulary
     fingerprints: dict[str, str]  # SHA-256 by file
 
+    # Where each split was read: its file, and the line of each of its sequences, (R,) int32.
+    files: dict[str, str] = field(default_factory=dict)
+    lines: dict[str, torch.Tensor] = field(default_factory=dict)
+
     # How many sequences were dropped because they were empty, and how many were truncated, by the
     # file that was read: a split without a file of its own is counted with the training file.
     dropped: dict[str, int] = field(default_factory=dict)
@@ -60,16 +64,15 @@ class Dataset:
     in_train: dict[str, int] = field(default_factory=dict)
     in_val: dict[str, int] = field(default_factory=dict)
 
-    def held_out(self) -> tuple[str, Sequences]:
-        """Return what a model is evaluated on, with its name.
+    def held_out(self) -> str:
+        """Return the name of the split that a model is evaluated on.
 
         That is the test split; if it is empty the validation split, and if that is empty too the
         training split, or the one file that was read.
         """
         for name in ("test", "val", "train", *self.splits):
             if len(self.splits.get(name, ())):
-                described = f"the {name} split" if name in SPLITS else name
-                return described, self.splits[name]
+                return name
         raise ValueError("a dataset without sequences")
 
 
@@ -127,10 +130,14 @@ class _SplitRows:
     def hashes(self) -> Array:
         return np.frombuffer(self.table.hashes, dtype=np.uint64)[self.chosen]
 
+    @property
+    def lines(self) -> Array:
+        """Line of each row in the file."""
+        return np.frombuffer(self.table.lines, dtype=np.int32)[self.chosen]
+
     def place(self, row: int) -> str:
         """Return `file:line` of a row of the split."""
-        lines = np.frombuffer(self.table.lines, dtype=np.int32)[self.chosen]
-        return f"{self.table.path}:{lines[row]}"
+        return f"{self.table.path}:{self.lines[row]}"
 
 
 class _Numbering(dict[str, int]):
@@ -440,6 +447,8 @@ def _add_split(
     dataset.splits[name] = Sequences(
         torch.from_numpy(ids), torch.from_numpy(offsets), torch.from_numpy(classes)
     )
+    dataset.files[name] = rows.table.path
+    dataset.lines[name] = torch.from_numpy(rows.lines)
 
 
 def _ids_of(rows: _SplitRows, vocabulary: Vocabulary, tokens: list[str]) -> Array:

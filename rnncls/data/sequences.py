@@ -165,10 +165,19 @@ def evaluation_batches(sequences: Sequences, count: int | None, seed: int) -> It
         generator = torch.Generator().manual_seed(mix(seed, "evaluation"))
         rows = torch.randperm(len(sequences), generator=generator)[:count]
 
+    for part in rows_of_batches(sequences, rows):
+        yield sequences.batch(part)
+
+
+def rows_of_batches(sequences: Sequences, rows: Tensor) -> Iterator[Tensor]:
+    """Yield the rows of each evaluation batch, short sequences first; `rows` (R,) are all of them.
+
+    The rows are numbers of sequences, as in `Sequences.batch`.
+    """
     # Stable: equal lengths keep their order, on any machine.
     rows = rows[sequences.lengths_of(rows).argsort(stable=True)]
     for first, last in cut_for_evaluation(sequences.lengths_of(rows).tolist()):
-        yield sequences.batch(rows[first:last])
+        yield rows[first:last]
 
 
 def cut_for_evaluation(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from rnncls.errors import printable
+from rnncls.errors import ConfigError, Problem, printable
 from rnncls.evaluation.metrics import class_counts, confusion_matrix, wilson_interval
+from rnncls.evaluation.mistakes import Confused, Mistake, confused_lines, mistake_lines
 from rnncls.evaluation.scores import Scores, count_by_length
 
 MOST_CLASSES_SHOWN = 1000  # in a confusion matrix, and by class
@@ -62,10 +63,21 @@ class Report:
     confusion: list[list[int]] | None = None  # rows: true class; columns: predicted class
     data: str | None = None  # which file or split was evaluated; None: generated sequences
 
+    # Only on request: the most confident errors, best first, and the classes that are confused.
+    mistakes: list[Mistake] | None = None
+    confused: Confused | None = None
+
     def to_json(self) -> dict[str, Any]:
-        """Return a dictionary for JSON; a loss that is not finite is null, as JSON has no NaN."""
+        """Return a dictionary for JSON; a loss that is not finite is null, as JSON has no NaN.
+
+        What it gets wrong is there only if it was asked for.
+        """
         # `|` replaces the value and keeps the place of the key.
-        return asdict(self) | {"loss": self.loss if math.isfinite(self.loss) else None}
+        content = asdict(self) | {"loss": self.loss if math.isfinite(self.loss) else None}
+        for name in ("mistakes", "confused"):
+            if content[name] is None:
+                del content[name]
+        return content
 
     def to_text(self) -> str:
         """Return the report as a person reads it."""
@@ -78,6 +90,13 @@ class Report:
 
         if self.confusion is not None:
             lines += ["", *_confusion_lines(self.confusion, self.by_class or [])]
+
+        # Without errors, it is said that there are none.
+        if self.mistakes is not None and (self.mistakes or not self.errors):
+            num_classes = round(1 / self.chance)
+            lines += ["", *mistake_lines(self.mistakes, self.errors, num_classes)]
+        if self.confused is not None and self.confused.pairs:
+            lines += ["", *confused_lines(self.confused)]
 
         return "\n".join(lines)
 
@@ -256,3 +275,17 @@ def make_report(
         by_length=by_length,
         confusion=matrix,
     )
+
+
+def require_few_classes(num_classes: int) -> None:
+    """Raise ConfigError if a confusion matrix would be huge."""
+    if num_classes > MOST_CLASSES_SHOWN:
+        raise ConfigError(
+            Problem(
+                "too many classes for a confusion matrix",
+                "--confusion",
+                expected=f"at most {MOST_CLASSES_SHOWN:,} classes",
+                found=f"{num_classes:,}",
+                id="C15",
+            )
+        )

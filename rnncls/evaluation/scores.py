@@ -1,6 +1,7 @@
 """The predictions and losses of a model over batches."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,15 @@ from rnncls.model.classifier import RNNClassifier
 from rnncls.model.losses import sequence_losses
 
 
+class Scored(NamedTuple):
+    """What a model says about one batch of B sequences. Only the batch is always on the CPU."""
+
+    batch: Batch
+    logits: Tensor  # (B, N)
+    predictions: Tensor  # (B,)
+    losses: Tensor  # (B,) cross-entropy in nats
+
+
 class Scores(NamedTuple):
     """The predictions for R sequences, beside the truth. All are (R,) and on the CPU."""
 
@@ -19,27 +29,45 @@ class Scores(NamedTuple):
     predictions: Tensor
     losses: Tensor  # cross-entropy in nats
 
+    def wrong(self) -> Tensor:
+        """Return which predictions count as errors, (R,) bool: also those of logits with NaN."""
+        # argmax of NaN is some class, which may be the right one by chance.
+        return (self.predictions != self.labels) | ~self.losses.isfinite()
 
-@torch.inference_mode()
+
 def score(model: RNNClassifier, batches: Iterable[Batch]) -> Scores:
     """Run the model over at least one batch in evaluation mode, then restore its training mode."""
+    with closing(scored(model, batches)) as parts:
+        return gather(parts)
+
+
+@torch.inference_mode()
+def scored(model: RNNClassifier, batches: Iterable[Batch]) -> Generator[Scored, None, None]:
+    """Run the model over batches in evaluation mode, and yield what it says about each of them.
+
+    Whoever stops early closes the generator, which restores the model's training mode.
+    """
     # Training validates between two steps, and must find its dropout switched on again.
     was_training = model.training
     model.eval()
-
-    parts = []
     try:
         for batch in batches:
-            # The lengths stay on the CPU; all others are on the model's device.
-            tokens, labels, lengths = batch.to(model.device)
+            tokens, labels, _ = batch.to(model.device)
             logits = model(tokens)  # (B, N)
-            parts.append((lengths, labels, logits.argmax(1), sequence_losses(logits, labels)))
+            yield Scored(batch, logits, logits.argmax(1), sequence_losses(logits, labels))
     finally:
         model.train(was_training)
 
+
+@torch.inference_mode()
+def gather(parts: Iterable[Scored]) -> Scores:
+    """Return the scores of all sequences of at least one batch, in their order."""
+    columns = []
+    for part in parts:
+        columns.append((part.batch.lengths, part.batch.labels, part.predictions, part.losses))
+
     # Only now, because each copy to the CPU would wait for the device.
-    columns = zip(*parts, strict=True)
-    return Scores(*(torch.cat(column).cpu() for column in columns))
+    return Scores(*(torch.cat(column).cpu() for column in zip(*columns, strict=True)))
 
 
 def count_by_length(scores: Scores) -> dict[int, tuple[int, int]]:
@@ -47,10 +75,8 @@ def count_by_length(scores: Scores) -> dict[int, tuple[int, int]]:
 
     A sequence whose logits are not finite counts as an error, whatever its label.
     """
-    # argmax of NaN is some class, which may be the right one by chance.
-    wrong = (scores.predictions != scores.labels) | ~scores.losses.isfinite()
     examples = torch.bincount(scores.lengths)
-    errors = torch.bincount(scores.lengths, weights=wrong.double()).long()
+    errors = torch.bincount(scores.lengths, weights=scores.wrong().double()).long()
 
     counts = {}
     for length in examples.nonzero().flatten().tolist():

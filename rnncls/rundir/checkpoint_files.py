@@ -13,6 +13,8 @@ from rnncls.rundir.restore import restore_model
 from rnncls.system.device import resolve_device
 from rnncls.system.files import link, writing
 
+MOST_LISTED = 5  # files or runs, in a message
+
 
 def find_checkpoint(path: str | Path) -> Path:
     """Return the file to read for a checkpoint file or a run directory.
@@ -33,28 +35,62 @@ def find_checkpoint(path: str | Path) -> Path:
 def find_newest(path: str | Path) -> Path:
     """Return the newest step checkpoint of a run directory; any other path is returned as it is.
 
-    Raises: CheckpointError for a directory without checkpoints, which names what is there.
+    Raises: CheckpointError for a directory without checkpoints, or if there is nothing of that
+    name. It says what is there instead.
     """
     path = Path(path)
     if not path.is_dir():
+        if not path.exists() and not path.is_symlink():
+            raise _no_such_checkpoint(path)
         return path
     files = step_files(path / CHECKPOINTS)
     if files:
         return files[0]
 
-    # Often the folder above was meant: it may have runs in it.
     names = sorted(child.name for child in path.iterdir())
-    runs = sorted(folder.parent for folder in path.glob(f"*/{CHECKPOINTS}"))
     raise CheckpointError(
         Problem(
             "no checkpoint in this folder",
             str(path),
             expected="a run directory, with checkpoints in checkpoints/, or a checkpoint file",
-            found=", ".join(names[:5]) or "nothing",
-            remedy=f"a run in it, for example {runs[-1]}" if runs else "",
+            found=", ".join(names[:MOST_LISTED]) or "nothing",
+            remedy=_checkpoints_in(path) or _runs_below(path, depth=3),
             id="K1",
         )
     )
+
+
+def _no_such_checkpoint(path: Path) -> CheckpointError:
+    """Return the error of a path that is not there, with what is beside it."""
+    # Not deeper: the folder of a mistyped path may be anybody's home.
+    beside = _checkpoints_in(path.parent) or _runs_below(path.parent, depth=1)
+    remedy = beside or "a checkpoint file or a run directory"
+    return CheckpointError(Problem("no such checkpoint", str(path), remedy=remedy, id="K1"))
+
+
+def _checkpoints_in(folder: Path) -> str:
+    """Return the checkpoints in the folder of a run's checkpoints, the newest first, or ""."""
+    best = folder / BEST
+    files = [*step_files(folder), *([best] if best.exists() else [])]
+    return f"one of its checkpoints: {_listed(files)}" if files else ""
+
+
+def _runs_below(folder: Path, depth: int) -> str:
+    """Return the runs at most `depth` folders below, the newest first, or ""."""
+    # Often a folder above was meant, such as runs/ or runs/<config>/, or that of a sweep.
+    runs = []
+    for level in range(depth):
+        for path in folder.glob(f"{'*/' * level}*/{CHECKPOINTS}"):
+            if step_files(path):
+                runs.append(path.parent)
+    runs.sort(key=lambda run: ((run / CHECKPOINTS).stat().st_mtime, run), reverse=True)
+    return f"one of the runs below: {_listed(runs)}" if runs else ""
+
+
+def _listed(paths: list[Path]) -> str:
+    """Return the first few paths, and how many there are if that is more."""
+    shown = ", ".join(map(str, paths[:MOST_LISTED]))
+    return shown if len(paths) <= MOST_LISTED else f"{shown} and {len(paths) - MOST_LISTED:,} more"
 
 
 def load_checkpoint(

@@ -1,0 +1,188 @@
+"""Which sequences a model is evaluated on, and how a person reads them."""
+
+import math
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_packed_sequence
+
+from rnncls.config import FilesConfig, SumModConfig
+from rnncls.config.ranges import format_ranges
+from rnncls.data import Batch, all_sequences, num_sequences, samples
+from rnncls.data.dataset import SPLITS, Dataset
+from rnncls.data.sequences import rows_of_batches
+from rnncls.data.vocabulary import Vocabulary, are_integers
+from rnncls.errors import DataError, Problem
+
+# If a length has at most so many sequences, all of them are evaluated. The limit admits the longest
+# length of the default task: there are 100,000 sequences of 5 decimal digits.
+EXHAUSTIVE_LIMIT = 2**17
+
+# So many sequences of a file are sorted by length together. What is written in the order of the
+# file waits for the rest of its chunk, and no longer.
+CHUNK = 2**16
+
+# Ids, `<unk>` among them, or a text as a person types it.
+Readable = str | list[int | str]
+
+
+class Source(NamedTuple):
+    """Where sequences of a file come from, and what their ids mean."""
+
+    file: str
+    lines: Tensor  # (S,) of all sequences of the split
+    rows: Tensor  # (R,) of the sequences that are evaluated, in that order
+    vocabulary: Vocabulary
+    tokens: str  # ids, words or characters
+
+
+class Examples(NamedTuple):
+    """The sequences to evaluate, and what the report says about them."""
+
+    total: int  # number of sequences
+    batches: Iterable[Batch]
+    labels: tuple[str, ...]  # the names of the classes
+    trained: Container[int] | None  # lengths seen in training; None: unknown
+    exhaustive: Container[int]  # lengths of which every sequence is evaluated
+    data: str | None  # the name of the split or file; None: generated sequences
+    source: Source | None  # None: generated sequences
+
+    def numbers(self, first: int, count: int) -> list[int]:
+        """Return the numbers of `count` sequences, of which the `first` is evaluated first.
+
+        They are the rows of a file's split, which rise with its lines. Generated sequences are
+        numbered as they are evaluated.
+        """
+        if self.source is None:
+            return list(range(first, first + count))
+        return self.source.rows[first : first + count].tolist()
+
+    def line(self, number: int) -> int | None:
+        """Return the line of a sequence in its file; None if it was generated."""
+        return None if self.source is None else int(self.source.lines[number])
+
+    def readable(self, ids: list[int]) -> Readable:
+        """Return a sequence as a person reads it, with `<unk>` for what training lacks.
+
+        Words stand between spaces, characters as they are, ids in a list.
+        """
+        if self.source is None:
+            return [*ids]
+        tokens = [self.source.vocabulary.tokens[id] for id in ids]
+        if self.source.tokens == "ids":
+            # Python's int() would refuse thousands of digits.
+            return [int(token) if are_integers([token]) else token for token in tokens]
+        return ("" if self.source.tokens == "characters" else " ").join(tokens)
+
+    def sum(self, ids: list[int]) -> int | None:
+        """Return the sum of a generated sequence, of which the label is the remainder."""
+        return sum(ids) if self.source is None else None
+
+
+def generated_examples(
+    data: SumModConfig, seed: int, lengths: Sequence[int] | None, num_samples: int
+) -> Examples:
+    """Choose the generated sequences to evaluate; see `evaluate`."""
+    labels = tuple(map(str, range(data.num_classes)))
+    trained = range(data.min_length, data.max_length + 1)
+    chosen = sorted(set(lengths or trained))
+
+    # In logarithms, because the number of sequences of a long length is astronomical.
+    bits_per_token = math.log2(data.num_embeddings)
+    limit = math.log2(EXHAUSTIVE_LIMIT)
+    exhaustive = {length for length in chosen if length * bits_per_token <= limit}
+
+    # The training lengths are too many to enumerate: one sample of them all, as in training.
+    if lengths is None and len(exhaustive) < len(trained):
+        drawn = samples(data, seed, "test", num_samples)
+        return Examples(num_samples, drawn, labels, trained, (), data=None, source=None)
+
+    total = 0
+    parts: list[Iterable[Batch]] = []
+    for length in chosen:
+        if length in exhaustive:
+            total += num_sequences(data, length)
+            parts.append(all_sequences(data, length))
+        else:
+            # A stream of its own for each length: a sample does not depend on the other lengths.
+            of_length = data.model_copy(update={"min_length": length, "max_length": length})
+            total += num_samples
+            parts.append(samples(of_length, seed, "test", num_samples))
+
+    batches = chain.from_iterable(parts)
+    return Examples(total, batches, labels, trained, exhaustive, data=None, source=None)
+
+
+def require_sizes(dataset: Dataset, sizes: tuple[int, int], path: str) -> None:
+    """Raise DataError unless the data has as many (tokens, classes) as the model, `sizes`."""
+    # The only trace that a model has of its data, without its checkpoint.
+    if (dataset.vocabulary.num_embeddings, dataset.vocabulary.num_classes) != sizes:
+        raise DataError(
+            Problem(
+                "the data is not what this model was trained on",
+                path,
+                remedy="the old file, or `dataset` from the checkpoint",
+                id="D18",
+            )
+        )
+
+
+def held_out_examples(
+    dataset: Dataset, data: FilesConfig, lengths: Sequence[int] | None
+) -> Examples:
+    """Take the whole test split, or the validation split if that is empty; see `evaluate`.
+
+    With `lengths`, only its sequences of these lengths. Raises: DataError if there are none.
+    """
+    # A file that was read for evaluation alone says nothing about training.
+    train = dataset.splits.get("train")
+    trained = None if train is None else set(train.lengths.tolist())
+
+    name = dataset.held_out()
+    split = dataset.splits[name]
+    described = f"the {name} split" if name in SPLITS else name
+    rows = torch.arange(len(split))
+    if lengths is not None:
+        rows = rows[torch.isin(split.lengths, torch.tensor(lengths))]
+        described = f"{described}, {len(rows):,} of {len(split):,} sequences by their length"
+        if not len(rows):
+            raise _no_sequences(dataset.files[name], lengths, split.lengths)
+
+    # Chunk by chunk, so that the rows come nearly in the order of the file, and sorted by length
+    # within each, so that there is little padding.
+    parts: list[Tensor] = []
+    for chunk in torch.split(rows, CHUNK):
+        parts += rows_of_batches(split, chunk)
+
+    source = Source(
+        file=dataset.files[name],
+        lines=dataset.lines[name],
+        rows=torch.cat(parts),
+        vocabulary=dataset.vocabulary,
+        tokens=data.tokens,
+    )
+    batches = (split.batch(part) for part in parts)
+    labels = dataset.vocabulary.labels
+    return Examples(len(rows), batches, labels, trained, (), described, source)
+
+
+def _no_sequences(file: str, lengths: Sequence[int], present: Tensor) -> DataError:
+    return DataError(
+        Problem(
+            "0 sequences of these lengths",
+            file,
+            expected=f"some of the lengths {format_ranges(sorted(set(present.tolist())))}",
+            found=f"the lengths {format_ranges(lengths)}",
+            id="D2",
+        )
+    )
+
+
+def unpacked(batch: Batch) -> Iterator[list[int]]:
+    """Yield the ids of each sequence of a batch, in its order."""
+    padded, _ = pad_packed_sequence(batch.tokens, batch_first=True)  # (B, T)
+    for ids, length in zip(padded, batch.lengths.tolist(), strict=True):
+        yield ids[:length].tolist()
