@@ -490,6 +490,7 @@ def test_a_key_is_found_by_its_name_its_last_part_and_its_section() -> None:
 
 def test_a_dict_is_the_config_that_its_file_would_be(tmp_path: Path) -> None:
     sections = {"data": {"modulus": 7}, "optimizer": {"betas": [0.5, 0.9]}, "seed": 4}
+    betas = {"optimizer.betas": [0.5, 0.9], "data": {"modulus": 7}}
     text = "data: {modulus: 7}\noptimizer: {betas: [0.5, 0.9]}\nseed: 4"
     expected = load_text(tmp_path, text, "optimizer.lr=1e-3", "train.max_grad_norm=null")
 
@@ -503,6 +504,7 @@ def test_a_dict_is_the_config_that_its_file_would_be(tmp_path: Path) -> None:
         "seed": 4,
     }
     assert load_config({}) == Config()
+    assert load_config({"seed": 4}, {**betas, **overrides}) == expected
 
 
 def test_paths_in_a_dict_are_relative_to_the_current_folder(
