@@ -52,7 +52,7 @@ rnncls config schema --output rnncls.schema.json
 ```
 
 `keys` prints a line for every key. With a key (`optimizer.lr`), its last part (`lr`) or a section
-(`optimizer`) it prints the whole meaning of each, with `--json` a list for programs.
+(`optimizer`) it prints the whole meaning of each, with `--json` one object for programs.
 
 `show` prints every key with its resolved value. `check` only validates, and reads no data.
 

@@ -150,7 +150,7 @@ def test_a_sweep_on_files_from_before_means_what_it_meant(files: Path) -> None:
 
     # A member that is missing is trained again, with the numbers of then.
     member = files / "sweep" / "members" / "max_epochs=4_seed=3"
-    kept = shutil.move(member, files / "kept")
+    kept = member.rename(files / "kept")
     done = run_rnncls("sweep", "--resume", files / "sweep", "--json")
     assert done.returncode == 0, done.stderr
     assert (member / "config.yaml").read_text() == (kept / "config.yaml").read_text()

@@ -152,7 +152,7 @@ def test_config_keys_answers_without_a_config(fails: Callable[..., str]) -> None
     assert full.startswith("optimizer.lr\n")
     assert "Peak learning rate, reached after the warm-up." in full
 
-    entries = json.loads(run_rnncls("config", "keys", "optimizer", "--json").stdout)
+    entries = json.loads(run_rnncls("config", "keys", "optimizer", "--json").stdout)["keys"]
     defaults = {entry["name"]: entry["default"] for entry in entries}
     assert defaults["optimizer.lr"] == 2e-3
     assert defaults["optimizer.weight_decay"] == {"sum_mod": 0.3, "files": 0.01}

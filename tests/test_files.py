@@ -701,7 +701,7 @@ def test_a_run_from_other_weights_counts_its_own_steps(tmp_path: Path) -> None:
 def test_config_show_counts_in_the_files_and_says_where_it_cannot(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(200))
     (tmp_path / "c.yaml").write_text(dump_config(defaults_of(path, {"max_epochs": 4})))
-    words = ["config", "show", "-c", tmp_path / "c.yaml", "--json"]
+    words: list[str | Path] = ["config", "show", "-c", tmp_path / "c.yaml", "--json"]
     shown = json.loads(run_rnncls(*words).stdout)
     task = load_task(defaults_of(path, {"max_epochs": 4}))
     assert shown == task.config.model_dump(mode="json")
@@ -726,7 +726,8 @@ def test_config_show_counts_in_the_files_and_says_where_it_cannot(tmp_path: Path
 def test_every_member_of_a_sweep_has_the_defaults_of_its_own_steps(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(200))
     (tmp_path / "c.yaml").write_text(dump_config(defaults_of(path)))
-    words = ["sweep", "-c", tmp_path / "c.yaml", "--seeds", "0", "--sweep-dir", tmp_path / "sweep"]
+    words: list[str | Path] = ["sweep", "-c", tmp_path / "c.yaml", "--seeds", "0"]
+    words += ["--sweep-dir", tmp_path / "sweep"]
     axes = ["train.max_epochs=1,4", "model.init_gain=null,0.5", "schedule.warmup_steps=null,5"]
     done = run_rnncls(*words, *axes)
     assert done.returncode == 0, done.stderr
@@ -757,7 +758,8 @@ def test_every_member_of_a_sweep_has_the_defaults_of_its_own_steps(tmp_path: Pat
 def test_a_member_trained_with_another_warm_up_is_not_the_planned_one(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(200))
     (tmp_path / "c.yaml").write_text(dump_config(defaults_of(path, {"max_steps": 40})))
-    words = ["sweep", "-c", tmp_path / "c.yaml", "--seeds", "0", "--sweep-dir", tmp_path / "sweep"]
+    words: list[str | Path] = ["sweep", "-c", tmp_path / "c.yaml", "--seeds", "0"]
+    words += ["--sweep-dir", tmp_path / "sweep"]
     assert run_rnncls(*words).returncode == 0
 
     member = tmp_path / "sweep" / "members" / "seed=0"

@@ -67,19 +67,20 @@ def keys(
     key: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KEY]",
-            help="A key (optimizer.lr), its last part (lr) or a section (optimizer).",
+            metavar="KEY",
+            help="Only these, in full: a key (optimizer.lr), its last part (lr) or a section "
+            "(optimizer).",
             show_default=False,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print every key of a config: its range, default and meaning; of KEY, the whole meaning."""
+    """Print every key that a config can have, with range, default and meaning."""
     from rnncls.config.keys import all_keys, find_keys, keys_as_table, keys_in_full
 
     found = all_keys() if key is None else find_keys(key)
     if as_json:
-        print(json.dumps([each.to_json() for each in found]))
+        print(json.dumps({"keys": [each.to_json() for each in found]}))
     elif key is None:
         print(keys_as_table(found))
     else:

@@ -146,7 +146,10 @@ def keys_in_full(keys: Sequence[Key]) -> str:
         head = key.name
         if key.source:
             head += f"   with data.source: {key.source}"
-        details = {"values": key.values, "default": default_in_words(key), "meaning": key.meaning}
+        default = default_in_words(key)
+        if key.by_source:
+            default = "; ".join(f"{value} for {source}" for source, value in key.default.items())
+        details = {"values": key.values, "default": default, "meaning": key.meaning}
 
         lines = [head]
         for name, text in details.items():
