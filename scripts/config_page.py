@@ -6,31 +6,22 @@ A test compares the committed page with `page()`. Nothing else writes the file.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from rnncls.config import (
-    Config,
-    FilesConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    SumModConfig,
-    TrainConfig,
-)
-from rnncls.config.schema import Section
+from rnncls.config.keys import SECTIONS, Key, section_keys, top_level_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "config.md"
 
-SECTIONS: list[tuple[str, str, type[Section]]] = [
-    ("data, generated", "data", SumModConfig),
-    ("data, from files", "data", FilesConfig),
-    ("model", "model", ModelConfig),
-    ("optimizer", "optimizer", OptimizerConfig),
-    ("schedule", "schedule", ScheduleConfig),
-    ("train", "train", TrainConfig),
-]
+HEADINGS = {
+    ("data", "sum_mod"): "data, generated",
+    ("data", "files"): "data, from files",
+    ("model", ""): "model",
+    ("optimizer", ""): "optimizer",
+    ("schedule", ""): "schedule",
+    ("train", ""): "train",
+}
 
 INTRODUCTION = """\
 <!-- Written by `make docs` from rnncls/config/schema.py. Do not edit this page by hand. -->
@@ -53,13 +44,33 @@ seed: 3
 On the command line, `section.key=value` replaces a value of the file. The last one wins.
 
 ```sh
+rnncls config keys
+rnncls config keys lr
 rnncls config show --config configs/parity.yaml train.batch_size=64
 rnncls config check --config configs/parity.yaml
-rnncls config schema
+rnncls config schema --output rnncls.schema.json
 ```
 
-`show` prints every key with its resolved value, `check` only validates, and `schema` prints the
-JSON Schema of a config file, for editors.
+`keys` prints a line for every key. With a key (`optimizer.lr`), its last part (`lr`) or a section
+(`optimizer`) it prints the whole meaning of each, with `--json` one object for programs.
+
+`show` prints every key with its resolved value. `check` only validates, and reads no data.
+
+`schema` prints the JSON Schema of a config file, for editors. With `--output` it writes a file, and
+prints the line by which many editors find it. Put that line first in a config:
+
+```yaml
+# yaml-language-server: $schema=rnncls.schema.json
+```
+
+From Python, `rnncls.load_config` takes a path or the sections as a dict, and overrides as texts or
+as a dict: `load_config({"data": {"modulus": 7}}, {"optimizer.lr": 1e-3})`.
+
+The defaults of four keys depend on the data source: `model.init_gain`, `optimizer.weight_decay`,
+`schedule.warmup_steps` and `train.eval_samples`. In them, `null` stands for that default. For
+files, the warm-up is a share of the run's steps, and every evaluation takes all validation
+sequences. Both are counted once the files have been read, which `show` does, too. The numbers stand
+in the `config.yaml` of the run, which keeps them when it is resumed.
 
 YAML is read strictly:
 
@@ -79,86 +90,37 @@ In the tables below, `null` stands for no value. The last column says what happe
 
 def page() -> str:
     """Return the whole page as Markdown."""
-    headings = [heading for heading, _, _ in SECTIONS]
-    contents = [f"- [{heading}](#{anchor(heading)})" for heading in [*headings, "top level"]]
+    headings = [*HEADINGS.values(), "top level"]
+    contents = [f"- [{heading}](#{anchor(heading)})" for heading in headings]
 
     parts = [INTRODUCTION, "\n".join(contents) + "\n"]
-    for heading, section, model in SECTIONS:
-        parts.append(section_text(heading, section, model))
+    for section, source, model in SECTIONS:
+        heading = HEADINGS[section, source]
+        introduction = one_line(model.model_json_schema()["description"])
+        rows = table(section_keys(section, source, model))
+        parts.append(f"## {heading}\n\n{introduction}\n\n{rows}")
 
-    # The sections are keys of `Config` too. They have tables of their own and are left out here.
-    sections = {section for _, section, _ in SECTIONS}
-    fields = Config.model_json_schema()["properties"]
-    others = {key: field for key, field in fields.items() if key not in sections}
-    parts.append(f"## top level\n\n{table('', others, set())}")
+    parts.append(f"## top level\n\n{table(top_level_keys())}")
     return "\n".join(parts)
 
 
-def section_text(heading: str, section: str, model: type[Section]) -> str:
-    """Return heading, introduction and table of one section."""
-    schema = model.model_json_schema()
-    introduction = one_line(schema.get("description", ""))
-    rows = table(f"{section}.", schema["properties"], set(schema.get("required", [])))
-
-    parts = [f"## {heading}", introduction, rows]
-    return "\n\n".join(part for part in parts if part)
-
-
-def table(prefix: str, fields: dict[str, Any], required: set[str]) -> str:
-    """Return a table with a row per field. `fields` are the properties of a JSON Schema."""
+def table(keys: Sequence[Key]) -> str:
+    """Return a table with a row per key."""
     lines = ["| key | type | default | values | meaning |", "|---|---|---|---|---|"]
-    for key, field in fields.items():
-        default = "required" if key in required else f"`{json.dumps(field['default'])}`"
-        cells = [
-            f"`{prefix}{key}`",
-            type_of(field),
-            default,
-            values_of(field),
-            one_line(field["description"]),
-        ]
+    for key in keys:
+        values = ", ".join(f"`{choice}`" for choice in key.choices) or key.range
+        cells = [f"`{key.name}`", key.type, default(key), values, one_line(key.meaning)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def type_of(field: dict[str, Any]) -> str:
-    """Return the type of a field in words, such as "integer or null"."""
-    alternatives = field.get("anyOf", [field])
-    names = [alternative.get("type", "string") for alternative in alternatives]
-    return " or ".join("list" if name == "array" else name for name in names)
-
-
-def values_of(field: dict[str, Any]) -> str:
-    """Return the choices or the range of a field. Empty if its type says all."""
-    if "enum" in field:
-        return ", ".join(f"`{choice}`" for choice in field["enum"])
-    if "const" in field:
-        return f"`{field['const']}`"
-    if "anyOf" in field:
-        ranges = [values_of(alternative) for alternative in field["anyOf"]]
-        return ", ".join(text for text in ranges if text)
-    if "prefixItems" in field:
-        items = [values_of(item) for item in field["prefixItems"]]
-        return f"{len(items)} numbers, each {items[0]}"
-    return range_of(field)
-
-
-def range_of(field: dict[str, Any]) -> str:
-    """Return the bounds of a number or of the length of a string, in words."""
-    if "minimum" in field and "maximum" in field:
-        return f"{field['minimum']:,} to {field['maximum']:,}"
-
-    bounds = []
-    if "exclusiveMinimum" in field:
-        bounds.append(f"above {field['exclusiveMinimum']:,}")
-    if "minimum" in field:
-        bounds.append(f"at least {field['minimum']:,}")
-    if "exclusiveMaximum" in field:
-        bounds.append(f"below {field['exclusiveMaximum']:,}")
-    if "maximum" in field:
-        bounds.append(f"at most {field['maximum']:,}")
-    if "maxLength" in field:
-        bounds.append(f"at most {field['maxLength']:,} characters")
-    return ", ".join(bounds)
+def default(key: Key) -> str:
+    """Return the default of a key as Markdown; one for each data source where that decides."""
+    if key.required:
+        return "required"
+    if not key.by_source:
+        return f"`{json.dumps(key.default)}`"
+    return "; ".join(f"{source}: {value}" for source, value in key.default.items())
 
 
 def one_line(text: str) -> str:

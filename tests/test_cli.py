@@ -143,6 +143,38 @@ def test_config_show_check_and_schema(tmp_path: Path) -> None:
     }
 
 
+def test_config_keys_answers_without_a_config(fails: Callable[..., str]) -> None:
+    done = run_rnncls("config", "keys")
+    assert done.returncode == 0
+    assert "\noptimizer.lr  " in done.stdout
+
+    full = run_rnncls("config", "keys", "lr").stdout
+    assert full.startswith("optimizer.lr\n")
+    assert "Peak learning rate, reached after the warm-up." in full
+
+    entries = json.loads(run_rnncls("config", "keys", "optimizer", "--json").stdout)["keys"]
+    defaults = {entry["name"]: entry["default"] for entry in entries}
+    assert defaults["optimizer.lr"] == 2e-3
+    assert defaults["optimizer.weight_decay"] == {"sum_mod": 0.3, "files": 0.01}
+    assert "did you mean hidden_size" in fails(2, "config", "keys", "hiden_size")
+
+
+def test_the_schema_is_written_whole_and_an_editor_is_told_of_it(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    done = run_rnncls("config", "schema", "--output", "own.json", cwd=tmp_path)
+    assert done.stdout == "# yaml-language-server: $schema=own.json\n"
+    schema = json.loads((tmp_path / "own.json").read_text())
+    assert schema == json.loads(run_rnncls("config", "schema").stdout)
+
+    # An editor must not mark the null that stands for the default of the data source.
+    warmup = schema["$defs"]["ScheduleConfig"]["properties"]["warmup_steps"]
+    assert {"type": "null"} in warmup["anyOf"]
+    assert warmup["default"] is None
+
+    assert "R9" in fails(6, "config", "schema", "--output", tmp_path / "none" / "own.json")
+
+
 def test_a_saved_config_repeats_the_run(trained: tuple[Path, Completed], tmp_path: Path) -> None:
     run_dir, _ = trained
     again = run_rnncls(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rnncls.config import (
     Config,
+    FilesConfig,
     config_schema,
     dump_config,
     flatten,
@@ -18,7 +19,10 @@ from rnncls.config import (
     num_parameters,
     parse_config,
     sizes,
+    with_numbers,
 )
+from rnncls.config.defaults import BY_SOURCE, default_warmup, number
+from rnncls.config.keys import all_keys, find_keys, keys_as_table, keys_in_full
 from rnncls.config.strict_yaml import parse
 from rnncls.errors import ConfigError
 from rnncls.model.classifier import build_model
@@ -238,14 +242,20 @@ def test_a_misspelt_key_gets_the_right_suggestion(tmp_path: Path, key: str) -> N
         ("model.nonlinearity", ["tanh", "relu"], ["Tanh", "gelu", "null", "1"]),
         ("model.bias", ["true", "false"], ["1", '"true"', "null"]),
         ("model.dropout", ["0", "0.0"], ["1", "1.5", "-0.1"]),
-        ("model.init_gain", ["0.3", "1"], ["0", "-1", ".inf"]),
+        ("model.init_gain", ["0.3", "1", "null"], ["0", "-1", ".inf"]),
+        ("optimizer.weight_decay", ["0", "1e-2", "null"], ["-0.1", "none"]),
         ("optimizer.lr", ["1e-3", "1"], ["0", "-1e-3", ".nan", ".inf", "1e999", "fast"]),
         (
             "optimizer.betas",
             ["[0.9, 0.99]", "[0, 0]"],
             ["[0.9]", "[0.9, 1]", "0.9", "[0.9, 0.9, 0.9]"],
         ),
-        ("schedule.warmup_steps", ["0", "10"], ["-1", "1.5"]),
+        (
+            "schedule.warmup_steps",
+            ["0", "10", "1099511627776", "null"],
+            ["-1", "1.5", "1099511627777"],
+        ),
+        ("train.eval_samples", ["1", "1099511627776", "null"], ["0", "1.0", "1099511627777"]),
         ("train.max_steps", ["0", "1"], ["-1", "true"]),
         ("train.max_grad_norm", ["null", "0.5"], ["0", "-1"]),
         ("train.batch_size", ["1"], ["0", "10000000"]),
@@ -354,3 +364,190 @@ def test_the_parameter_count_is_that_of_the_model(
     assert num_parameters(config, *sizes(config)) == sum(
         parameter.numel() for parameter in build_model(config).parameters()
     )
+
+
+# --- defaults that depend on the data source
+
+
+def by_source(config: Config) -> dict[str, object]:
+    values = flatten(config)
+    return {key: values[key] for key in BY_SOURCE["files"]}
+
+
+OF_DIGITS = {
+    "model.init_gain": 0.3,
+    "optimizer.weight_decay": 0.3,
+    "schedule.warmup_steps": 500,
+    "train.eval_samples": 2000,
+}
+
+
+def test_null_is_the_default_of_the_data_source(tmp_path: Path) -> None:
+    nulls = [f"{key}=null" for key in OF_DIGITS]
+    assert by_source(Config()) == OF_DIGITS
+    assert by_source(load_text(tmp_path, "seed: 1", *nulls)) == OF_DIGITS
+
+    # What is counted in the files is not known yet.
+    of_files = {
+        "model.init_gain": 1.0,
+        "optimizer.weight_decay": 0.01,
+        "schedule.warmup_steps": None,
+        "train.eval_samples": None,
+    }
+    assert by_source(Config(data=FilesConfig(source="files", train="x.jsonl"))) == of_files
+    text = "data: {source: files, train: x.jsonl}"
+    assert by_source(load_text(tmp_path, text, *nulls)) == of_files
+
+
+@pytest.mark.parametrize("text", ["seed: 1", "data: {source: files, train: x.jsonl}"])
+def test_a_number_that_was_given_wins_over_the_default(tmp_path: Path, text: str) -> None:
+    given = {
+        "model.init_gain": 0.7,
+        "optimizer.weight_decay": 0.0,
+        "schedule.warmup_steps": 0,
+        "train.eval_samples": 7,
+    }
+    config = load_text(tmp_path, text, *(f"{key}={value}" for key, value in given.items()))
+    assert by_source(config) == given
+    assert with_numbers(config, max_steps=1000, num_validation=50) == config
+
+
+def test_the_warm_up_is_a_share_of_the_steps_that_a_run_will_have(tmp_path: Path) -> None:
+    text = "data: {source: files, train: x.jsonl}"
+    config = load_text(tmp_path, text, "train.max_steps=1000")
+    assert with_numbers(config).schedule.warmup_steps == 30
+    assert with_numbers(config, max_steps=200).schedule.warmup_steps == 6
+
+    # Epochs may end the run before: without the files, nobody knows.
+    epochs = load_text(tmp_path, text, "train.max_steps=1000", "train.max_epochs=3")
+    assert with_numbers(epochs).schedule.warmup_steps is None
+    assert with_numbers(epochs, max_steps=200).schedule.warmup_steps == 6
+
+    steps = (0, 16, 17, 34, 50, 5000, 2**40)
+    assert [default_warmup(count) for count in steps] == [0, 0, 1, 1, 2, 150, 32985348833]
+
+
+def test_a_default_that_nothing_has_filled_in_is_never_taken_for_a_number() -> None:
+    assert number(0) == 0
+    assert number(0.0) == 0.0
+    with pytest.raises(ValueError, match="nothing has filled in"):
+        number(None)
+
+
+# --- config keys
+
+
+def test_every_key_of_both_sources_has_a_line_of_at_most_120_columns() -> None:
+    files = load_text_config("data: {source: files, train: x.jsonl}")
+    lines = keys_as_table(all_keys()).splitlines()
+    assert max(map(len, lines)) <= 120
+
+    names = [line.split()[0] for line in lines]
+    assert set(names) == {"key", *KEYS, *flatten(files)}
+    # One line each, and two for those that both data sections have: source, max_length, layout.
+    assert len(names) - len(set(names)) == 3
+
+    # Columns begin where the heading says, and no word is cut.
+    starts = [lines[0].index(name) for name in ("values", "default", "meaning")]
+    for line, key in zip(lines[1:], all_keys(), strict=True):
+        assert all(line[start - 1] == " " != line[start] for start in starts), line
+        shown = line[starts[-1] :].removesuffix("...").split()
+        assert shown == key.meaning.split()[: len(shown)]
+
+
+def test_words_of_keys_show_ranges_defaults_and_no_pattern() -> None:
+    (warmup,) = find_keys("schedule.warmup_steps")
+    assert warmup.default == {"sum_mod": 500, "files": "3 %"}
+    assert "500, files: 3 %" in keys_as_table([warmup])
+    assert "integer or null, 0 to 1,099,511,627,776" in keys_in_full([warmup])
+
+    (device,) = find_keys("device")
+    assert device.range == "such as auto, cpu, cuda, cuda:0"
+
+    text = (
+        keys_as_table(all_keys()) + keys_in_full(all_keys()) + json.dumps(config_schema()["$defs"])
+    )
+    for hidden in ("^(", "Literal", "Annotated", "SumMod ", "<class"):
+        assert hidden not in text
+
+
+def test_a_key_is_found_by_its_name_its_last_part_and_its_section() -> None:
+    assert [key.name for key in find_keys("optimizer.lr")] == ["optimizer.lr"]
+    assert [key.name for key in find_keys("lr")] == ["optimizer.lr"]
+    assert [key.name for key in find_keys("name")] == ["optimizer.name", "schedule.name"]
+    assert [key.source for key in find_keys("max_length")] == ["sum_mod", "files"]
+    assert {key.name for key in find_keys("model")} == {
+        key for key in KEYS if key.startswith("model.")
+    }
+
+    with pytest.raises(ConfigError) as caught:
+        find_keys("hiden_size")
+    assert "did you mean hidden_size" in caught.value.render()
+
+
+# --- dicts
+
+
+def test_a_dict_is_the_config_that_its_file_would_be(tmp_path: Path) -> None:
+    sections = {"data": {"modulus": 7}, "optimizer": {"betas": [0.5, 0.9]}, "seed": 4}
+    betas = {"optimizer.betas": [0.5, 0.9], "data": {"modulus": 7}}
+    text = "data: {modulus: 7}\noptimizer: {betas: [0.5, 0.9]}\nseed: 4"
+    expected = load_text(tmp_path, text, "optimizer.lr=1e-3", "train.max_grad_norm=null")
+
+    overrides = {"optimizer.lr": 1e-3, "train.max_grad_norm": None}
+    assert load_config(sections, overrides) == expected
+    assert load_config(sections, ["optimizer.lr=1e-3", "train.max_grad_norm=null"]) == expected
+    assert load_config(tmp_path / "c.yaml", overrides) == expected
+    assert sections == {
+        "data": {"modulus": 7},
+        "optimizer": {"betas": [0.5, 0.9]},
+        "seed": 4,
+    }
+    assert load_config({}) == Config()
+    assert load_config({"seed": 4}, {**betas, **overrides}) == expected
+
+
+def test_paths_in_a_dict_are_relative_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config({"data": {"source": "files", "train": Path("x.csv")}}, {"data.val": "y"})
+    assert isinstance(config.data, FilesConfig)
+    assert config.data.train == str(tmp_path / "x.csv")
+    assert config.data.val == str(tmp_path / "y")
+
+
+def test_problems_of_a_dict_are_named_by_their_place_in_it() -> None:
+    sections = {"optimizer": {"lr": -1, "betas": [0.1, 2]}, "train": {"max_stepz": 3}}
+    with pytest.raises(ConfigError) as caught:
+        load_config(sections, {"model.dropout": 2, "a.b.c": 1, "data.modulus": "7"})
+    message = caught.value.render()
+    for part in (
+        'bad value for optimizer.lr (config["optimizer"]["lr"], optimizer.lr)',
+        'config["optimizer"]["betas"][1], optimizer.betas.1',
+        'unknown key "max_stepz" (config["train"]["max_stepz"], train.max_stepz)',
+        "did you mean train.max_steps?",
+        "override model.dropout=2, model.dropout",
+        "malformed override",
+        'found:    "7" (text)',
+    ):
+        assert part in message, part
+    assert message.count("rnncls: error") == 6
+
+
+@pytest.mark.parametrize(
+    ("sections", "id", "part"),
+    [
+        ({"optimizer.lr": 1e-3}, "C5", '{"optimizer": {"lr": ...}}'),
+        ({"data": {7: 1}}, "C4", 'a key must be a word: 7 (config["data"])'),
+        ({7: 1}, "C4", "a key must be a word: 7 (config)"),
+        ({"data": 7}, "C9", "a section with the keys source, modulus"),
+        ({"data": None}, "C9", "a section with the keys source, modulus"),
+    ],
+)
+def test_dicts_that_are_no_config(sections: dict[str, object], id: str, part: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(sections)
+    message = caught.value.render()
+    assert f"error[{id}]" in message
+    assert part in message

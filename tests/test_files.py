@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -16,14 +17,15 @@ from typing import Any
 import pytest
 import torch
 
-from rnncls.config import FilesConfig, load_config, parse_config
+from rnncls.config import Config, FilesConfig, dump_config, load_config, parse_config
 from rnncls.data import FilesTask, load_task
 from rnncls.data.dataset import Dataset, load_dataset
 from rnncls.data.sequences import epoch_order, padding_waste
 from rnncls.errors import CheckpointError, ConfigError, DataError, Interrupted
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.rundir.checkpoint import read_checkpoint
-from rnncls.rundir.checkpoint_files import find_checkpoint
+from rnncls.rundir.checkpoint_files import find_checkpoint, find_newest
+from rnncls.sweep.plan import load_sweep
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from tests.helpers import Rows, outcome, run_python, run_rnncls, some_rows, stop_at, write_jsonl
@@ -638,3 +640,139 @@ def test_a_run_that_ends_too_early_is_warned_of(
     assert "20 steps, all of them within schedule.warmup_steps = 500" in capfd.readouterr().err
     load_task(config_of(path, {"max_epochs": 50, "max_steps": 20, "batch_size": 10}, **WHOLE))
     assert "train.max_steps = 20 ends the run in epoch 2 of 50" in capfd.readouterr().err
+
+
+# --- defaults that depend on the data source
+
+
+def defaults_of(path: Path, train: dict[str, Any] | None = None) -> Config:
+    """A config whose warm-up and number of validation sequences are the defaults of files."""
+    raw = {
+        "data": {"source": "files", "train": str(path), "tokens": "ids"},
+        "model": {"embedding_dim": 4, "hidden_size": 8},
+        "train": {"max_steps": 100, "batch_size": 10, "engine": "eager", **(train or {})},
+    }
+    return parse_config(raw, "test")
+
+
+def test_what_is_counted_in_the_files_is_fixed_when_they_are_read(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(2500))
+    task = load_task(defaults_of(path))
+    assert isinstance(task, FilesTask)
+    validation = task.dataset.splits["val"]
+    assert task.config.schedule.warmup_steps == 3
+    assert task.config.train.eval_samples == len(validation)
+    assert sum(len(batch.labels) for batch in task.validation()) == len(validation)
+
+    # Whichever ends first decides: 2 epochs are fewer than 10,000 steps.
+    steps = load_task(defaults_of(path, {"max_steps": 10_000, "max_epochs": 2})).max_steps
+    task = load_task(defaults_of(path, {"max_steps": 10_000, "max_epochs": 2}))
+    assert 300 < steps < 500
+    assert task.config.schedule.warmup_steps == round(0.03 * steps)
+
+    # A number that was given stays, and is a sample if there are more.
+    task = load_task(defaults_of(path, {"eval_samples": 20}))
+    assert sum(len(batch.labels) for batch in task.validation()) == 20
+
+    # Without a validation split, the training split is what evaluations see.
+    config = defaults_of(path)
+    data = config.data.model_copy(update=WHOLE)
+    task = load_task(config.model_copy(update={"data": data}))
+    assert task.config.train.eval_samples == 2500
+
+
+def test_a_run_holds_the_numbers_and_keeps_its_warm_up_when_it_is_resumed(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(200))
+    fit(defaults_of(path), tmp_path / "run")
+
+    written = load_config(tmp_path / "run" / "config.yaml")
+    assert written.schedule.warmup_steps == 3
+    assert written.train.eval_samples is not None
+    assert read_checkpoint(find_checkpoint(tmp_path / "run")).config == written
+
+    resume(tmp_path / "run", ["train.max_steps=200"])
+    assert load_config(tmp_path / "run" / "config.yaml").schedule.warmup_steps == 3
+
+    # Asked for again, the default is that of the longer run, and again a number.
+    resume(tmp_path / "run", ["train.max_steps=300", "schedule.warmup_steps=null"])
+    assert load_config(tmp_path / "run" / "config.yaml").schedule.warmup_steps == 9
+    assert read_checkpoint(find_newest(tmp_path / "run")).config.schedule.warmup_steps == 9
+
+
+def test_a_run_from_other_weights_counts_its_own_steps(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(200))
+    fit(defaults_of(path), tmp_path / "run")
+    fit(defaults_of(path, {"max_steps": 50}), tmp_path / "next", init_from=tmp_path / "run")
+    assert load_config(tmp_path / "next" / "config.yaml").schedule.warmup_steps == 2
+
+
+def test_config_show_counts_in_the_files_and_says_where_it_cannot(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(200))
+    (tmp_path / "c.yaml").write_text(dump_config(defaults_of(path, {"max_epochs": 4})))
+    words: list[str | Path] = ["config", "show", "-c", tmp_path / "c.yaml", "--json"]
+    shown = json.loads(run_rnncls(*words).stdout)
+    task = load_task(defaults_of(path, {"max_epochs": 4}))
+    assert shown == task.config.model_dump(mode="json")
+
+    path.unlink()
+    done = run_rnncls(*words)
+    assert done.returncode == 0
+    shown = json.loads(done.stdout)
+    assert shown["schedule"]["warmup_steps"] is None
+    assert shown["train"]["eval_samples"] is None
+    assert shown["model"]["init_gain"] == 1.0
+    (line,) = done.stderr.splitlines()
+    assert "schedule.warmup_steps, train.eval_samples shown as null" in line
+    assert str(path) in line
+
+    # Without epochs the steps are known, and nothing is read to check a config.
+    shown = json.loads(run_rnncls(*words, "train.max_epochs=null").stdout)
+    assert shown["schedule"]["warmup_steps"] == 3
+    assert run_rnncls("config", "check", "-c", tmp_path / "c.yaml").stderr == ""
+
+
+def test_every_member_of_a_sweep_has_the_defaults_of_its_own_steps(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(200))
+    (tmp_path / "c.yaml").write_text(dump_config(defaults_of(path)))
+    words: list[str | Path] = ["sweep", "-c", tmp_path / "c.yaml", "--seeds", "0"]
+    words += ["--sweep-dir", tmp_path / "sweep"]
+    axes = ["train.max_epochs=1,4", "model.init_gain=null,0.5", "schedule.warmup_steps=null,5"]
+    done = run_rnncls(*words, *axes)
+    assert done.returncode == 0, done.stderr
+    assert "member failed" not in done.stderr
+
+    seen = set()
+    for member in load_sweep(tmp_path / "sweep").members:
+        config = load_config(tmp_path / "sweep" / "members" / member.name / "config.yaml")
+        seen.add((config.train.max_epochs, config.model.init_gain, config.schedule.warmup_steps))
+    steps = {
+        epochs: load_task(defaults_of(path, {"max_epochs": epochs})).max_steps for epochs in (1, 4)
+    }
+    warmup = {epochs: round(0.03 * count) for epochs, count in steps.items()}
+    assert warmup[1] != warmup[4]
+    assert seen == {
+        (epochs, gain, warm)
+        for epochs in (1, 4)
+        for gain in (1.0, 0.5)
+        for warm in (warmup[epochs], 5)
+    }
+
+    # Planned and trained are still compared, and the same command is the same sweep.
+    again = run_rnncls(*words, *axes)
+    assert again.returncode == 0, again.stderr
+
+
+@row("C19")
+def test_a_member_trained_with_another_warm_up_is_not_the_planned_one(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(200))
+    (tmp_path / "c.yaml").write_text(dump_config(defaults_of(path, {"max_steps": 40})))
+    words: list[str | Path] = ["sweep", "-c", tmp_path / "c.yaml", "--seeds", "0"]
+    words += ["--sweep-dir", tmp_path / "sweep"]
+    assert run_rnncls(*words).returncode == 0
+
+    member = tmp_path / "sweep" / "members" / "seed=0"
+    config = load_config(member / "config.yaml", ["schedule.warmup_steps=7"])
+    shutil.rmtree(member)
+    fit(config, member)
+    done = run_rnncls("sweep", "--resume", tmp_path / "sweep")
+    assert "schedule.warmup_steps: 1 -> 7" in done.stderr

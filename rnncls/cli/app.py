@@ -31,7 +31,12 @@ app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 _add_group(
-    "config", "Inspect a config without running it.", config.show, config.check, config.schema
+    "config",
+    "Inspect a config without running it.",
+    config.show,
+    config.check,
+    config.keys,
+    config.schema,
 )
 _add_group("data", "Inspect data before training on it.", data.check, data.stats, data.sample)
 _add_group("runs", "Inspect and compare runs.", runs.ls, runs.diff)

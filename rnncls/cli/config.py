@@ -1,8 +1,17 @@
-"""Defines rnncls config show, check and schema."""
+"""Defines rnncls config show, check, keys and schema."""
 
 import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from rnncls.cli.options import ConfigOption, Json, Overrides, load
+from rnncls.errors import DataError, printable
+
+if TYPE_CHECKING:
+    from rnncls.config import Config
 
 
 def show(config: ConfigOption, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -10,11 +19,33 @@ def show(config: ConfigOption, overrides: Overrides = None, as_json: Json = Fals
     from rnncls.config import dump_config
 
     # The YAML that is printed is a config itself, with which the run can be repeated.
-    resolved = load(config, overrides)
+    resolved = _with_numbers(load(config, overrides))
     if as_json:
         print(json.dumps(resolved.model_dump(mode="json")))
     else:
         print(dump_config(resolved).rstrip())
+
+
+def _with_numbers(config: "Config") -> "Config":
+    """Return the config as a run of it would begin; its files are read if a default needs them."""
+    from rnncls.config import counted_later, with_numbers
+
+    if not counted_later(config):
+        return config
+
+    # Imports torch, which a config without such a default need not wait for.
+    from rnncls.data import load_task
+
+    try:
+        return load_task(config, progress=True).config
+    except DataError as error:
+        known = with_numbers(config)
+        unknown = ", ".join(counted_later(known))
+        problem = error.problems[0]
+        where = f" ({problem.where})" if problem.where else ""
+        what = f"{unknown} shown as null, to be counted in the files: {problem.what}{where}"
+        print(printable(f"rnncls: warning[{problem.id}]: {what}"), file=sys.stderr)
+        return known
 
 
 def check(config: ConfigOption, overrides: Overrides = None) -> None:
@@ -32,8 +63,49 @@ def check(config: ConfigOption, overrides: Overrides = None) -> None:
     print(f"{config}: ok; {size}, {train.max_steps:,} steps of {train.batch_size:,} sequences")
 
 
-def schema() -> None:
+def keys(
+    key: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="KEY",
+            help="Only these, in full: a key (optimizer.lr), its last part (lr) or a section "
+            "(optimizer).",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print every key that a config can have, with range, default and meaning."""
+    from rnncls.config.keys import all_keys, find_keys, keys_as_table, keys_in_full
+
+    found = all_keys() if key is None else find_keys(key)
+    if as_json:
+        print(json.dumps({"keys": [each.to_json() for each in found]}))
+    elif key is None:
+        print(keys_as_table(found))
+    else:
+        print(keys_in_full(found))
+
+
+def schema(
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write; prints the line that tells an editor of it.", show_default=False
+        ),
+    ] = None,
+) -> None:
     """Print the JSON Schema of config files, for editors."""
     from rnncls.config import config_schema
 
-    print(json.dumps(config_schema(), indent=2))
+    text = json.dumps(config_schema(), indent=2)
+    if output is None:
+        print(text)
+        return
+
+    from rnncls.system.files import write_atomically, writing
+
+    with writing(output):
+        write_atomically(output, f"{text}\n".encode())
+    print("written; the first line of a config, for editors:", file=sys.stderr)
+    print(f"# yaml-language-server: $schema={output}")

@@ -1,5 +1,6 @@
 """The config of a run: a YAML file and overrides, validated. Nothing here imports torch."""
 
+from rnncls.config.defaults import COUNTED, number
 from rnncls.config.load import (
     config_schema,
     dump_config,
@@ -20,12 +21,15 @@ from rnncls.config.schema import (
     SumModConfig,
     TrainConfig,
     check_size,
+    counted_later,
     flatten,
     num_parameters,
     sizes,
+    with_numbers,
 )
 
 __all__ = [
+    "COUNTED",
     "DEVICE_PATTERN",
     "Config",
     "DataConfig",
@@ -37,13 +41,16 @@ __all__ = [
     "TrainConfig",
     "check_size",
     "config_schema",
+    "counted_later",
     "dump_config",
     "flatten",
     "load_config",
     "num_parameters",
+    "number",
     "parse_config",
     "read_yaml",
     "require_generated_data",
     "sizes",
+    "with_numbers",
     "write_yaml",
 ]

@@ -1,10 +1,11 @@
-"""Reads a config: a YAML file and `section.key=value` overrides, validated as a `Config`.
+"""Reads a config: a YAML file or a dict, and overrides, validated as a `Config`.
 
 Every problem is named at once: those of the text, of the overrides and of the values.
 """
 
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,24 @@ from rnncls.errors import ConfigError, Problem
 LocatedProblem = tuple[KeyPath, Problem]  # a problem and the key that has it, () for none
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the YAML file at `path`, apply `overrides` such as `"optimizer.lr=1e-3"`, and validate.
+def load_config(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Config:
+    """Read a config and apply `overrides`, with all checks of the command line.
 
-    Raises: ConfigError with every problem of the file and the overrides.
+    `source`: the path of a YAML file, or the sections as a dict: `{"data": {"modulus": 7}}`.
+    `overrides`: texts such as `"optimizer.lr=1e-3"`, or a dict: `{"optimizer.lr": 1e-3}`.
+
+    Relative paths of data files are relative to the YAML file that they stand in; those of a dict
+    and of overrides to the current folder.
+
+    Raises: ConfigError with every problem of the config and the overrides, each with its place:
+    file, line and column, `config["optimizer"]["lr"]`, or the override.
     """
-    document = strict_yaml.read(Path(path))
+    if isinstance(source, Mapping):
+        return _validate(_document_of(source), overrides, Path())
+
+    document = strict_yaml.read(Path(source))
 
     # An empty file is more likely the wrong file than a wish for all defaults.
     if not isinstance(document.value, dict):
@@ -39,16 +52,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
                 id="C4",
             )
         )
-    return _validate(document, overrides, Path(path).parent)
+    return _validate(document, overrides, Path(source).parent)
 
 
-def parse_config(raw: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
+def parse_config(
+    raw: dict[str, Any], source: str, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Config:
     """Return the `Config` of plain values that rnncls itself saved, such as those of a checkpoint.
 
     `source` is what messages call the place of the values. Raises: ConfigError.
     """
     # Saved paths are absolute, so that the folder they would be relative to does not matter.
-    return _validate(Document(_tuples(raw), source), overrides, Path())
+    return _validate(Document(_plain(raw), source), overrides, Path())
 
 
 def dump_config(config: Config) -> str:
@@ -82,7 +97,48 @@ def config_schema() -> dict[str, Any]:
     }
 
 
-def _validate(document: Document, overrides: Sequence[str], folder: Path) -> Config:
+class _Values(Document):
+    """A dict of the user's own, whose places are named as Python names them."""
+
+    def where(self, path: KeyPath) -> str:
+        return self.source + "".join(f"[{json.dumps(part)}]" for part in path)
+
+
+def _document_of(sections: Mapping[str, Any]) -> Document:
+    """Return a dict as a document. Raises: ConfigError for a key that could not stand in YAML."""
+    document = _Values(_plain(sections), "config")
+    for key in document.value:
+        # What an override is called, where a section is expected.
+        if isinstance(key, str) and "." in key:
+            section, _, name = key.partition(".")
+            raise ConfigError(
+                Problem(
+                    f'a dotted key in a config: "{key}"',
+                    document.where((key,)),
+                    expected=f'{{"{section}": {{"{name}": ...}}}}',
+                    found=key,
+                    remedy="the second argument of load_config, for overrides with dotted keys",
+                    id="C5",
+                )
+            )
+    _require_words(document.value, (), document)
+    return document
+
+
+def _require_words(value: Any, path: KeyPath, document: Document) -> None:
+    """Raise ConfigError for a key that is not text, at any depth."""
+    if not isinstance(value, dict):
+        return
+    for key, inner in value.items():
+        if not isinstance(key, str):
+            what = f"a key must be a word: {key!r}"
+            raise ConfigError(Problem(what, document.where(path), expected="a word", id="C4"))
+        _require_words(inner, (*path, key), document)
+
+
+def _validate(
+    document: Document, overrides: Sequence[str] | Mapping[str, Any], folder: Path
+) -> Config:
     """Return the config of a document. Paths in the document are relative to `folder`."""
     places = Places(document)
     raw, located = _apply_overrides(document, overrides, places)
@@ -135,7 +191,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path, places: Places) -> None:
 
 
 def _apply_overrides(
-    document: Document, overrides: Sequence[str], places: Places
+    document: Document, overrides: Sequence[str] | Mapping[str, Any], places: Places
 ) -> tuple[dict[str, Any], list[LocatedProblem]]:
     """Return the document's value with the overrides set, and all problems so far.
 
@@ -149,11 +205,15 @@ def _apply_overrides(
             raw[name] = dict(section)
 
     problems = list(document.problems)
+    if isinstance(overrides, Mapping):
+        problems += _set_values(raw, overrides, places)
+        return raw, problems
+
     for override in overrides:
         # At the first "=": a value may have more of them.
         key, equals, text = override.partition("=")
-        path: KeyPath = tuple(key.strip().split("."))
-        if not equals or not all(path) or len(path) > 2:
+        path = _path_of(key)
+        if not equals or not path:
             problems.append(((), _malformed(override)))
             continue
 
@@ -169,6 +229,28 @@ def _apply_overrides(
         problems += _located((problem for _, problem in parsed.problems), path, places)
         _set(raw, path, parsed.value)
     return raw, problems
+
+
+def _set_values(
+    raw: dict[str, Any], overrides: Mapping[str, Any], places: Places
+) -> list[LocatedProblem]:
+    """Set the overrides of a dict, whose values are values already. Returns the problems."""
+    problems: list[LocatedProblem] = []
+    for key, value in overrides.items():
+        path = _path_of(str(key))
+        override = f"{key}={json.dumps(value, default=str)}"
+        if not path:
+            problems.append(((), _malformed(override)))
+            continue
+        places.overrides[path] = override
+        _set(raw, path, _plain(value))
+    return problems
+
+
+def _path_of(key: str) -> KeyPath:
+    """Return the parts of an override's key, one or two; () if it cannot be a key."""
+    parts = tuple(key.strip().split("."))
+    return parts if all(parts) and len(parts) <= 2 else ()
 
 
 def _malformed(override: str) -> Problem:
@@ -197,10 +279,15 @@ def _set(raw: dict[str, Any], path: KeyPath, value: Any) -> None:
         section[str(path[-1])] = value
 
 
-def _tuples(value: Any) -> Any:
-    """Return the value with JSON's lists as the tuples that the frozen models hold."""
-    if isinstance(value, dict):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
+def _plain(value: Any) -> Any:
+    """Return the value with the tuples that the frozen models hold for lists, and text for paths.
+
+    What was given is copied and stays as it is.
+    """
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return value

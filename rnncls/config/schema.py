@@ -1,13 +1,16 @@
 """The schema of a config: every key with its type, default, range and a short description.
 
-Defaults live here and nowhere else. A `Config` is frozen: nothing edits it after loading, and what
-can be derived (`data.num_classes`) is derived.
+Defaults live here and nowhere else, but for the few that depend on the data source, in
+`defaults.py`. A `Config` is frozen: nothing edits it after loading, and what can be derived
+(`data.num_classes`) is derived.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from rnncls.config.defaults import COUNTED, default_warmup, known_numbers
 
 # Refused before anything is allocated: a typo in a size should not bring the machine down.
 MAX_PARAMETERS = 2**32  # 16 GiB of float32 weights, before gradients and optimizer state
@@ -165,8 +168,9 @@ class ModelConfig(Section):
     recurrent_init: Literal["default", "orthogonal", "identity"] = "orthogonal"
     """Initial W_hh of each gate: PyTorch's uniform default, a random orthogonal matrix, or the
     identity (with b_hh = 0)."""
-    init_gain: Positive = 0.3
-    """Factor on the initial embedding, W_ih and W_hh; 1 leaves them unscaled."""
+    init_gain: Positive | None = None
+    """Factor on the initial embedding, W_ih and W_hh; 1 leaves them unscaled. null: the default of
+    the data source."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -186,8 +190,9 @@ class OptimizerConfig(Section):
     """Algorithm: torch.optim's Adam, AdamW (decoupled weight decay) or SGD."""
     lr: Positive = 2e-3
     """Peak learning rate, reached after the warm-up."""
-    weight_decay: NotNegative = 0.3
-    """Weight decay on all parameters: decoupled for adamw, an L2 penalty for adam and sgd."""
+    weight_decay: NotNegative | None = None
+    """Weight decay on all parameters: decoupled for adamw, an L2 penalty for adam and sgd. null:
+    the default of the data source."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     """Decay rates of the running averages of gradient and squared gradient, for adam and adamw."""
     eps: Positive = 1e-8
@@ -210,8 +215,9 @@ class ScheduleConfig(Section):
 
     name: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape after the warm-up: stay at lr (constant), or fall to min_lr at the last step."""
-    warmup_steps: Steps = 500
-    """Number of steps of the linear warm-up; 0 starts at lr."""
+    warmup_steps: Steps | None = None
+    """Number of steps of the linear warm-up; 0 starts at lr. null: the default of the data source,
+    which for files is a share of the run's steps."""
     min_lr: NotNegative = 1e-4
     """Learning rate at the last step of a linear or cosine schedule; at most lr."""
 
@@ -232,9 +238,9 @@ class TrainConfig(Section):
     """Steps between two log entries; each averages over the steps since the previous one."""
     eval_every: Count = 500
     """Steps between two evaluations on validation data; there is one after the last step too."""
-    eval_samples: Count = 2000
+    eval_samples: Annotated[int, Field(ge=1, le=2**40)] | None = None
     """Number of validation sequences per evaluation, always the same ones; fewer if a file has
-    fewer."""
+    fewer. null: the default of the data source, which for files is all of them."""
     checkpoint_every: Count = 1000
     """Steps between two checkpoints; also saved after the last step and at each best evaluation."""
     keep_checkpoints: Annotated[int, Field(ge=1, le=1000)] = 2
@@ -283,8 +289,18 @@ class Config(Section):
     """The training loop."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random: initial weights, batches and dropout."""
-    device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
+    device: Annotated[
+        str, Field(pattern=DEVICE_PATTERN, examples=["auto", "cpu", "cuda", "cuda:0"])
+    ] = "auto"
     """Device to compute on: auto (CUDA if available, else the CPU), cpu, cuda or cuda:INDEX."""
+
+    @model_validator(mode="after")
+    def _fill(self) -> "Config":
+        # The data source says what null means. A config is frozen; while it is made, its sections
+        # may still be replaced, and nowhere else.
+        for name, section in _filled(self, known_numbers(self.data.source)).items():
+            object.__setattr__(self, name, section)
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -330,6 +346,43 @@ class Config(Section):
         found = str(getattr(self.train, key))
         remedy = f"train.{key}={neutral}"
         return _clash(f"train.{key}", what, "data.source: files", found, remedy)
+
+
+def with_numbers(
+    config: Config, max_steps: int | None = None, num_validation: int | None = None
+) -> Config:
+    """Return the config with the numbers that null stands for in a config of files.
+
+    `max_steps`: of the whole run; None if the files have not been read, and then it is known only
+    where no epochs can cut the run short. `num_validation`: how many sequences there are to
+    validate on; None if that is not known. What is not known stays null.
+    """
+    if max_steps is None and config.train.max_epochs is None:
+        max_steps = config.train.max_steps
+
+    numbers: dict[str, float] = {}
+    if max_steps is not None:
+        numbers["schedule.warmup_steps"] = default_warmup(max_steps)
+    if num_validation is not None:
+        numbers["train.eval_samples"] = num_validation
+    return config.model_copy(update=_filled(config, numbers))
+
+
+def counted_later(config: Config) -> list[str]:
+    """Return the keys whose default is counted once the files have been read: those still null."""
+    values = flatten(config)
+    return [key for key in COUNTED if values[key] is None]
+
+
+def _filled(config: Config, numbers: dict[str, float]) -> dict[str, Section]:
+    """Return the sections, by name, in which a number takes the place of null."""
+    sections: dict[str, Section] = {}
+    for key, value in numbers.items():
+        name, _, field = key.partition(".")
+        section = sections.get(name, getattr(config, name))
+        if getattr(section, field) is None:
+            sections[name] = section.model_copy(update={field: value})
+    return sections
 
 
 def sizes(config: Config) -> tuple[int, int]:

@@ -11,7 +11,14 @@ import torch
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from rnncls.config import Config, FilesConfig, SumModConfig, check_size
+from rnncls.config import (
+    Config,
+    FilesConfig,
+    SumModConfig,
+    check_size,
+    number,
+    with_numbers,
+)
 from rnncls.data import sequences, sum_mod
 from rnncls.data.batches import Batch, Block
 from rnncls.data.dataset import Dataset, dataset_warnings, load_dataset
@@ -24,7 +31,7 @@ MOST_LENGTHS_LOGGED = 20  # a chart with more curves cannot be read
 class Task(ABC):
     """The data of a run, with its config. Two kinds: generated sequences, and the user's files."""
 
-    config: Config
+    config: Config  # with numbers for all defaults of the data source
     max_steps: int  # of the whole run
     # Without a vocabulary, tokens and labels are the numbers themselves.
     vocabulary: Vocabulary | None = None
@@ -93,7 +100,8 @@ class SumModTask(Task):
 
     def validation(self) -> Iterator[Batch]:
         """Yield `train.eval_samples` sequences of the validation stream."""
-        return sum_mod.samples(self.data, self.config.seed, "val", self.config.train.eval_samples)
+        count = number(self.config.train.eval_samples)
+        return sum_mod.samples(self.data, self.config.seed, "val", count)
 
     def logged_lengths(self) -> list[int]:
         """Return all training lengths, or evenly spread ones if they are many."""
@@ -104,7 +112,6 @@ class FilesTask(Task):
     """Labelled sequences from files, in memory."""
 
     def __init__(self, config: Config, data: FilesConfig, dataset: Dataset) -> None:
-        self.config = config
         self.data = data
         self.dataset = dataset
         self.vocabulary = dataset.vocabulary
@@ -116,6 +123,15 @@ class FilesTask(Task):
         if config.train.max_epochs is not None:
             per_epoch = sequences.steps_per_epoch(self.train, config.train.batch_size)
             self.max_steps = min(self.max_steps, config.train.max_epochs * per_epoch)
+
+        # An empty validation split was warned of while the files were read.
+        self.validated = dataset.splits["val"]
+        if not len(self.validated):
+            self.validated = self.train
+
+        # The numbers that stand in the run's config.yaml and in its checkpoints: resumed with more
+        # steps, the run keeps its warm-up.
+        self.config = with_numbers(config, self.max_steps, len(self.validated))
 
         if config.train.class_weights == "balanced":
             # R / (classes * count): a class of average frequency weighs 1. The clamp is for a class
@@ -142,12 +158,8 @@ class FilesTask(Task):
 
     def validation(self) -> Iterator[Batch]:
         """Yield sequences of the validation split; if that is empty, of the training split."""
-        # An empty validation split was warned of while the files were read.
-        split = self.dataset.splits["val"]
-        if not len(split):
-            split = self.train
-        count = self.config.train.eval_samples
-        return sequences.evaluation_batches(split, count, self.config.seed)
+        count = number(self.config.train.eval_samples)
+        return sequences.evaluation_batches(self.validated, count, self.config.seed)
 
     def logged_lengths(self) -> list[int]:
         """Return the most frequent lengths of the training split."""
@@ -188,7 +200,7 @@ def _warnings_of_length(task: FilesTask) -> Iterator[str]:
         yield f"rnncls: warning[D21]: {ends} {of_all}"
 
     # Only where the epochs cut the run short: a run that max_steps keeps short is on purpose.
-    warmup = task.config.schedule.warmup_steps
+    warmup = number(task.config.schedule.warmup_steps)
     if 0 < task.max_steps <= warmup and task.max_steps < train.max_steps:
         what = f"the run has {task.max_steps:,} steps, all of them within schedule.warmup_steps"
         yield f"rnncls: warning[D21]: {what} = {warmup:,}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from rnncls.config import Config
+from rnncls.config import Config, number
 from rnncls.config import sizes as sizes_of
 from rnncls.data import Padded
 from rnncls.model.recurrence import PackedRNN
@@ -180,7 +180,7 @@ def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClas
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config.seed, "init"))
         model = _model_of(config, sizes)
-        init_recurrence(model, config.model.recurrent_init, config.model.init_gain)
+        init_recurrence(model, config.model.recurrent_init, number(config.model.init_gain))
     return model
 
 

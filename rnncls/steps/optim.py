@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from rnncls.config import OptimizerConfig, ScheduleConfig
+from rnncls.config import OptimizerConfig, ScheduleConfig, number
 
 # Added to the norm before dividing by it, as in torch.nn.utils.clip_grad_norm_.
 CLIP_EPSILON = 1e-6
@@ -16,12 +16,13 @@ def build_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
     """Return Adam, AdamW or SGD for these parameters, with PyTorch's fused kernels."""
+    weight_decay = number(config.weight_decay)
     if config.name == "sgd":
         return torch.optim.SGD(
             parameters,
             config.lr,
             momentum=config.momentum,
-            weight_decay=config.weight_decay,
+            weight_decay=weight_decay,
             fused=True,
         )
 
@@ -31,7 +32,7 @@ def build_optimizer(
         config.lr,
         betas=config.betas,
         eps=config.eps,
-        weight_decay=config.weight_decay,
+        weight_decay=weight_decay,
         fused=True,
     )
 
@@ -54,14 +55,15 @@ def learning_rate(step: int, max_steps: int, lr: float, schedule: ScheduleConfig
     from 0 to 1 over the remaining steps, cosine: min_lr + (lr - min_lr) (1 + cos(pi p)) / 2
     (Loshchilov and Hutter 2017, eq. 5, without restarts), or linear: lr + (min_lr - lr) p.
     """
-    if step < schedule.warmup_steps:
-        return lr * (step + 1) / schedule.warmup_steps
+    warmup_steps = number(schedule.warmup_steps)
+    if step < warmup_steps:
+        return lr * (step + 1) / warmup_steps
     if schedule.name == "constant":
         return lr
 
     # A run may end within its warm-up, or one step after it: then nothing is left to decay.
-    decay_steps = max(1, max_steps - 1 - schedule.warmup_steps)
-    progress = min(1.0, (step - schedule.warmup_steps) / decay_steps)
+    decay_steps = max(1, max_steps - 1 - warmup_steps)
+    progress = min(1.0, (step - warmup_steps) / decay_steps)
 
     # The share of the way from min_lr up to lr.
     share = 1 - progress

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, Field
 
-from rnncls.config import Config, FilesConfig, SumModConfig, flatten
+from rnncls.config import COUNTED, Config, FilesConfig, SumModConfig, flatten, with_numbers
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.evaluation.report import Report
@@ -99,12 +99,14 @@ def evaluate_member(
 def _require_planned(member: Member, checkpoint: Checkpoint) -> None:
     """Raise ConfigError if the checkpoint is of another config than the sweep planned."""
     # Somebody may have trained in the member's folder by hand, or resumed it with overrides.
-    planned = flatten(member.config)
+    planned = flatten(with_numbers(member.config))
     actual = flatten(checkpoint.config)
 
     changes = []
     for key, value in actual.items():
-        if value != planned.get(key):
+        # A number that the plan could not know: it was counted when the member began.
+        was_counted = key in COUNTED and planned[key] is None
+        if value != planned.get(key) and not was_counted:
             changes.append(f"{key}: {planned.get(key)} -> {value}")
 
     if changes:

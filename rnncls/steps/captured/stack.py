@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnncls.config import Config, SumModConfig
+from rnncls.config import Config, SumModConfig, number
 from rnncls.data import Block, Task
 from rnncls.steps.captured.engine import warn_of_eager_steps
 from rnncls.steps.captured.graphs import (
@@ -252,7 +252,9 @@ class StackedRuns:
         # What members may differ in, (M, 1) each.
         optimizers = [task.config.optimizer for _, task in runs]
         limits = [task.config.train.max_grad_norm or math.inf for _, task in runs]
-        self.weight_decay = self._column([optimizer.weight_decay for optimizer in optimizers])
+        self.weight_decay = self._column(
+            [number(optimizer.weight_decay) for optimizer in optimizers]
+        )
         betas = torch.tensor(
             [optimizer.betas for optimizer in optimizers], dtype=torch.float64, device=self.device
         )

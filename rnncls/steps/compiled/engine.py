@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from rnncls.config import Config
+from rnncls.config import Config, number
 from rnncls.data import Block, Task
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.compiled import kernels, memory, program
@@ -238,7 +238,7 @@ def hyperparameters_of(config: Config) -> Hyperparameters:
     return Hyperparameters(
         max_norm=math.inf if max_norm is None else max_norm,
         clip_epsilon=CLIP_EPSILON,
-        weight_decay=optimizer.weight_decay,
+        weight_decay=number(optimizer.weight_decay),
         beta1=beta1,
         beta2=beta2,
         eps=optimizer.eps,
