@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 CONFIG := configs/sum_mod_10.yaml
 PYTEST := -n auto --dist worksteal --durations 15
 RUN := runs/sum_mod_10/$(shell date +%Y-%m-%d_%H-%M-%S)
+PYTHONS := python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow chaos check format golden docs clean
+.PHONY: help install train test test-slow test-pythons chaos check format golden docs clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 install: $(VENV)/installed ## create .venv and install rnncls with its development tools
 
@@ -35,6 +36,16 @@ test: install ## the quick tests
 test-slow: install ## the tests that are statistical, exhaustive or long
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
+# By hand: each Python gets an environment of its own. One that only a version manager knows and that
+# does not start counts as not installed.
+test-pythons: ## the quick tests on every supported Python that is installed
+	@failed=; for python in $(PYTHONS); do \
+	  if ! $$python -c '' 2> /dev/null; then echo "$$python: not installed"; continue; fi; \
+	  echo "$$python:"; \
+	  $(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$python || failed="$$failed $$python"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed on$$failed"; exit 1; fi
+
 chaos: install ## kill, stop, starve and damage runs at length, and print what came of it
 	$(BIN)/python -m scripts.chaos
 
@@ -55,5 +66,5 @@ docs: install ## rewrite docs/config.md from the schema
 	$(BIN)/python -m scripts.config_page
 
 clean: ## remove what make and the tools created; runs/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-python3* build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

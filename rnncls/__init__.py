@@ -13,6 +13,7 @@ The functions are imported on first use, so that `import rnncls` stays fast.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rnncls.system.machine import require_posix
 from rnncls.version import __version__
 
 if TYPE_CHECKING:
@@ -33,9 +34,13 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public function on first use (PEP 562). Raises AttributeError for other names."""
+    """Import a public function on first use (PEP 562).
+
+    Raises: AttributeError for other names. MachineError on Windows.
+    """
     # From a fixed table: a name that somebody else chose must not become an import.
     if name in _MODULES:
+        require_posix()
         module = import_module(f"rnncls.{_MODULES[name]}")
         return getattr(module, name)
     raise AttributeError(f"module 'rnncls' has no attribute {name!r}")

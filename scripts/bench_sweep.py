@@ -9,7 +9,6 @@ the comparison. Rounds take turns. Printed are medians, and the median of the pe
 its range. No timing is asserted.
 """
 
-import os
 import platform
 import random
 import time
@@ -26,6 +25,7 @@ from rnncls.steps.captured.graphs import StepRequest, pad_block
 from rnncls.steps.captured.stack import StackedRuns
 from rnncls.steps.chunks import with_rates
 from rnncls.steps.engines import choose
+from rnncls.system.machine import usable_cores
 from rnncls.training.states import new_state
 from scripts.bench import REGIMES, Run
 
@@ -97,7 +97,7 @@ def main(
 ) -> None:
     """Measure all ways and print a line for each."""
     torch.set_num_threads(1)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     compiled = [member(seed, "compiled") for seed in range(MEMBERS)]
     eager = [member(seed, "eager") for seed in range(MEMBERS)]
     stack_of_all = stack()

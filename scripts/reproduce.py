@@ -9,7 +9,6 @@ Nothing in RESULTS.md is typed by hand. Members that have finished are not train
 """
 
 import json
-import os
 import platform
 import shlex
 import signal
@@ -35,6 +34,7 @@ from rnncls.sweep.outcomes import Outcome
 from rnncls.sweep.plan import load_sweep
 from rnncls.sweep.summary import HorizonStatistics, Setting, Statistics, SuccessRate, summarize
 from rnncls.system.files import write_atomically
+from rnncls.system.machine import usable_cores
 
 TIMING = "timing.json"
 
@@ -367,7 +367,7 @@ def machine() -> str:
     names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
     processor = min(names, default=platform.machine())
 
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     return f"{cores} cores of {processor}, {versions}"
 

@@ -189,7 +189,17 @@ def program_commands() -> Iterator[str]:
 def test_make_knows_the_targets_that_the_pages_and_the_help_name() -> None:
     done = helpers.run_command(["make", "help"])
     assert done.returncode == 0, done.stderr
-    targets = ["install", "train", "test", "test-slow", "chaos", "check", "format", "golden"]
+    targets = [
+        "install",
+        "train",
+        "test",
+        "test-slow",
+        "test-pythons",
+        "chaos",
+        "check",
+        "format",
+        "golden",
+    ]
     for target in [*targets, "docs", "clean"]:
         assert f"make {target} " in done.stdout
 

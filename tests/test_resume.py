@@ -21,9 +21,10 @@ from rnncls.config import Config, dump_config
 from rnncls.errors import CheckpointError, ConfigError, Interrupted, MachineError
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint, find_newest, step_files
-from rnncls.rundir.listing import compare, find_runs
+from rnncls.rundir.compare import Comparison, compare
 from rnncls.rundir.lock import is_locked, locked
 from rnncls.rundir.status import read_status
+from rnncls.sweep.listing import find_rows
 from rnncls.training import loop
 from rnncls.training.fit import fit
 from rnncls.training.progress import validation_scalars
@@ -419,8 +420,8 @@ def test_damaged_lines_and_statuses_are_passed_over(damage: str, tmp_path: Path)
     with (run_dir / "metrics.jsonl").open("ab") as file:
         file.write(DAMAGED_LINES[damage] + b"\n")
     (run_dir / "status.json").write_bytes(DAMAGED_LINES[damage])
-    assert compare(run_dir, run_dir) == {"config": {}, "result": {}}
-    assert find_runs(tmp_path) == []
+    assert compare(run_dir, run_dir) == Comparison({}, {}, "val/accuracy")
+    assert find_rows(tmp_path) == []
     assert resume(run_dir, ["train.max_steps=20"]).step == 20
     assert [line["step"] for line in outcome(run_dir)[1]] == [10, 20]
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rnncls.cli import config, data, evaluate, predict, runs, sweep, train
+from rnncls.cli import config, data, evaluate, model, predict, runs, sweep, train
 from rnncls.version import __version__
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ _add_group(
     config.schema,
 )
 _add_group("data", "Inspect data before training on it.", data.check, data.stats, data.sample)
+_add_group("model", "Inspect a model.", model.show)
 _add_group("runs", "Inspect and compare runs.", runs.ls, runs.diff)
 
 

@@ -1,37 +1,121 @@
 """rnncls runs ls and diff"""
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rnncls.cli.options import Json
-from rnncls.errors import printable
+from rnncls.errors import ConfigError, Problem, printable
+
+if TYPE_CHECKING:
+    from rnncls.rundir.compare import Comparison
+    from rnncls.rundir.listing import RunRow
+
+MOST_SHOWN = 20
+
+Table = dict[str, list[str]]  # the cells of each column, by its heading
+
+# Columns whose cells begin at the left.
+_TEXTS = ("state", "metric", "config", "cell", "sweep", "run", "key", "better")
 
 
 def ls(
     folder: Annotated[
-        Path, typer.Argument(help="Folder to search for runs.", readable=False)
+        Path, typer.Argument(help="Folder to search for runs, or a sweep.", readable=False)
     ] = Path("runs"),
+    most: Annotated[
+        int | None,
+        typer.Option("-n", min=1, help=f"Rows to show (default {MOST_SHOWN}; with --json all)."),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show every row, and the members of sweeps, too.")
+    ] = False,
+    sort: Annotated[
+        str,
+        typer.Option(
+            help="age (newest first), best (best first, by metric), step (furthest first) or run."
+        ),
+    ] = "age",
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="KEY=VALUE",
+            help="Show what matches: state, metric, config, cell or a key of the config, such as "
+            "model.hidden_size=64. May be repeated; then all must match.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List runs, newest first: state, step, best validation accuracy, age."""
-    from rnncls.rundir.listing import find_runs
+    """List runs and sweeps: state, step, best value on validation, config, seed, cell, age."""
+    from rnncls.sweep.filters import filter_rows, parse_filters
+    from rnncls.sweep.listing import SORTS, find_rows, sort_rows
 
-    runs = find_runs(folder)
+    if sort not in SORTS:
+        expected = ", ".join(SORTS)
+        raise ConfigError(Problem("bad value for --sort", expected=expected, found=sort, id="C17"))
+    wanted = parse_filters(filters or [])
+
+    found = find_rows(folder, members=everything)
+    rows = sort_rows(filter_rows(found, wanted), sort)
+
+    # Whoever reads JSON counts for himself.
+    limit = most if as_json else most or MOST_SHOWN
+    shown = rows if everything else rows[:limit]
+
     if as_json:
-        print(json.dumps([run.to_json() for run in runs]))
-        return
+        print(json.dumps([row.to_json() for row in shown]))
+    elif shown:
+        _print_table(_table_of(shown))
+
+    if not found:
+        print(f"no runs below {folder}; rnncls train makes one", file=sys.stderr)
+    elif not rows:
+        print(f"none of {len(found):,} rows matches {' '.join(filters or [])}", file=sys.stderr)
+    elif len(shown) < len(rows):
+        hidden = len(rows) - len(shown)
+        print(f"... and {hidden:,} more: -n {len(rows)}, or --all", file=sys.stderr)
+
+
+def _table_of(rows: "Sequence[RunRow]") -> Table:
+    # One metric stands in the heading of its values; of several, each row says its own.
+    metrics = {row.best_metric for row in rows if row.best_value is not None}
+    heading = f"val/{min(metrics)}" if len(metrics) == 1 else "value"
+    names = [f"val/{row.best_metric}" if len(metrics) > 1 else "" for row in rows]
 
     # The name comes last, because it may be of any length.
-    print(f"{'state':<12} {'step':>9} {'best':>7} {'age':>6}  run")
-    for run in runs:
-        accuracy = run.best_accuracy
-        best = "" if accuracy is None else f"{accuracy:.4f}"
-        age = _age(run.age_s)
-        name = printable(run.run)
-        print(f"{run.state:<12} {run.step:>9,} {best:>7} {age:>6}  {name}")
+    return {
+        "state": [row.state for row in rows],
+        "step": [f"{row.step:,}" for row in rows],
+        "metric": names,
+        heading: ["" if row.best_value is None else f"{row.best_value:.4f}" for row in rows],
+        "config": [row.config for row in rows],
+        "seed": [row.seed for row in rows],
+        "cell": [row.cell for row in rows],
+        "age": [_age(row.age_s) for row in rows],
+        "sweep": [_members_of(row) for row in rows],
+        "run": [row.run for row in rows],
+    }
+
+
+def _members_of(row: "RunRow") -> str:
+    """Return what a row says about the members of a sweep; "" for a run."""
+    from rnncls.sweep.listing import SweepRow
+
+    if not isinstance(row, SweepRow):
+        return ""
+    parts = [f"{row.runs:,} runs"]
+    if row.solved is not None:
+        parts.append(f"{row.solved:,} of {row.ended:,} solved")
+    else:
+        parts.append(f"{row.ended:,} ended")
+    if row.median is not None:
+        parts.append(f"median {row.median:.4f}")
+    return ", ".join(parts)
 
 
 def diff(
@@ -39,22 +123,58 @@ def diff(
     other: Annotated[Path, typer.Argument(metavar="B", help="Run directory.", readable=False)],
     as_json: Json = False,
 ) -> None:
-    """Show how two runs differ: in their configs, their states and their last metrics."""
-    from rnncls.rundir.listing import compare
+    """Show how two runs differ, by how much, and which is better: configs, states, last metrics."""
+    from rnncls.rundir.compare import compare
 
-    differences = compare(one, other)
+    comparison = compare(one, other)
     if as_json:
-        print(json.dumps({"a": str(one), "b": str(other), **differences}))
+        print(json.dumps({"a": str(one), "b": str(other), **comparison.to_json()}))
         return
 
-    print(f"a: {one}\nb: {other}")
-    for part, pairs in differences.items():
-        # Each part has a heading, so that "no difference" is said and not merely left out.
-        print(f"\n{part}" if pairs else f"\n{part}: no difference")
+    print(printable(f"a: {one}\nb: {other}"))
+    results = dict(comparison.result)
+    # The best value says it, by the metric that chose it.
+    results.pop("best_accuracy", None)
 
-        width = max(map(len, pairs), default=0)
-        for key, (first, second) in pairs.items():
-            print(f"  {printable(key):<{width}}  {_shown(first):>12}  {_shown(second):>12}")
+    for part, pairs in (("config", comparison.config), ("result", results)):
+        # Each part has a heading, so that "no difference" is said and not merely left out.
+        heading = part
+        if pairs and part == "result" and comparison.metric is not None:
+            heading += f" (the best step is chosen by {comparison.metric})"
+        print(f"\n{heading}" if pairs else f"\n{heading}: no difference")
+        if pairs:
+            _print_table(_table_of_pairs(pairs, comparison), indent="  ")
+
+
+def _table_of_pairs(pairs: dict[str, tuple[Any, Any]], comparison: "Comparison") -> Table:
+    changes = comparison.changes()
+    table: Table = {"key": [], "a": [], "b": [], "b - a": [], "%": [], "better": []}
+    for key, (first, second) in pairs.items():
+        is_best = key == "best_value" and comparison.metric is not None
+        table["key"].append(f"best {comparison.metric}" if is_best else key)
+        table["a"].append(_shown(first))
+        table["b"].append(_shown(second))
+
+        change = changes.get(key)
+        relative = change.relative if change else None
+        table["b - a"].append(f"{change.difference:+.4g}" if change else "")
+        table["%"].append("" if relative is None else f"{relative:+.1%}")
+        table["better"].append(change.better or "" if change else "")
+    return table
+
+
+def _print_table(table: Table, indent: str = "") -> None:
+    """Print the columns side by side, without those that are empty; the last is never padded."""
+    columns = []
+    for heading, texts in table.items():
+        if any(texts):
+            cells = [heading, *map(printable, texts)]
+            width = max(map(len, cells))
+            is_text = heading in _TEXTS
+            columns.append([cell.ljust(width) if is_text else cell.rjust(width) for cell in cells])
+
+    for line in zip(*columns, strict=True):
+        print(indent + "  ".join(line).rstrip())
 
 
 def _shown(value: Any) -> str:
@@ -63,7 +183,7 @@ def _shown(value: Any) -> str:
     # Enough digits to tell two losses apart.
     if isinstance(value, float):
         return f"{value:.6g}"
-    return printable(str(value))
+    return str(value)
 
 
 def _age(seconds: float) -> str:

@@ -1,26 +1,34 @@
-"""Lists of runs, and how two runs differ."""
+"""One run as a row of a list: what its status and its config tell about it.
 
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+The folders that are listed may be anybody's. A file that rnncls did not write is left out, or
+leaves the columns empty that it would have filled; it never ends a listing.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from rnncls.config import flatten, load_config
-from rnncls.errors import CheckpointError, ConfigError, Problem
-from rnncls.rundir.paths import CHECKPOINTS, CONFIG, STATUS
+from rnncls.config import Config
+from rnncls.config.strict_yaml import MAX_BYTES, parse
+from rnncls.errors import ConfigError
+from rnncls.rundir.paths import CONFIG
 from rnncls.rundir.status import read_status
-from rnncls.rundir.tables import read_metrics
 from rnncls.system.files import read_regular
 
-MAX_CONFIG_BYTES = 2**20
+# The metrics that can choose the best step, in the order in which a sorted list has them.
+METRICS = ("accuracy", "macro_f1", "loss")
 
-Difference = dict[str, tuple[Any, Any]]
+# How the default run directory is called; its parent then has the name of the config.
+_DEFAULT_NAME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-.*)?")
 
 
 @dataclass(frozen=True)
-class RunSummary:
-    """One run of a list, as its status tells."""
+class RunRow:
+    """One run of a list."""
 
     run: str  # the run directory
     state: str
@@ -28,111 +36,147 @@ class RunSummary:
     best_accuracy: float | None  # None before the first evaluation
     exit_code: int | None  # None while the run goes on
     age_s: float  # seconds since the status was written
+    best_metric: str  # the one that chooses the best step, one of METRICS
+    best_value: float | None  # of that metric; a loss is positive
+    best_step: int | None
+    config: str = ""  # the name of the config, where the run directory has it in its path
+    seed: str = ""
+    cell: str = ""
+
+    # All values that each key of the config has: one for a run, more for a sweep.
+    values: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the run in what `rnncls runs ls --json` prints."""
-        return asdict(self)
+        names = [one.name for one in fields(self) if one.name != "values"]
+        return {name: getattr(self, name) for name in names}
 
 
-def find_runs(folder: Path) -> list[RunSummary]:
-    """Return every run below `folder`, newest first.
+def describe_run(run_dir: Path, with_config: bool = True) -> RunRow | None:
+    """Return the run's row; None if its status is not one that rnncls wrote.
 
-    Raises: CheckpointError if there is no such folder.
+    `with_config`: whether to read the config, too, for the columns and values that come from it.
     """
-    # No default folder means no runs yet, which is not an error.
-    if not folder.is_dir() and folder != Path("runs"):
-        raise CheckpointError(
-            Problem("no such folder", str(folder), remedy="the folder that has the runs", id="K1")
-        )
-
-    runs = []
-    # Members of a sweep are runs, too, at any depth.
-    for path in folder.glob(f"**/{STATUS}"):
-        run = _describe_status(path.parent)
-        if run is not None:
-            runs.append(run)
-    return sorted(runs, key=lambda run: (run.age_s, run.run))
-
-
-def _describe_status(run_dir: Path) -> RunSummary | None:
-    """Return the run's line of the list; None if its status is not one that rnncls wrote."""
     status = read_status(run_dir)
+    values = saved_values(run_dir / CONFIG) if with_config else {}
 
-    # Converted, so that whoever prints the line gets these types whatever the file holds.
+    # Converted, so that whoever prints the row gets these types whatever the files hold.
     try:
         age = datetime.now(UTC) - datetime.fromisoformat(status["updated_at"])
-        best = status["best_accuracy"]
-        exit_code = status["exit_code"]
-        return RunSummary(
+        metric, value = best_of(status)
+        return RunRow(
             run=str(run_dir),
             state=str(status["state"]),
             step=int(status["step"]),
-            best_accuracy=None if best is None else float(best),
-            exit_code=None if exit_code is None else int(exit_code),
+            best_accuracy=_float(status["best_accuracy"]),
+            exit_code=_int(status["exit_code"]),
             age_s=age.total_seconds(),
+            best_metric=metric,
+            best_value=value,
+            best_step=_int(status.get("best_step")),
+            config=config_name(run_dir),
+            seed=_text(values.get("seed")),
+            cell=_text(values.get("model.cell")),
+            values={key: (one,) for key, one in values.items()},
         )
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
 
 
-def compare(one: Path, other: Path) -> dict[str, Difference]:
-    """Return how two runs differ: `{"config": {key: (one's value, other's value)}, "result": ...}`.
+def best_of(status: dict[str, Any]) -> tuple[str, float | None]:
+    """Return which metric chose the best step of a status, and its value there.
 
-    Only what differs is there, with None where a value is missing. Results are the status and the
-    last logged value of each metric.
-
-    Raises: CheckpointError for a folder that is not a run directory. ConfigError for a config that
-    cannot be read.
+    Older versions of rnncls wrote neither, but the accuracy of that step.
     """
-    first = _describe_run(one)
-    second = _describe_run(other)
-    return {part: _differences(first[part], second[part]) for part in first}
+    metric = status.get("best_metric")
+    if metric not in METRICS:
+        return "accuracy", _float(status.get("best_accuracy"))
+    return metric, _float(status.get("best_value"))
 
 
-def _differences(first: dict[str, Any], second: dict[str, Any]) -> Difference:
-    differences = {}
-    for key in first | second:
-        pair = (first.get(key), second.get(key))
-        if pair[0] != pair[1]:
-            differences[key] = pair
-    return differences
+def config_name(run_dir: Path) -> str:
+    """Return the config's name from a path such as runs/CONFIG/DATE_TIME; "" from any other."""
+    run_dir = run_dir.absolute()
+    return run_dir.parent.name if _DEFAULT_NAME.fullmatch(run_dir.name) else ""
 
 
-def _describe_run(run_dir: Path) -> dict[str, dict[str, Any]]:
-    if not (run_dir / CHECKPOINTS).is_dir():
-        raise CheckpointError(
-            Problem(
-                "not a run directory",
-                str(run_dir),
-                expected="a folder with config.yaml and checkpoints/",
-                id="K1",
-            )
-        )
+def saved_values(path: Path) -> dict[str, Any]:
+    """Return every dotted key of a run's config.yaml with its value, as the file has it.
 
-    config_path = run_dir / CONFIG
+    Empty if there is no such file or it is not a config. Keys that an older version did not know
+    have their defaults, except in the section `data`, whose keys depend on the source.
+    """
     try:
-        # load_config would wait for ever if this were a pipe.
-        read_regular(config_path, MAX_CONFIG_BYTES)
-    except OSError as error:
-        what = f"cannot read the config: {error.strerror}"
-        raise ConfigError(
-            Problem(what, str(config_path), remedy="a run directory", id="C1")
-        ) from None
-
-    status = read_status(run_dir)
-    result = {key: status.get(key) for key in ("state", "step", "best_accuracy")}
-    result |= _last_metrics(run_dir)
-    return {"config": flatten(load_config(config_path)), "result": result}
+        text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
+        return with_defaults(flat(_parse_sections(text)))
+    except (OSError, ValueError, ConfigError, RecursionError):
+        return {}
 
 
-def _last_metrics(run_dir: Path) -> dict[str, Any]:
-    """Return the last logged value of each tag."""
-    # Tag by tag, because training and validation are not logged at the same steps.
-    last: dict[str, Any] = {}
-    with suppress(OSError):
-        for row in read_metrics(run_dir):
-            last |= row
+def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a config, with the defaults of the keys that it lacks."""
+    return {**_defaults(), **values} if values else {}
 
-    # The status says the step.
-    last.pop("step", None)
-    return last
+
+def flat(raw: Any) -> dict[str, Any]:
+    """Return {"a": {"b": 1}} as {"a.b": 1}; what is not a mapping has no values."""
+    if not isinstance(raw, dict):
+        return {}
+
+    values: dict[str, Any] = {}
+    for name, section in raw.items():
+        if isinstance(section, dict):
+            values |= {f"{name}.{key}": value for key, value in section.items()}
+        else:
+            values[str(name)] = section
+    return values
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    defaults = flat(Config().model_dump())
+    return {key: value for key, value in defaults.items() if not key.startswith("data.")}
+
+
+def _parse_sections(text: str) -> dict[str, Any]:
+    """Return the sections of a config. Raises: ConfigError if the text is not YAML."""
+    # To parse a config takes milliseconds, but runs that are listed together have most of their
+    # values in common: each key is parsed by itself, and the same text once.
+    sections: dict[str, Any] = {}
+    for section in re.split(r"^(?=[^\s#])", text, flags=re.MULTILINE):
+        heading, _, body = section.partition("\n")
+        first, *keys = re.split(r"^(?=  [^\s#-])", body, flags=re.MULTILINE)
+
+        # Also what is indented otherwise than rnncls does it, and a key without a section.
+        if first.strip() or not keys:
+            sections |= _parse_mapping(section)
+            continue
+
+        values: dict[str, Any] = {}
+        for key in keys:
+            values |= _parse_mapping(key)
+        sections |= dict.fromkeys(_parse_mapping(heading), values)
+    return sections
+
+
+@lru_cache(maxsize=4096)
+def _parse_mapping(text: str) -> dict[str, Any]:
+    value = parse(text, CONFIG).value
+    return value if isinstance(value, dict) else {}
+
+
+def _float(value: Any) -> float | None:
+    """Return the value as a number that can be compared; None for None and for NaN."""
+    if value is None:
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _int(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _text(value: Any) -> str:
+    """Return a value of a config for a column: short, whatever the file holds."""
+    return str(value)[:20] if isinstance(value, str | int) else ""

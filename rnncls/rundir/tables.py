@@ -91,3 +91,17 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             continue
     return rows
+
+
+def train_seconds(rows: list[dict[str, Any]], batch_size: int) -> float | None:
+    """Return the seconds spent on training steps alone, from the rates that were logged."""
+    seconds = 0.0
+    last_step = 0
+    # Each rate is the average since the row before that has one; neither evaluation nor saving is
+    # part of it.
+    for row in rows:
+        rate = row.get("train/sequences_per_second")
+        if rate:
+            seconds += batch_size * (row["step"] - last_step) / rate
+            last_step = row["step"]
+    return seconds or None

@@ -1,6 +1,5 @@
 """Decide which members of a sweep train together, and how many of them at the same time."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from rnncls.steps.captured.stack import shape_of
 from rnncls.steps.engines import why_not
 from rnncls.sweep.plan import Member
 from rnncls.system.device import resolve_device
+from rnncls.system.machine import usable_cores
 
 # Members in one stack. Each adds its weights, moments and padded blocks to the GPU's memory, and in
 # every round the fastest member waits for the slowest.
@@ -58,10 +58,8 @@ def plan_groups(members: Sequence[Member], jobs: int | None) -> list[Group]:
     for stackable in same_shape.values():
         groups += _stacks(stackable, jobs or MOST_STACKED)
 
-    # Those cores that this process may use: in a container they can be fewer than the machine has.
     if parallel:
-        available_cores = len(os.sched_getaffinity(0))
-        threads = min(jobs or available_cores, len(parallel))
+        threads = min(jobs or usable_cores(), len(parallel))
         groups.append(Group(parallel, threads))
 
     # Eager steps hold Python's lock most of the time and use PyTorch's own threads; captured steps

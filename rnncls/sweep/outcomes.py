@@ -6,7 +6,7 @@ from typing import Any
 
 from rnncls.errors import ConfigError, NonFiniteError
 from rnncls.rundir.status import read_status
-from rnncls.rundir.tables import read_metrics
+from rnncls.rundir.tables import read_metrics, train_seconds
 from rnncls.sweep.plan import Member, Sweep, tested_lengths
 from rnncls.sweep.results import Evaluation, read_evaluation, trained_accuracy
 
@@ -122,7 +122,7 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
         evaluation=evaluation,
         tested=tuple(tested_lengths(sweep, member.config)),
         steps_to_solved=_steps_to_solved(metrics),
-        train_s=_train_seconds(metrics, member.config.train.batch_size),
+        train_s=train_seconds(metrics, member.config.train.batch_size),
     )
 
 
@@ -135,17 +135,3 @@ def _steps_to_solved(metrics: list[dict[str, Any]]) -> int | None:
             step: int = row["step"]
             return step
     return None
-
-
-def _train_seconds(metrics: list[dict[str, Any]], batch_size: int) -> float | None:
-    """Return the seconds spent on training steps alone, from the rates that were logged."""
-    seconds = 0.0
-    last_step = 0
-    # Each rate is the average since the row before that has one; neither evaluation nor saving is
-    # part of it.
-    for row in metrics:
-        rate = row.get("train/sequences_per_second")
-        if rate:
-            seconds += batch_size * (row["step"] - last_step) / rate
-            last_step = row["step"]
-    return seconds or None

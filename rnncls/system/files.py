@@ -6,6 +6,7 @@ begins with `TEMPORARY`. Only a kill leaves one behind, and the next owner of th
 """
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -22,8 +23,9 @@ TEMPORARY = ".tmp-"  # how the names of temporary files begin
 # A limit of the machine was reached; another place to write would not help.
 _LIMITS = (errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
 
-# What file systems without hard links answer.
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+# What file systems without hard links answer. The two "not supported" are one number on Linux and
+# two on macOS.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
@@ -55,7 +57,7 @@ def _write_new(path: Path, content: bytes, durable: bool) -> None:
             # One write may take only a part.
             rest = rest[os.write(descriptor, rest) :]
         if durable:
-            os.fsync(descriptor)
+            flush_to_disk(descriptor)
     finally:
         os.close(descriptor)
 
@@ -82,7 +84,7 @@ def new_file(path: Path) -> Iterator[TextIO]:
         with temporary.open("x", encoding="utf-8", newline="") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file.fileno())
         temporary.replace(path)
     # Also after Ctrl-C: what is not whole must not stay behind.
     except BaseException:
@@ -152,9 +154,24 @@ def fsync_folder(folder: Path) -> None:
     """Make the names in the folder survive a power cut. Raises: OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        flush_to_disk(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_to_disk(descriptor: int) -> None:
+    """Make what was written to a file or folder survive a power cut. Raises: OSError."""
+    # On macOS fsync leaves the data in the disk's own cache; this call empties that, too (man 2
+    # fsync). Not every file system there has it.
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_sync is not None:
+        try:
+            fcntl.fcntl(descriptor, full_sync)
+        except OSError:
+            pass
+        else:
+            return
+    os.fsync(descriptor)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,0 +1,136 @@
+"""rnncls model show"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rnncls.cli.options import Json, Overrides, load
+from rnncls.errors import ConfigError, Problem, printable
+
+if TYPE_CHECKING:
+    from rnncls.model.describe import ModelDescription
+    from rnncls.rundir.checkpoint import Checkpoint
+
+# More names of classes than this are counted and not listed.
+MOST_CLASSES_SHOWN = 20
+
+
+def show(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|CHECKPOINT|CONFIG",
+            help="Run directory (its best checkpoint), checkpoint file, or a config (.yaml).",
+            readable=False,
+        ),
+    ],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Show the layers of a model, their shapes and parameters. Nothing is trained or written."""
+    if model.suffix in (".yaml", ".yml"):
+        about, description = _of_config(model, overrides)
+    elif overrides:
+        what = "a checkpoint has the model that it has"
+        expected = "overrides for a config (.yaml) only"
+        found = " ".join(overrides)
+        raise ConfigError(Problem(what, str(model), expected=expected, found=found, id="C17"))
+    else:
+        about, description = _of_checkpoint(model)
+
+    if as_json:
+        print(json.dumps({**about, **description.to_json()}))
+        return
+    for key, value in about.items():
+        if value is not None:
+            print(printable(f"{key + ':':<12} {_shown(value)}"))
+    _print_layers(description)
+    _print_tensors(description)
+
+
+def _of_config(
+    path: Path, overrides: list[str] | None
+) -> "tuple[dict[str, Any], ModelDescription]":
+    """Describe the model that a config would train. Raises: ConfigError. DataError."""
+    # Before torch is imported, so that a wrong config is reported at once.
+    config = load(path, overrides)
+
+    from rnncls.data import load_task
+    from rnncls.model.describe import describe_model
+
+    # Files are read for their numbers of tokens and classes.
+    task = load_task(config, progress=True)
+    labels = None if task.vocabulary is None else list(task.vocabulary.labels)
+    num_tokens, num_classes = task.sizes
+    about = {
+        "config": str(path),
+        "step": None,
+        "cell": config.model.cell,
+        "tokens": num_tokens,
+        "classes": num_classes,
+        "labels": labels,
+    }
+    return about, describe_model(config, task.sizes)
+
+
+def _of_checkpoint(path: Path) -> "tuple[dict[str, Any], ModelDescription]":
+    """Describe the model of a checkpoint. Raises: CheckpointError. MachineError."""
+    from rnncls.model.describe import describe_model
+    from rnncls.rundir.checkpoint import read_checkpoint
+    from rnncls.rundir.checkpoint_files import find_checkpoint
+    from rnncls.rundir.restore import fitting_weights
+
+    checkpoint = read_checkpoint(find_checkpoint(path))
+    # What is described is the model of the config: the weights must be its weights.
+    fitting_weights(checkpoint, checkpoint.config, checkpoint.sizes)
+    description = describe_model(checkpoint.config, checkpoint.sizes)
+    return _about_checkpoint(checkpoint), description
+
+
+def _about_checkpoint(checkpoint: "Checkpoint") -> dict[str, Any]:
+    num_tokens, num_classes = checkpoint.sizes
+    vocabulary = checkpoint.vocabulary
+    return {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.state.step,
+        "cell": checkpoint.config.model.cell,
+        "tokens": num_tokens,
+        "classes": num_classes,
+        "labels": None if vocabulary is None else list(vocabulary.labels),
+    }
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list):
+        names = ", ".join(value[:MOST_CLASSES_SHOWN])
+        left_out = len(value) - MOST_CLASSES_SHOWN
+        return f"{names}, ... and {left_out:,} more" if left_out > 0 else names
+    return str(value)
+
+
+def _print_layers(description: "ModelDescription") -> None:
+    print("\nlayers, for B sequences of T tokens (packed or padded)")
+    rows = [("layer", "kind", "input", "output")]
+    for layer in description.layers:
+        rows.append((layer.name, layer.kind, layer.input, layer.output))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  " + "  ".join(cells).rstrip())
+
+
+def _print_tensors(description: "ModelDescription") -> None:
+    print("\nparameters")
+    width = max(len(tensor.name) for tensor in description.tensors)
+    shapes = [str(tensor.shape) for tensor in description.tensors]
+    shape_width = max(map(len, shapes))
+    for tensor, shape in zip(description.tensors, shapes, strict=True):
+        name = f"{tensor.name:<{width}}  {shape:<{shape_width}}"
+        print(f"  {name}  {tensor.parameters:>13,}  {tensor.share:>6.1%}")
+
+    total = "total".ljust(width + 2 + shape_width)
+    print(f"  {total}  {description.parameters:>13,}  {1:>6.1%}  {description.bytes:,} bytes")

@@ -1,0 +1,214 @@
+"""`rnncls runs ls`: runs and sweeps as rows of one list, found, filtered and sorted.
+
+A sweep is one row, which its members' files are read for. This is the package that may see both;
+it reads sweep.yaml by itself, because `plan.py` imports torch, which takes seconds.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rnncls.config.ranges import parse_seeds
+from rnncls.config.strict_yaml import MAX_BYTES, parse
+from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem
+from rnncls.rundir.listing import (
+    METRICS,
+    RunRow,
+    config_name,
+    describe_run,
+    flat,
+    with_defaults,
+)
+from rnncls.rundir.paths import CHECKPOINTS, STATUS
+from rnncls.sweep.paths import EVALUATION, MEMBERS, SWEEP_FILE
+from rnncls.system.files import read_regular
+
+# A report on generated data has some kB. Counting members must not read gigabytes.
+MAX_REPORT_BYTES = 2**20
+
+SORTS = ("age", "best", "step", "run")
+
+
+@dataclass(frozen=True)
+class SweepRow(RunRow):
+    """One sweep of a list. Step and value are those of the member that is best or furthest."""
+
+    runs: int = 0  # members that the sweep has by its plan
+    ended: int = 0  # that have a result: evaluated, or diverged
+    solved: int | None = None  # that are right on every test sequence; None for data files
+    median: float | None = None  # of the members' best values
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What sweep.yaml says."""
+
+    runs: int
+    seeds: str
+    values: dict[str, tuple[Any, ...]]  # of each key of the config, in any member
+
+
+def find_rows(folder: Path, members: bool = False) -> list[RunRow]:
+    """Return every run and every sweep below `folder`, in no order.
+
+    `members`: also the members of sweeps as rows of their own. Those of `folder` itself always are.
+
+    Raises: CheckpointError if there is no such folder.
+    """
+    # No default folder means no runs yet, which is not an error.
+    if not folder.is_dir() and folder != Path("runs"):
+        raise CheckpointError(
+            Problem("no such folder", str(folder), remedy="the folder that has the runs", id="K1")
+        )
+
+    rows: list[RunRow | None] = []
+    for name, folders, files in os.walk(folder):
+        path = Path(name)
+        if STATUS in files:
+            rows.append(describe_run(path))
+
+        # Whoever asks for a sweep wants to see what is in it.
+        if SWEEP_FILE in files and path != folder:
+            sweep = describe_sweep(path)
+            rows.append(sweep)
+            if sweep is not None and not members:
+                folders[:] = [folder for folder in folders if folder != MEMBERS]
+
+        # A run has no runs among its checkpoints, but many files.
+        folders[:] = [folder for folder in folders if folder != CHECKPOINTS]
+    return [row for row in rows if row is not None]
+
+
+def sort_rows(rows: Sequence[RunRow], order: str) -> list[RunRow]:
+    """Return the rows in one of the orders of SORTS.
+
+    age: newest first. best: best first, metric by metric, those without a value last. step:
+    furthest first. run: by name.
+    """
+    by_name = sorted(rows, key=lambda row: row.run)
+    if order == "age":
+        return sorted(by_name, key=lambda row: row.age_s)
+    if order == "step":
+        return sorted(by_name, key=lambda row: row.step, reverse=True)
+    if order == "best":
+        return sorted(by_name, key=_rank)
+    return by_name
+
+
+def describe_sweep(folder: Path) -> SweepRow | None:
+    """Return the row of the sweep in a folder; None if its sweep.yaml is not one of rnncls."""
+    plan = _read_plan(folder / SWEEP_FILE)
+    if plan is None:
+        return None
+
+    try:
+        paths = sorted(path for path in (folder / MEMBERS).iterdir() if path.is_dir())
+    except OSError:
+        paths = []
+
+    # Their configs are those of the plan.
+    members = [describe_run(path, with_config=False) for path in paths]
+    rows = [row for row in members if row is not None]
+    solved = [_is_solved(Path(row.run), row.step) for row in rows]
+    diverged = [row for row in rows if row.exit_code == NonFiniteError.exit_code]
+    is_generated = plan.values.get("data.source") == ("sum_mod",)
+
+    # Members may choose by different metrics, if the grid has them: then there is no best of all.
+    metrics = {row.best_metric for row in rows}
+    values = [row.best_value for row in rows if row.best_value is not None]
+    best = min(rows, key=_rank, default=None)
+    if len(metrics) > 1:
+        values = []
+        best = None
+
+    accuracies = [row.best_accuracy for row in rows if row.best_accuracy is not None]
+    return SweepRow(
+        run=str(folder),
+        state=_state(rows, plan.runs),
+        step=max((row.step for row in rows), default=0),
+        best_accuracy=max(accuracies, default=None),
+        exit_code=None,
+        age_s=min((row.age_s for row in rows), default=_age(folder / SWEEP_FILE)),
+        best_metric=best.best_metric if best else METRICS[0],
+        best_value=best.best_value if best else None,
+        best_step=best.best_step if best else None,
+        config=config_name(folder),
+        seed=plan.seeds,
+        cell=",".join(map(str, plan.values.get("model.cell", ()))),
+        values=plan.values,
+        runs=plan.runs,
+        ended=len([one for one in solved if one is not None]) + len(diverged),
+        solved=solved.count(True) if is_generated else None,
+        median=median(values) if values else None,
+    )
+
+
+def _rank(row: RunRow) -> tuple[int, bool, float]:
+    """Return what is smaller for a better row; rows of one metric stay together."""
+    value = row.best_value
+    smaller_is_better = 0.0
+    if value is not None:
+        smaller_is_better = value if row.best_metric == "loss" else -value
+    return METRICS.index(row.best_metric), value is None, smaller_is_better
+
+
+def _state(rows: Sequence[RunRow], planned: int) -> str:
+    """Return the state of a sweep with these members, of as many as are planned."""
+    if not rows:
+        return "not begun"
+
+    # A member that diverged has ended: that is a result.
+    diverged = NonFiniteError.exit_code
+    states = {row.state for row in rows if row.exit_code != diverged}
+    for state in ("running", "died", "interrupted", "failed"):
+        if state in states:
+            return state
+    return "finished" if len(rows) >= planned else "interrupted"
+
+
+def _is_solved(run_dir: Path, step: int) -> bool | None:
+    """Return whether a member's evaluation has no error; None without one of its last step.
+
+    Of generated data the training lengths count, each of which then has accuracy 1.
+    """
+    try:
+        report = json.loads(read_regular(run_dir / EVALUATION, MAX_REPORT_BYTES))
+        if report["step"] != step:
+            return None
+        lengths = report["by_length"]
+        trained = [one["accuracy"] for one in lengths if one["trained"]]
+        return all(accuracy == 1 for accuracy in trained or [report["accuracy"]])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _read_plan(path: Path) -> Plan | None:
+    """Return the plan in a sweep.yaml; None if the file is not one."""
+    try:
+        raw = parse(read_regular(path, MAX_BYTES).decode(), SWEEP_FILE).value
+        seeds = parse_seeds(raw["seeds"])
+        config = with_defaults(flat(raw["config"]))
+        values: dict[str, tuple[Any, ...]] = {key: (value,) for key, value in config.items()}
+        values["seed"] = tuple(seeds)
+
+        runs = len(seeds)
+        for key, texts in raw["grid"].items():
+            values[key] = tuple(parse(text, key).value for text in texts)
+            runs *= len(texts)
+        return Plan(runs, raw["seeds"][:20], values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError):
+        return None
+
+
+def _age(path: Path) -> float:
+    """Return the seconds since a file was written."""
+    with suppress(OSError):
+        return max(0.0, time.time() - path.stat().st_mtime)
+    return math.inf
