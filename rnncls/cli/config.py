@@ -2,10 +2,10 @@
 
 import json
 
-from rnncls.cli.options import ConfigOption, Json, Overrides, load
+from rnncls.cli.options import Json, OptionalConfig, Overrides, config_of, load
 
 
-def show(config: ConfigOption, overrides: Overrides = None, as_json: Json = False) -> None:
+def show(config: OptionalConfig = None, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print the resolved config: every key with its value."""
     from rnncls.config import dump_config
 
@@ -17,7 +17,7 @@ def show(config: ConfigOption, overrides: Overrides = None, as_json: Json = Fals
         print(dump_config(resolved).rstrip())
 
 
-def check(config: ConfigOption, overrides: Overrides = None) -> None:
+def check(config: OptionalConfig = None, overrides: Overrides = None) -> None:
     """Report every problem of a config, without running it."""
     from rnncls.config import num_parameters, sizes
 
@@ -29,7 +29,8 @@ def check(config: ConfigOption, overrides: Overrides = None) -> None:
         size = f"{num_parameters(resolved, *sizes(resolved)):,} parameters"
 
     train = resolved.train
-    print(f"{config}: ok; {size}, {train.max_steps:,} steps of {train.batch_size:,} sequences")
+    path, _ = config_of(config, overrides)
+    print(f"{path}: ok; {size}, {train.max_steps:,} steps of {train.batch_size:,} sequences")
 
 
 def schema() -> None:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnncls.cli.options import ConfigOption, Json, Overrides, load
+from rnncls.cli.options import Json, OptionalConfig, Overrides, load
 from rnncls.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from rnncls.data import FilesTask
 
 
-def check(config: ConfigOption, overrides: Overrides = None) -> None:
+def check(config: OptionalConfig = None, overrides: Overrides = None) -> None:
     """Read the files of a config and report what is wrong with them, by line."""
     # Reading is the check: bad rows are raised as one DataError, warnings go to stderr.
     task = _load_files(config, overrides)
@@ -24,7 +24,7 @@ def check(config: ConfigOption, overrides: Overrides = None) -> None:
 
 
 def stats(
-    config: ConfigOption,
+    config: OptionalConfig = None,
     overrides: Overrides = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw lengths and classes into this PNG.")
@@ -47,7 +47,7 @@ def stats(
             report.plot(task, plot)
 
 
-def sample(config: ConfigOption, overrides: Overrides = None) -> None:
+def sample(config: OptionalConfig = None, overrides: Overrides = None) -> None:
     """Print the first training batch: padded, packed, lengths, labels."""
     resolved = load(config, overrides)
     from rnncls.data import load_task, report
@@ -55,7 +55,7 @@ def sample(config: ConfigOption, overrides: Overrides = None) -> None:
     print(report.sample(load_task(resolved, progress=True)))
 
 
-def _load_files(config: Path, overrides: list[str] | None) -> "FilesTask":
+def _load_files(config: Path | None, overrides: list[str] | None) -> "FilesTask":
     """Return the task of a config with files. Raises: ConfigError for generated data, DataError."""
     # The config first: a mistake in it is reported before torch is imported.
     resolved = load(config, overrides)

@@ -15,18 +15,23 @@ _DATA_FILE = re.compile(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", re.IGNOREC
 # Where a config is looked for that was meant by a word such as `smoke`.
 _CONFIG_FOLDERS = (Path(), Path("configs"))
 
-ConfigOption = Annotated[
-    Path,
-    typer.Option("--config", "-c", help="YAML config file.", show_default=False, readable=False),
-]
 OptionalConfig = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="YAML config file.", show_default=False, readable=False),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The config, if it is not the first word.",
+        show_default=False,
+        readable=False,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="section.key=value", help="Replace values of the config.", show_default=False
+        metavar="[CONFIG] [SECTION.KEY=VALUE]...",
+        help="YAML config file, and values that replace some of its own.",
+        show_default=False,
     ),
 ]
 Device = Annotated[
@@ -36,12 +41,45 @@ Device = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
-def load(path: Path, overrides: list[str] | None, device: str | None = None) -> Any:
-    """Load a config file with overrides. Raises: ConfigError."""
+def load(config: Path | None, words: list[str] | None, device: str | None = None) -> Any:
+    """Load the config that --config or the first word names, with the overrides of the others.
+
+    Raises: ConfigError, also if no config is named, or a data file instead.
+    """
+    path, overrides = config_of(config, words)
+
     # --device comes last, so that it wins over an override of the same key.
     from rnncls.config import load_config
 
     return load_config(path, with_device(overrides, device))
+
+
+def config_of(config: Path | None, words: list[str] | None) -> tuple[Path, list[str]]:
+    """Return the config that --config or the first word names, and the overrides behind it.
+
+    Raises: ConfigError, also if no config is named, or a data file instead.
+    """
+    given = sort_words(config, words)
+    if given.file is not None:
+        raise _not_a_config(given.file)
+    if given.config is None:
+        expected = "a config as first word, for example configs/smoke.yaml"
+        raise ConfigError(Problem("no config", expected=expected, id="C17"))
+    return given.config, given.overrides
+
+
+def _not_a_config(file: Path) -> ConfigError:
+    """Return the error of a data file where only a config will do."""
+    made = f"{_stem(file)}.yaml"
+    return ConfigError(
+        Problem(
+            "a data file in place of a config",
+            expected="a config (.yaml)",
+            found=str(file),
+            remedy=f"rnncls init {file} > {made}, then {made} instead of {file.name}",
+            id="C17",
+        )
+    )
 
 
 def with_device(overrides: list[str] | None, device: str | None) -> list[str]:
@@ -138,9 +176,9 @@ def _similar_file(word: str) -> str:
     for folder in (path.parent, *_CONFIG_FOLDERS):
         for file in _files_in(folder):
             if _is_config_name(file) or _DATA_FILE.search(file.name):
-                candidates.setdefault(_stem(file), file)
+                candidates.setdefault(_stem(file).lower(), file)
 
-    close = difflib.get_close_matches(_stem(path), list(candidates), n=1)
+    close = difflib.get_close_matches(_stem(path).lower(), list(candidates), n=1)
     return f"did you mean {candidates[close[0]]}?" if close else ""
 
 
@@ -153,7 +191,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _stem(path: Path) -> str:
-    return path.name.partition(".")[0].lower()
+    return path.name.partition(".")[0]
 
 
 def _second_file(word: str, position: int, config: Path | None, words: list[str]) -> ConfigError:
