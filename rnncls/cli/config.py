@@ -6,7 +6,11 @@ from rnncls.cli.options import Json, OptionalConfig, Overrides, config_of, load
 
 
 def show(config: OptionalConfig = None, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Print the resolved config: every key with its value."""
+    """Print the resolved config: every key with its value.
+
+    Examples:
+        rnncls config show configs/smoke.yaml optimizer.lr=1e-3
+    """
     from rnncls.config import dump_config
 
     # The YAML that is printed is a config itself, with which the run can be repeated.
@@ -18,7 +22,11 @@ def show(config: OptionalConfig = None, overrides: Overrides = None, as_json: Js
 
 
 def check(config: OptionalConfig = None, overrides: Overrides = None) -> None:
-    """Report every problem of a config, without running it."""
+    """Report every problem of a config, without running it.
+
+    Examples:
+        rnncls config check configs/smoke.yaml
+    """
     from rnncls.config import num_parameters, sizes
 
     resolved = load(config, overrides)
@@ -34,7 +42,11 @@ def check(config: OptionalConfig = None, overrides: Overrides = None) -> None:
 
 
 def schema() -> None:
-    """Print the JSON Schema of config files, for editors."""
+    """Print the JSON Schema of config files, for editors.
+
+    Examples:
+        rnncls config schema > rnncls.schema.json
+    """
     from rnncls.config import config_schema
 
     print(json.dumps(config_schema(), indent=2))

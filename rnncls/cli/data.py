@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def check(config: OptionalConfig = None, overrides: Overrides = None) -> None:
-    """Read the files of a config and report what is wrong with them, by line."""
+    """Read the files of a config and report what is wrong with them, by line.
+
+    Examples:
+        python scripts/digits.py
+        rnncls data check configs/digits_from_files.yaml
+    """
     # Reading is the check: bad rows are raised as one DataError, warnings go to stderr.
     task = _load_files(config, overrides)
     for name, split in task.dataset.splits.items():
@@ -31,7 +36,12 @@ def stats(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print rows, classes, lengths, vocabulary and padding of a config's files."""
+    """Print rows, classes, lengths, vocabulary and padding of a config's files.
+
+    Examples:
+        python scripts/digits.py
+        rnncls data stats configs/digits_from_files.yaml --plot lengths.png
+    """
     task = _load_files(config, overrides)
     from rnncls.data import report
     from rnncls.system.files import writing
@@ -48,7 +58,11 @@ def stats(
 
 
 def sample(config: OptionalConfig = None, overrides: Overrides = None) -> None:
-    """Print the first training batch: padded, packed, lengths, labels."""
+    """Print the first training batch: padded, packed, lengths, labels.
+
+    Examples:
+        rnncls data sample configs/smoke.yaml train.batch_size=4
+    """
     resolved = load(config, overrides)
     from rnncls.data import load_task, report
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from rnncls.cli.completion import complete_word
 from rnncls.errors import ConfigError, Problem
 
 # By their ends, which data/records.py reads as JSONL, CSV or TSV.
@@ -32,6 +33,7 @@ Overrides = Annotated[
         metavar="[CONFIG] [SECTION.KEY=VALUE]...",
         help="YAML config file, and values that replace some of its own.",
         show_default=False,
+        autocompletion=complete_word,
     ),
 ]
 Device = Annotated[

@@ -16,7 +16,11 @@ def ls(
     ] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """List runs, newest first: state, step, best validation accuracy, age."""
+    """List runs, newest first: state, step, best validation accuracy, age.
+
+    Examples:
+        rnncls runs ls
+    """
     from rnncls.rundir.listing import find_runs
 
     runs = find_runs(folder)
@@ -39,7 +43,11 @@ def diff(
     other: Annotated[Path, typer.Argument(metavar="B", help="Run directory.", readable=False)],
     as_json: Json = False,
 ) -> None:
-    """Show how two runs differ: in their configs, their states and their last metrics."""
+    """Show how two runs differ: in their configs, their states and their last metrics.
+
+    Examples:
+        rnncls runs diff runs/first runs/second
+    """
     from rnncls.rundir.listing import compare
 
     differences = compare(one, other)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rnncls.cli.completion import complete_override, complete_word
 from rnncls.cli.options import Json, OptionalConfig, config_of, load
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES
 from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem, RnnclsError
@@ -27,6 +28,7 @@ def sweep(
             metavar="[CONFIG] [SECTION.KEY=VALUE,...]...",
             help="YAML config file, and values that replace some of its own; several values of one "
             "key make an axis of the grid.",
+            autocompletion=complete_word,
         ),
     ] = None,
     seeds: Annotated[
@@ -35,7 +37,11 @@ def sweep(
     ] = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option(help="An axis of the grid: section.key=value,value,... May be repeated."),
+        typer.Option(
+            metavar="SECTION.KEY=VALUE,...",
+            help="An axis of the grid: a key with several values. May be repeated.",
+            autocompletion=complete_override,
+        ),
     ] = None,
     lengths: Annotated[
         str | None,
@@ -53,10 +59,14 @@ def sweep(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Directory of a sweep to resume, instead of --config.", readable=False),
+        typer.Option(
+            metavar="SWEEP",
+            help="Directory of a sweep to resume, without a config.",
+            readable=False,
+        ),
     ] = None,
     shard: Annotated[
-        str, typer.Option(help="Train only part i of n, given as i/n: every nth member.")
+        str, typer.Option(metavar="I/N", help="Train only part I of N: every Nth member.")
     ] = "1/1",
     jobs: Annotated[
         int | None,
@@ -66,7 +76,12 @@ def sweep(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train one config with many seeds and grids of values, and summarise the results."""
+    """Train one config with many seeds and grids of values, and summarise the results.
+
+    Examples:
+        rnncls sweep configs/smoke.yaml --seeds 0-2
+        rnncls sweep configs/smoke.yaml --seeds 0,1 optimizer.lr=1e-3,2e-3
+    """
     chosen_shard = _parse_shard(shard)
 
     # These define a sweep and cannot change when it is resumed. They default to None, because any

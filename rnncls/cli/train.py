@@ -22,16 +22,25 @@ def train(
     device: Device = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Run directory to resume, instead of --config.", readable=False),
+        typer.Option(
+            metavar="RUN", help="Run directory to resume, without a config.", readable=False
+        ),
     ] = None,
     init_from: Annotated[
         Path | None,
         typer.Option(
-            help="Checkpoint or run directory whose weights to start from.", readable=False
+            metavar="RUN",
+            help="Checkpoint or run directory whose weights to start from.",
+            readable=False,
         ),
     ] = None,
 ) -> None:
-    """Train a classifier and write a run directory, or resume a run."""
+    """Train a classifier and write a run directory, or resume a run.
+
+    Examples:
+        rnncls train configs/smoke.yaml --run-dir runs/first
+        rnncls train configs/smoke.yaml optimizer.lr=1e-3 --run-dir runs/second
+    """
     if resume is not None:
         others = {
             "--config": config,

@@ -90,7 +90,7 @@ def problem_of(detail: ErrorDetails, places: Places) -> Problem:
         value = value.get("source")
         schema: dict[str, Any] = {"enum": list(SOURCES)}
     else:
-        schema = _schema_at(path, places.source)
+        schema = schema_at(path, places.source)
 
     remedy = _closest(str(value), schema.get("enum", []), cutoff=0.5)
     # A value where a section belongs, such as optimizer=adam: one of its keys is meant.
@@ -154,7 +154,7 @@ def _unknown_key(path: KeyPath, value: Any, places: Places) -> Problem:
     """Return the problem of a key that does not exist, with the likeliest key that does."""
     section = path[:-1]
     key = str(path[-1])
-    known = list(_schema_at(section, places.source).get("properties", {}))
+    known = list(schema_at(section, places.source).get("properties", {}))
 
     expected = "one of " + ", ".join(known)
     remedy = ""
@@ -215,7 +215,7 @@ def _closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     return close[0] if close else ""
 
 
-def _schema_at(path: KeyPath, source: str) -> dict[str, Any]:
+def schema_at(path: KeyPath, source: str) -> dict[str, Any]:
     """Return the JSON Schema of the key at `path`, {} for a key that does not exist.
 
     `source` is the value of data.source, which decides the keys of the data section.

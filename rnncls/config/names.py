@@ -199,6 +199,21 @@ def value_for(name: str, key: str, text: str | None) -> str:
     return written
 
 
+def is_switch(name: str) -> bool:
+    """Return whether a name stands for something that is on or off: `--gpu`, `--bidirectional`."""
+    defaults = flatten(Config())
+    is_alias = _leaf(_normal(name)) in ALIASES
+    keys = meant_keys(name)
+    return any(
+        isinstance(defaults.get(key), bool) or (is_alias and key in _SWITCHES) for key in keys
+    )
+
+
+def is_switch_value(text: str) -> bool:
+    """Return whether a text says on, off, or which of several devices."""
+    return text.lower() in (*_YES, *_NO) or text.isdecimal()
+
+
 def _override(name: str, key: str, text: str | None, source: str) -> str:
     """Return the override, quoted as a shell needs it, that a name with a value stands for."""
     words = [f"{key}={value_for(name, key, text)}"]
