@@ -1,6 +1,7 @@
 """What the command line understands, and what it says about what it does not."""
 
 import inspect
+import json
 import os
 import pty
 import re
@@ -18,7 +19,7 @@ from rnncls.cli.options import Words, sort_words
 from rnncls.config import load_config
 from rnncls.config.names import ALIASES, advice, known_keys, meant_keys
 from rnncls.errors import ConfigError
-from tests.helpers import PYTHON, ROOT, SAFETY_S, Completed, run_process, run_rnncls, started
+from tests.helpers import PYTHON, ROOT, SAFETY_S, run_process, run_python, run_rnncls, started
 
 RED = "\x1b[1;31m"
 YELLOW = "\x1b[33m"
@@ -305,6 +306,8 @@ INTERNAL = re.compile(
 def test_there_are_commands() -> None:
     assert ["train"] in [words for words, _ in COMMANDS]
     assert ["runs", "diff"] in [words for words, _ in COMMANDS]
+    kinds = {kind_of(param) for _, command in COMMANDS for param in command.params}
+    assert kinds == {"whole number", "file", "text"}
 
 
 @pytest.mark.parametrize("words", [words for words, _ in COMMANDS], ids=" ".join)
@@ -380,50 +383,66 @@ def test_examples_name_files_that_exist_and_parse(line: str, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def complete(tmp_path: Path) -> Callable[..., list[str]]:
-    """Give a function that asks as bash does, in a process in which importing torch fails."""
-    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+def complete(tmp_path: Path) -> Callable[..., list[list[str]]]:
+    """Give a function that asks as bash does, in a process in which importing torch fails.
 
-    def ask(*words: str) -> list[str]:
+    It takes lines, each a list of words, and returns the candidates for the last word of each.
+    """
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')\n")
+    code = """
+import json, os, sys
+from contextlib import suppress
+from rnncls.cli import entry
+
+for words in json.loads(sys.argv.pop()):
+    os.environ["COMP_WORDS"] = " ".join(["rnncls", *words])
+    os.environ["COMP_CWORD"] = str(len(words))
+    with suppress(SystemExit):
+        entry.run()
+    print("end")
+"""
+
+    def ask(*lines: list[str]) -> list[list[str]]:
         env = {
             **os.environ,
             "PYTHONPATH": f"{tmp_path}:{ROOT}",
             "_RNNCLS_COMPLETE": "complete_bash",
-            "COMP_WORDS": " ".join(["rnncls", *words]),
-            "COMP_CWORD": str(len(words)),
         }
-        done: Completed = run_process(env=env)
+        done = run_python(code, json.dumps(lines), env=env)
         assert done.stderr == ""
-        return done.stdout.split()
+        *answers, rest = done.stdout.split("end\n")
+        assert rest == ""
+        return [answer.split() for answer in answers]
 
     return ask
 
 
-def test_completion_of_commands_options_keys_and_values(
-    complete: Callable[..., list[str]],
-) -> None:
-    top = [words[0] for words, _ in COMMANDS if len(words) == 1]
-    assert complete("") == top
-    assert complete("runs", "d") == ["diff"]
-    assert complete("train", "--re") == ["--resume"]
+def test_completion(complete: Callable[..., list[list[str]]]) -> None:
+    expected = {
+        "": [words[0] for words, _ in COMMANDS if len(words) == 1],
+        "runs d": ["diff"],
+        "train --re": ["--resume"],
+        "train optimizer.name=a": ["optimizer.name=adam", "optimizer.name=adamw"],
+        # Bash makes three words of an override.
+        "train optimizer.name = a": ["adam", "adamw"],
+        "train model.bias=": ["model.bias=true", "model.bias=false"],
+        # Two candidates: a shell would put a space behind a single one, where the value belongs.
+        "train optimizer.l": ["optimizer.lr=", "optimizer.lr=0.002"],
+        "train configs/sm": ["configs/smoke.yaml"],
+        # The shell completes the names of other files.
+        "train LICEN": [],
+    }
     of_optimizer = [f"{key}=" for key in known_keys() if key.startswith("optimizer.")]
-    assert complete("train", "optimizer.") == of_optimizer
-    assert complete("data", "stats", "optimizer.") == of_optimizer
-    assert complete("sweep", "--grid", "optimizer.") == of_optimizer
-    assert {"data.", "train.", "seed=", "device="} <= set(complete("config", "show", ""))
+    for command in ("train", "data stats", "config check -c x.yaml", "sweep --grid"):
+        expected[f"{command} optimizer."] = of_optimizer
+
+    lines = [line.split(" ") for line in expected]
+    answers = complete(*lines, ["config", "show", ""])
+    assert answers[:-1] == list(expected.values())
+    assert {"data.", "train.", "seed=", "device="} <= set(answers[-1])
 
 
-def test_completion_of_values_and_configs(complete: Callable[..., list[str]]) -> None:
-    assert complete("train", "optimizer.name=a") == ["optimizer.name=adam", "optimizer.name=adamw"]
-    assert complete("train", "optimizer.name", "=", "a") == ["adam", "adamw"]
-    assert complete("train", "model.bias=") == ["model.bias=true", "model.bias=false"]
-    # Two candidates: a shell would put a space behind a single one, where the value belongs.
-    assert complete("train", "optimizer.l") == ["optimizer.lr=", "optimizer.lr=0.002"]
-    assert complete("train", "configs/sm") == ["configs/smoke.yaml"]
-    # The shell completes other files.
-    assert complete("train", "LICEN") == []
-
-
+@pytest.mark.slow
 def test_bash_itself_completes(tmp_path: Path) -> None:
     script = run_process("--show-completion", env={**os.environ, "SHELL": "/bin/bash"})
     if script.returncode != 0 or "complete_bash" not in script.stdout:
@@ -465,6 +484,7 @@ def _chunks(descriptor: int) -> Iterator[bytes]:
         return
 
 
+@pytest.mark.slow
 def test_errors_are_red_on_a_terminal_only_and_not_against_the_users_wish(tmp_path: Path) -> None:
     words = [PYTHON, "-m", "rnncls", "config", "check", str(tmp_path / "no.yaml")]
     assert on_terminal(*words, NO_COLOR="").startswith(f"{RED}rnncls: error[C1]{PLAIN}: cannot")
