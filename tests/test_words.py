@@ -237,6 +237,7 @@ def test_another_name_in_a_file(tmp_path: Path, text: str, meant: str, in_file: 
         (["config", "show", SMOKE, "--batch-size", "32"], "train.batch_size=32"),
         (["train", "--epochs", "5"], "train.max_epochs=5"),
         (["train", "--gpu", SMOKE], "device=cuda"),
+        (["train", "--gpu", "clicks.csv"], "device=cuda"),
         (["train", "--gpu", "1"], "device=cuda:1"),
         (["train", "--bidirectional"], "model.bidirectional=true"),
         (["train", "--conifg", "x"], "--config"),
