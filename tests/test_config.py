@@ -202,7 +202,7 @@ lr: 3
         "override model.dropout=.5, model.dropout",
         "malformed override",
         "override train.seed=no",
-        "did you mean seed?",
+        "did you mean seed=no?",
     ):
         assert part in message, part
     assert message.count("rnncls: error") == 11

@@ -162,14 +162,47 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, id: str, part: str) -> N
 @row("D14")
 def test_the_first_five_bad_lines_are_named_and_all_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
-    path.write_text(
-        "".join(
-            "oops\n" if number % 2 else '{"sequence": [1], "label": 1}\n' for number in range(40)
-        )
-    )
+    good = '{"sequence": [1], "label": 1}\n'
+    causes = ["oops\n", '{"sequence": [1]}\n', "[1]\n"]
+    path.write_text("".join(good + causes[number % 3] for number in range(9)))
     message = problems_of(path)
     assert [f"{path}:{line}" in message for line in (2, 4, 6, 8, 10, 12)] == [True] * 5 + [False]
-    assert "20 bad rows in all" in message
+    assert "9 bad rows in all" in message
+
+
+@row("D14")
+def test_a_cause_of_many_rows_is_told_once_with_the_first_lines(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    good = '{"sequence": [1], "label": 1}\n'
+    path.write_text((good + "oops\n") * 20 + '{"sequence": [1]}\n')
+    message = problems_of(path)
+    assert message.count("not JSON") == 1
+    assert f"not JSON, in 20 of 41 rows ({path}:2)" in message
+    assert "likewise in lines 4, 6, 8, 10, ..." in message
+    assert f'no field "label" ({path}:41)' in message
+    # Every bad row was told or counted.
+    assert "in all" not in message
+
+
+@row("D5", "D7", "D14")
+@pytest.mark.parametrize("count", [2, 100])
+def test_a_cause_of_the_whole_file_is_told_once_with_the_fields(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"words": "a b", "class": 1}\n' * count)
+    rows = f"in all {count} rows"
+
+    message = problems_of(path)
+    assert message.count("error[") == 1
+    assert f'no field "sequence", {rows} ({path}:1)' in message
+    assert "the fields words, class" in message
+
+    message = problems_of(path, sequence_field="words", tokens="words")
+    assert message.count("error[") == 1
+    assert f'no field "label", {rows}' in message
+
+    message = problems_of(path, sequence_field="words", label_field="class")
+    assert message.count("error[") == 1
+    assert f"not an integer id, {rows}" in message
 
 
 @row("D14")

@@ -245,7 +245,7 @@ def test_bad_sweeps_are_refused_before_anything_is_made(
         (["optimizer.lr=1,1"], "different values"),
         (["optimizer.lr=1,x"], "bad value for optimizer.lr"),
         (["optimzer.lr=1,2"], "unknown key"),
-        (["--resume", str(tmp_path)], "nothing to run"),
+        (["--resume", str(tmp_path)], "a resumed sweep keeps its original settings"),
     ):
         assert part in fails(2, *base, *words)
         assert not (tmp_path / "sweep").exists()

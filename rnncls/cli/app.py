@@ -6,20 +6,14 @@ from typing import Annotated
 import typer
 
 from rnncls.cli import config, data, evaluate, model, predict, runs, sweep, train
+from rnncls.cli.command import App
 from rnncls.version import __version__
 
-app = typer.Typer(
-    help="Train, evaluate and monitor recurrent classifiers of variable-length sequences.",
-    no_args_is_help=True,
-    add_completion=False,
-    # Help and errors stay plain text, and a traceback shows no local variables.
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = App(help="Train, evaluate and monitor recurrent classifiers of variable-length sequences.")
 
 
 def _add_group(name: str, help: str, *commands: Callable[..., None]) -> None:
-    group = typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None)
+    group = App(help=help)
     for command in commands:
         group.command()(command)
     app.add_typer(group, name=name)

@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnncls.cli.options import ConfigOption, Json, Overrides, load
+from rnncls.cli.options import Json, OptionalConfig, Overrides, config_of, load
 from rnncls.errors import DataError, printable
 
 if TYPE_CHECKING:
     from rnncls.config import Config
 
 
-def show(config: ConfigOption, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Print the resolved config: every key with its value."""
+def show(config: OptionalConfig = None, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Print the resolved config: every key with its value.
+
+    Examples:
+        rnncls config show configs/smoke.yaml optimizer.lr=1e-3
+    """
     from rnncls.config import dump_config
 
     # The YAML that is printed is a config itself, with which the run can be repeated.
@@ -48,8 +52,12 @@ def _with_numbers(config: "Config") -> "Config":
         return known
 
 
-def check(config: ConfigOption, overrides: Overrides = None) -> None:
-    """Report every problem of a config, without running it."""
+def check(config: OptionalConfig = None, overrides: Overrides = None) -> None:
+    """Report every problem of a config, without running it.
+
+    Examples:
+        rnncls config check configs/smoke.yaml
+    """
     from rnncls.config import num_parameters, sizes
 
     resolved = load(config, overrides)
@@ -60,7 +68,8 @@ def check(config: ConfigOption, overrides: Overrides = None) -> None:
         size = f"{num_parameters(resolved, *sizes(resolved)):,} parameters"
 
     train = resolved.train
-    print(f"{config}: ok; {size}, {train.max_steps:,} steps of {train.batch_size:,} sequences")
+    path, _ = config_of(config, overrides)
+    print(f"{path}: ok; {size}, {train.max_steps:,} steps of {train.batch_size:,} sequences")
 
 
 def keys(
@@ -75,7 +84,12 @@ def keys(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print every key that a config can have, with range, default and meaning."""
+    """Print every key that a config can have, with range, default and meaning.
+
+    Examples:
+        rnncls config keys
+        rnncls config keys lr
+    """
     from rnncls.config.keys import all_keys, find_keys, keys_as_table, keys_in_full
 
     found = all_keys() if key is None else find_keys(key)
@@ -95,7 +109,11 @@ def schema(
         ),
     ] = None,
 ) -> None:
-    """Print the JSON Schema of config files, for editors."""
+    """Print the JSON Schema of config files, for editors.
+
+    Examples:
+        rnncls config schema --output rnncls.schema.json
+    """
     from rnncls.config import config_schema
 
     text = json.dumps(config_schema(), indent=2)

@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnncls.cli.options import ConfigOption, Json, Overrides, load
+from rnncls.cli.options import Json, OptionalConfig, Overrides, load
 from rnncls.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from rnncls.data import FilesTask
 
 
-def check(config: ConfigOption, overrides: Overrides = None) -> None:
-    """Read the files of a config and report what is wrong with them, by line."""
+def check(config: OptionalConfig = None, overrides: Overrides = None) -> None:
+    """Read the files of a config and report what is wrong with them, by line.
+
+    Examples:
+        python scripts/digits.py
+        rnncls data check configs/digits_from_files.yaml
+    """
     # Reading is the check: bad rows are raised as one DataError, warnings go to stderr.
     task = _load_files(config, overrides)
     for name, split in task.dataset.splits.items():
@@ -24,14 +29,19 @@ def check(config: ConfigOption, overrides: Overrides = None) -> None:
 
 
 def stats(
-    config: ConfigOption,
+    config: OptionalConfig = None,
     overrides: Overrides = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw lengths and classes into this PNG.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print rows, classes, lengths, vocabulary and padding of a config's files."""
+    """Print rows, classes, lengths, vocabulary and padding of a config's files.
+
+    Examples:
+        python scripts/digits.py
+        rnncls data stats configs/digits_from_files.yaml --plot lengths.png
+    """
     task = _load_files(config, overrides)
     from rnncls.data import report
     from rnncls.system.files import writing
@@ -47,15 +57,19 @@ def stats(
             report.plot(task, plot)
 
 
-def sample(config: ConfigOption, overrides: Overrides = None) -> None:
-    """Print the first training batch: padded, packed, lengths, labels."""
+def sample(config: OptionalConfig = None, overrides: Overrides = None) -> None:
+    """Print the first training batch: padded, packed, lengths, labels.
+
+    Examples:
+        rnncls data sample configs/smoke.yaml train.batch_size=4
+    """
     resolved = load(config, overrides)
     from rnncls.data import load_task, report
 
     print(report.sample(load_task(resolved, progress=True)))
 
 
-def _load_files(config: Path, overrides: list[str] | None) -> "FilesTask":
+def _load_files(config: Path | None, overrides: list[str] | None) -> "FilesTask":
     """Return the task of a config with files. Raises: ConfigError for generated data, DataError."""
     # The config first: a mistake in it is reported before torch is imported.
     resolved = load(config, overrides)

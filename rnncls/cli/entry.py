@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from rnncls.cli.app import app
+from rnncls.cli.usage import describe
 from rnncls.errors import MachineError, Problem, RnnclsError, as_out_of_memory, printable
 from rnncls.system.signals import exit_on_signals
 from rnncls.system.streams import make_streams_lenient
@@ -35,11 +36,11 @@ def run() -> int:
     """Run the command in sys.argv, print its error if there is one, and return the exit code."""
     try:
         # Not standalone: typer would print errors itself, with exit codes of its own.
-        return app(standalone_mode=False) or 0
+        return app(prog_name="rnncls", standalone_mode=False) or 0
     except RnnclsError as error:
         return _fail(error)
     except UsageError as error:
-        error.show()
+        _print_error(describe(error, sys.argv[1:]))
         return int(error.exit_code)
     # Any path of any command can be too long. Another OSError should have been caught before.
     except OSError as error:

@@ -76,7 +76,12 @@ def evaluate(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a checkpoint: overall, by length, by class. Or evaluate every member of a sweep."""
+    """Evaluate a checkpoint: overall, by length, by class. Or evaluate every member of a sweep.
+
+    Examples:
+        rnncls eval runs/first
+        rnncls eval runs/first --lengths 1-5,10,100 --confusion
+    """
     # Before torch is imported, so that a wrong list is reported at once.
     chosen = None if lengths is None else parse_lengths(lengths)
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rnncls.cli.options import Json, Overrides, load
+from rnncls.cli.completion import complete_word
+from rnncls.cli.options import Json, load
 from rnncls.errors import ConfigError, Problem, printable
 
 if TYPE_CHECKING:
@@ -26,10 +27,22 @@ def show(
             readable=False,
         ),
     ],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SECTION.KEY=VALUE]...",
+            help="Values that replace some of a config.",
+            show_default=False,
+            autocompletion=complete_word,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the layers of a model, their shapes and parameters. Nothing is trained or written."""
+    """Show the layers of a model, their shapes and parameters. Nothing is trained or written.
+
+    Examples:
+        rnncls model show configs/smoke.yaml model.cell=gru
+    """
     if model.suffix in (".yaml", ".yml"):
         about, description = _of_config(model, overrides)
     elif overrides:

@@ -54,7 +54,12 @@ def predict(
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout.")] = False,
 ) -> None:
-    """Predict the labels of sequences: arguments, a file, stdin, or typed at a prompt."""
+    """Predict the labels of sequences: arguments, a file, stdin, or typed at a prompt.
+
+    Examples:
+        rnncls predict runs/first "1 2 0 1"
+        echo "1 2 0 1" | rnncls predict runs/first - --json
+    """
     if bad not in ("stop", "skip"):
         raise ConfigError(
             Problem("bad value for --bad", expected="stop or skip", found=bad, id="C17")

@@ -51,7 +51,12 @@ def ls(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List runs and sweeps: state, step, best value on validation, config, seed, cell, age."""
+    """List runs and sweeps: state, step, best value on validation, config, seed, cell, age.
+
+    Examples:
+        rnncls runs ls
+        rnncls runs ls -n 10 --sort best --filter cell=gru
+    """
     from rnncls.sweep.filters import filter_rows, parse_filters
     from rnncls.sweep.listing import SORTS, find_rows, sort_rows
 
@@ -123,7 +128,11 @@ def diff(
     other: Annotated[Path, typer.Argument(metavar="B", help="Run directory.", readable=False)],
     as_json: Json = False,
 ) -> None:
-    """Show how two runs differ, by how much, and which is better: configs, states, last metrics."""
+    """Show how two runs differ, by how much, and which is better: configs, states, last metrics.
+
+    Examples:
+        rnncls runs diff runs/first runs/second
+    """
     from rnncls.rundir.compare import compare
 
     comparison = compare(one, other)

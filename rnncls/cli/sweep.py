@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnncls.cli.options import Json, OptionalConfig, load
+from rnncls.cli.completion import complete_override, complete_word
+from rnncls.cli.options import Json, OptionalConfig, config_of, load
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES
 from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem, RnnclsError
 
@@ -24,8 +25,10 @@ def sweep(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SECTION.KEY=VALUE[,VALUE]...]...",
-            help="Overrides; several values make an axis of the grid.",
+            metavar="[CONFIG] [SECTION.KEY=VALUE,...]...",
+            help="YAML config file, and values that replace some of its own; several values of one "
+            "key make an axis of the grid.",
+            autocompletion=complete_word,
         ),
     ] = None,
     seeds: Annotated[
@@ -34,7 +37,11 @@ def sweep(
     ] = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option(help="An axis of the grid: section.key=value,value,... May be repeated."),
+        typer.Option(
+            metavar="SECTION.KEY=VALUE,...",
+            help="An axis of the grid: a key with several values. May be repeated.",
+            autocompletion=complete_override,
+        ),
     ] = None,
     lengths: Annotated[
         str | None,
@@ -52,10 +59,14 @@ def sweep(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Directory of a sweep to resume, instead of --config.", readable=False),
+        typer.Option(
+            metavar="SWEEP",
+            help="Directory of a sweep to resume, without a config.",
+            readable=False,
+        ),
     ] = None,
     shard: Annotated[
-        str, typer.Option(help="Train only part i of n, given as i/n: every nth member.")
+        str, typer.Option(metavar="I/N", help="Train only part I of N: every Nth member.")
     ] = "1/1",
     jobs: Annotated[
         int | None,
@@ -65,13 +76,19 @@ def sweep(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train one config with many seeds and grids of values, and summarise the results."""
+    """Train one config with many seeds and grids of values, and summarise the results.
+
+    Examples:
+        rnncls sweep configs/smoke.yaml --seeds 0-2
+        rnncls sweep configs/smoke.yaml --seeds 0,1 optimizer.lr=1e-3,2e-3
+    """
     chosen_shard = _parse_shard(shard)
 
     # These define a sweep and cannot change when it is resumed. They default to None, because any
     # other default would look as if it had been given.
     settings = {
-        "overrides": words,
+        "--config": config,
+        "config or overrides": words,
         "--seeds": seeds,
         "--grid": grid,
         "--lengths": lengths,
@@ -80,13 +97,14 @@ def sweep(
     }
     given = [name for name, value in settings.items() if value is not None]
 
-    if config is not None and resume is None:
-        planned = _plan(config, words or [], seeds, grid or [], lengths, samples, sweep_dir)
-    elif resume is not None and config is None:
+    if resume is not None:
         planned = _resume(resume, given)
+    elif config is not None or words:
+        path, overrides = config_of(config, words)
+        planned = _plan(path, overrides, seeds, grid or [], lengths, samples, sweep_dir)
     else:
-        what = "nothing to run: pass --config FILE or --resume SWEEP"
-        raise ConfigError(Problem(what, id="C17"))
+        what = "nothing to run: pass a config or --resume SWEEP"
+        raise ConfigError(Problem(what, remedy="rnncls sweep configs/smoke.yaml", id="C17"))
 
     _run(planned, chosen_shard, jobs, as_json)
 
@@ -118,7 +136,7 @@ def _plan(
     return plan_sweep(
         base,
         seeds or DEFAULT_SEEDS,
-        _parse_grid([*grid, *axes]),
+        _parse_grid(grid, axes),
         lengths,
         samples or DEFAULT_SAMPLES,
         sweep_dir or default_run_dir(config, "sweep"),
@@ -129,7 +147,7 @@ def _resume(folder: Path, given: list[str]) -> "Sweep":
     """Load a sweep. Raises: ConfigError, also if options are given that only a new sweep has."""
     if given:
         what = "a resumed sweep keeps its original settings"
-        remedy = "--shard, --jobs and --json only, or --config for another sweep"
+        remedy = "--shard, --jobs and --json only, or another sweep without --resume"
         raise ConfigError(Problem(what, found=", ".join(given), remedy=remedy, id="C17"))
 
     from rnncls.sweep.plan import load_sweep
@@ -202,16 +220,19 @@ def _parse_shard(text: str) -> tuple[int, int]:
     raise ConfigError(Problem(what, expected="i/n with i from 1 to n", found=text, id="C17"))
 
 
-def _parse_grid(words: list[str]) -> dict[str, list[str]]:
-    """Return the values of each key: "a.b=1,2" -> {"a.b": ["1", "2"]}. Raises: ConfigError."""
-    grid: dict[str, list[str]] = {}
-    for word in words:
+def _parse_grid(grid: list[str], axes: list[str]) -> dict[str, list[str]]:
+    """Return the values of each key: "a.b=1,2" -> {"a.b": ["1", "2"]}.
+
+    `grid` are the axes of --grid, `axes` those among the overrides. Raises: ConfigError.
+    """
+    parsed: dict[str, list[str]] = {}
+    for word in [*grid, *axes]:
         key = _key_of(word)
         texts = _split(word.partition("=")[2])
 
         # The same value twice, or one key in two axes, would make members that are the same.
         has_values = "=" in word and all(texts)
-        if not has_values or len(set(texts)) < len(texts) or key in grid:
+        if not has_values or len(set(texts)) < len(texts) or key in parsed:
             problem = Problem(
                 "malformed axis of a grid",
                 "--grid",
@@ -220,8 +241,28 @@ def _parse_grid(words: list[str]) -> dict[str, list[str]]:
                 id="C17",
             )
             raise ConfigError(problem)
-        grid[key] = texts
-    return grid
+
+        _require_known(word, option="--grid " if word in grid else "")
+        parsed[key] = texts
+    return parsed
+
+
+def _require_known(word: str, option: str) -> None:
+    """Raise ConfigError, with the axis to use instead, if there is no such key."""
+    from rnncls.config.names import advice, known_keys
+
+    key, _, values = word.partition("=")
+    if key.strip() not in known_keys():
+        raise ConfigError(
+            Problem(
+                f'unknown key "{key.strip()}"',
+                f"axis {word}",
+                expected="section.key=value,value,... with a key of the config",
+                found=key.strip(),
+                remedy=advice(key, values, option=option),
+                id="C5",
+            )
+        )
 
 
 def _key_of(word: str) -> str:

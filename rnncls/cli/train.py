@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rnncls.cli.options import Device, OptionalConfig, Overrides, load, with_device
+from rnncls.cli.options import Device, OptionalConfig, Overrides, load, sort_words, with_device
 from rnncls.errors import ConfigError, Problem
 
 
@@ -22,16 +22,27 @@ def train(
     device: Device = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Run directory to resume, instead of --config.", readable=False),
+        typer.Option(
+            metavar="RUN", help="Run directory to resume, without a config.", readable=False
+        ),
     ] = None,
     init_from: Annotated[
         Path | None,
         typer.Option(
-            help="Checkpoint or run directory whose weights to start from.", readable=False
+            metavar="RUN",
+            help="Checkpoint or run directory whose weights to start from.",
+            readable=False,
         ),
     ] = None,
 ) -> None:
-    """Train a classifier and write a run directory, or resume a run."""
+    """Train a classifier and write a run directory, or resume a run.
+
+    Examples:
+        rnncls train configs/smoke.yaml --run-dir runs/first
+        rnncls train configs/smoke.yaml optimizer.lr=1e-3 --run-dir runs/second
+    """
+    words = sort_words(config, overrides)
+    config = words.config
     if resume is not None:
         others = {
             "--config": config,
@@ -47,10 +58,10 @@ def train(
         # Said at once, so that a run that is killed can be found, and again at the end.
         run_dir = resume
         print(f"run directory: {run_dir}", flush=True)
-        state = resume_run(run_dir, with_device(overrides, device))
+        state = resume_run(run_dir, with_device(words.overrides, device))
     elif config is not None:
         # Before torch is imported, so that a wrong config is reported at once.
-        resolved = load(config, overrides, device)
+        resolved = load(config, words.overrides, device)
         _require_no_slash(name)
 
         from rnncls.rundir.paths import default_run_dir
@@ -60,7 +71,8 @@ def train(
         print(f"run directory: {run_dir}", flush=True)
         state = fit(resolved, run_dir, init_from)
     else:
-        raise ConfigError(Problem("nothing to train: pass --config FILE or --resume RUN", id="C17"))
+        remedy = "rnncls train CONFIG.yaml, or rnncls train --resume RUN"
+        raise ConfigError(Problem("nothing to train", remedy=remedy, id="C17"))
 
     # There is no best step if no validation loss was ever finite.
     best = "none"

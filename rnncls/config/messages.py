@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from rnncls.config.schema import Config, FilesConfig, flatten
+from rnncls.config.names import advice, advice_for_file, section_with
+from rnncls.config.schema import DEVICE_PATTERN, Config, FilesConfig, SumModConfig
 from rnncls.config.strict_yaml import Document, KeyPath, dotted
 from rnncls.errors import Problem
 
@@ -22,6 +23,9 @@ MOST_LETTERS_OF_VALUE = 60
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 # The types of JSON Schema that a user would not recognise; the others keep their names.
 _TYPES = {"boolean": "true or false", "string": "text"}
+
+# In place of a regular expression.
+_PATTERNS = {DEVICE_PATTERN: "auto, cpu, cuda or cuda:INDEX, such as cuda:0"}
 
 # What the value of a key is called by its Python type; a list was read as a tuple.
 _KINDS = {
@@ -63,6 +67,11 @@ class Places:
         place = self.document.where(path)
         return f"{place}, {dotted(path)}" if path else place
 
+    def text_of(self, path: KeyPath) -> str | None:
+        """Return the value of an override as it was written; None if no override set the key."""
+        override = self.overrides.get(path)
+        return None if override is None else override.partition("=")[2]
+
 
 def problem_of(detail: ErrorDetails, places: Places) -> Problem:
     """Return one of pydantic's errors as a problem with id, place, expected and found value."""
@@ -72,7 +81,7 @@ def problem_of(detail: ErrorDetails, places: Places) -> Problem:
     if kind == "clash":
         return _clash(detail, path, places)
     if kind == "extra_forbidden":
-        return _unknown_key(path, places)
+        return _unknown_key(path, detail["input"], places)
 
     # pydantic reports a bad data.source as an error of `data`, whose keys depend on it.
     value = detail["input"]
@@ -81,14 +90,19 @@ def problem_of(detail: ErrorDetails, places: Places) -> Problem:
         value = value.get("source")
         schema: dict[str, Any] = {"enum": list(SOURCES)}
     else:
-        schema = _schema_at(path, places.source)
+        schema = schema_at(path, places.source)
+
+    remedy = _closest(str(value), schema.get("enum", []), cutoff=0.5)
+    # A value where a section belongs, such as optimizer=adam: one of its keys is meant.
+    if len(path) == 1 and "properties" in schema and kind != "missing":
+        remedy = _advice(path, value, places)
 
     return Problem(
         f"bad value for {dotted(path)}",
         places.where(path),
         expected=_describe_schema(schema),
         found="nothing" if kind == "missing" else describe_value(value),
-        remedy=_closest(str(value), schema.get("enum", []), cutoff=0.5),
+        remedy=remedy,
         id=_id_of(kind),
     )
 
@@ -136,11 +150,11 @@ def _clash(detail: ErrorDetails, path: KeyPath, places: Places) -> Problem:
     )
 
 
-def _unknown_key(path: KeyPath, places: Places) -> Problem:
+def _unknown_key(path: KeyPath, value: Any, places: Places) -> Problem:
     """Return the problem of a key that does not exist, with the likeliest key that does."""
     section = path[:-1]
     key = str(path[-1])
-    known = list(_schema_at(section, places.source).get("properties", {}))
+    known = list(schema_at(section, places.source).get("properties", {}))
 
     expected = "one of " + ", ".join(known)
     remedy = ""
@@ -148,19 +162,15 @@ def _unknown_key(path: KeyPath, places: Places) -> Problem:
         expected = f'a key of section "{dotted(section)}"'
         remedy = ", ".join(known)
 
-    # The likeliest mistake first: a typo, a key of the other source, a key of another section.
-    close = _closest(key, known)
-    of_other_source = section == ("data",) and key in FilesConfig.model_fields
-    elsewhere = [name for name in flatten(Config()) if name.rpartition(".")[2] == key]
-
-    if close:
-        remedy = f"did you mean {dotted((*section, close))}?"
-    elif of_other_source:
+    # A key of the other source is right, and only the source is not.
+    other_source = _source_with(key) if section == ("data",) else ""
+    if other_source:
         expected = f"keys of source {places.source}"
-        remedy = "data.source=files, which has this key"
-    elif elsewhere:
-        # The right key in the wrong section.
-        remedy = f"did you mean {elsewhere[0]}?"
+        remedy = f"data.source={other_source}, which has this key"
+    elif isinstance(value, dict) or (value is None and path not in places.overrides):
+        remedy = _meant_section(path, value or {}, known, places) or remedy
+    else:
+        remedy = _advice(path, value, places) or remedy
 
     return Problem(
         f'unknown key "{key}"',
@@ -172,13 +182,40 @@ def _unknown_key(path: KeyPath, places: Places) -> Problem:
     )
 
 
+def _meant_section(path: KeyPath, keys: dict[str, Any], known: list[str], places: Places) -> str:
+    """Return which section is meant by one that does not exist and has these keys."""
+    # Overrides such as optim.lr=1 have made the section: they are what must be written otherwise.
+    for overridden in places.overrides:
+        if overridden[:-1] == path:
+            return _advice(overridden, None, places)
+
+    meant = _closest(str(path[-1]), known) or section_with(keys)
+    return f"did you mean {dotted((*path[:-1], meant))}?" if meant else ""
+
+
+def _advice(path: KeyPath, value: Any, places: Places) -> str:
+    """Return which key is meant by the one at `path`, written as its value was: "" if unknown."""
+    if path in places.overrides:
+        return advice(dotted(path), places.text_of(path), places.source)
+    return advice_for_file(dotted(path[:-1]), str(path[-1]), value, places.source)
+
+
+def _source_with(key: str) -> str:
+    """Return the data source that has this key; "" if both do, or neither."""
+    generated = key in SumModConfig.model_fields
+    read = key in FilesConfig.model_fields
+    if generated == read:
+        return ""
+    return "sum_mod" if generated else "files"
+
+
 def _closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     """Return the most similar of the words; "" if none is similar enough."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)
     return close[0] if close else ""
 
 
-def _schema_at(path: KeyPath, source: str) -> dict[str, Any]:
+def schema_at(path: KeyPath, source: str) -> dict[str, Any]:
     """Return the JSON Schema of the key at `path`, {} for a key that does not exist.
 
     `source` is the value of data.source, which decides the keys of the data section.
@@ -214,7 +251,7 @@ def _describe_schema(schema: dict[str, Any]) -> str:
         items = ", ".join(_describe_schema(item) for item in schema["prefixItems"])
         return f"a list: [{items}]"
     if "pattern" in schema:
-        return f"text that matches {schema['pattern']}"
+        return _PATTERNS[schema["pattern"]]
     if "properties" in schema:
         return "a section with the keys " + ", ".join(schema["properties"])
 

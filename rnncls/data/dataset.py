@@ -324,7 +324,7 @@ def _read_table(
             table.lines.append(record.line)
 
     # Only after the last row: a user fixes several bad lines at once.
-    bad.raise_if_any()
+    bad.raise_if_any(len(table.lengths) + table.dropped)
     return table
 
 

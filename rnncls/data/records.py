@@ -14,8 +14,10 @@ import json
 import os
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -25,7 +27,7 @@ from rnncls.errors import CheckpointError, DataError, Problem
 # Only the current line is in memory: this bounds what a file without line ends can take.
 MAX_LINE_BYTES = 16 * 2**20
 
-MOST_SHOWN = 5  # bad lines of a file
+MOST_SHOWN = 5  # bad lines of a file, and lines with the same cause
 
 # A progress bar does not need more, and asking a file for its position takes a system call.
 LINES_PER_REPORT = 1024  # lines between two calls of `report_bytes`
@@ -51,14 +53,18 @@ class Record(NamedTuple):
 
 
 class BadRows:
-    """Collects the bad rows of one file: the first few in full, the others counted."""
+    """Collects the bad rows of one file: the first few in full, the others counted.
+
+    What is wrong with more than a few rows is told once, with the lines of the first.
+    """
 
     remedy = "fix or remove the line"  # of rows that have none of their own
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
         self.count = 0
-        self.problems: list[Problem] = []
+        self.problems: list[Problem] = []  # the first of each cause
+        self.causes: Counter[tuple[str, str, str]] = Counter()
 
     def add(
         self,
@@ -83,9 +89,12 @@ class BadRows:
         )
 
     def note(self, problem: Problem) -> None:
-        """Keep the problem, if it is one of the first."""
-        if len(self.problems) < MOST_SHOWN:
-            self.problems.append(problem)
+        """Keep the problem, if it is one of the first with its cause."""
+        cause = _cause_of(problem)
+        if cause in self.causes or len(self.causes) < MOST_SHOWN:
+            self.causes[cause] += 1
+            if self.causes[cause] <= MOST_SHOWN:
+                self.problems.append(problem)
 
     def add_problem(self, line: int, problem: Problem) -> None:
         """Add a problem that does not know its line."""
@@ -98,16 +107,58 @@ class BadRows:
             id=problem.id or "D14",
         )
 
-    def raise_if_any(self) -> None:
-        """Raise DataError if there are bad rows, with the first of them and their number."""
+    def raise_if_any(self, num_good: int | None = None) -> None:
+        """Raise DataError if there are bad rows, with the first of them and their number.
+
+        `num_good` is the number of the other rows, None if nobody has counted them.
+        """
         if not self.problems:
             return
 
+        num_rows = None if num_good is None else self.count + num_good
+        shown: list[Problem] = []
+        num_told = 0  # bad rows that are shown, or counted in what is shown
+        told = set()
+        for problem in self.problems:
+            cause = _cause_of(problem)
+            if cause in told or len(shown) == MOST_SHOWN:
+                continue
+
+            count = self.causes[cause]
+            if count > MOST_SHOWN or 1 < count == num_rows:
+                shown.append(self._told_once(cause, num_rows))
+                num_told += count
+                told.add(cause)
+            else:
+                shown.append(problem)
+                num_told += 1
+
         # The last problem says how many there are in all, if not every one is shown.
-        if self.count > len(self.problems):
+        if self.count > num_told:
             what = f"{self.count:,} bad rows in all"
-            self.problems.append(Problem(what, str(self.path), id=self.problems[0].id))
-        raise DataError(*self.problems)
+            shown.append(Problem(what, str(self.path), id=shown[0].id))
+        raise DataError(*shown)
+
+    def _told_once(self, cause: tuple[str, str, str], num_rows: int | None) -> Problem:
+        """Return the problem of all rows with this cause: that of the first, with the others."""
+        first, *others = [problem for problem in self.problems if _cause_of(problem) == cause]
+        count = self.causes[cause]
+        if count == num_rows:
+            share = f"in all {count:,} rows"
+        else:
+            share = (
+                f"in {count:,} rows" if num_rows is None else f"in {count:,} of {num_rows:,} rows"
+            )
+
+        lines = ", ".join(problem.where.rpartition(":")[2] for problem in others)
+        also = f"likewise in lines {lines}" + (", ..." if count > MOST_SHOWN else "")
+        found = f"{first.found}; {also}" if first.found else also
+        return replace(first, what=f"{first.what}, {share}", found=found)
+
+
+def _cause_of(problem: Problem) -> tuple[str, str, str]:
+    """Return what problems of the same cause have in common; places and values differ."""
+    return problem.what, problem.expected, problem.remedy
 
 
 @contextmanager
@@ -215,7 +266,9 @@ def _record_of(
     line: int, row: dict[str, Any], data: FilesConfig, labelled: bool
 ) -> Record | int | Problem:
     """Return the record of a row, its line if its sequence is empty and dropped, or a Problem."""
-    tokens = tokens_of(row.get(data.sequence_field), data.tokens)
+    if data.sequence_field not in row:
+        return _no_sequence(row, data.sequence_field)
+    tokens = tokens_of(row[data.sequence_field], data.tokens)
     if isinstance(tokens, Problem):
         return tokens
 
@@ -237,13 +290,27 @@ def _record_of(
     )
 
 
+def _no_sequence(row: dict[str, Any], field: str) -> Problem:
+    return Problem(
+        f'no sequence: no field "{field}"',
+        expected="a field with a list or a text",
+        found=_fields_of(row),
+        remedy="data.sequence_field=..., or fix the line",
+        id="D14",
+    )
+
+
+def _fields_of(row: dict[str, Any]) -> str:
+    return f"the fields {', '.join(row)}" if row else "no fields"
+
+
 def _bad_label(row: dict[str, Any], field: str) -> Problem:
     if field in row:
         what = "bad label"
         found = f"{row[field]!r:.60}"
     else:
         what = f'no field "{field}"'
-        found = f"the fields {', '.join(row)}"
+        found = _fields_of(row)
     remedy = "data.label_field, or fix the line"
     return Problem(what, expected="text or an integer", found=found, remedy=remedy, id="D5")
 

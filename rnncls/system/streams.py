@@ -1,14 +1,41 @@
 """Wrap stdout and stderr so that they cannot end a run.
 
-Their reader may leave, their terminal may hang up, and the disk behind them may be full.
+Their reader may leave, their terminal may hang up, and the disk behind them may be full. Where
+stderr is a terminal, errors and warnings stand out in colour.
 """
 
 import errno
 import os
+import re
 import sys
 from typing import Any, TextIO, cast
 
 from rnncls.errors import Problem, WriteError
+
+# The beginnings of the messages that stand out on a terminal, and the colours of terminals.
+_LABEL = re.compile(
+    r"^rnncls: (?:(?P<error>(?:internal )?error)|warning)(?:\[\w+\])?", re.MULTILINE
+)
+_BOLD_RED = "\x1b[1;31m"
+_YELLOW = "\x1b[33m"
+_PLAIN = "\x1b[0m"
+
+
+def shows_colour(stream: TextIO) -> bool:
+    """Return whether text may be coloured there: on a terminal that can, unless NO_COLOR is set."""
+    wanted = not os.environ.get("NO_COLOR")
+    capable = os.environ.get("TERM", "dumb") != "dumb"
+    return wanted and capable and stream.isatty()
+
+
+def colour_labels(text: str) -> str:
+    """Return a message with `rnncls: error` in bold red and `rnncls: warning` in yellow."""
+
+    def coloured(label: re.Match[str]) -> str:
+        colour = _BOLD_RED if label["error"] else _YELLOW
+        return f"{colour}{label[0]}{_PLAIN}"
+
+    return _LABEL.sub(coloured, text)
 
 
 class LenientStream:
@@ -16,20 +43,23 @@ class LenientStream:
 
     stderr falls silent after any error. stdout carries the result: there, only a reader that left
     (EPIPE) is ignored, and any other error is raised as WriteError.
+
+    On a terminal, the errors and warnings that are written to stderr are coloured.
     """
 
     def __init__(self, stream: TextIO, is_result: bool) -> None:
         self.stream = stream
         self.is_result = is_result
+        self.in_colour = not is_result and shows_colour(stream)
 
     def write(self, text: str) -> int:
         """Write as a text stream does. Raises: WriteError."""
         try:
-            return self.stream.write(text)
+            self.stream.write(colour_labels(text) if self.in_colour else text)
         except OSError as error:
             self._fall_silent(error)
-            # As if all had been written, so that no caller tries the rest again.
-            return len(text)
+        # Also after an error, so that no caller tries the rest again.
+        return len(text)
 
     def flush(self) -> None:
         """Flush as a text stream does. Raises: WriteError."""

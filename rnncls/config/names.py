@@ -1,0 +1,249 @@
+"""The keys that people mean by other names: `lr`, `--batch-size`, `gpu=0`.
+
+Such a name is refused, with the whole override to use in its place. It is never applied: what a
+short name stands for would change with the keys that there are.
+"""
+
+import difflib
+import json
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from rnncls.config.schema import Config, FilesConfig, SumModConfig, flatten
+
+# What other programs and papers call a key. The name of a section stands for what is usually meant
+# by it: optimizer=adam, model=lstm.
+_OTHER_NAMES = {
+    "data.train": "data dataset file input train_data train_file train_path training_data",
+    "data.val": "dev valid validation val_data val_file",
+    "data.test": "test_data test_file",
+    "data.val_fraction": "val_size val_split validation_split",
+    "data.test_fraction": "test_size test_split",
+    "data.sequence_field": "sequence sequence_column text text_col text_column text_field",
+    "data.label_field": "label label_col label_column labels target target_column",
+    "data.tokens": "token tokenization tokenizer",
+    "data.min_count": "min_freq",
+    "data.max_length": "length max_len max_seq_len max_seq_length maxlen seq_len seq_length "
+    "sequence_length",
+    "data.min_length": "min_len",
+    "data.truncate": "truncation",
+    "data.batching": "bucketing",
+    "data.modulus": "base classes mod n n_classes num_classes",
+    "model.cell": "arch architecture cell_type model model_type rnn rnn_type",
+    "model.embedding_dim": "emb emb_dim emb_size embed_dim embed_size embedding embedding_size "
+    "embeddings",
+    "model.hidden_size": "hidden hidden_dim hidden_units n_hidden nhid num_hidden num_units "
+    "rnn_size size units width",
+    "model.num_layers": "depth layers n_layers nlayers",
+    "model.nonlinearity": "activation",
+    "model.dropout": "drop dropout_p dropout_rate",
+    "model.bidirectional": "bi bidir",
+    "model.init_gain": "gain",
+    "model.recurrent_init": "init initialization",
+    "optimizer.name": "opt optim optimiser optimizer",
+    "optimizer.lr": "alpha eta learning_rate learningrate max_lr rate step_size",
+    "optimizer.weight_decay": "decay l2 regularization wd",
+    "optimizer.betas": "adam_betas beta",
+    "optimizer.eps": "epsilon",
+    "schedule.name": "lr_schedule lr_scheduler schedule scheduler",
+    "schedule.warmup_steps": "warm_up warmup",
+    "schedule.min_lr": "eta_min final_lr lr_min",
+    "train.max_steps": "iterations iters max_iter max_iters n_steps num_iterations num_steps steps "
+    "train_steps",
+    "train.max_epochs": "epoch epochs n_epochs num_epochs num_train_epochs",
+    "train.batch_size": "batch batches batchsize bs bsz minibatch minibatch_size",
+    "train.max_grad_norm": "clip clip_grad clip_norm clipping grad_clip gradient_clip "
+    "gradient_clip_val gradient_clipping max_norm",
+    "train.log_every": "log_freq log_interval log_steps logging_steps",
+    "train.eval_every": "eval_freq eval_interval eval_steps val_every",
+    "train.checkpoint_every": "checkpoint_interval save_every save_interval save_steps",
+    "train.keep_checkpoints": "keep save_total_limit",
+    "train.patience": "early_stop early_stopping early_stopping_patience",
+    "train.best_metric": "metric monitor",
+    "train.class_weights": "balanced class_weight weighted",
+    "train.precision": "amp bf16 fp16 mixed_precision",
+    "train.engine": "compile",
+    "train.num_threads": "num_workers threads workers",
+    "seed": "manual_seed random_seed random_state rng",
+    "device": "cpu cuda gpu gpus no_cuda use_cuda use_gpu",
+}
+ALIASES = {alias: key for key, names in _OTHER_NAMES.items() for alias in names.split()}
+
+# What switches something on and off, of keys whose values are no switches.
+_SWITCHES = {
+    "device": ("cuda", "cpu"),
+    "data.batching": ("bucket", "shuffle"),
+    "train.patience": ("5", "null"),
+    "train.precision": ("bfloat16", "float32"),
+    "train.class_weights": ("balanced", "none"),
+    "train.engine": ("compiled", "eager"),
+}
+_YES = ("", "true", "yes", "on")
+_NO = ("false", "no", "off", "none", "null", "-1")
+
+# Keys outside the data section that generated data refuses.
+_OF_FILES = ("train.max_epochs", "train.class_weights")
+
+
+def known_keys() -> list[str]:
+    """Return every key, dotted, of both data sources: `["data.source", "data.modulus", ...]`."""
+    of_files = [f"data.{name}" for name in FilesConfig.model_fields]
+    return list(dict.fromkeys([*flatten(Config()), *of_files]))
+
+
+def meant_keys(name: str) -> list[str]:
+    """Return the keys that a wrong name may stand for: `lr` or `train.lr` -> `["optimizer.lr"]`.
+
+    The keys of this name in all sections come first, then the table of aliases, then spelling.
+    """
+    section, _, leaf = _normal(name).rpartition(".")
+    keys = known_keys()
+
+    same = [key for key in keys if _leaf(key) == leaf]
+    if same:
+        return same
+    if leaf in ALIASES:
+        return [ALIASES[leaf]]
+
+    # Of keys that are spelt alike, one of the section that was named is likelier.
+    of_section = [key for key in keys if section and key.startswith(f"{section}.")]
+    for candidates in (of_section, keys):
+        by_leaf = {_leaf(key): key for key in candidates}
+        close = difflib.get_close_matches(leaf, list(by_leaf), n=1)
+        if close:
+            return [by_leaf[close[0]]]
+    return []
+
+
+def section_with(keys: Iterable[str]) -> str:
+    """Return the section that has all of these keys; "" if there is none, or no key."""
+    leaves = set(keys)
+    sections = {key.rpartition(".")[0] for key in known_keys()} - {""}
+    for section in sorted(sections) if leaves else ():
+        own = {_leaf(key) for key in known_keys() if key.startswith(f"{section}.")}
+        if leaves <= own:
+            return section
+    return ""
+
+
+def advice(name: str, text: str | None, source: str = "", option: str = "") -> str:
+    """Return `did you mean optimizer.lr=1e-3?` for `lr` and `1e-3`; "" if nothing is known.
+
+    `text` is the value as it was written, None if there was none. `source` is data.source, "" if
+    it is not known. `option`, such as `--grid `, goes in front of each override.
+    """
+    keys = meant_keys(name)
+    if not keys:
+        return ""
+
+    # Generated data has no epochs: this says what it has instead.
+    in_steps = f"{option}train.max_steps={Config().train.max_steps}"
+    if keys == ["train.max_epochs"] and source == "sum_mod":
+        return f"did you mean {in_steps}? Generated data has no epochs"
+
+    overrides = [option + _override(name, key, text, source) for key in keys]
+    question = f"did you mean {', or '.join(overrides)}?"
+    if keys == ["train.max_epochs"] and not source:
+        return f"{question} Generated data has no epochs: {in_steps}"
+    return question + _needed(keys[0], source)
+
+
+def advice_for_file(section: str, name: str, value: Any, source: str) -> str:
+    """Return `did you mean optimizer.lr? In a file: optimizer: {lr: 0.001}`; "" if unknown.
+
+    `value` is what the file has behind the wrong name in this section, "" for the top level.
+    """
+    keys = meant_keys(f"{section}.{name}" if section else name)
+    if not keys:
+        return ""
+
+    question = f"did you mean {', or '.join(keys)}?"
+    if keys == ["train.max_epochs"] and source == "sum_mod":
+        return f"{question} Generated data has no epochs: train.max_steps"
+
+    # A key that is merely misspelt needs no more than the right spelling.
+    key = keys[0]
+    right_section, _, leaf = key.rpartition(".")
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    right_value = value_for(name, key, text)
+    if len(keys) > 1 or (section == right_section and text == right_value):
+        return question
+
+    setting = f"{leaf}: {right_value}"
+    in_file = f"{right_section}: {{{setting}}}" if right_section else setting
+    return f"{question} In a file: {in_file}{_needed(key, source)}"
+
+
+def value_for(name: str, key: str, text: str | None) -> str:
+    """Return the value that a key needs where another name had `text`: gpu=0 -> cuda:0."""
+    leaf = _leaf(_normal(name))
+    written = (text or "").strip()
+    switch = written.lower()
+
+    if key in _SWITCHES and leaf in ALIASES:
+        on, off = _SWITCHES[key]
+        if leaf in ("cpu", "no_cuda"):
+            on, off = off, on
+        if switch in _YES:
+            return on
+        if switch in _NO:
+            return off
+        # The number of a device; or how many there are, of which a run uses one.
+        if key == "device" and switch.isdecimal():
+            return "cuda" if leaf == "gpus" else f"cuda:{switch}"
+
+    if text is None:
+        is_switch = isinstance(flatten(Config()).get(key), bool)
+        return "true" if is_switch else "VALUE"
+    return written
+
+
+def is_switch(name: str) -> bool:
+    """Return whether a name stands for something that is on or off: `--gpu`, `--bidirectional`."""
+    defaults = flatten(Config())
+    is_alias = _leaf(_normal(name)) in ALIASES
+    keys = meant_keys(name)
+    return any(
+        isinstance(defaults.get(key), bool) or (is_alias and key in _SWITCHES) for key in keys
+    )
+
+
+def is_switch_value(text: str) -> bool:
+    """Return whether a text says on, off, or which of several devices."""
+    return text.lower() in (*_YES, *_NO) or text.isdecimal()
+
+
+def _override(name: str, key: str, text: str | None, source: str) -> str:
+    """Return the override, quoted as a shell needs it, that a name with a value stands for."""
+    words = [f"{key}={value_for(name, key, text)}"]
+
+    # Alone it would be refused: generated data has no such key.
+    if key == "data.train" and source != "files":
+        words.insert(0, "data.source=files")
+    return " ".join(map(shlex.quote, words))
+
+
+def _needed(key: str, source: str) -> str:
+    """Return what else the key needs, if it is not one of this data source."""
+    section, _, leaf = key.rpartition(".")
+    of_files = key in _OF_FILES
+    of_generated = False
+    if section == "data":
+        of_files = leaf not in SumModConfig.model_fields
+        of_generated = leaf not in FilesConfig.model_fields
+
+    if of_files and source == "sum_mod" and key != "data.train":
+        return " It needs data.source=files and data.train=FILE"
+    if of_generated and source == "files":
+        return " It needs data.source=sum_mod"
+    return ""
+
+
+def _normal(name: str) -> str:
+    """Return a name as keys are written: `--Batch-Size` -> `batch_size`."""
+    return name.strip().lstrip("-").lower().replace("-", "_")
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
