@@ -1,9 +1,19 @@
 """Options and helpers that several commands share."""
 
+import difflib
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
+
+from rnncls.errors import ConfigError, Problem
+
+# By their ends, which data/records.py reads as JSONL, CSV or TSV.
+_DATA_FILE = re.compile(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", re.IGNORECASE)
+
+# Where a config is looked for that was meant by a word such as `smoke`.
+_CONFIG_FOLDERS = (Path(), Path("configs"))
 
 ConfigOption = Annotated[
     Path,
@@ -40,3 +50,125 @@ def with_device(overrides: list[str] | None, device: str | None) -> list[str]:
     if device:
         words.append(f"device={device}")
     return words
+
+
+class Words(NamedTuple):
+    """The words of a command line: a config or a data file, if there is one, and overrides."""
+
+    config: Path | None
+    file: Path | None
+    overrides: list[str]
+
+
+def sort_words(config: Path | None, words: list[str] | None) -> Words:
+    """Sort the words behind a command's name; `config` is that of --config.
+
+    Only the first word can be a config or a data file. Whether a config exists is not checked:
+    whoever reads it says that better.
+
+    Raises: ConfigError if a word is nothing of these, or if there are two files.
+    """
+    chosen = Words(config, None, [])
+    for position, word in enumerate(words or []):
+        kind = _kind_of(word)
+        if kind == "override":
+            chosen.overrides.append(word)
+        elif kind == "unknown":
+            raise _unknown_word(word, is_first=position == 0 and config is None)
+        elif position > 0 or config is not None:
+            raise _second_file(word, position, config, words or [])
+        elif kind == "config":
+            chosen = chosen._replace(config=Path(word))
+        else:
+            chosen = chosen._replace(file=Path(word))
+    return chosen
+
+
+def _kind_of(word: str) -> str:
+    """Return what a word is: a config, a data file, an override, or unknown."""
+    path = Path(word)
+    is_file = _on_disk(path) == "file"
+
+    # A file may have an "=" in its name, and an override may end like a file: data.train=a.csv.
+    if "=" in word and not is_file:
+        return "override"
+    if _is_config_name(path):
+        return "config"
+    if is_file or _DATA_FILE.search(word):
+        return "data"
+    return "unknown"
+
+
+def _is_config_name(path: Path) -> bool:
+    return path.suffix.lower() in (".yaml", ".yml")
+
+
+def _on_disk(path: Path) -> str:
+    """Return what has this name: a file of any kind, a folder, or nothing."""
+    try:
+        if not path.exists():
+            return "nothing"
+        return "folder" if path.is_dir() else "file"
+    # A name that no file can have, for example one that is too long.
+    except (OSError, ValueError):
+        return "nothing"
+
+
+def _unknown_word(word: str, is_first: bool) -> ConfigError:
+    """Return the error of a word that is neither a file nor an override."""
+    override = "section.key=value, for example optimizer.lr=1e-3"
+    if not is_first:
+        return ConfigError(Problem("malformed override", expected=override, found=word, id="C17"))
+
+    return ConfigError(
+        Problem(
+            "neither a file nor an override",
+            expected=f"a config (.yaml), a data file (.jsonl, .csv or .tsv), or {override}",
+            found=f"{word} (a folder)" if _on_disk(Path(word)) == "folder" else word,
+            remedy=_similar_file(word),
+            id="C17",
+        )
+    )
+
+
+def _similar_file(word: str) -> str:
+    """Return advice: the config or data file that a word may have meant; "" if there is none."""
+    path = Path(word)
+    candidates: dict[str, Path] = {}
+    for folder in (path.parent, *_CONFIG_FOLDERS):
+        for file in _files_in(folder):
+            if _is_config_name(file) or _DATA_FILE.search(file.name):
+                candidates.setdefault(_stem(file), file)
+
+    close = difflib.get_close_matches(_stem(path), list(candidates), n=1)
+    return f"did you mean {candidates[close[0]]}?" if close else ""
+
+
+def _files_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    # A folder that does not exist, or that may not be read.
+    except OSError:
+        return []
+
+
+def _stem(path: Path) -> str:
+    return path.name.partition(".")[0].lower()
+
+
+def _second_file(word: str, position: int, config: Path | None, words: list[str]) -> ConfigError:
+    """Return the error of a file where there is one already, or that is not the first word."""
+    if config is not None:
+        what = "two files: one of --config, and one more"
+        found = f"--config {config}, {word}"
+        remedy = "one of them"
+    elif _kind_of(words[0]) == "override":
+        what = "a file behind an override"
+        found = word
+        remedy = " ".join(["put the file first:", word, *words[:position]])
+    else:
+        what = "two files"
+        found = f"{words[0]}, {word}"
+        remedy = "one of them"
+    expected = "one config or data file, then overrides such as optimizer.lr=1e-3"
+    return ConfigError(Problem(what, expected=expected, found=found, remedy=remedy, id="C17"))
