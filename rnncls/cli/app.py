@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rnncls.cli import config, data, evaluate, predict, runs, sweep, train
+from rnncls.cli import config, data, evaluate, init, predict, runs, sweep, train
 from rnncls.version import __version__
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ def _add_group(name: str, help: str, *commands: Callable[..., None]) -> None:
 
 
 # In the order of `rnncls --help`.
+app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
