@@ -120,12 +120,8 @@ def encode_text(predictor: Predictor, text: str) -> list[int] | Problem:
 
     Words stand between spaces, ids between spaces or commas; characters stand as they are.
     """
-    kind = predictor.data.tokens
-    if kind == "ids":
-        text = text.replace(",", " ")
-
     # The remedies for files would not help at a prompt or in a pipe.
-    tokens = tokens_of(text, kind)
+    tokens = tokens_of(text, predictor.data.tokens)
     if isinstance(tokens, Problem):
         return replace(tokens, remedy="--bad skip")
     return encode(predictor, tokens)
@@ -150,7 +146,8 @@ def items_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Itera
     Bad rows go to `bad`. Raises: DataError if the file cannot be read.
     """
     # An empty sequence has no prediction, and this file's format is not that of the training file.
-    data = predictor.data.model_copy(update={"empty": "error", "format": "auto"})
+    other = {"empty": "error", "format": "auto", "separator": "auto"}
+    data = predictor.data.model_copy(update=other)
     for record in read_records(path, data, bad, labelled=False):
         if isinstance(record, Record):
             yield from _good(record.line, encode(predictor, record.tokens), bad)

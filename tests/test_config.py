@@ -318,6 +318,16 @@ def test_floats_survive_writing_and_reading(values: dict[str, float]) -> None:
     assert (parse(text.replace(": -inf", ": -.inf"), "here").value or {}) == values
 
 
+@pytest.mark.row("C9")
+def test_a_separator_is_one_of_four(tmp_path: Path) -> None:
+    files = "data: {source: files, train: a.csv}"
+    for value in ("auto", "tab", "';'", "','", "'|'"):
+        assert flatten(load_text(tmp_path, files, f"data.separator={value}"))
+    for value in ("':'", "comma", "null", "''"):
+        with pytest.raises(ConfigError):
+            load_text(tmp_path, files, f"data.separator={value}")
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_loads_and_its_header_says_command_result_and_time(path: Path) -> None:
     load_config(path)

@@ -94,6 +94,9 @@ def test_every_format_gives_the_same_data(
     [
         ("ids", [3, 1, 40], ["3", "1", "40"]),
         ("ids", "3 1  40", ["3", "1", "40"]),
+        ("ids", "3,1, 40", ["3", "1", "40"]),
+        ("ids", " [3, 1, 40] ", ["3", "1", "40"]),
+        ("words", "[3, 1]", ["[3,", "1]"]),
         ("words", "to be  or", ["to", "be", "or"]),
         ("words", ["to be", "or"], ["to be", "or"]),
         ("characters", "a b", ["a", " ", "b"]),
@@ -113,6 +116,41 @@ def test_field_names_and_formats_can_be_named(tmp_path: Path) -> None:
     path.write_text("clicks\tbought\n1 2\tno\n3\tyes\n")
     keys = {"format": "tsv", "sequence_field": "clicks", "label_field": "bought", **WHOLE}
     assert contents(load_dataset(data_of(path, **keys))) == [(["1", "2"], "no"), (["3"], "yes")]
+
+
+SEPARATED = [
+    ("d.csv", "auto", "label;n;sequence\nx;1,5;3 1\n"),
+    ("d.csv", "auto", 'label|sequence\nx|"3 1"\n'),
+    ("d.csv", "auto", "label\tsequence\nx\t3 1\n"),
+    ("d.tsv", "auto", "label\tsequence\nx\t3 1\n"),
+    # A header that can be read with commas is: before there were other separators, it was.
+    ("d.csv", "auto", "sequence,label,a;sequence;label\n3 1,x,1;2;3\n"),
+    ("d.csv", ";", "n,label;sequence;label\n1;3 1;x\n"),
+    ("d.tsv", ",", "sequence,label\n3 1,x\n"),
+    # A field of the header that is longer than Python's own limit.
+    ("d.csv", "auto", f"{'long' * 50_000};sequence;label\n1;3 1;x\n"),
+]
+
+
+@pytest.mark.parametrize(("name", "separator", "text"), SEPARATED)
+def test_the_header_row_shows_the_separator_or_the_config_names_it(
+    tmp_path: Path, name: str, separator: str, text: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    data = data_of(path, separator=separator, **WHOLE)
+    assert contents(load_dataset(data)) == [(["3", "1"], "x")]
+
+
+@row("D14")
+def test_a_table_without_the_fields_shows_its_first_row_and_what_to_add(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    for separator in ("auto", ",", ";"):
+        path.write_text("3 1,x\n1 4,y\n")
+        text = problems_of(path, separator=separator)
+        assert "d.csv:1" in text
+        assert "3 1,x" in text.replace(", ", ",")
+        assert "if this row is data, a line sequence,label above it" in text
 
 
 # --- bad input

@@ -35,6 +35,7 @@ SMALL = "train.max_steps=6 train.engine=eager schedule.warmup_steps=2 model.hidd
 # which rnncls takes one only.
 SHORTER = {
     "rnncls train --config": f"{SMALL} train.eval_every=3",
+    "rnncls train clicks.jsonl": SMALL,
     "rnncls train --resume": "train.max_steps=9",
     "rnncls eval runs/mine": "--samples 50",
     "rnncls sweep --config": f"--seeds 0-1 {SMALL}",

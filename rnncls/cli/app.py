@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rnncls.cli import config, data, evaluate, model, predict, runs, sweep, train
+from rnncls.cli import config, data, evaluate, init, model, predict, runs, sweep, train
 from rnncls.cli.command import App
 from rnncls.version import __version__
 
@@ -20,6 +20,7 @@ def _add_group(name: str, help: str, *commands: Callable[..., None]) -> None:
 
 
 # In the order of `rnncls --help`.
+app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)

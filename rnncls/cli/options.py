@@ -40,6 +40,30 @@ Device = Annotated[
     str | None,
     typer.Option(help="Device to use instead of the config's: auto, cpu, cuda or cuda:INDEX."),
 ]
+SequenceField = Annotated[
+    str | None,
+    typer.Option(
+        "--sequence-field",
+        "--text-column",
+        help="Field or column of a data file with the sequences.",
+        show_default=False,
+    ),
+]
+LabelField = Annotated[
+    str | None,
+    typer.Option(
+        "--label-field",
+        "--label-column",
+        help="Field or column of a data file with the labels.",
+        show_default=False,
+    ),
+]
+Tokens = Annotated[
+    str | None,
+    typer.Option(
+        help="Unit of the sequences of a data file: ids, words or characters.", show_default=False
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

@@ -1,25 +1,67 @@
 """rnncls train"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from rnncls.cli.options import Device, OptionalConfig, Overrides, load, sort_words, with_device
+from rnncls.cli.completion import complete_word
+from rnncls.cli.init import guess
+from rnncls.cli.options import (
+    Device,
+    LabelField,
+    OptionalConfig,
+    SequenceField,
+    Tokens,
+    Words,
+    load,
+    sort_words,
+    with_device,
+)
 from rnncls.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from rnncls.config import Config
+
+# The options that say how a data file is read, and the config keys that they stand for.
+FILE_OPTIONS = {
+    "--sequence-field": "data.sequence_field",
+    "--label-field": "data.label_field",
+    "--tokens": "data.tokens",
+}
+
+
+class _NewRun(NamedTuple):
+    """What a new run trains."""
+
+    config: "Config"
+    named_after: Path  # the default run directory has the name of this file
+    origin: str  # where the config comes from, if not from a file of its own
 
 
 def train(
     config: OptionalConfig = None,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG|DATA] [SECTION.KEY=VALUE]...",
+            help="YAML config file, or a data file (JSONL, CSV or TSV) from which a config is made; "
+            "then values that replace some of the config's own.",
+            show_default=False,
+            autocompletion=complete_word,
+        ),
+    ] = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="New directory for the run (default runs/CONFIG/DATE_TIME)."),
+        typer.Option(help="New directory for the run (default runs/NAME/DATE_TIME)."),
     ] = None,
     name: Annotated[
         str, typer.Option(help="Suffix for the name of the default run directory.")
     ] = "",
     device: Device = None,
+    sequence_field: SequenceField = None,
+    label_field: LabelField = None,
+    tokens: Tokens = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -38,17 +80,25 @@ def train(
     """Train a classifier and write a run directory, or resume a run.
 
     Examples:
+        rnncls train clicks.csv
         rnncls train configs/smoke.yaml --run-dir runs/first
         rnncls train configs/smoke.yaml optimizer.lr=1e-3 --run-dir runs/second
     """
     words = sort_words(config, overrides)
-    config = words.config
+    changes = with_device(words.overrides, device)
+    file_options = {
+        "--sequence-field": sequence_field,
+        "--label-field": label_field,
+        "--tokens": tokens,
+    }
     if resume is not None:
         others = {
-            "--config": config,
+            "--config": words.config,
+            "a data file": words.file,
             "--run-dir": run_dir,
             "--name": name,
             "--init-from": init_from,
+            **file_options,
         }
         # What a resumed run trains is fixed; overrides are checked where its config is known.
         _require_alone([option for option, value in others.items() if value])
@@ -58,21 +108,18 @@ def train(
         # Said at once, so that a run that is killed can be found, and again at the end.
         run_dir = resume
         print(f"run directory: {run_dir}", flush=True)
-        state = resume_run(run_dir, with_device(words.overrides, device))
-    elif config is not None:
+        state = resume_run(run_dir, changes)
+    else:
         # Before torch is imported, so that a wrong config is reported at once.
-        resolved = load(config, words.overrides, device)
+        new = _new_run(words, file_options, changes)
         _require_no_slash(name)
 
         from rnncls.rundir.paths import default_run_dir
         from rnncls.training.fit import fit
 
-        run_dir = run_dir or default_run_dir(config, name)
+        run_dir = run_dir or default_run_dir(new.named_after, name)
         print(f"run directory: {run_dir}", flush=True)
-        state = fit(resolved, run_dir, init_from)
-    else:
-        remedy = "rnncls train CONFIG.yaml, or rnncls train --resume RUN"
-        raise ConfigError(Problem("nothing to train", remedy=remedy, id="C17"))
+        state = fit(new.config, run_dir, init_from, origin=new.origin)
 
     # There is no best step if no validation loss was ever finite.
     best = "none"
@@ -80,6 +127,51 @@ def train(
         best = f"{state.best_accuracy:.4f} at step {state.best_step:,}"
     print(f"steps: {state.step:,}; best validation accuracy: {best}")
     print(f"run directory: {run_dir}")
+
+
+def _new_run(words: Words, file_options: dict[str, str | None], changes: list[str]) -> _NewRun:
+    """Return what a new run trains. Raises: ConfigError. DataError for a data file."""
+    if words.file is not None:
+        return _from_file(words.file, file_options, changes)
+    if words.config is not None:
+        return _from_config(words.config, file_options, changes)
+
+    remedy = "rnncls train CONFIG.yaml, rnncls train DATA.csv, or rnncls train --resume RUN"
+    raise ConfigError(Problem("nothing to train", remedy=remedy, id="C17"))
+
+
+def _from_config(path: Path, file_options: dict[str, str | None], changes: list[str]) -> _NewRun:
+    """Return the run of a config file, which says itself how its data is read."""
+    given = [option for option, value in file_options.items() if value is not None]
+    if given:
+        raise ConfigError(
+            Problem(
+                f"{given[0]} is only for a data file",
+                expected=f"{FILE_OPTIONS[given[0]]} in a config, or {FILE_OPTIONS[given[0]]}=...",
+                found=", ".join(given),
+                id="C17",
+            )
+        )
+    return _NewRun(load(path, changes), named_after=path, origin="")
+
+
+def _from_file(path: Path, file_options: dict[str, str | None], changes: list[str]) -> _NewRun:
+    """Return the run of a data file, whose config is made from what is in it."""
+    from rnncls.config import parse_config
+
+    # An override says the same as its option, and the rest follows from it as well.
+    wanted = []
+    for option, key in FILE_OPTIONS.items():
+        texts = [change.partition("=")[2] for change in changes if change.startswith(f"{key}=")]
+        wanted.append(texts[-1] if texts else file_options[option])
+
+    made = guess(path, *wanted)
+    # Who asks for a number of steps need not hear in which of the guessed epochs they end.
+    if any(change.startswith("train.max_steps=") for change in changes):
+        del made.raw["train"]["max_epochs"]
+    config = parse_config(made.raw, f"the config made from {path}", changes)
+    name = path.name.removesuffix(".gz")
+    return _NewRun(config, named_after=Path(name), origin=f"made from {path}")
 
 
 def _require_alone(others: list[str]) -> None:

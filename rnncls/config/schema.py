@@ -99,6 +99,9 @@ class FilesConfig(Section):
     """Share of the training file held out for testing, chosen by a hash of each sequence."""
     format: Literal["auto", "jsonl", "csv", "tsv"] = "auto"
     """Format of the files. auto: by the ending .jsonl, .csv or .tsv, with or without .gz."""
+    separator: Literal["auto", ",", ";", "tab", "|"] = "auto"
+    """What stands between the columns of a table. auto: tabs in TSV; in CSV what separates the two
+    fields in the header row."""
     sequence_field: Annotated[str, Field(min_length=1)] = "sequence"
     """Name of the JSON field or table column with the sequence."""
     label_field: Annotated[str, Field(min_length=1)] = "label"

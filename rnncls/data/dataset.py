@@ -317,7 +317,7 @@ def _read_table(
                 table.truncated += 1
 
             # The hash is of the whole sequence: max_length must not move rows between splits.
-            table.hashes.append(_hash(record.tokens))
+            table.hashes.append(hash_of(record.tokens))
             table.tokens.extend(map(number_of, tokens))
             table.lengths.append(len(tokens))
             table.labels.append(label_numbers[record.label])
@@ -339,7 +339,7 @@ def _progress_bar(path: str, progress: bool) -> tqdm[Any]:
     return tqdm(total=size, unit="B", unit_scale=True, desc=file.name, disable=disable)
 
 
-def _hash(tokens: list[str]) -> int:
+def hash_of(tokens: list[str]) -> int:
     """Return 64 bits that depend on the sequence alone: equal sequences stay in one split."""
     # Python's own hash of text differs from process to process; this one never changes.
     text = "\x1f".join(tokens).encode()

@@ -1,7 +1,8 @@
 """Reads labelled sequences from JSONL, CSV and TSV files, line by line, and names every bad line.
 
     JSONL   {"sequence": [3, 1, 4], "label": 8}     or {"sequence": "some text", "label": "code"}
-    CSV     a header row, then one row each; TSV is the same with tabs
+    CSV     a header row, then one row each, separated by commas, semicolons, tabs or bars
+    TSV     the same with tabs
 
 Any of them may be gzipped. Lines end with LF or CRLF; a byte order mark is accepted. Only the
 current line is kept in memory.
@@ -16,8 +17,9 @@ import stat
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -28,6 +30,10 @@ from rnncls.errors import CheckpointError, DataError, Problem
 MAX_LINE_BYTES = 16 * 2**20
 
 MOST_SHOWN = 5  # bad lines of a file, and lines with the same cause
+
+# What may stand between the columns of a table, by its name in a config. The comma is first: a
+# header row that can be read with commas always was.
+SEPARATORS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
 
 # A progress bar does not need more, and asking a file for its position takes a system call.
 LINES_PER_REPORT = 1024  # lines between two calls of `report_bytes`
@@ -246,20 +252,70 @@ def read_records(
     if labelled:
         fields.append(data.label_field)
 
+    for line, row in read_rows(path, format, data.separator, fields, bad, report_bytes):
+        record = _record_of(line, row, data, labelled)
+        if isinstance(record, Problem):
+            bad.add_problem(line, record)
+        else:
+            yield record
+
+
+def read_rows(
+    path: str | Path,
+    format: str,
+    separator: str,
+    fields: list[str],
+    bad: BadRows,
+    report_bytes: ReportBytes = lambda _: None,
+) -> NumberedRows:
+    """Yield the rows of a file, whatever is in them. A table must have the columns `fields`.
+
+    `format` is jsonl, csv or tsv, `separator` a value of data.separator. Bad rows are added to
+    `bad`.
+
+    Raises: DataError if the file cannot be read any further.
+    """
     with opened(path) as file:
         lines = _lines(path, file, bad, report_bytes)
         if format == "jsonl":
-            rows = _json_rows(lines, bad)
-        else:
-            delimiter = "\t" if format == "tsv" else ","
-            rows = _table_rows(lines, path, fields, bad, delimiter)
+            yield from _json_rows(lines, bad)
+            return
 
-        for line, row in rows:
-            record = _record_of(line, row, data, labelled)
-            if isinstance(record, Problem):
-                bad.add_problem(line, record)
-            else:
-                yield record
+        if separator == "auto" and format == "tsv":
+            separator = "tab"
+        elif separator == "auto":
+            first_lines = list(islice(lines, 1))
+            separator = find_separator([text for _, text in first_lines], fields)
+            lines = chain(first_lines, lines)
+        yield from _table_rows(lines, path, fields, bad, SEPARATORS[separator])
+
+
+def read_lines(path: str | Path, bad: BadRows) -> Lines:
+    """Yield the number and the text of each line that is UTF-8; the others are added to `bad`.
+
+    Raises: DataError if the file cannot be read any further.
+    """
+    with opened(path) as file:
+        yield from _lines(path, file, bad, report_bytes=lambda _: None)
+
+
+def find_separator(first_lines: list[str], fields: list[str]) -> str:
+    """Return the name of the separator with which a header row has the fields.
+
+    That is the comma if several have them, or none.
+    """
+    for name, delimiter in SEPARATORS.items():
+        header = next(parsed_rows(first_lines, delimiter), [])
+        if all(field in header for field in fields):
+            return name
+    return ","
+
+
+def parsed_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """Yield the rows of a piece of a table, up to the first that is none or is cut off."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with suppress(csv.Error):
+        yield from csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
 
 
 def _record_of(
@@ -342,8 +398,19 @@ def _tokens_of_text(text: str, kind: str) -> list[str] | Problem:
     # White space of any kind and number, so that no token is empty.
     tokens = text.split()
     if kind == "ids" and not all(map(_is_id_text, tokens)):
-        return _bad_id(tokens, _is_id_text)
+        # They may stand as in a list, "[3, 1, 4]", or between commas alone.
+        tokens = _without_brackets(text).replace(",", " ").split()
+        if not all(map(_is_id_text, tokens)):
+            return _bad_id(tokens, _is_id_text)
     return tokens
+
+
+def _without_brackets(text: str) -> str:
+    """Return what is between the brackets of a list; another text as it is."""
+    inner = text.strip()
+    if inner.startswith("[") and inner.endswith("]"):
+        return inner[1:-1]
+    return text
 
 
 def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
@@ -521,16 +588,7 @@ def _table_rows(
     has_fields = all(name in header for name in fields)
     has_duplicates = len(set(header)) < len(header)
     if has_duplicates or not has_fields:
-        raise DataError(
-            Problem(
-                "bad header",
-                f"{path}:{line}",
-                expected=f"a header row with the columns {' and '.join(fields)}, each once",
-                found=", ".join(header),
-                remedy="data.sequence_field=..., data.label_field=...",
-                id="D14",
-            )
-        )
+        raise _bad_header(f"{path}:{line}", header, fields)
 
     for line, row in rows:
         if len(row) == len(header):
@@ -543,6 +601,24 @@ def _table_rows(
                 expected=f"{len(header)} columns",
                 found=f"{len(row)} columns",
             )
+
+
+def _bad_header(where: str, header: list[str], fields: list[str]) -> DataError:
+    columns = f"the columns {' and '.join(fields)}, each once" if fields else "each column once"
+    remedy = "data.sequence_field=..., data.label_field=..."
+    if fields:
+        # Without a header, the first row of the data stands where it would be.
+        remedy += f"; or, if this row is data, a line {','.join(fields)} above it"
+    return DataError(
+        Problem(
+            "bad header",
+            where,
+            expected=f"a header row with {columns}",
+            found=", ".join(header),
+            remedy=remedy,
+            id="D14",
+        )
+    )
 
 
 def _split_rows(

@@ -22,11 +22,13 @@ def fit(
     run_dir: str | Path,
     init_from: str | Path | None = None,
     shared: Shared | None = None,
+    origin: str = "",
 ) -> TrainState:
     """Train `config`, writing everything into `run_dir`, which must be new or empty.
 
     `init_from`: a checkpoint or run to take the first weights from; with files, its vocabulary and
-    labels too. `shared`: what the members of a sweep have in common.
+    labels too. `shared`: what the members of a sweep have in common. `origin`: where the config
+    comes from, for a comment in the run's own.
 
     Raises: ConfigError for a used directory. MachineError without the device. DataError.
     CheckpointError if `init_from` does not fit. NonFiniteError. WriteError. OutOfMemory.
@@ -38,12 +40,12 @@ def fit(
 
     source = None
     vocabulary = None
-    origin = ""
     if init_from is not None:
         source = read_checkpoint(find_checkpoint(init_from))
         # With another vocabulary, the weights of an id would be those of another token.
         vocabulary = source.vocabulary
-        origin = f"began with the weights of {source.path}, step {source.state.step}"
+        weights = f"began with the weights of {source.path}, step {source.state.step}"
+        origin = f"{origin}; {weights}" if origin else weights
 
     with reporting_memory(config):
         task = load_task(config, vocabulary, progress=True)

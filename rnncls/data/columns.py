@@ -1,0 +1,431 @@
+"""Finds out how an unknown file is laid out: format, separator, columns and kind of tokens.
+
+Nothing is known but the file itself. What its names say comes first, then what its values look
+like. The first rows are looked at, and of each column only counts and a few examples are kept.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rnncls.data.records import (
+    SEPARATORS,
+    BadRows,
+    format_of,
+    parsed_rows,
+    read_lines,
+    read_rows,
+    tokens_of,
+)
+from rnncls.errors import DataError, Problem
+
+# What is looked at, so that neither time nor memory depend on the size of a file.
+MOST_ROWS = 100_000
+MOST_COLUMNS = 200
+MOST_FIRST_LINES = 50  # to tell the format and the separator
+MOST_EXAMPLE_CHARACTERS = 100_000  # of a column
+EXAMPLE_CHARACTERS = 1_000  # of a value
+
+# More different values are no classes. A file of a few rows may have a class for each.
+MOST_CLASSES = 1_000
+FEW_ROWS = 20
+
+# With fewer words to a text, and most of them different ones, its characters say more.
+WORDS_PER_TEXT = 2
+SHARE_OF_DIFFERENT_WORDS = 0.2
+
+# The usual names, the likeliest first.
+# fmt: off
+SEQUENCE_NAMES = [
+    "sequence", "seq", "text", "tokens", "words", "sentence", "message", "msg", "content", "body",
+    "review", "comment", "tweet", "post", "document", "description", "title", "headline",
+    "subject", "question", "query", "utterance", "events", "actions", "steps", "path", "url",
+    "smiles", "formula", "name", "line", "code",
+]
+LABEL_NAMES = [
+    "label", "labels", "class", "category", "target", "y", "sentiment", "outcome", "tag", "topic",
+    "intent", "type", "kind", "genre", "language", "lang", "rating", "stars", "species", "group",
+    "section",
+]
+# fmt: on
+
+_NUMBER_OR_DATE = re.compile(r"[-+]?[0-9][-+0-9.,:/TZeE]*")
+
+
+class Layout(NamedTuple):
+    """How the rows of a file are to be read, and why."""
+
+    format: str  # jsonl, csv or tsv
+    separator: str  # of the columns, by its name in a config; "" for JSON lines
+    columns: list[str]
+    sequence_field: str
+    label_field: str
+    tokens: str  # ids, words or characters
+    why_sequence: str
+    why_label: str
+    why_tokens: str
+
+
+@dataclass
+class Column:
+    """What is known of the values of one column, or of one field of JSON objects."""
+
+    name: str
+    count: int = 0
+    size: int = 0  # characters of all texts, items of all lists
+    lists: int = 0
+    different: set[int] = field(default_factory=set)  # hashes of values; no more than needed
+    are_ids: bool = True  # whether each value is a sequence of integer ids
+    longest_ids: int = 0  # in ids
+    are_labels: bool = True  # whether each value could be a label
+    examples: list[str] = field(default_factory=list)  # the first texts, cut
+    example_characters: int = 0
+
+    def add(self, value: Any) -> None:
+        """Count one value. One that is missing says nothing about the others."""
+        if value is None:
+            return
+        self.count += 1
+        if isinstance(value, list):
+            self.lists += 1
+        if isinstance(value, list | str):
+            self.size += len(value)
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            self.are_labels = False
+        if len(self.different) <= MOST_CLASSES:
+            self.different.add(hash(str(value)))
+
+        # The first value that is none decides: most columns need no second look.
+        if self.are_ids:
+            ids = tokens_of(value, "ids")
+            if isinstance(ids, Problem):
+                self.are_ids = False
+            else:
+                self.longest_ids = max(self.longest_ids, len(ids))
+
+        if isinstance(value, str) and self.example_characters < MOST_EXAMPLE_CHARACTERS:
+            self.examples.append(value[:EXAMPLE_CHARACTERS])
+            self.example_characters += len(self.examples[-1])
+
+    @property
+    def mean_size(self) -> float:
+        return self.size / max(1, self.count)
+
+    @property
+    def may_be_sequences(self) -> bool:
+        """Whether the values are lists or texts, and not numbers or dates."""
+        if self.lists:
+            return True
+        if self.are_ids and self.longest_ids > 1:
+            return True
+        return any(text and not _NUMBER_OR_DATE.fullmatch(text) for text in self.examples)
+
+    @property
+    def has_few_values(self) -> bool:
+        """Whether there are not too many different values for them to be classes."""
+        return len(self.different) <= min(MOST_CLASSES, max(FEW_ROWS, self.count // 2))
+
+    @property
+    def described(self) -> str:
+        """The name and how many different values there are."""
+        number = f"{len(self.different):,}"
+        if len(self.different) > MOST_CLASSES:
+            number = f"more than {MOST_CLASSES:,}"
+        return f"{self.name} ({number} different)"
+
+
+def find_layout(
+    path: str | Path,
+    sequence_field: str | None = None,
+    label_field: str | None = None,
+    tokens: str | None = None,
+) -> Layout:
+    """Return how a file is laid out. What is not None is taken as it is.
+
+    Raises: DataError if the file cannot be read, or if it cannot be told which columns to take.
+    """
+    format, separator = _format_and_separator(path)
+    columns = _read_columns(path, format, separator)
+    _require_header(path, format, columns, [sequence_field, label_field])
+
+    # The label first where it has a usual name: a column of texts is found among what is left.
+    label = _named(path, columns, label_field, "--label-field")
+    why_label = "as given"
+    if label is None:
+        label = _by_usual_name(columns, LABEL_NAMES, except_for=sequence_field)
+        why_label = "by its name"
+
+    sequence = _named(path, columns, sequence_field, "--sequence-field")
+    why_sequence = "as given"
+    if sequence is None:
+        taken = label.name if label else None
+        sequence, why_sequence = _find_sequence(path, columns, except_for=taken)
+
+    if label is None:
+        label = _label_by_values(path, columns, except_for=sequence.name)
+        why_label = "by its few different values"
+    elif label_field is None and not label.has_few_values:
+        raise _no_label(path, columns, f"--label-field '{label.name}', if it is the label")
+
+    kind, why_tokens = (tokens, "as given") if tokens else _kind_of_tokens(sequence)
+    return Layout(
+        format,
+        separator,
+        [column.name for column in columns],
+        sequence.name,
+        label.name,
+        kind,
+        why_sequence,
+        why_label,
+        why_tokens,
+    )
+
+
+def _format_and_separator(path: str | Path) -> tuple[str, str]:
+    """Return the format of a file by its name, or else by its first lines, and its separator."""
+    bad = BadRows(path)
+    first_lines = list(_some_text(read_lines(path, bad)))
+    bad.raise_if_any()
+    if not first_lines:
+        raise DataError(Problem("0 sequences", str(path), remedy="a file with sequences", id="D2"))
+
+    format = ""
+    with suppress(DataError):
+        format = format_of(path, "auto")
+
+    begins = next((text.strip() for text in first_lines if text.strip()), "")
+    looks_like_json = begins.startswith("{")
+    if format == "jsonl" or (not format and (looks_like_json or begins.startswith("[{"))):
+        if begins.startswith("["):
+            raise _json_array(path)
+        return "jsonl", ""
+
+    separator = _separator_of(first_lines)
+    if separator is None:
+        raise _one_column(path, begins)
+    if not format:
+        format = "tsv" if separator == "tab" else "csv"
+    return format, separator
+
+
+def _some_text(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """Yield the first lines, not too many and not too long all together."""
+    characters = 0
+    for _, text in islice(lines, MOST_FIRST_LINES):
+        yield text
+        characters += len(text)
+        if characters > MOST_EXAMPLE_CHARACTERS:
+            return
+
+
+def _json_array(path: str | Path) -> DataError:
+    return DataError(
+        Problem(
+            "one JSON array",
+            f"{path}:1",
+            expected="JSON lines: one object per line",
+            remedy="jq -c '.[]' FILE.json > FILE.jsonl",
+            id="D14",
+        )
+    )
+
+
+def _one_column(path: str | Path, begins: str) -> DataError:
+    separators = " ".join(SEPARATORS)
+    return DataError(
+        Problem(
+            "neither JSON lines nor a table of several columns",
+            f"{path}:1",
+            expected=f"a header row whose columns are separated by one of {separators}",
+            found=repr(begins[:60]),
+            remedy="a file in the format of docs/data.md; rnncls predict reads plain lines",
+            id="D14",
+        )
+    )
+
+
+def _separator_of(first_lines: list[str]) -> str | None:
+    """Return the name of the separator with which the first rows have the same width.
+
+    None if the header row has one column with each of them.
+    """
+    best = None
+    best_score = (0.0, 0)
+    for name, delimiter in SEPARATORS.items():
+        widths = [len(row) for row in parsed_rows(first_lines, delimiter) if row]
+        if not widths or widths[0] < 2:
+            continue
+        score = (widths.count(widths[0]) / len(widths), widths[0])
+        # Only a better score: of equal ones the first, a comma.
+        if score > best_score:
+            best = name
+            best_score = score
+    return best
+
+
+def _read_columns(path: str | Path, format: str, separator: str) -> list[Column]:
+    """Return what the first rows have in each column. Raises: DataError for bad rows, or none."""
+    columns: dict[str, Column] = {}
+    bad = BadRows(path)
+    for _, row in islice(read_rows(path, format, separator, [], bad), MOST_ROWS):
+        for name, value in islice(row.items(), MOST_COLUMNS):
+            # A column without a name, such as that of row numbers, cannot be asked for.
+            if name not in columns and name and len(columns) < MOST_COLUMNS:
+                columns[name] = Column(name)
+            if name in columns:
+                columns[name].add(value)
+
+    bad.raise_if_any()
+    if not columns:
+        expected = "objects with fields" if format == "jsonl" else "rows below the header"
+        raise DataError(Problem("0 sequences", str(path), expected=expected, id="D2"))
+    return list(columns.values())
+
+
+def _require_header(
+    path: str | Path, format: str, columns: list[Column], given: list[str | None]
+) -> None:
+    """Raise DataError if the first row of a table looks like data, and has no column asked for."""
+    names = {column.name for column in columns}
+    is_header = (
+        format == "jsonl"
+        or any(name in names for name in given)
+        or _by_usual_name(columns, SEQUENCE_NAMES)
+        or _by_usual_name(columns, LABEL_NAMES)
+        or not any(map(_is_headed_by_data, columns))
+    )
+    if not is_header:
+        shown = ", ".join(f"{column.name:.40}" for column in columns)
+        remedy = "add a first line that names the columns, such as sequence,label"
+        raise DataError(
+            Problem(
+                "no header: the first row looks like data",
+                f"{path}:1",
+                expected="the names of the columns",
+                found=shown,
+                remedy=f"{remedy}; or --sequence-field and --label-field, if these are names",
+                id="D14",
+            )
+        )
+
+
+def _is_headed_by_data(column: Column) -> bool:
+    """Return whether the name of a column looks like one of its values."""
+    is_value = hash(column.name) in column.different
+    is_number = _NUMBER_OR_DATE.fullmatch(column.name.strip()) is not None
+    is_text = len(column.name.split()) > 4
+    return is_value or is_number or is_text or column.name.startswith(("[", "{"))
+
+
+def _named(path: str | Path, columns: list[Column], name: str | None, option: str) -> Column | None:
+    """Return the column that was asked for. Raises: DataError if there is none of this name."""
+    if name is None:
+        return None
+    for column in columns:
+        if column.name == name:
+            return column
+
+    names = [column.name for column in columns]
+    similar = difflib.get_close_matches(name, names, n=1)
+    remedy = f"{option} {similar[0]!r}" if similar else option
+    found = ", ".join(names)
+    what = f'no column "{name}"'
+    raise DataError(Problem(what, str(path), found=found, remedy=remedy, id="D14"))
+
+
+def _by_usual_name(
+    columns: list[Column], usual: list[str], except_for: str | None = None
+) -> Column | None:
+    """Return the column whose name is a usual one, or else has a usual one as a part."""
+    left = [column for column in columns if column.name != except_for]
+    for name in usual:
+        for column in left:
+            if _parts(column.name) == [name]:
+                return column
+    for name in usual:
+        for column in left:
+            if name in _parts(column.name):
+                return column
+    return None
+
+
+def _parts(name: str) -> list[str]:
+    """Return the words of a column's name: `Review Text` and `review_text` have two."""
+    return [part for part in re.split(r"[\W_]+", name.lower()) if part]
+
+
+def _find_sequence(
+    path: str | Path, columns: list[Column], except_for: str | None
+) -> tuple[Column, str]:
+    """Return the column of the sequences, and how it was found. Raises: DataError if none is."""
+    left = [column for column in columns if column.name != except_for and column.may_be_sequences]
+    column = _by_usual_name(left, SEQUENCE_NAMES)
+    if column is not None:
+        return column, "by its name"
+
+    if not left:
+        raise DataError(
+            Problem(
+                "no column of sequences was recognised",
+                str(path),
+                expected="a column of texts, or of lists",
+                found=", ".join(column.described for column in columns),
+                remedy="--sequence-field NAME",
+                id="D14",
+            )
+        )
+    return max(left, key=lambda column: (column.lists > 0, column.mean_size)), "by its long values"
+
+
+def _label_by_values(path: str | Path, columns: list[Column], except_for: str) -> Column:
+    """Return the last column with a few different values. Raises: DataError if there is none."""
+    left = []
+    for column in columns:
+        if column.name != except_for and column.are_labels and column.has_few_values:
+            left.append(column)
+    if not left:
+        raise _no_label(path, columns, "--label-field NAME")
+    varied = [column for column in left if len(column.different) > 1]
+    return (varied or left)[-1]
+
+
+def _no_label(path: str | Path, columns: list[Column], remedy: str) -> DataError:
+    return DataError(
+        Problem(
+            "no column of labels was recognised",
+            str(path),
+            expected=f"a column of texts or integers, at most {MOST_CLASSES:,} different ones "
+            "and each in several rows",
+            found=", ".join(column.described for column in columns),
+            remedy=remedy,
+            id="D14",
+        )
+    )
+
+
+def _kind_of_tokens(column: Column) -> tuple[str, str]:
+    """Return the kind of tokens of the sequences in a column, and why."""
+    if column.are_ids and (column.lists or column.longest_ids > 1):
+        return "ids", "integers"
+    if column.lists:
+        return "words", "lists of texts"
+
+    if sum(map(_is_list_of_texts, column.examples)) > len(column.examples) / 2:
+        return "words", "lists in texts, whose brackets and quotes become parts of the words"
+
+    words = [word for text in column.examples for word in text.split()]
+    per_text = len(words) / max(1, len(column.examples))
+    are_different = len(set(words)) > SHARE_OF_DIFFERENT_WORDS * len(words)
+    if per_text < WORDS_PER_TEXT and are_different:
+        return "characters", "texts with hardly any white space"
+    return "words", "texts with white space" if per_text > 1 else "words that occur often"
+
+
+def _is_list_of_texts(text: str) -> bool:
+    """Return whether a text looks like a list of texts as JSON or Python writes it."""
+    return text.lstrip().startswith(('["', "['"))

@@ -1,0 +1,427 @@
+"""Makes a config from a file: what `rnncls init` prints, and what `rnncls train FILE` trains.
+
+A first pass over the file finds its columns (columns.py). A second one reads it as training will,
+and counts rows, classes and lengths. The config follows from these, each key with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rnncls.config import FilesConfig
+from rnncls.data.columns import MOST_ROWS, Layout, find_layout
+from rnncls.data.dataset import hash_of
+from rnncls.data.records import BadRows, Record, format_of, read_records
+from rnncls.errors import DataError, Problem, printable
+
+# The model and the length of a run. A GRU of this size is a good start for texts, names and
+# clicks; a small file is repeated until the run has enough steps, a large one until it has taken
+# long enough. What is best differs from file to file, but seldom by much.
+HIDDEN_SIZE = 128
+EMBEDDING_DIM = {"ids": 32, "words": 64, "characters": 32}
+BATCH_SIZES = {2_000: 16, 10_000: 32, 100_000: 64}  # up to so many rows
+LARGEST_BATCH_SIZE = 128
+EPOCHS = 10
+LEAST_STEPS = 500
+MOST_STEPS = 30_000
+STEPS_PER_EVALUATION = (25, 2_000)  # at least and at most; between them one epoch
+PATIENCE = 5  # evaluations
+NO_LIMIT = 1_000_000  # of steps, where the epochs decide
+
+# Longer sequences than nearly all others are cut, and so are those that take too long.
+LONG = 4  # times the 99th percentile
+LONGEST = 1_000  # tokens
+SHORT = 200  # tokens; below it no length is worth a cut
+
+# Classes are uneven from this ratio on, and weighed if each has enough rows.
+UNEVEN = 5
+LEAST_ROWS_OF_CLASS = 10
+
+# In a small file a held-out row may have what no other row has. Which rows are held out is known,
+# so that shares are taken with which training begins.
+SMALL_FILE = 1_000  # rows
+SHARES = ((0.1, 0.1), (0.2, 0.0), (0.1, 0.0), (0.0, 0.0))  # of validation and test
+MOST_TOKENS_KEPT = 100  # of a row of a small file
+
+MOST_CLASSES_SHOWN = 10
+COMMENT_COLUMN = 30
+
+
+# Text that needs no quotes in YAML, if it is none of the words that mean true, false or nothing.
+_PLAIN = re.compile(r"([A-Za-z]|\.{0,2}/)[A-Za-z0-9_./-]*")
+_MEANS_OTHER = re.compile(r"true|false|null|yes|no|on|off|y|n", re.IGNORECASE)
+
+
+class Guess(NamedTuple):
+    """A config made from a file."""
+
+    raw: dict[str, Any]  # for `parse_config`, in the current folder
+    text: str  # the same as YAML, with comments
+    assumed: list[str]  # what a person should look at, one line each
+
+
+class _Entry(NamedTuple):
+    """One key of the config."""
+
+    section: str
+    key: str
+    value: Any
+    why: str
+
+
+class _SmallRow(NamedTuple):
+    """What decides whether a row of a small file can be held out."""
+
+    place: float  # in 0..1; the row is held out if it is below the shares of validation and test
+    label: str
+    tokens: frozenset[str]
+
+
+@dataclass
+class _Seen:
+    """What was counted in the rows that were looked at."""
+
+    path: str
+    layout: Layout
+    num_rows: int = 0
+    num_empty: int = 0
+    total: int = 0  # rows of the whole file; an estimate unless `is_all`
+    is_all: bool = True
+    classes: Counter[str] = field(default_factory=Counter)
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    example: str = ""
+    small: list[_SmallRow] = field(default_factory=list)
+
+    def percentile(self, share: float) -> int:
+        """Return the length that this share of the sequences does not exceed."""
+        return self.lengths[min(len(self.lengths) - 1, int(share * len(self.lengths)))]
+
+    @property
+    def longest(self) -> int:
+        return self.lengths[-1]
+
+    @property
+    def rows(self) -> str:
+        """The number of rows, for people."""
+        if self.is_all:
+            return f"{self.num_rows:,} rows"
+        return f"about {self.total:,} rows; the first {self.num_rows:,} were looked at"
+
+
+def guess_config(
+    path: str | Path,
+    sequence_field: str | None = None,
+    label_field: str | None = None,
+    tokens: str | None = None,
+) -> Guess:
+    """Make a config from a JSONL, CSV or TSV file. What is not None is taken as it is.
+
+    The path stands in the config as it is given here.
+
+    Raises: DataError if the file cannot be read, has bad rows, or does not say what to train on.
+    """
+    seen = _look(path, find_layout(path, sequence_field, label_field, tokens))
+    entries = [*_data_entries(seen), *_model_entries(seen), *_train_entries(seen)]
+
+    raw: dict[str, Any] = {}
+    for entry in entries:
+        raw.setdefault(entry.section, {})[entry.key] = entry.value
+    return Guess(raw, _to_yaml(seen, entries), _assumptions(seen, raw))
+
+
+def _look(path: str | Path, layout: Layout) -> _Seen:
+    """Count what is in the first rows. Raises: DataError for bad rows, or if there is no row."""
+    data = FilesConfig(
+        source="files",
+        train="given",  # the path itself is passed beside it
+        format=layout.format,  # type: ignore[arg-type]  # one of the three
+        separator=layout.separator or "auto",  # type: ignore[arg-type]  # a name of SEPARATORS
+        sequence_field=layout.sequence_field,
+        label_field=layout.label_field,
+        tokens=layout.tokens,  # type: ignore[arg-type]  # one of the three
+        empty="drop",
+    )
+    seen = _Seen(str(path), layout)
+    bad = BadRows(path)
+    bytes_read: list[int] = []
+
+    for record in read_records(path, data, bad, bytes_read.append):
+        if seen.num_rows + seen.num_empty == MOST_ROWS:
+            seen.is_all = False
+            break
+        # A number instead of a record is the line of an empty sequence.
+        if isinstance(record, Record):
+            _count(seen, record)
+        else:
+            seen.num_empty += 1
+
+    bad.raise_if_any()
+    if not seen.num_rows:
+        raise DataError(Problem("0 sequences", str(path), found="empty ones", id="D2"))
+
+    seen.lengths = array("q", sorted(seen.lengths))
+    seen.total = seen.num_rows
+    if not seen.is_all:
+        # As many rows in the rest of the file as in its beginning.
+        share = sum(bytes_read) / Path(path).stat().st_size
+        seen.total = max(seen.num_rows, int(round(seen.num_rows / share, -4)))
+    return seen
+
+
+def _count(seen: _Seen, record: Record) -> None:
+    seen.num_rows += 1
+    seen.lengths.append(len(record.tokens))
+    # Classes beyond any reason would fill the memory.
+    label = record.label[:200]
+    seen.classes[label] += 1
+
+    if not seen.example:
+        glue = "" if seen.layout.tokens == "characters" else " "
+        seen.example = f"{_shown(glue.join(record.tokens))} -> {_shown(label)}"
+    if seen.num_rows <= SMALL_FILE:
+        place = hash_of(record.tokens) / 2.0**64
+        tokens = frozenset(record.tokens[:MOST_TOKENS_KEPT])
+        seen.small.append(_SmallRow(place, label, tokens))
+
+
+def _data_entries(seen: _Seen) -> Iterator[_Entry]:
+    layout = seen.layout
+    yield _Entry("data", "source", "files", "")
+    where = "the file as it was given"
+    if not os.path.isabs(seen.path):  # noqa: PTH117  # the path as text
+        where = "relative to the folder of this config"
+    yield _Entry("data", "train", seen.path, where)
+
+    # Only what the names do not say.
+    if layout.format != _format_by_name(seen.path):
+        yield _Entry("data", "format", layout.format, "by the content: the name does not say it")
+    usual = {"jsonl": "", "csv": ",", "tsv": "tab"}[layout.format]
+    if layout.separator != usual:
+        yield _Entry("data", "separator", layout.separator, "by the first rows")
+
+    others = [name for name in layout.columns if name != layout.sequence_field]
+    why = f"{layout.why_sequence}; others: {_listed(others)}"
+    yield _Entry("data", "sequence_field", layout.sequence_field, why)
+    others = [name for name in layout.columns if name != layout.label_field]
+    why = f"{layout.why_label}; others: {_listed(others)}"
+    yield _Entry("data", "label_field", layout.label_field, why)
+    yield _Entry("data", "tokens", layout.tokens, f"{layout.why_tokens}; ids | words | characters")
+
+    if seen.num_empty:
+        why = f"{seen.num_empty:,} rows have an empty sequence"
+        yield _Entry("data", "empty", "drop", why)
+    limit = _length_limit(seen)
+    if limit is not None:
+        longer = sum(length > limit for length in seen.lengths)
+        why = f"cuts {longer:,} sequences, which would take long; the longest has {seen.longest:,}"
+        yield _Entry("data", "max_length", limit, why)
+
+    val, test = _shares(seen)
+    if (val, test) != SHARES[0]:
+        why = "of so few rows, more would leave training without a class or a word"
+        yield _Entry("data", "val_fraction", val, why)
+        yield _Entry("data", "test_fraction", test, "")
+
+
+def _format_by_name(path: str) -> str:
+    """Return the format that the name of a file says, "" if it says none."""
+    try:
+        return format_of(path, "auto")
+    except DataError:
+        return ""
+
+
+def _length_limit(seen: _Seen) -> int | None:
+    """Return the length at which sequences are cut, or None if none of them is long."""
+    usual = seen.percentile(0.99)
+    if seen.longest > max(SHORT, LONG * usual):
+        return min(LONGEST, max(SHORT, usual))
+    return LONGEST if seen.longest > LONGEST else None
+
+
+def _shares(seen: _Seen) -> tuple[float, float]:
+    """Return the shares of validation and test: the first of SHARES that training can begin with.
+
+    Those of a large file are always the first ones.
+    """
+    if seen.total > SMALL_FILE:
+        return SHARES[0]
+    return next((shares for shares in SHARES if _can_begin(seen.small, *shares)), SHARES[-1])
+
+
+def _can_begin(rows: list[_SmallRow], val: float, test: float) -> bool:
+    """Return whether training has rows, every held-out label, and a token of each held-out split.
+
+    Anything else is an error when the file is read.
+    """
+    training = [row for row in rows if row.place >= val + test]
+    labels = {row.label for row in training}
+    tokens = frozenset[str]().union(*(row.tokens for row in training))
+
+    for first, end in ((0.0, val), (val, val + test)):
+        held_out = [row for row in rows if first <= row.place < end]
+        if not all(row.label in labels for row in held_out):
+            return False
+        if held_out and not any(row.tokens & tokens for row in held_out):
+            return False
+    return bool(training)
+
+
+def _model_entries(seen: _Seen) -> Iterator[_Entry]:
+    yield _Entry("model", "cell", "gru", "rnn | lstm | gru")
+    dim = EMBEDDING_DIM[seen.layout.tokens]
+    yield _Entry("model", "embedding_dim", dim, f"of each of the {seen.layout.tokens}")
+    yield _Entry("model", "hidden_size", HIDDEN_SIZE, "")
+
+
+def _train_entries(seen: _Seen) -> Iterator[_Entry]:
+    fitting = [size for rows, size in BATCH_SIZES.items() if seen.total <= rows]
+    batch_size = fitting[0] if fitting else LARGEST_BATCH_SIZE
+    trained_on = seen.total * (1 - sum(_shares(seen)))
+    per_epoch = math.ceil(trained_on / batch_size)
+
+    # Enough steps for a small file, not too many for a large one; at least one epoch.
+    epochs = max(EPOCHS, math.ceil(LEAST_STEPS / per_epoch))
+    epochs = max(1, min(epochs, MOST_STEPS // per_epoch))
+    yield _Entry("train", "batch_size", batch_size, f"steps per epoch: about {per_epoch:,}")
+    yield _Entry("train", "max_epochs", epochs, f"about {epochs * per_epoch:,} steps")
+    limit = max(NO_LIMIT, 2 * epochs * per_epoch)
+    yield _Entry("train", "max_steps", limit, "no limit: max_epochs ends the run")
+
+    # Once per epoch, but not after a few steps, and a long epoch in equal parts.
+    least, most = STEPS_PER_EVALUATION
+    parts = math.ceil(per_epoch / most)
+    every = max(least, math.ceil(per_epoch / parts))
+    yield _Entry("train", "eval_every", every, "steps")
+    yield _Entry("train", "log_every", min(100, every), "steps")
+    yield _Entry("train", "patience", PATIENCE, "evaluations without a better one end the run")
+
+    if _is_uneven(seen):
+        why = "the most frequent class would else be chosen too often"
+        yield _Entry("train", "class_weights", "balanced", why)
+        yield _Entry("train", "best_metric", "macro_f1", "counts each class the same")
+
+
+def _is_uneven(seen: _Seen) -> bool:
+    """Return whether classes are uneven, and none is so rare that a weight would be of no use."""
+    counts = seen.classes.values()
+    return max(counts) > UNEVEN * min(counts) and min(counts) >= LEAST_ROWS_OF_CLASS
+
+
+def _assumptions(seen: _Seen, raw: dict[str, Any]) -> list[str]:
+    """Return what was assumed, and with which option that changes."""
+    layout = seen.layout
+    lines = [f"{seen.path}: {_described_format(layout)}, {seen.rows}"]
+    for what, name, why, option in (
+        ("sequence", layout.sequence_field, layout.why_sequence, "--sequence-field"),
+        ("label", layout.label_field, layout.why_label, "--label-field"),
+    ):
+        others = [other for other in layout.columns if other != name]
+        lines.append(f"{what}: {_shown(name)}, {why} ({option}: {_listed(others)})")
+    lines.append(f"tokens: {layout.tokens}, {layout.why_tokens} (--tokens ids|words|characters)")
+    lines.append(_described_classes(seen))
+    lines.append(_described_lengths(seen))
+
+    if seen.num_empty:
+        lines.append(f"{seen.num_empty:,} rows with an empty sequence are left out (data.empty)")
+    if "max_length" in raw["data"]:
+        limit = raw["data"]["max_length"]
+        lines.append(f"longer sequences are cut after {limit:,} tokens (data.max_length)")
+    if "val_fraction" in raw["data"]:
+        val = raw["data"]["val_fraction"]
+        test = raw["data"]["test_fraction"]
+        why = "because there are few rows"
+        lines.append(f"held out for validation {val:.0%}, for the test {test:.0%}, {why}")
+    if "class_weights" in raw["train"]:
+        lines.append("classes are uneven: class_weights: balanced, best_metric: macro_f1")
+    return [_one_line(line) for line in lines]
+
+
+def _described_format(layout: Layout) -> str:
+    name = {"jsonl": "JSON lines", "csv": "CSV", "tsv": "TSV"}[layout.format]
+    if layout.separator in ("", ","):
+        return name
+    return f"{name} separated by {layout.separator}"
+
+
+def _described_classes(seen: _Seen) -> str:
+    number = len(seen.classes)
+    shown = []
+    for label, count in seen.classes.most_common(MOST_CLASSES_SHOWN):
+        shown.append(f"{_shown(label)} ({count:,})")
+    if number > MOST_CLASSES_SHOWN:
+        shown.append("...")
+    return f"{number:,} {'class' if number == 1 else 'classes'}: {', '.join(shown)}"
+
+
+def _described_lengths(seen: _Seen) -> str:
+    median = seen.percentile(0.5)
+    usual = seen.percentile(0.99)
+    unit = seen.layout.tokens
+    return f"length in {unit}: median {median:,}, 99 % up to {usual:,}, longest {seen.longest:,}"
+
+
+def _listed(names: list[str]) -> str:
+    """Return the first names, for people."""
+    shown = [_shown(name) for name in names[:MOST_CLASSES_SHOWN]]
+    if len(names) > MOST_CLASSES_SHOWN:
+        shown.append("...")
+    return ", ".join(shown) or "none"
+
+
+def _shown(text: str) -> str:
+    """Return a text from the file as it can stand in a line: cut, and in quotes if need be."""
+    shown = text if len(text) <= 60 else f"{text[:60]}..."
+    is_plain = shown.isprintable() and shown and shown == shown.strip()
+    return shown if is_plain else json.dumps(shown)
+
+
+def _to_yaml(seen: _Seen, entries: list[_Entry]) -> str:
+    """Return the entries as YAML, below what was seen of the file. Each reason is a comment."""
+    lines = [
+        f"# Made from {_shown(seen.path)}. Train: rnncls train THIS_FILE.yaml",
+        "#",
+        f"# {_described_format(seen.layout)}, {seen.rows}",
+        f"# {_described_classes(seen)}",
+        f"# {_described_lengths(seen)}",
+        f"# example: {seen.example}",
+    ]
+    section = ""
+    for entry in entries:
+        if entry.section != section:
+            section = entry.section
+            lines.append(f"{section}:")
+
+        line = f"  {entry.key}: {_to_scalar(entry.value)}"
+        if entry.why:
+            line = f"{line.ljust(COMMENT_COLUMN)}  # {entry.why}"
+        lines.append(line)
+
+    # A comment ends with its line: nothing that stands in the file may end it before.
+    return "".join(f"{_one_line(line)}\n" for line in lines)
+
+
+def _one_line(line: str) -> str:
+    return printable(line.replace("\n", "\\n").replace("\t", " "))
+
+
+def _to_scalar(value: Any) -> str:
+    """Return a value as YAML. Text that could be read as something else is quoted."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+
+    # Words such as `no` and `y` mean something else to one reader or another.
+    if _PLAIN.fullmatch(value) and not _MEANS_OTHER.fullmatch(value):
+        return value
+
+    # Between double quotes, YAML reads what JSON writes, and the escapes of `printable`.
+    return json.dumps(value, ensure_ascii=False)

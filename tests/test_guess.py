@@ -1,0 +1,480 @@
+"""A config is made from a file: what it says is what the file has, and it trains.
+
+The files are made here, as people have them. Each one trains for 10 steps, or is refused with its
+line and the reason.
+"""
+
+import csv
+import gzip
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rnncls.config import load_config, parse_config
+from rnncls.data.guess import guess_config
+from tests.helpers import Completed, run_rnncls
+
+TINY = ["train.max_steps=10", "model.hidden_size=4", "model.embedding_dim=2", "train.engine=eager"]
+
+WORDS = "home shop cart pay search help back login list sale".split()  # noqa: SIM905
+
+
+def texts(count: int, longest: int = 8, seed: int = 0) -> list[str]:
+    """Draw texts of a few words."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(2, longest))) for _ in range(count)]
+
+
+def labels(count: int, names: list[str] | None = None) -> list[str]:
+    """Return labels that take turns."""
+    names = names or ["bought", "left"]
+    return [names[number % len(names)] for number in range(count)]
+
+
+def table(
+    header: list[str] | None, *columns: list[Any], separator: str = ",", end: str = "\n"
+) -> bytes:
+    """Return a table of these columns, quoted where it must be."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=separator, lineterminator=end)
+    if header:
+        writer.writerow(header)
+    writer.writerows(zip(*columns, strict=True))
+    return text.getvalue().encode()
+
+
+def json_lines(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+class Made(NamedTuple):
+    """A made file: its content, and what of its config is to be as said."""
+
+    content: bytes
+    data: dict[str, Any] = {}  # noqa: RUF012
+    train: dict[str, Any] = {}  # noqa: RUF012
+
+
+ROWS = 60
+IDS = [[number % 7, 3, number % 5] for number in range(ROWS)]
+NAMES = [f"{first}{middle}{last}" for first in "ABCDE" for middle in "aeiou" for last in "nrt"]
+SMILES = ["C" * (number % 9 + 1) + "(=O)O" + "N" * (number // 9) for number in range(ROWS)]
+
+PLAIN = table(["sequence", "label"], texts(ROWS), labels(ROWS))
+WORDS_READ = {"sequence_field": "sequence", "label_field": "label", "tokens": "words"}
+
+TRAINS = {
+    "plain.csv": Made(PLAIN, WORDS_READ),
+    "semicolons.csv": Made(
+        table(
+            ["text", "label"], [f"{text}, ok" for text in texts(ROWS)], labels(ROWS), separator=";"
+        ),
+        {"separator": ";", "sequence_field": "text", "tokens": "words"},
+    ),
+    "bars.csv": Made(
+        table(["label", "message"], labels(ROWS), texts(ROWS), separator="|"),
+        {"separator": "|", "sequence_field": "message", "label_field": "label"},
+    ),
+    "tabs.tsv": Made(
+        table(["text", "class"], texts(ROWS), labels(ROWS), separator="\t"),
+        {"label_field": "class"},
+    ),
+    "tabs.csv": Made(
+        table(["text", "class"], texts(ROWS), labels(ROWS), separator="\t"), {"separator": "tab"}
+    ),
+    "tabs.txt": Made(
+        table(["text", "class"], texts(ROWS), labels(ROWS), separator="\t"), {"format": "tsv"}
+    ),
+    "lists.csv": Made(
+        table(["tokens", "label"], [json.dumps(ids) for ids in IDS], labels(ROWS)),
+        {"sequence_field": "tokens", "tokens": "ids"},
+    ),
+    "spaces.csv": Made(
+        table(["events", "label"], [" ".join(map(str, ids)) for ids in IDS], labels(ROWS)),
+        {"sequence_field": "events", "tokens": "ids"},
+    ),
+    "commas.csv": Made(
+        table(["events", "label"], [",".join(map(str, ids)) for ids in IDS], labels(ROWS)),
+        {"tokens": "ids"},
+    ),
+    "smiles.csv": Made(
+        table(["smiles", "toxic"], SMILES, labels(ROWS, ["0", "1"])),
+        {"sequence_field": "smiles", "label_field": "toxic", "tokens": "characters"},
+    ),
+    "names.csv": Made(
+        table(["name", "language"], NAMES, labels(len(NAMES), ["it", "nl", "pl"])),
+        {"sequence_field": "name", "label_field": "language", "tokens": "characters"},
+    ),
+    "chinese.csv": Made(
+        table(
+            ["文本", "类别"],
+            [chr(0x4E00 + n) * 3 + "好" for n in range(ROWS)],
+            labels(ROWS, ["是", "否"]),
+        ),
+        {"sequence_field": "文本", "label_field": "类别", "tokens": "characters"},
+    ),
+    "numbers.csv": Made(
+        table(["text", "rating"], texts(ROWS), labels(ROWS, ["1", "2", "3", "4", "5"])),
+        {"label_field": "rating"},
+    ),
+    "zero_one.csv": Made(
+        table(["text", "y"], texts(ROWS), labels(ROWS, ["0", "1"])), {"label_field": "y"}
+    ),
+    "bom.csv": Made(b"\xef\xbb\xbf" + PLAIN, WORDS_READ),
+    "packed.csv.gz": Made(gzip.compress(PLAIN), WORDS_READ),
+    "crlf.csv": Made(PLAIN.replace(b"\n", b"\r\n"), WORDS_READ),
+    "one_class.csv": Made(
+        table(["text", "label"], texts(ROWS), ["left"] * ROWS), {"label_field": "label"}
+    ),
+    "ten_rows.csv": Made(
+        table(["text", "label"], texts(10), labels(10)), {"sequence_field": "text"}
+    ),
+    "one_each.csv": Made(
+        table(["text", "label"], texts(10), [f"class {number}" for number in range(10)]),
+        {"val_fraction": 0.0, "test_fraction": 0.0},
+    ),
+    "200_classes.csv": Made(
+        table(
+            ["text", "label"], texts(2000), labels(2000, [f"c{number}" for number in range(200)])
+        ),
+        {"label_field": "label"},
+    ),
+    "label_first.csv": Made(
+        table(["label", "text"], labels(ROWS), texts(ROWS)), {"sequence_field": "text"}
+    ),
+    "more_columns.csv": Made(
+        table(
+            ["", "id", "date", "what was done", "group it is in"],
+            list(range(ROWS)),
+            [f"A{number}" for number in range(ROWS)],
+            ["2024-01-01"] * ROWS,
+            texts(ROWS),
+            labels(ROWS),
+        ),
+        {"sequence_field": "what was done", "label_field": "group it is in"},
+    ),
+    "other_names.jsonl": Made(
+        json_lines([{"id": n, "body": text, "kind": n % 2} for n, text in enumerate(texts(ROWS))]),
+        {"sequence_field": "body", "label_field": "kind", "tokens": "words"},
+    ),
+    "ids.jsonl": Made(
+        json_lines([{"a": ids, "b": sum(ids) % 3} for ids in IDS]),
+        {"sequence_field": "a", "label_field": "b", "tokens": "ids"},
+    ),
+    "words.jsonl": Made(
+        json_lines([{"path": text.split(), "label": "x"} for text in texts(ROWS)]),
+        {"sequence_field": "path", "tokens": "words"},
+    ),
+    "without_end": Made(
+        json_lines([{"text": text, "label": n % 2} for n, text in enumerate(texts(ROWS))]),
+        {"format": "jsonl"},
+    ),
+    "empty_texts.csv": Made(
+        table(["text", "label"], ["", *texts(ROWS)], labels(ROWS + 1)), {"empty": "drop"}
+    ),
+    "long.csv": Made(
+        table(["text", "label"], [*texts(300), "pay " * 5_000], labels(301)), {"max_length": 200}
+    ),
+    "all_long.csv": Made(
+        table(["text", "label"], [f"{text} {'pay ' * 1_200}" for text in texts(6)], labels(6)),
+        {"max_length": 1_000},
+    ),
+    "newlines.csv": Made(
+        table(["text", "label"], [text.replace(" ", "\n") for text in texts(ROWS)], labels(ROWS)),
+        {"tokens": "words"},
+    ),
+    "uneven.csv": Made(
+        table(["text", "label"], texts(400), labels(400, ["a"] * 15 + ["b"])),
+        {},
+        {"class_weights": "balanced", "best_metric": "macro_f1"},
+    ),
+    "a name # with: 'signs'.csv": Made(
+        table(["the: text", "- label"], texts(ROWS), labels(ROWS)),
+        {"sequence_field": "the: text", "label_field": "- label"},
+    ),
+    "clicks.csv": Made(
+        table(["path", "label"], [*WORDS * 4, *texts(20, longest=3)], labels(ROWS)),
+        {"tokens": "words"},
+    ),
+}
+
+
+class Refused(NamedTuple):
+    """A made file that is refused: its content, and what the message says."""
+
+    content: bytes
+    says: list[str]
+
+
+REFUSED = {
+    "no_header.csv": Refused(
+        table(None, texts(ROWS), labels(ROWS)), ["no_header.csv:1", "looks like data", "first line"]
+    ),
+    "no_header_01.tsv": Refused(
+        table(None, ["1", "0", "1"], texts(3), separator="\t"),
+        ["no_header_01.tsv:1", "looks like data"],
+    ),
+    "empty.csv": Refused(b"", ["0 sequences", "empty.csv"]),
+    "header.csv": Refused(b"text,label\n", ["0 sequences", "header.csv", "rows below the header"]),
+    "blank.jsonl": Refused(b"\n\n", ["0 sequences", "blank.jsonl"]),
+    "binary.csv": Refused(b"PK\x03\x04\xff\xfe\x00" * 9, ["not UTF-8", "binary.csv:1", "0xff"]),
+    "junk.bin": Refused(b"\x00\x01\x02" * 9, ["junk.bin:1", "neither JSON lines nor a table"]),
+    "lines.txt": Refused(b"hello\nworld\n", ["lines.txt:1", "neither JSON lines nor a table"]),
+    "array.json": Refused(
+        b'[{"text": "a b", "label": 1}]', ["array.json:1", "one JSON array", "jq"]
+    ),
+    "array": Refused(b'[{"text": "a b", "label": 1}]', ["array:1", "one JSON array"]),
+    "free.csv": Refused(
+        table(["text", "label"], texts(ROWS), [f"{n} is free text" for n in range(ROWS)]),
+        ["no column of labels", "label (60 different)", "--label-field 'label'"],
+    ),
+    "no_label.csv": Refused(
+        table(["text", "id"], texts(ROWS), list(range(ROWS))),
+        ["no column of labels", "id (60 different)"],
+    ),
+    "measured.csv": Refused(
+        table(["width", "height", "species"], *[[f"{n}.5" for n in range(ROWS)]] * 2, labels(ROWS)),
+        ["no column of sequences", "width (60 different)"],
+    ),
+    "twice.csv": Refused(
+        table(["text", "text", "label"], texts(ROWS), texts(ROWS), labels(ROWS)),
+        ["twice.csv:1", "bad header", "each column once"],
+    ),
+    "width.csv": Refused(
+        b"text,label\na b,x\na, b,x\na b,y\n",
+        ["width.csv:3", "wrong number of columns", "3 columns"],
+    ),
+    "quote.csv": Refused(b'text,label\na b,x\n"a b,x\na b,y\n', ["quote.csv:3", "an open quote"]),
+    "no_json.jsonl": Refused(
+        b'{"text": "a b", "label": 1}\n{"text": oops}\n', ["no_json.jsonl:2", "not JSON"]
+    ),
+    "null.jsonl": Refused(
+        b'{"text": "a b", "label": 1}\n{"text": "c", "label": null}\n',
+        ["null.jsonl:2", "bad label"],
+    ),
+    "cut.csv.gz": Refused(gzip.compress(PLAIN)[:-20], ["cut.csv.gz", "gzip file is damaged"]),
+}
+
+
+def train(folder: Path, name: str, *words: str) -> Completed:
+    """Train on a file in this folder, into the folder's run, in this process."""
+    return run_rnncls("train", name, *TINY, *words, "--run-dir", "run", cwd=folder)
+
+
+# The long one takes seconds.
+QUICK_FILES = [name for name in TRAINS if name != "all_long.csv"]
+LONG_FILES = [pytest.param("all_long.csv", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("name", [*QUICK_FILES, *LONG_FILES])
+def test_a_made_file_is_understood_and_trains(name: str, tmp_path: Path) -> None:
+    made = TRAINS[name]
+    (tmp_path / name).write_bytes(made.content)
+    done = train(tmp_path, name)
+    assert done.returncode == 0, done.stderr
+
+    # The config of the run is the resolved one, with what was found.
+    config = load_config(tmp_path / "run" / "config.yaml").model_dump()
+    raw = guess_config(tmp_path / name).raw
+    for section, expected in (("data", made.data), ("train", made.train)):
+        for key, value in expected.items():
+            assert config[section][key] == value, key
+            assert raw[section][key] == value, key
+
+    # What the guess leaves to the defaults is not in it.
+    for key in ("separator", "format", "max_length", "empty", "val_fraction"):
+        assert (key in raw["data"]) == (key in made.data), key
+    assert ("class_weights" in raw["train"]) == bool(made.train)
+    assert f"made from {name}" in (tmp_path / "run" / "config.yaml").read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.row("D14")
+def test_a_made_file_is_refused_with_line_and_reason(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(REFUSED[name].content)
+    for done in (train(tmp_path, name), run_rnncls("init", name, cwd=tmp_path)):
+        assert done.returncode == 3, done.stderr
+        for part in REFUSED[name].says:
+            assert part in done.stderr
+        assert not done.stdout
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    for name in ("folder.csv", "missing.csv"):
+        done = run_rnncls("init", name, cwd=tmp_path)
+        assert done.returncode == 3
+        assert name in done.stderr
+
+    assert train(tmp_path, "missing.csv").returncode == 3
+    done = run_rnncls("init", "some.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "this is a config" in done.stderr
+
+
+@pytest.mark.parametrize("name", TRAINS)
+def test_the_text_of_a_config_is_the_config(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(TRAINS[name].content)
+    done = run_rnncls("init", name, cwd=tmp_path)
+    assert done.returncode == 0
+    (tmp_path / "made.yaml").write_text(done.stdout)
+
+    # A path in it is relative to the config, which was written beside the data.
+    config = load_config(tmp_path / "made.yaml")
+    raw = guess_config(tmp_path / name).raw
+    assert config == parse_config(raw, "the guess")
+    assert yaml.safe_load(done.stdout)["data"]["train"] == name
+
+
+# Everything that a header, a label or a file's name can have; names differ from each other.
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1)
+FILE_NAMES = ANY_TEXT.filter(lambda name: name not in (".", "..") and len(name.encode()) < 200)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    columns=st.lists(ANY_TEXT, min_size=2, max_size=2, unique=True), label=ANY_TEXT, name=FILE_NAMES
+)
+def test_any_names_and_labels_survive_the_yaml(
+    tmp_path_factory: pytest.TempPathFactory, columns: list[str], label: str, name: str
+) -> None:
+    folder = tmp_path_factory.mktemp("made")
+    path = folder / name
+    rows = [{columns[0]: text, columns[1]: label} for text in texts(3)]
+    path.write_bytes(json_lines(rows))
+
+    guess = guess_config(path, sequence_field=columns[0], label_field=columns[1])
+    config_path = folder / "any.yaml"
+    config_path.write_text(guess.text, encoding="utf-8")
+    assert load_config(config_path) == parse_config(guess.raw, "the guess")
+    assert all(len(line.splitlines()) == 1 for line in guess.assumed)
+
+
+def test_what_was_assumed_is_said_with_the_option_that_changes_it(tmp_path: Path) -> None:
+    content = table(
+        ["title", "text", "label", "topic"],
+        texts(ROWS),
+        texts(ROWS, seed=1),
+        labels(ROWS),
+        ["x", "y"] * 30,
+    )
+    (tmp_path / "a.csv").write_bytes(content)
+    done = run_rnncls("init", "a.csv", cwd=tmp_path)
+    assert "sequence: text, by its name (--sequence-field: title, label, topic)" in done.stderr
+    assert "label: label, by its name (--label-field: title, text, topic)" in done.stderr
+    assert "2 classes: bought (30), left (30)" in done.stderr
+    assert "--tokens ids|words|characters" in done.stderr
+    assert "rnncls:" not in done.stdout
+
+    done = run_rnncls(
+        "init",
+        "a.csv",
+        "--text-column",
+        "title",
+        "--label-column",
+        "topic",
+        "--tokens",
+        "characters",
+        cwd=tmp_path,
+    )
+    data = yaml.safe_load(done.stdout)["data"]
+    assert (data["sequence_field"], data["label_field"], data["tokens"]) == (
+        "title",
+        "topic",
+        "characters",
+    )
+
+
+def test_an_override_of_a_field_counts_as_its_option(tmp_path: Path) -> None:
+    # By itself, the guess would refuse this label.
+    content = table(
+        ["text", "label", "z"], texts(ROWS), [f"free {n}" for n in range(ROWS)], labels(ROWS)
+    )
+    (tmp_path / "a.csv").write_bytes(content)
+    done = train(tmp_path, "a.csv", "data.label_field=z")
+    assert done.returncode == 0, done.stderr
+    assert "label: z, as given" in done.stderr
+
+
+def test_options_of_a_file_are_refused_with_a_config(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(PLAIN)
+    (tmp_path / "a.yaml").write_text(guess_config(tmp_path / "a.csv").text)
+    done = train(tmp_path, "a.yaml", "--label-field", "label")
+    assert done.returncode == 2
+    assert "--label-field is only for a data file" in done.stderr
+    assert "data.label_field" in done.stderr
+
+    assert train(tmp_path, "a.csv", "--tokens", "letters").returncode == 2
+    assert train(tmp_path, "a.csv", "--label-field", "lable").returncode == 3
+    assert train(tmp_path, "a.csv", "--resume", "run").returncode == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_ids_in_any_notation_are_one_sequence_everywhere(tmp_path: Path) -> None:
+    (tmp_path / "ids.csv").write_bytes(TRAINS["spaces.csv"].content)
+    assert train(tmp_path, "ids.csv").returncode == 0
+
+    notations = ["6 3 4", "6,3,4", "6, 3, 4", "[6, 3, 4]"]
+    done = run_rnncls("predict", "run", *notations, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    typed = done.stdout.splitlines()
+    assert len(typed) == 4
+    assert len(set(typed)) == 1
+
+    # From files, whose separator need not be that of the training file.
+    rows = table(["label", "events"], labels(4), notations, separator=";")
+    (tmp_path / "other.csv").write_bytes(rows)
+    done = run_rnncls("predict", "run", "--input", "other.csv", cwd=tmp_path)
+    assert done.stdout.splitlines() == typed, done.stderr
+    done = run_rnncls("eval", "run", "--data", "other.csv", "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert report["accuracy"] == 0.5
+
+
+def test_the_default_run_directory_has_the_name_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "clicks.csv.gz").write_bytes(gzip.compress(PLAIN))
+    done = run_rnncls("train", "clicks.csv.gz", *TINY, "--name", "first", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = (tmp_path / "runs" / "clicks").iterdir()
+    assert run_dir.name.endswith("-first")
+
+
+def test_only_the_first_rows_of_a_large_file_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rnncls.data.columns.MOST_ROWS", 5_000)
+    monkeypatch.setattr("rnncls.data.guess.MOST_ROWS", 5_000)
+    # Behind those rows, nothing of it can be read.
+    rows = table(["text", "label"], texts(20_000), labels(20_000))
+    (tmp_path / "a.csv").write_bytes(rows + b"\xff\n" * 10)
+    guess = guess_config(tmp_path / "a.csv")
+    assert "about 20,000 rows; the first 5,000 were looked at" in guess.assumed[0]
+    assert "about 20,000 rows" in guess.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "least", "most"),
+    [
+        (10, 500, 1_000),
+        (3_000, 500, 2_000),
+        pytest.param(60_000, 5_000, 20_000, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_is_as_long_as_its_file_needs(
+    rows: int, least: int, most: int, tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_bytes(table(["text", "label"], texts(rows), labels(rows)))
+    train = guess_config(tmp_path / "a.csv").raw["train"]
+    steps = train["max_epochs"] * max(1, 0.8 * rows / train["batch_size"])
+    assert least <= steps <= most
+    assert train["eval_every"] * 2 <= steps
+    assert train["max_steps"] > steps
