@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rnncls.errors import DataError
-from rnncls.predict import Predictor, Skipping, items_of_texts, load_predictor, predict
+from rnncls.predict.predictor import Predictor, load
 from rnncls.training.fit import fit
 from tests.helpers import (
     PYTHON,
@@ -44,15 +44,18 @@ def run_of_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def probabilities(predictor: Predictor, texts: list[str]) -> list[dict[str, float]]:
-    items = items_of_texts(predictor, texts, Skipping("test", stop=True))
-    return [dict(prediction.top) for prediction in predict(predictor, items, 3)]
+    predictions = predictor.predict(texts, top_k=3)
+    return [
+        {str(label): probability for label, probability in prediction.top}
+        for prediction in predictions
+    ]
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_a_prediction_does_not_depend_on_what_is_predicted_beside_it(
     cell: str, tmp_path: Path
 ) -> None:
-    predictor = load_predictor(train_on_files(tmp_path, cell))
+    predictor = load(train_on_files(tmp_path, cell))
     texts = [" ".join(map(str, sequence)) for sequence, _ in some_rows(200, seed=5, longest=30)]
     alone = [probabilities(predictor, [text])[0] for text in texts]
     order = list(range(len(texts)))
@@ -87,22 +90,26 @@ def test_arguments_a_file_and_a_pipe_agree_and_stdout_is_clean(
     )
     (tmp_path / "new.txt").write_text("\r\n".join(texts))
     for name in ("new.jsonl", "new.txt"):
-        words = [
-            "--input",
-            str(tmp_path / name),
-            "--output",
-            str(tmp_path / "out.jsonl"),
-            "--top-k",
-            "2",
-        ]
+        words = ["--input", tmp_path / name, "--output", tmp_path / "out.jsonl", "--top-k", "2"]
         done = run_rnncls("predict", run_of_files, *words)
-        assert (done.returncode, done.stdout) == (0, ""), done.stderr
-        assert (tmp_path / "out.jsonl").read_text() == by_argument.stdout
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        # Beside each prediction is its sequence as it was given: here as text, there as a list.
+        for ours, theirs in zip(written, predictions, strict=True):
+            given = ours.pop("sequence")
+            if name == "new.jsonl":
+                given = " ".join(map(str, given))
+            assert {**ours, "sequence": given} == theirs
     run_rnncls("predict", run_of_files, *texts, "--output", tmp_path / "out.csv")
     table = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert [line["label"] for line in table] == [str(line["label"]) for line in predictions]
+    assert [line["sequence"] for line in table] == texts
     text = run_rnncls("predict", run_of_files, *texts).stdout.splitlines()
     assert [line.split()[0] for line in text] == [str(line["label"]) for line in predictions]
+    assert [line.split("   <- ")[1] for line in text] == texts
+    # Whoever asks about one sequence knows which one.
+    assert "<-" not in run_rnncls("predict", run_of_files, texts[0]).stdout
+    assert "sequence" not in run_rnncls("predict", run_of_files, texts[0], "--json").stdout
 
 
 @row("D7", "D9", "D11", "D14")
@@ -137,7 +144,7 @@ def test_unknown_tokens_follow_the_policy_of_training(tmp_path: Path) -> None:
     }
     fit(config_of(path, **whole), tmp_path / "unk")
     fit(config_of(path, unknown="error", truncate="error", **whole), tmp_path / "error")
-    lenient, strict = load_predictor(tmp_path / "unk"), load_predictor(tmp_path / "error")
+    lenient, strict = load(tmp_path / "unk"), load(tmp_path / "error")
     assert probabilities(lenient, ["sideways"]) == probabilities(lenient, ["elsewhere"])
     assert probabilities(lenient, ["up down up"]) == probabilities(
         lenient, ["up down"]
@@ -172,7 +179,11 @@ def test_the_prompt_answers_knows_the_truth_and_can_be_left(run_dir: Path) -> No
         assert "(true: 2)" in shown  # 5 mod 3
         assert shown.count("(true:") == 1
         assert "error[D7]" in shown
-        assert "error[D9]" in shown
+        assert "integers in 0..2" in shown
+        assert "'9' at position 2" in shown
+        # An empty line is no question, and what helps elsewhere is no option here.
+        assert "error[D9]" not in shown
+        assert "--bad" not in shown
         assert "Traceback" not in shown
 
 

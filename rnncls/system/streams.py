@@ -21,6 +21,7 @@ class LenientStream:
     def __init__(self, stream: TextIO, is_result: bool) -> None:
         self.stream = stream
         self.is_result = is_result
+        self.is_silent = False  # whether nobody can read it any more
 
     def write(self, text: str) -> int:
         """Write as a text stream does. Raises: WriteError."""
@@ -43,6 +44,7 @@ class LenientStream:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
+        self.is_silent = True
 
         if self.is_result and error.errno != errno.EPIPE:
             remedy = "another place for the results"
@@ -52,6 +54,11 @@ class LenientStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def reader_has_left(stream: Any) -> bool:
+    """Return whether what is written to a stream goes nowhere, so that there is no point in it."""
+    return isinstance(stream, LenientStream) and stream.is_silent
 
 
 def make_streams_lenient() -> None:
