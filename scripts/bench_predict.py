@@ -40,7 +40,8 @@ def rnncls(*words: str | Path) -> list[str]:
 
 def make_run(checkout: Path, run_dir: Path) -> None:
     """Save a model that has not learnt anything: it takes as long as another one."""
-    words = ["train", "--config", checkout / "configs" / "sum_mod_10.yaml", "device=cpu"]
+    config = checkout / "configs" / "sum_mod_10.yaml"
+    words: list[str | Path] = ["train", "--config", config, "device=cpu"]
     words += ["train.max_steps=0", "train.engine=eager", "--run-dir", run_dir]
     quiet = subprocess.DEVNULL
     command = rnncls(*words)
@@ -85,7 +86,7 @@ def _answer_time(stdin: IO[str], stdout: IO[str], text: str) -> float:
 
 def seconds_of_file(checkout: Path, run_dir: Path, folder: Path, kind: str) -> float:
     """Return how long the command takes for one of the two files."""
-    words = ["predict", run_dir, "--output", folder / "out.jsonl"]
+    words: list[str | Path] = ["predict", run_dir, "--output", folder / "out.jsonl"]
     source = Path(os.devnull)
     if kind == "jsonl":
         words += ["--input", folder / "rows.jsonl"]

@@ -90,7 +90,14 @@ def test_arguments_a_file_and_a_pipe_agree_and_stdout_is_clean(
     )
     (tmp_path / "new.txt").write_text("\r\n".join(texts))
     for name in ("new.jsonl", "new.txt"):
-        words = ["--input", tmp_path / name, "--output", tmp_path / "out.jsonl", "--top-k", "2"]
+        words: list[str | Path] = [
+            "--input",
+            tmp_path / name,
+            "--output",
+            tmp_path / "out.jsonl",
+            "--top-k",
+            "2",
+        ]
         done = run_rnncls("predict", run_of_files, *words)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -170,7 +177,7 @@ def at_prompt(run_dir: Path, typed: bytes) -> str:
                 break
         assert process.wait(SAFETY_S) == 0
     os.close(terminal)
-    return shown.decode()
+    return shown.decode(errors="replace")
 
 
 def test_the_prompt_answers_knows_the_truth_and_can_be_left(run_dir: Path) -> None:
@@ -185,6 +192,71 @@ def test_the_prompt_answers_knows_the_truth_and_can_be_left(run_dir: Path) -> No
         assert "error[D9]" not in shown
         assert "--bad" not in shown
         assert "Traceback" not in shown
+
+
+def test_the_prompt_names_tokens_that_training_has_not_seen(tmp_path: Path) -> None:
+    rows: list[tuple[Any, Any]] = [("home shop pay", "bought"), ("home search", "left")] * 20
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    fit(config_of(path, tokens="words", val_fraction=0.0, test_fraction=0.0), tmp_path / "run")
+    shown = at_prompt(tmp_path / "run", b"home shp pay\nhome\n\xff\nquit\n")
+    assert shown.count("not in the training data") == 1
+    assert "(not in the training data: shp)" in shown
+    assert "error[D11]: not UTF-8" in shown
+    assert "try:" not in shown
+
+
+@row("D6")
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.tsv"])
+def test_labelled_files_say_how_many_predictions_are_right(
+    run_dir: Path, tmp_path: Path, name: str
+) -> None:
+    rows = [([1, 2], "0"), ([2], "1"), ([1, 1], "2"), ([0], "seven"), ([1], "")]
+    path = tmp_path / name
+    if name == "rows.jsonl":
+        listed = [(ids, int(label) if label.isdigit() else label or None) for ids, label in rows]
+        write_jsonl(path, listed)
+    else:
+        separator = "," if name == "rows.csv" else "\t"
+        lines = [separator.join([" ".join(map(str, ids)), label]) for ids, label in rows]
+        path.write_text("\n".join([separator.join(["sequence", "label"]), *lines, ""]))
+
+    done = run_rnncls("predict", run_dir, "--input", path, "--json")
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["label"] for answer in answers] == [0, 2, 2, 0, 1]
+    assert [answer.get("true") for answer in answers] == [0, 1, 2, "seven", None]
+    assert "warning[D6]: 1 of 5 sequences have a label that the model does not know" in done.stderr
+    assert "rnncls: accuracy: 0.5000 (2 of 4; 1 without a label)" in done.stderr
+
+    run_rnncls("predict", run_dir, "--input", path, "--output", tmp_path / "out.csv")
+    table = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert [line["true"] for line in table] == ["0", "1", "2", "seven", ""]
+    assert [line["sequence"] for line in table] == ["1 2", "2", "1 1", "0", "1"]
+    text = run_rnncls("predict", run_dir, "--input", path).stdout.splitlines()
+    assert text[1].endswith("   (true: 1)   <- 2")
+    assert "true" not in text[4]
+
+
+@row("C17")
+def test_the_name_of_a_file_is_no_sequence(
+    run_dir: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("1 2\n")
+    (tmp_path / "2").write_text("a file whose name is a good sequence")
+    for name in ("new.csv", "new.jsonl.gz", "notes.txt", "./2"):
+        message = fails(2, "predict", run_dir, "1 2", name, cwd=tmp_path)
+        assert f"error[C17]: a file's name as a sequence: did you mean --input {name}?" in message
+    assert run_rnncls("predict", run_dir, "2", cwd=tmp_path).returncode == 0
+    # No file is there, and no name ends in a data format: then it is a sequence, though a bad one.
+    assert "error[D7]" in fails(3, "predict", run_dir, "gone.txt", cwd=tmp_path)
+
+
+def test_a_long_sequence_is_shortened_in_text_alone(run_of_files: Path) -> None:
+    long = " ".join(["1"] * 60)
+    text = run_rnncls("predict", run_of_files, long, "2").stdout.splitlines()
+    assert text[0].endswith("   <- " + long[:80] + " ...")
+    shown = run_rnncls("predict", run_of_files, long, "2", "--json").stdout.splitlines()
+    assert json.loads(shown[0])["sequence"] == long
 
 
 def test_predict_without_input_reads_a_pipe(run_dir: Path) -> None:
