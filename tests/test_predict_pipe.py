@@ -1,6 +1,7 @@
 """Predictions through real pipes and terminals: each line is answered before the next is there."""
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ def predicting(run_dir: Path, *options: str | Path) -> Iterator[subprocess.Popen
     pipe = subprocess.PIPE
     command = [PYTHON, "-m", "rnncls", "predict", run_dir, *options]
     streams = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "text": False}
-    with started(command, **streams) as process:
+    # With this variable, Python would flush what the program forgets to flush.
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with started(command, env=buffered, **streams) as process:
         yield process  # type: ignore[misc]  # of bytes, because of `text`
 
 
