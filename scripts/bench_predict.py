@@ -6,8 +6,8 @@
 A pipe: one line is written and its answer read before the next one, in a process that has answered
 a few lines already; percentiles of the times in between.
 
-Files: seconds for a JSONL file and for lines on stdin, from the start of the process to its end.
-With --other, the path of another checkout of the project, both take turns, and the ratio of their
+Files: processor seconds, on one thread, for a JSONL file and for lines on stdin, from the start of
+the process to its end. Other programs on the machine hardly change them. With --other, the path of another checkout of the project, both take turns, and the ratio of their
 medians is printed. The model is that of configs/sum_mod_10.yaml, with its initial weights.
 """
 
@@ -87,7 +87,7 @@ def _answer_time(stdin: IO[str], stdout: IO[str], text: str) -> float:
 
 
 def seconds_of_file(checkout: Path, run_dir: Path, folder: Path, kind: str) -> float:
-    """Return how long the command takes for one of the two files."""
+    """Return the processor time that the command takes for one of the two files."""
     words: list[str | Path] = ["predict", run_dir, "--output", folder / "out.jsonl"]
     source = Path(os.devnull)
     if kind == "jsonl":
@@ -95,10 +95,12 @@ def seconds_of_file(checkout: Path, run_dir: Path, folder: Path, kind: str) -> f
     else:
         source = folder / "rows.txt"
 
-    started_at = time.perf_counter()
+    before = os.times()
     with source.open() as stdin:
         subprocess.run(rnncls(*words), env=environment(checkout), stdin=stdin, check=True)
-    return time.perf_counter() - started_at
+    after = os.times()
+    user = after.children_user - before.children_user
+    return user + after.children_system - before.children_system
 
 
 def main(
