@@ -7,7 +7,9 @@ A pipe: one line is written and its answer read before the next one, in a proces
 a few lines already; percentiles of the times in between.
 
 Files: processor seconds, on one thread, for a JSONL file and for lines on stdin, from the start of
-the process to its end. Other programs on the machine hardly change them. With --other, the path of another checkout of the project, both take turns, and the ratio of their
+the process to its end. Other programs on the machine hardly change them.
+
+With --other, the path of another checkout of the project, both take turns, and the ratio of their
 medians is printed. The model is that of configs/sum_mod_10.yaml, with its initial weights.
 """
 
