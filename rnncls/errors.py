@@ -11,7 +11,7 @@
       Interrupted       129-143   stopped by a signal after a committed checkpoint
 
 Each error carries one or more `Problem`s: what is wrong and where, what was expected, what was
-found, what to try. The command line prints them and nothing else.
+found, what to try. The command line prints them and nothing else; `str(error)` is the same text.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -73,9 +73,13 @@ class RnnclsError(Exception):
     exit_code: int = 1
 
     def __init__(self, *problems: Problem) -> None:
-        # For tracebacks and programs. What users read comes from `render`.
-        super().__init__("; ".join(problem.what for problem in problems))
+        # As `args` they make another process's copy of the error whole, too.
+        super().__init__(*problems)
         self.problems = problems
+
+    def __str__(self) -> str:
+        # A traceback, a notebook and a log show where, expected and found as the terminal does.
+        return self.render()
 
     def render(self) -> str:
         """Return the block for stderr: the first problems in full, the others counted."""
@@ -139,6 +143,7 @@ class Interrupted(RnnclsError):
 
     def __init__(self, exit_code: int, problem: Problem) -> None:
         super().__init__(problem)
+        self.args = (exit_code, problem)
 
         # Shells report a process that a signal has killed with the same number.
         self.exit_code = exit_code

@@ -20,9 +20,10 @@ from rnncls.config import Config
 from rnncls.data import batches, collate, load_task
 from rnncls.errors import CheckpointError, Damaged, WriteError
 from rnncls.model.classifier import build_model
+from rnncls.predict.predictor import load_model
 from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint import read_checkpoint, write_checkpoint
-from rnncls.rundir.checkpoint_files import find_checkpoint, load_model, mark_best, tidy
+from rnncls.rundir.checkpoint_files import find_checkpoint, mark_best, tidy
 from rnncls.rundir.paths import step_path
 from rnncls.rundir.restore import restore_model
 from rnncls.steps import train_step

@@ -234,7 +234,7 @@ def test_a_well_signed_checkpoint_that_lies_about_its_size_allocates_nothing(
     change_checkpoint(path, lambda state, _: state["config"]["model"].update(hidden_size=40_000))
     code = f"""
 import resource, sys
-from rnncls.rundir.checkpoint_files import load_model
+from rnncls.predict.predictor import load_model
 from rnncls.errors import CheckpointError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

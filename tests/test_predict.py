@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rnncls.errors import DataError
-from rnncls.predict import Predictor, Skipping, items_of_texts, load_predictor, predict
+from rnncls.predict.predictor import Predictor, load
 from rnncls.training.fit import fit
 from tests.helpers import (
     PYTHON,
@@ -44,15 +44,18 @@ def run_of_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def probabilities(predictor: Predictor, texts: list[str]) -> list[dict[str, float]]:
-    items = items_of_texts(predictor, texts, Skipping("test", stop=True))
-    return [dict(prediction.top) for prediction in predict(predictor, items, 3)]
+    predictions = predictor.predict(texts, top_k=3)
+    return [
+        {str(label): probability for label, probability in prediction.top}
+        for prediction in predictions
+    ]
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_a_prediction_does_not_depend_on_what_is_predicted_beside_it(
     cell: str, tmp_path: Path
 ) -> None:
-    predictor = load_predictor(train_on_files(tmp_path, cell))
+    predictor = load(train_on_files(tmp_path, cell))
     texts = [" ".join(map(str, sequence)) for sequence, _ in some_rows(200, seed=5, longest=30)]
     alone = [probabilities(predictor, [text])[0] for text in texts]
     order = list(range(len(texts)))
@@ -87,22 +90,33 @@ def test_arguments_a_file_and_a_pipe_agree_and_stdout_is_clean(
     )
     (tmp_path / "new.txt").write_text("\r\n".join(texts))
     for name in ("new.jsonl", "new.txt"):
-        words = [
+        words: list[str | Path] = [
             "--input",
-            str(tmp_path / name),
+            tmp_path / name,
             "--output",
-            str(tmp_path / "out.jsonl"),
+            tmp_path / "out.jsonl",
             "--top-k",
             "2",
         ]
         done = run_rnncls("predict", run_of_files, *words)
-        assert (done.returncode, done.stdout) == (0, ""), done.stderr
-        assert (tmp_path / "out.jsonl").read_text() == by_argument.stdout
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        # Beside each prediction is its sequence as it was given: here as text, there as a list.
+        for ours, theirs in zip(written, predictions, strict=True):
+            given = ours.pop("sequence")
+            if name == "new.jsonl":
+                given = " ".join(map(str, given))
+            assert {**ours, "sequence": given} == theirs
     run_rnncls("predict", run_of_files, *texts, "--output", tmp_path / "out.csv")
     table = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert [line["label"] for line in table] == [str(line["label"]) for line in predictions]
+    assert [line["sequence"] for line in table] == texts
     text = run_rnncls("predict", run_of_files, *texts).stdout.splitlines()
     assert [line.split()[0] for line in text] == [str(line["label"]) for line in predictions]
+    assert [line.split("   <- ")[1] for line in text] == texts
+    # Whoever asks about one sequence knows which one.
+    assert "<-" not in run_rnncls("predict", run_of_files, texts[0]).stdout
+    assert "sequence" not in run_rnncls("predict", run_of_files, texts[0], "--json").stdout
 
 
 @row("D7", "D9", "D11", "D14")
@@ -137,7 +151,7 @@ def test_unknown_tokens_follow_the_policy_of_training(tmp_path: Path) -> None:
     }
     fit(config_of(path, **whole), tmp_path / "unk")
     fit(config_of(path, unknown="error", truncate="error", **whole), tmp_path / "error")
-    lenient, strict = load_predictor(tmp_path / "unk"), load_predictor(tmp_path / "error")
+    lenient, strict = load(tmp_path / "unk"), load(tmp_path / "error")
     assert probabilities(lenient, ["sideways"]) == probabilities(lenient, ["elsewhere"])
     assert probabilities(lenient, ["up down up"]) == probabilities(
         lenient, ["up down"]
@@ -163,7 +177,7 @@ def at_prompt(run_dir: Path, typed: bytes) -> str:
                 break
         assert process.wait(SAFETY_S) == 0
     os.close(terminal)
-    return shown.decode()
+    return shown.decode(errors="replace")
 
 
 def test_the_prompt_answers_knows_the_truth_and_can_be_left(run_dir: Path) -> None:
@@ -172,8 +186,77 @@ def test_the_prompt_answers_knows_the_truth_and_can_be_left(run_dir: Path) -> No
         assert "(true: 2)" in shown  # 5 mod 3
         assert shown.count("(true:") == 1
         assert "error[D7]" in shown
-        assert "error[D9]" in shown
+        assert "integers in 0..2" in shown
+        assert "'9' at position 2" in shown
+        # An empty line is no question, and what helps elsewhere is no option here.
+        assert "error[D9]" not in shown
+        assert "--bad" not in shown
         assert "Traceback" not in shown
+
+
+def test_the_prompt_names_tokens_that_training_has_not_seen(tmp_path: Path) -> None:
+    rows: list[tuple[Any, Any]] = [("home shop pay", "bought"), ("home search", "left")] * 20
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    fit(config_of(path, tokens="words", val_fraction=0.0, test_fraction=0.0), tmp_path / "run")
+    shown = at_prompt(tmp_path / "run", b"home shp pay\nhome\n\xff\nquit\n")
+    assert shown.count("not in the training data") == 1
+    assert "(not in the training data: shp)" in shown
+    assert "error[D11]: not UTF-8" in shown
+    assert "try:" not in shown
+
+
+@row("D6")
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.tsv"])
+def test_labelled_files_say_how_many_predictions_are_right(
+    run_dir: Path, tmp_path: Path, name: str
+) -> None:
+    rows = [([1, 2], "0"), ([2], "1"), ([1, 1], "2"), ([0], "seven"), ([1], "")]
+    path = tmp_path / name
+    if name == "rows.jsonl":
+        listed = [(ids, int(label) if label.isdigit() else label or None) for ids, label in rows]
+        write_jsonl(path, listed)
+    else:
+        separator = "," if name == "rows.csv" else "\t"
+        lines = [separator.join([" ".join(map(str, ids)), label]) for ids, label in rows]
+        path.write_text("\n".join([separator.join(["sequence", "label"]), *lines, ""]))
+
+    done = run_rnncls("predict", run_dir, "--input", path, "--json")
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["label"] for answer in answers] == [0, 2, 2, 0, 1]
+    assert [answer.get("true") for answer in answers] == [0, 1, 2, "seven", None]
+    assert "warning[D6]: 1 of 5 sequences have a label that the model does not know" in done.stderr
+    assert "rnncls: accuracy: 0.5000 (2 of 4; 1 without a label)" in done.stderr
+
+    run_rnncls("predict", run_dir, "--input", path, "--output", tmp_path / "out.csv")
+    table = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert [line["true"] for line in table] == ["0", "1", "2", "seven", ""]
+    assert [line["sequence"] for line in table] == ["1 2", "2", "1 1", "0", "1"]
+    text = run_rnncls("predict", run_dir, "--input", path).stdout.splitlines()
+    assert text[1].endswith("   (true: 1)   <- 2")
+    assert "true" not in text[4]
+
+
+@row("C17")
+def test_the_name_of_a_file_is_no_sequence(
+    run_dir: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("1 2\n")
+    (tmp_path / "2").write_text("a file whose name is a good sequence")
+    for name in ("new.csv", "new.jsonl.gz", "notes.txt", "./2"):
+        message = fails(2, "predict", run_dir, "1 2", name, cwd=tmp_path)
+        assert f"error[C17]: a file's name as a sequence: did you mean --input {name}?" in message
+    assert run_rnncls("predict", run_dir, "2", cwd=tmp_path).returncode == 0
+    # No file is there, and no name ends in a data format: then it is a sequence, though a bad one.
+    assert "error[D7]" in fails(3, "predict", run_dir, "gone.txt", cwd=tmp_path)
+
+
+def test_a_long_sequence_is_shortened_in_text_alone(run_of_files: Path) -> None:
+    long = " ".join(["1"] * 60)
+    text = run_rnncls("predict", run_of_files, long, "2").stdout.splitlines()
+    assert text[0].endswith("   <- " + long[:80] + " ...")
+    shown = run_rnncls("predict", run_of_files, long, "2", "--json").stdout.splitlines()
+    assert json.loads(shown[0])["sequence"] == long
 
 
 def test_predict_without_input_reads_a_pipe(run_dir: Path) -> None:

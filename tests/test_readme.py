@@ -224,6 +224,20 @@ def test_the_python_of_the_readme_runs(home: Path, capsys: pytest.CaptureFixture
     assert (home / "runs" / "from_python" / "config.yaml").is_file()
 
 
+@pytest.mark.usefixtures("home")
+def test_the_python_page_is_a_program_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for code in blocks("docs/python.md", "python"):
+        quick = code.replace("train: {max_steps: 100}", "train: {max_steps: 20, engine: eager}")
+        # A block that shows something prints it.
+        capsys.readouterr()
+        exec(compile(quick, "docs/python.md", "exec"), names)
+        assert capsys.readouterr().out or "print(" not in code
+
+    assert names["unknown"] == ["checkout"]
+    assert Path("plain.pt").is_file()
+
+
 def test_the_worked_examples_are_true() -> None:
     worked = str(ROOT / "docs" / "how-it-works.md")
     results = doctest.testfile(worked, module_relative=False, encoding="utf-8")

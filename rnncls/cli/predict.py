@@ -1,22 +1,29 @@
 """Defines rnncls predict."""
 
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rnncls.cli.options import Device
-from rnncls.errors import ConfigError, Problem
+from rnncls.config import SumModConfig
+from rnncls.errors import ConfigError, Problem, printable
 
 if TYPE_CHECKING:
-    from rnncls.predict import Item, Predictor, Skipping
+    from rnncls.predict.predictor import Predictor
+    from rnncls.predict.reading import Row, Skipping
 
 # Any other file is read as text, one sequence per line.
 _RECORDS = re.compile(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", re.IGNORECASE)
+
+MOST_UNKNOWN_SHOWN = 5  # tokens of a sequence that was typed
 
 
 def predict(
@@ -68,10 +75,18 @@ def predict(
         raise ConfigError(
             Problem("both a file and sequences: pass --input FILE or sequences", id="C17")
         )
+    for text in sequences or []:
+        _refuse_file_name(text)
+    if input is None and sys.stdin is None:
+        raise ConfigError(
+            Problem("no sequences: stdin is closed", remedy="--input FILE or sequences", id="C17")
+        )
     # After the checks of the options, because importing torch takes a second.
-    from rnncls.predict import Skipping, load_predictor, write_predictions
+    from rnncls.predict.predictor import load
+    from rnncls.predict.reading import Skipping
+    from rnncls.predict.writing import write_predictions
 
-    predictor = load_predictor(checkpoint, device)
+    predictor = load(checkpoint, device)
 
     # Nothing given and nothing piped in: a person sits there.
     if input is None and not sequences and sys.stdin.isatty():
@@ -82,66 +97,99 @@ def predict(
     from_stdin = not sequences or sequences == ["-"]
     skipped = Skipping(input or ("stdin" if from_stdin else "argument"), stop=bad == "stop")
     texts = None if from_stdin else sequences
+
+    # Whoever asks about one sequence knows which one it was.
+    echo = texts is None or len(texts) > 1
     format = "jsonl" if as_json else "text"
-    with _items(predictor, input, texts, skipped) as items:
-        num_predicted = write_predictions(predictor, items, top_k, output, format)
+    with _groups(predictor, input, texts, skipped) as groups:
+        num_predicted = write_predictions(predictor, groups, top_k, output, format, echo)
         skipped.finish(num_predicted)
 
 
+def _refuse_file_name(text: str) -> None:
+    """Raise ConfigError for a sequence that is the name of a file of sequences."""
+    if any(map(str.isspace, text)):
+        return
+
+    # A word such as "home" may be the name of a file by chance, and is a sequence all the same.
+    looks_like_path = "." in text or "/" in text
+    # os.path answers False where pathlib raises, for example for a long sequence of characters.
+    is_file = looks_like_path and os.path.isfile(text)  # noqa: PTH113
+    if is_file or _RECORDS.search(text):
+        raise ConfigError(
+            Problem(
+                f"a file's name as a sequence: did you mean --input {text}?",
+                expected='sequences, such as "3 7 1 9"',
+                remedy=f"--input {text}",
+                id="C17",
+            )
+        )
+
+
 @contextmanager
-def _items(
+def _groups(
     predictor: "Predictor", path: Path | None, texts: list[str] | None, skipped: "Skipping"
-) -> "Iterator[Iterator[Item]]":
+) -> "Iterator[Iterable[Iterable[Row]]]":
     """Give the good sequences of a file, or those of `texts`, or else those of stdin."""
     from rnncls.data.records import opened
-    from rnncls.predict import items_of_file, items_of_texts
+    from rnncls.predict.reading import line_groups, numbered_lines, rows_of_file, rows_of_lines
 
     if path is not None and _RECORDS.search(str(path)):
-        yield items_of_file(predictor, path, skipped)
+        yield [rows_of_file(predictor, path, skipped)]
     elif path is not None:
         # Opened before the output is begun: a missing file is reported even if the output could not
         # be written either.
         with opened(path) as file:
-            yield items_of_texts(predictor, file, skipped)
+            yield [rows_of_lines(predictor, numbered_lines(file, str(path)), skipped)]
     elif texts is not None:
-        yield items_of_texts(predictor, texts, skipped)
+        yield [rows_of_lines(predictor, zip(texts, count(1), strict=False), skipped)]
     else:
         # Bytes, so that a line that is not UTF-8 is one bad line and not the end.
-        yield items_of_texts(predictor, sys.stdin.buffer, skipped)
+        groups = line_groups(sys.stdin.buffer, "stdin")
+        yield (rows_of_lines(predictor, lines, skipped) for lines in groups)
 
 
 def _prompt(predictor: "Predictor", top_k: int) -> None:
     """Ask for sequences until `quit` or Ctrl-D."""
-    from rnncls.predict import encode_text
+    from rnncls.data.records import decode_line
+    from rnncls.predict.predictor import encode_text
 
     print('one sequence per line; "quit" or Ctrl-D to leave', file=sys.stderr)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         # Ctrl-D ends stdin: readline() returns no line, not even an empty one.
-        line = sys.stdin.readline()
-        if not line or line.strip() == "quit":
+        line = sys.stdin.buffer.readline()
+        if not line or line.strip() == b"quit":
             print(file=sys.stderr)
             return
 
-        ids = encode_text(predictor, line.removesuffix("\n"))
-        if isinstance(ids, Problem):
-            print(ids.render(), file=sys.stderr)
-        else:
+        text = decode_line(line, is_first=False)
+        ids = text if isinstance(text, Problem) else encode_text(predictor, text)
+        if not isinstance(ids, Problem):
             # A person wants to see how close the second and third label come.
-            print(_answer(predictor, ids, max(top_k, 3)), flush=True)
+            print(_answer(predictor, str(text), ids, max(top_k, 3)), flush=True)
+        # An empty line is no question.
+        elif ids.id != "D9":
+            print(replace(ids, remedy="").render(), file=sys.stderr)
 
 
-def _answer(predictor: "Predictor", ids: list[int], top_k: int) -> str:
+def _answer(predictor: "Predictor", text: str, ids: list[int], top_k: int) -> str:
     """Return the likeliest labels of one sequence and what else is known about it."""
-    from rnncls.predict import Item, knows_nothing, predict, to_text, true_answer
+    from rnncls.predict.predictor import predict_ids, unknown_tokens
+    from rnncls.predict.writing import to_text
 
-    (prediction,) = predict(predictor, [Item(1, ids)], top_k)
+    (prediction,) = predict_ids(predictor, [ids], top_k)
     parts = [to_text(prediction)]
 
-    truth = true_answer(predictor, ids)
-    if truth is not None:
-        parts.append(f"(true: {truth})")
-    if knows_nothing(predictor, ids):
-        parts.append("(none of its tokens is in the training data)")
+    # A sequence of the generated task has one right answer.
+    data = predictor.config.data
+    if isinstance(data, SumModConfig):
+        parts.append(f"(true: {sum(ids) % data.modulus})")
+
+    unknown = unknown_tokens(predictor, text)
+    if unknown:
+        shown = printable(", ".join(unknown[:MOST_UNKNOWN_SHOWN]))
+        more = ", ..." if len(unknown) > MOST_UNKNOWN_SHOWN else ""
+        parts.append(f"(not in the training data: {shown}{more})")
 
     return "   ".join(parts)

@@ -45,7 +45,7 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="[CONFIG|DATA] [SECTION.KEY=VALUE]...",
-            help="YAML config file, or a data file (JSONL, CSV or TSV) from which a config is made; "
+            help="YAML config file, or a data file (JSONL, CSV or TSV) that a config is made from; "
             "then values that replace some of the config's own.",
             show_default=False,
             autocompletion=complete_word,

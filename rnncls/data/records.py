@@ -238,22 +238,15 @@ def read_records(
     data: FilesConfig,
     bad: BadRows,
     report_bytes: ReportBytes = lambda _: None,
-    labelled: bool = True,
 ) -> Iterator[Record | int]:
     """Yield the good rows of a file; a number stands for an empty sequence dropped on that line.
 
-    Bad rows are added to `bad`. Unless `labelled`, labels are ignored and "".
-
-    Raises: DataError if the file cannot be read any further.
+    Bad rows are added to `bad`. Raises: DataError if the file cannot be read any further.
     """
     format = format_of(path, data.format)
-    # Without labels to read, a table needs no column for them.
-    fields = [data.sequence_field]
-    if labelled:
-        fields.append(data.label_field)
-
+    fields = [data.sequence_field, data.label_field]
     for line, row in read_rows(path, format, data.separator, fields, bad, report_bytes):
-        record = _record_of(line, row, data, labelled)
+        record = _record_of(line, row, data)
         if isinstance(record, Problem):
             bad.add_problem(line, record)
         else:
@@ -268,10 +261,10 @@ def read_rows(
     bad: BadRows,
     report_bytes: ReportBytes = lambda _: None,
 ) -> NumberedRows:
-    """Yield the rows of a file, whatever is in them. A table must have the columns `fields`.
+    """Yield (line, row) for the rows of a file, by field; a table must have the columns `fields`.
 
-    `format` is jsonl, csv or tsv, `separator` a value of data.separator. Bad rows are added to
-    `bad`.
+    `format` is jsonl, csv or tsv, `separator` a value of data.separator. Rows that cannot be read
+    are added to `bad`; what the fields hold is not looked at.
 
     Raises: DataError if the file cannot be read any further.
     """
@@ -318,9 +311,7 @@ def parsed_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
         yield from csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
 
 
-def _record_of(
-    line: int, row: dict[str, Any], data: FilesConfig, labelled: bool
-) -> Record | int | Problem:
+def _record_of(line: int, row: dict[str, Any], data: FilesConfig) -> Record | int | Problem:
     """Return the record of a row, its line if its sequence is empty and dropped, or a Problem."""
     if data.sequence_field not in row:
         return _no_sequence(row, data.sequence_field)
@@ -328,13 +319,9 @@ def _record_of(
     if isinstance(tokens, Problem):
         return tokens
 
-    label: Any = ""
-    if labelled:
-        label = row.get(data.label_field)
-        # true and false are ints to Python, and a float has no one way to be written.
-        is_label = isinstance(label, str | int) and not isinstance(label, bool) and label != ""
-        if not is_label:
-            return _bad_label(row, data.label_field)
+    label = row.get(data.label_field)
+    if not is_label(label):
+        return _bad_label(row, data.label_field)
 
     # The label was checked first: a bad one is named even if the sequence is dropped.
     if tokens:
@@ -358,6 +345,12 @@ def _no_sequence(row: dict[str, Any], field: str) -> Problem:
 
 def _fields_of(row: dict[str, Any]) -> str:
     return f"the fields {', '.join(row)}" if row else "no fields"
+
+
+def is_label(value: Any) -> bool:
+    """Return whether a field's value is a label: text, though not empty, or an integer."""
+    # true and false are ints to Python, and a float has no one way to be written.
+    return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
 
 
 def _bad_label(row: dict[str, Any], field: str) -> Problem:
@@ -488,7 +481,7 @@ def _lines(path: str | Path, file: IO[bytes], bad: BadRows, report_bytes: Report
             number += 1
             unpacked += len(content)
             if len(content) > MAX_LINE_BYTES:
-                raise _long_line(path, number)
+                raise long_line(path, number)
 
             if number % LINES_PER_REPORT == 0:
                 report_bytes(file.tell() - reported)
@@ -515,7 +508,8 @@ def _lines(path: str | Path, file: IO[bytes], bad: BadRows, report_bytes: Report
     report_bytes(file.tell() - reported)
 
 
-def _long_line(path: str | Path, number: int) -> DataError:
+def long_line(path: str | Path, number: int) -> DataError:
+    """Return the error to raise for a line of more than MAX_LINE_BYTES."""
     expected = f"at most {MAX_LINE_BYTES:,} bytes"
     remedy = "one sequence per line"
     where = f"{path}:{number}"

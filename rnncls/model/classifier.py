@@ -81,11 +81,26 @@ class RNNClassifier(nn.Module):
         Padded sequences give the same logits as packed ones. In one direction, padding comes after
         the last token, whose state is taken, so that padding has no influence and no gradient.
 
-        Raises: ValueError if the model is bidirectional and the sequences are padded.
+        Ids are packed by torch.nn.utils.rnn.pack_sequence, or by `rnncls.data.collate(...).tokens`:
+
+        >>> from torch.nn.utils.rnn import pack_sequence
+        >>> model = RNNClassifier(num_embeddings=10, num_classes=2)
+        >>> ids = [torch.tensor([3, 1, 4]), torch.tensor([5])]
+        >>> model(pack_sequence(ids, enforce_sorted=False)).shape
+        torch.Size([2, 2])
+
+        Raises: TypeError for anything that is neither packed nor `Padded`. ValueError if the model
+        is bidirectional and the sequences are padded.
         """
         # The summary is what the head sees, (B, num_directions * hidden_size).
         if isinstance(tokens, Padded):
             summary = self._summary_of_padded(tokens)
+        elif not isinstance(tokens, PackedSequence):
+            raise TypeError(
+                f"the model takes a PackedSequence of token ids, not {type(tokens).__name__}: use "
+                "rnncls.load(...).predict, or pack the ids with torch.nn.utils.rnn.pack_sequence("
+                "ids, enforce_sorted=False) or rnncls.data.collate(ids, labels).tokens"
+            )
         else:
             # Real tokens only are embedded, (S, embedding_dim); batch sizes and order stay.
             embedded = tokens._replace(data=self.embedding(tokens.data))

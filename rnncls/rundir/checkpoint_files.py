@@ -118,15 +118,6 @@ def model_on_device(checkpoint: Checkpoint, device: str | None = None) -> RNNCla
     return model.to(resolve_device(device or checkpoint.config.device))
 
 
-def load_model(path: str | Path) -> RNNClassifier:
-    """Return the classifier of a checkpoint file, or of a run directory's best checkpoint.
-
-    It is on the CPU and in evaluation mode. Raises: CheckpointError, MachineError.
-    """
-    _, model = load_checkpoint(path, device="cpu")
-    return model
-
-
 def step_files(folder: Path) -> list[Path]:
     """Return the step checkpoints in a folder, newest first, by number and not by time."""
     # A copy may change the times of files, but not their names.

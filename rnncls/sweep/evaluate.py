@@ -71,7 +71,7 @@ def evaluate_all(folder: Path, lengths: list[int] | None, samples: int | None) -
             # One damaged or foreign member must not hide the others. Errors of the data or of the
             # machine would hit them all, and end the command.
             first_error = first_error or error
-            left_out[member.name] = str(error)
+            left_out[member.name] = "; ".join(problem.what for problem in error.problems)
         else:
             rows = evaluated.report.by_length
             by_member[member.name] = {row.length: row.accuracy for row in rows}

@@ -51,6 +51,7 @@ class LenientStream:
         self.stream = stream
         self.is_result = is_result
         self.in_colour = not is_result and shows_colour(stream)
+        self.is_silent = False  # whether nobody can read it any more
 
     def write(self, text: str) -> int:
         """Write as a text stream does. Raises: WriteError."""
@@ -73,6 +74,7 @@ class LenientStream:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
+        self.is_silent = True
 
         if self.is_result and error.errno != errno.EPIPE:
             remedy = "another place for the results"
@@ -82,6 +84,11 @@ class LenientStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def reader_has_left(stream: Any) -> bool:
+    """Return whether what is written to a stream goes nowhere, so that there is no point in it."""
+    return isinstance(stream, LenientStream) and stream.is_silent
 
 
 def make_streams_lenient() -> None:

@@ -1,0 +1,300 @@
+"""Load a run, and predict the labels of sequences with it.
+
+    predictor = load("runs/mine")
+    predictor.predict(["home shop pay", ["home", "cart"]])
+
+`rnncls predict` takes its numbers from here as well: reading.py reads the sequences that it is
+given, and writing.py writes what was predicted.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnncls.config import Config, FilesConfig
+from rnncls.data import Vocabulary, collate
+from rnncls.data.records import tokens_of
+from rnncls.data.sequences import cut_for_evaluation
+from rnncls.data.vocabulary import are_integers, truncate
+from rnncls.errors import DataError, Problem
+from rnncls.model.classifier import RNNClassifier
+from rnncls.rundir.checkpoint import Checkpoint
+from rnncls.rundir.checkpoint_files import load_checkpoint
+
+MOST_TOKENS_SHOWN = 12  # in a message about an unknown one
+
+# Sequences that are sorted by length together; predictions keep the given order. It bounds what is
+# in memory.
+CHUNK = 4096
+
+# An int where all labels of a run are integers, as in its files; else text.
+Label = str | int
+
+# Text, or the tokens themselves. An array or a tensor of ids has one dimension.
+Item = str | Sequence[str] | Sequence[int] | Tensor | np.ndarray[Any, Any]
+
+_SHAPES_OF_ITEMS = {
+    "ids": 'a text such as "3 1 4", a list of integers, or a 1-d tensor or array of them',
+    "words": "a text, or a list of words",
+    "characters": "a text, or a list of characters",
+}
+
+
+class Prediction(NamedTuple):
+    """The likeliest label of one sequence, its probability, and the `top_k` likeliest labels."""
+
+    label: Label
+    probability: float
+    top: list[tuple[Label, float]]  # best first; the first is `label` with `probability`
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Predictor:
+    """A trained model with the meaning of its inputs and outputs. Made by `rnncls.load`."""
+
+    network: RNNClassifier  # in evaluation mode
+    vocabulary: Vocabulary
+    labels: tuple[Label, ...]  # by class number: logits[:, i] belongs to labels[i]
+    config: Config
+    checkpoint: Path  # the file that was read
+    step: int  # training steps behind the checkpoint
+    data: FilesConfig  # how sequences are read: kind of tokens, length, names of fields
+
+    def __repr__(self) -> str:
+        tokens = self.vocabulary.num_embeddings
+        sizes = f"{tokens:,} tokens, {len(self.labels):,} labels"
+        return f"Predictor({self.checkpoint}, step {self.step:,}, {sizes})"
+
+    def predict(self, items: Iterable[Item], top_k: int = 1) -> list[Prediction]:
+        """Return a prediction for each sequence, in their order, with the `top_k` likeliest labels.
+
+        A sequence is text, as `rnncls predict` takes it, or a list of its tokens; ids may also be a
+        tensor or an array (length,). There may be any number of sequences, and the probabilities
+        are those of `rnncls predict`. They do not depend on what is predicted beside a sequence.
+
+        Raises: DataError for an item that is no sequence, is empty, or has a token that the model
+        does not know and has no `<unk>` for; it names the item. ValueError for a top_k below 1.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
+        _require_items(items)
+
+        predictions: list[Prediction] = []
+        numbered = enumerate(items)
+        while chunk := list(islice(numbered, CHUNK)):
+            ids = [_ids_of(self, item, number) for number, item in chunk]
+            predictions += predict_ids(self, ids, top_k)
+        return predictions
+
+
+def load(path: str | Path, device: str | None = None) -> Predictor:
+    """Load a checkpoint file, or the best checkpoint of a run directory, to predict with it.
+
+    `device`: auto, cpu, cuda or cuda:INDEX; by default that of the run's config.
+
+    Raises: CheckpointError if there is no checkpoint, or it is damaged. MachineError without the
+    device.
+    """
+    checkpoint, network = load_checkpoint(path, device)
+
+    vocabulary = checkpoint.vocabulary or _numbers(checkpoint)
+    labels: tuple[Label, ...] = vocabulary.labels
+    if are_integers(vocabulary.labels):
+        labels = tuple(map(int, vocabulary.labels))
+
+    # A model of the generated task reads ids, as one of files with tokens=ids does.
+    data = checkpoint.config.data
+    if not isinstance(data, FilesConfig):
+        data = FilesConfig(source="files", train="none", tokens="ids", unknown="error")
+
+    step = checkpoint.state.step
+    config = checkpoint.config
+    return Predictor(network, vocabulary, labels, config, checkpoint.path, step, data)
+
+
+def load_model(path: str | Path) -> RNNClassifier:
+    """Return the network of `load(path)` alone, on the CPU and in evaluation mode.
+
+    Raises: CheckpointError, MachineError.
+    """
+    return load(path, device="cpu").network
+
+
+def _numbers(checkpoint: Checkpoint) -> Vocabulary:
+    """Return the vocabulary of generated data, whose tokens and labels are numbers."""
+    num_tokens, num_classes = checkpoint.sizes
+    tokens = tuple(map(str, range(num_tokens)))
+    labels = tuple(map(str, range(num_classes)))
+    return Vocabulary(tokens, labels, has_unknown=False)
+
+
+def encode(predictor: Predictor, value: Any) -> list[int] | Problem:
+    """Return the ids of a sequence as a file holds it, truncated as in training, or the problem.
+
+    `value` is text or a list of tokens. A problem has no remedy: that depends on where it is.
+    """
+    tokens = tokens_of(value, predictor.data.tokens)
+    if isinstance(tokens, Problem):
+        return replace(tokens, remedy="")
+    if not tokens:
+        return Problem("an empty sequence", expected="at least one token", id="D9")
+
+    kept = truncate(tokens, predictor.data)
+    if isinstance(kept, Problem):
+        return replace(kept, remedy="")
+
+    # With <unk> in the vocabulary there is no KeyError.
+    try:
+        return predictor.vocabulary.encode(kept)
+    except KeyError as error:
+        return _unknown_token(predictor.vocabulary, tokens, error.args[0])
+
+
+def encode_text(predictor: Predictor, text: str) -> list[int] | Problem:
+    """Return the ids of a sequence as a person types it, or the problem with it.
+
+    Words stand between spaces, ids between spaces or commas; characters stand as they are.
+    """
+    return encode(predictor, _with_spaces(predictor, text))
+
+
+def _with_spaces(predictor: Predictor, text: str) -> str:
+    return text.replace(",", " ") if predictor.data.tokens == "ids" else text
+
+
+def unknown_tokens(predictor: Predictor, text: str) -> list[str]:
+    """Return the tokens of a good sequence, as a person types it, that became `<unk>`."""
+    tokens = tokens_of(_with_spaces(predictor, text), predictor.data.tokens)
+    known = predictor.vocabulary.index
+    return [] if isinstance(tokens, Problem) else [token for token in tokens if token not in known]
+
+
+def _unknown_token(vocabulary: Vocabulary, tokens: list[str], token: str) -> Problem:
+    return Problem(
+        "a token unknown to the model",
+        expected=_known_tokens(vocabulary.tokens),
+        found=f"{token!r:.60} at position {tokens.index(token) + 1}",
+        id="D7",
+    )
+
+
+def _known_tokens(tokens: tuple[str, ...]) -> str:
+    """Return which tokens a model knows: a range of integers, or the first ones."""
+    if are_integers(tokens):
+        numbers = sorted(map(int, tokens))
+        if len(numbers) > 1 and numbers[-1] - numbers[0] == len(numbers) - 1:
+            return f"integers in {numbers[0]}..{numbers[-1]}"
+
+    shown = list(tokens[:MOST_TOKENS_SHOWN])
+    if len(tokens) > MOST_TOKENS_SHOWN:
+        shown.append("...")
+    return ", ".join(shown)
+
+
+def _require_items(items: Any) -> None:
+    """Raise DataError unless `items` can be a number of sequences."""
+    is_many = isinstance(items, Iterable) and not isinstance(items, str | bytes | Mapping)
+    if is_many:
+        return
+    raise DataError(
+        Problem(
+            "not a list of sequences",
+            "items",
+            expected="a list, or another iterable, of sequences",
+            found=_described(items),
+            remedy="predict([text])" if isinstance(items, str) else "",
+            id="D14",
+        )
+    )
+
+
+def _ids_of(predictor: Predictor, item: Any, number: int) -> list[int]:
+    """Return the ids of one of the items of `predict`. Raises: DataError, naming the item."""
+    if isinstance(item, str):
+        ids = encode_text(predictor, item)
+    elif (tokens := _tokens_of_item(item)) is not None:
+        ids = encode(predictor, tokens)
+    else:
+        ids = _not_a_sequence(predictor, item)
+
+    if isinstance(ids, Problem):
+        raise DataError(replace(ids, where=f"items[{number}]"))
+    return ids
+
+
+def _tokens_of_item(item: Any) -> list[Any] | None:
+    """Return the tokens in a list, a tuple, a tensor or an array; None for anything else."""
+    if isinstance(item, Tensor | np.ndarray):
+        return item.tolist() if item.ndim == 1 else None
+    if isinstance(item, list | tuple):
+        # NumPy's own integers and texts are not those of Python.
+        return [value.item() if isinstance(value, np.generic) else value for value in item]
+    return None
+
+
+def _not_a_sequence(predictor: Predictor, item: Any) -> Problem:
+    # Whoever passes one list of ids has one sequence, and not one sequence for each id.
+    is_id = isinstance(item, int | np.integer) or (isinstance(item, Tensor) and item.ndim == 0)
+    return Problem(
+        "an item that is not a sequence",
+        expected=_SHAPES_OF_ITEMS[predictor.data.tokens],
+        found=_described(item),
+        remedy="predict([ids]), for one sequence of ids" if is_id else "",
+        id="D14",
+    )
+
+
+def _described(value: Any) -> str:
+    """Return the type of a value, with its shape or the value itself."""
+    name = type(value).__name__
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{name} of shape {tuple(value.shape)}"
+    return "None" if value is None else f"{name}: {value!r:.60}"
+
+
+@torch.inference_mode()
+def predict_ids(predictor: Predictor, ids: list[list[int]], top_k: int = 1) -> list[Prediction]:
+    """Return a prediction for each list of ids, in their order. None of them is empty.
+
+    A prediction does not depend on what else is predicted. All ids are in memory several times:
+    callers pass at most CHUNK of them.
+    """
+    # Sorted by length, so that sequences of one batch need little padding.
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    lengths = [len(ids[index]) for index in order]
+
+    # Cut as an evaluation is, which keeps a batch of long sequences small.
+    predictions: dict[int, Prediction] = {}
+    for first, last in cut_for_evaluation(lengths):
+        indices = order[first:last]
+        batch = [ids[index] for index in indices]
+        predictions |= zip(indices, _predict_batch(predictor, batch, top_k), strict=True)
+
+    # Back in the order in which they came.
+    return [predictions[index] for index in range(len(ids))]
+
+
+def _predict_batch(predictor: Predictor, ids: list[list[int]], top_k: int) -> Iterator[Prediction]:
+    """Yield the predictions for a few sequences, in their order."""
+    # Labels are required and not read.
+    sequences = [torch.tensor(sequence) for sequence in ids]
+    batch = collate(sequences, labels=torch.zeros(len(ids)))
+
+    # (B, N)
+    network = predictor.network
+    logits = network(batch.to(network.device).tokens)
+
+    # (B, top_k) each, best first. topk() refuses more than there are.
+    top_k = min(top_k, len(predictor.labels))
+    probabilities, classes = logits.softmax(1).topk(top_k)
+
+    for numbers, of_numbers in zip(classes.tolist(), probabilities.tolist(), strict=True):
+        labels = [predictor.labels[number] for number in numbers]
+        top = list(zip(labels, of_numbers, strict=True))
+        yield Prediction(labels[0], of_numbers[0], top)
