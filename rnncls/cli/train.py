@@ -44,10 +44,8 @@ def train(
 
         from rnncls.training.resume import resume as resume_run
 
-        # Said at once, so that a run that is killed can be found, and again at the end.
         run_dir = resume
-        print(f"run directory: {run_dir}", flush=True)
-        state = resume_run(run_dir, with_device(overrides, device))
+        state = resume_run(run_dir, with_device(overrides, device), say_directory=_say_directory)
     elif config is not None:
         # Before torch is imported, so that a wrong config is reported at once.
         resolved = load(config, overrides, device)
@@ -57,17 +55,22 @@ def train(
         from rnncls.training.fit import fit
 
         run_dir = run_dir or default_run_dir(config, name)
-        print(f"run directory: {run_dir}", flush=True)
-        state = fit(resolved, run_dir, init_from)
+        state = fit(resolved, run_dir, init_from, say_directory=_say_directory)
     else:
         raise ConfigError(Problem("nothing to train: pass --config FILE or --resume RUN", id="C17"))
 
     # There is no best step if no validation loss was ever finite.
     best = "none"
-    if state.best_step is not None:
-        best = f"{state.best_accuracy:.4f} at step {state.best_step:,}"
-    print(f"steps: {state.step:,}; best validation accuracy: {best}")
-    print(f"run directory: {run_dir}")
+    if state.best_value is not None:
+        best = f"{state.best_value:.4f} at step {state.best_step:,}"
+    print(f"steps: {state.step:,}; best val/{state.best_metric}: {best}")
+    _say_directory(run_dir)
+
+
+def _say_directory(run_dir: Path) -> None:
+    # Flushed, because it is said first as soon as the directory is there, so that a run that is
+    # killed can be found.
+    print(f"run directory: {run_dir}", flush=True)
 
 
 def _require_alone(others: list[str]) -> None:

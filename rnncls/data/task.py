@@ -26,6 +26,7 @@ class Task(ABC):
 
     config: Config
     max_steps: int  # of the whole run
+    steps_per_epoch: int | None = None  # None where data is generated, and never ends
     # Without a vocabulary, tokens and labels are the numbers themselves.
     vocabulary: Vocabulary | None = None
 
@@ -51,6 +52,19 @@ class Task(ABC):
     @abstractmethod
     def validation(self) -> Iterator[Batch]:
         """Yield the sequences that every evaluation during training uses, always the same ones."""
+
+    @property
+    @abstractmethod
+    def validation_sizes(self) -> tuple[int, int | None]:
+        """Numbers of validation sequences: (used by an evaluation, available).
+
+        None where data is generated, and there are as many as anyone wants.
+        """
+
+    @property
+    @abstractmethod
+    def class_shares(self) -> Tensor:
+        """The share of each class in the training data, (num_classes,) float64."""
 
     @abstractmethod
     def logged_lengths(self) -> list[int]:
@@ -95,6 +109,15 @@ class SumModTask(Task):
         """Yield `train.eval_samples` sequences of the validation stream."""
         return sum_mod.samples(self.data, self.config.seed, "val", self.config.train.eval_samples)
 
+    @property
+    def validation_sizes(self) -> tuple[int, int | None]:
+        return self.config.train.eval_samples, None
+
+    @property
+    def class_shares(self) -> Tensor:
+        # Exact where digits go up to modulus - 1, which makes every sum equally likely.
+        return torch.full((self.data.num_classes,), 1 / self.data.num_classes, dtype=torch.float64)
+
     def logged_lengths(self) -> list[int]:
         """Return all training lengths, or evenly spread ones if they are many."""
         return spread_lengths(self.data)
@@ -111,11 +134,12 @@ class FilesTask(Task):
         self.fingerprints = dataset.fingerprints
         self.train = dataset.splits["train"]
 
+        self.steps_per_epoch = sequences.steps_per_epoch(self.train, config.train.batch_size)
+
         # Whichever ends first: the epochs or the steps.
         self.max_steps = config.train.max_steps
         if config.train.max_epochs is not None:
-            per_epoch = sequences.steps_per_epoch(self.train, config.train.batch_size)
-            self.max_steps = min(self.max_steps, config.train.max_epochs * per_epoch)
+            self.max_steps = min(self.max_steps, config.train.max_epochs * self.steps_per_epoch)
 
         if config.train.class_weights == "balanced":
             # R / (classes * count): a class of average frequency weighs 1. The clamp is for a class
@@ -142,12 +166,23 @@ class FilesTask(Task):
 
     def validation(self) -> Iterator[Batch]:
         """Yield sequences of the validation split; if that is empty, of the training split."""
-        # An empty validation split was warned of while the files were read.
-        split = self.dataset.splits["val"]
-        if not len(split):
-            split = self.train
         count = self.config.train.eval_samples
-        return sequences.evaluation_batches(split, count, self.config.seed)
+        return sequences.evaluation_batches(self._validation_split(), count, self.config.seed)
+
+    def _validation_split(self) -> sequences.Sequences:
+        # An empty validation split was warned of while the files were read.
+        return self.dataset.splits["val"] if len(self.dataset.splits["val"]) else self.train
+
+    @property
+    def validation_sizes(self) -> tuple[int, int | None]:
+        available = len(self._validation_split())
+        wanted = self.config.train.eval_samples
+        return (available if wanted is None else min(wanted, available)), available
+
+    @property
+    def class_shares(self) -> Tensor:
+        counts = torch.bincount(self.train.labels, minlength=self.vocabulary.num_classes)
+        return counts.double() / len(self.train)
 
     def logged_lengths(self) -> list[int]:
         """Return the most frequent lengths of the training split."""

@@ -5,6 +5,7 @@ once.
 """
 
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -60,11 +61,10 @@ class StopRequest:
         if self.number is None:
             return
 
-        name = signal.Signals(self.number).name
         problem = Problem(
-            f"stopped by {name} after step {step:,}, which is saved",
+            f"interrupted at step {step:,}, saved",
             run_dir,
-            remedy=f"rnncls train --resume {run_dir}",
+            remedy=f"rnncls train --resume {shlex.quote(run_dir)}",
             id="R4",
         )
         raise Interrupted(128 + self.number, problem)
