@@ -12,6 +12,7 @@ from rnncls.cli.options import Device, Json
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem
 from rnncls.sweep.paths import is_sweep
+from rnncls.system.waiting import load_torch
 
 
 def evaluate(
@@ -51,6 +52,7 @@ def evaluate(
     """Evaluate a checkpoint: overall, by length, by class. Or evaluate every member of a sweep."""
     # Before torch is imported, so that a wrong list is reported at once.
     chosen = None if lengths is None else parse_lengths(lengths)
+    load_torch()
 
     if not is_sweep(checkpoint):
         _evaluate_checkpoint(checkpoint, chosen, samples, confusion, data, device, as_json)

@@ -11,6 +11,7 @@ import typer
 
 from rnncls.cli.options import Device
 from rnncls.errors import ConfigError, Problem
+from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
     from rnncls.predict import Item, Predictor, Skipping
@@ -64,6 +65,7 @@ def predict(
             Problem("both a file and sequences: pass --input FILE or sequences", id="C17")
         )
     # After the checks of the options, because importing torch takes a second.
+    load_torch()
     from rnncls.predict import Skipping, load_predictor, write_predictions
 
     predictor = load_predictor(checkpoint, device)

@@ -1,12 +1,14 @@
 """rnncls train"""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rnncls.cli.options import Device, OptionalConfig, Overrides, load, with_device
 from rnncls.errors import ConfigError, Problem
+from rnncls.system.waiting import load_torch
 
 
 def train(
@@ -30,6 +32,10 @@ def train(
             help="Checkpoint or run directory whose weights to start from.", readable=False
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only try out: fit one batch, measure speed, write nothing."),
+    ] = False,
 ) -> None:
     """Train a classifier and write a run directory, or resume a run."""
     if resume is not None:
@@ -38,10 +44,12 @@ def train(
             "--run-dir": run_dir,
             "--name": name,
             "--init-from": init_from,
+            "--check": check,
         }
         # What a resumed run trains is fixed; overrides are checked where its config is known.
         _require_alone([option for option, value in others.items() if value])
 
+        load_torch()
         from rnncls.training.resume import resume as resume_run
 
         run_dir = resume
@@ -50,6 +58,10 @@ def train(
         # Before torch is imported, so that a wrong config is reported at once.
         resolved = load(config, overrides, device)
         _require_no_slash(name)
+        load_torch()
+        if check:
+            _check(resolved, run_dir, init_from)
+            return
 
         from rnncls.rundir.paths import default_run_dir
         from rnncls.training.fit import fit
@@ -65,6 +77,20 @@ def train(
         best = f"{state.best_value:.4f} at step {state.best_step:,}"
     print(f"steps: {state.step:,}; best val/{state.best_metric}: {best}")
     _say_directory(run_dir)
+
+
+def _check(config: Any, run_dir: Path | None, init_from: Path | None) -> None:
+    """Try out a config and print what was found. Raises: what training raises before it begins."""
+    from rnncls.rundir.claim import require_unused
+    from rnncls.training.check import check_training, describe_check, warning_of_check
+
+    if run_dir is not None:
+        require_unused(run_dir)
+    checked = check_training(config, init_from)
+    print(describe_check(checked))
+    warning = warning_of_check(checked)
+    if warning:
+        print(warning, file=sys.stderr)
 
 
 def _say_directory(run_dir: Path) -> None:

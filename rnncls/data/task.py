@@ -181,7 +181,7 @@ class FilesTask(Task):
 
     @property
     def class_shares(self) -> Tensor:
-        counts = torch.bincount(self.train.labels, minlength=self.vocabulary.num_classes)
+        counts = torch.bincount(self.train.labels, minlength=self.sizes[1])
         return counts.double() / len(self.train)
 
     def logged_lengths(self) -> list[int]:

@@ -35,6 +35,10 @@ SHORT = 5
 LONG = 30
 
 
+# The default config learns with a decay of 5, and not with one of 30.
+MUCH_DECAY = 5
+
+
 class Advice(NamedTuple):
     """A likely cause, and what to try."""
 
@@ -117,7 +121,6 @@ def _advice(state: TrainState, task: Task, scalars: dict[str, float]) -> list[Ad
     found = [
         *_advice_on_schedule(state, task),
         *_advice_on_rate(task, scalars),
-        *_advice_on_start(task),
         *_advice_on_lengths(task),
     ]
 
@@ -161,14 +164,8 @@ def _advice_on_rate(task: Task, scalars: dict[str, float]) -> Iterator[Advice]:
         yield Advice(f"a small learning rate, {optimizer.lr:g}", "optimizer.lr=1e-3")
 
     # AdamW shrinks every weight by lr * weight_decay in each step.
-    if optimizer.weight_decay > 1:
+    if optimizer.weight_decay > MUCH_DECAY:
         yield Advice(f"a weight decay of {optimizer.weight_decay:g}", "optimizer.weight_decay=0.01")
-
-
-def _advice_on_start(task: Task) -> Iterator[Advice]:
-    gain = task.config.model.init_gain
-    if gain < 0.1:
-        yield Advice(f"small initial weights, model.init_gain {gain:g}", "model.init_gain=0.3")
 
 
 def _advice_on_lengths(task: Task) -> Iterator[Advice]:
