@@ -5,7 +5,6 @@ once.
 """
 
 import os
-import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -61,10 +60,13 @@ class StopRequest:
         if self.number is None:
             return
 
+        # Only here: this module is imported at every start of the program.
+        from shlex import quote
+
         problem = Problem(
             f"interrupted at step {step:,}, saved",
             run_dir,
-            remedy=f"rnncls train --resume {shlex.quote(run_dir)}",
+            remedy=f"rnncls train --resume {quote(run_dir)}",
             id="R4",
         )
         raise Interrupted(128 + self.number, problem)
