@@ -139,7 +139,10 @@ class OutOfMemory(RnnclsError):
 
 
 class Interrupted(RnnclsError):
-    """A signal stopped the run; the exit code is 128 + the number of the signal."""
+    """A signal stopped the run; the exit code is 128 + the number of the signal.
+
+    It is no fault, so its message has neither the word error nor an id.
+    """
 
     def __init__(self, exit_code: int, problem: Problem) -> None:
         super().__init__(problem)
@@ -147,6 +150,11 @@ class Interrupted(RnnclsError):
 
         # Shells report a process that a signal has killed with the same number.
         self.exit_code = exit_code
+
+    def render(self) -> str:
+        """Return the line for stderr: what was saved, and the command that continues."""
+        (problem,) = self.problems
+        return printable(f"{problem.what}; resume with: {problem.remedy}")
 
 
 def as_out_of_memory(error: Exception, found: str = "") -> OutOfMemory | None:

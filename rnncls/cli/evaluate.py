@@ -13,6 +13,7 @@ from rnncls.cli.options import Device, Json
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem
 from rnncls.sweep.paths import is_sweep
+from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
     from rnncls.evaluation.mistakes import Confused
@@ -84,6 +85,7 @@ def evaluate(
     """
     # Before torch is imported, so that a wrong list is reported at once.
     chosen = None if lengths is None else parse_lengths(lengths)
+    load_torch()
 
     if is_sweep(checkpoint):
         # Members are evaluated on their own data, on the device of their config.

@@ -15,6 +15,7 @@ import typer
 from rnncls.cli.options import Device
 from rnncls.config import SumModConfig
 from rnncls.errors import ConfigError, Problem, printable
+from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
     from rnncls.predict.predictor import Predictor
@@ -82,6 +83,7 @@ def predict(
             Problem("no sequences: stdin is closed", remedy="--input FILE or sequences", id="C17")
         )
     # After the checks of the options, because importing torch takes a second.
+    load_torch()
     from rnncls.predict.predictor import load
     from rnncls.predict.reading import Skipping
     from rnncls.predict.writing import write_predictions

@@ -12,6 +12,7 @@ from rnncls.cli.completion import complete_override, complete_word
 from rnncls.cli.options import Json, OptionalConfig, config_of, load
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES
 from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem, RnnclsError
+from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
     from rnncls.sweep.plan import Member, Sweep
@@ -130,6 +131,7 @@ def _plan(
         what = "seed cannot be an override of a sweep"
         raise ConfigError(Problem(what, "seed", remedy="--seeds", id="C17"))
 
+    load_torch()
     from rnncls.rundir.paths import default_run_dir
     from rnncls.sweep.plan import plan_sweep
 
@@ -150,6 +152,7 @@ def _resume(folder: Path, given: list[str]) -> "Sweep":
         remedy = "--shard, --jobs and --json only, or another sweep without --resume"
         raise ConfigError(Problem(what, found=", ".join(given), remedy=remedy, id="C17"))
 
+    load_torch()
     from rnncls.sweep.plan import load_sweep
 
     return load_sweep(folder)

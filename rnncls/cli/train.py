@@ -1,5 +1,6 @@
 """rnncls train"""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -19,6 +20,7 @@ from rnncls.cli.options import (
     with_device,
 )
 from rnncls.errors import ConfigError, Problem
+from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
     from rnncls.config import Config
@@ -76,6 +78,10 @@ def train(
             readable=False,
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only try out: fit one batch, measure speed, write nothing."),
+    ] = False,
 ) -> None:
     """Train a classifier and write a run directory, or resume a run.
 
@@ -83,6 +89,7 @@ def train(
         rnncls train clicks.csv
         rnncls train configs/smoke.yaml --run-dir runs/first
         rnncls train configs/smoke.yaml optimizer.lr=1e-3 --run-dir runs/second
+        rnncls train configs/smoke.yaml --check
     """
     words = sort_words(config, overrides)
     changes = with_device(words.overrides, device)
@@ -99,34 +106,57 @@ def train(
             "--name": name,
             "--init-from": init_from,
             **file_options,
+            "--check": check,
         }
         # What a resumed run trains is fixed; overrides are checked where its config is known.
         _require_alone([option for option, value in others.items() if value])
 
+        load_torch()
         from rnncls.training.resume import resume as resume_run
 
-        # Said at once, so that a run that is killed can be found, and again at the end.
         run_dir = resume
-        print(f"run directory: {run_dir}", flush=True)
-        state = resume_run(run_dir, changes)
+        state = resume_run(run_dir, changes, say_directory=_say_directory)
     else:
         # Before torch is imported, so that a wrong config is reported at once.
         new = _new_run(words, file_options, changes)
         _require_no_slash(name)
+        load_torch()
+        if check:
+            _check(new.config, run_dir, init_from)
+            return
 
         from rnncls.rundir.paths import default_run_dir
         from rnncls.training.fit import fit
 
         run_dir = run_dir or default_run_dir(new.named_after, name)
-        print(f"run directory: {run_dir}", flush=True)
-        state = fit(new.config, run_dir, init_from, origin=new.origin)
+        state = fit(new.config, run_dir, init_from, new.origin, say_directory=_say_directory)
 
     # There is no best step if no validation loss was ever finite.
     best = "none"
-    if state.best_step is not None:
-        best = f"{state.best_accuracy:.4f} at step {state.best_step:,}"
-    print(f"steps: {state.step:,}; best validation accuracy: {best}")
-    print(f"run directory: {run_dir}")
+    if state.best_value is not None:
+        best = f"{state.best_value:.4f} at step {state.best_step:,}"
+    print(f"steps: {state.step:,}; best val/{state.best_metric}: {best}")
+    _say_directory(run_dir)
+
+
+def _check(config: "Config", run_dir: Path | None, init_from: Path | None) -> None:
+    """Try out a config and print what was found. Raises: what training raises before it begins."""
+    from rnncls.rundir.claim import require_unused
+    from rnncls.training.check import check_training, describe_check, warning_of_check
+
+    if run_dir is not None:
+        require_unused(run_dir)
+    checked = check_training(config, init_from)
+    print(describe_check(checked))
+    warning = warning_of_check(checked)
+    if warning:
+        print(warning, file=sys.stderr)
+
+
+def _say_directory(run_dir: Path) -> None:
+    # Flushed, because it is said first as soon as the directory is there, so that a run that is
+    # killed can be found.
+    print(f"run directory: {run_dir}", flush=True)
 
 
 def _new_run(words: Words, file_options: dict[str, str | None], changes: list[str]) -> _NewRun:

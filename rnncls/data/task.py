@@ -33,6 +33,7 @@ class Task(ABC):
 
     config: Config  # with numbers for all defaults of the data source
     max_steps: int  # of the whole run
+    steps_per_epoch: int | None = None  # None where data is generated, and never ends
     # Without a vocabulary, tokens and labels are the numbers themselves.
     vocabulary: Vocabulary | None = None
 
@@ -58,6 +59,19 @@ class Task(ABC):
     @abstractmethod
     def validation(self) -> Iterator[Batch]:
         """Yield the sequences that every evaluation during training uses, always the same ones."""
+
+    @property
+    @abstractmethod
+    def validation_sizes(self) -> tuple[int, int | None]:
+        """Numbers of validation sequences: (used by an evaluation, available).
+
+        None where data is generated, and there are as many as anyone wants.
+        """
+
+    @property
+    @abstractmethod
+    def class_shares(self) -> Tensor:
+        """The share of each class in the training data, (num_classes,) float64."""
 
     @abstractmethod
     def logged_lengths(self) -> list[int]:
@@ -103,6 +117,15 @@ class SumModTask(Task):
         count = number(self.config.train.eval_samples)
         return sum_mod.samples(self.data, self.config.seed, "val", count)
 
+    @property
+    def validation_sizes(self) -> tuple[int, int | None]:
+        return number(self.config.train.eval_samples), None
+
+    @property
+    def class_shares(self) -> Tensor:
+        # Exact where digits go up to modulus - 1, which makes every sum equally likely.
+        return torch.full((self.data.num_classes,), 1 / self.data.num_classes, dtype=torch.float64)
+
     def logged_lengths(self) -> list[int]:
         """Return all training lengths, or evenly spread ones if they are many."""
         return spread_lengths(self.data)
@@ -118,11 +141,12 @@ class FilesTask(Task):
         self.fingerprints = dataset.fingerprints
         self.train = dataset.splits["train"]
 
+        self.steps_per_epoch = sequences.steps_per_epoch(self.train, config.train.batch_size)
+
         # Whichever ends first: the epochs or the steps.
         self.max_steps = config.train.max_steps
         if config.train.max_epochs is not None:
-            per_epoch = sequences.steps_per_epoch(self.train, config.train.batch_size)
-            self.max_steps = min(self.max_steps, config.train.max_epochs * per_epoch)
+            self.max_steps = min(self.max_steps, config.train.max_epochs * self.steps_per_epoch)
 
         # An empty validation split was warned of while the files were read.
         self.validated = dataset.splits["val"]
@@ -160,6 +184,16 @@ class FilesTask(Task):
         """Yield sequences of the validation split; if that is empty, of the training split."""
         count = number(self.config.train.eval_samples)
         return sequences.evaluation_batches(self.validated, count, self.config.seed)
+
+    @property
+    def validation_sizes(self) -> tuple[int, int | None]:
+        available = len(self.validated)
+        return min(number(self.config.train.eval_samples), available), available
+
+    @property
+    def class_shares(self) -> Tensor:
+        counts = torch.bincount(self.train.labels, minlength=self.sizes[1])
+        return counts.double() / len(self.train)
 
     def logged_lengths(self) -> list[int]:
         """Return the most frequent lengths of the training split."""

@@ -83,16 +83,19 @@ class RunLog:
         self._events: EventLog | None = None
 
         # The members of a sweep share one hook, one bar and one voice.
-        self._is_quiet = report_steps is not None
-        self._hook = nullcontext() if self._is_quiet else reporting_disk_errors_later()
+        self.is_quiet = report_steps is not None
+        self._hook = nullcontext() if self.is_quiet else reporting_disk_errors_later()
         self._hook.__enter__()
         self._bar = tqdm(
             total=task.max_steps,
             initial=step,
-            unit="step",
-            disable=True if self._is_quiet else None,  # None: only where there is a terminal
+            disable=True if self.is_quiet else None,  # None: only where there is a terminal
             dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {n:,}/{total:,}, {remaining} left{postfix}",
         )
+        self._task = task
+        self._metric = f"val/{task.config.train.best_metric}"
+        self._latest: dict[str, float] = {}  # the last value of each tag, for the bar
         self.advance = report_steps or self._bar.update
 
         # Opened through `write`, so that a full disk costs a run its logs and no more.
@@ -137,13 +140,46 @@ class RunLog:
         if events is not None:
             self.write(EVENTS, lambda: events.write(step, scalars))
 
-        # A line for people at every evaluation. Lines between evaluations would only scroll.
-        if "val/accuracy" in scalars:
-            line = f"step {step:>6,}"
-            for tag in ("train/loss", "val/loss", "val/accuracy"):
-                if tag in scalars:
-                    line += f"   {tag} {scalars[tag]:.4f}"
-            self.say(line)
+    def show(self, step: int, scalars: dict[str, float], is_best: bool) -> None:
+        """Show people the values of a step: in the bar, and at an evaluation in a line of its own.
+
+        `scalars`, by TensorBoard tag, may have averages that are not logged at this step.
+        """
+        self._latest |= scalars
+        self._bar.set_postfix_str(self._postfix(step), refresh=False)
+
+        # Lines between evaluations would only scroll.
+        if "val/accuracy" not in scalars:
+            return
+        line = f"step {step:>6,}"
+        # The metric that decides comes last, unless it is one of the three anyway.
+        for tag in dict.fromkeys(("train/loss", "val/loss", "val/accuracy", self._metric)):
+            if tag in scalars:
+                line += f"   {tag} {scalars[tag]:.4f}"
+
+        used, available = self._task.validation_sizes
+        if available is not None and used < available:
+            line += f"   (of {used:,} sequences)"
+        if is_best:
+            line += "   best"
+        self.say(line)
+
+    def _postfix(self, step: int) -> str:
+        """Return what the bar says behind the steps: epoch, loss, last evaluation, rate."""
+        parts = []
+        per_epoch = self._task.steps_per_epoch
+        if per_epoch is not None:
+            # Rounded up: the epoch that the last step is of.
+            parts.append(
+                f"epoch {-(-step // per_epoch):,}/{-(-self._task.max_steps // per_epoch):,}"
+            )
+
+        for tag, name in (("train/loss", "loss"), (self._metric, self._metric)):
+            if tag in self._latest:
+                parts.append(f"{name} {self._latest[tag]:.4f}")
+        if "train/lr" in self._latest:
+            parts.append(f"lr {self._latest['train/lr']:.2g}")
+        return ", ".join(parts)
 
     def log_histograms(self, step: int, model: nn.Module) -> None:
         """Write the distributions of every parameter and of its gradient at this step."""
@@ -166,5 +202,5 @@ class RunLog:
     def say(self, line: str) -> None:
         """Print a line on stderr that does not tear the progress bar."""
         # Warnings are said by members of a sweep, too.
-        if not self._is_quiet or line.startswith("rnncls:"):
+        if not self.is_quiet or line.startswith("rnncls:"):
             tqdm.write(line, file=sys.stderr)

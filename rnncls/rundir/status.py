@@ -37,6 +37,9 @@ def write_status(
         "error_id": error_id,
         "step": state.step,
         "best_accuracy": None if state.best_step is None else state.best_accuracy,
+        "best_metric": state.best_metric,
+        "best_value": state.best_value,
+        "best_step": state.best_step,
         "pid": os.getpid(),
         "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

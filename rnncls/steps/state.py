@@ -127,6 +127,7 @@ class TrainState:
     best_step: int | None = None
     best_score: float = -math.inf  # of `train.best_metric`, larger is better
     best_accuracy: float = -math.inf  # of the best step
+    best_metric: str = "accuracy"  # `train.best_metric`, the same for the whole run
     stale_evaluations: int = 0  # in a row, without a higher score
     stopped: bool = False  # whether the run is over, be it before its last step
 
@@ -134,6 +135,14 @@ class TrainState:
     def device(self) -> torch.device:
         """The device that the model's parameters are on."""
         return next(self.model.parameters()).device
+
+    @property
+    def best_value(self) -> float | None:
+        """The value of `train.best_metric` at the best step; None before the first evaluation."""
+        if self.best_step is None:
+            return None
+        # The score of a loss is its negative, so that a larger score is always better.
+        return -self.best_score if self.best_metric == "loss" else self.best_score
 
     def counters(self) -> dict[str, float | int | None]:
         """Return what a checkpoint keeps besides weights, optimizer state and step.

@@ -7,6 +7,7 @@ lock, and are the same to the bit. On CUDA, members of one shape train as one st
 """
 
 import itertools
+import shlex
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -70,12 +71,23 @@ class _Progress:
         self.num_members = len(members)
 
         # Counted by the thread that waits for the members, so without the lock.
+        self.ended = 0
         self.solved = 0
         self.failed: list[tuple[Member, RnnclsError]] = []
 
         total = sum(member.config.train.max_steps for member in members)
-        self.bar = tqdm(total=total, unit="step", disable=None, dynamic_ncols=True)
+        # The counts come first: on a narrow terminal the end of the line is cut off.
+        self.bar = tqdm(
+            total=total,
+            disable=None,
+            dynamic_ncols=True,
+            # Not tqdm's own guess, which one large step would raise: a member that was trained by
+            # an earlier call adds all its steps at once, and the bar would then stand still.
+            miniters=1,
+            bar_format="{desc} |{bar}| {n:,}/{total:,} steps, {remaining} left",
+        )
         self.lock = threading.Lock()
+        self.show_counts()
 
     def update(self, steps: int) -> None:
         # tqdm adds to its count without a lock: two threads at once would lose steps.
@@ -83,8 +95,11 @@ class _Progress:
             self.bar.update(steps)
 
     def show_counts(self) -> None:
-        counts = f"{self.solved} solved, {len(self.failed)} failed of {self.num_members}"
-        self.bar.set_postfix_str(counts)
+        counts = f"{self.ended} of {self.num_members} members, {self.solved} solved"
+        if self.failed:
+            counts += f", {len(self.failed)} failed"
+        with self.lock:
+            self.bar.set_description_str(counts)
 
 
 def _run_group(sweep: Sweep, group: Group, stop: StopRequest, progress: _Progress) -> None:
@@ -100,6 +115,7 @@ def _run_group(sweep: Sweep, group: Group, stop: StopRequest, progress: _Progres
         for future, member in _as_they_end(running, stop):
             error = future.exception()
             if error is None:
+                progress.ended += 1
                 progress.solved += future.result()
             elif isinstance(error, InUse | Interrupted):
                 # No result, and no failure either: another process trains the member, or it has
@@ -107,6 +123,7 @@ def _run_group(sweep: Sweep, group: Group, stop: StopRequest, progress: _Progres
                 continue
             elif isinstance(error, RnnclsError) and not isinstance(error, WriteError):
                 # Without its traceback, whose frames would keep the weights of every failed member.
+                progress.ended += 1
                 progress.failed.append((member, error.with_traceback(None)))
             else:
                 # A full disk or a bug ends the sweep: the others are asked to save and end, too.
@@ -170,7 +187,8 @@ def _as_they_end(
 
 def _interrupted(sweep: Sweep, number: int) -> Interrupted:
     """Return the error of a sweep that was stopped by this signal."""
-    what = f"stopped by {signal.Signals(number).name}; every member has saved"
-    remedy = f"rnncls sweep --resume {sweep.folder}"
-    problem = Problem(what, str(sweep.folder), remedy=remedy, id="R4")
+    remedy = f"rnncls sweep --resume {shlex.quote(str(sweep.folder))}"
+    problem = Problem(
+        "interrupted, every member has saved", str(sweep.folder), remedy=remedy, id="R4"
+    )
     return Interrupted(128 + number, problem)

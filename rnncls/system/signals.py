@@ -60,11 +60,13 @@ class StopRequest:
         if self.number is None:
             return
 
-        name = signal.Signals(self.number).name
+        # Only here: this module is imported at every start of the program.
+        from shlex import quote
+
         problem = Problem(
-            f"stopped by {name} after step {step:,}, which is saved",
+            f"interrupted at step {step:,}, saved",
             run_dir,
-            remedy=f"rnncls train --resume {run_dir}",
+            remedy=f"rnncls train --resume {quote(run_dir)}",
             id="R4",
         )
         raise Interrupted(128 + self.number, problem)

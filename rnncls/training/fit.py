@@ -3,6 +3,7 @@
 A resumed run (resume.py) restores its state, and ends in the same `train` (run.py).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rnncls.config import Config
@@ -21,14 +22,16 @@ def fit(
     config: Config,
     run_dir: str | Path,
     init_from: str | Path | None = None,
-    shared: Shared | None = None,
     origin: str = "",
+    shared: Shared | None = None,
+    say_directory: Callable[[Path], object] | None = None,
 ) -> TrainState:
     """Train `config`, writing everything into `run_dir`, which must be new or empty.
 
     `init_from`: a checkpoint or run to take the first weights from; with files, its vocabulary and
-    labels too. `shared`: what the members of a sweep have in common. `origin`: where the config
-    comes from, for a comment in the run's own.
+    labels too. `origin`: where the config comes from, for a comment in the run's own. `shared`:
+    what the members of a sweep have in common. `say_directory` is called with the run directory as
+    soon as there is one.
 
     Raises: ConfigError for a used directory. MachineError without the device. DataError.
     CheckpointError if `init_from` does not fit. NonFiniteError. WriteError. OutOfMemory.
@@ -55,5 +58,7 @@ def fit(
     engine = choose(config, state.device)
 
     with create_run(run_dir) as run:
+        if say_directory is not None:
+            say_directory(run_dir)
         run.begin(state, task, origin)
         return train(state, task, run, engine, shared)

@@ -10,6 +10,7 @@ from rnncls.rundir.log import RunLog
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.steps.state import Totals, TrainState, due_after
 from rnncls.system.signals import StopRequest
+from rnncls.training.advice import is_early_look, warning_of_guessing
 from rnncls.training.progress import (
     note_score,
     reason_to_stop,
@@ -69,7 +70,11 @@ def after_step(
     due = due_after(train, step)
     is_over = step >= task.max_steps
     is_best = False
+    warning = ""
     scalars: dict[str, float] = {}
+
+    # Since the last entry of the log. An evaluation shows them, also where no entry is due.
+    averages = training_scalars(state, task)
 
     if is_over or due.evaluation:
         sequences = stop.checked(task.validation(), step, str(run.path))
@@ -82,12 +87,19 @@ def after_step(
             log.say(f"stopped at step {step:,}: {reason}")
             is_over = True
 
+        # A sweep counts the members that learned nothing; their warnings would only scroll.
+        if (is_over or is_early_look(task, step)) and not log.is_quiet:
+            warning = warning_of_guessing(state, task, averages | scalars)
+
     # The last step logs whatever the intervals say, so that no steps stay without a log line.
     if is_over or due.log:
-        scalars = training_scalars(state, task) | scalars
+        scalars = averages | scalars
         state.totals = Totals()
     if scalars:
         log.log(step, scalars)
+        log.show(step, averages | scalars, is_best)
+    if warning:
+        log.say(warning)
     if due.histograms:
         log.log_histograms(step, state.model)
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,24 @@ ENDING = ("max_steps", "max_epochs", "stop_at_accuracy", "patience")
 
 
 def resume(
-    run_dir: str | Path, overrides: Sequence[str] = (), shared: Shared | None = None
+    run_dir: str | Path,
+    overrides: Sequence[str] = (),
+    shared: Shared | None = None,
+    say_directory: Callable[[Path], object] | None = None,
 ) -> TrainState:
     """Resume a run from its newest undamaged checkpoint, as if it had never stopped.
 
     On the same kind of machine, with the same versions and thread count, weights, optimizer state
     and logged values are those of an uninterrupted run, to the bit. `overrides` may change how
     training continues, not what is trained. `shared`: what the members of a sweep have in common.
+    `say_directory` is called with the run directory once it is known to be one.
 
     Raises: what `fit` raises, and CheckpointError if there is nothing undamaged to resume from.
     """
     with reopen_run(Path(run_dir)) as run:
         checkpoint = run.recover()
+        if say_directory is not None:
+            say_directory(run.path)
         config = resumed_config(checkpoint, overrides)
         task = restored_task(checkpoint, config)
         state = restored_state(checkpoint, task)

@@ -54,6 +54,9 @@ def train(
     # The signals outside: until the last status is written, none may end the process halfway.
     with signals as stop, run.recording(state, task, report_steps, compared) as log:
         log.say(start)
+        used, available = task.validation_sizes
+        if available is not None and used < available:
+            log.say(f"validating on {used:,} of {available:,} sequences (train.eval_samples)")
         steps = timed(take_steps(state, task), state)
         # Around the timing: a profiler takes seconds to start and to write its file.
         if task.config.train.profile:

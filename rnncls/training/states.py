@@ -37,7 +37,9 @@ def new_state(task: Task, source: Checkpoint | None = None) -> TrainState:
         model.load_state_dict(weights)
 
     # A run of no steps evaluates its first weights and is over.
-    return TrainState(model, optimizer, due=task.max_steps == 0)
+    return TrainState(
+        model, optimizer, due=task.max_steps == 0, best_metric=config.train.best_metric
+    )
 
 
 def restored_state(checkpoint: Checkpoint, task: Task) -> TrainState:

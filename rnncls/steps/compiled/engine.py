@@ -15,6 +15,7 @@ import numba.core.config as numba_config
 import numpy as np
 import torch
 from numba import njit
+from tqdm import tqdm
 
 from rnncls.config import Config, number
 from rnncls.data import Block, Task
@@ -336,18 +337,26 @@ def _cache_folder() -> Path | None:
 
 def _compile(folder: Path | None) -> Functions:
     """Return the functions, ready for torch's number of threads, compiled or read from `folder`."""
+    # Through tqdm, which moves a bar out of the way: that of a sweep is there already.
     if folder is None:
-        print("compiling the training step, which takes a few seconds", file=sys.stderr)
-    # Numba's cache has an index file, *.nbi, for each function.
-    elif not any(folder.rglob("*.nbi")):
-        print(
-            f"compiling the training step, which takes a few seconds; kept in {folder}",
-            file=sys.stderr,
+        tqdm.write("compiling the training step (about 15 s)", file=sys.stderr)
+    elif not _is_kept(folder):
+        tqdm.write(
+            f"compiling the training step (once, about 15 s); kept in {folder}", file=sys.stderr
         )
 
     functions = _jit_functions(folder)
     _warm_up(functions, torch.get_num_threads())
     return functions
+
+
+def _is_kept(folder: Path) -> bool:
+    """Return whether every function that this number of threads needs is in the folder."""
+    needed = ["make_buffers", "train_steps"]
+    if torch.get_num_threads() > 1:
+        needed += ["share_of_step", "finish_step"]
+    # Numba's cache has an index file, MODULE.FUNCTION-LINE.VERSION.nbi, for each function.
+    return all(any(folder.rglob(f"*.{name}-*.nbi")) for name in needed)
 
 
 def _jit_functions(folder: Path | None) -> Functions:
