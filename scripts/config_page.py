@@ -46,8 +46,8 @@ On the command line, `section.key=value` replaces a value of the file. The last 
 ```sh
 rnncls config keys
 rnncls config keys lr
-rnncls config show --config configs/parity.yaml train.batch_size=64
-rnncls config check --config configs/parity.yaml
+rnncls config show configs/parity.yaml train.batch_size=64
+rnncls config check configs/parity.yaml
 rnncls config schema --output rnncls.schema.json
 ```
 

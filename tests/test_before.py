@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from rnncls.config import FilesConfig, load_config
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.sweep.plan import load_sweep
 from rnncls.sweep.summary import summarize
@@ -153,7 +154,11 @@ def test_a_sweep_on_files_from_before_means_what_it_meant(files: Path) -> None:
     kept = member.rename(files / "kept")
     done = run_rnncls("sweep", "--resume", files / "sweep", "--json")
     assert done.returncode == 0, done.stderr
-    assert (member / "config.yaml").read_text() == (kept / "config.yaml").read_text()
+    trained = load_config(member / "config.yaml")
+    assert trained == load_config(kept / "config.yaml")
+    # Keys that did not exist then mean what they meant without being there.
+    assert isinstance(trained.data, FilesConfig)
+    assert trained.data.separator == "auto"
 
     evaluation = json.loads((member / "evaluation.json").read_text())
     expected = json.loads((kept / "evaluation.json").read_text())

@@ -34,11 +34,11 @@ SMALL = "train.max_steps=6 train.engine=eager schedule.warmup_steps=2 model.hidd
 # What is added to a command so that it does less work. It takes the place of equal options, of
 # which rnncls takes one only.
 SHORTER = {
-    "rnncls train --config": f"{SMALL} train.eval_every=3",
-    "rnncls train clicks.jsonl": SMALL,
+    "rnncls train configs": f"{SMALL} train.eval_every=3",
+    "rnncls train clicks": SMALL,
     "rnncls train --resume": "train.max_steps=9",
     "rnncls eval runs/mine": "--samples 50",
-    "rnncls sweep --config": f"--seeds 0-1 {SMALL}",
+    "rnncls sweep configs": f"--seeds 0-1 {SMALL}",
     "python scripts/bench_data": "--rounds 1 --count 4",
     "python scripts/bench_checkpoint": "--rounds 1 --config configs/smoke.yaml",
     "python scripts/bench_recurrence": "--rounds 1 --longest 16",
@@ -93,8 +93,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows += [{"sequence": f"home search{number}", "label": "left"} for number in range(30)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "clicks.jsonl").write_text(lines)
-    (yaml,) = blocks(README, "yaml")
-    (tmp_path / "clicks.yaml").write_text(yaml)
+    table = "".join(f"{row['sequence']},{row['label']}\n" for row in rows)
+    (tmp_path / "clicks.csv").write_text(f"sequence,label\n{table}")
 
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -110,11 +110,15 @@ def run_command(
     """Run a command in `home` and return its stdout; `rnncls` in this process, which is faster."""
 
     def run_rnncls(command: str) -> str:
+        # What a shell does with "> FILE".
+        command, _, file = command.partition(" > ")
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         capsys.readouterr()
         exit_code = run()
         printed = capsys.readouterr()
         assert exit_code == 0, f"{command}\n{printed.err}"
+        if file:
+            (home / file).write_text(printed.out)
         return printed.out
 
     def run_other(command: str) -> str:
@@ -156,7 +160,7 @@ def test_every_slow_command_of_a_page_runs(page: str, run_command: Run) -> None:
 
 
 def test_the_output_of_the_readme_has_the_words_of_the_program(run_command: Run) -> None:
-    train = "rnncls train --config configs/smoke.yaml --run-dir runs/words"
+    train = "rnncls train configs/smoke.yaml --run-dir runs/words"
     printed = run_command(shorter(train)) + run_command("rnncls eval runs/words")
 
     shown = next(block for block in blocks(README, "") if "accuracy: " in block)
@@ -215,13 +219,33 @@ def test_make_knows_the_targets_that_the_pages_and_the_help_name() -> None:
 
 def test_the_python_of_the_readme_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks(README, "python")
-    quick = code.replace("train.max_steps=200", "train.max_steps=6")
-    quick = quick.replace('"train.max_steps=6"', '"train.max_steps=6", "train.engine=eager"')
+    quick = code.replace('"train.max_steps": 200', '"train.max_steps": 6, "train.engine": "eager"')
     assert quick != code
 
     exec(compile(quick, README, "exec"), {})
     assert "accuracy: " in capsys.readouterr().out
     assert (home / "runs" / "from_python" / "config.yaml").is_file()
+
+
+def files_shown() -> list[str]:
+    """The data files that README and docs/data.md show."""
+    shown = [*blocks(README, ""), *blocks("docs/data.md", "")]
+    return [text for text in shown if text.startswith(("sequence,label", '{"sequence"'))]
+
+
+@pytest.mark.parametrize("text", files_shown())
+def test_a_data_file_that_a_page_shows_is_one_that_trains(
+    text: str, home: Path, run_command: Run
+) -> None:
+    header = "sequence,label\n" if text.startswith("sequence") else ""
+    name = "shown.csv" if header else "shown.jsonl"
+    (home / name).write_text(header + 20 * text.removeprefix(header))
+    printed = run_command(f"rnncls train {name} {SMALL} --run-dir runs/shown")
+    assert "steps: 6;" in printed
+
+
+def test_pages_show_data_files_of_words_and_of_ids() -> None:
+    assert len(files_shown()) >= 4
 
 
 @pytest.mark.usefixtures("home")

@@ -133,7 +133,8 @@ def test_on_windows_the_package_can_be_imported_and_says_the_same() -> None:
         "    print(type(error).__name__, error.exit_code, error)\n"
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].startswith("MachineError 5 rnncls does not run on Windows")
+    error = done.stdout.splitlines()[1]
+    assert error.startswith("MachineError 5 rnncls: error[R34]: rnncls does not run on Windows")
 
 
 def test_without_affinity_all_cores_of_the_machine_are_used(

@@ -154,7 +154,7 @@ def _groups(
 def _prompt(predictor: "Predictor", top_k: int) -> None:
     """Ask for sequences until `quit` or Ctrl-D."""
     from rnncls.data.records import decode_line
-    from rnncls.predict.predictor import encode_text
+    from rnncls.predict.predictor import encode
 
     print('one sequence per line; "quit" or Ctrl-D to leave', file=sys.stderr)
     while True:
@@ -166,7 +166,7 @@ def _prompt(predictor: "Predictor", top_k: int) -> None:
             return
 
         text = decode_line(line, is_first=False)
-        ids = text if isinstance(text, Problem) else encode_text(predictor, text)
+        ids = text if isinstance(text, Problem) else encode(predictor, text)
         if not isinstance(ids, Problem):
             # A person wants to see how close the second and third label come.
             print(_answer(predictor, str(text), ids, max(top_k, 3)), flush=True)

@@ -29,7 +29,9 @@ def ls(
     ] = Path("runs"),
     most: Annotated[
         int | None,
-        typer.Option("-n", min=1, help=f"Rows to show (default {MOST_SHOWN}; with --json all)."),
+        typer.Option(
+            "-n", min=1, max=2**20, help=f"Rows to show (default {MOST_SHOWN}; with --json all)."
+        ),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Show every row, and the members of sweeps, too.")

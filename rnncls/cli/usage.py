@@ -72,8 +72,10 @@ def _meant_option(option: str, context: Any, words: list[str]) -> str:
     root = context.find_root().command
     if option in [name for param in root.params for name in param.opts]:
         return f"rnncls {option} {command.name} ..."
-    close = difflib.get_close_matches(option, own, n=1)
-    return f"did you mean {close[0]}?" if close else ""
+    # Without the dashes, which all options have in common.
+    letters = {name.removeprefix("--"): name for name in own}
+    close = difflib.get_close_matches(option.removeprefix("--"), list(letters), n=1)
+    return f"did you mean {letters[close[0]]}?" if close else ""
 
 
 def _takes_overrides(command: Any) -> bool:

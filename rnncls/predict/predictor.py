@@ -156,21 +156,9 @@ def encode(predictor: Predictor, value: Any) -> list[int] | Problem:
         return _unknown_token(predictor.vocabulary, tokens, error.args[0])
 
 
-def encode_text(predictor: Predictor, text: str) -> list[int] | Problem:
-    """Return the ids of a sequence as a person types it, or the problem with it.
-
-    Words stand between spaces, ids between spaces or commas; characters stand as they are.
-    """
-    return encode(predictor, _with_spaces(predictor, text))
-
-
-def _with_spaces(predictor: Predictor, text: str) -> str:
-    return text.replace(",", " ") if predictor.data.tokens == "ids" else text
-
-
 def unknown_tokens(predictor: Predictor, text: str) -> list[str]:
     """Return the tokens of a good sequence, as a person types it, that became `<unk>`."""
-    tokens = tokens_of(_with_spaces(predictor, text), predictor.data.tokens)
+    tokens = tokens_of(text, predictor.data.tokens)
     known = predictor.vocabulary.index
     return [] if isinstance(tokens, Problem) else [token for token in tokens if token not in known]
 
@@ -217,7 +205,7 @@ def _require_items(items: Any) -> None:
 def _ids_of(predictor: Predictor, item: Any, number: int) -> list[int]:
     """Return the ids of one of the items of `predict`. Raises: DataError, naming the item."""
     if isinstance(item, str):
-        ids = encode_text(predictor, item)
+        ids = encode(predictor, item)
     elif (tokens := _tokens_of_item(item)) is not None:
         ids = encode(predictor, tokens)
     else:

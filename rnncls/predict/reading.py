@@ -24,7 +24,7 @@ from rnncls.data.records import (
     read_rows,
 )
 from rnncls.errors import DataError, Problem, RnnclsError, printable
-from rnncls.predict.predictor import CHUNK, Label, Predictor, encode, encode_text
+from rnncls.predict.predictor import CHUNK, Label, Predictor, encode
 
 MOST_SKIPPED_SHOWN = 100  # the others are counted
 
@@ -107,7 +107,7 @@ def rows_of_lines(predictor: Predictor, lines: NumberedLines, bad: BadRows) -> I
     for line, number in lines:
         # Text from the command line has been decoded already.
         text = decode_line(line, is_first=number == 1) if isinstance(line, bytes) else line
-        ids = text if isinstance(text, Problem) else encode_text(predictor, text)
+        ids = text if isinstance(text, Problem) else encode(predictor, text)
         if isinstance(ids, Problem):
             bad.add_problem(number, replace(ids, remedy=""))
         else:

@@ -7,10 +7,10 @@ it reads sweep.yaml by itself, because `plan.py` imports torch, which takes seco
 import json
 import math
 import os
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -210,5 +210,5 @@ def _read_plan(path: Path) -> Plan | None:
 def _age(path: Path) -> float:
     """Return the seconds since a file was written."""
     with suppress(OSError):
-        return max(0.0, time.time() - path.stat().st_mtime)
+        return max(0.0, datetime.now(UTC).timestamp() - path.stat().st_mtime)
     return math.inf
