@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -39,54 +39,53 @@ MAX_LENGTH = {"lines": 80, "paragraphs": 100, "functions": 64}
 # So many source files give the lines: with all of them, a run would take five times as long.
 FILES_OF_LINES = 300
 
-# Keys of a config with their values. Of a setting: what it changes of the defaults; "epochs"
-# multiplies theirs.
-Setting = dict[str, Any]
-
-# What a config from a file says. The epochs follow from the rows: about so many sequences in all.
-SEQUENCES = 64_000
-DEFAULTS: Setting = {
+# What a config from a file says. A word is seen less often than a character or an id, and needs a
+# larger embedding. Small files get small batches, and epochs follow from the rows: about so many
+# sequences in all.
+DEFAULTS: dict[str, Any] = {
     "data.batching": "bucket",
     "model.cell": "gru",
     "model.hidden_size": 128,
-    "model.embedding_dim": 32,
     "model.init_gain": 1.0,
-    "optimizer.lr": 2e-3,
-    "optimizer.weight_decay": 0.01,
+    "optimizer.lr": 5e-3,
+    "optimizer.weight_decay": 0.3,
     "schedule.min_lr": 1e-4,
-    "train.batch_size": 64,
 }
+EMBEDDING_DIM = {"characters": 32, "words": 128, "ids": 32}
+SMALL_FILE = 20_000  # rows
+SMALL_BATCH = 32
+BATCH = 64
+SEQUENCES = 64_000
+
+
+class Setting(NamedTuple):
+    """What a setting changes of the defaults: keys of the config, and factors on their values."""
+
+    values: dict[str, Any]
+    factors: dict[str, float]
+
 
 THE_DEFAULTS = "the defaults"
 
-DECAYS: dict[str, Setting] = {
-    f"weight decay {decay:g}": {"optimizer.weight_decay": decay} for decay in (0.0, 0.05, 0.1, 0.3)
+DECAYS = {
+    f"weight decay {decay:g}": Setting({"optimizer.weight_decay": decay}, {})
+    for decay in (0.0, 0.01, 0.1, 1.0)
 }
 
-OTHERS: dict[str, Setting] = {
-    "learning rate 1e-3": {"optimizer.lr": 1e-3},
-    "learning rate 5e-3": {"optimizer.lr": 5e-3},
-    "hidden size 64": {"model.hidden_size": 64},
-    "hidden size 256": {"model.hidden_size": 256},
-    "embedding 16": {"model.embedding_dim": 16},
-    "embedding 64": {"model.embedding_dim": 64},
-    "LSTM": {"model.cell": "lstm"},
-    "batches of 32": {"train.batch_size": 32},
-    "batches of 128": {"train.batch_size": 128},
-    "twice the epochs": {"epochs": 2},
+OTHERS = {
+    "learning rate 2e-3": Setting({"optimizer.lr": 2e-3}, {}),
+    "learning rate 1e-2": Setting({"optimizer.lr": 1e-2}, {}),
+    "hidden size 64": Setting({"model.hidden_size": 64}, {}),
+    "hidden size 256": Setting({"model.hidden_size": 256}, {}),
+    "half the embedding": Setting({}, {"model.embedding_dim": 0.5}),
+    "twice the embedding": Setting({}, {"model.embedding_dim": 2}),
+    "LSTM": Setting({"model.cell": "lstm"}, {}),
+    "half the batch": Setting({}, {"train.batch_size": 0.5}),
+    "twice the batch": Setting({}, {"train.batch_size": 2}),
+    "twice the epochs": Setting({}, {"epochs": 2}),
 }
 
-COLUMNS = (
-    "set",
-    "setting",
-    "seed",
-    "accuracy",
-    "macro_f1",
-    "best_step",
-    "steps",
-    "test",
-    "seconds",
-)
+COLUMNS = ["set", "setting", "seed", "accuracy", "macro_f1", "step", "steps", "test", "seconds"]
 Result = dict[str, str]
 
 
@@ -100,12 +99,18 @@ def make_sets(folder: Path, quick: bool) -> None:
 
 def config_of(name: str, folder: Path, setting: Setting, seed: int, quick: bool) -> Config:
     """Return the config of a run."""
-    values = DEFAULTS | setting
     rows = num_rows(folder / "train.jsonl")
-    epochs = max(1, round(SEQUENCES / rows)) * values.pop("epochs", 1)
+    values = DEFAULTS | setting.values
+    values["model.embedding_dim"] = EMBEDDING_DIM[TOKENS[name]]
+    values["train.batch_size"] = SMALL_BATCH if rows <= SMALL_FILE else BATCH
+    values["epochs"] = max(1, round(SEQUENCES / rows))
+    for key, factor in setting.factors.items():
+        values[key] = int(factor * values[key])
 
     # 3 % of the run are its warm-up, and the validation set is evaluated as a whole.
-    steps = 10 if quick else epochs * -(-rows // values["train.batch_size"])
+    steps = values.pop("epochs") * -(-rows // values["train.batch_size"])
+    if quick:
+        steps = 10
     values["train.max_steps"] = steps
     values["train.eval_every"] = -(-steps // 3)
     values["train.eval_samples"] = 2**20
@@ -142,7 +147,7 @@ def measure(config: Config, run_dir: Path, with_test: bool) -> Result:
     return {
         "accuracy": f"{best['val/accuracy']:.4f}",
         "macro_f1": f"{best['val/macro_f1']:.4f}",
-        "best_step": str(best["step"]),
+        "step": str(best["step"]),
         "steps": str(rows[-1]["step"]),
         "test": test,
         "seconds": f"{seconds:.0f}",
@@ -216,12 +221,16 @@ def main(
     quick: Annotated[bool, typer.Option(help="Small sets, 10 steps a run, two settings.")] = False,
 ) -> None:
     """Make the sets, train every setting that has no result yet, and print the table."""
+    # Results of a quick try are no results.
+    if quick:
+        output = output / "quick"
+
     data = output / "data"
     make_sets(data, quick)
     path = output / "results.tsv"
     results = read_results(path)
 
-    settings = {THE_DEFAULTS: {}, **DECAYS, **OTHERS}
+    settings = {THE_DEFAULTS: Setting({}, {}), **OTHERS, **DECAYS}
     if quick:
         settings = {name: settings[name] for name in (THE_DEFAULTS, "hidden size 64")}
 

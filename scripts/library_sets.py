@@ -1,7 +1,6 @@
 """Make two real data sets on any machine with Python, of words and of ids.
 
     python -m scripts.library_sets --output data
-    rnncls data stats --config CONFIG       # with data.train: data/paragraphs/train.jsonl, ...
 
 Both come from the Python standard library:
 
