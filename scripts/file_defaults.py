@@ -1,0 +1,257 @@
+"""Measure what the defaults for data from files are worth, on three real sets.
+
+    python -m scripts.file_defaults --output runs/defaults
+    python -m scripts.file_defaults --output runs/defaults --set functions --seeds 0-2
+
+The sets are of characters, of words and of ids, and are made from Python's standard library. On
+each, the defaults are trained, four other weight decays and ten other settings. They are compared
+on validation; the test set is for the defaults alone. docs/data.md shows the result.
+
+Each run is a line of results.tsv, written when the run ends. A run that is there already is not
+repeated, so the command can be stopped and given again.
+"""
+
+import csv
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from rnncls.config import Config
+from rnncls.config.load import parse_config
+from rnncls.config.ranges import parse_seeds
+from rnncls.evaluation.evaluate import evaluate
+from rnncls.rundir.checkpoint_files import load_checkpoint
+from rnncls.rundir.tables import read_metrics
+from rnncls.training.fit import fit
+from scripts import library_sets, source_lines
+from scripts.source_lines import SPLITS
+
+# What a token of each set is, and the length at which its sequences are cut. Few are longer.
+TOKENS = {"lines": "characters", "paragraphs": "words", "functions": "ids"}
+MAX_LENGTH = {"lines": 80, "paragraphs": 100, "functions": 64}
+
+# So many source files give the lines: with all of them, a run would take five times as long.
+FILES_OF_LINES = 300
+
+# What a config from a file says. A word is seen less often than a character or an id, and needs a
+# larger embedding. Small files get small batches, and epochs follow from the rows: about so many
+# sequences in all.
+DEFAULTS: dict[str, Any] = {
+    "data.batching": "bucket",
+    "model.cell": "gru",
+    "model.hidden_size": 128,
+    "model.init_gain": 1.0,
+    "optimizer.lr": 5e-3,
+    "optimizer.weight_decay": 0.3,
+    "schedule.min_lr": 1e-4,
+}
+EMBEDDING_DIM = {"characters": 32, "words": 128, "ids": 32}
+SMALL_FILE = 20_000  # rows
+SMALL_BATCH = 32
+BATCH = 64
+SEQUENCES = 64_000
+
+
+class Setting(NamedTuple):
+    """What a setting changes of the defaults: keys of the config, and factors on their values."""
+
+    values: dict[str, Any]
+    factors: dict[str, float]
+
+
+THE_DEFAULTS = "the defaults"
+
+DECAYS = {
+    f"weight decay {decay:g}": Setting({"optimizer.weight_decay": decay}, {})
+    for decay in (0.0, 0.01, 0.1, 1.0)
+}
+
+OTHERS = {
+    "learning rate 2e-3": Setting({"optimizer.lr": 2e-3}, {}),
+    "learning rate 1e-2": Setting({"optimizer.lr": 1e-2}, {}),
+    "hidden size 64": Setting({"model.hidden_size": 64}, {}),
+    "hidden size 256": Setting({"model.hidden_size": 256}, {}),
+    "half the embedding": Setting({}, {"model.embedding_dim": 0.5}),
+    "twice the embedding": Setting({}, {"model.embedding_dim": 2}),
+    "LSTM": Setting({"model.cell": "lstm"}, {}),
+    "half the batch": Setting({}, {"train.batch_size": 0.5}),
+    "twice the batch": Setting({}, {"train.batch_size": 2}),
+    "twice the epochs": Setting({}, {"epochs": 2}),
+}
+
+COLUMNS = ["set", "setting", "seed", "accuracy", "macro_f1", "step", "steps", "test", "seconds"]
+Result = dict[str, str]
+
+
+def make_sets(folder: Path, quick: bool) -> None:
+    """Write the three sets into folders of their names, unless they are there."""
+    if not (folder / "lines").exists():
+        source_lines.main(folder / "lines", 60 if quick else FILES_OF_LINES)
+    if not (folder / "functions").exists():
+        library_sets.main(folder, 60 if quick else 10**6)
+
+
+def config_of(name: str, folder: Path, setting: Setting, seed: int, quick: bool) -> Config:
+    """Return the config of a run."""
+    rows = num_rows(folder / "train.jsonl")
+    values = DEFAULTS | setting.values
+    values["model.embedding_dim"] = EMBEDDING_DIM[TOKENS[name]]
+    values["train.batch_size"] = SMALL_BATCH if rows <= SMALL_FILE else BATCH
+    values["epochs"] = max(1, round(SEQUENCES / rows))
+    for key, factor in setting.factors.items():
+        values[key] = int(factor * values[key])
+
+    # 3 % of the run are its warm-up, and the validation set is evaluated as a whole.
+    steps = values.pop("epochs") * -(-rows // values["train.batch_size"])
+    if quick:
+        steps = 10
+    values["train.max_steps"] = steps
+    values["train.eval_every"] = -(-steps // 3)
+    values["train.eval_samples"] = 2**20
+    values["schedule.warmup_steps"] = round(0.03 * steps)
+
+    data: dict[str, Any] = {split: str(folder / f"{split}.jsonl") for split in SPLITS}
+    data |= {"source": "files", "tokens": TOKENS[name], "max_length": MAX_LENGTH[name]}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return parse_config({"data": data, "seed": seed}, name, overrides)
+
+
+def num_rows(path: Path) -> int:
+    """Return the number of lines of a file."""
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def measure(config: Config, run_dir: Path, with_test: bool) -> Result:
+    """Train, and return the metrics of the best evaluation; those of the test set on request."""
+    # What an interrupted run has left.
+    shutil.rmtree(run_dir, ignore_errors=True)
+
+    started_at = time.perf_counter()
+    fit(config, run_dir)
+    seconds = time.perf_counter() - started_at
+
+    rows = [row for row in read_metrics(run_dir) if "val/accuracy" in row]
+    best = max(rows, key=lambda row: row["val/accuracy"])
+    test = ""
+    if with_test:
+        checkpoint, model = load_checkpoint(run_dir)
+        test = f"{evaluate(model, checkpoint.config).accuracy:.4f}"
+
+    return {
+        "accuracy": f"{best['val/accuracy']:.4f}",
+        "macro_f1": f"{best['val/macro_f1']:.4f}",
+        "step": str(best["step"]),
+        "steps": str(rows[-1]["step"]),
+        "test": test,
+        "seconds": f"{seconds:.0f}",
+    }
+
+
+def read_results(path: Path) -> list[Result]:
+    """Return the lines of results.tsv, which is made if it is not there."""
+    if not path.exists():
+        path.write_text("\t".join(COLUMNS) + "\n")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def table(data: Path, results: list[Result]) -> str:
+    """Return the table of docs/data.md. Accuracies are means over the seeds of a setting."""
+    lines = ["| set | rows | classes | mean length | majority | defaults | best of ten | test |"]
+    lines.append("|---" * 8 + "|")
+    for name in TOKENS:
+        means = accuracies(name, results)
+        if THE_DEFAULTS not in means or not OTHERS.keys() & means.keys():
+            continue
+
+        best = max(OTHERS.keys() & means.keys(), key=lambda setting: means[setting])
+        tests = [float(result["test"]) for result in of_setting(name, THE_DEFAULTS, results)]
+        lines.append(
+            f"| {described(name, data / name)} | {means[THE_DEFAULTS]:.2%} "
+            f"| {means[best]:.2%}, {best} | {mean(tests):.2%} |"
+        )
+
+    for name in TOKENS:
+        lines.append("")
+        means = accuracies(name, results)
+        lines += [f"{name}: {setting}: {value:.2%}" for setting, value in means.items()]
+    return "\n".join(lines)
+
+
+def of_setting(name: str, setting: str, results: list[Result]) -> list[Result]:
+    """Return the results of one setting on one set."""
+    return [each for each in results if each["set"] == name and each["setting"] == setting]
+
+
+def accuracies(name: str, results: list[Result]) -> dict[str, float]:
+    """Return the mean validation accuracy of each setting that was measured on a set."""
+    found = {}
+    for setting in (THE_DEFAULTS, *DECAYS, *OTHERS):
+        values = [float(each["accuracy"]) for each in of_setting(name, setting, results)]
+        if values:
+            found[setting] = mean(values)
+    return found
+
+
+def described(name: str, folder: Path) -> str:
+    """Return what a set is, as cells of the table; the majority class is that of validation."""
+    lengths = []
+    with (folder / "train.jsonl").open() as file:
+        for line in file:
+            sequence = json.loads(line)["sequence"]
+            lengths.append(len(sequence.split() if name == "paragraphs" else sequence))
+
+    with (folder / "val.jsonl").open() as file:
+        classes = Counter(json.loads(line)["label"] for line in file)
+    majority = max(classes.values()) / classes.total()
+    return f"{name} | {len(lengths):,} | {len(classes)} | {mean(lengths):.0f} | {majority:.2%}"
+
+
+def main(
+    output: Annotated[Path, typer.Option()] = Path("runs/defaults"),
+    only: Annotated[str, typer.Option("--set", help="One set instead of all three.")] = "",
+    seeds: Annotated[str, typer.Option()] = "0",
+    quick: Annotated[bool, typer.Option(help="Small sets, 10 steps a run, two settings.")] = False,
+) -> None:
+    """Make the sets, train every setting that has no result yet, and print the table."""
+    # Results of a quick try are no results.
+    if quick:
+        output = output / "quick"
+
+    data = output / "data"
+    make_sets(data, quick)
+    path = output / "results.tsv"
+    results = read_results(path)
+
+    settings = {THE_DEFAULTS: Setting({}, {}), **OTHERS, **DECAYS}
+    if quick:
+        settings = {name: settings[name] for name in (THE_DEFAULTS, "hidden size 64")}
+
+    for setting, changed in settings.items():
+        for name in [only] if only else TOKENS:
+            for seed in parse_seeds(seeds):
+                same = of_setting(name, setting, results)
+                if any(result["seed"] == str(seed) for result in same):
+                    continue
+
+                config = config_of(name, data / name, changed, seed, quick)
+                run_dir = output / name / f"{setting.replace(' ', '-')}_{seed}"
+                found = measure(config, run_dir, with_test=setting == THE_DEFAULTS)
+                result = {"set": name, "setting": setting, "seed": str(seed), **found}
+                with path.open("a") as file:
+                    file.write("\t".join(result[column] for column in COLUMNS) + "\n")
+                results.append(result)
+                print(f"{name}: {setting}, seed {seed}: {result['accuracy']}", flush=True)
+
+    print(table(data, results))
+
+
+if __name__ == "__main__":
+    typer.run(main)
