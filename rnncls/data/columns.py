@@ -141,7 +141,7 @@ class Column:
 
     @property
     def is_aside(self) -> bool:
-        """Whether the values are most likely ids or dates of the rows, by the name or the values."""
+        """Whether the values most likely are ids or dates of the rows, by name or by values."""
         if not ASIDE.isdisjoint(_parts(self.name)):
             return True
         return bool(self.examples) and all(map(_DATE.fullmatch, self.examples))
