@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnncls.config import FilesConfig, load_config, parse_config
+from rnncls.data import FilesTask, load_task
 from rnncls.data.guess import guess_config
 from tests.helpers import Completed, run_rnncls
 
@@ -186,7 +187,7 @@ TRAINS = {
     ),
     "all_long.csv": Made(
         table(["text", "label"], [f"{text} {'pay ' * 1_200}" for text in texts(6)], labels(6)),
-        {"max_length": 1_000},
+        {"max_length": 1_000, "val_fraction": 0.2},
     ),
     "newlines.csv": Made(
         table(["text", "label"], [text.replace(" ", "\n") for text in texts(ROWS)], labels(ROWS)),
@@ -294,7 +295,7 @@ REFUSED = {
     ),
     "width.csv": Refused(
         b"text,label\na b,x\na, b,x\na b,y\n",
-        ["width.csv:3", "wrong number of columns", "3 columns"],
+        ["width.csv:3", "wrong number of columns", "3 columns", "quotes around a text"],
     ),
     "quote.csv": Refused(b'text,label\na b,x\n"a b,x\na b,y\n', ["quote.csv:3", "an open quote"]),
     "no_json.jsonl": Refused(
@@ -475,6 +476,21 @@ def test_an_override_of_a_field_counts_as_its_option(tmp_path: Path) -> None:
     done = train(tmp_path, "a.csv", "data.label_field=z")
     assert done.returncode == 0, done.stderr
     assert "label: z, as given" in done.stderr
+
+
+def test_a_few_rows_are_validated_on_rows_of_their_own(tmp_path: Path) -> None:
+    # The first rows of which a tenth each would leave validation without any.
+    tried = []
+    for seed in range(20):
+        path = tmp_path / f"{seed}.csv"
+        path.write_bytes(table(["text", "label"], texts(12, seed=seed), labels(12)))
+        raw = guess_config(path).raw
+        shares = (raw["data"].get("val_fraction", 0.1), raw["data"].get("test_fraction", 0.1))
+        task = load_task(parse_config(raw, "the guess"))
+        assert isinstance(task, FilesTask)
+        assert bool(len(task.dataset.splits["val"])) == (shares[0] > 0)
+        tried.append(shares)
+    assert len(set(tried)) > 1
 
 
 def test_a_larger_file_has_batches_of_similar_lengths(tmp_path: Path) -> None:

@@ -243,7 +243,9 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
 
     val, test = _shares(seen)
     if (val, test) != SHARES[0]:
-        why = "of so few rows, more would leave training without a class or a word"
+        why = "few rows: training keeps every class, and validation has some rows"
+        if not val:
+            why = "too few rows to hold some out"
         yield _Entry("data", "val_fraction", val, why)
         yield _Entry("data", "test_fraction", test, "")
 
@@ -277,12 +279,14 @@ def _shares(seen: _Seen) -> tuple[float, float]:
 def _can_begin(rows: list[_SmallRow], val: float, test: float) -> bool:
     """Return whether training has rows, every held-out label, and a token of each held-out split.
 
-    Anything else is an error when the file is read.
+    Anything else is an error when the file is read. A validation split that is asked for has rows.
     """
     training = [row for row in rows if row.place >= val + test]
     labels = {row.label for row in training}
     tokens = frozenset[str]().union(*(row.tokens for row in training))
 
+    if val and not any(row.place < val for row in rows):
+        return False
     for first, end in ((0.0, val), (val, val + test)):
         held_out = [row for row in rows if first <= row.place < end]
         if not all(row.label in labels for row in held_out):
