@@ -802,6 +802,7 @@ def test_config_show_counts_in_the_files_and_says_where_it_cannot(tmp_path: Path
     assert run_rnncls("config", "check", "-c", tmp_path / "c.yaml").stderr == ""
 
 
+@pytest.mark.slow
 def test_every_member_of_a_sweep_has_the_defaults_of_its_own_steps(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(200))
     (tmp_path / "c.yaml").write_text(dump_config(defaults_of(path)))
@@ -834,6 +835,7 @@ def test_every_member_of_a_sweep_has_the_defaults_of_its_own_steps(tmp_path: Pat
 
 
 @row("C19")
+@pytest.mark.slow
 def test_a_member_trained_with_another_warm_up_is_not_the_planned_one(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(200))
     (tmp_path / "c.yaml").write_text(dump_config(defaults_of(path, {"max_steps": 40})))

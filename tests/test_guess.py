@@ -9,6 +9,8 @@ import gzip
 import io
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnncls.config import load_config, parse_config
+from rnncls.config import FilesConfig, load_config, parse_config
+from rnncls.data import FilesTask, load_task
 from rnncls.data.guess import guess_config
 from tests.helpers import Completed, run_rnncls
 
@@ -184,7 +187,7 @@ TRAINS = {
     ),
     "all_long.csv": Made(
         table(["text", "label"], [f"{text} {'pay ' * 1_200}" for text in texts(6)], labels(6)),
-        {"max_length": 1_000},
+        {"max_length": 1_000, "val_fraction": 0.2},
     ),
     "newlines.csv": Made(
         table(["text", "label"], [text.replace(" ", "\n") for text in texts(ROWS)], labels(ROWS)),
@@ -198,6 +201,41 @@ TRAINS = {
     "a name # with: 'signs'.csv": Made(
         table(["the: text", "- label"], texts(ROWS), labels(ROWS)),
         {"sequence_field": "the: text", "label_field": "- label"},
+    ),
+    "date_last.csv": Made(
+        table(
+            ["note", "mood", "when", "user id"],
+            texts(ROWS),
+            labels(ROWS),
+            [f"2024-01-0{number % 5 + 1} 10:00" for number in range(ROWS)],
+            [number % 4 for number in range(ROWS)],
+        ),
+        {"sequence_field": "note", "label_field": "mood"},
+    ),
+    "row_uuid.csv": Made(
+        table(
+            ["row_uuid", "note", "mood"],
+            [f"{n:08x}-{'abcd-' * 20}" for n in range(ROWS)],
+            texts(ROWS),
+            labels(ROWS),
+        ),
+        {"sequence_field": "note", "label_field": "mood"},
+    ),
+    "only_an_id.csv": Made(
+        table(["text", "id"], texts(ROWS), [number % 3 for number in range(ROWS)]),
+        {"label_field": "id"},
+    ),
+    "one_language.csv": Made(
+        table(["language", "text", "mood"], ["en"] * ROWS, texts(ROWS), labels(ROWS)),
+        {"label_field": "mood"},
+    ),
+    "nothing_varies.csv": Made(
+        table(["text", "label", "z"], texts(ROWS), ["x"] * ROWS, ["y"] * ROWS),
+        {"label_field": "label"},
+    ),
+    "long_names.csv": Made(
+        table(["the text that was written", "what was thought of it"], texts(ROWS), labels(ROWS)),
+        {"sequence_field": "the text that was written"},
     ),
     "clicks.csv": Made(
         table(["path", "label"], [*WORDS * 4, *texts(20, longest=3)], labels(ROWS)),
@@ -220,6 +258,14 @@ REFUSED = {
     "no_header_01.tsv": Refused(
         table(None, ["1", "0", "1"], texts(3), separator="\t"),
         ["no_header_01.tsv:1", "looks like data"],
+    ),
+    "no_header_line.csv": Refused(
+        table(None, ["this line is bad", *texts(ROWS)], labels(ROWS + 1)),
+        ["no_header_line.csv:1", "looks like data", "this line is bad"],
+    ),
+    "no_header_label.csv": Refused(
+        table(None, labels(ROWS, ["__label__a", "__label__b"]), texts(ROWS)),
+        ["no_header_label.csv:1", "looks like data"],
     ),
     "empty.csv": Refused(b"", ["0 sequences", "empty.csv"]),
     "header.csv": Refused(b"text,label\n", ["0 sequences", "header.csv", "rows below the header"]),
@@ -249,7 +295,7 @@ REFUSED = {
     ),
     "width.csv": Refused(
         b"text,label\na b,x\na, b,x\na b,y\n",
-        ["width.csv:3", "wrong number of columns", "3 columns"],
+        ["width.csv:3", "wrong number of columns", "3 columns", "quotes around a text"],
     ),
     "quote.csv": Refused(b'text,label\na b,x\n"a b,x\na b,y\n', ["quote.csv:3", "an open quote"]),
     "no_json.jsonl": Refused(
@@ -289,7 +335,7 @@ def test_a_made_file_is_understood_and_trains(name: str, tmp_path: Path) -> None
             assert raw[section][key] == value, key
 
     # What the guess leaves to the defaults is not in it.
-    for key in ("separator", "format", "max_length", "empty", "val_fraction"):
+    for key in ("separator", "format", "max_length", "empty", "val_fraction", "layout"):
         assert (key in raw["data"]) == (key in made.data), key
     assert ("class_weights" in raw["train"]) == bool(made.train)
     assert f"made from {name}" in (tmp_path / "run" / "config.yaml").read_text().splitlines()[0]
@@ -335,12 +381,39 @@ def test_the_text_of_a_config_is_the_config(name: str, tmp_path: Path) -> None:
     assert yaml.safe_load(done.stdout)["data"]["train"] == name
 
 
+def init_into(folder: Path, config: str, data: str) -> None:
+    """Redirect what init prints into a file, as a shell does."""
+    with (folder / config).open("w") as output:
+        words = [sys.executable, "-m", "rnncls", "init", data]
+        subprocess.run(words, cwd=folder, stdout=output, stderr=subprocess.DEVNULL, check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells where stdout leads")
+def test_a_config_in_another_folder_finds_the_data(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "data" / "a.csv").write_bytes(PLAIN)
+
+    config = tmp_path / "configs" / "a.yaml"
+    init_into(tmp_path, "configs/a.yaml", "data/a.csv")
+    assert yaml.safe_load(config.read_text())["data"]["train"] == "../data/a.csv"
+    data = load_config(config).data
+    assert isinstance(data, FilesConfig)
+    assert Path(data.train).samefile(tmp_path / "data" / "a.csv")
+
+    # A path that is whole is right anywhere.
+    whole = str(tmp_path / "data" / "a.csv")
+    init_into(tmp_path, "configs/a.yaml", whole)
+    assert yaml.safe_load(config.read_text())["data"]["train"] == whole
+
+
 # Everything that a header, a label or a file's name can have; names differ from each other.
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1)
 FILE_NAMES = ANY_TEXT.filter(lambda name: name not in (".", "..") and len(name.encode()) < 200)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     columns=st.lists(ANY_TEXT, min_size=2, max_size=2, unique=True), label=ANY_TEXT, name=FILE_NAMES
 )
@@ -403,6 +476,51 @@ def test_an_override_of_a_field_counts_as_its_option(tmp_path: Path) -> None:
     done = train(tmp_path, "a.csv", "data.label_field=z")
     assert done.returncode == 0, done.stderr
     assert "label: z, as given" in done.stderr
+
+
+def test_a_few_rows_are_validated_on_rows_of_their_own(tmp_path: Path) -> None:
+    # The first rows of which a tenth each would leave validation without any.
+    tried = []
+    for seed in range(20):
+        path = tmp_path / f"{seed}.csv"
+        path.write_bytes(table(["text", "label"], texts(12, seed=seed), labels(12)))
+        raw = guess_config(path).raw
+        shares = (raw["data"].get("val_fraction", 0.1), raw["data"].get("test_fraction", 0.1))
+        task = load_task(parse_config(raw, "the guess"))
+        assert isinstance(task, FilesTask)
+        assert bool(len(task.dataset.splits["val"])) == (shares[0] > 0)
+        tried.append(shares)
+    assert len(set(tried)) > 1
+
+
+def test_a_larger_file_has_batches_of_similar_lengths(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(table(["text", "label"], texts(2_100), labels(2_100)))
+    data = guess_config(tmp_path / "a.csv").raw["data"]
+    assert (data["batching"], data["layout"]) == ("bucket", "padded")
+
+    # The guess is not in the way of a model that cannot read such batches.
+    done = train(tmp_path, "a.csv", "model.bidirectional=true")
+    assert done.returncode == 0, done.stderr
+    config = load_config(tmp_path / "run" / "config.yaml")
+    assert isinstance(config.data, FilesConfig)
+    assert (config.data.batching, config.data.layout) == ("bucket", "auto")
+
+
+def test_a_run_finds_a_file_that_was_moved(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(PLAIN)
+    assert train(tmp_path, "a.csv").returncode == 0
+    (tmp_path / "a.csv").rename(tmp_path / "b.csv")
+
+    more = ["train.max_steps=20", "train.max_epochs=null"]
+    done = run_rnncls("train", "--resume", "run", *more, cwd=tmp_path)
+    assert done.returncode == 3
+    assert "data.train=PATH behind train --resume RUN" in done.stderr
+    assert "--data PATH behind eval RUN" in run_rnncls("eval", "run", cwd=tmp_path).stderr
+
+    done = run_rnncls("train", "--resume", "run", *more, "data.train=b.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # From then on, the run knows where its file is.
+    assert run_rnncls("eval", "run", cwd=tmp_path).returncode == 0
 
 
 def test_options_of_a_file_are_refused_with_a_config(tmp_path: Path) -> None:

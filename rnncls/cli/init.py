@@ -1,5 +1,6 @@
 """Defines rnncls init, and how a config is made from a data file, as rnncls train does too."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,13 +47,44 @@ def init(
                 id="C17",
             )
         )
-    print(guess(file, sequence_field, label_field, tokens).text, end="")
+    path_in_text = _path_from(_folder_of_stdout(), file)
+    print(guess(file, sequence_field, label_field, tokens, path_in_text).text, end="")
+
+
+def _folder_of_stdout() -> Path | None:
+    """Return the folder of the file that stdout was redirected to; None if it is no file.
+
+    Only Linux tells. Elsewhere the config is taken to be written into the current folder.
+    """
+    try:
+        target = Path(f"/proc/self/fd/{sys.stdout.fileno()}").readlink()
+    # No /proc, or a stdout that is none of the system's. ValueError: it is closed.
+    except (OSError, ValueError):
+        return None
+    return target.parent if target.is_file() else None
+
+
+def _path_from(folder: Path | None, file: Path) -> str:
+    """Return a data file's path as a config in `folder` must have it; as it is, if that is right.
+
+    Paths in a config are relative to it.
+    """
+    if folder is None or file.is_absolute() or folder == Path.cwd():
+        return str(file)
+    # The folder first has its links resolved: `..` behind a link leads elsewhere.
+    return os.path.relpath(file.parent.resolve() / file.name, folder)
 
 
 def guess(
-    file: Path, sequence_field: str | None, label_field: str | None, tokens: str | None
+    file: Path,
+    sequence_field: str | None,
+    label_field: str | None,
+    tokens: str | None,
+    path_in_text: str = "",
 ) -> "Guess":
     """Make a config from a data file, and print what was assumed on stderr.
+
+    In the config's text, `path_in_text` stands for the path of the file, if it is given.
 
     Raises: ConfigError for another kind of tokens. DataError.
     """
@@ -68,7 +100,7 @@ def guess(
     # After the check of the options, because importing torch takes a second.
     from rnncls.data.guess import guess_config
 
-    made = guess_config(file, sequence_field, label_field, tokens)
+    made = guess_config(file, sequence_field, label_field, tokens, path_in_text)
     for line in made.assumed:
         print(f"rnncls: {line}", file=sys.stderr)
     return made

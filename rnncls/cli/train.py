@@ -195,10 +195,15 @@ def _from_file(path: Path, file_options: dict[str, str | None], changes: list[st
         texts = [change.partition("=")[2] for change in changes if change.startswith(f"{key}=")]
         wanted.append(texts[-1] if texts else file_options[option])
 
-    made = guess(path, *wanted)
+    sequence_field, label_field, tokens = wanted
+    made = guess(path, sequence_field, label_field, tokens)
+    asked = {change.partition("=")[0] for change in changes}
     # Who asks for a number of steps need not hear in which of the guessed epochs they end.
-    if any(change.startswith("train.max_steps=") for change in changes):
+    if "train.max_steps" in asked:
         del made.raw["train"]["max_epochs"]
+    # The guessed layout is not for two directions.
+    if "model.bidirectional" in asked:
+        made.raw["data"].pop("layout", None)
     config = parse_config(made.raw, f"the config made from {path}", changes)
     name = path.name.removesuffix(".gz")
     return _NewRun(config, named_after=Path(name), origin=f"made from {path}")

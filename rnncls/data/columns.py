@@ -31,6 +31,8 @@ MOST_FIRST_LINES = 50  # to tell the format and the separator
 MOST_EXAMPLE_CHARACTERS = 100_000  # of a column
 EXAMPLE_CHARACTERS = 1_000  # of a value
 
+MOST_WORDS_OF_NAME = 4  # of a column
+
 # More different values are no classes. A file of a few rows may have a class for each.
 MOST_CLASSES = 1_000
 FEW_ROWS = 20
@@ -52,9 +54,21 @@ LABEL_NAMES = [
     "intent", "type", "kind", "genre", "language", "lang", "rating", "stars", "species", "group",
     "section",
 ]
+
+# A column with such a word in its name is about the row. It is taken for the texts or the labels
+# only where there is no other.
+ASIDE = {
+    "id", "uid", "uuid", "guid", "hash", "index", "idx", "row", "date", "datetime", "time",
+    "timestamp", "year", "month", "day", "hour", "created", "updated", "split", "fold",
+}
 # fmt: on
 
+_USUAL_NAMES = [[name] for name in (*SEQUENCE_NAMES, *LABEL_NAMES)]
+
 _NUMBER_OR_DATE = re.compile(r"[-+]?[0-9][-+0-9.,:/TZeE]*")
+
+# 2024-01-31, 31.1.2024, 1/31/24, each with or without a time behind it; or a time alone.
+_DATE = re.compile(r"(\d+[-/.]\d+[-/.]\d+|\d+:\d\d)([ T:].*)?")
 
 
 class Layout(NamedTuple):
@@ -126,6 +140,17 @@ class Column:
         return any(text and not _NUMBER_OR_DATE.fullmatch(text) for text in self.examples)
 
     @property
+    def is_aside(self) -> bool:
+        """Whether the values most likely are ids or dates of the rows, by name or by values."""
+        if not ASIDE.isdisjoint(_parts(self.name)):
+            return True
+        return bool(self.examples) and all(map(_DATE.fullmatch, self.examples))
+
+    @property
+    def is_constant(self) -> bool:
+        return len(self.different) == 1
+
+    @property
     def has_few_values(self) -> bool:
         """Whether there are not too many different values for them to be classes."""
         return len(self.different) <= min(MOST_CLASSES, max(FEW_ROWS, self.count // 2))
@@ -157,7 +182,9 @@ def find_layout(
     label = _named(path, columns, label_field, "--label-field")
     why_label = "as given"
     if label is None:
-        label = _by_usual_name(columns, LABEL_NAMES, except_for=sequence_field)
+        # A column such as `language` that is `en` in each row is not what is to be learned.
+        varied = [column for column in columns if not column.is_constant]
+        label = _by_usual_name(varied or columns, LABEL_NAMES, except_for=sequence_field)
         why_label = "by its name"
 
     sequence = _named(path, columns, sequence_field, "--sequence-field")
@@ -292,14 +319,15 @@ def _require_header(
 ) -> None:
     """Raise DataError if the first row of a table looks like data, and has no column asked for."""
     names = {column.name for column in columns}
-    is_header = (
-        format == "jsonl"
-        or any(name in names for name in given)
-        or _by_usual_name(columns, SEQUENCE_NAMES)
-        or _by_usual_name(columns, LABEL_NAMES)
-        or not any(map(_is_headed_by_data, columns))
-    )
-    if not is_header:
+    if format == "jsonl" or any(name in names for name in given):
+        return
+    # Only the whole name counts here: a text of the data may well have `code` or `line` in it.
+    if any(_parts(name) in _USUAL_NAMES for name in names):
+        return
+
+    has_usual = _by_usual_name(columns, SEQUENCE_NAMES) or _by_usual_name(columns, LABEL_NAMES)
+    is_long = any(len(name.split()) > MOST_WORDS_OF_NAME for name in names)
+    if any(map(_is_headed_by_data, columns)) or (is_long and not has_usual):
         shown = ", ".join(f"{column.name:.40}" for column in columns)
         remedy = "add a first line that names the columns, such as sequence,label"
         raise DataError(
@@ -318,8 +346,7 @@ def _is_headed_by_data(column: Column) -> bool:
     """Return whether the name of a column looks like one of its values."""
     is_value = hash(column.name) in column.different
     is_number = _NUMBER_OR_DATE.fullmatch(column.name.strip()) is not None
-    is_text = len(column.name.split()) > 4
-    return is_value or is_number or is_text or column.name.startswith(("[", "{"))
+    return is_value or is_number or column.name.startswith(("[", "{"))
 
 
 def _named(path: str | Path, columns: list[Column], name: str | None, option: str) -> Column | None:
@@ -379,19 +406,31 @@ def _find_sequence(
                 id="D14",
             )
         )
-    return max(left, key=lambda column: (column.lists > 0, column.mean_size)), "by its long values"
+
+    def rank(column: Column) -> tuple[bool, bool, float]:
+        return column.lists > 0, not column.is_aside, column.mean_size
+
+    return max(left, key=rank), "by its long values"
 
 
 def _label_by_values(path: str | Path, columns: list[Column], except_for: str) -> Column:
-    """Return the last column with a few different values. Raises: DataError if there is none."""
+    """Return the last column with a few different values, at best one that is not aside.
+
+    Raises: DataError if there is none.
+    """
     left = []
     for column in columns:
         if column.name != except_for and column.are_labels and column.has_few_values:
             left.append(column)
     if not left:
         raise _no_label(path, columns, "--label-field NAME")
-    varied = [column for column in left if len(column.different) > 1]
-    return (varied or left)[-1]
+
+    def rank(column: Column) -> tuple[bool, bool, bool]:
+        has_usual_name = _by_usual_name([column], LABEL_NAMES) is not None
+        return not column.is_constant, not column.is_aside, has_usual_name
+
+    # Of equal ones the last, where a table mostly has its label.
+    return max(reversed(left), key=rank)
 
 
 def _no_label(path: str | Path, columns: list[Column], remedy: str) -> DataError:

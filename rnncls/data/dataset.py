@@ -229,7 +229,14 @@ def require_unchanged_data(
     """
     paths = data_paths(data)
     checked = [name for name in splits if name in paths and name in known]
-    require_unchanged_files(((paths[name], known[name]) for name in checked), "run", remedy)
+    for name in checked:
+        try:
+            require_unchanged_files([(paths[name], known[name])], "run", remedy)
+        except DataError as error:
+            # Most likely the file was moved.
+            place = f"data.{name}=PATH behind train --resume RUN, or --data PATH behind eval RUN"
+            problems = [replace(problem, remedy=place) for problem in error.problems]
+            raise DataError(*problems) from None
 
     # Without its file, a split would silently be taken from the training file instead.
     missing = sorted(known.keys() - paths.keys())

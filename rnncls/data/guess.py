@@ -37,6 +37,11 @@ STEPS_PER_EVALUATION = (25, 2_000)  # at least and at most; between them one epo
 PATIENCE = 5  # evaluations
 NO_LIMIT = 1_000_000  # of steps, where the epochs decide
 
+# From so many rows on, batches are of similar lengths, and padded: with them, a GRU's step on a CPU
+# takes less than half of its time (20,000 rows of 40 words: 31 ms instead of 76). In a smaller
+# file, such batches would hardly differ from epoch to epoch.
+BUCKETED = 2_000
+
 # Longer sequences than nearly all others are cut, and so are those that take too long.
 LONG = 4  # times the 99th percentile
 LONGEST = 1_000  # tokens
@@ -122,10 +127,11 @@ def guess_config(
     sequence_field: str | None = None,
     label_field: str | None = None,
     tokens: str | None = None,
+    path_in_text: str = "",
 ) -> Guess:
     """Make a config from a JSONL, CSV or TSV file. What is not None is taken as it is.
 
-    The path stands in the config as it is given here.
+    The path stands in the config as it is given here; in its text `path_in_text` stands, if given.
 
     Raises: DataError if the file cannot be read, has bad rows, or does not say what to train on.
     """
@@ -135,6 +141,12 @@ def guess_config(
     raw: dict[str, Any] = {}
     for entry in entries:
         raw.setdefault(entry.section, {})[entry.key] = entry.value
+
+    if path_in_text:
+        entries = [
+            entry._replace(value=path_in_text) if entry.key == "train" else entry
+            for entry in entries
+        ]
     return Guess(raw, _to_yaml(seen, entries), _assumptions(seen, raw))
 
 
@@ -225,9 +237,15 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
         why = f"cuts {longer:,} sequences, which would take long; the longest has {seen.longest:,}"
         yield _Entry("data", "max_length", limit, why)
 
+    if seen.total > BUCKETED:
+        yield _Entry("data", "batching", "bucket", "batches of similar lengths")
+        yield _Entry("data", "layout", "padded", "fastest so; auto for model.bidirectional")
+
     val, test = _shares(seen)
     if (val, test) != SHARES[0]:
-        why = "of so few rows, more would leave training without a class or a word"
+        why = "few rows: training keeps every class, and validation has some rows"
+        if not val:
+            why = "too few rows to hold some out"
         yield _Entry("data", "val_fraction", val, why)
         yield _Entry("data", "test_fraction", test, "")
 
@@ -261,12 +279,14 @@ def _shares(seen: _Seen) -> tuple[float, float]:
 def _can_begin(rows: list[_SmallRow], val: float, test: float) -> bool:
     """Return whether training has rows, every held-out label, and a token of each held-out split.
 
-    Anything else is an error when the file is read.
+    Anything else is an error when the file is read. A validation split that is asked for has rows.
     """
     training = [row for row in rows if row.place >= val + test]
     labels = {row.label for row in training}
     tokens = frozenset[str]().union(*(row.tokens for row in training))
 
+    if val and not any(row.place < val for row in rows):
+        return False
     for first, end in ((0.0, val), (val, val + test)):
         held_out = [row for row in rows if first <= row.place < end]
         if not all(row.label in labels for row in held_out):

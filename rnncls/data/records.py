@@ -589,11 +589,15 @@ def _table_rows(
             yield line, dict(zip(header, row, strict=True))
         # A row without fields is a blank line, which is skipped.
         elif row:
+            remedy = bad.remedy
+            if len(row) > len(header):
+                remedy = f"quotes around a text that has {delimiter!r} in it, or fix the line"
             bad.add(
                 line,
                 "wrong number of columns",
                 expected=f"{len(header)} columns",
                 found=f"{len(row)} columns",
+                remedy=remedy,
             )
 
 
