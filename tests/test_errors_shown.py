@@ -20,12 +20,13 @@ from rnncls.evaluation.mistakes import (
     Mistake,
     confused_lines,
     mistake_lines,
-    shortened,
 )
 from rnncls.evaluation.scores import scored
 from rnncls.model.classifier import build_model
+from rnncls.system.rows import shortened
 from rnncls.training.fit import fit
 from tests.helpers import (
+    ROOT,
     change_checkpoint,
     config_of,
     data_of,
@@ -415,10 +416,9 @@ def test_options_that_are_refused(of_digits: Path, of_ids: Path, tmp_path: Path)
     assert done.returncode == 0
     assert "warning[C17]: --samples is for generated data" in done.stderr
 
-    words = ["sweep", "--config", "configs/smoke.yaml", "--seeds", "0", "train.max_steps=2"]
-    assert run_rnncls(*words, "--sweep-dir", tmp_path / "sweep").returncode == 0
+    sweep = ROOT / "tests" / "before" / "files" / "sweep"
     for option in (["--errors", "3"], ["--plot", "p.png"], ["--predictions", "p.csv"]):
-        done = run_rnncls("eval", tmp_path / "sweep", *option)
+        done = run_rnncls("eval", sweep, *option)
         assert done.returncode == 2
         assert "error[C17]: option not available for sweeps" in done.stderr
 
