@@ -20,12 +20,13 @@ from rnncls.evaluation.mistakes import (
     Mistake,
     confused_lines,
     mistake_lines,
-    shortened,
 )
 from rnncls.evaluation.scores import scored
 from rnncls.model.classifier import build_model
+from rnncls.system.rows import shortened
 from rnncls.training.fit import fit
 from tests.helpers import (
+    ROOT,
     change_checkpoint,
     config_of,
     data_of,
@@ -315,6 +316,21 @@ def test_a_long_sequence_is_shortened_between_its_ends(text: str) -> None:
         assert {*beginning.split(), *end.split()} == {"12", "345"}
 
 
+def test_labels_of_several_lines_do_not_break_the_tables(tmp_path: Path) -> None:
+    rows: list[tuple[Any, Any]] = [([1], "two\nlines"), ([2], "a\ttab"), ([3], "\x1b[31m")]
+    whole: dict[str, Any] = {"val_fraction": 0.0, "test_fraction": 0.0}
+    data = write_jsonl(tmp_path / "d.jsonl", rows * 9)
+    fit(files_config(data, {"max_steps": 0}, **whole), tmp_path / "run")
+    shown = run_rnncls("eval", tmp_path / "run", "--confusion", "--errors", "9").stdout
+    beginnings = [line.strip() for line in shown.splitlines()]
+    for label in ("two\\nlines", "a\\ttab", "\\x1b[31m"):
+        # In the table of classes, and in the confusion matrix.
+        assert sum(line.startswith(f"{label} ") for line in beginnings) >= 2
+    assert not any(line.startswith("lines") for line in beginnings)
+    described = run_rnncls("model", "show", tmp_path / "run").stdout
+    assert "\nlabels:      \\x1b[31m, a\\ttab, two\\nlines\n" in described
+
+
 def test_a_model_without_errors_says_so_and_draws_nothing(tmp_path: Path) -> None:
     """All labels are equal, so that every model is right."""
     data = write_jsonl(tmp_path / "d.jsonl", [([1], 0), ([2, 1], 0), ([2], 0)] * 5)
@@ -415,10 +431,9 @@ def test_options_that_are_refused(of_digits: Path, of_ids: Path, tmp_path: Path)
     assert done.returncode == 0
     assert "warning[C17]: --samples is for generated data" in done.stderr
 
-    words = ["sweep", "--config", "configs/smoke.yaml", "--seeds", "0", "train.max_steps=2"]
-    assert run_rnncls(*words, "--sweep-dir", tmp_path / "sweep").returncode == 0
+    sweep = ROOT / "tests" / "before" / "files" / "sweep"
     for option in (["--errors", "3"], ["--plot", "p.png"], ["--predictions", "p.csv"]):
-        done = run_rnncls("eval", tmp_path / "sweep", *option)
+        done = run_rnncls("eval", sweep, *option)
         assert done.returncode == 2
         assert "error[C17]: option not available for sweeps" in done.stderr
 

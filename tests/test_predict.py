@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from rnncls.errors import DataError
+from rnncls.errors import DataError, NonFiniteError
+from rnncls.evaluation.evaluate import evaluate
 from rnncls.predict.predictor import Predictor, load
 from rnncls.training.fit import fit
 from tests.helpers import (
     PYTHON,
     SAFETY_S,
+    change_checkpoint,
     run_process,
     run_rnncls,
     some_rows,
@@ -162,10 +165,10 @@ def test_unknown_tokens_follow_the_policy_of_training(tmp_path: Path) -> None:
     assert set(probabilities(strict, ["up"])[0]) == {"a", "b"}
 
 
-def at_prompt(run_dir: Path, typed: bytes) -> str:
+def at_prompt(run_dir: Path, typed: bytes, *options: str | Path) -> str:
     """Return what a terminal shows when this is typed at `rnncls predict RUN`."""
     terminal, end = pty.openpty()
-    command = [PYTHON, "-m", "rnncls", "predict", str(run_dir)]
+    command = [PYTHON, "-m", "rnncls", "predict", run_dir, *options]
     with started(command, stdin=end, stdout=end, stderr=end, text=False) as process:
         os.close(end)
         os.write(terminal, typed)
@@ -180,20 +183,29 @@ def at_prompt(run_dir: Path, typed: bytes) -> str:
     return shown.decode(errors="replace")
 
 
-def test_the_prompt_answers_knows_the_truth_and_can_be_left(run_dir: Path) -> None:
-    for leaving in (b"quit\n", b"\x04"):
-        shown = at_prompt(run_dir, b"1 2 2\n1 9\n\n" + leaving)
-        assert "(true: 2)" in shown  # 5 mod 3
-        assert shown.count("(true:") == 1
-        assert "error[D7]" in shown
-        assert "integers in 0..2" in shown
-        assert "'9' at position 2" in shown
-        # An empty line is no question, and what helps elsewhere is no option here.
-        assert "error[D9]" not in shown
-        assert "--bad" not in shown
-        assert "Traceback" not in shown
+@pytest.mark.parametrize("leaving", [b"quit\n", pytest.param(b"\x04", marks=pytest.mark.slow)])
+def test_the_prompt_answers_knows_the_truth_and_can_be_left(run_dir: Path, leaving: bytes) -> None:
+    shown = at_prompt(run_dir, b"1 2 2\n1 9\n\n" + leaving)
+    assert "(true: 2)" in shown  # 5 mod 3
+    assert shown.count("(true:") == 1
+    assert "error[D7]" in shown
+    assert "integers in 0..2" in shown
+    assert "'9' at position 2" in shown
+    # An empty line is no question, and what helps elsewhere is no option here.
+    assert "error[D9]" not in shown
+    assert "--bad" not in shown
+    assert "Traceback" not in shown
 
 
+@pytest.mark.slow
+def test_json_and_a_file_are_written_of_what_is_typed_too(run_dir: Path, tmp_path: Path) -> None:
+    shown = at_prompt(run_dir, b"1 2 2\n\x04", "--json")
+    assert '"label": 2' in shown
+    at_prompt(run_dir, b"1 2 2\n\x04", "--output", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text().startswith("line,label,probability,sequence\n1,2,")
+
+
+@pytest.mark.slow
 def test_the_prompt_names_tokens_that_training_has_not_seen(tmp_path: Path) -> None:
     rows: list[tuple[Any, Any]] = [("home shop pay", "bought"), ("home search", "left")] * 20
     path = write_jsonl(tmp_path / "d.jsonl", rows)
@@ -255,9 +267,67 @@ def test_the_name_of_a_file_is_no_sequence(
 def test_a_long_sequence_is_shortened_in_text_alone(run_of_files: Path) -> None:
     long = " ".join(["1"] * 60)
     text = run_rnncls("predict", run_of_files, long, "2").stdout.splitlines()
-    assert text[0].endswith("   <- " + long[:80] + " ...")
+    # Its beginning and its end, as among the errors of `eval`.
+    assert text[0].endswith("   <- " + " ".join(["1"] * 19) + " ... " + " ".join(["1"] * 18))
     shown = run_rnncls("predict", run_of_files, long, "2", "--json").stdout.splitlines()
     assert json.loads(shown[0])["sequence"] == long
+
+
+@row("C17")
+def test_what_is_read_is_not_replaced(
+    run_dir: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [([1, 2], 0)])
+    (tmp_path / "link.jsonl").symlink_to(path)
+    before = path.read_bytes()
+    for output in (path, tmp_path / "link.jsonl"):
+        message = fails(2, "predict", run_dir, "--input", path, "--output", output)
+        assert f"error[C17]: would replace what is read (--output {output})" in message
+    assert path.read_bytes() == before
+
+
+@row("D14")
+def test_a_file_without_the_field_of_training_lists_those_that_it_has(
+    run_dir: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    for line, found in (
+        ('{"text": "1 2", "class": "0"}', "the fields text, class"),
+        ('{"sequence": null}', "null"),
+        ("{}", "no fields"),
+    ):
+        (tmp_path / "new.jsonl").write_text(f"{line}\n")
+        message = fails(3, "predict", run_dir, "--input", tmp_path / "new.jsonl")
+        assert 'expected: a list or a text in "sequence", as in the training data' in message
+        assert f"found:    {found}\n" in message
+
+
+@row("K13")
+def test_an_answer_that_is_not_a_number_is_no_label(run_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "nan.safetensors"
+    path.write_bytes((run_dir / "checkpoints" / "best.safetensors").read_bytes())
+    change_checkpoint(path, lambda _, tensors: tensors["model/head.bias"].fill_(torch.nan))
+    with pytest.raises(NonFiniteError, match="not a number"):
+        load(path).predict(["1"])
+    done = run_rnncls("predict", path, "1 2", "--json", "--output", tmp_path / "out.jsonl")
+    assert (done.returncode, done.stdout) == (7, "")
+    assert f"error[K13]: the model's answer is not a number ({path})" in done.stderr
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("bias", [[1e-9, 2e-9, 0.0], [0.0, 1e-9, 1e-9]])
+def test_classes_that_are_all_but_equal_are_those_of_eval(bias: list[float], run_dir: Path) -> None:
+    predictor = load(run_dir, device="cpu")
+    with torch.no_grad():
+        predictor.network.head.weight.zero_()
+        predictor.network.head.bias.copy_(torch.tensor(bias))
+
+    # Their probabilities are equal as float32.
+    for top_k in (1, 3):
+        (prediction,) = predictor.predict(["1 2"], top_k)
+        assert prediction.label == 1
+    report = evaluate(predictor.network, predictor.config)
+    assert report.by_class is not None
+    assert [row.recall for row in report.by_class] == [0, 1, 0]
 
 
 def test_predict_without_input_reads_a_pipe(run_dir: Path) -> None:

@@ -11,7 +11,7 @@ from typing import IO
 
 import pytest
 
-from tests.helpers import PYTHON, SAFETY_S, run_command, run_process, started
+from tests.helpers import PYTHON, SAFETY_S, run_command, run_process, run_rnncls, started
 
 row = pytest.mark.row
 
@@ -69,6 +69,7 @@ def test_every_line_is_answered_before_the_next_one_is_written(run_dir: Path) ->
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_many_lines_at_once_are_answered_in_order(run_dir: Path) -> None:
     texts = [
         " ".join("012"[(index + part) % 3] for part in range(1 + index % 4))
@@ -84,7 +85,7 @@ def test_many_lines_at_once_are_answered_in_order(run_dir: Path) -> None:
 
 
 @row("D7")
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("together", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_is_answered_before_a_bad_line_does_not_depend_on_the_pipe(
     run_dir: Path, together: bool
 ) -> None:
@@ -102,6 +103,7 @@ def test_what_is_answered_before_a_bad_line_does_not_depend_on_the_pipe(
     assert b"Traceback" not in errors
 
 
+@pytest.mark.slow
 @row("D13")
 def test_a_line_without_an_end_is_refused_and_those_before_it_are_answered(run_dir: Path) -> None:
     # /dev/zero never ends, so a process that waits for the end of the line never would.
@@ -116,7 +118,7 @@ def test_a_line_without_an_end_is_refused_and_those_before_it_are_answered(run_d
 def test_a_long_line_of_a_text_file_is_refused(run_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     path.write_bytes(b"1 2\n" + b"1 " * (8 * 2**20 + 1) + b"\n")
-    done = run_process("predict", run_dir, "--input", path, "--output", tmp_path / "out.csv")
+    done = run_rnncls("predict", run_dir, "--input", path, "--output", tmp_path / "out.csv")
     assert done.returncode == 3
     assert f"error[D13]: a very long line ({path}:2)" in done.stderr
     assert not list(tmp_path.glob("*out*"))
@@ -144,6 +146,7 @@ def test_ctrl_c_between_two_lines_ends_with_130(run_dir: Path) -> None:
     assert b"Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_file_from_a_pipe_is_there_whole_or_not_at_all(run_dir: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     with predicting(run_dir, "--output", output) as process:
@@ -159,6 +162,7 @@ def test_a_file_from_a_pipe_is_there_whole_or_not_at_all(run_dir: Path, tmp_path
     assert [line.split(",")[0] for line in output.read_text().splitlines()] == ["line", "1", "2"]
 
 
+@pytest.mark.slow
 def test_a_redirected_file_says_what_a_pipe_says(run_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     path.write_bytes(b"1 2\r\n2\n0 0 1")
@@ -170,6 +174,7 @@ def test_a_redirected_file_says_what_a_pipe_says(run_dir: Path, tmp_path: Path) 
     assert piped.stdout.count("\n") == 3
 
 
+@pytest.mark.slow
 @row("C17", "D1")
 def test_a_stdin_that_cannot_be_read_is_an_error(run_dir: Path) -> None:
     for redirection, code, message in (

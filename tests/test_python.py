@@ -5,6 +5,8 @@ import json
 import math
 import pickle
 import shutil
+from array import array
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +88,13 @@ def test_every_form_of_a_sequence_is_the_same_sequence(
         torch.tensor([3, 1, 4]),
         np.array([3, 1, 4]),
         list(np.array([3, 1, 4])),
+        array("q", [3, 1, 4]),
+        deque([3, 1, 4]),
     ]
     predictions = rnncls.load(run_of_ids).predict(ids)
     assert len(set(map(str, predictions))) == 1
     assert type(predictions[0].label) is int
+    assert rnncls.load(run_of_ids).predict([range(3)]) == rnncls.load(run_of_ids).predict(["0 1 2"])
 
     words: list[Any] = ["home shop pay", ["home", "shop", "pay"], np.array(["home", "shop", "pay"])]
     predictions = rnncls.load(run_of_words).predict(words, top_k=9)
@@ -184,6 +189,15 @@ def test_a_model_that_gets_no_packed_ids_says_what_to_use(run_dir: Path) -> None
             network(wrong)
         assert type(wrong).__name__ in str(caught.value)
         assert "pack_sequence" in str(caught.value)
+
+    for ids, found in (
+        (torch.tensor([1.0, 2.0]), "float32 with data of shape (2,)"),
+        (torch.tensor([[1, 2]]), "int64 with data of shape (1, 2)"),
+        (torch.tensor([True]), "bool with data of shape (1,)"),
+    ):
+        with pytest.raises(TypeError, match="use rnncls") as caught:
+            network(pack_sequence([ids]))
+        assert f"not a PackedSequence of {found}" in str(caught.value)
 
     # What it advises works, and so does the example in the docstring.
     packed = pack_sequence([torch.tensor([1, 2])], enforce_sorted=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnncls.cli.options import Device, Json
+from rnncls.cli.options import Device, Json, refuse_to_replace
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem
 from rnncls.sweep.paths import is_sweep
@@ -128,11 +128,7 @@ def _require_writable(predictions: Path, *read: Path | str | None) -> None:
     from rnncls.evaluation.predictions import format_of_predictions
 
     format_of_predictions(predictions)
-    for path in read:
-        if path is not None and predictions.resolve() == Path(path).resolve():
-            raise ConfigError(
-                Problem("would replace what is read", f"--predictions {predictions}", id="C17")
-            )
+    refuse_to_replace("--predictions", predictions, *read)
 
 
 def _evaluate_checkpoint(

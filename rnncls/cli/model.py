@@ -8,7 +8,8 @@ import typer
 
 from rnncls.cli.completion import complete_word
 from rnncls.cli.options import Json, load
-from rnncls.errors import ConfigError, Problem, printable
+from rnncls.errors import ConfigError, Problem
+from rnncls.system.rows import on_one_line
 
 if TYPE_CHECKING:
     from rnncls.model.describe import ModelDescription
@@ -58,7 +59,7 @@ def show(
         return
     for key, value in about.items():
         if value is not None:
-            print(printable(f"{key + ':':<12} {_shown(value)}"))
+            print(on_one_line(f"{key + ':':<12} {_shown(value)}"))
     _print_layers(description)
     _print_tensors(description)
 

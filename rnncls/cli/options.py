@@ -1,6 +1,7 @@
 """Options and helpers that several commands share."""
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -11,7 +12,7 @@ from rnncls.cli.completion import complete_word
 from rnncls.errors import ConfigError, Problem
 
 # By their ends, which data/records.py reads as JSONL, CSV or TSV.
-_DATA_FILE = re.compile(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", re.IGNORECASE)
+DATA_FILE = re.compile(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", re.IGNORECASE)
 
 # Where a config is looked for that was meant by a word such as `smoke`.
 _CONFIG_FOLDERS = (Path(), Path("configs"))
@@ -158,7 +159,7 @@ def _kind_of(word: str) -> str:
         return "override"
     if _is_config_name(path):
         return "config"
-    if is_file or _DATA_FILE.search(word):
+    if is_file or DATA_FILE.search(word):
         return "data"
     return "unknown"
 
@@ -201,7 +202,7 @@ def _similar_file(word: str) -> str:
     candidates: dict[str, Path] = {}
     for folder in (path.parent, *_CONFIG_FOLDERS):
         for file in _files_in(folder):
-            if _is_config_name(file) or _DATA_FILE.search(file.name):
+            if _is_config_name(file) or DATA_FILE.search(file.name):
                 candidates.setdefault(_stem(file).lower(), file)
 
     close = difflib.get_close_matches(_stem(path).lower(), list(candidates), n=1)
@@ -236,3 +237,15 @@ def _second_file(word: str, position: int, config: Path | None, words: list[str]
         remedy = "one of them"
     expected = "one config or data file, then overrides such as optimizer.lr=1e-3"
     return ConfigError(Problem(what, expected=expected, found=found, remedy=remedy, id="C17"))
+
+
+def refuse_to_replace(option: str, written: Path, *read: Path | str | None) -> None:
+    """Raise ConfigError if a file to be written is one of those that are read.
+
+    `option` is the one that names the file to be written.
+    """
+    for path in read:
+        # Unlike Path.resolve(), this takes any name, also one of links that go in a circle.
+        if path is not None and os.path.realpath(written) == os.path.realpath(path):
+            what = "would replace what is read"
+            raise ConfigError(Problem(what, f"{option} {written}", remedy="another name", id="C17"))

@@ -1,7 +1,6 @@
 """Defines rnncls predict."""
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnncls.cli.options import Device
+from rnncls.cli.options import DATA_FILE, Device, refuse_to_replace
 from rnncls.config import SumModConfig
 from rnncls.errors import ConfigError, Problem, printable
 from rnncls.system.waiting import load_torch
@@ -20,9 +19,6 @@ from rnncls.system.waiting import load_torch
 if TYPE_CHECKING:
     from rnncls.predict.predictor import Predictor
     from rnncls.predict.reading import Row, Skipping
-
-# Any other file is read as text, one sequence per line.
-_RECORDS = re.compile(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", re.IGNORECASE)
 
 MOST_UNKNOWN_SHOWN = 5  # tokens of a sequence that was typed
 
@@ -78,6 +74,8 @@ def predict(
         )
     for text in sequences or []:
         _refuse_file_name(text)
+    if output is not None:
+        refuse_to_replace("--output", output, input, checkpoint)
     if input is None and sys.stdin is None:
         raise ConfigError(
             Problem("no sequences: stdin is closed", remedy="--input FILE or sequences", id="C17")
@@ -90,8 +88,10 @@ def predict(
 
     predictor = load(checkpoint, device)
 
-    # Nothing given and nothing piped in: a person sits there.
-    if input is None and not sequences and sys.stdin.isatty():
+    # Nothing given and nothing piped in: a person sits there. Whoever wants JSON or a file gets it
+    # of what is typed as of what comes through a pipe.
+    is_piped = as_json or output is not None or not sys.stdin.isatty()
+    if input is None and not sequences and not is_piped:
         _prompt(predictor, top_k)
         return
 
@@ -117,7 +117,7 @@ def _refuse_file_name(text: str) -> None:
     looks_like_path = "." in text or "/" in text
     # os.path answers False where pathlib raises, for example for a long sequence of characters.
     is_file = looks_like_path and os.path.isfile(text)  # noqa: PTH113
-    if is_file or _RECORDS.search(text):
+    if is_file or DATA_FILE.search(text):
         raise ConfigError(
             Problem(
                 f"a file's name as a sequence: did you mean --input {text}?",
@@ -136,9 +136,10 @@ def _groups(
     from rnncls.data.records import opened
     from rnncls.predict.reading import line_groups, numbered_lines, rows_of_file, rows_of_lines
 
-    if path is not None and _RECORDS.search(str(path)):
+    if path is not None and DATA_FILE.search(str(path)):
         yield [rows_of_file(predictor, path, skipped)]
     elif path is not None:
+        # Any other file is text, one sequence per line.
         # Opened before the output is begun: a missing file is reported even if the output could not
         # be written either.
         with opened(path) as file:

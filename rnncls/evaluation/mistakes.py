@@ -10,6 +10,7 @@ from torch import Tensor
 from rnncls.errors import printable
 from rnncls.evaluation.examples import Examples, Readable, unpacked
 from rnncls.evaluation.scores import Scored, Scores
+from rnncls.system.rows import on_one_line, shortened, text_of
 
 MOST_PAIRS = 10
 MOST_CLASSES = 20  # in a picture of the classes that are confused
@@ -17,7 +18,6 @@ MOST_CLASSES = 20  # in a picture of the classes that are confused
 # In a table of errors, in characters.
 MOST_OF_SEQUENCE = 60
 MOST_OF_LABEL = 24
-NEAR = 8  # characters that may be left out so that a token is not cut
 
 
 @dataclass(frozen=True)
@@ -191,46 +191,14 @@ def mistake_lines(mistakes: list[Mistake], errors: int, num_classes: int) -> lis
 
 def _sequence(mistake: Mistake, num_classes: int) -> str:
     """Return the beginning and the end of a sequence, on one line, and its sum if it has one."""
-    if isinstance(mistake.sequence, str):
-        text = mistake.sequence
-    else:
-        text = " ".join(map(str, mistake.sequence))
-
-    shown = _one_line(shortened(text, MOST_OF_SEQUENCE))
+    shown = on_one_line(shortened(text_of(mistake.sequence), MOST_OF_SEQUENCE))
     if mistake.sum is None:
         return shown
     return f"{shown} = {mistake.sum:,}, mod {num_classes:,} = {mistake.true}"
 
 
 def _label(label: str) -> str:
-    return _one_line(shortened(label, MOST_OF_LABEL))
-
-
-def shortened(text: str, most: int) -> str:
-    """Return a text of at most `most` characters: all of it, or its beginning and its end.
-
-    It is cut at spaces that are near, so that no number looks like a shorter one.
-    """
-    if len(text) <= most:
-        return text
-
-    gap = " ... "
-    half = (most - len(gap)) // 2
-    beginning = text[: most - len(gap) - half]
-    end = text[-half:]
-
-    space = beginning.rfind(" ", len(beginning) - NEAR)
-    if space > 0:
-        beginning = beginning[:space]
-    space = end.find(" ", 0, NEAR)
-    if space >= 0:
-        end = end[space + 1 :]
-    return f"{beginning}{gap}{end}"
-
-
-def _one_line(text: str) -> str:
-    """Escape what would break a table, beside control characters."""
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+    return on_one_line(shortened(label, MOST_OF_LABEL))
 
 
 def confused_lines(confused: Confused) -> list[str]:

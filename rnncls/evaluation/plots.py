@@ -3,9 +3,9 @@
 import io
 from pathlib import Path
 
-from rnncls.errors import printable
-from rnncls.evaluation.mistakes import Confused, shortened
+from rnncls.evaluation.mistakes import Confused
 from rnncls.system.files import write_atomically, writing
+from rnncls.system.rows import on_one_line, shortened
 
 MOST_OF_LABEL = 24  # characters of a label at an axis
 
@@ -50,7 +50,7 @@ def draw_confused(confused: Confused, path: Path) -> None:
             )
 
     # A label is text, even if it looks like a formula: $x$.
-    names = [printable(shortened(label, MOST_OF_LABEL)) for label in confused.classes]
+    names = [on_one_line(shortened(label, MOST_OF_LABEL)) for label in confused.classes]
     places = range(num_classes)
     rotation = 90 if max(map(len, names)) > 5 else 0
     axes.set_xticks(places, names, rotation=rotation, parse_math=False)

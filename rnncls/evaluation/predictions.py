@@ -1,7 +1,5 @@
 """Writes what a model says about every sequence that it is evaluated on, as a table or as JSONL."""
 
-import csv
-import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from rnncls.evaluation.examples import Examples, unpacked
 from rnncls.evaluation.mistakes import probability_of
 from rnncls.evaluation.scores import Scored
 from rnncls.system.files import new_file, writing
+from rnncls.system.rows import format_of_name, table_writer, text_of, write_json_line
 
 # Of one sequence. With more classes, JSONL has the likeliest, and a table none of their own.
 MOST_PROBABILITIES = 100
@@ -35,8 +34,8 @@ Stage = Callable[[Iterable[Scored]], Iterator[Scored]]
 
 def format_of_predictions(path: Path) -> str:
     """Return jsonl, csv or tsv, by the name of the file. Raises: ConfigError for another name."""
-    format = path.suffix[1:].lower()
-    if format in ("jsonl", "csv", "tsv"):
+    format = format_of_name(path)
+    if format:
         return format
     raise ConfigError(
         Problem(
@@ -129,7 +128,7 @@ def _writer(file: TextIO, format: str, examples: Examples) -> Callable[[Row], ob
     """Return a function that writes a row as `jsonl`, `csv` or `tsv`."""
     if format == "jsonl":
         return _json_writer(file, examples)
-    return _table_writer(file, examples, "\t" if format == "tsv" else ",")
+    return _table_writer(file, format, examples)
 
 
 def _json_writer(file: TextIO, examples: Examples) -> Callable[[Row], object]:
@@ -150,33 +149,29 @@ def _json_writer(file: TextIO, examples: Examples) -> Callable[[Row], object]:
             # In JSON, every key is text.
             "probabilities": {examples.labels[number]: value for number, value in named},
         }
-        # What people write in any script stays readable.
-        file.write(json.dumps(content, ensure_ascii=False) + "\n")
+        write_json_line(file, content)
 
     return write
 
 
-def _table_writer(file: TextIO, examples: Examples, delimiter: str) -> Callable[[Row], object]:
+def _table_writer(file: TextIO, format: str, examples: Examples) -> Callable[[Row], object]:
     """Write one row per sequence below a header row, with a column for each of few classes."""
-    # The lines end as those of JSONL do; csv's own default is CRLF.
-    table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    write_row = table_writer(file, format)
     has_columns = len(examples.labels) <= MOST_PROBABILITIES
     heading = ["sequence", "sum"] if examples.source is None else ["line", "sequence"]
     heading += ["true", "predicted", "probability"]
     if has_columns:
         heading += [f"probability_{label}" for label in examples.labels]
-    table.writerow(heading)
+    write_row(heading)
 
     def write(row: Row) -> None:
-        sequence = examples.readable(row.ids)
-        if not isinstance(sequence, str):
-            sequence = " ".join(map(str, sequence))
+        sequence = text_of(examples.readable(row.ids))
         values = [*_place(row, examples).values(), sequence, *_sum(row, examples).values()]
         values += [examples.labels[row.true], examples.labels[row.predicted]]
         values.append(f"{row.probability:.8g}")
         if has_columns:
             values += [f"{value:.8g}" for value in row.probabilities]
-        table.writerow(values)
+        write_row(values)
 
     return write
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from rnncls.errors import ConfigError, Problem, printable
+from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.metrics import class_counts, confusion_matrix, wilson_interval
 from rnncls.evaluation.mistakes import Confused, Mistake, confused_lines, mistake_lines
 from rnncls.evaluation.scores import Scores, count_by_length
+from rnncls.system.rows import on_one_line
 
 MOST_CLASSES_SHOWN = 1000  # in a confusion matrix, and by class
 MOST_LENGTHS_SHOWN = 24  # in the text of a report
@@ -104,7 +105,7 @@ class Report:
 def _summary_lines(report: Report) -> list[str]:
     lines = []
     if report.data is not None:
-        lines.append(f"evaluated on: {printable(report.data)}")
+        lines.append(f"evaluated on: {on_one_line(report.data)}")
 
     # An interval allows for sequences that were not evaluated; an exhaustive report has none.
     if report.exhaustive:
@@ -137,8 +138,8 @@ def _length_lines(rows: list[LengthReport]) -> list[str]:
 
 
 def _class_lines(classes: list[ClassReport]) -> list[str]:
-    # Labels come from the user's files, and may have control characters.
-    labels = [printable(row.label) for row in classes]
+    # Labels come from the user's files, and may have control characters and line ends.
+    labels = [on_one_line(row.label) for row in classes]
     width = max(5, *map(len, labels))
 
     lines = [f"{'class':<{width}}   examples  precision  recall      F1"]
@@ -151,7 +152,7 @@ def _class_lines(classes: list[ClassReport]) -> list[str]:
 
 
 def _confusion_lines(confusion: list[list[int]], classes: list[ClassReport]) -> list[str]:
-    labels = [printable(row.label) for row in classes]
+    labels = [on_one_line(row.label) for row in classes]
     largest = max(max(row) for row in confusion)
 
     # Counts and the labels above them share the columns; the labels at the left have their own.

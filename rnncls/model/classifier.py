@@ -89,19 +89,15 @@ class RNNClassifier(nn.Module):
         >>> model(pack_sequence(ids, enforce_sorted=False)).shape
         torch.Size([2, 2])
 
-        Raises: TypeError for anything that is neither packed nor `Padded`. ValueError if the model
-        is bidirectional and the sequences are padded.
+        Raises: TypeError for anything that is neither packed ids nor `Padded`. ValueError if the
+        model is bidirectional and the sequences are padded.
         """
         # The summary is what the head sees, (B, num_directions * hidden_size).
         if isinstance(tokens, Padded):
             summary = self._summary_of_padded(tokens)
-        elif not isinstance(tokens, PackedSequence):
-            raise TypeError(
-                f"the model takes a PackedSequence of token ids, not {type(tokens).__name__}: use "
-                "rnncls.load(...).predict, or pack the ids with torch.nn.utils.rnn.pack_sequence("
-                "ids, enforce_sorted=False) or rnncls.data.collate(ids, labels).tokens"
-            )
         else:
+            _require_packed_ids(tokens)
+
             # Real tokens only are embedded, (S, embedding_dim); batch sizes and order stay.
             embedded = tokens._replace(data=self.embedding(tokens.data))
             summary = self._summary(embedded)
@@ -247,3 +243,20 @@ def _init_gates(weight: Tensor, recurrent_init: str, hidden_size: int) -> None:
     init = nn.init.orthogonal_ if recurrent_init == "orthogonal" else nn.init.eye_
     for gate in torch.split(weight, hidden_size):
         init(gate)
+
+
+def _require_packed_ids(tokens: object) -> None:
+    """Raise TypeError, which says what to use, for anything but a PackedSequence of ids."""
+    found = type(tokens).__name__
+    if isinstance(tokens, PackedSequence):
+        ids = tokens.data
+        if ids.dtype in (torch.int64, torch.int32) and ids.ndim == 1:
+            return
+        kind = str(ids.dtype).removeprefix("torch.")
+        found = f"a {found} of {kind} with data of shape {tuple(ids.shape)}"
+
+    raise TypeError(
+        f"the model takes a PackedSequence of token ids, not {found}: use "
+        "rnncls.load(...).predict, or pack the ids with torch.nn.utils.rnn.pack_sequence("
+        "ids, enforce_sorted=False) or rnncls.data.collate(ids, labels).tokens"
+    )

@@ -22,7 +22,7 @@ from rnncls.data import Vocabulary, collate
 from rnncls.data.records import tokens_of
 from rnncls.data.sequences import cut_for_evaluation
 from rnncls.data.vocabulary import are_integers, truncate
-from rnncls.errors import DataError, Problem
+from rnncls.errors import DataError, NonFiniteError, Problem
 from rnncls.model.classifier import RNNClassifier
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.checkpoint_files import load_checkpoint
@@ -79,7 +79,8 @@ class Predictor:
         are those of `rnncls predict`. They do not depend on what is predicted beside a sequence.
 
         Raises: DataError for an item that is no sequence, is empty, or has a token that the model
-        does not know and has no `<unk>` for; it names the item. ValueError for a top_k below 1.
+        does not know and has no `<unk>` for; it names the item. NonFiniteError if the model's
+        weights have become NaN. ValueError for a top_k below 1.
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
@@ -217,10 +218,11 @@ def _ids_of(predictor: Predictor, item: Any, number: int) -> list[int]:
 
 
 def _tokens_of_item(item: Any) -> list[Any] | None:
-    """Return the tokens in a list, a tuple, a tensor or an array; None for anything else."""
+    """Return the tokens in a list or another sequence, a tensor or an array; else None."""
     if isinstance(item, Tensor | np.ndarray):
         return item.tolist() if item.ndim == 1 else None
-    if isinstance(item, list | tuple):
+    # Bytes are a sequence of integers to Python, and a text that was not decoded to people.
+    if isinstance(item, Sequence) and not isinstance(item, bytes | bytearray | memoryview):
         # NumPy's own integers and texts are not those of Python.
         return [value.item() if isinstance(value, np.generic) else value for value in item]
     return None
@@ -251,7 +253,7 @@ def predict_ids(predictor: Predictor, ids: list[list[int]], top_k: int = 1) -> l
     """Return a prediction for each list of ids, in their order. None of them is empty.
 
     A prediction does not depend on what else is predicted. All ids are in memory several times:
-    callers pass at most CHUNK of them.
+    callers pass at most CHUNK of them. Raises: NonFiniteError.
     """
     # Sorted by length, so that sequences of one batch need little padding.
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
@@ -278,11 +280,33 @@ def _predict_batch(predictor: Predictor, ids: list[list[int]], top_k: int) -> It
     network = predictor.network
     logits = network(batch.to(network.device).tokens)
 
-    # (B, top_k) each, best first. topk() refuses more than there are.
-    top_k = min(top_k, len(predictor.labels))
-    probabilities, classes = logits.softmax(1).topk(top_k)
+    # (B, top_k) each, best first.
+    classes = _likeliest(logits, top_k)
+    probabilities = logits.softmax(1).gather(1, classes)
+    _require_finite(predictor, probabilities)
 
     for numbers, of_numbers in zip(classes.tolist(), probabilities.tolist(), strict=True):
         labels = [predictor.labels[number] for number in numbers]
         top = list(zip(labels, of_numbers, strict=True))
         yield Prediction(labels[0], of_numbers[0], top)
+
+
+def _likeliest(logits: Tensor, top_k: int) -> Tensor:
+    """Return the numbers of the `top_k` likeliest classes (B, top_k) by logits (B, N).
+
+    Of classes that are equally likely the first comes first, as in an evaluation.
+    """
+    # Not topk(), which promises no such order, and not by probabilities, which are rounded: there,
+    # classes are equal that an evaluation tells apart.
+    if top_k == 1:
+        return logits.argmax(1, keepdim=True)
+    return logits.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
+
+
+def _require_finite(predictor: Predictor, probabilities: Tensor) -> None:
+    """Raise NonFiniteError if a probability is NaN: then the label stands for nothing."""
+    if bool(probabilities.isnan().any()):
+        what = "the model's answer is not a number"
+        remedy = "an earlier checkpoint of the run"
+        place = str(predictor.checkpoint)
+        raise NonFiniteError(Problem(what, place, remedy=remedy, id="K13"))

@@ -91,6 +91,9 @@ def rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterat
     # A table needs no column of labels.
     for line, fields in read_rows(path, format, "auto", [data.sequence_field], bad):
         sequence = fields.get(data.sequence_field)
+        if sequence is None:
+            bad.add_problem(line, _no_sequence(data.sequence_field, fields))
+            continue
         ids = encode(predictor, sequence)
         if isinstance(ids, Problem):
             bad.add_problem(line, ids)
@@ -100,6 +103,16 @@ def rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterat
         label = fields.get(data.label_field)
         true = known.get(str(label), label) if is_label(label) else None
         yield Row(line, ids, sequence, true)
+
+
+def _no_sequence(field: str, fields: dict[str, Any]) -> Problem:
+    """Return the problem of a row without the field that training read, or with null in it."""
+    if field in fields:
+        found = "null"
+    else:
+        found = f"the fields {', '.join(fields)}" if fields else "no fields"
+    expected = f'a list or a text in "{field}", as in the training data'
+    return Problem("no sequence", expected=expected, found=found, id="D14")
 
 
 def rows_of_lines(predictor: Predictor, lines: NumberedLines, bad: BadRows) -> Iterator[Row]:

@@ -1,7 +1,5 @@
 """Write what `rnncls predict` has predicted: as text, JSON lines or a table."""
 
-import csv
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,10 +9,17 @@ from typing import IO, Any, TextIO
 
 from tqdm import tqdm
 
-from rnncls.errors import printable
 from rnncls.predict.predictor import Label, Prediction, Predictor, predict_ids
 from rnncls.predict.reading import Row, chunks_of
 from rnncls.system.files import new_file, writing
+from rnncls.system.rows import (
+    format_of_name,
+    on_one_line,
+    shortened,
+    table_writer,
+    text_of,
+    write_json_line,
+)
 from rnncls.system.streams import reader_has_left
 
 # Of a sequence, in a line of text. The other formats have all of it.
@@ -76,10 +81,8 @@ def _opened(output: Path | None) -> Iterator[tuple[TextIO, str]]:
         yield sys.stdout, ""
         return
 
-    suffix = output.suffix[1:].lower()
-    format = suffix if suffix in ("jsonl", "csv", "tsv") else ""
     with writing(output), new_file(output) as file:
-        yield file, format
+        yield file, format_of_name(output)
 
 
 class Tally:
@@ -146,7 +149,7 @@ def writer(file: TextIO | IO[str], format: str, echo: bool, has_labels: bool) ->
         return _json_writer(file, echo)
     if format == "text":
         return _text_writer(file, echo)
-    return _table_writer(file, "\t" if format == "tsv" else ",", echo, has_labels)
+    return _table_writer(file, format, echo, has_labels)
 
 
 def _json_writer(file: TextIO | IO[str], echo: bool) -> Writer:
@@ -169,8 +172,7 @@ def _json_writer(file: TextIO | IO[str], echo: bool) -> Writer:
         if echo:
             fields["sequence"] = row.sequence
 
-        # Labels in any script stay readable. What stdout cannot encode is escaped there.
-        file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        write_json_line(file, fields)
 
     return write
 
@@ -181,9 +183,10 @@ def _text_writer(file: TextIO | IO[str], echo: bool) -> Writer:
     def write(row: Row, prediction: Prediction) -> None:
         parts = [to_text(prediction)]
         if row.true is not None:
-            parts.append(f"(true: {_on_one_line(str(row.true))})")
+            parts.append(f"(true: {on_one_line(str(row.true))})")
         if echo:
-            parts.append(f"<- {_shortened(row.sequence)}")
+            sequence = shortened(text_of(row.sequence), MOST_CHARACTERS_SHOWN)
+            parts.append(f"<- {on_one_line(sequence)}")
         file.write("   ".join(parts) + "\n")
 
     return write
@@ -193,52 +196,27 @@ def to_text(prediction: Prediction) -> str:
     """Return the labels and their probabilities as a person reads them, on one line."""
     parts = []
     for label, probability in prediction.top:
-        parts.append(f"{_on_one_line(str(label))} {probability:.4f}")
+        parts.append(f"{on_one_line(str(label))} {probability:.4f}")
     return "   ".join(parts)
 
 
-def _shortened(sequence: Any) -> str:
-    """Return the beginning of a sequence, on one line."""
-    # As characters every token has at least one, so no more tokens are needed than are shown.
-    text = sequence
-    if not isinstance(text, str):
-        text = " ".join(map(str, sequence[: MOST_CHARACTERS_SHOWN + 1]))
-
-    if len(text) > MOST_CHARACTERS_SHOWN:
-        text = text[:MOST_CHARACTERS_SHOWN] + " ..."
-    return _on_one_line(text)
-
-
-def _on_one_line(text: str) -> str:
-    # Nearly every text is printable as it is.
-    if text.isprintable():
-        return text
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def _table_writer(file: TextIO | IO[str], delimiter: str, echo: bool, has_labels: bool) -> Writer:
+def _table_writer(file: TextIO | IO[str], format: str, echo: bool, has_labels: bool) -> Writer:
     """Write one row for each label of each prediction, below a header row."""
-    # The lines end as those of the other formats do; csv's own default is CRLF.
-    table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    write_row = table_writer(file, format)
     header = ["line", "label", "probability"]
     if has_labels:
         header.append("true")
     if echo:
         header.append("sequence")
-    table.writerow(header)
+    write_row(header)
 
     def write(row: Row, prediction: Prediction) -> None:
         rest: list[Label | None] = []
         if has_labels:
             rest.append(row.true)
         if echo:
-            rest.append(_in_a_cell(row.sequence))
+            rest.append(text_of(row.sequence))
         for label, probability in prediction.top:
-            table.writerow([row.line, label, f"{probability:.6g}", *rest])
+            write_row([row.line, label, f"{probability:.6g}", *rest])
 
     return write
-
-
-def _in_a_cell(sequence: Any) -> str:
-    """Return a sequence as text; of a list, the tokens between spaces."""
-    return sequence if isinstance(sequence, str) else " ".join(map(str, sequence))
