@@ -155,7 +155,7 @@ def test_config_keys_answers_without_a_config(fails: Callable[..., str]) -> None
     entries = json.loads(run_rnncls("config", "keys", "optimizer", "--json").stdout)["keys"]
     defaults = {entry["name"]: entry["default"] for entry in entries}
     assert defaults["optimizer.lr"] == 2e-3
-    assert defaults["optimizer.weight_decay"] == {"sum_mod": 0.3, "files": 0.01}
+    assert defaults["optimizer.weight_decay"] == {"sum_mod": 0.3, "files": 0.3}
     assert "did you mean hidden_size" in fails(2, "config", "keys", "hiden_size")
 
 

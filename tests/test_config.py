@@ -400,7 +400,7 @@ def test_null_is_the_default_of_the_data_source(tmp_path: Path) -> None:
     # What is counted in the files is not known yet.
     of_files = {
         "model.init_gain": 1.0,
-        "optimizer.weight_decay": 0.01,
+        "optimizer.weight_decay": 0.3,
         "schedule.warmup_steps": None,
         "train.eval_samples": None,
     }

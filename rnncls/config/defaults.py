@@ -18,7 +18,7 @@ BY_SOURCE: dict[str, dict[str, float | str]] = {
     },
     "files": {
         "model.init_gain": 1.0,
-        "optimizer.weight_decay": 0.01,
+        "optimizer.weight_decay": 0.3,
         "schedule.warmup_steps": f"{WARMUP_PERCENT} %",
         "train.eval_samples": "all",
     },

@@ -23,17 +23,19 @@ from rnncls.data.dataset import hash_of
 from rnncls.data.records import BadRows, Record, format_of, read_records
 from rnncls.errors import DataError, Problem, printable
 
-# The model and the length of a run. A GRU of this size is a good start for texts, names and
-# clicks; a small file is repeated until the run has enough steps, a large one until it has taken
-# long enough. What is best differs from file to file, but seldom by much.
+# The model and the length of a run, chosen on three real sets: docs/data.md has the table, and
+# scripts/file_defaults.py measures it. A word is seen less often than a character or an id, and
+# needs a larger embedding. Small files get small batches, and epochs follow from the rows.
 HIDDEN_SIZE = 128
-EMBEDDING_DIM = {"ids": 32, "words": 64, "characters": 32}
-BATCH_SIZES = {2_000: 16, 10_000: 32, 100_000: 64}  # up to so many rows
+EMBEDDING_DIM = {"ids": 32, "words": 128, "characters": 32}
+LEARNING_RATE = 5e-3
+BATCH_SIZES = {2_000: 16, 20_000: 32, 100_000: 64}  # up to so many rows
 LARGEST_BATCH_SIZE = 128
-EPOCHS = 10
+SEQUENCES = 64_000  # trained on in all epochs together
+MOST_EPOCHS = 60
 LEAST_STEPS = 500
-MOST_STEPS = 30_000
-STEPS_PER_EVALUATION = (25, 2_000)  # at least and at most; between them one epoch
+MOST_STEPS_PER_EVALUATION = 2_000  # at most an epoch, and a third of the run
+LEAST_STEPS_PER_EVALUATION = 25
 PATIENCE = 5  # evaluations
 NO_LIMIT = 1_000_000  # of steps, where the epochs decide
 
@@ -304,23 +306,26 @@ def _model_entries(seen: _Seen) -> Iterator[_Entry]:
 
 
 def _train_entries(seen: _Seen) -> Iterator[_Entry]:
+    yield _Entry("optimizer", "lr", LEARNING_RATE, "at most; 1e-2 and 2e-3 are worth a try")
+
     fitting = [size for rows, size in BATCH_SIZES.items() if seen.total <= rows]
     batch_size = fitting[0] if fitting else LARGEST_BATCH_SIZE
     trained_on = seen.total * (1 - sum(_shares(seen)))
     per_epoch = math.ceil(trained_on / batch_size)
 
     # Enough steps for a small file, not too many for a large one; at least one epoch.
-    epochs = max(EPOCHS, math.ceil(LEAST_STEPS / per_epoch))
-    epochs = max(1, min(epochs, MOST_STEPS // per_epoch))
+    epochs = max(1, min(MOST_EPOCHS, round(SEQUENCES / trained_on)))
+    epochs = max(epochs, math.ceil(LEAST_STEPS / per_epoch))
     yield _Entry("train", "batch_size", batch_size, f"steps per epoch: about {per_epoch:,}")
     yield _Entry("train", "max_epochs", epochs, f"about {epochs * per_epoch:,} steps")
     limit = max(NO_LIMIT, 2 * epochs * per_epoch)
     yield _Entry("train", "max_steps", limit, "no limit: max_epochs ends the run")
 
-    # Once per epoch, but not after a few steps, and a long epoch in equal parts.
-    least, most = STEPS_PER_EVALUATION
-    parts = math.ceil(per_epoch / most)
-    every = max(least, math.ceil(per_epoch / parts))
+    # Once per epoch, but not after a few steps; three times in a short run, and a long epoch in
+    # equal parts.
+    longest = min(MOST_STEPS_PER_EVALUATION, math.ceil(epochs * per_epoch / 3))
+    parts = math.ceil(per_epoch / longest)
+    every = max(LEAST_STEPS_PER_EVALUATION, math.ceil(per_epoch / parts))
     yield _Entry("train", "eval_every", every, "steps")
     yield _Entry("train", "log_every", min(100, every), "steps")
     yield _Entry("train", "patience", PATIENCE, "evaluations without a better one end the run")
