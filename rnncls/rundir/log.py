@@ -49,10 +49,16 @@ def prepare_logs(run_dir: Path, config: Config, last_logged: int, comment: str =
             first_line, _, _ = path.read_text("utf-8", errors="replace").partition("\n")
             if first_line.startswith("# "):
                 comment = first_line.removeprefix("# ")
-        text = dump_config(config)
-        if comment:
-            text = f"# {printable(comment)}\n{text}"
-        write_atomically(path, text.encode())
+        write_atomically(path, commented(comment, dump_config(config)).encode())
+
+
+def commented(comment: str, text: str) -> str:
+    """Return YAML text under a comment of one line, if there is one."""
+    if not comment:
+        return text
+    # A file's name may have line breaks, and what follows one would be a part of the YAML.
+    comment = printable(comment).replace("\n", "\\n")
+    return f"# {comment}\n{text}"
 
 
 class RunLog:
