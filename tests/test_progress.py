@@ -5,17 +5,18 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 
 from rnncls.config import Config, dump_config, load_config
-from rnncls.data import load_task
+from rnncls.data import Task, load_task
 from rnncls.errors import Interrupted
 from rnncls.rundir.status import read_status
+from rnncls.steps.state import TrainState
 from rnncls.system.waiting import load_torch
-from rnncls.training import advice
+from rnncls.training import advice, check
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from tests.helpers import (
@@ -159,7 +160,8 @@ def test_a_run_at_chance_warns_once_on_the_way_and_at_its_end(
 
 
 @pytest.mark.parametrize(
-    ("max_steps", "warmup", "step"), [(2000, 0, 1050), (8000, 0, 2100), (2000, 900, 1800)]
+    ("max_steps", "warmup", "step"),
+    [(2000, 0, 1050), (8000, 0, 2100), (2000, 900, 1800), (2000, 2000, 1050)],
 )
 def test_a_run_is_looked_at_after_a_quarter_1000_steps_and_twice_the_warm_up(
     max_steps: int, warmup: int, step: int
@@ -277,6 +279,13 @@ def test_check_fits_one_batch_and_writes_nothing(tmp_path: Path) -> None:
         assert "engine: eager steps on cpu, 1 thread" in done.stdout
         assert re.search(r"time: about \d+ (s|min) for (40|24) steps", done.stdout)
     assert tree(tmp_path) == before
+
+
+def test_the_speed_of_an_engine_that_takes_all_steps_at_once_is_measured() -> None:
+    def at_once(_state: TrainState, _task: Task) -> Generator[int, None, None]:
+        yield 40
+
+    assert check.steps_per_second(at_once, load_task(config_of()), None) > 4000
 
 
 @pytest.mark.row("T2")

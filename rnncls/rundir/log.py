@@ -12,11 +12,10 @@ from tqdm import tqdm
 
 from rnncls.config import Config, dump_config
 from rnncls.data import Task
-from rnncls.errors import printable
 from rnncls.rundir.events import EventLog, reporting_disk_errors_later
 from rnncls.rundir.paths import CONFIG, METRICS, METRICS_TABLE
 from rnncls.rundir.tables import MetricsTables, keep_metrics
-from rnncls.system.files import write_atomically, writing
+from rnncls.system.files import commented, write_atomically, writing
 
 TABLES = f"{METRICS} and {METRICS_TABLE}"
 EVENTS = "the TensorBoard log"
@@ -50,15 +49,6 @@ def prepare_logs(run_dir: Path, config: Config, last_logged: int, comment: str =
             if first_line.startswith("# "):
                 comment = first_line.removeprefix("# ")
         write_atomically(path, commented(comment, dump_config(config)).encode())
-
-
-def commented(comment: str, text: str) -> str:
-    """Return YAML text under a comment of one line, if there is one."""
-    if not comment:
-        return text
-    # A file's name may have line breaks, and what follows one would be a part of the YAML.
-    comment = printable(comment).replace("\n", "\\n")
-    return f"# {comment}\n{text}"
 
 
 class RunLog:

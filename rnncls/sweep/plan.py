@@ -25,10 +25,9 @@ from rnncls.data.dataset import data_paths
 from rnncls.data.records import fingerprint, require_unchanged_files
 from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
-from rnncls.rundir.log import commented
 from rnncls.rundir.paths import LOCK
 from rnncls.sweep.paths import MEMBERS, SWEEP_FILE
-from rnncls.system.files import TEMPORARY, write_atomically, writing
+from rnncls.system.files import TEMPORARY, commented, write_atomically, writing
 
 # All members are kept in memory, each with its config.
 MOST_MEMBERS = 100_000
