@@ -126,7 +126,8 @@ def _advice(state: TrainState, task: Task, scalars: dict[str, float]) -> list[Ad
     dead = share_of_dead_units(state, task)
     if dead >= 0.5:
         # With another cause they are its result, and another function would not help.
-        remedy = "model.nonlinearity=tanh, or a smaller optimizer.lr"
+        rate = task.config.optimizer.lr
+        remedy = f"optimizer.lr={rate / 10:g}, or model.nonlinearity=tanh"
         if found:
             remedy = "a new run: with more steps these units stay 0"
         what = f"dead ReLUs: {dead:.0%} of the hidden units are 0 for every validation sequence"
