@@ -4,14 +4,19 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 
 from rnncls.config import Config, dump_config, load_config
+from rnncls.data import Task, load_task
 from rnncls.errors import Interrupted
 from rnncls.rundir.status import read_status
+from rnncls.steps.state import TrainState
+from rnncls.system.waiting import load_torch
+from rnncls.training import advice, check
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from tests.helpers import (
@@ -139,23 +144,31 @@ def test_a_sample_of_the_validation_file_says_so(
 
 @pytest.mark.row("T1")
 def test_a_run_at_chance_warns_once_on_the_way_and_at_its_end(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(**AT_CHANCE, train={"max_steps": 1200, "log_every": 100, "eval_every": 400})
-    state = fit(config, tmp_path / "run")
+    # The evaluation of step 105 is the first one after this; a quarter of the run is earlier.
+    monkeypatch.setattr(advice, "EARLY_STEPS", 100)
+    config = config_of(**AT_CHANCE, train={"max_steps": 130, "log_every": 15, "eval_every": 15})
+    fit_until(110, config, tmp_path / "run")
     said = capfd.readouterr().err
-    assert re.findall(r"warning\[T1\]: .*? \((1.0986 = ln 3)\) at step ([\d,]+)", said) == [
-        ("1.0986 = ln 3", "1,200")
+    assert re.findall(r"warning\[T1\]: .*? \((.*)\) at step (\d+)", said) == [
+        ("1.0986 = ln 3", "105")
     ]
     assert "try:      optimizer.lr=1e-3" in said
-    assert state.step == 1200
+    resume(tmp_path / "run")
+    assert re.findall(r"at step (\d+)$", warned(capfd.readouterr().err)) == ["130"]
 
-    # 1,000 steps are the earliest: the evaluation of step 1,050 is the first one after them.
-    early = config_of(**AT_CHANCE, train={"max_steps": 1200, "log_every": 75, "eval_every": 150})
-    fit_until(1100, early, tmp_path / "early")
-    assert re.findall(r"at step ([\d,]+)$", warned(capfd.readouterr().err)) == ["1,050"]
-    resume(tmp_path / "early")
-    assert re.findall(r"at step ([\d,]+)$", warned(capfd.readouterr().err)) == ["1,200"]
+
+@pytest.mark.parametrize(
+    ("max_steps", "warmup", "step"),
+    [(2000, 0, 1050), (8000, 0, 2100), (2000, 900, 1800), (2000, 2000, 1050)],
+)
+def test_a_run_is_looked_at_after_a_quarter_1000_steps_and_twice_the_warm_up(
+    max_steps: int, warmup: int, step: int
+) -> None:
+    train = {"max_steps": max_steps, "eval_every": 150}
+    task = load_task(config_of(train=train, schedule={"warmup_steps": warmup}))
+    assert [one for one in range(max_steps) if advice.is_early_look(task, one)] == [step]
 
 
 def warned(text: str) -> str:
@@ -180,6 +193,15 @@ def test_a_warm_up_longer_than_the_run_is_named_as_the_cause(
     said = capfd.readouterr().err
     assert "likely:   the warm-up of 1,000,000 steps is not over" in said
     assert "try:      schedule.warmup_steps=3" in said
+
+
+def test_accuracy_above_that_of_guessing_does_not_hide_a_loss_that_is_no_better() -> None:
+    """As after 2,000 steps of configs/sum_mod_10.yaml with a warm-up of a million steps."""
+    task = load_task(load_config(ROOT / "configs/sum_mod_10.yaml"))
+    scalars = {"train/loss": 2.3007, "val/loss": 2.3001, "val/accuracy": 0.144}
+    assert advice.is_guessing(task, scalars)
+    assert not advice.is_guessing(task, scalars | {"val/loss": 2.25})
+    assert not advice.is_guessing(task, scalars | {"train/loss": 2.25})
 
 
 def test_guessing_on_files_is_the_entropy_of_their_classes(
@@ -257,6 +279,13 @@ def test_check_fits_one_batch_and_writes_nothing(tmp_path: Path) -> None:
         assert "engine: eager steps on cpu, 1 thread" in done.stdout
         assert re.search(r"time: about \d+ (s|min) for (40|24) steps", done.stdout)
     assert tree(tmp_path) == before
+
+
+def test_the_speed_of_an_engine_that_takes_all_steps_at_once_is_measured() -> None:
+    def at_once(_state: TrainState, _task: Task) -> Generator[int, None, None]:
+        yield 40
+
+    assert check.steps_per_second(at_once, load_task(config_of()), None) > 4000
 
 
 @pytest.mark.row("T2")
@@ -359,8 +388,9 @@ def test_the_bar_of_a_sweep_moves_and_counts_members_at_70_columns(tmp_path: Pat
     assert len(counts) > 4
 
 
-def test_in_a_pipe_nothing_is_said_about_loading(tmp_path: Path) -> None:
-    config = saved(config_of(train={"max_steps": 2}), tmp_path / "c.yaml")
-    done = run_command([PYTHON, "-m", "rnncls", "train", "-c", config, "--run-dir", tmp_path / "r"])
-    assert done.returncode == 0, done.stderr
-    assert "loading" not in done.stderr
+def test_in_a_pipe_nothing_is_said_about_loading(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    load_torch()
+    assert capfd.readouterr().err == ""

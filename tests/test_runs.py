@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from rnncls.config import dump_config
+from rnncls.config import dump_config, load_config
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint
 from rnncls.rundir.listing import flat, saved_values
+from rnncls.sweep.plan import plan_sweep
 from rnncls.training.fit import fit
 from tests.helpers import (
     ROOT,
@@ -132,6 +133,10 @@ def test_rows_are_sorted_cut_and_counted(tmp_path: Path) -> None:
     assert len(listed(tmp_path)) == 25
     assert names(tmp_path, "-n", "2", "--sort", "step") == ["r00", "r01"]
     assert names(tmp_path, "-n", "1", "--sort", "run") == ["r00"]
+    assert names(tmp_path, "--all", "-n", "1", "--sort", "run") == ["r00"]
+    done = run_rnncls("runs", "ls", tmp_path, "--all", "-n", "3")
+    assert len(done.stdout.splitlines()) == 4
+    assert done.stderr == "... and 22 more: -n 25\n"
 
 
 def test_rows_are_filtered_by_columns_and_keys_of_the_config(tmp_path: Path) -> None:
@@ -154,6 +159,36 @@ def test_rows_are_filtered_by_columns_and_keys_of_the_config(tmp_path: Path) -> 
     done = run_rnncls("runs", "ls", tmp_path, "--filter", "seed=77")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == "none of 4 rows matches seed=77\n"
+
+
+def test_a_run_in_a_folder_of_its_own_has_the_name_of_its_config(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_config(config_of(train={"max_steps": 3})))
+    done = run_rnncls("train", path, "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+
+    # Resuming keeps the line that says so, and a run that begins with others' weights has both.
+    done = run_rnncls("train", "--resume", tmp_path / "run", "train.max_steps=4")
+    assert done.returncode == 0, done.stderr
+    fit(
+        config_of(train={"max_steps": 0}), tmp_path / "next", tmp_path / "run", "made from a.csv.gz"
+    )
+    fit(config_of(train={"max_steps": 0}), tmp_path / "python")
+    rows = {row["run"]: row["config"] for row in listed(tmp_path)}
+    assert rows == {"run": "tiny", "next": "a", "python": ""}
+    assert names(tmp_path, "--filter", "config=tiny") == ["run"]
+
+
+def test_a_sweep_in_a_folder_of_its_own_has_the_name_of_its_config(tmp_path: Path) -> None:
+    plan_sweep(config_of(), "0-1", {}, None, 20, tmp_path / "sweep", origin="from c/tiny.yaml")
+    assert [row["config"] for row in listed(tmp_path)] == ["tiny"]
+    # Another name of the same config is the same sweep.
+    plan_sweep(config_of(), "0-1", {}, None, 20, tmp_path / "sweep", origin="from other.yaml")
+
+
+def test_a_line_break_in_the_name_of_a_config_adds_nothing_to_it(tmp_path: Path) -> None:
+    fit(config_of(train={"max_steps": 0}), tmp_path / "run", origin="from a\nseed: 5\n.yaml")
+    assert load_config(tmp_path / "run" / "config.yaml").seed == 0
 
 
 @pytest.mark.row("C17")
@@ -290,13 +325,13 @@ def test_a_config_is_read_key_by_key_as_it_is_read_as_a_whole(tmp_path: Path) ->
     config = files_config(tmp_path / ("a long name " * 20 + "- x: y # 'z'"), sequence_field="1e-3")
     path.write_text("# a comment\n" + dump_config(config))
     expected = flat(config.model_dump())
-    read = saved_values(path)
+    read = saved_values(path.read_text())
     assert {key: read[key] for key in expected} == expected
     assert len(expected) > 40
 
     # An older version knew fewer keys; indented otherwise it is the same.
     path.write_text("seed: 4\nmodel:\n    hidden_size: 3\noptimizer: {lr: 0.5}\n")
-    read = saved_values(path)
+    read = saved_values(path.read_text())
     assert (read["seed"], read["model.hidden_size"], read["optimizer.lr"]) == (4, 3, 0.5)
     assert read["model.cell"] == "rnn"
 

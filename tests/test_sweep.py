@@ -79,7 +79,10 @@ def test_a_member_is_what_train_makes_of_its_config(
     ]
     assert run_rnncls("train", *words).returncode == 0
     assert outcome(member) == outcome(tmp_path / "run")
-    assert (member / "config.yaml").read_text() == (tmp_path / "run" / "config.yaml").read_text()
+    # sweep.yaml says once for all members which file the config comes from.
+    origin, _, config = (tmp_path / "run" / "config.yaml").read_text().partition("\n")
+    assert origin == f"# from {folder.parent / 'tiny.yaml'}"
+    assert (member / "config.yaml").read_text() == config
     assert run_rnncls("predict", member, "1 2").returncode == 0
     shutil.copytree(member, tmp_path / "copy")
     assert run_rnncls("train", "--resume", tmp_path / "copy", "train.max_steps=70").returncode == 0

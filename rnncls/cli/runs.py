@@ -34,7 +34,7 @@ def ls(
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Show every row, and the members of sweeps, too.")
+        bool, typer.Option("--all", help="Show every row (or -n), and the members of sweeps, too.")
     ] = False,
     sort: Annotated[
         str,
@@ -71,8 +71,10 @@ def ls(
     rows = sort_rows(filter_rows(found, wanted), sort)
 
     # Whoever reads JSON counts for himself.
-    limit = most if as_json else most or MOST_SHOWN
-    shown = rows if everything else rows[:limit]
+    limit = most
+    if most is None and not as_json and not everything:
+        limit = MOST_SHOWN
+    shown = rows[:limit]
 
     if as_json:
         print(json.dumps([row.to_json() for row in shown]))
@@ -85,7 +87,8 @@ def ls(
         print(f"none of {len(found):,} rows matches {' '.join(filters or [])}", file=sys.stderr)
     elif len(shown) < len(rows):
         hidden = len(rows) - len(shown)
-        print(f"... and {hidden:,} more: -n {len(rows)}, or --all", file=sys.stderr)
+        more = f"-n {len(rows)}" if everything else f"-n {len(rows)}, or --all"
+        print(f"... and {hidden:,} more: {more}", file=sys.stderr)
 
 
 def _table_of(rows: "Sequence[RunRow]") -> Table:

@@ -142,6 +142,7 @@ def _plan(
         lengths,
         samples or DEFAULT_SAMPLES,
         sweep_dir or default_run_dir(config, "sweep"),
+        origin=f"from {config}",
     )
 
 

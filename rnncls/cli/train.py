@@ -38,7 +38,7 @@ class _NewRun(NamedTuple):
 
     config: "Config"
     named_after: Path  # the default run directory has the name of this file
-    origin: str  # where the config comes from, if not from a file of its own
+    origin: str  # where the config comes from
 
 
 def train(
@@ -182,7 +182,7 @@ def _from_config(path: Path, file_options: dict[str, str | None], changes: list[
                 id="C17",
             )
         )
-    return _NewRun(load(path, changes), named_after=path, origin="")
+    return _NewRun(load(path, changes), named_after=path, origin=f"from {path}")
 
 
 def _from_file(path: Path, file_options: dict[str, str | None], changes: list[str]) -> _NewRun:

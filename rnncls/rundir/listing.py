@@ -25,6 +25,9 @@ METRICS = ("accuracy", "macro_f1", "loss")
 # How the default run directory is called; its parent then has the name of the config.
 _DEFAULT_NAME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-.*)?")
 
+# The first line of a run's config.yaml, which says the file that the run began with.
+_ORIGIN = re.compile(r"# (?:made )?from (?P<path>.+?)(?:; began with the weights of .*)?")
+
 
 @dataclass(frozen=True)
 class RunRow:
@@ -39,7 +42,7 @@ class RunRow:
     best_metric: str  # the one that chooses the best step, one of METRICS
     best_value: float | None  # of that metric; a loss is positive
     best_step: int | None
-    config: str = ""  # the name of the config, where the run directory has it in its path
+    config: str = ""  # the name of the config or data file that the run began with
     seed: str = ""
     cell: str = ""
 
@@ -58,7 +61,8 @@ def describe_run(run_dir: Path, with_config: bool = True) -> RunRow | None:
     `with_config`: whether to read the config, too, for the columns and values that come from it.
     """
     status = read_status(run_dir)
-    values = saved_values(run_dir / CONFIG) if with_config else {}
+    text = config_text(run_dir / CONFIG) if with_config else ""
+    values = saved_values(text)
 
     # Converted, so that whoever prints the row gets these types whatever the files hold.
     try:
@@ -74,7 +78,7 @@ def describe_run(run_dir: Path, with_config: bool = True) -> RunRow | None:
             best_metric=metric,
             best_value=value,
             best_step=_int(status.get("best_step")),
-            config=config_name(run_dir),
+            config=config_name(run_dir, text),
             seed=_text(values.get("seed")),
             cell=_text(values.get("model.cell")),
             values={key: (one,) for key, one in values.items()},
@@ -94,22 +98,39 @@ def best_of(status: dict[str, Any]) -> tuple[str, float | None]:
     return metric, _float(status.get("best_value"))
 
 
-def config_name(run_dir: Path) -> str:
-    """Return the config's name from a path such as runs/CONFIG/DATE_TIME; "" from any other."""
+def config_text(path: Path) -> str:
+    """Return the text of a run's config.yaml or of a sweep.yaml; "" if there is none."""
+    try:
+        return read_regular(path, MAX_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError):
+        return ""
+
+
+def config_name(run_dir: Path, text: str = "") -> str:
+    """Return the name of the config or data file that a run or sweep began with, if it is known.
+
+    A path such as runs/CONFIG/DATE_TIME has it, and otherwise the first line of `text`, that of
+    the run's config.yaml or of sweep.yaml; older versions did not write it there.
+    """
     run_dir = run_dir.absolute()
-    return run_dir.parent.name if _DEFAULT_NAME.fullmatch(run_dir.name) else ""
+    if _DEFAULT_NAME.fullmatch(run_dir.name):
+        return run_dir.parent.name
+
+    origin = _ORIGIN.fullmatch(text.partition("\n")[0])
+    if origin is None:
+        return ""
+    return Path(Path(origin["path"]).name.removesuffix(".gz")).stem
 
 
-def saved_values(path: Path) -> dict[str, Any]:
-    """Return every dotted key of a run's config.yaml with its value, as the file has it.
+def saved_values(text: str) -> dict[str, Any]:
+    """Return every dotted key of a run's config with its value, as its text has it.
 
-    Empty if there is no such file or it is not a config. Keys that an older version did not know
-    have their defaults, except in the section `data`, whose keys depend on the source.
+    Empty if the text is not a config. Keys that an older version did not know have their defaults,
+    except in the section `data`, whose keys depend on the source.
     """
     try:
-        text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
         return with_defaults(flat(_parse_sections(text)))
-    except (OSError, ValueError, ConfigError, RecursionError):
+    except (ValueError, ConfigError, RecursionError):
         return {}
 
 

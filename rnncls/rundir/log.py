@@ -12,11 +12,10 @@ from tqdm import tqdm
 
 from rnncls.config import Config, dump_config
 from rnncls.data import Task
-from rnncls.errors import printable
 from rnncls.rundir.events import EventLog, reporting_disk_errors_later
 from rnncls.rundir.paths import CONFIG, METRICS, METRICS_TABLE
 from rnncls.rundir.tables import MetricsTables, keep_metrics
-from rnncls.system.files import write_atomically, writing
+from rnncls.system.files import commented, write_atomically, writing
 
 TABLES = f"{METRICS} and {METRICS_TABLE}"
 EVENTS = "the TensorBoard log"
@@ -49,10 +48,7 @@ def prepare_logs(run_dir: Path, config: Config, last_logged: int, comment: str =
             first_line, _, _ = path.read_text("utf-8", errors="replace").partition("\n")
             if first_line.startswith("# "):
                 comment = first_line.removeprefix("# ")
-        text = dump_config(config)
-        if comment:
-            text = f"# {printable(comment)}\n{text}"
-        write_atomically(path, text.encode())
+        write_atomically(path, commented(comment, dump_config(config)).encode())
 
 
 class RunLog:

@@ -16,12 +16,13 @@ from statistics import median
 from typing import Any
 
 from rnncls.config.ranges import parse_seeds
-from rnncls.config.strict_yaml import MAX_BYTES, parse
+from rnncls.config.strict_yaml import parse
 from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem
 from rnncls.rundir.listing import (
     METRICS,
     RunRow,
     config_name,
+    config_text,
     describe_run,
     flat,
     with_defaults,
@@ -104,7 +105,8 @@ def sort_rows(rows: Sequence[RunRow], order: str) -> list[RunRow]:
 
 def describe_sweep(folder: Path) -> SweepRow | None:
     """Return the row of the sweep in a folder; None if its sweep.yaml is not one of rnncls."""
-    plan = _read_plan(folder / SWEEP_FILE)
+    text = config_text(folder / SWEEP_FILE)
+    plan = _parse_plan(text)
     if plan is None:
         return None
 
@@ -139,7 +141,7 @@ def describe_sweep(folder: Path) -> SweepRow | None:
         best_metric=best.best_metric if best else METRICS[0],
         best_value=best.best_value if best else None,
         best_step=best.best_step if best else None,
-        config=config_name(folder),
+        config=config_name(folder, text),
         seed=plan.seeds,
         cell=",".join(map(str, plan.values.get("model.cell", ()))),
         values=plan.values,
@@ -189,10 +191,10 @@ def _is_solved(run_dir: Path, step: int) -> bool | None:
         return None
 
 
-def _read_plan(path: Path) -> Plan | None:
-    """Return the plan in a sweep.yaml; None if the file is not one."""
+def _parse_plan(text: str) -> Plan | None:
+    """Return the plan that a sweep.yaml has as its text; None if it is not one."""
     try:
-        raw = parse(read_regular(path, MAX_BYTES).decode(), SWEEP_FILE).value
+        raw = parse(text, SWEEP_FILE).value
         seeds = parse_seeds(raw["seeds"])
         config = with_defaults(flat(raw["config"]))
         values: dict[str, tuple[Any, ...]] = {key: (value,) for key, value in config.items()}
@@ -203,7 +205,7 @@ def _read_plan(path: Path) -> Plan | None:
             values[key] = tuple(parse(text, key).value for text in texts)
             runs *= len(texts)
         return Plan(runs, raw["seeds"][:20], values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError):
         return None
 
 

@@ -27,7 +27,7 @@ from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
 from rnncls.sweep.paths import MEMBERS, SWEEP_FILE
-from rnncls.system.files import TEMPORARY, write_atomically, writing
+from rnncls.system.files import TEMPORARY, commented, write_atomically, writing
 
 # All members are kept in memory, each with its config.
 MOST_MEMBERS = 100_000
@@ -100,12 +100,19 @@ def format_setting(values: dict[str, str], *, short: bool = False, separator: st
 
 
 def plan_sweep(
-    base: Config, seeds: str, grid: Grid, lengths: str | None, samples: int, folder: Path
+    base: Config,
+    seeds: str,
+    grid: Grid,
+    lengths: str | None,
+    samples: int,
+    folder: Path,
+    origin: str = "",
 ) -> Sweep:
     """Plan a sweep and write it to `folder`, or return the same sweep if it is there already.
 
     `lengths` are tested in addition to the training lengths (at most 20 of those); `samples` is
-    the number of sequences per length, where a length has more.
+    the number of sequences per length, where a length has more. `origin`: where the config comes
+    from, for a comment in sweep.yaml.
 
     Raises: ConfigError if the plan is invalid or the folder holds something else. DataError if a
     data file cannot be read. WriteError.
@@ -130,7 +137,7 @@ def plan_sweep(
     for path in sorted(_data_files(sweep.members)):
         content.fingerprints[path] = fingerprint(path)
 
-    _write_plan(folder, content)
+    _write_plan(folder, content, origin)
     return sweep
 
 
@@ -156,9 +163,9 @@ def tested_lengths(sweep: Sweep, config: Config) -> list[int]:
     return sorted({*spread_lengths(config.data), *sweep.lengths})
 
 
-def _write_plan(folder: Path, content: SweepFile) -> None:
+def _write_plan(folder: Path, content: SweepFile, origin: str) -> None:
     """Write sweep.yaml, or check that the one in the folder says the same."""
-    text = write_yaml(content.model_dump()).encode()
+    text = commented(origin, write_yaml(content.model_dump())).encode()
     if len(text) > MAX_SWEEP_FILE_BYTES:
         expected = f"at most {MAX_SWEEP_FILE_BYTES:,} bytes"
         raise ConfigError(Problem("a very large grid", "--grid", expected=expected, id="C10"))

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from rnncls.errors import MachineError, Problem, WriteError
+from rnncls.errors import MachineError, Problem, WriteError, printable
 
 TEMPORARY = ".tmp-"  # how the names of temporary files begin
 
@@ -148,6 +148,15 @@ def read_regular(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"more than {most:,} bytes")
     return content
+
+
+def commented(comment: str, text: str) -> str:
+    """Return YAML text under a comment of one line, if there is one."""
+    if not comment:
+        return text
+    # A file's name may have line breaks, and what follows one would be a part of the YAML.
+    comment = printable(comment).replace("\n", "\\n")
+    return f"# {comment}\n{text}"
 
 
 def fsync_folder(folder: Path) -> None:

@@ -35,6 +35,9 @@ SHORT = 5
 LONG = 30
 
 
+# Up to it, sgd hardly moves the default config in 2,000 steps: 0.12 to 0.29 correct.
+SMALL_SGD_RATE = 0.1
+
 # The default config learns with a decay of 5, and not with one of 30.
 MUCH_DECAY = 5
 
@@ -53,6 +56,9 @@ def is_early_look(task: Task, step: int) -> bool:
     the step alone: a resumed run warns neither twice nor less often.
     """
     warmup = number(task.config.schedule.warmup_steps)
+    # A warm-up that the run does not outlast is a cause to be named, and nothing to wait for.
+    if warmup >= task.max_steps:
+        warmup = 0
     after = max(EARLY_SHARE * task.max_steps, EARLY_STEPS, 2 * warmup)
     every = task.config.train.eval_every
     return step == math.ceil(after / every) * every
@@ -89,10 +95,11 @@ def guessing_loss(task: Task) -> float:
 
 
 def is_guessing(task: Task, scalars: dict[str, float]) -> bool:
-    """Return whether loss and accuracy, in training and validation, are those of guessing.
+    """Return whether the losses of training and validation are those of guessing, or higher.
 
-    All must agree. A model that only remembers its training data is no better than guessing in
-    validation, and one that is wrong with great confidence has a high loss.
+    Both must be: a model that only remembers its training data is another trouble. Accuracy is not
+    asked, because its luck is not that of the loss: after a warm-up that did not end, the sequences
+    of a single token may be right, and nothing else.
     """
     shares = task.class_shares
     loss = guessing_loss(task)
@@ -105,16 +112,7 @@ def is_guessing(task: Task, scalars: dict[str, float]) -> bool:
     if task.class_weights is not None:
         train_loss = math.log(int((shares > 0).sum()))
 
-    # Three standard errors above the share of the largest class, which guessing would reach.
-    largest = float(shares.max())
-    used, _ = task.validation_sizes
-    by_luck = largest + 3 * math.sqrt(largest * (1 - largest) / max(1, used))
-
-    return (
-        scalars["train/loss"] >= GUESSING * train_loss
-        and scalars["val/loss"] >= GUESSING * loss
-        and scalars["val/accuracy"] <= by_luck
-    )
+    return scalars["train/loss"] >= GUESSING * train_loss and scalars["val/loss"] >= GUESSING * loss
 
 
 def _advice(state: TrainState, task: Task, scalars: dict[str, float]) -> list[Advice]:
@@ -128,7 +126,8 @@ def _advice(state: TrainState, task: Task, scalars: dict[str, float]) -> list[Ad
     dead = share_of_dead_units(state, task)
     if dead >= 0.5:
         # With another cause they are its result, and another function would not help.
-        remedy = "model.nonlinearity=tanh, or a smaller optimizer.lr"
+        rate = task.config.optimizer.lr
+        remedy = f"optimizer.lr={rate / 10:g}, or model.nonlinearity=tanh"
         if found:
             remedy = "a new run: with more steps these units stay 0"
         what = f"dead ReLUs: {dead:.0%} of the hidden units are 0 for every validation sequence"
@@ -160,6 +159,11 @@ def _advice_on_rate(task: Task, scalars: dict[str, float]) -> Iterator[Advice]:
             f"the steps are too large: {clipped:.0%} of the gradients were clipped, the training "
             f"loss is {scalars['train/loss']:.4f}",
             f"optimizer.lr={optimizer.lr / 10:g}",
+        )
+    elif optimizer.name == "sgd" and optimizer.lr < SMALL_SGD_RATE:
+        yield Advice(
+            f"a small learning rate for sgd, {optimizer.lr:g}",
+            "optimizer.name=adamw optimizer.lr=1e-3",
         )
     elif optimizer.name != "sgd" and optimizer.lr < 1e-4:
         yield Advice(f"a small learning rate, {optimizer.lr:g}", "optimizer.lr=1e-3")

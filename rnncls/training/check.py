@@ -74,11 +74,11 @@ def check_training(config: Config, init_from: str | Path | None = None) -> Check
 
         batch = next(task.batches(0, 1))
         loss_before, loss_after = _fit_one_batch(task, batch, source)
-        steps_per_second = _speed(engine, task, source)
+        rate = steps_per_second(engine, task, source)
 
     evaluations = task.max_steps // config.train.eval_every + 1
     sequences, _ = task.validation_sizes
-    seconds = task.max_steps / steps_per_second
+    seconds = task.max_steps / rate
     seconds += evaluations * sequences * eval_seconds_per_sequence
 
     device = state.device
@@ -92,7 +92,7 @@ def check_training(config: Config, init_from: str | Path | None = None) -> Check
         val_accuracy=float((scores.predictions == scores.labels).double().mean()),
         val_sequences=len(scores.labels),
         engine=f"{engine_name} on {describe(device)}, {precision}",
-        steps_per_second=steps_per_second,
+        steps_per_second=rate,
         seconds=seconds,
     )
 
@@ -115,22 +115,25 @@ def _fit_one_batch(task: Task, batch: Batch, source: Checkpoint | None) -> tuple
     return losses[0], losses[-1]
 
 
-def _speed(engine: Engine, task: Task, source: Checkpoint | None) -> float:
+def steps_per_second(engine: Engine, task: Task, source: Checkpoint | None) -> float:
     """Return how many steps per second the engine takes on this task, measured for a second."""
     state = new_state(task, source)
     taken = 0
     seconds = 0.0
     with closing(engine(state, task)) as steps:
         # The first call compiles, captures, or draws the first block: it would count too much.
+        started_at = time.perf_counter()
         first = next(steps, 0)
+        first_seconds = time.perf_counter() - started_at
+
         started_at = time.perf_counter()
         for more in steps:
             taken += more
             seconds = time.perf_counter() - started_at
             if seconds >= MEASURED_SECONDS:
                 break
-    # A run of one step has nothing after the first.
-    return taken / seconds if taken else float(max(1, first))
+    # A run of few steps has nothing after the first call.
+    return taken / seconds if taken else max(1, first) / first_seconds
 
 
 def describe_check(check: Check) -> str:
