@@ -156,7 +156,7 @@ def test_config_keys_answers_without_a_config(fails: Callable[..., str]) -> None
     defaults = {entry["name"]: entry["default"] for entry in entries}
     assert defaults["optimizer.lr"] == 2e-3
     assert defaults["optimizer.weight_decay"] == {"sum_mod": 0.3, "files": 0.01}
-    assert "did you mean hidden_size" in fails(2, "config", "keys", "hiden_size")
+    assert "did you mean model.hidden_size?" in fails(2, "config", "keys", "hiden_size")
 
 
 def test_the_schema_is_written_whole_and_an_editor_is_told_of_it(

@@ -167,6 +167,16 @@ NAMES = [
     ("max_length", "9", "data.max_length=9"),
     ("name", "adam", "optimizer.name=adam, or schedule.name=adam"),
     ("betas", "[0.9, 0.99]", "'optimizer.betas=[0.9, 0.99]'"),
+    # Of scikit-learn, Keras, Hugging Face and fastai.
+    ("solver", "adam", "optimizer.name=adam"),
+    ("learning_rate_init", "1e-3", "optimizer.lr=1e-3"),
+    ("n_iter_no_change", "5", "train.patience=5"),
+    ("clipnorm", "1.0", "train.max_grad_norm=1.0"),
+    ("per_device_train_batch_size", "16", "train.batch_size=16"),
+    ("lr_scheduler_type", "linear", "schedule.name=linear"),
+    ("adam_epsilon", "1e-8", "optimizer.eps=1e-8"),
+    ("lr_max", "1e-3", "optimizer.lr=1e-3"),
+    ("emb_sz", "16", "model.embedding_dim=16"),
 ]
 
 
@@ -185,6 +195,36 @@ def test_the_override_to_paste_works(name: str, text: str, meant: str) -> None:
     assert "=" in overrides[0]
     load_config(ROOT / SMOKE, [*overrides, "schedule.min_lr=0"])
     assert meant in advice(name, text, "sum_mod")
+
+
+@pytest.mark.row("C5")
+@pytest.mark.parametrize(
+    ("name", "instead", "similar"),
+    [
+        ("vocab_size", "the data says how many tokens there are", "batch_size"),
+        ("output_dir", "--run-dir DIRECTORY", ""),
+        ("log_dir", "--run-dir DIRECTORY", "log_every"),
+        ("recurrent_dropout", "model.dropout, which acts between layers", "recurrent_init"),
+        ("warmup_ratio", "a number of steps", ""),
+        ("beta_1", "'optimizer.betas=[0.9, 0.999]'", "=1"),
+    ],
+)
+def test_names_without_a_key_get_what_there_is_and_no_key_that_is_spelt_alike(
+    name: str, instead: str, similar: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(ROOT / SMOKE, [f"{name}=1"])
+    remedy = caught.value.problems[0].remedy
+    assert instead in remedy
+    assert not similar or similar not in remedy
+    with pytest.raises(ConfigError) as caught:
+        load_config({name: 1})
+    assert caught.value.problems[0].remedy == remedy
+
+
+@pytest.mark.row("C9")
+def test_a_choice_in_capitals_is_recognised() -> None:
+    assert "try:      lstm" in error_of("config", "check", SMOKE, "model.cell=LSTM")
 
 
 @pytest.mark.row("C5")
@@ -340,7 +380,8 @@ def test_messages_about_a_wrong_command_line_have_no_internal_words(
 
 def test_the_device_is_explained_in_words() -> None:
     message = error_of("config", "check", SMOKE, "device=gpu0")
-    assert "expected: auto, cpu, cuda or cuda:INDEX, such as cuda:0" in message
+    assert "expected: auto, cpu, cuda or cuda:INDEX\n" in message
+    assert "cuda, or cuda:INDEX for one of several" in message
 
 
 def examples() -> Iterator[tuple[str, str]]:
