@@ -83,6 +83,8 @@ def test_words_are_sorted(words: list[str] | None, expected: Words) -> None:
         (None, ["smoke"], ["a config (.yaml)", "did you mean configs/smoke.yaml?"]),
         (None, ["clicks.parquet"], ["(.jsonl, .csv or .tsv)", "did you mean clicks.csv?"]),
         (None, ["configs"], ["configs (a folder)"]),
+        (None, [""], ['found:    "", nothing']),
+        (None, ["mine.yaml", " "], ['found:    " ", nothing']),
         (None, ["n" * 300], ["neither a file nor an override"]),
         (None, ["mine.yaml", "lr"], ["malformed override", "section.key=value"]),
         ("mine.yaml", ["lr"], ["malformed override", "section.key=value"]),
@@ -108,6 +110,8 @@ def test_a_config_may_be_the_first_word() -> None:
 
 def test_a_sweep_takes_a_config_as_first_word(tmp_path: Path) -> None:
     words = ["train.max_steps=2", "--seeds", "0", "--sweep-dir", str(tmp_path / "sweep")]
+    # Compiling takes seconds, of which nothing is tested here.
+    words += ["train.engine=eager"]
     done = run_rnncls("sweep", SMOKE, "optimizer.lr=1e-3,2e-3", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("1 of 1 runs finished") == 2
@@ -223,8 +227,20 @@ def test_names_without_a_key_get_what_there_is_and_no_key_that_is_spelt_alike(
 
 
 @pytest.mark.row("C9")
-def test_a_choice_in_capitals_is_recognised() -> None:
-    assert "try:      lstm" in error_of("config", "check", SMOKE, "model.cell=LSTM")
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("model.cell=LSTM", "lstm"),
+        ("device=gpu", "cuda, or cuda:INDEX for one of several"),
+        ("train.patience=None", "null"),
+        ("train.batch_size=none", ""),
+        ("optimizer.lr=1e-3,2e-3", "one value; rnncls sweep tries several"),
+    ],
+)
+def test_a_bad_value_is_recognised(override: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(ROOT / SMOKE, [override])
+    assert caught.value.problems[0].remedy == remedy
 
 
 @pytest.mark.row("C5")
@@ -291,6 +307,25 @@ def test_another_name_as_an_option(words: list[str], meant: str) -> None:
     assert f"did you mean {meant}?" in error_of(*words)
 
 
+@pytest.mark.row("C17")
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["trian"], "did you mean rnncls train?"),
+        (["config", "shw"], "did you mean rnncls config show?"),
+        (["clicks.csv"], "did you mean rnncls train clicks.csv?"),
+        ([SMOKE], f"did you mean rnncls train {SMOKE}?"),
+        (["nonsense"], ""),
+        (["it's"], ""),
+    ],
+)
+def test_a_word_where_a_command_belongs(words: list[str], remedy: str) -> None:
+    message = error_of(*words)
+    assert f"no such command: {words[-1]}\n  expected: one of " in message
+    assert ("try: " in message) == bool(remedy)
+    assert remedy in message
+
+
 def test_an_option_without_a_key_gets_no_wrong_advice() -> None:
     assert "try:" not in error_of("eval", "x", "--lr", "1")
     assert "rnncls --debug eval" in run_rnncls("eval", "x", "--debug").stderr
@@ -315,6 +350,7 @@ def test_an_option_given_twice_is_refused(words: list[str], name: str) -> None:
 def test_flags_and_axes_may_be_repeated(tmp_path: Path) -> None:
     assert run_rnncls("config", "show", SMOKE, "--json", "--json").returncode == 0
     words = ["--seeds", "0", "--sweep-dir", str(tmp_path / "sweep"), "train.max_steps=1"]
+    words += ["train.engine=eager"]
     axes = ["--grid", "optimizer.lr=1e-3,2e-3", "--grid", "train.batch_size=2,3"]
     done = run_rnncls("sweep", SMOKE, *axes, *words, "--json")
     assert done.returncode == 0, done.stderr
@@ -467,6 +503,8 @@ def test_completion(complete: Callable[..., list[list[str]]]) -> None:
         "train optimizer.name=a": ["optimizer.name=adam", "optimizer.name=adamw"],
         # Bash makes three words of an override.
         "train optimizer.name = a": ["adam", "adamw"],
+        # The others would be commands to the shell.
+        "train data.separator=": ["data.separator=auto", "data.separator=tab"],
         "train model.bias=": ["model.bias=true", "model.bias=false"],
         # Two candidates: a shell would put a space behind a single one, where the value belongs.
         "train optimizer.l": ["optimizer.lr=", "optimizer.lr=0.002"],

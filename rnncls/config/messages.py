@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from rnncls.config.names import advice, advice_for_file, section_with
 from rnncls.config.schema import Config, FilesConfig, SumModConfig
 from rnncls.config.strict_yaml import Document, KeyPath, dotted
-from rnncls.config.words import choices_of, in_words
+from rnncls.config.words import choices_of, in_words, is_nullable
 from rnncls.errors import Problem
 
 SOURCES = ("sum_mod", "files")  # the values of data.source
@@ -85,9 +85,7 @@ def problem_of(detail: ErrorDetails, places: Places) -> Problem:
     else:
         schema = schema_at(path, places.source)
 
-    remedy = _closest(str(value).lower(), schema.get("enum", []), cutoff=0.5)
-    if path == ("device",) and str(value).lower().startswith("gpu"):
-        remedy = "cuda, or cuda:INDEX for one of several"
+    remedy = _meant_value(path, str(value).lower(), schema)
     # A value where a section belongs, such as optimizer=adam: one of its keys is meant.
     if len(path) == 1 and "properties" in schema and kind != "missing":
         remedy = _advice(path, value, places)
@@ -100,6 +98,20 @@ def problem_of(detail: ErrorDetails, places: Places) -> Problem:
         remedy=remedy,
         id=_id_of(kind),
     )
+
+
+def _meant_value(path: KeyPath, text: str, schema: dict[str, Any]) -> str:
+    """Return the value that a bad one, in small letters, may have meant; "" if unknown."""
+    if path == ("device",) and text.startswith("gpu"):
+        return "cuda, or cuda:INDEX for one of several"
+    if text == "none" and is_nullable(schema):
+        return "null"
+
+    # For example optimizer.lr=1e-3,2e-3.
+    numbers = ("integer", "number")
+    if "," in text and any(part.get("type") in numbers for part in schema.get("anyOf", [schema])):
+        return "one value; rnncls sweep tries several"
+    return _closest(text, schema.get("enum", []), cutoff=0.5)
 
 
 def path_of(detail: ErrorDetails) -> KeyPath:

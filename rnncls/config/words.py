@@ -21,6 +21,11 @@ _TYPES = {"boolean": "true or false", "string": "text", "array": "list"}
 _PATTERNS = {DEVICE_PATTERN: "auto, cpu, cuda or cuda:INDEX"}
 
 
+def is_nullable(schema: Schema) -> bool:
+    """Return whether a key may be null."""
+    return any(alternative.get("type") == "null" for alternative in schema.get("anyOf", []))
+
+
 def type_of(schema: Schema) -> str:
     """Return a type in words, such as "integer or null"."""
     names = [alternative.get("type", "string") for alternative in schema.get("anyOf", [schema])]
@@ -66,11 +71,7 @@ def in_words(schema: Schema, guard: float = math.inf) -> str:
 
     kind = type_of(schema).removesuffix(" or null")
     text = f"{kind}, {text}" if text else kind
-    return f"{text}, or null" if _is_nullable(schema) else text
-
-
-def _is_nullable(schema: Schema) -> bool:
-    return any(alternative.get("type") == "null" for alternative in schema.get("anyOf", []))
+    return f"{text}, or null" if is_nullable(schema) else text
 
 
 def _bounds_of(schema: Schema, guard: float) -> str:
