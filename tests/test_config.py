@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -545,6 +546,8 @@ def test_a_dict_is_the_config_that_its_file_would_be(tmp_path: Path) -> None:
     }
     assert load_config({}) == Config()
     assert load_config({"seed": 4}, {**betas, **overrides}) == expected
+    assert load_config({}, "optimizer.lr=1e-3") == load_config({}, ["optimizer.lr=1e-3"])
+    assert flatten(load_config({"seed": np.arange(4)[3]}))["seed"] == 3
 
 
 def test_paths_in_a_dict_are_relative_to_the_current_folder(
@@ -573,6 +576,14 @@ def test_problems_of_a_dict_are_named_by_their_place_in_it() -> None:
     ):
         assert part in message, part
     assert message.count("rnncls: error") == 6
+
+
+def test_a_section_that_is_null_is_to_be_left_out(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_text(tmp_path, "model:\ntrain: null", "data=null")
+    assert [problem.remedy for problem in caught.value.problems] == ["leave it out"] * 3
+    # An override gives it a key.
+    assert flatten(load_text(tmp_path, "model:", "model.num_layers=2"))["model.num_layers"] == 2
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def _problem_of(error: Any, words: list[str]) -> Problem:
 
     message = error.format_message().rstrip(".")
     # The word as Python writes it: in single quotes, or in double ones if it has a single one.
-    if found := re.match(r"No such command (['\"])(.*?)\1", message):
-        return _no_such_command(error, found[2])
+    if quoted := re.match(r"No such command (['\"])(.*?)\1", message):
+        return _no_such_command(error, quoted[2])
     if message.startswith("Got unexpected extra"):
         extra = message.partition(" (")[2].removeprefix("s) (").rstrip(")")
         return Problem("more words than the command takes", found=extra, id="C17")

@@ -88,7 +88,7 @@ def problem_of(detail: ErrorDetails, places: Places) -> Problem:
     remedy = _meant_value(path, str(value).lower(), schema)
     # A value where a section belongs, such as optimizer=adam: one of its keys is meant.
     if len(path) == 1 and "properties" in schema and kind != "missing":
-        remedy = _advice(path, value, places)
+        remedy = "leave it out" if value is None else _advice(path, value, places)
 
     return Problem(
         f"bad value for {dotted(path)}",
