@@ -172,6 +172,13 @@ def test_the_schema_is_written_whole_and_an_editor_is_told_of_it(
     assert {"type": "null"} in warmup["anyOf"]
     assert warmup["default"] is None
 
+    # A link stays one, and what it points to is written; so does a device: no file may replace it.
+    (tmp_path / "link.json").symlink_to("own.json")
+    (tmp_path / "own.json").write_text("")
+    assert run_rnncls("config", "schema", "--output", tmp_path / "link.json").returncode == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert schema == json.loads((tmp_path / "own.json").read_text())
+
     assert "R9" in fails(6, "config", "schema", "--output", tmp_path / "none" / "own.json")
 
 

@@ -100,6 +100,8 @@ def keys(
         # A line that a terminal breaks is no longer a line; a pipe takes any.
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         print(keys_as_table(found, width))
+        if width is not None:
+            print("whole meanings: rnncls config keys KEY", file=sys.stderr)
     else:
         print(keys_in_full(found))
 
@@ -124,9 +126,9 @@ def schema(
         print(text)
         return
 
-    from rnncls.system.files import write_atomically, writing
+    from rnncls.system.files import new_file, writing
 
-    with writing(output):
-        write_atomically(output, f"{text}\n".encode())
+    with writing(output), new_file(output) as file:
+        file.write(f"{text}\n")
     print("written; the first line of a config, for editors:", file=sys.stderr)
     print(f"# yaml-language-server: $schema={output}")

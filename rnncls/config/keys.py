@@ -143,7 +143,9 @@ def _cut(text: str, room: int | None) -> str:
     """Return a text that fits, cut between words; "" if hardly one of them would."""
     if room is None:
         return text
-    return textwrap.shorten(text, room, placeholder=" ...") if room >= LEAST_ROOM else ""
+    if room < LEAST_ROOM:
+        return ""
+    return textwrap.shorten(text, room, placeholder=" ...", break_on_hyphens=False)
 
 
 def keys_in_full(keys: Sequence[Key]) -> str:

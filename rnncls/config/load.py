@@ -286,7 +286,8 @@ def _set(raw: dict[str, Any], path: KeyPath, value: Any) -> None:
 def _plain(value: Any) -> Any:
     """Return the value with the tuples that the frozen models hold for lists, and text for paths.
 
-    Integers of other libraries, such as those of numpy.arange, become Python's. What was given is copied and stays as it is.
+    Integers of other libraries, such as those of numpy.arange, become Python's. What was given is
+    copied and stays as it is.
     """
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}

@@ -84,9 +84,13 @@ def _bounds_of(schema: Schema, guard: float) -> str:
     if least is not None and below < guard:
         return f"{least:,} to below {below:,}"
 
+    above = schema.get("exclusiveMinimum")
+    if above is not None and most < guard:
+        return f"above {above:,} to {most:,}"
+
     bounds = []
-    if "exclusiveMinimum" in schema:
-        bounds.append(f"above {schema['exclusiveMinimum']:,}")
+    if above is not None:
+        bounds.append(f"above {above:,}")
     if least is not None:
         bounds.append(f"at least {least:,}")
     if below < guard:
