@@ -46,7 +46,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give an empty working directory with a few files."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
-    for name in ("mine.yaml", "clicks.csv", "notes", "lr=1.csv", "configs/smoke.yaml"):
+    (tmp_path / "run").mkdir()
+    for name in (
+        "run/config.yaml",
+        "mine.yaml",
+        "clicks.csv",
+        "notes",
+        "lr=1.csv",
+        "configs/smoke.yaml",
+    ):
         (tmp_path / name).write_text("")
     return tmp_path
 
@@ -83,6 +91,7 @@ def test_words_are_sorted(words: list[str] | None, expected: Words) -> None:
         (None, ["smoke"], ["a config (.yaml)", "did you mean configs/smoke.yaml?"]),
         (None, ["clicks.parquet"], ["(.jsonl, .csv or .tsv)", "did you mean clicks.csv?"]),
         (None, ["configs"], ["configs (a folder)"]),
+        (None, ["run"], ["run (a folder)", "did you mean run/config.yaml?"]),
         (None, [""], ['found:    "", nothing']),
         (None, ["mine.yaml", " "], ['found:    " ", nothing']),
         (None, ["n" * 300], ["neither a file nor an override"]),
@@ -210,6 +219,7 @@ def test_the_override_to_paste_works(name: str, text: str, meant: str) -> None:
         ("log_dir", "--run-dir DIRECTORY", "log_every"),
         ("recurrent_dropout", "model.dropout, which acts between layers", "recurrent_init"),
         ("warmup_ratio", "a number of steps", ""),
+        ("seeds", "rnncls sweep, which has --seeds and --grid", "did you mean seed?"),
         ("beta_1", "'optimizer.betas=[0.9, 0.999]'", "=1"),
     ],
 )
@@ -235,6 +245,8 @@ def test_names_without_a_key_get_what_there_is_and_no_key_that_is_spelt_alike(
         ("train.patience=None", "null"),
         ("train.batch_size=none", ""),
         ("optimizer.lr=1e-3,2e-3", "one value; rnncls sweep tries several"),
+        ("optimizer.lr=[1e-3, 2e-3]", "one value; rnncls sweep tries several"),
+        ("train.max_steps=12,000", "12000"),
     ],
 )
 def test_a_bad_value_is_recognised(override: str, remedy: str) -> None:

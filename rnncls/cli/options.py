@@ -207,6 +207,11 @@ def _shown(word: str) -> str:
 def _similar_file(word: str) -> str:
     """Return advice: the config or data file that a word may have meant; "" if there is none."""
     path = Path(word)
+    # A run directory in place of the config of the run.
+    if _on_disk(path) == "folder":
+        own = path / "config.yaml"
+        return f"did you mean {own}?" if word.strip() and _on_disk(own) == "file" else ""
+
     candidates: dict[str, Path] = {}
     for folder in (path.parent, *_CONFIG_FOLDERS):
         for file in _files_in(folder):

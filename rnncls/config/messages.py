@@ -6,6 +6,7 @@ override, and wants to read the whole range of the key, not only the bound that 
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,8 @@ from rnncls.errors import Problem
 
 SOURCES = ("sum_mod", "files")  # the values of data.source
 MOST_LETTERS_OF_VALUE = 60
+
+_THOUSANDS = re.compile(r"[1-9][0-9]{0,2}(,[0-9]{3})+")
 
 # What the value of a key is called by its Python type; a list was read as a tuple.
 _KINDS = {
@@ -107,9 +110,11 @@ def _meant_value(path: KeyPath, text: str, schema: dict[str, Any]) -> str:
     if text == "none" and is_nullable(schema):
         return "null"
 
-    # For example optimizer.lr=1e-3,2e-3.
+    # For example train.max_steps=12,000, or optimizer.lr=1e-3,2e-3.
     numbers = ("integer", "number")
     if "," in text and any(part.get("type") in numbers for part in schema.get("anyOf", [schema])):
+        if _THOUSANDS.fullmatch(text):
+            return text.replace(",", "")
         return "one value; rnncls sweep tries several"
     return _closest(text, schema.get("enum", []), cutoff=0.5)
 

@@ -86,6 +86,7 @@ _INSTEAD = {
     "leave it out: the data says how many tokens there are": "max_features num_embeddings "
     "num_tokens num_words vocab_size vocabulary_size",
     "--init-from CHECKPOINT, to begin with the weights of a run": "init_from pretrained warm_start",
+    "rnncls sweep, which has --seeds and --grid": "config grid seeds",
     "leave it out: the best checkpoint is always kept": "load_best_model_at_end "
     "restore_best_weights save_best_only",
 }
