@@ -51,8 +51,9 @@ rnncls config check configs/parity.yaml
 rnncls config schema --output rnncls.schema.json
 ```
 
-`keys` prints a line for every key. With a key (`optimizer.lr`), its last part (`lr`) or a section
-(`optimizer`) it prints the whole meaning of each, with `--json` one object for programs.
+`keys` prints a line for every key. With a key (`optimizer.lr`), its last part (`lr`), a section
+(`optimizer`) or [another name](command-line.md#other-names-for-keys) (`learning_rate`) it prints
+the whole meaning of each, with `--json` one object for programs.
 
 `show` prints every key with its resolved value. `check` only validates, and reads no data.
 

@@ -156,7 +156,7 @@ def test_config_keys_answers_without_a_config(fails: Callable[..., str]) -> None
     defaults = {entry["name"]: entry["default"] for entry in entries}
     assert defaults["optimizer.lr"] == 2e-3
     assert defaults["optimizer.weight_decay"] == {"sum_mod": 0.3, "files": 0.3}
-    assert "did you mean hidden_size" in fails(2, "config", "keys", "hiden_size")
+    assert "did you mean model.hidden_size?" in fails(2, "config", "keys", "hiden_size")
 
 
 def test_the_schema_is_written_whole_and_an_editor_is_told_of_it(
@@ -171,6 +171,13 @@ def test_the_schema_is_written_whole_and_an_editor_is_told_of_it(
     warmup = schema["$defs"]["ScheduleConfig"]["properties"]["warmup_steps"]
     assert {"type": "null"} in warmup["anyOf"]
     assert warmup["default"] is None
+
+    # A link stays one, and what it points to is written; so does a device: no file may replace it.
+    (tmp_path / "link.json").symlink_to("own.json")
+    (tmp_path / "own.json").write_text("")
+    assert run_rnncls("config", "schema", "--output", tmp_path / "link.json").returncode == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert schema == json.loads((tmp_path / "own.json").read_text())
 
     assert "R9" in fails(6, "config", "schema", "--output", tmp_path / "none" / "own.json")
 

@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -22,7 +23,7 @@ from rnncls.config import (
     with_numbers,
 )
 from rnncls.config.defaults import BY_SOURCE, default_warmup, number
-from rnncls.config.keys import all_keys, find_keys, keys_as_table, keys_in_full
+from rnncls.config.keys import Key, all_keys, find_keys, keys_as_table, keys_in_full
 from rnncls.config.strict_yaml import parse
 from rnncls.errors import ConfigError
 from rnncls.model.classifier import build_model
@@ -196,7 +197,7 @@ lr: 3
         "did you mean data.min_length?",
         "expected: one of adam, adamw, sgd",
         '"32" (text)',
-        "expected: number > 0, or null",
+        "expected: number, above 0, or null",
         'duplicate key "max_steps"',
         "did you mean optimizer.lr?",
         "override model.dropout=.5, model.dropout",
@@ -447,9 +448,9 @@ def test_a_default_that_nothing_has_filled_in_is_never_taken_for_a_number() -> N
 # --- config keys
 
 
-def test_every_key_of_both_sources_has_a_line_of_at_most_120_columns() -> None:
+def test_every_key_of_both_sources_has_one_line_that_fits_the_terminal() -> None:
     files = load_text_config("data: {source: files, train: x.jsonl}")
-    lines = keys_as_table(all_keys()).splitlines()
+    lines = keys_as_table(all_keys(), 120).splitlines()
     assert max(map(len, lines)) <= 120
 
     names = [line.split()[0] for line in lines]
@@ -464,15 +465,25 @@ def test_every_key_of_both_sources_has_a_line_of_at_most_120_columns() -> None:
         shown = line[starts[-1] :].removesuffix("...").split()
         assert shown == key.meaning.split()[: len(shown)]
 
+    # A pipe gets whole sentences; a narrow terminal the columns that it has room for.
+    whole = keys_as_table(all_keys()).splitlines()
+    assert not any(line.endswith(" ...") for line in whole)
+    narrow = keys_as_table(all_keys(), 80).splitlines()
+    assert max(map(len, narrow)) <= 80
+    assert narrow[0].split() == ["key", "values", "default"]
+
 
 def test_words_of_keys_show_ranges_defaults_and_no_pattern() -> None:
     (warmup,) = find_keys("schedule.warmup_steps")
     assert warmup.default == {"sum_mod": 500, "files": "3 %"}
     assert "500, files: 3 %" in keys_as_table([warmup])
-    assert "integer or null, 0 to 1,099,511,627,776" in keys_in_full([warmup])
+    assert "integer, 0 to 1,099,511,627,776, or null" in keys_in_full([warmup])
 
     (device,) = find_keys("device")
-    assert device.range == "such as auto, cpu, cuda, cuda:0"
+    assert device.range == "auto, cpu, cuda or cuda:INDEX"
+
+    (separator,) = find_keys("separator")
+    assert separator.values == 'auto, ",", ";", tab, "|"'
 
     text = (
         keys_as_table(all_keys()) + keys_in_full(all_keys()) + json.dumps(config_schema()["$defs"])
@@ -490,9 +501,29 @@ def test_a_key_is_found_by_its_name_its_last_part_and_its_section() -> None:
         key for key in KEYS if key.startswith("model.")
     }
 
+    # By the other names that overrides are refused with.
+    for name in ("learning_rate", "--learning-rate", "train.lr", "LR"):
+        assert [key.name for key in find_keys(name)] == ["optimizer.lr"]
+    assert [key.name for key in find_keys("epochs")] == ["train.max_epochs"]
+
+    for name, remedy in {
+        "hiden_size": "did you mean model.hidden_size?",
+        "optimizer.": "rnncls config keys",
+        "vocab_size": "the data says how many tokens there are",
+        "": "rnncls config keys",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            find_keys(name)
+        assert remedy in caught.value.render()
+
+
+@pytest.mark.parametrize("key", all_keys(), ids=lambda key: f"{key.name}-{key.source}")
+def test_messages_say_what_a_key_takes_as_the_list_of_keys_does(key: Key) -> None:
+    data = {"source": "files", "train": "x.csv"} if key.source == "files" else {}
     with pytest.raises(ConfigError) as caught:
-        find_keys("hiden_size")
-    assert "did you mean hidden_size" in caught.value.render()
+        load_config({"data": data}, {key.name: {}})
+    expected = caught.value.problems[0].expected.removeprefix("one of ")
+    assert expected == ("sum_mod, files" if key.name == "data.source" else key.values)
 
 
 # --- dicts
@@ -515,6 +546,8 @@ def test_a_dict_is_the_config_that_its_file_would_be(tmp_path: Path) -> None:
     }
     assert load_config({}) == Config()
     assert load_config({"seed": 4}, {**betas, **overrides}) == expected
+    assert load_config({}, "optimizer.lr=1e-3") == load_config({}, ["optimizer.lr=1e-3"])
+    assert flatten(load_config({"seed": np.arange(4)[3]}))["seed"] == 3
 
 
 def test_paths_in_a_dict_are_relative_to_the_current_folder(
@@ -543,6 +576,14 @@ def test_problems_of_a_dict_are_named_by_their_place_in_it() -> None:
     ):
         assert part in message, part
     assert message.count("rnncls: error") == 6
+
+
+def test_a_section_that_is_null_is_to_be_left_out(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_text(tmp_path, "model:\ntrain: null", "data=null")
+    assert [problem.remedy for problem in caught.value.problems] == ["leave it out"] * 3
+    # An override gives it a key.
+    assert flatten(load_text(tmp_path, "model:", "model.num_layers=2"))["model.num_layers"] == 2
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give an empty working directory with a few files."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
-    for name in ("mine.yaml", "clicks.csv", "notes", "lr=1.csv", "configs/smoke.yaml"):
+    (tmp_path / "run").mkdir()
+    for name in (
+        "run/config.yaml",
+        "mine.yaml",
+        "clicks.csv",
+        "notes",
+        "lr=1.csv",
+        "configs/smoke.yaml",
+    ):
         (tmp_path / name).write_text("")
     return tmp_path
 
@@ -83,6 +91,9 @@ def test_words_are_sorted(words: list[str] | None, expected: Words) -> None:
         (None, ["smoke"], ["a config (.yaml)", "did you mean configs/smoke.yaml?"]),
         (None, ["clicks.parquet"], ["(.jsonl, .csv or .tsv)", "did you mean clicks.csv?"]),
         (None, ["configs"], ["configs (a folder)"]),
+        (None, ["run"], ["run (a folder)", "did you mean run/config.yaml?"]),
+        (None, [""], ['found:    "", nothing']),
+        (None, ["mine.yaml", " "], ['found:    " ", nothing']),
         (None, ["n" * 300], ["neither a file nor an override"]),
         (None, ["mine.yaml", "lr"], ["malformed override", "section.key=value"]),
         ("mine.yaml", ["lr"], ["malformed override", "section.key=value"]),
@@ -108,6 +119,8 @@ def test_a_config_may_be_the_first_word() -> None:
 
 def test_a_sweep_takes_a_config_as_first_word(tmp_path: Path) -> None:
     words = ["train.max_steps=2", "--seeds", "0", "--sweep-dir", str(tmp_path / "sweep")]
+    # Compiling takes seconds, of which nothing is tested here.
+    words += ["train.engine=eager"]
     done = run_rnncls("sweep", SMOKE, "optimizer.lr=1e-3,2e-3", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("1 of 1 runs finished") == 2
@@ -167,6 +180,16 @@ NAMES = [
     ("max_length", "9", "data.max_length=9"),
     ("name", "adam", "optimizer.name=adam, or schedule.name=adam"),
     ("betas", "[0.9, 0.99]", "'optimizer.betas=[0.9, 0.99]'"),
+    # Of scikit-learn, Keras, Hugging Face and fastai.
+    ("solver", "adam", "optimizer.name=adam"),
+    ("learning_rate_init", "1e-3", "optimizer.lr=1e-3"),
+    ("n_iter_no_change", "5", "train.patience=5"),
+    ("clipnorm", "1.0", "train.max_grad_norm=1.0"),
+    ("per_device_train_batch_size", "16", "train.batch_size=16"),
+    ("lr_scheduler_type", "linear", "schedule.name=linear"),
+    ("adam_epsilon", "1e-8", "optimizer.eps=1e-8"),
+    ("lr_max", "1e-3", "optimizer.lr=1e-3"),
+    ("emb_sz", "16", "model.embedding_dim=16"),
 ]
 
 
@@ -185,6 +208,51 @@ def test_the_override_to_paste_works(name: str, text: str, meant: str) -> None:
     assert "=" in overrides[0]
     load_config(ROOT / SMOKE, [*overrides, "schedule.min_lr=0"])
     assert meant in advice(name, text, "sum_mod")
+
+
+@pytest.mark.row("C5")
+@pytest.mark.parametrize(
+    ("name", "instead", "similar"),
+    [
+        ("vocab_size", "the data says how many tokens there are", "batch_size"),
+        ("output_dir", "--run-dir DIRECTORY", ""),
+        ("log_dir", "--run-dir DIRECTORY", "log_every"),
+        ("recurrent_dropout", "model.dropout, which acts between layers", "recurrent_init"),
+        ("warmup_ratio", "a number of steps", ""),
+        ("seeds", "rnncls sweep, which has --seeds and --grid", "did you mean seed?"),
+        ("beta_1", "'optimizer.betas=[0.9, 0.999]'", "=1"),
+    ],
+)
+def test_names_without_a_key_get_what_there_is_and_no_key_that_is_spelt_alike(
+    name: str, instead: str, similar: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(ROOT / SMOKE, [f"{name}=1"])
+    remedy = caught.value.problems[0].remedy
+    assert instead in remedy
+    assert not similar or similar not in remedy
+    with pytest.raises(ConfigError) as caught:
+        load_config({name: 1})
+    assert caught.value.problems[0].remedy == remedy
+
+
+@pytest.mark.row("C9")
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("model.cell=LSTM", "lstm"),
+        ("device=gpu", "cuda, or cuda:INDEX for one of several"),
+        ("train.patience=None", "null"),
+        ("train.batch_size=none", ""),
+        ("optimizer.lr=1e-3,2e-3", "one value; rnncls sweep tries several"),
+        ("optimizer.lr=[1e-3, 2e-3]", "one value; rnncls sweep tries several"),
+        ("train.max_steps=12,000", "12000"),
+    ],
+)
+def test_a_bad_value_is_recognised(override: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(ROOT / SMOKE, [override])
+    assert caught.value.problems[0].remedy == remedy
 
 
 @pytest.mark.row("C5")
@@ -251,6 +319,25 @@ def test_another_name_as_an_option(words: list[str], meant: str) -> None:
     assert f"did you mean {meant}?" in error_of(*words)
 
 
+@pytest.mark.row("C17")
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["trian"], "did you mean rnncls train?"),
+        (["config", "shw"], "did you mean rnncls config show?"),
+        (["clicks.csv"], "did you mean rnncls train clicks.csv?"),
+        ([SMOKE], f"did you mean rnncls train {SMOKE}?"),
+        (["nonsense"], ""),
+        (["it's"], ""),
+    ],
+)
+def test_a_word_where_a_command_belongs(words: list[str], remedy: str) -> None:
+    message = error_of(*words)
+    assert f"no such command: {words[-1]}\n  expected: one of " in message
+    assert ("try: " in message) == bool(remedy)
+    assert remedy in message
+
+
 def test_an_option_without_a_key_gets_no_wrong_advice() -> None:
     assert "try:" not in error_of("eval", "x", "--lr", "1")
     assert "rnncls --debug eval" in run_rnncls("eval", "x", "--debug").stderr
@@ -275,6 +362,7 @@ def test_an_option_given_twice_is_refused(words: list[str], name: str) -> None:
 def test_flags_and_axes_may_be_repeated(tmp_path: Path) -> None:
     assert run_rnncls("config", "show", SMOKE, "--json", "--json").returncode == 0
     words = ["--seeds", "0", "--sweep-dir", str(tmp_path / "sweep"), "train.max_steps=1"]
+    words += ["train.engine=eager"]
     axes = ["--grid", "optimizer.lr=1e-3,2e-3", "--grid", "train.batch_size=2,3"]
     done = run_rnncls("sweep", SMOKE, *axes, *words, "--json")
     assert done.returncode == 0, done.stderr
@@ -340,7 +428,8 @@ def test_messages_about_a_wrong_command_line_have_no_internal_words(
 
 def test_the_device_is_explained_in_words() -> None:
     message = error_of("config", "check", SMOKE, "device=gpu0")
-    assert "expected: auto, cpu, cuda or cuda:INDEX, such as cuda:0" in message
+    assert "expected: auto, cpu, cuda or cuda:INDEX\n" in message
+    assert "cuda, or cuda:INDEX for one of several" in message
 
 
 def examples() -> Iterator[tuple[str, str]]:
@@ -426,6 +515,8 @@ def test_completion(complete: Callable[..., list[list[str]]]) -> None:
         "train optimizer.name=a": ["optimizer.name=adam", "optimizer.name=adamw"],
         # Bash makes three words of an override.
         "train optimizer.name = a": ["adam", "adamw"],
+        # The others would be commands to the shell.
+        "train data.separator=": ["data.separator=auto", "data.separator=tab"],
         "train model.bias=": ["model.bias=true", "model.bias=false"],
         # Two candidates: a shell would put a space behind a single one, where the value belongs.
         "train optimizer.l": ["optimizer.lr=", "optimizer.lr=0.002"],

@@ -15,8 +15,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from rnncls.errors import ConfigError, Problem
 
-# Typer's own copy of click, or click itself: which of them depends on the version of typer. So
-# parameters, contexts and formatters have no type that could be named here.
+# Of typer's own copy of click, which is private and differs between versions: so there is no type
+# that could be named here.
 Parameter = Any
 Context = Any
 Formatter = Any

@@ -52,7 +52,8 @@ def _values_of(key: str) -> list[str]:
         if schema.get("type") == "boolean":
             return ["true", "false"]
         if "enum" in schema:
-            return [str(value) for value in schema["enum"]]
+            # Bash inserts a value as it is: data.separator=| would begin a pipe.
+            return [value for value in schema["enum"] if value[0].isalnum()]
     # A key of data.source itself.
     return list(SOURCES) if key == "data.source" else []
 

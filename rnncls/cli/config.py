@@ -1,6 +1,7 @@
 """Defines rnncls config show, check, keys and schema."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,8 +78,8 @@ def keys(
         str | None,
         typer.Argument(
             metavar="KEY",
-            help="Only these, in full: a key (optimizer.lr), its last part (lr) or a section "
-            "(optimizer).",
+            help="Only these, in full: a key (optimizer.lr), its last part (lr), a section "
+            "(optimizer) or another name (learning_rate).",
             show_default=False,
         ),
     ] = None,
@@ -96,7 +97,11 @@ def keys(
     if as_json:
         print(json.dumps({"keys": [each.to_json() for each in found]}))
     elif key is None:
-        print(keys_as_table(found))
+        # A line that a terminal breaks is no longer a line; a pipe takes any.
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(keys_as_table(found, width))
+        if width is not None:
+            print("whole meanings: rnncls config keys KEY", file=sys.stderr)
     else:
         print(keys_in_full(found))
 
@@ -121,9 +126,9 @@ def schema(
         print(text)
         return
 
-    from rnncls.system.files import write_atomically, writing
+    from rnncls.system.files import new_file, writing
 
-    with writing(output):
-        write_atomically(output, f"{text}\n".encode())
+    with writing(output), new_file(output) as file:
+        file.write(f"{text}\n")
     print("written; the first line of a config, for editors:", file=sys.stderr)
     print(f"# yaml-language-server: $schema={output}")

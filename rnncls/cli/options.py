@@ -135,7 +135,7 @@ def sort_words(config: Path | None, words: list[str] | None) -> Words:
     """
     chosen = Words(config, None, [])
     for position, word in enumerate(words or []):
-        kind = _kind_of(word)
+        kind = kind_of_word(word)
         if kind == "override":
             chosen.overrides.append(word)
         elif kind == "unknown":
@@ -149,7 +149,7 @@ def sort_words(config: Path | None, words: list[str] | None) -> Words:
     return chosen
 
 
-def _kind_of(word: str) -> str:
+def kind_of_word(word: str) -> str:
     """Return what a word is: a config, a data file, an override, or unknown."""
     path = Path(word)
     is_file = _on_disk(path) == "file"
@@ -183,22 +183,36 @@ def _unknown_word(word: str, is_first: bool) -> ConfigError:
     """Return the error of a word that is neither a file nor an override."""
     override = "section.key=value, for example optimizer.lr=1e-3"
     if not is_first:
-        return ConfigError(Problem("malformed override", expected=override, found=word, id="C17"))
+        return ConfigError(
+            Problem("malformed override", expected=override, found=_shown(word), id="C17")
+        )
 
     return ConfigError(
         Problem(
             "neither a file nor an override",
             expected=f"a config (.yaml), a data file (.jsonl, .csv or .tsv), or {override}",
-            found=f"{word} (a folder)" if _on_disk(Path(word)) == "folder" else word,
+            found=_shown(word),
             remedy=_similar_file(word),
             id="C17",
         )
     )
 
 
+def _shown(word: str) -> str:
+    # An empty word is what the shell makes of a variable that is not set.
+    if not word.strip():
+        return f'"{word}", nothing'
+    return f"{word} (a folder)" if _on_disk(Path(word)) == "folder" else word
+
+
 def _similar_file(word: str) -> str:
     """Return advice: the config or data file that a word may have meant; "" if there is none."""
     path = Path(word)
+    # A run directory in place of the config of the run.
+    if _on_disk(path) == "folder":
+        own = path / "config.yaml"
+        return f"did you mean {own}?" if word.strip() and _on_disk(own) == "file" else ""
+
     candidates: dict[str, Path] = {}
     for folder in (path.parent, *_CONFIG_FOLDERS):
         for file in _files_in(folder):
@@ -227,7 +241,7 @@ def _second_file(word: str, position: int, config: Path | None, words: list[str]
         what = "two files: one of --config, and one more"
         found = f"--config {config}, {word}"
         remedy = "one of them"
-    elif _kind_of(words[0]) == "override":
+    elif kind_of_word(words[0]) == "override":
         what = "a file behind an override"
         found = word
         remedy = " ".join(["put the file first:", word, *words[:position]])

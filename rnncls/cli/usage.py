@@ -1,9 +1,11 @@
 """Says what is wrong with a command line that typer could not parse, and what was meant."""
 
 import difflib
+import re
 from typing import Any
 
 from rnncls.cli.command import kind_of, name_of, range_of
+from rnncls.cli.options import kind_of_word
 from rnncls.config.names import advice, is_switch, is_switch_value
 from rnncls.errors import Problem
 
@@ -48,10 +50,29 @@ def _problem_of(error: Any, words: list[str]) -> Problem:
         return Problem(f"bad value for {name}", expected=expected, found=found, id="C17")
 
     message = error.format_message().rstrip(".")
+    # The word as Python writes it: in single quotes, or in double ones if it has a single one.
+    if quoted := re.match(r"No such command (['\"])(.*?)\1", message):
+        return _no_such_command(error, quoted[2])
     if message.startswith("Got unexpected extra"):
-        found = message.partition(" (")[2].removeprefix("s) (").rstrip(")")
-        return Problem("more words than the command takes", found=found, id="C17")
+        extra = message.partition(" (")[2].removeprefix("s) (").rstrip(")")
+        return Problem("more words than the command takes", found=extra, id="C17")
     return Problem(message[:1].lower() + message[1:], id="C17")
+
+
+def _no_such_command(error: Any, word: str) -> Problem:
+    """Return the problem of a word where a command belongs: misspelt, or already its first word."""
+    group = error.ctx.command_path
+    commands = list(error.ctx.command.commands)
+
+    remedy = ""
+    close = difflib.get_close_matches(word, commands, n=1)
+    if close:
+        remedy = f"did you mean {group} {close[0]}?"
+    # A config or a data file, without what to do with it.
+    elif "train" in commands and kind_of_word(word) in ("config", "data"):
+        remedy = f"did you mean {group} train {word}?"
+    expected = "one of " + ", ".join(commands)
+    return Problem(f"no such command: {word}", expected=expected, remedy=remedy, id="C17")
 
 
 def _meant_option(option: str, context: Any, words: list[str]) -> str:

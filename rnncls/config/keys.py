@@ -3,15 +3,14 @@
 `rnncls config keys` prints them, and docs/config.md is written from them.
 """
 
-import difflib
 import json
-import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rnncls.config.defaults import BY_SOURCE
+from rnncls.config.names import is_other_name, meant_keys, normal, nothing_for
 from rnncls.config.schema import (
     Config,
     FilesConfig,
@@ -22,6 +21,7 @@ from rnncls.config.schema import (
     SumModConfig,
     TrainConfig,
 )
+from rnncls.config.words import GUARD, choices_of, in_words, range_of, type_of
 from rnncls.errors import ConfigError, Problem
 
 # Each with the data source that it is for; "" for both.
@@ -34,13 +34,9 @@ SECTIONS: list[tuple[str, str, type[Section]]] = [
     ("train", "", TrainConfig),
 ]
 
-WIDTH = 120  # of a line of `rnncls config keys`
 
-# An upper bound from here on only keeps typos from filling the memory: a list leaves it out.
-GUARD = 2**20
-
-# The types of JSON Schema that a user would not recognise; the others keep their names.
-_TYPES = {"boolean": "true or false", "string": "text", "array": "list"}
+# In columns; less says nothing about a key.
+LEAST_ROOM = 20
 
 
 @dataclass(frozen=True)
@@ -52,17 +48,11 @@ class Key:
     type: str  # "number or null"
     choices: tuple[str, ...]  # the only values, if they are few words
     range: str  # "at least 1"; empty if choices or the type say all
-    short: str  # type and range in a few words: "integer, at least 1, or null"
+    values: str  # choices, or type and range: "integer, 1 to 1,048,576, or null"
+    short: str  # the same in few words: "integer, at least 1, or null"
     default: Any  # {"sum_mod": ..., "files": ...} where the data source decides; None if required
     required: bool
     meaning: str
-
-    @property
-    def values(self) -> str:
-        """Type and whole range, or the choices."""
-        if self.choices:
-            return ", ".join(self.choices)
-        return f"{self.type}, {self.range}" if self.range else self.type
 
     @property
     def by_source(self) -> bool:
@@ -72,7 +62,8 @@ class Key:
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the key in what `rnncls config keys --json` prints."""
         entry = asdict(self)
-        del entry["short"]
+        # For people; a program has type, choices and range.
+        del entry["values"], entry["short"]
         return entry
 
 
@@ -100,30 +91,39 @@ def top_level_keys() -> list[Key]:
 
 
 def find_keys(word: str) -> list[Key]:
-    """Return the keys that a word means: a whole key, a section, or the last part of keys.
+    """Return the keys that a word means: a whole key, a section, the last part, or another name.
 
     Raises: ConfigError if there is none, with what is similar.
     """
     keys = all_keys()
-    found = [key for key in keys if word in (key.name, *key.name.split("."))]
+    name = normal(word)
+    found = [key for key in keys if name in (key.name, *key.name.split("."))]
     if found:
         return found
 
-    names = {part for key in keys for part in (key.name, *key.name.split("."))}
-    close = difflib.get_close_matches(word, sorted(names), n=3)
+    # `learning_rate`, `train.lr`: what the message about such an override would advise.
+    meant = meant_keys(name) if name else []
+    if is_other_name(name):
+        return [key for key in keys if key.name in meant]
+
+    remedy = f"did you mean {', or '.join(meant)}?" if meant else nothing_for(name)
     raise ConfigError(
         Problem(
             f'unknown key "{word}"',
             expected="a key such as optimizer.lr, its last part, or a section",
-            found=word,
-            remedy=f"did you mean {' or '.join(close)}?" if close else "rnncls config keys",
+            found=word or "nothing",
+            remedy=remedy or "rnncls config keys",
             id="C5",
         )
     )
 
 
-def keys_as_table(keys: Sequence[Key]) -> str:
-    """Return one line for each key: name, type and range, default, what it is for."""
+def keys_as_table(keys: Sequence[Key], width: int | None = None) -> str:
+    """Return one line for each key: name, type and range, default, what it is for.
+
+    `width`: of the terminal. Meanings are cut to fit it, or left out where it has no room for them.
+    None: no line is cut.
+    """
     rows = [("key", "values", "default", "meaning")]
     for key in keys:
         # The source is part of the name, so that a line says everything on its own.
@@ -131,12 +131,21 @@ def keys_as_table(keys: Sequence[Key]) -> str:
         rows.append((name, key.short, default_in_words(key), _first_sentence(key.meaning)))
 
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    room = None if width is None else width - sum(widths) - len("  " * 3)
     lines = []
-    for row in rows:
-        start = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False))
-        rest = textwrap.shorten(row[3], WIDTH - len(start) - 2, placeholder=" ...")
-        lines.append(f"{start}  {rest}")
+    for *columns, meaning in rows:
+        start = "  ".join(text.ljust(size) for text, size in zip(columns, widths, strict=True))
+        lines.append(f"{start}  {_cut(meaning, room)}".rstrip())
     return "\n".join(lines)
+
+
+def _cut(text: str, room: int | None) -> str:
+    """Return a text that fits, cut between words; "" if hardly one of them would."""
+    if room is None:
+        return text
+    if room < LEAST_ROOM:
+        return ""
+    return textwrap.shorten(text, room, placeholder=" ...", break_on_hyphens=False)
 
 
 def keys_in_full(keys: Sequence[Key]) -> str:
@@ -180,80 +189,15 @@ def _key(name: str, source: str, field: dict[str, Any], required: bool) -> Key:
     return Key(
         name=name,
         source=source,
-        type=_type_of(field),
-        choices=_choices_of(field),
-        range=_range_of(field),
-        short=_in_short(field),
+        type=type_of(field),
+        choices=choices_of(field),
+        range=range_of(field),
+        values=in_words(field),
+        short=in_words(field, GUARD),
         default=default,
         required=required,
         meaning=" ".join(field["description"].split()),
     )
-
-
-def _type_of(field: dict[str, Any]) -> str:
-    """Return the type of a field in words, such as "integer or null"."""
-    names = [alternative.get("type", "string") for alternative in field.get("anyOf", [field])]
-    return " or ".join(_TYPES.get(name, name) for name in names)
-
-
-def _choices_of(field: dict[str, Any]) -> tuple[str, ...]:
-    if "const" in field:
-        return (str(field["const"]),)
-    return tuple(field.get("enum", ()))
-
-
-def _in_short(field: dict[str, Any]) -> str:
-    """Return type and range in one column of a list: "integer, at least 1, or null"."""
-    if choices := _choices_of(field):
-        return ", ".join(choices)
-
-    text = _range_of(field, GUARD)
-    if "prefixItems" not in field:
-        kind = _type_of(field).removesuffix(" or null")
-        text = f"{kind}, {text}" if text else kind
-    return f"{text}, or null" if _is_nullable(field) else text
-
-
-def _is_nullable(field: dict[str, Any]) -> bool:
-    return any(alternative.get("type") == "null" for alternative in field.get("anyOf", []))
-
-
-def _range_of(field: dict[str, Any], guard: float = math.inf) -> str:
-    """Return the range of a field in words; "" if its type or its choices say all.
-
-    Upper bounds from `guard` on are left out.
-    """
-    if "anyOf" in field:
-        ranges = [_range_of(alternative, guard) for alternative in field["anyOf"]]
-        return ", ".join(text for text in ranges if text)
-    if "prefixItems" in field:
-        items = [_range_of(item, guard) for item in field["prefixItems"]]
-        return f"{len(items)} numbers, each {items[0]}"
-    # No pattern is for people; its examples are.
-    if "pattern" in field:
-        return "such as " + ", ".join(field["examples"])
-    return _bounds_of(field, guard)
-
-
-def _bounds_of(field: dict[str, Any], guard: float) -> str:
-    """Return the bounds of a number or of the length of a text, in words."""
-    least = field.get("minimum")
-    most = field.get("maximum", math.inf)
-    if least is not None and most < guard:
-        return f"{least:,} to {most:,}"
-
-    bounds = []
-    if "exclusiveMinimum" in field:
-        bounds.append(f"above {field['exclusiveMinimum']:,}")
-    if least is not None:
-        bounds.append(f"at least {least:,}")
-    if field.get("exclusiveMaximum", math.inf) < guard:
-        bounds.append(f"below {field['exclusiveMaximum']:,}")
-    if most < guard:
-        bounds.append(f"at most {most:,}")
-    if guard == math.inf and "maxLength" in field:
-        bounds.append(f"at most {field['maxLength']:,} characters")
-    return ", ".join(bounds)
 
 
 def _first_sentence(text: str) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,9 @@ def _apply_overrides(
         problems += _set_values(raw, overrides, places)
         return raw, problems
 
+    # A text is a sequence too, of letters.
+    if isinstance(overrides, str):
+        overrides = [overrides]
     for override in overrides:
         # At the first "=": a value may have more of them.
         key, equals, text = override.partition("=")
@@ -282,7 +286,8 @@ def _set(raw: dict[str, Any], path: KeyPath, value: Any) -> None:
 def _plain(value: Any) -> Any:
     """Return the value with the tuples that the frozen models hold for lists, and text for paths.
 
-    What was given is copied and stays as it is.
+    Integers of other libraries, such as those of numpy.arange, become Python's. What was given is
+    copied and stays as it is.
     """
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
@@ -290,4 +295,6 @@ def _plain(value: Any) -> Any:
         return tuple(_plain(item) for item in value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
     return value

@@ -6,26 +6,22 @@ override, and wants to read the whole range of the key, not only the bound that 
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic_core import ErrorDetails
 
 from rnncls.config.names import advice, advice_for_file, section_with
-from rnncls.config.schema import DEVICE_PATTERN, Config, FilesConfig, SumModConfig
+from rnncls.config.schema import Config, FilesConfig, SumModConfig
 from rnncls.config.strict_yaml import Document, KeyPath, dotted
+from rnncls.config.words import choices_of, in_words, is_nullable
 from rnncls.errors import Problem
 
 SOURCES = ("sum_mod", "files")  # the values of data.source
 MOST_LETTERS_OF_VALUE = 60
 
-# What JSON Schema calls the bounds of a number.
-_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-# The types of JSON Schema that a user would not recognise; the others keep their names.
-_TYPES = {"boolean": "true or false", "string": "text"}
-
-# In place of a regular expression.
-_PATTERNS = {DEVICE_PATTERN: "auto, cpu, cuda or cuda:INDEX, such as cuda:0"}
+_THOUSANDS = re.compile(r"[1-9][0-9]{0,2}(,[0-9]{3})+")
 
 # What the value of a key is called by its Python type; a list was read as a tuple.
 _KINDS = {
@@ -92,19 +88,35 @@ def problem_of(detail: ErrorDetails, places: Places) -> Problem:
     else:
         schema = schema_at(path, places.source)
 
-    remedy = _closest(str(value), schema.get("enum", []), cutoff=0.5)
+    remedy = _meant_value(path, str(value).lower(), schema)
     # A value where a section belongs, such as optimizer=adam: one of its keys is meant.
     if len(path) == 1 and "properties" in schema and kind != "missing":
-        remedy = _advice(path, value, places)
+        remedy = "leave it out" if value is None else _advice(path, value, places)
 
     return Problem(
         f"bad value for {dotted(path)}",
         places.where(path),
-        expected=_describe_schema(schema),
+        expected=_expected(schema),
         found="nothing" if kind == "missing" else describe_value(value),
         remedy=remedy,
         id=_id_of(kind),
     )
+
+
+def _meant_value(path: KeyPath, text: str, schema: dict[str, Any]) -> str:
+    """Return the value that a bad one, in small letters, may have meant; "" if unknown."""
+    if path == ("device",) and text.startswith("gpu"):
+        return "cuda, or cuda:INDEX for one of several"
+    if text == "none" and is_nullable(schema):
+        return "null"
+
+    # For example train.max_steps=12,000, or optimizer.lr=1e-3,2e-3.
+    numbers = ("integer", "number")
+    if "," in text and any(part.get("type") in numbers for part in schema.get("anyOf", [schema])):
+        if _THOUSANDS.fullmatch(text):
+            return text.replace(",", "")
+        return "one value; rnncls sweep tries several"
+    return _closest(text, schema.get("enum", []), cutoff=0.5)
 
 
 def path_of(detail: ErrorDetails) -> KeyPath:
@@ -241,21 +253,7 @@ def schema_at(path: KeyPath, source: str) -> dict[str, Any]:
     return schema
 
 
-def _describe_schema(schema: dict[str, Any]) -> str:
-    """Return a schema in words, such as `integer >= 1 and <= 1,048,576, or null`."""
-    if "anyOf" in schema:
-        return ", or ".join(_describe_schema(choice) for choice in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
-    if "prefixItems" in schema:
-        items = ", ".join(_describe_schema(item) for item in schema["prefixItems"])
-        return f"a list: [{items}]"
-    if "pattern" in schema:
-        return _PATTERNS[schema["pattern"]]
-    if "properties" in schema:
-        return "a section with the keys " + ", ".join(schema["properties"])
-
-    bounds = [f"{sign} {schema[name]:,}" for name, sign in _BOUNDS.items() if name in schema]
-    name = schema.get("type", "")
-    kind = _TYPES.get(name, name)
-    return f"{kind} {' and '.join(bounds)}".strip()
+def _expected(schema: dict[str, Any]) -> str:
+    """Return what a key takes, in words: `one of tanh, relu`, `number, above 0, or null`."""
+    words = in_words(schema)
+    return f"one of {words}" if choices_of(schema) else words

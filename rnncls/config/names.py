@@ -16,7 +16,7 @@ from rnncls.config.schema import Config, FilesConfig, SumModConfig, flatten
 # by it: optimizer=adam, model=lstm.
 _OTHER_NAMES = {
     "data.train": "data dataset file input train_data train_file train_path training_data",
-    "data.val": "dev valid validation val_data val_file",
+    "data.val": "dev eval_file val_data val_file valid validation validation_data validation_file",
     "data.test": "test_data test_file",
     "data.val_fraction": "val_size val_split validation_split",
     "data.test_fraction": "test_size test_split",
@@ -31,36 +31,38 @@ _OTHER_NAMES = {
     "data.batching": "bucketing",
     "data.modulus": "base classes mod n n_classes num_classes",
     "model.cell": "arch architecture cell_type model model_type rnn rnn_type",
-    "model.embedding_dim": "emb emb_dim emb_size embed_dim embed_size embedding embedding_size "
-    "embeddings",
-    "model.hidden_size": "hidden hidden_dim hidden_units n_hidden nhid num_hidden num_units "
-    "rnn_size size units width",
-    "model.num_layers": "depth layers n_layers nlayers",
+    "model.embedding_dim": "emb emb_dim emb_size emb_sz embed_dim embed_size embedding "
+    "embedding_size embeddings",
+    "model.hidden_size": "hidden hidden_dim hidden_layer_sizes hidden_units n_hid n_hidden "
+    "nhid num_hidden num_units rnn_size size units width",
+    "model.num_layers": "depth layers n_layers nlayers num_hidden_layers",
     "model.nonlinearity": "activation",
-    "model.dropout": "drop dropout_p dropout_rate",
+    "model.dropout": "drop dropout_p dropout_prob dropout_rate hidden_dropout_prob",
     "model.bidirectional": "bi bidir",
     "model.init_gain": "gain",
     "model.recurrent_init": "init initialization",
-    "optimizer.name": "opt optim optimiser optimizer",
-    "optimizer.lr": "alpha eta learning_rate learningrate max_lr rate step_size",
+    "optimizer.name": "opt optim optimiser optimizer solver",
+    "optimizer.lr": "alpha base_lr eta init_lr initial_learning_rate learning_rate "
+    "learning_rate_init learningrate lr_max max_lr peak_lr rate step_size",
     "optimizer.weight_decay": "decay l2 regularization wd",
     "optimizer.betas": "adam_betas beta",
-    "optimizer.eps": "epsilon",
-    "schedule.name": "lr_schedule lr_scheduler schedule scheduler",
-    "schedule.warmup_steps": "warm_up warmup",
+    "optimizer.eps": "adam_epsilon epsilon",
+    "schedule.name": "lr_schedule lr_scheduler lr_scheduler_type schedule scheduler",
+    "schedule.warmup_steps": "num_warmup_steps warm_up warmup",
     "schedule.min_lr": "eta_min final_lr lr_min",
     "train.max_steps": "iterations iters max_iter max_iters n_steps num_iterations num_steps steps "
     "train_steps",
-    "train.max_epochs": "epoch epochs n_epochs num_epochs num_train_epochs",
-    "train.batch_size": "batch batches batchsize bs bsz minibatch minibatch_size",
-    "train.max_grad_norm": "clip clip_grad clip_norm clipping grad_clip gradient_clip "
-    "gradient_clip_val gradient_clipping max_norm",
+    "train.max_epochs": "epoch epochs n_epoch n_epochs num_epochs num_train_epochs",
+    "train.batch_size": "batch batches batchsize bs bsz minibatch minibatch_size "
+    "per_device_train_batch_size train_batch_size",
+    "train.max_grad_norm": "clip clip_grad clip_norm clipnorm clipping grad_clip grad_norm "
+    "gradient_clip gradient_clip_val gradient_clipping max_norm",
     "train.log_every": "log_freq log_interval log_steps logging_steps",
     "train.eval_every": "eval_freq eval_interval eval_steps val_every",
     "train.checkpoint_every": "checkpoint_interval save_every save_interval save_steps",
     "train.keep_checkpoints": "keep save_total_limit",
-    "train.patience": "early_stop early_stopping early_stopping_patience",
-    "train.best_metric": "metric monitor",
+    "train.patience": "early_stop early_stopping early_stopping_patience n_iter_no_change",
+    "train.best_metric": "metric metric_for_best_model monitor",
     "train.class_weights": "balanced class_weight weighted",
     "train.precision": "amp bf16 fp16 mixed_precision",
     "train.engine": "compile",
@@ -69,6 +71,26 @@ _OTHER_NAMES = {
     "device": "cpu cuda gpu gpus no_cuda use_cuda use_gpu",
 }
 ALIASES = {alias: key for key, names in _OTHER_NAMES.items() for alias in names.split()}
+
+# Names for which there is no key, by what to use instead. Some are spelt like a key that means
+# something else: vocab_size, log_dir, recurrent_dropout.
+_INSTEAD = {
+    "--run-dir DIRECTORY, where the run is written": "checkpoint_dir log_dir logdir out_dir output "
+    "output_dir run_dir save_dir",
+    "'optimizer.betas=[0.9, 0.999]', both of them at once": "adam_beta1 adam_beta2 beta1 beta2 "
+    "beta_1 beta_2 moms",
+    "schedule.warmup_steps, a number of steps": "pct_start warmup_fraction warmup_ratio",
+    "train.batch_size; gradients are not accumulated": "accumulate_grad_batches "
+    "gradient_accumulation_steps",
+    "model.dropout, which acts between layers": "recurrent_dropout",
+    "leave it out: the data says how many tokens there are": "max_features num_embeddings "
+    "num_tokens num_words vocab_size vocabulary_size",
+    "--init-from CHECKPOINT, to begin with the weights of a run": "init_from pretrained warm_start",
+    "rnncls sweep, which has --seeds and --grid": "config grid seeds",
+    "leave it out: the best checkpoint is always kept": "load_best_model_at_end "
+    "restore_best_weights save_best_only",
+}
+_WITHOUT_KEY = {name: instead for instead, names in _INSTEAD.items() for name in names.split()}
 
 # What switches something on and off, of keys whose values are no switches.
 _SWITCHES = {
@@ -97,7 +119,7 @@ def meant_keys(name: str) -> list[str]:
 
     The keys of this name in all sections come first, then the table of aliases, then spelling.
     """
-    section, _, leaf = _normal(name).rpartition(".")
+    section, _, leaf = normal(name).rpartition(".")
     keys = known_keys()
 
     same = [key for key in keys if _leaf(key) == leaf]
@@ -105,6 +127,9 @@ def meant_keys(name: str) -> list[str]:
         return same
     if leaf in ALIASES:
         return [ALIASES[leaf]]
+    # Its spelling would lead to a key that means something else.
+    if leaf in _WITHOUT_KEY:
+        return []
 
     # Of keys that are spelt alike, one of the section that was named is likelier.
     of_section = [key for key in keys if section and key.startswith(f"{section}.")]
@@ -114,6 +139,17 @@ def meant_keys(name: str) -> list[str]:
         if close:
             return [by_leaf[close[0]]]
     return []
+
+
+def is_other_name(name: str) -> bool:
+    """Return whether a name is another one for a key: an alias, or a key under a wrong section."""
+    leaf = _leaf(normal(name))
+    return leaf in ALIASES or any(_leaf(key) == leaf for key in known_keys())
+
+
+def nothing_for(name: str) -> str:
+    """Return what there is instead of a key that other programs have; "" if nothing is known."""
+    return _WITHOUT_KEY.get(_leaf(normal(name)), "")
 
 
 def section_with(keys: Iterable[str]) -> str:
@@ -135,7 +171,7 @@ def advice(name: str, text: str | None, source: str = "", option: str = "") -> s
     """
     keys = meant_keys(name)
     if not keys:
-        return ""
+        return nothing_for(name)
 
     # Generated data has no epochs: this says what it has instead.
     in_steps = f"{option}train.max_steps={Config().train.max_steps}"
@@ -156,7 +192,7 @@ def advice_for_file(section: str, name: str, value: Any, source: str) -> str:
     """
     keys = meant_keys(f"{section}.{name}" if section else name)
     if not keys:
-        return ""
+        return nothing_for(name)
 
     question = f"did you mean {', or '.join(keys)}?"
     if keys == ["train.max_epochs"] and source == "sum_mod":
@@ -177,7 +213,7 @@ def advice_for_file(section: str, name: str, value: Any, source: str) -> str:
 
 def value_for(name: str, key: str, text: str | None) -> str:
     """Return the value that a key needs where another name had `text`: gpu=0 -> cuda:0."""
-    leaf = _leaf(_normal(name))
+    leaf = _leaf(normal(name))
     written = (text or "").strip()
     switch = written.lower()
 
@@ -202,7 +238,7 @@ def value_for(name: str, key: str, text: str | None) -> str:
 def is_switch(name: str) -> bool:
     """Return whether a name stands for something that is on or off: `--gpu`, `--bidirectional`."""
     defaults = flatten(Config())
-    is_alias = _leaf(_normal(name)) in ALIASES
+    is_alias = _leaf(normal(name)) in ALIASES
     keys = meant_keys(name)
     return any(
         isinstance(defaults.get(key), bool) or (is_alias and key in _SWITCHES) for key in keys
@@ -240,7 +276,7 @@ def _needed(key: str, source: str) -> str:
     return ""
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
     """Return a name as keys are written: `--Batch-Size` -> `batch_size`."""
     return name.strip().lstrip("-").lower().replace("-", "_")
 

@@ -72,7 +72,7 @@ def read(path: Path) -> Document:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        remedy = "check the path; `--config` takes a YAML file"
+        remedy = "check the path; a config is a YAML file"
         raise ConfigError(
             Problem(f"cannot read the config {path}: {error.strerror}", remedy=remedy, id="C1")
         ) from None

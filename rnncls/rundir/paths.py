@@ -1,7 +1,7 @@
 """The names of everything in a run directory, each spelled once.
 
 .lock                        who owns the directory (lock.py)
-config.yaml                  the resolved config: `rnncls train --config` on it repeats the run
+config.yaml                  the resolved config: `rnncls train` with it repeats the run
 status.json                  how the run stands (status.py)
 metrics.jsonl, metrics.csv   one line per logged step, named like the TensorBoard tags (tables.py)
 events.out.tfevents.*        TensorBoard: one event stream, HParams included (events.py)

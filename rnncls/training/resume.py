@@ -98,7 +98,7 @@ def resumed_config(checkpoint: Checkpoint, overrides: Sequence[str]) -> Config:
                 "a resumed run keeps its data, model, seed, optimizer and best_metric",
                 str(checkpoint.path),
                 found=", ".join(_describe_change(key, before, after) for key in forbidden),
-                remedy="train --config ... --init-from, which starts a new run from these weights",
+                remedy="rnncls train CONFIG --init-from, which starts a new run from these weights",
                 id="K21",
             )
         )
@@ -126,7 +126,7 @@ def restored_task(checkpoint: Checkpoint, config: Config) -> Task:
     """
     # Before the files are parsed: another content may look like a mistake in the data.
     if isinstance(config.data, FilesConfig):
-        remedy = "the old file, or train --config ... --init-from for a new run on the new one"
+        remedy = "the old file, or rnncls train CONFIG --init-from for a new run on the new one"
         require_unchanged_data(config.data, checkpoint.state.fingerprints, remedy)
     return load_task(config, checkpoint.vocabulary, progress=True)
 

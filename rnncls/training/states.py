@@ -53,7 +53,7 @@ def restored_state(checkpoint: Checkpoint, task: Task) -> TrainState:
             Problem(
                 "the weights are not finite",
                 str(checkpoint.path),
-                remedy="train --config ... --init-from with an earlier checkpoint file",
+                remedy="rnncls train CONFIG --init-from with an earlier checkpoint file",
                 id="K13",
             )
         )
