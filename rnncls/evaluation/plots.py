@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 from rnncls.evaluation.mistakes import Confused
-from rnncls.system.files import write_atomically, writing
+from rnncls.system.files import new_file, writing
 from rnncls.system.rows import on_one_line, shortened
 
 MOST_OF_LABEL = 24  # characters of a label at an axis
@@ -60,8 +60,8 @@ def draw_confused(confused: Confused, path: Path) -> None:
     # Drawn into memory first, so that the file appears whole or not at all.
     content = io.BytesIO()
     figure.savefig(content, dpi=120, format="png")
-    with writing(path):
-        write_atomically(path, content.getvalue())
+    with writing(path), new_file(path) as file:
+        file.buffer.write(content.getvalue())
 
 
 def _count(count: int) -> str:
