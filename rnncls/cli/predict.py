@@ -52,8 +52,11 @@ def predict(
         ),
     ] = None,
     top_k: Annotated[
-        int, typer.Option(min=1, help="How many labels to show, the likeliest first.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1, help="How many labels to show, the likeliest first (default 1; at a prompt 3)."
+        ),
+    ] = None,
     bad: Annotated[str, typer.Option(help="What to do with a bad line: stop or skip.")] = "stop",
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout.")] = False,
@@ -92,7 +95,8 @@ def predict(
     # of what is typed as of what comes through a pipe.
     is_piped = as_json or output is not None or not sys.stdin.isatty()
     if input is None and not sequences and not is_piped:
-        _prompt(predictor, top_k)
+        # A person wants to see how close the second and third label come.
+        _prompt(predictor, top_k or 3)
         return
 
     # Bad lines are named after where they come from.
@@ -104,7 +108,7 @@ def predict(
     echo = texts is None or len(texts) > 1
     format = "jsonl" if as_json else "text"
     with _groups(predictor, input, texts, skipped) as groups:
-        num_predicted = write_predictions(predictor, groups, top_k, output, format, echo)
+        num_predicted = write_predictions(predictor, groups, top_k or 1, output, format, echo)
         skipped.finish(num_predicted)
 
 
@@ -169,8 +173,7 @@ def _prompt(predictor: "Predictor", top_k: int) -> None:
         text = decode_line(line, is_first=False)
         ids = text if isinstance(text, Problem) else encode(predictor, text)
         if not isinstance(ids, Problem):
-            # A person wants to see how close the second and third label come.
-            print(_answer(predictor, str(text), ids, max(top_k, 3)), flush=True)
+            print(_answer(predictor, str(text), ids, top_k), flush=True)
         # An empty line is no question.
         elif ids.id != "D9":
             print(replace(ids, remedy="").render(), file=sys.stderr)

@@ -136,7 +136,7 @@ class RunLog:
         if events is not None:
             self.write(EVENTS, lambda: events.write(step, scalars))
 
-    def show(self, step: int, scalars: dict[str, float], is_best: bool) -> None:
+    def show(self, step: int, scalars: dict[str, float], is_better: bool) -> None:
         """Show people the values of a step: in the bar, and at an evaluation in a line of its own.
 
         `scalars`, by TensorBoard tag, may have averages that are not logged at this step.
@@ -156,7 +156,7 @@ class RunLog:
         used, available = self._task.validation_sizes
         if available is not None and used < available:
             line += f"   (of {used:,} sequences)"
-        if is_best:
+        if is_better:
             line += "   best"
         self.say(line)
 

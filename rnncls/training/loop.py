@@ -70,7 +70,8 @@ def after_step(
     due = due_after(train, step)
     is_over = step >= task.max_steps
     is_best = False
-    warning = ""
+    is_better = False
+    notes = []
     scalars: dict[str, float] = {}
 
     # Since the last entry of the log. An evaluation shows them, also where no entry is due.
@@ -80,16 +81,18 @@ def after_step(
         sequences = stop.checked(task.validation(), step, str(run.path))
         scalars = validation_scalars(state.model, task, sequences)
         is_best = note_score(state, scalars, train.best_metric)
+        # People read "best" as better than before. Of equal evaluations the latest counts.
+        is_better = is_best and state.stale_evaluations == 0
 
         # After the last step the run is over anyway: there is nothing to explain.
         reason = "" if is_over else reason_to_stop(state, train, scalars["val/accuracy"])
         if reason:
-            log.say(f"stopped at step {step:,}: {reason}")
+            notes.append(f"stopped at step {step:,}: {reason}")
             is_over = True
 
         # A sweep counts the members that learned nothing; their warnings would only scroll.
         if (is_over or is_early_look(task, step)) and not log.is_quiet:
-            warning = warning_of_guessing(state, task, averages | scalars)
+            notes.append(warning_of_guessing(state, task, averages | scalars))
 
     # The last step logs whatever the intervals say, so that no steps stay without a log line.
     if is_over or due.log:
@@ -97,9 +100,9 @@ def after_step(
         state.totals = Totals()
     if scalars:
         log.log(step, scalars)
-        log.show(step, averages | scalars, is_best)
-    if warning:
-        log.say(warning)
+        log.show(step, averages | scalars, is_better)
+    for note in filter(None, notes):
+        log.say(note)
     if due.histograms:
         log.log_histograms(step, state.model)
 

@@ -49,7 +49,7 @@ def resume(
         engine = choose(config, state.device)
 
         if _is_complete(state, task, checkpoint):
-            print(f"already complete at step {state.step:,}", file=sys.stderr)
+            print(_completion(state, task), file=sys.stderr)
             # Killed after its last checkpoint, it could not say so itself.
             if run.died:
                 run.note_finished(state)
@@ -66,6 +66,17 @@ def resume(
             run.save(state, task)
         run.begin_again(state, task)
         return train(state, task, run, engine, shared)
+
+
+def _completion(state: TrainState, task: Task) -> str:
+    """Return that a run is complete, and what would have to change for it to go on."""
+    text = f"already complete at step {state.step:,}"
+    train = task.config.train
+    if state.step < task.max_steps:
+        return f"{text}: it stopped before its last step; train.patience=... lets it go on"
+    if task.max_steps < train.max_steps:
+        return f"{text}: train.max_epochs = {train.max_epochs:,} ends it there"
+    return text
 
 
 def _is_complete(state: TrainState, task: Task, checkpoint: Checkpoint) -> bool:
