@@ -22,40 +22,20 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from rnncls.config import Config
-from rnncls.config.load import parse_config
+from rnncls.config import Config, load_config
 from rnncls.config.ranges import parse_seeds
+from rnncls.data.guess import guess_config
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.rundir.checkpoint_files import load_checkpoint
 from rnncls.rundir.tables import read_metrics
 from rnncls.training.fit import fit
 from scripts import library_sets, source_lines
-from scripts.source_lines import SPLITS
 
-# What a token of each set is, and the length at which its sequences are cut. Few are longer.
+# What a token of each set is. `rnncls train` would read the lines as words.
 TOKENS = {"lines": "characters", "paragraphs": "words", "functions": "ids"}
-MAX_LENGTH = {"lines": 80, "paragraphs": 100, "functions": 64}
 
 # So many source files give the lines: with all of them, a run would take five times as long.
 FILES_OF_LINES = 300
-
-# What a config from a file says. A word is seen less often than a character or an id, and needs a
-# larger embedding. Small files get small batches, and epochs follow from the rows: about so many
-# sequences in all.
-DEFAULTS: dict[str, Any] = {
-    "data.batching": "bucket",
-    "model.cell": "gru",
-    "model.hidden_size": 128,
-    "model.init_gain": 1.0,
-    "optimizer.lr": 5e-3,
-    "optimizer.weight_decay": 0.3,
-    "schedule.min_lr": 1e-4,
-}
-EMBEDDING_DIM = {"characters": 32, "words": 128, "ids": 32}
-SMALL_FILE = 20_000  # rows
-SMALL_BATCH = 32
-BATCH = 64
-SEQUENCES = 64_000
 
 
 class Setting(NamedTuple):
@@ -82,7 +62,7 @@ OTHERS = {
     "LSTM": Setting({"model.cell": "lstm"}, {}),
     "half the batch": Setting({}, {"train.batch_size": 0.5}),
     "twice the batch": Setting({}, {"train.batch_size": 2}),
-    "twice the epochs": Setting({}, {"epochs": 2}),
+    "twice the epochs": Setting({}, {"train.max_epochs": 2}),
 }
 
 COLUMNS = ["set", "setting", "seed", "accuracy", "macro_f1", "step", "steps", "test", "seconds"]
@@ -98,34 +78,18 @@ def make_sets(folder: Path, quick: bool) -> None:
 
 
 def config_of(name: str, folder: Path, setting: Setting, seed: int, quick: bool) -> Config:
-    """Return the config of a run."""
-    rows = num_rows(folder / "train.jsonl")
-    values = DEFAULTS | setting.values
-    values["model.embedding_dim"] = EMBEDDING_DIM[TOKENS[name]]
-    values["train.batch_size"] = SMALL_BATCH if rows <= SMALL_FILE else BATCH
-    values["epochs"] = max(1, round(SEQUENCES / rows))
+    """Return the config of a run: what `rnncls train FILE` makes of the file, and the setting."""
+    raw = guess_config(str(folder / "train.jsonl"), tokens=TOKENS[name]).raw
+    raw["data"] |= {split: str(folder / f"{split}.jsonl") for split in ("val", "test")}
+    raw["seed"] = seed
+    values = dict(setting.values)
     for key, factor in setting.factors.items():
-        values[key] = int(factor * values[key])
+        section, _, leaf = key.partition(".")
+        values[key] = max(1, int(factor * raw[section][leaf]))
 
-    # 3 % of the run are its warm-up, and the validation set is evaluated as a whole.
-    steps = values.pop("epochs") * -(-rows // values["train.batch_size"])
     if quick:
-        steps = 10
-    values["train.max_steps"] = steps
-    values["train.eval_every"] = -(-steps // 3)
-    values["train.eval_samples"] = 2**20
-    values["schedule.warmup_steps"] = round(0.03 * steps)
-
-    data: dict[str, Any] = {split: str(folder / f"{split}.jsonl") for split in SPLITS}
-    data |= {"source": "files", "tokens": TOKENS[name], "max_length": MAX_LENGTH[name]}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    return parse_config({"data": data, "seed": seed}, name, overrides)
-
-
-def num_rows(path: Path) -> int:
-    """Return the number of lines of a file."""
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
+        values |= {"train.max_steps": 10, "train.max_epochs": None, "train.eval_every": 5}
+    return load_config(raw, values)
 
 
 def measure(config: Config, run_dir: Path, with_test: bool) -> Result:
