@@ -588,8 +588,8 @@ def test_only_the_first_rows_of_a_large_file_are_looked_at(
     ("rows", "least", "most"),
     [
         (10, 500, 1_000),
-        (3_000, 500, 2_000),
-        pytest.param(60_000, 5_000, 20_000, marks=pytest.mark.slow),
+        (3_000, 500, 2_500),
+        pytest.param(60_000, 700, 2_000, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_is_as_long_as_its_file_needs(

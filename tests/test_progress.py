@@ -358,6 +358,7 @@ def on_terminal(columns: int, *words: str | Path) -> list[str]:
     return re.split(r"[\r\n]+", done.stdout)
 
 
+@pytest.mark.slow
 def test_the_bar_of_a_run_has_epoch_loss_metric_and_rate(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", some_rows(2000))
     train = {"max_steps": 1200, "max_epochs": 9, "log_every": 50, "eval_every": 200}
@@ -373,6 +374,7 @@ def test_the_bar_of_a_run_has_epoch_loss_metric_and_rate(tmp_path: Path) -> None
     assert any(re.search(r"epoch [2-5]/7", bar) for bar in bars)
 
 
+@pytest.mark.slow
 def test_the_bar_of_a_sweep_moves_and_counts_members_at_70_columns(tmp_path: Path) -> None:
     pytest.importorskip("numba")
     config = ROOT / "configs/smoke.yaml"
