@@ -19,6 +19,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rnncls.cli import data as data_commands
 from rnncls.config import FilesConfig, load_config, parse_config
 from rnncls.data import FilesTask, load_task
 from rnncls.data.guess import guess_config
@@ -569,6 +570,31 @@ def test_the_default_run_directory_has_the_name_of_the_file(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     (run_dir,) = (tmp_path / "runs" / "clicks").iterdir()
     assert run_dir.name.endswith("-first")
+
+
+def test_data_commands_take_a_data_file_in_place_of_a_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(table(["words", "more", "label"], texts(60), texts(60, seed=1), labels(60)))
+    data_commands.check(None, [str(file), "data.val_fraction=0.5"], sequence_field="more")
+    said, assumed = capsys.readouterr()
+    assert said.endswith("ok: 11 different tokens, 2 classes\n")
+    assert "sequence: more, as given" in assumed
+    # As many as with a config that says the same.
+    sizes = {line.split()[0]: int(line.split()[1]) for line in said.splitlines()[:-1]}
+    assert 20 <= sizes["val:"] <= 40
+    assert sum(sizes.values()) == 60
+
+    data_commands.stats(None, [str(file)], as_json=True, tokens="characters")
+    assert json.loads(capsys.readouterr().out)["classes"]
+    done = run_rnncls("data", "sample", file, "train.batch_size=3", "--label-field", "label")
+    assert done.returncode == 0, done.stderr
+    assert "packed" in done.stdout
+
+    done = run_rnncls("data", "check", "configs/smoke.yaml", "--tokens", "words")
+    assert done.returncode == 2
+    assert "--tokens is only for a data file" in done.stderr
 
 
 def test_only_the_first_rows_of_a_large_file_are_looked_at(
