@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from rnncls.config import FilesConfig
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.dataset import hash_of
-from rnncls.data.records import BadRows, Record, format_of, read_records
+from rnncls.data.records import BadRows, Record, empty_sequence, format_of, read_records
 from rnncls.errors import DataError, Problem, printable
 
 # The model and the length of a run, chosen on three real sets: docs/data.md has the table, and
@@ -169,7 +169,9 @@ def _look(path: str | Path, layout: Layout) -> _Seen:
     bytes_read: list[int] = []
 
     for record in read_records(path, data, bad, bytes_read.append):
-        if seen.num_rows + seen.num_empty == MOST_ROWS:
+        # A file that has bad rows is read to its end, because a user fixes all of them at once.
+        has_bad = bad.count > seen.num_empty
+        if seen.num_rows + seen.num_empty >= MOST_ROWS and not has_bad:
             seen.is_all = False
             break
         # A number instead of a record is the line of an empty sequence.
@@ -177,8 +179,11 @@ def _look(path: str | Path, layout: Layout) -> _Seen:
             _count(seen, record)
         else:
             seen.num_empty += 1
+            bad.add_problem(record, empty_sequence("fix the line, or it is left out"))
 
-    bad.raise_if_any()
+    # Empty sequences are no error; they are only named among the errors.
+    if bad.count > seen.num_empty:
+        bad.raise_if_any(seen.num_rows)
     if not seen.num_rows:
         raise DataError(Problem("0 sequences", str(path), found="empty ones", id="D2"))
 
