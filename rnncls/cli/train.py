@@ -127,6 +127,8 @@ def _check(config: "Config", run_dir: Path | None, init_from: Path | None) -> No
     if run_dir is not None:
         require_unused(run_dir)
     checked = check_training(config, init_from)
+    if checked.task.described_split:
+        print(checked.task.described_split, file=sys.stderr)
     print(describe_check(checked))
     warning = warning_of_check(checked)
     if warning:
