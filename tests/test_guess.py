@@ -573,6 +573,31 @@ def test_the_default_run_directory_has_the_name_of_the_file(tmp_path: Path) -> N
     assert run_dir.name.endswith("-first")
 
 
+def test_nothing_is_said_to_be_assumed_of_what_an_override_sets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.csv"
+    many = table(["text", "label"], texts(120), ["no"] * 108 + ["yes"] * 12)
+    file.write_bytes(many + b",no\n")
+
+    def assumed(*overrides: str) -> str:
+        data_commands.check(None, [str(file), *overrides])
+        return capsys.readouterr().err
+
+    said = assumed()
+    assert "classes are uneven: class_weights: balanced, best_metric: macro_f1" in said
+    assert "are left out" in said
+    said = assumed("train.class_weights=none", "data.empty=drop")
+    assert "classes are uneven: best_metric: macro_f1" in said
+    assert "class_weights" not in said
+    assert "are left out" not in said
+    assert "uneven" not in assumed("train.class_weights=none", "train.best_metric=accuracy")
+
+    file.write_bytes(table(["text", "label"], texts(4), ["a", "b", "c", "d"]))
+    assert "held out for validation 0%, for the test 0%, because" in assumed()
+    assert "held out for the test 0%, because" in assumed("data.val_fraction=0")
+
+
 def rows_with_bad_ones(path: Path) -> None:
     """Write 400 rows, of which those in the lines 51, 121 and 301 are bad in their own ways."""
     lines = table(["text", "label"], texts(400), labels(400)).decode().splitlines()

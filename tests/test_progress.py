@@ -293,6 +293,8 @@ def test_check_fits_one_batch_and_writes_nothing(tmp_path: Path) -> None:
         done = run_rnncls("train", "-c", config, "--check", *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "T2" not in done.stderr
+        # Generated data is not split.
+        assert ("sequences for training" in done.stderr) == (config == configs[1])
         losses = re.search(r"50 steps on it: loss ([\d.]+) -> ([\d.]+)", done.stdout)
         assert losses
         assert float(losses[2]) < 0.95 * float(losses[1])

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,10 +90,12 @@ def guess(
     label_field: str | None,
     tokens: str | None,
     path_in_text: str = "",
+    asked: Set[str] = frozenset(),
 ) -> "Guess":
     """Make a config from a data file, and print what was assumed on stderr.
 
-    In the config's text, `path_in_text` stands for the path of the file, if it is given.
+    In the config's text, `path_in_text` stands for the path of the file, if it is given. `asked`
+    are the keys that overrides will replace, of which nothing is assumed.
 
     Raises: ConfigError for another kind of tokens. DataError.
     """
@@ -108,7 +111,7 @@ def guess(
     # After the check of the options, because importing torch takes a second.
     from rnncls.data.guess import guess_config
 
-    made = guess_config(file, sequence_field, label_field, tokens, path_in_text)
+    made = guess_config(file, sequence_field, label_field, tokens, path_in_text, asked)
     for line in made.assumed:
         print(f"rnncls: {line}", file=sys.stderr)
     return made
@@ -137,8 +140,8 @@ def config_of_file(path: Path, file_options: dict[str, str | None], changes: lis
         wanted.append(texts[-1] if texts else file_options[option])
 
     sequence_field, label_field, tokens = wanted
-    made = guess(path, sequence_field, label_field, tokens)
     asked = {change.partition("=")[0] for change in changes}
+    made = guess(path, sequence_field, label_field, tokens, asked=asked)
     # Who asks for a number of steps need not hear in which of the guessed epochs they end.
     if "train.max_steps" in asked:
         del made.raw["train"]["max_epochs"]
