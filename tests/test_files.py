@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 from collections import Counter
@@ -168,7 +169,7 @@ BAD_LINES = [
     ('{"sequence": [1]}', "D5", 'no field "label"'),
     ('{"sequence": [1], "label": 1.5}', "D5", "1.5"),
     ('{"sequence": [1], "label": true}', "D5", "True"),
-    ('{"sequence": [1], "label": ""}', "D5", "bad label"),
+    ('{"sequence": [1], "label": ""}', "D5", "an empty label"),
     ('{"sequence": [1, -3], "label": 1}', "D7", "-3 at position 2"),
     ('{"sequence": [1, 2.0], "label": 1}', "D7", "2.0 at position 2"),
     ('{"sequence": [true], "label": 1}', "D7", "True at position 1"),
@@ -206,6 +207,21 @@ def test_the_first_five_bad_lines_are_named_and_all_are_counted(tmp_path: Path) 
     message = problems_of(path)
     assert [f"{path}:{line}" in message for line in (2, 4, 6, 8, 10, 12)] == [True] * 5 + [False]
     assert "9 bad rows in all" in message
+
+
+@row("D7")
+def test_words_for_ids_are_advised_only_where_most_rows_have_none(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    good = '{"sequence": "1 2", "label": 1}\n'
+    bad = '{"sequence": "1 x", "label": 1}\n'
+    for content, remedy in (
+        (good * 300 + bad, "fix the line"),
+        (good * 30 + bad * 20, "fix the line"),
+        (good * 20 + bad * 30, "data.tokens=words"),
+        (bad, "data.tokens=words"),
+    ):
+        path.write_text(content)
+        assert re.findall("try: +(.*)", problems_of(path)) == [remedy]
 
 
 @row("D14")

@@ -19,9 +19,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rnncls.cli import data as data_commands
 from rnncls.config import FilesConfig, load_config, parse_config
 from rnncls.data import FilesTask, load_task
 from rnncls.data.guess import guess_config
+from rnncls.errors import DataError
 from tests.helpers import Completed, run_rnncls
 
 TINY = ["train.max_steps=10", "model.hidden_size=4", "model.embedding_dim=2", "train.engine=eager"]
@@ -569,6 +571,97 @@ def test_the_default_run_directory_has_the_name_of_the_file(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     (run_dir,) = (tmp_path / "runs" / "clicks").iterdir()
     assert run_dir.name.endswith("-first")
+
+
+def test_nothing_is_said_to_be_assumed_of_what_an_override_sets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.csv"
+    many = table(["text", "label"], texts(120), ["no"] * 108 + ["yes"] * 12)
+    file.write_bytes(many + b",no\n")
+
+    def assumed(*overrides: str) -> str:
+        data_commands.check(None, [str(file), *overrides])
+        return capsys.readouterr().err
+
+    said = assumed()
+    assert "classes are uneven: class_weights: balanced, best_metric: macro_f1" in said
+    assert "are left out" in said
+    said = assumed("train.class_weights=none", "data.empty=drop")
+    assert "classes are uneven: best_metric: macro_f1" in said
+    assert "class_weights" not in said
+    assert "are left out" not in said
+    assert "uneven" not in assumed("train.class_weights=none", "train.best_metric=accuracy")
+
+    file.write_bytes(table(["text", "label"], texts(4), ["a", "b", "c", "d"]))
+    assert "held out for validation 0%, for the test 0%, because" in assumed()
+    assert "held out for the test 0%, because" in assumed("data.val_fraction=0")
+
+
+def rows_with_bad_ones(path: Path) -> None:
+    """Write 400 rows, of which those in the lines 51, 121 and 301 are bad in their own ways."""
+    lines = table(["text", "label"], texts(400), labels(400)).decode().splitlines()
+    lines[50] = "home shop,"
+    lines[120] = "home, shop,left"
+    lines[300] = ",bought"
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.row("D5", "D9", "D14")
+def test_all_bad_rows_are_named_at_once_whatever_is_wrong_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.csv"
+    rows_with_bad_ones(path)
+    for looked_at in (100_000, 100):
+        monkeypatch.setattr("rnncls.data.columns.MOST_ROWS", looked_at)
+        monkeypatch.setattr("rnncls.data.guess.MOST_ROWS", looked_at)
+        with pytest.raises(DataError) as caught:
+            guess_config(path)
+        message = caught.value.render()
+        assert [problem.id for problem in caught.value.problems] == ["D5", "D14", "D9"]
+        assert f"an empty label ({path}:51)" in message
+        assert f"wrong number of columns ({path}:121)" in message
+        assert f"an empty sequence ({path}:301)" in message
+
+    # Where there are many, the first five, and how many in all.
+    with path.open("a") as file:
+        file.write("home,left,x\n,\nhome,\n")
+    with pytest.raises(DataError) as caught:
+        guess_config(path)
+    assert len(caught.value.problems) == 6
+    assert "6 bad rows in all" in caught.value.render()
+
+
+def test_an_empty_text_alone_is_no_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(table(["text", "label"], [*texts(60), ""], labels(61)))
+    assert guess_config(path).raw["data"]["empty"] == "drop"
+
+
+def test_data_commands_take_a_data_file_in_place_of_a_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(table(["words", "more", "label"], texts(60), texts(60, seed=1), labels(60)))
+    data_commands.check(None, [str(file), "data.val_fraction=0.5"], sequence_field="more")
+    said, assumed = capsys.readouterr()
+    assert said.endswith("ok: 11 different tokens, 2 classes\n")
+    assert "sequence: more, as given" in assumed
+    # As many as with a config that says the same.
+    sizes = {line.split()[0]: int(line.split()[1]) for line in said.splitlines()[:-1]}
+    assert 20 <= sizes["val:"] <= 40
+    assert sum(sizes.values()) == 60
+
+    data_commands.stats(None, [str(file)], as_json=True, tokens="characters")
+    assert capsys.readouterr().out.startswith("{")
+    done = run_rnncls("data", "sample", file, "train.batch_size=3", "--label-field", "label")
+    assert done.returncode == 0, done.stderr
+    assert "packed" in done.stdout
+
+    done = run_rnncls("data", "check", "configs/smoke.yaml", "--tokens", "words")
+    assert done.returncode == 2
+    assert "--tokens is only for a data file" in done.stderr
 
 
 def test_only_the_first_rows_of_a_large_file_are_looked_at(

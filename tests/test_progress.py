@@ -139,6 +139,26 @@ def test_a_sample_of_the_validation_file_says_so(
     assert "sequences)" not in said
 
 
+def test_training_on_files_says_how_they_are_split(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", some_rows(300))
+    config = files_config(path)
+    fit(config, tmp_path / "shared")
+    said = capfd.readouterr().err
+    split = r"^(\d+) sequences for training, (\d+) for validation, (\d+) for the test$"
+    (sizes,) = re.findall(split, said, re.MULTILINE)
+    assert sum(map(int, sizes)) == 300
+    assert said.index("for training") < said.index("step ")
+
+    # A split that has a file of its own has all of it.
+    own = write_jsonl(tmp_path / "own.jsonl", some_rows(300)[:50])
+    task = load_task(files_config(path, val=str(own), test_fraction=0.0))
+    assert task.described_split == (
+        f"300 sequences for training, 50 of {own} for validation, 0 for the test"
+    )
+
+
 # --- a run that does not learn
 
 
@@ -273,6 +293,8 @@ def test_check_fits_one_batch_and_writes_nothing(tmp_path: Path) -> None:
         done = run_rnncls("train", "-c", config, "--check", *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "T2" not in done.stderr
+        # Generated data is not split.
+        assert ("sequences for training" in done.stderr) == (config == configs[1])
         losses = re.search(r"50 steps on it: loss ([\d.]+) -> ([\d.]+)", done.stdout)
         assert losses
         assert float(losses[2]) < 0.95 * float(losses[1])

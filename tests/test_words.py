@@ -128,7 +128,7 @@ def test_a_sweep_takes_a_config_as_first_word(tmp_path: Path) -> None:
 
 @pytest.mark.row("C17")
 def test_a_data_file_where_a_config_belongs_is_refused_with_advice(tmp_path: Path) -> None:
-    for command in (["config", "check"], ["data", "stats"], ["sweep"]):
+    for command in (["config", "check"], ["sweep"]):
         message = error_of(*command, "clicks.csv", cwd=tmp_path)
         assert "rnncls init clicks.csv > clicks.yaml" in message
 

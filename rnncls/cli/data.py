@@ -6,22 +6,40 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnncls.cli.options import Json, OptionalConfig, Overrides, load
+from rnncls.cli.init import config_of_file, file_options_of, require_no_file_options
+from rnncls.cli.options import (
+    Json,
+    LabelField,
+    OptionalConfig,
+    SequenceField,
+    Tokens,
+    WordsOrData,
+    load,
+    sort_words,
+)
 from rnncls.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from rnncls.config import Config
     from rnncls.data import FilesTask
 
 
-def check(config: OptionalConfig = None, overrides: Overrides = None) -> None:
-    """Read the files of a config and report what is wrong with them, by line.
+def check(
+    config: OptionalConfig = None,
+    overrides: WordsOrData = None,
+    sequence_field: SequenceField = None,
+    label_field: LabelField = None,
+    tokens: Tokens = None,
+) -> None:
+    """Read a data file, or the files of a config, and report what is wrong with them, by line.
 
     Examples:
-        python scripts/digits.py
+        rnncls data check clicks.csv
         rnncls data check configs/digits_from_files.yaml
     """
+    file_options = file_options_of(sequence_field, label_field, tokens)
     # Reading is the check: bad rows are raised as one DataError, warnings go to stderr.
-    task = _load_files(config, overrides)
+    task = _load_files(config, overrides, file_options)
     for name, split in task.dataset.splits.items():
         print(f"{name}: {len(split):,} sequences, {len(split.tokens):,} tokens")
     num_tokens, num_classes = task.sizes
@@ -30,19 +48,23 @@ def check(config: OptionalConfig = None, overrides: Overrides = None) -> None:
 
 def stats(
     config: OptionalConfig = None,
-    overrides: Overrides = None,
+    overrides: WordsOrData = None,
+    sequence_field: SequenceField = None,
+    label_field: LabelField = None,
+    tokens: Tokens = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw lengths and classes into this PNG.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print rows, classes, lengths, vocabulary and padding of a config's files.
+    """Print rows, classes, lengths, vocabulary and padding of a data file or a config's files.
 
     Examples:
-        python scripts/digits.py
+        rnncls data stats clicks.csv
         rnncls data stats configs/digits_from_files.yaml --plot lengths.png
     """
-    task = _load_files(config, overrides)
+    file_options = file_options_of(sequence_field, label_field, tokens)
+    task = _load_files(config, overrides, file_options)
     from rnncls.data import report
     from rnncls.system.files import writing
 
@@ -57,22 +79,49 @@ def stats(
             report.plot(task, plot)
 
 
-def sample(config: OptionalConfig = None, overrides: Overrides = None) -> None:
+def sample(
+    config: OptionalConfig = None,
+    overrides: WordsOrData = None,
+    sequence_field: SequenceField = None,
+    label_field: LabelField = None,
+    tokens: Tokens = None,
+) -> None:
     """Print the first training batch: padded, packed, lengths, labels.
 
     Examples:
+        rnncls data sample clicks.csv
         rnncls data sample configs/smoke.yaml train.batch_size=4
     """
-    resolved = load(config, overrides)
+    file_options = file_options_of(sequence_field, label_field, tokens)
+    resolved = _load(config, overrides, file_options)
     from rnncls.data import load_task, report
 
     print(report.sample(load_task(resolved, progress=True)))
 
 
-def _load_files(config: Path | None, overrides: list[str] | None) -> "FilesTask":
-    """Return the task of a config with files. Raises: ConfigError for generated data, DataError."""
+def _load(
+    config: Path | None, words: list[str] | None, file_options: dict[str, str | None]
+) -> "Config":
+    """Return the config that is named, or made from the data file that is.
+
+    Raises: ConfigError. DataError for a data file.
+    """
+    given = sort_words(config, words)
+    if given.file is not None:
+        return config_of_file(given.file, file_options, given.overrides)
+    require_no_file_options(file_options)
+    return load(config, words)  # type: ignore[no-any-return]
+
+
+def _load_files(
+    config: Path | None, words: list[str] | None, file_options: dict[str, str | None]
+) -> "FilesTask":
+    """Return the task of a config with files, or of a data file.
+
+    Raises: ConfigError for generated data, DataError.
+    """
     # The config first: a mistake in it is reported before torch is imported.
-    resolved = load(config, overrides)
+    resolved = _load(config, words, file_options)
     from rnncls.data import FilesTask, load_task
 
     task = load_task(resolved, progress=True)

@@ -79,6 +79,9 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint: overall, by length, by class. Or evaluate every member of a sweep.
 
+    Chance is the accuracy of guessing each class alike, the majority-class baseline that of always
+    predicting the most frequent class of the evaluated sequences.
+
     Examples:
         rnncls eval runs/first
         rnncls eval runs/first --lengths 1-5,10,100 --confusion

@@ -1,7 +1,8 @@
-"""Defines rnncls init, and how a config is made from a data file, as rnncls train does too."""
+"""Defines rnncls init, and how other commands make a config from a data file in place of one."""
 
 import os
 import sys
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +12,17 @@ from rnncls.cli.options import LabelField, SequenceField, Tokens
 from rnncls.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from rnncls.config import Config
     from rnncls.data.guess import Guess
 
 KINDS_OF_TOKENS = ("ids", "words", "characters")
+
+# The options that say how a data file is read, and the config keys that they stand for.
+FILE_OPTIONS = {
+    "--sequence-field": "data.sequence_field",
+    "--label-field": "data.label_field",
+    "--tokens": "data.tokens",
+}
 
 
 def init(
@@ -81,10 +90,12 @@ def guess(
     label_field: str | None,
     tokens: str | None,
     path_in_text: str = "",
+    asked: Set[str] = frozenset(),
 ) -> "Guess":
     """Make a config from a data file, and print what was assumed on stderr.
 
-    In the config's text, `path_in_text` stands for the path of the file, if it is given.
+    In the config's text, `path_in_text` stands for the path of the file, if it is given. `asked`
+    are the keys that overrides will replace, of which nothing is assumed.
 
     Raises: ConfigError for another kind of tokens. DataError.
     """
@@ -100,7 +111,55 @@ def guess(
     # After the check of the options, because importing torch takes a second.
     from rnncls.data.guess import guess_config
 
-    made = guess_config(file, sequence_field, label_field, tokens, path_in_text)
+    made = guess_config(file, sequence_field, label_field, tokens, path_in_text, asked)
     for line in made.assumed:
         print(f"rnncls: {line}", file=sys.stderr)
     return made
+
+
+def file_options_of(
+    sequence_field: str | None, label_field: str | None, tokens: str | None
+) -> dict[str, str | None]:
+    """Return the values of FILE_OPTIONS by option."""
+    return dict(zip(FILE_OPTIONS, (sequence_field, label_field, tokens), strict=True))
+
+
+def config_of_file(path: Path, file_options: dict[str, str | None], changes: list[str]) -> "Config":
+    """Return the config that is made from a data file, with overrides.
+
+    `file_options` has the values of FILE_OPTIONS.
+
+    Raises: ConfigError. DataError.
+    """
+    from rnncls.config import parse_config
+
+    # An override says the same as its option, and the rest follows from it as well.
+    wanted = []
+    for option, key in FILE_OPTIONS.items():
+        texts = [change.partition("=")[2] for change in changes if change.startswith(f"{key}=")]
+        wanted.append(texts[-1] if texts else file_options[option])
+
+    sequence_field, label_field, tokens = wanted
+    asked = {change.partition("=")[0] for change in changes}
+    made = guess(path, sequence_field, label_field, tokens, asked=asked)
+    # Who asks for a number of steps need not hear in which of the guessed epochs they end.
+    if "train.max_steps" in asked:
+        del made.raw["train"]["max_epochs"]
+    # The guessed layout is not for two directions.
+    if "model.bidirectional" in asked:
+        made.raw["data"].pop("layout", None)
+    return parse_config(made.raw, f"the config made from {path}", changes)
+
+
+def require_no_file_options(file_options: dict[str, str | None]) -> None:
+    """Raise ConfigError if there is an option of a data file: a config says how it is read."""
+    given = [option for option, value in file_options.items() if value is not None]
+    if given:
+        raise ConfigError(
+            Problem(
+                f"{given[0]} is only for a data file",
+                expected=f"{FILE_OPTIONS[given[0]]} in a config, or {FILE_OPTIONS[given[0]]}=...",
+                found=", ".join(given),
+                id="C17",
+            )
+        )

@@ -37,6 +37,16 @@ Overrides = Annotated[
         autocompletion=complete_word,
     ),
 ]
+WordsOrData = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG|DATA] [SECTION.KEY=VALUE]...",
+        help="YAML config file, or a data file (JSONL, CSV or TSV) that a config is made from; "
+        "then values that replace some of the config's own.",
+        show_default=False,
+        autocompletion=complete_word,
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(help="Device to use instead of the config's: auto, cpu, cuda or cuda:INDEX."),

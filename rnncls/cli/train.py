@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from rnncls.cli.completion import complete_word
-from rnncls.cli.init import guess
+from rnncls.cli.init import config_of_file, file_options_of, require_no_file_options
 from rnncls.cli.options import (
     Device,
     LabelField,
@@ -15,6 +14,7 @@ from rnncls.cli.options import (
     SequenceField,
     Tokens,
     Words,
+    WordsOrData,
     load,
     sort_words,
     with_device,
@@ -24,13 +24,6 @@ from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
     from rnncls.config import Config
-
-# The options that say how a data file is read, and the config keys that they stand for.
-FILE_OPTIONS = {
-    "--sequence-field": "data.sequence_field",
-    "--label-field": "data.label_field",
-    "--tokens": "data.tokens",
-}
 
 
 class _NewRun(NamedTuple):
@@ -43,16 +36,7 @@ class _NewRun(NamedTuple):
 
 def train(
     config: OptionalConfig = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CONFIG|DATA] [SECTION.KEY=VALUE]...",
-            help="YAML config file, or a data file (JSONL, CSV or TSV) that a config is made from; "
-            "then values that replace some of the config's own.",
-            show_default=False,
-            autocompletion=complete_word,
-        ),
-    ] = None,
+    overrides: WordsOrData = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(help="New directory for the run (default runs/NAME/DATE_TIME)."),
@@ -93,11 +77,7 @@ def train(
     """
     words = sort_words(config, overrides)
     changes = with_device(words.overrides, device)
-    file_options = {
-        "--sequence-field": sequence_field,
-        "--label-field": label_field,
-        "--tokens": tokens,
-    }
+    file_options = file_options_of(sequence_field, label_field, tokens)
     if resume is not None:
         others = {
             "--config": words.config,
@@ -147,6 +127,8 @@ def _check(config: "Config", run_dir: Path | None, init_from: Path | None) -> No
     if run_dir is not None:
         require_unused(run_dir)
     checked = check_training(config, init_from)
+    if checked.task.described_split:
+        print(checked.task.described_split, file=sys.stderr)
     print(describe_check(checked))
     warning = warning_of_check(checked)
     if warning:
@@ -162,51 +144,16 @@ def _say_directory(run_dir: Path) -> None:
 def _new_run(words: Words, file_options: dict[str, str | None], changes: list[str]) -> _NewRun:
     """Return what a new run trains. Raises: ConfigError. DataError for a data file."""
     if words.file is not None:
-        return _from_file(words.file, file_options, changes)
+        config = config_of_file(words.file, file_options, changes)
+        # The directory of a run with packed data is named as with data that is not.
+        named_after = Path(words.file.name.removesuffix(".gz"))
+        return _NewRun(config, named_after, origin=f"made from {words.file}")
     if words.config is not None:
-        return _from_config(words.config, file_options, changes)
+        require_no_file_options(file_options)
+        return _NewRun(load(words.config, changes), words.config, origin=f"from {words.config}")
 
     remedy = "rnncls train CONFIG.yaml, rnncls train DATA.csv, or rnncls train --resume RUN"
     raise ConfigError(Problem("nothing to train", remedy=remedy, id="C17"))
-
-
-def _from_config(path: Path, file_options: dict[str, str | None], changes: list[str]) -> _NewRun:
-    """Return the run of a config file, which says itself how its data is read."""
-    given = [option for option, value in file_options.items() if value is not None]
-    if given:
-        raise ConfigError(
-            Problem(
-                f"{given[0]} is only for a data file",
-                expected=f"{FILE_OPTIONS[given[0]]} in a config, or {FILE_OPTIONS[given[0]]}=...",
-                found=", ".join(given),
-                id="C17",
-            )
-        )
-    return _NewRun(load(path, changes), named_after=path, origin=f"from {path}")
-
-
-def _from_file(path: Path, file_options: dict[str, str | None], changes: list[str]) -> _NewRun:
-    """Return the run of a data file, whose config is made from what is in it."""
-    from rnncls.config import parse_config
-
-    # An override says the same as its option, and the rest follows from it as well.
-    wanted = []
-    for option, key in FILE_OPTIONS.items():
-        texts = [change.partition("=")[2] for change in changes if change.startswith(f"{key}=")]
-        wanted.append(texts[-1] if texts else file_options[option])
-
-    sequence_field, label_field, tokens = wanted
-    made = guess(path, sequence_field, label_field, tokens)
-    asked = {change.partition("=")[0] for change in changes}
-    # Who asks for a number of steps need not hear in which of the guessed epochs they end.
-    if "train.max_steps" in asked:
-        del made.raw["train"]["max_epochs"]
-    # The guessed layout is not for two directions.
-    if "model.bidirectional" in asked:
-        made.raw["data"].pop("layout", None)
-    config = parse_config(made.raw, f"the config made from {path}", changes)
-    name = path.name.removesuffix(".gz")
-    return _NewRun(config, named_after=Path(name), origin=f"made from {path}")
 
 
 def _require_alone(others: list[str]) -> None:

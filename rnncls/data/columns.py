@@ -172,12 +172,33 @@ def find_layout(
 ) -> Layout:
     """Return how a file is laid out. What is not None is taken as it is.
 
+    Rows that cannot be read are left out, as long as the others tell: who reads the file names all
+    of its bad rows at once.
+
     Raises: DataError if the file cannot be read, or if it cannot be told which columns to take.
     """
     format, separator = _format_and_separator(path)
-    columns = _read_columns(path, format, separator)
-    _require_header(path, format, columns, [sequence_field, label_field])
+    bad = BadRows(path)
+    columns = _read_columns(path, format, separator, bad)
+    try:
+        _require_header(path, format, columns, [sequence_field, label_field])
+        return _layout_of(path, format, separator, columns, sequence_field, label_field, tokens)
+    except DataError:
+        # Rows that could not be read may be why nothing was found.
+        bad.raise_if_any()
+        raise
 
+
+def _layout_of(
+    path: str | Path,
+    format: str,
+    separator: str,
+    columns: list[Column],
+    sequence_field: str | None,
+    label_field: str | None,
+    tokens: str | None,
+) -> Layout:
+    """Choose the columns. Raises: DataError if it cannot be told which ones to take."""
     # The label first where it has a usual name: a column of texts is found among what is left.
     label = _named(path, columns, label_field, "--label-field")
     why_label = "as given"
@@ -217,7 +238,9 @@ def _format_and_separator(path: str | Path) -> tuple[str, str]:
     """Return the format of a file by its name, or else by its first lines, and its separator."""
     bad = BadRows(path)
     first_lines = list(_some_text(read_lines(path, bad)))
-    bad.raise_if_any()
+    # Without the first line, such as the header of a table, nothing else can be told.
+    if bad.count and (not first_lines or bad.problems[0].where.endswith(":1")):
+        bad.raise_if_any()
     if not first_lines:
         raise DataError(Problem("0 sequences", str(path), remedy="a file with sequences", id="D2"))
 
@@ -295,10 +318,12 @@ def _separator_of(first_lines: list[str]) -> str | None:
     return best
 
 
-def _read_columns(path: str | Path, format: str, separator: str) -> list[Column]:
-    """Return what the first rows have in each column. Raises: DataError for bad rows, or none."""
+def _read_columns(path: str | Path, format: str, separator: str, bad: BadRows) -> list[Column]:
+    """Return what the first good rows have in each column; the others are added to `bad`.
+
+    Raises: DataError if there is no good row.
+    """
     columns: dict[str, Column] = {}
-    bad = BadRows(path)
     for _, row in islice(read_rows(path, format, separator, [], bad), MOST_ROWS):
         for name, value in islice(row.items(), MOST_COLUMNS):
             # A column without a name, such as that of row numbers, cannot be asked for.
@@ -307,8 +332,8 @@ def _read_columns(path: str | Path, format: str, separator: str) -> list[Column]
             if name in columns:
                 columns[name].add(value)
 
-    bad.raise_if_any()
     if not columns:
+        bad.raise_if_any()
         expected = "objects with fields" if format == "jsonl" else "rows below the header"
         raise DataError(Problem("0 sequences", str(path), expected=expected, id="D2"))
     return list(columns.values())

@@ -12,7 +12,7 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from rnncls.config import FilesConfig
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.dataset import hash_of
-from rnncls.data.records import BadRows, Record, format_of, read_records
+from rnncls.data.records import BadRows, Record, empty_sequence, format_of, read_records
 from rnncls.errors import DataError, Problem, printable
 
 # The model and the length of a run, chosen on three real sets: docs/data.md has the table, and
@@ -130,10 +130,12 @@ def guess_config(
     label_field: str | None = None,
     tokens: str | None = None,
     path_in_text: str = "",
+    asked: Set[str] = frozenset(),
 ) -> Guess:
     """Make a config from a JSONL, CSV or TSV file. What is not None is taken as it is.
 
     The path stands in the config as it is given here; in its text `path_in_text` stands, if given.
+    `asked` are the keys that others will replace: nothing is said to be assumed of them.
 
     Raises: DataError if the file cannot be read, has bad rows, or does not say what to train on.
     """
@@ -149,7 +151,7 @@ def guess_config(
             entry._replace(value=path_in_text) if entry.key == "train" else entry
             for entry in entries
         ]
-    return Guess(raw, _to_yaml(seen, entries), _assumptions(seen, raw))
+    return Guess(raw, _to_yaml(seen, entries), _assumptions(seen, raw, asked))
 
 
 def _look(path: str | Path, layout: Layout) -> _Seen:
@@ -169,7 +171,9 @@ def _look(path: str | Path, layout: Layout) -> _Seen:
     bytes_read: list[int] = []
 
     for record in read_records(path, data, bad, bytes_read.append):
-        if seen.num_rows + seen.num_empty == MOST_ROWS:
+        # A file that has bad rows is read to its end, because a user fixes all of them at once.
+        has_bad = bad.count > seen.num_empty
+        if seen.num_rows + seen.num_empty >= MOST_ROWS and not has_bad:
             seen.is_all = False
             break
         # A number instead of a record is the line of an empty sequence.
@@ -177,8 +181,11 @@ def _look(path: str | Path, layout: Layout) -> _Seen:
             _count(seen, record)
         else:
             seen.num_empty += 1
+            bad.add_problem(record, empty_sequence("fix the line, or it is left out"))
 
-    bad.raise_if_any()
+    # Empty sequences are no error; they are only named among the errors.
+    if bad.count > seen.num_empty:
+        bad.raise_if_any(seen.num_rows)
     if not seen.num_rows:
         raise DataError(Problem("0 sequences", str(path), found="empty ones", id="D2"))
 
@@ -342,8 +349,11 @@ def _is_uneven(seen: _Seen) -> bool:
     return max(counts) > UNEVEN * min(counts) and min(counts) >= LEAST_ROWS_OF_CLASS
 
 
-def _assumptions(seen: _Seen, raw: dict[str, Any]) -> list[str]:
-    """Return what was assumed, and with which option that changes."""
+def _assumptions(seen: _Seen, raw: dict[str, Any], asked: Set[str]) -> list[str]:
+    """Return what was assumed, and with which option that changes.
+
+    Of the keys that are `asked` for, nothing was.
+    """
     layout = seen.layout
     lines = [f"{seen.path}: {_described_format(layout)}, {seen.rows}"]
     for what, name, why, option in (
@@ -356,18 +366,27 @@ def _assumptions(seen: _Seen, raw: dict[str, Any]) -> list[str]:
     lines.append(_described_classes(seen))
     lines.append(_described_lengths(seen))
 
-    if seen.num_empty:
+    if seen.num_empty and "data.empty" not in asked:
         lines.append(f"{seen.num_empty:,} rows with an empty sequence are left out (data.empty)")
-    if "max_length" in raw["data"]:
+    if "max_length" in raw["data"] and "data.max_length" not in asked:
         limit = raw["data"]["max_length"]
         lines.append(f"longer sequences are cut after {limit:,} tokens (data.max_length)")
-    if "val_fraction" in raw["data"]:
-        val = raw["data"]["val_fraction"]
-        test = raw["data"]["test_fraction"]
-        why = "because there are few rows"
-        lines.append(f"held out for validation {val:.0%}, for the test {test:.0%}, {why}")
-    if "class_weights" in raw["train"]:
-        lines.append("classes are uneven: class_weights: balanced, best_metric: macro_f1")
+    held_out = []
+    for name, purpose in (("val", "validation"), ("test", "the test")):
+        key = f"{name}_fraction"
+        # A split with its own file takes none of the rows.
+        if key in raw["data"] and asked.isdisjoint({f"data.{key}", f"data.{name}"}):
+            held_out.append(f"for {purpose} {raw['data'][key]:.0%}")
+    if held_out:
+        lines.append(f"held out {', '.join(held_out)}, because there are few rows")
+
+    for_uneven = [
+        f"{key}: {raw['train'][key]}"
+        for key in ("class_weights", "best_metric")
+        if key in raw["train"] and f"train.{key}" not in asked
+    ]
+    if for_uneven:
+        lines.append(f"classes are uneven: {', '.join(for_uneven)}")
     return [_one_line(line) for line in lines]
 
 

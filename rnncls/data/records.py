@@ -29,6 +29,10 @@ from rnncls.errors import CheckpointError, DataError, Problem
 # Only the current line is in memory: this bounds what a file without line ends can take.
 MAX_LINE_BYTES = 16 * 2**20
 
+# Ids among which one is none are mistyped. Where most rows have no ids, they are words.
+NO_ID_REMEDY = "fix the line"
+NO_IDS_REMEDY = "data.tokens=words"
+
 MOST_SHOWN = 5  # bad lines of a file, and lines with the same cause
 
 # What may stand between the columns of a table, by its name in a config. The comma is first: a
@@ -71,6 +75,7 @@ class BadRows:
         self.count = 0
         self.problems: list[Problem] = []  # the first of each cause
         self.causes: Counter[tuple[str, str, str]] = Counter()
+        self.num_without_ids = 0  # rows
 
     def add(
         self,
@@ -83,6 +88,7 @@ class BadRows:
     ) -> None:
         """Add a bad row by its line; the other arguments are those of a `Problem`."""
         self.count += 1
+        self.num_without_ids += id == "D7"
         self.note(
             Problem(
                 what,
@@ -143,7 +149,15 @@ class BadRows:
         if self.count > num_told:
             what = f"{self.count:,} bad rows in all"
             shown.append(Problem(what, str(self.path), id=shown[0].id))
-        raise DataError(*shown)
+        raise DataError(*(self._with_remedy(problem, num_rows) for problem in shown))
+
+    def _with_remedy(self, problem: Problem, num_rows: int | None) -> Problem:
+        """Return the problem with what helps where most of the rows have no ids."""
+        if problem.id != "D7" or problem.remedy != NO_ID_REMEDY or num_rows is None:
+            return problem
+        if 2 * self.num_without_ids <= num_rows:
+            return problem
+        return replace(problem, remedy=NO_IDS_REMEDY)
 
     def _told_once(self, cause: tuple[str, str, str], num_rows: int | None) -> Problem:
         """Return the problem of all rows with this cause: that of the first, with the others."""
@@ -328,9 +342,12 @@ def _record_of(line: int, row: dict[str, Any], data: FilesConfig) -> Record | in
         return Record(line, tokens, str(label))
     if data.empty == "drop":
         return line
-    return Problem(
-        "an empty sequence", expected="at least one token", remedy="data.empty=drop", id="D9"
-    )
+    return empty_sequence("data.empty=drop")
+
+
+def empty_sequence(remedy: str) -> Problem:
+    """Return the problem of a row without tokens."""
+    return Problem("an empty sequence", expected="at least one token", remedy=remedy, id="D9")
 
 
 def _no_sequence(row: dict[str, Any], field: str) -> Problem:
@@ -354,7 +371,10 @@ def is_label(value: Any) -> bool:
 
 
 def _bad_label(row: dict[str, Any], field: str) -> Problem:
-    if field in row:
+    if field in row and row[field] == "":
+        what = "an empty label"
+        found = ""
+    elif field in row:
         what = "bad label"
         found = f"{row[field]!r:.60}"
     else:
@@ -442,7 +462,7 @@ def _bad_id(values: list[Any], is_good: Callable[[Any], bool]) -> Problem:
         "not an integer id",
         expected="integers >= 0",
         found=f"{values[position]!r:.60} at position {position + 1}",
-        remedy="data.tokens=words",
+        remedy=NO_ID_REMEDY,
         id="D7",
     )
 

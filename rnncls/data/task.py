@@ -23,7 +23,7 @@ from rnncls.data import sequences, sum_mod
 from rnncls.data.batches import Batch, Block
 from rnncls.data.dataset import Dataset, dataset_warnings, load_dataset
 from rnncls.data.vocabulary import Vocabulary
-from rnncls.errors import ConfigError, Problem
+from rnncls.errors import ConfigError, Problem, printable
 
 MOST_LENGTHS_LOGGED = 20  # a chart with more curves cannot be read
 
@@ -67,6 +67,11 @@ class Task(ABC):
 
         None where data is generated, and there are as many as anyone wants.
         """
+
+    @property
+    def described_split(self) -> str:
+        """How many sequences are for what, in one line; "" where data is generated."""
+        return ""
 
     @property
     @abstractmethod
@@ -189,6 +194,17 @@ class FilesTask(Task):
     def validation_sizes(self) -> tuple[int, int | None]:
         available = len(self.validated)
         return min(number(self.config.train.eval_samples), available), available
+
+    @property
+    def described_split(self) -> str:
+        own_files = {"val": self.data.val, "test": self.data.test}
+        parts = [f"{len(self.train):,} sequences for training"]
+        for name, purpose in (("val", "validation"), ("test", "the test")):
+            part = f"{len(self.dataset.splits[name]):,}"
+            if own_files[name] is not None:
+                part += f" of {own_files[name]}"
+            parts.append(f"{part} for {purpose}")
+        return printable(", ".join(parts))
 
     @property
     def class_shares(self) -> Tensor:

@@ -54,6 +54,8 @@ def train(
     # The signals outside: until the last status is written, none may end the process halfway.
     with signals as stop, run.recording(state, task, report_steps, compared) as log:
         log.say(start)
+        if task.described_split:
+            log.say(task.described_split)
         used, available = task.validation_sizes
         if available is not None and used < available:
             log.say(f"validating on {used:,} of {available:,} sequences (train.eval_samples)")
