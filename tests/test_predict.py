@@ -300,6 +300,13 @@ def test_a_file_without_the_field_of_training_lists_those_that_it_has(
         assert 'expected: a list or a text in "sequence", as in the training data' in message
         assert f"found:    {found}\n" in message
 
+    # A table says so at its header, and advises no key of a config, which predict does not take.
+    (tmp_path / "new.csv").write_text("id,comment\n7,1 2\n")
+    message = fails(3, "predict", run_dir, "--input", tmp_path / "new.csv")
+    assert "found:    id, comment" in message
+    assert 'call the column "sequence"' in message
+    assert "data." not in message
+
 
 @row("K13")
 def test_an_answer_that_is_not_a_number_is_no_label(run_dir: Path, tmp_path: Path) -> None:

@@ -81,8 +81,22 @@ def rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterat
 
     The fields are named as in training. Bad rows go to `bad`.
 
-    Raises: DataError if the file cannot be read.
+    Raises: DataError if the file cannot be read. Its remedies name no config key: the run's own
+    config says what its fields are called.
     """
+    try:
+        yield from _rows_of_file(predictor, path, bad)
+    except DataError as error:
+        remedy = f'call the column "{predictor.data.sequence_field}", as in training'
+        problems = []
+        for problem in error.problems:
+            if "data." in problem.remedy:
+                problem = replace(problem, remedy=remedy)
+            problems.append(problem)
+        raise DataError(*problems) from None
+
+
+def _rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterator[Row]:
     # Neither the format nor the separator of this file need be that of the training file.
     data = predictor.data
     format = format_of(path, "auto")
