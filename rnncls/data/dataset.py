@@ -20,7 +20,13 @@ import torch
 from tqdm import tqdm
 
 from rnncls.config import FilesConfig
-from rnncls.data.records import BadRows, fingerprint, read_records, require_unchanged_files
+from rnncls.data.records import (
+    BadRows,
+    fingerprint,
+    read_records,
+    require_unchanged_files,
+    without_keys,
+)
 from rnncls.data.sequences import Sequences
 from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID, Vocabulary, in_order, truncate
 from rnncls.errors import CheckpointError, DataError, Problem, printable
@@ -270,12 +276,7 @@ def load_labelled_file(
     except DataError as error:
         # Another data.tokens, say, would not help: the model was trained with the run's own.
         remedy = "fix the file; the config of the run decides how it is read"
-        problems = []
-        for problem in error.problems:
-            if "data." in problem.remedy:
-                problem = replace(problem, remedy=remedy)
-            problems.append(problem)
-        raise DataError(*problems) from None
+        raise without_keys(error, remedy) from None
 
 
 def _load_labelled_file(

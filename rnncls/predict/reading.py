@@ -22,6 +22,7 @@ from rnncls.data.records import (
     is_label,
     long_line,
     read_rows,
+    without_keys,
 )
 from rnncls.errors import DataError, Problem, RnnclsError, printable
 from rnncls.predict.predictor import CHUNK, Label, Predictor, encode
@@ -88,12 +89,7 @@ def rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterat
         yield from _rows_of_file(predictor, path, bad)
     except DataError as error:
         remedy = f'call the column "{predictor.data.sequence_field}", as in training'
-        problems = []
-        for problem in error.problems:
-            if "data." in problem.remedy:
-                problem = replace(problem, remedy=remedy)
-            problems.append(problem)
-        raise DataError(*problems) from None
+        raise without_keys(error, remedy) from None
 
 
 def _rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterator[Row]:
