@@ -495,6 +495,12 @@ def test_words_of_keys_show_ranges_defaults_and_no_pattern() -> None:
 def test_a_key_is_found_by_its_name_its_last_part_and_its_section() -> None:
     assert [key.name for key in find_keys("optimizer.lr")] == ["optimizer.lr"]
     assert [key.name for key in find_keys("lr")] == ["optimizer.lr"]
+    # A word that names no key is looked for in what the keys mean.
+    assert {key.name for key in find_keys("padding")} == {"data.layout"}
+    assert [key.name for key in find_keys("Gradients")] == [
+        "train.max_grad_norm",
+        "train.histogram_every",
+    ]
     assert [key.name for key in find_keys("name")] == ["optimizer.name", "schedule.name"]
     assert [key.source for key in find_keys("max_length")] == ["sum_mod", "files"]
     assert {key.name for key in find_keys("model")} == {

@@ -79,7 +79,7 @@ def keys(
         typer.Argument(
             metavar="KEY",
             help="Only these, in full: a key (optimizer.lr), its last part (lr), a section "
-            "(optimizer) or another name (learning_rate).",
+            "(optimizer), another name (learning_rate), or a word of the meanings (gradients).",
             show_default=False,
         ),
     ] = None,

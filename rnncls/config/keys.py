@@ -93,6 +93,8 @@ def top_level_keys() -> list[Key]:
 def find_keys(word: str) -> list[Key]:
     """Return the keys that a word means: a whole key, a section, the last part, or another name.
 
+    Of any other word, those whose meaning has it.
+
     Raises: ConfigError if there is none, with what is similar.
     """
     keys = all_keys()
@@ -105,6 +107,10 @@ def find_keys(word: str) -> list[Key]:
     meant = meant_keys(name) if name else []
     if is_other_name(name):
         return [key for key in keys if key.name in meant]
+
+    about = [key for key in keys if word and word.lower() in key.meaning.lower()]
+    if about:
+        return about
 
     remedy = f"did you mean {', or '.join(meant)}?" if meant else nothing_for(name)
     raise ConfigError(
