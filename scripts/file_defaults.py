@@ -29,7 +29,7 @@ from rnncls.evaluation.evaluate import evaluate
 from rnncls.rundir.checkpoint_files import load_checkpoint
 from rnncls.rundir.tables import read_metrics
 from rnncls.training.fit import fit
-from scripts import library_sets, source_lines
+from scripts import source_lines, stdlib_sets
 
 # What a token of each set is. `rnncls train` would read the lines as words.
 TOKENS = {"lines": "characters", "paragraphs": "words", "functions": "ids"}
@@ -74,7 +74,7 @@ def make_sets(folder: Path, quick: bool) -> None:
     if not (folder / "lines").exists():
         source_lines.main(folder / "lines", 60 if quick else FILES_OF_LINES)
     if not (folder / "functions").exists():
-        library_sets.main(folder, 60 if quick else 10**6)
+        stdlib_sets.main(folder, 60 if quick else 10**6)
 
 
 def config_of(name: str, folder: Path, setting: Setting, seed: int, quick: bool) -> Config:

@@ -48,7 +48,7 @@ SHORTER = {
     "python scripts/bench_files": "--rows 1000",
     "python scripts/source_lines": "--files 150",
     "python scripts/digits": "--rows 2000",
-    "python -m scripts.library_sets": "--files 150",
+    "python -m scripts.stdlib_sets": "--files 150",
     "python -m scripts.file_defaults": "--quick",
     "python -m scripts.bench_sweep": "--rounds 1 --steps 20",
     "python -m scripts.reproduce": "--short --only T5 --out runs/short --output short.md",

@@ -1,6 +1,6 @@
 """Make two real data sets on any machine with Python, of words and of ids.
 
-    python -m scripts.library_sets --output data
+    python -m scripts.stdlib_sets --output data
 
 Both come from the Python standard library:
 
