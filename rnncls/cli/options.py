@@ -11,7 +11,7 @@ import typer
 from rnncls.cli.completion import complete_word
 from rnncls.errors import ConfigError, Problem
 
-# By their ends, which data/records.py reads as JSONL, CSV or TSV.
+# By their ends, which data/files reads as JSONL, CSV or TSV.
 DATA_FILE = re.compile(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", re.IGNORECASE)
 
 # Where a config is looked for that was meant by a word such as `smoke`.

@@ -137,7 +137,7 @@ def _groups(
     predictor: "Predictor", path: Path | None, texts: list[str] | None, skipped: "Skipping"
 ) -> "Iterator[Iterable[Iterable[Row]]]":
     """Give the good sequences of a file, or those of `texts`, or else those of stdin."""
-    from rnncls.data.records import opened
+    from rnncls.data.files.opening import opened
     from rnncls.predict.reading import line_groups, numbered_lines, rows_of_file, rows_of_lines
 
     if path is not None and DATA_FILE.search(str(path)):
@@ -158,7 +158,7 @@ def _groups(
 
 def _prompt(predictor: "Predictor", top_k: int) -> None:
     """Ask for sequences until `quit` or Ctrl-D."""
-    from rnncls.data.records import decode_line
+    from rnncls.data.files.lines import decode_line
     from rnncls.predict.predictor import encode
 
     print('one sequence per line; "quit" or Ctrl-D to leave', file=sys.stderr)

@@ -6,6 +6,7 @@ from rnncls.config.load import (
     dump_config,
     load_config,
     parse_config,
+    parse_saved,
     read_yaml,
     write_yaml,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "num_parameters",
     "number",
     "parse_config",
+    "parse_saved",
     "read_yaml",
     "require_generated_data",
     "sizes",

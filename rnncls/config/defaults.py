@@ -24,6 +24,10 @@ BY_SOURCE: dict[str, dict[str, float | str]] = {
     },
 }
 
+# What the keys of files meant before they existed, where that is not their default: for saved
+# configs without them.
+FILES_BEFORE = {"split": "hash", "quoting": "standard"}
+
 # The keys that stay null until the files have been read.
 COUNTED = tuple(key for key, value in BY_SOURCE["files"].items() if isinstance(value, str))
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rnncls.config import strict_yaml
+from rnncls.config.defaults import FILES_BEFORE
 from rnncls.config.messages import SOURCES, Places, describe_value, path_of, problem_of
 from rnncls.config.schema import Config
 from rnncls.config.strict_yaml import Document, KeyPath
@@ -40,6 +41,8 @@ def load_config(
         return _validate(_document_of(source), overrides, Path())
 
     document = strict_yaml.read(Path(source))
+    if _is_of_a_run(Path(source)) and isinstance(document.value, dict):
+        document = replace(document, value=_as_it_was(document.value))
 
     # An empty file is more likely the wrong file than a wish for all defaults.
     if not isinstance(document.value, dict):
@@ -56,6 +59,11 @@ def load_config(
     return _validate(document, overrides, Path(source).parent)
 
 
+def _is_of_a_run(path: Path) -> bool:
+    """Return whether a config file is the one that a run saved in its directory."""
+    return path.name == "config.yaml" and (path.parent / "checkpoints").is_dir()
+
+
 def parse_config(
     raw: dict[str, Any], source: str, overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> Config:
@@ -65,6 +73,24 @@ def parse_config(
     """
     # Saved paths are absolute, so that the folder they would be relative to does not matter.
     return _validate(Document(_plain(raw), source), overrides, Path())
+
+
+def parse_saved(
+    raw: dict[str, Any], source: str, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Config:
+    """Return the `Config` of what rnncls saved, perhaps before some of today's keys existed.
+
+    What is not there means what it meant then. Raises: ConfigError.
+    """
+    return parse_config(_as_it_was(raw), source, overrides)
+
+
+def _as_it_was(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the sections of a saved config, with the values that missing keys had."""
+    data = raw.get("data")
+    if not isinstance(data, dict) or data.get("source") != "files":
+        return raw
+    return {**raw, "data": {**FILES_BEFORE, **data}}
 
 
 def dump_config(config: Config) -> str:
@@ -183,12 +209,22 @@ def _resolve_paths(data: dict[str, Any], folder: Path, places: Places) -> None:
         return
 
     for key in ("train", "val", "test"):
-        path = data.get(key)
-        if isinstance(path, str) and path:
-            base = Path() if ("data", key) in places.overrides else folder
+        if key not in data:
+            continue
+        base = Path() if ("data", key) in places.overrides else folder
+        paths = data.get(key)
+        if isinstance(paths, list | tuple):
+            data[key] = tuple(_absolute(base, path) for path in paths)
+        else:
+            data[key] = _absolute(base, paths)
 
-            # Not resolve(), which follows links: the config keeps the name that the user gave.
-            data[key] = os.path.abspath(base / path)  # noqa: PTH100
+
+def _absolute(folder: Path, path: Any) -> Any:
+    """Return a path in `folder` as an absolute one. What is no path stays as it is."""
+    if not isinstance(path, str) or not path:
+        return path
+    # Not resolve(), which follows links: the config keeps the name that the user gave.
+    return os.path.abspath(folder / path)  # noqa: PTH100
 
 
 def _apply_overrides(

@@ -7,7 +7,7 @@ Defaults live here and nowhere else, but for the few that depend on the data sou
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from rnncls.config.defaults import COUNTED, default_warmup, known_numbers
@@ -25,6 +25,9 @@ Steps = Annotated[int, Field(ge=0, le=2**40)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
+FilePaths = FilePath | Annotated[tuple[FilePath, ...], Field(min_length=1, max_length=2**16)]
+FieldName = Annotated[str, Field(min_length=1)]
+FieldNames = FieldName | Annotated[tuple[FieldName, ...], Field(min_length=1, max_length=64)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -82,29 +85,52 @@ class SumModConfig(Section):
 
 
 class FilesConfig(Section):
-    """Labelled sequences from JSONL, CSV or TSV files, each plain or gzipped."""
+    """Labelled sequences from files of the user: JSON lines, tables and others, also packed."""
 
     source: Literal["files"]
     """Where sequences come from: files reads them; sum_mod has other keys in this section."""
-    train: FilePath
-    """Training file. A relative path is relative to the config file; in an override, to the current
-    folder."""
-    val: FilePath | None = None
-    """Validation file. null: a share val_fraction of the training file is held out."""
-    test: FilePath | None = None
-    """Test file. null: a share test_fraction of the training file is held out."""
+    train: FilePaths
+    """Training file, a list of files, a folder of them, or a pattern such as part*.csv. A relative
+    path is relative to the config file; in an override, to the current folder."""
+    val: FilePaths | None = None
+    """Validation files, as in `train`. null: a share val_fraction of the training files is held
+    out."""
+    test: FilePaths | None = None
+    """Test files, as in `train`. null: a share test_fraction of the training files is held out."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the training file held out for validation, chosen by a hash of each sequence."""
+    """Share of the training files held out for validation, chosen by a hash of each sequence."""
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the training file held out for testing, chosen by a hash of each sequence."""
-    format: Literal["auto", "jsonl", "csv", "tsv"] = "auto"
-    """Format of the files. auto: by the ending .jsonl, .csv or .tsv, with or without .gz."""
+    """Share of the training files held out for testing, chosen by a hash of each sequence."""
+    split: Literal["stratified", "hash"] = "stratified"
+    """How rows are held out: the same share of each class, of at least 3 different sequences
+    (stratified), or by their hash alone, whatever their class (hash)."""
+    rare_classes: Literal["keep", "drop", "error"] = "keep"
+    """How to treat classes of fewer than 3 different sequences where rows are held out: keep all of
+    their rows in training, leave them out, or raise an error."""
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "xlsx"] = "auto"
+    """Format of the files. auto: by the ending of their names, and by what the file begins with.
+    json is one array of objects; parquet, arrow and xlsx need `pip install 'rnncls[files]'`."""
     separator: Literal["auto", ",", ";", "tab", "|"] = "auto"
-    """What stands between the columns of a table. auto: tabs in TSV; in CSV what separates the two
-    fields in the header row."""
-    sequence_field: Annotated[str, Field(min_length=1)] = "sequence"
-    """Name of the JSON field or table column with the sequence."""
-    label_field: Annotated[str, Field(min_length=1)] = "label"
+    """What stands between the columns of a table. auto: tabs in TSV; in CSV what separates the
+    fields in the header row, or else the columns of the first rows."""
+    quoting: Literal["auto", "standard", "none"] = "auto"
+    """Quotes in a table: around cells, where a doubled one is a quote (standard), or characters
+    like any other (none). auto: by the first rows."""
+    header: bool = True
+    """Whether the first row of a table names the columns. false: they are called 1, 2, 3 and so
+    on."""
+    encoding: Literal["utf-8", "utf-16", "cp1252", "latin-1"] = "utf-8"
+    """Encoding of text. A byte order mark of UTF-8 or UTF-16 at the beginning of a file says more
+    than this key."""
+    max_record_bytes: Annotated[int, Field(ge=2**10, le=2**30)] = 2**24
+    """Longest line, and longest row of a table, in bytes of the unpacked file."""
+    bad: Literal["error", "skip"] = "error"
+    """How to treat rows that cannot be read: name them and stop, or leave them out, counted and
+    listed."""
+    sequence_field: FieldNames = "sequence"
+    """Name of the JSON field or table column with the sequence; a list of names joins their texts,
+    with the token <sep> between them."""
+    label_field: FieldName = "label"
     """Name of the JSON field or table column with the label."""
     tokens: Literal["ids", "words", "characters"] = "words"
     """The unit of a sequence: an integer id >= 0, a word between white space, or a character."""
@@ -125,6 +151,20 @@ class FilesConfig(Section):
     """Layout of a batch: packed (no padding) or padded (not for bidirectional models; faster on
     CUDA). auto: padded on CUDA where the model allows it, else packed."""
 
+    @property
+    def sequence_fields(self) -> tuple[str, ...]:
+        """The names of the fields that make a sequence; most files have one."""
+        names = self.sequence_field
+        return (names,) if isinstance(names, str) else names
+
+    @field_validator("sequence_field", "label_field", mode="before")
+    @classmethod
+    def _name_of_number(cls, value: Any) -> Any:
+        # Without a header, columns are called 1, 2, 3: YAML reads these as integers.
+        if isinstance(value, list | tuple):
+            return tuple(cls._name_of_number(name) for name in value)
+        return str(value) if type(value) is int else value
+
     @model_validator(mode="after")
     def _check(self) -> "FilesConfig":
         # The share of the training file that is held out. A split with a file of its own takes none
@@ -137,6 +177,11 @@ class FilesConfig(Section):
         if held_out >= 1:
             expected = "val_fraction + test_fraction below 1"
             raise _clash("val_fraction", "no training data is left", expected, f"{held_out:g}")
+
+        if len(self.sequence_fields) > 1 and self.tokens == "ids":
+            what = "several columns are joined by <sep>, which is no id"
+            expected = "one sequence_field, or tokens: words or characters"
+            raise _clash("sequence_field", what, expected, ", ".join(self.sequence_fields))
 
         # Without <unk>, there is nothing that a rare token could become.
         if self.min_count > 1 and self.unknown == "error":

@@ -13,15 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rnncls.data.records import (
-    SEPARATORS,
-    BadRows,
-    format_of,
-    parsed_rows,
-    read_lines,
-    read_rows,
-    tokens_of,
-)
+from rnncls.data.cells import tokens_of
+from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.dialect import Dialect, format_of
+from rnncls.data.files.lines import read_lines
+from rnncls.data.files.rows import read_rows
+from rnncls.data.files.tables import SEPARATORS, parsed_rows
 from rnncls.errors import DataError, Problem
 
 # What is looked at, so that neither time nor memory depend on the size of a file.
@@ -324,7 +321,8 @@ def _read_columns(path: str | Path, format: str, separator: str, bad: BadRows) -
     Raises: DataError if there is no good row.
     """
     columns: dict[str, Column] = {}
-    for _, row in islice(read_rows(path, format, separator, [], bad), MOST_ROWS):
+    dialect = Dialect(format, separator, "standard")
+    for _, row in islice(read_rows(path, dialect, [], bad), MOST_ROWS):
         for name, value in islice(row.items(), MOST_COLUMNS):
             # A column without a name, such as that of row numbers, cannot be asked for.
             if name not in columns and name and len(columns) < MOST_COLUMNS:

@@ -20,13 +20,10 @@ import torch
 from tqdm import tqdm
 
 from rnncls.config import FilesConfig
-from rnncls.data.records import (
-    BadRows,
-    fingerprint,
-    read_records,
-    require_unchanged_files,
-    without_keys,
-)
+from rnncls.data.files.bad_rows import BadRows, without_keys
+from rnncls.data.files.dialect import dialect_of, sniff
+from rnncls.data.files.opening import fingerprint, require_unchanged_files
+from rnncls.data.records import read_records
 from rnncls.data.sequences import Sequences
 from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID, Vocabulary, in_order, truncate
 from rnncls.errors import CheckpointError, DataError, Problem, printable
@@ -307,10 +304,12 @@ def _read_table(
     """Read the rows of a file and number its tokens and labels. Raises: DataError."""
     table = _Table(path)
     bad = BadRows(path)
+    dialect = sniff(path, dialect_of(data), [*data.sequence_fields, data.label_field])
+
     # Called once for each token of the data: `map` over a bound method is the fastest way.
     number_of = token_numbers.__getitem__
     with _progress_bar(path, progress) as bar:
-        for record in read_records(path, data, bad, bar.update):
+        for record in read_records(path, data, dialect, bad, bar.update):
             # A number instead of a record is the line of an empty sequence.
             if isinstance(record, int):
                 table.dropped += 1

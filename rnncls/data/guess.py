@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnncls.config import FilesConfig
+from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.dataset import hash_of
-from rnncls.data.records import BadRows, Record, empty_sequence, format_of, read_records
+from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.dialect import dialect_of, format_of, sniff
+from rnncls.data.records import Record, read_records
 from rnncls.errors import DataError, Problem, printable
 
 # The model and the length of a run, chosen on three real sets: docs/data.md has the table, and
@@ -170,7 +173,8 @@ def _look(path: str | Path, layout: Layout) -> _Seen:
     bad = BadRows(path)
     bytes_read: list[int] = []
 
-    for record in read_records(path, data, bad, bytes_read.append):
+    dialect = sniff(path, dialect_of(data), [layout.sequence_field, layout.label_field])
+    for record in read_records(path, data, dialect, bad, bytes_read.append):
         # A file that has bad rows is read to its end, because a user fixes all of them at once.
         has_bad = bad.count > seen.num_empty
         if seen.num_rows + seen.num_empty >= MOST_ROWS and not has_bad:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rnncls.config import Config, FilesConfig
 from rnncls.data import Vocabulary, collate
-from rnncls.data.records import tokens_of
+from rnncls.data.cells import tokens_of
 from rnncls.data.sequences import cut_for_evaluation
 from rnncls.data.vocabulary import are_integers, truncate
 from rnncls.errors import DataError, NonFiniteError, Problem

@@ -14,16 +14,11 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from rnncls.data.records import (
-    MAX_LINE_BYTES,
-    BadRows,
-    decode_line,
-    format_of,
-    is_label,
-    long_line,
-    read_rows,
-    without_keys,
-)
+from rnncls.data.cells import is_label
+from rnncls.data.files.bad_rows import BadRows, without_keys
+from rnncls.data.files.dialect import Dialect, sniff
+from rnncls.data.files.lines import MAX_LINE_BYTES, decode_line, long_line
+from rnncls.data.files.rows import read_rows
 from rnncls.errors import DataError, Problem, RnnclsError, printable
 from rnncls.predict.predictor import CHUNK, Label, Predictor, encode
 
@@ -95,11 +90,11 @@ def rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterat
 def _rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterator[Row]:
     # Neither the format nor the separator of this file need be that of the training file.
     data = predictor.data
-    format = format_of(path, "auto")
+    dialect = sniff(path, Dialect(quoting="standard"), list(data.sequence_fields))
     known = {str(label): label for label in predictor.labels}
 
     # A table needs no column of labels.
-    for line, fields in read_rows(path, format, "auto", [data.sequence_field], bad):
+    for line, fields in read_rows(path, dialect, list(data.sequence_fields), bad):
         sequence = fields.get(data.sequence_field)
         if sequence is None:
             bad.add_problem(line, _no_sequence(data.sequence_field, fields))

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from rnncls.config import Config, parse_config, sizes
+from rnncls.config import Config, parse_saved, sizes
 from rnncls.data import Task, Vocabulary
 from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem
 from rnncls.rundir import tensorfile
@@ -195,6 +195,6 @@ def _read_state(path: Path, text: str) -> SavedState:
 def _read_config(path: Path, state: SavedState) -> Config:
     # The same checks as for a config by hand: a signed file may ask for anything, too.
     try:
-        return parse_config(state.config, str(path))
+        return parse_saved(state.config, str(path))
     except ConfigError as error:
         raise CheckpointError(*error.problems) from None

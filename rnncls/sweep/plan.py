@@ -15,14 +15,14 @@ from rnncls.config import (
     Config,
     FilesConfig,
     SumModConfig,
-    parse_config,
+    parse_saved,
     read_yaml,
     write_yaml,
 )
 from rnncls.config.ranges import MAX_SAMPLES, parse_lengths, parse_seeds, require_generated_data
 from rnncls.data import spread_lengths
 from rnncls.data.dataset import data_paths
-from rnncls.data.records import fingerprint, require_unchanged_files
+from rnncls.data.files.opening import fingerprint, require_unchanged_files
 from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
@@ -280,7 +280,7 @@ def _members(content: SweepFile, seeds: list[int], source: str) -> list[Member]:
                 what = "the name of a member's folder is too long"
                 raise ConfigError(Problem(what, source, found=name, id="C17"))
 
-            config = parse_config(content.config, source, [*overrides, f"seed={seed}"])
+            config = parse_saved(content.config, source, [*overrides, f"seed={seed}"])
             members.append(Member(name, values, config))
     return members
 

@@ -1,0 +1,145 @@
+"""Collects the bad rows of a file, and words what is wrong with them."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from rnncls.errors import DataError, Problem
+
+# Ids among which one is none are mistyped. Where most rows have no ids, they are words.
+NO_ID_REMEDY = "fix the line"
+NO_IDS_REMEDY = "data.tokens=words"
+
+MOST_SHOWN = 5  # bad lines of a file, and lines with the same cause
+
+
+class BadRows:
+    """Collects the bad rows of one file: the first few in full, the others counted.
+
+    What is wrong with more than a few rows is told once, with the lines of the first.
+    """
+
+    remedy = "fix or remove the line"  # of rows that have none of their own
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self.count = 0
+        self.problems: list[Problem] = []  # the first of each cause
+        self.causes: Counter[tuple[str, str, str]] = Counter()
+        self.num_without_ids = 0  # rows
+
+    def add(
+        self,
+        line: int,
+        what: str,
+        expected: str = "",
+        found: str = "",
+        remedy: str = "",
+        id: str = "D14",
+    ) -> None:
+        """Add a bad row by its line; the other arguments are those of a `Problem`."""
+        self.count += 1
+        self.num_without_ids += id == "D7"
+        self.note(
+            Problem(
+                what,
+                f"{self.path}:{line}",
+                expected=expected,
+                found=found,
+                remedy=remedy or self.remedy,
+                id=id,
+            )
+        )
+
+    def note(self, problem: Problem) -> None:
+        """Keep the problem, if it is one of the first with its cause."""
+        cause = _cause_of(problem)
+        if cause in self.causes or len(self.causes) < MOST_SHOWN:
+            self.causes[cause] += 1
+            if self.causes[cause] <= MOST_SHOWN:
+                self.problems.append(problem)
+
+    def add_problem(self, line: int, problem: Problem) -> None:
+        """Add a problem that does not know its line."""
+        self.add(
+            line,
+            problem.what,
+            expected=problem.expected,
+            found=problem.found,
+            remedy=problem.remedy,
+            id=problem.id or "D14",
+        )
+
+    def raise_if_any(self, num_good: int | None = None) -> None:
+        """Raise DataError if there are bad rows, with the first of them and their number.
+
+        `num_good` is the number of the other rows, None if nobody has counted them.
+        """
+        if not self.problems:
+            return
+
+        num_rows = None if num_good is None else self.count + num_good
+        shown: list[Problem] = []
+        num_told = 0  # bad rows that are shown, or counted in what is shown
+        told = set()
+        for problem in self.problems:
+            cause = _cause_of(problem)
+            if cause in told or len(shown) == MOST_SHOWN:
+                continue
+
+            count = self.causes[cause]
+            if count > MOST_SHOWN or 1 < count == num_rows:
+                shown.append(self._told_once(cause, num_rows))
+                num_told += count
+                told.add(cause)
+            else:
+                shown.append(problem)
+                num_told += 1
+
+        # The last problem says how many there are in all, if not every one is shown.
+        if self.count > num_told:
+            what = f"{self.count:,} bad rows in all"
+            shown.append(Problem(what, str(self.path), id=shown[0].id))
+        raise DataError(*(self._with_remedy(problem, num_rows) for problem in shown))
+
+    def _with_remedy(self, problem: Problem, num_rows: int | None) -> Problem:
+        """Return the problem with what helps where most of the rows have no ids."""
+        if problem.id != "D7" or problem.remedy != NO_ID_REMEDY or num_rows is None:
+            return problem
+        if 2 * self.num_without_ids <= num_rows:
+            return problem
+        return replace(problem, remedy=NO_IDS_REMEDY)
+
+    def _told_once(self, cause: tuple[str, str, str], num_rows: int | None) -> Problem:
+        """Return the problem of all rows with this cause: that of the first, with the others."""
+        first, *others = [problem for problem in self.problems if _cause_of(problem) == cause]
+        count = self.causes[cause]
+        if count == num_rows:
+            share = f"in all {count:,} rows"
+        else:
+            share = (
+                f"in {count:,} rows" if num_rows is None else f"in {count:,} of {num_rows:,} rows"
+            )
+
+        lines = ", ".join(problem.where.rpartition(":")[2] for problem in others)
+        also = f"likewise in lines {lines}" + (", ..." if count > MOST_SHOWN else "")
+        found = f"{first.found}; {also}" if first.found else also
+        return replace(first, what=f"{first.what}, {share}", found=found)
+
+
+def _cause_of(problem: Problem) -> tuple[str, str, str]:
+    """Return what problems of the same cause have in common; places and values differ."""
+    return problem.what, problem.expected, problem.remedy
+
+
+def without_keys(error: DataError, remedy: str) -> DataError:
+    """Return the error with `remedy` in place of those that name a key of the config.
+
+    For a file that is read as a finished run read its own: there, no key can be changed.
+    """
+    problems = []
+    for problem in error.problems:
+        if "data." in problem.remedy:
+            problem = replace(problem, remedy=remedy)
+        problems.append(problem)
+    return DataError(*problems)

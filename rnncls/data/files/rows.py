@@ -1,0 +1,32 @@
+"""Reads the rows of a file of any format."""
+
+from pathlib import Path
+
+from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.dialect import Dialect
+from rnncls.data.files.json_rows import NumberedRows, json_rows
+from rnncls.data.files.lines import lines_of
+from rnncls.data.files.opening import ReportBytes, opened
+from rnncls.data.files.tables import SEPARATORS, table_rows
+
+
+def read_rows(
+    path: str | Path,
+    dialect: Dialect,
+    fields: list[str],
+    bad: BadRows,
+    report_bytes: ReportBytes = lambda _: None,
+) -> NumberedRows:
+    """Yield (line, row) for the rows of a file, by field; a table must have the columns `fields`.
+
+    `dialect` comes from `sniff`. Rows that cannot be read are added to `bad`; what the fields hold
+    is not looked at.
+
+    Raises: DataError if the file cannot be read any further.
+    """
+    with opened(path) as file:
+        lines = lines_of(path, file, bad, report_bytes)
+        if dialect.format == "jsonl":
+            yield from json_rows(lines, bad)
+        else:
+            yield from table_rows(lines, path, fields, bad, SEPARATORS[dialect.separator])
