@@ -138,7 +138,7 @@ def _evaluate_checkpoint(
     checkpoint: Path, wanted: _Wanted, data: str | None, device: str | None, as_json: bool
 ) -> None:
     """Print the report of one checkpoint. Raises: NonFiniteError if its loss is not finite."""
-    from rnncls.data.dataset import dataset_warnings
+    from rnncls.data.warnings import dataset_warnings
     from rnncls.evaluation.evaluate import evaluate
     from rnncls.rundir.checkpoint_files import load_checkpoint
     from rnncls.rundir.restore import held_out_data, is_finite

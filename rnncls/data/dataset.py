@@ -1,45 +1,32 @@
-"""Reads the user's files into flat arrays: tokens end to end, where each sequence begins, labels.
+"""The user's files as a dataset: splits of sequences, as ids of a vocabulary.
 
-One pass over a file numbers tokens and labels in the order in which they first occur, and hashes
-each sequence. The hash decides which split a row of the training file belongs to. Then the
-vocabulary is made of what the training split has, and the numbers are changed to its ids.
+The files are read into tables (table.py), whose rows are shared out among the splits (splits.py).
+Then the vocabulary is made of what the training split has, and numbers are changed to its ids.
 """
 
 from __future__ import annotations
 
 import json
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from rnncls.config import FilesConfig
-from rnncls.data.files.bad_rows import BadRows, without_keys
-from rnncls.data.files.dialect import dialect_of, sniff
+from rnncls.data.files.bad_rows import without_keys
 from rnncls.data.files.opening import fingerprint, require_unchanged_files
-from rnncls.data.records import read_records
 from rnncls.data.sequences import Sequences
-from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID, Vocabulary, in_order, truncate
-from rnncls.errors import CheckpointError, DataError, Problem, printable
+from rnncls.data.splits import SPLITS, assign_splits, num_shared
+from rnncls.data.table import Array, Numbering, SplitRows, Table, read_table
+from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID, Vocabulary, in_order
+from rnncls.errors import CheckpointError, DataError, Problem
 
-SPLITS = ("train", "val", "test")
 MAX_TOKENS = 2**20  # in a vocabulary
 
 # A checkpoint keeps its vocabulary in its header, which may have 16 MiB.
 MAX_VOCABULARY_BYTES = 12 * 2**20
 MOST_LABELS_SHOWN = 10
-
-# Shares above which a warning is worth reading.
-UNKNOWN_SHARE = 0.5
-SHARED_SHARE = 0.01
-
-Array = np.ndarray[Any, Any]  # one-dimensional
 
 
 @dataclass
@@ -79,79 +66,6 @@ class Dataset:
         raise ValueError("a dataset without sequences")
 
 
-@dataclass
-class _Table:
-    """One file's rows. Tokens and labels are numbered in the order in which they first occur."""
-
-    path: str
-
-    # Arrays grow like lists, hold 4 or 8 bytes a number, and NumPy reads them without a copy.
-    # The tokens of all rows stand end to end; `lengths` says where each row ends.
-    tokens: array[int] = field(default_factory=lambda: array("i"))
-    lengths: array[int] = field(default_factory=lambda: array("q"))
-    labels: array[int] = field(default_factory=lambda: array("i"))
-    lines: array[int] = field(default_factory=lambda: array("i"))
-
-    # A hash of each sequence as it was before truncation.
-    hashes: array[int] = field(default_factory=lambda: array("Q"))
-
-    dropped: int = 0
-    truncated: int = 0
-    is_train_file: bool = False
-
-
-@dataclass(frozen=True)
-class _SplitRows:
-    """The rows of one split: those of a file's table that `chosen` marks."""
-
-    table: _Table
-    chosen: Array  # bool, one for each row of the table
-
-    @property
-    def tokens(self) -> Array:
-        """Numbers of the tokens, end to end."""
-        numbers = np.frombuffer(self.table.tokens, dtype=np.int32)
-        # Most files are one split as a whole, and the tokens are the largest array: no copy then.
-        if self.chosen.all():
-            return numbers
-
-        # A row is chosen with all of its tokens.
-        lengths = np.frombuffer(self.table.lengths, dtype=np.int64)
-        of_rows: Array = numbers[np.repeat(self.chosen, lengths)]
-        return of_rows
-
-    @property
-    def lengths(self) -> Array:
-        return np.frombuffer(self.table.lengths, dtype=np.int64)[self.chosen]
-
-    @property
-    def labels(self) -> Array:
-        """Numbers of the labels."""
-        return np.frombuffer(self.table.labels, dtype=np.int32)[self.chosen]
-
-    @property
-    def hashes(self) -> Array:
-        return np.frombuffer(self.table.hashes, dtype=np.uint64)[self.chosen]
-
-    @property
-    def lines(self) -> Array:
-        """Line of each row in the file."""
-        return np.frombuffer(self.table.lines, dtype=np.int32)[self.chosen]
-
-    def place(self, row: int) -> str:
-        """Return `file:line` of a row of the split."""
-        return f"{self.table.path}:{self.lines[row]}"
-
-
-class _Numbering(dict[str, int]):
-    """Gives each new key the next number."""
-
-    def __missing__(self, key: str) -> int:
-        number = len(self)
-        self[key] = number
-        return number
-
-
 def load_dataset(
     data: FilesConfig, vocabulary: Vocabulary | None = None, progress: bool = False
 ) -> Dataset:
@@ -164,20 +78,20 @@ def load_dataset(
     label that the training split lacks.
     """
     # All files share one numbering: the same token has the same number in each of them.
-    token_numbers = _Numbering()
-    label_numbers = _Numbering()
+    token_numbers = Numbering()
+    label_numbers = Numbering()
 
     # Hashed before it is read: a file that changes in between is noticed on resume.
     fingerprints = {name: fingerprint(path) for name, path in data_paths(data).items()}
 
-    tables: dict[str, _Table] = {}
+    tables: dict[str, Table] = {}
     for name, path in data_paths(data).items():
-        tables[name] = _read_table(path, data, token_numbers, label_numbers, progress)
+        tables[name] = read_table(path, data, token_numbers, label_numbers, progress)
     tables["train"].is_train_file = True
 
     # Before the vocabulary, which is made of the training rows alone: what only the other splits
     # have must stay unknown to the model.
-    rows = _assign_splits(tables, data)
+    rows = assign_splits(tables, data)
     if not rows["train"].chosen.any():
         remedy = "the file, or smaller data.val_fraction and data.test_fraction"
         raise DataError(Problem("0 sequences to train on", data.train, remedy=remedy, id="D2"))
@@ -195,8 +109,8 @@ def load_dataset(
         dataset.dropped[name] = table.dropped
         dataset.truncated[name] = table.truncated
 
-    dataset.in_train = {name: _num_shared(rows[name], rows["train"]) for name in ("val", "test")}
-    dataset.in_val = {"test": _num_shared(rows["test"], rows["val"])}
+    dataset.in_train = {name: num_shared(rows[name], rows["train"]) for name in ("val", "test")}
+    dataset.in_val = {"test": num_shared(rows["test"], rows["val"])}
     return dataset
 
 
@@ -279,113 +193,23 @@ def load_labelled_file(
 def _load_labelled_file(
     path: str, data: FilesConfig, vocabulary: Vocabulary, progress: bool, name: str
 ) -> Dataset:
-    token_numbers = _Numbering()
-    label_numbers = _Numbering()
-    table = _read_table(path, data, token_numbers, label_numbers, progress)
+    token_numbers = Numbering()
+    label_numbers = Numbering()
+    table = read_table(path, data, token_numbers, label_numbers, progress)
 
     dataset = Dataset({}, vocabulary, {name: fingerprint(path)})
     dataset.dropped[name] = table.dropped
     dataset.truncated[name] = table.truncated
 
-    every_row = _SplitRows(table, np.ones(len(table.labels), dtype=bool))
+    every_row = SplitRows(table, np.ones(len(table.labels), dtype=bool))
     _add_split(dataset, name, every_row, list(token_numbers), list(label_numbers))
     if not len(table.labels):
         raise DataError(Problem("0 sequences", path, remedy="a file with sequences", id="D2"))
     return dataset
 
 
-def _read_table(
-    path: str,
-    data: FilesConfig,
-    token_numbers: _Numbering,
-    label_numbers: _Numbering,
-    progress: bool,
-) -> _Table:
-    """Read the rows of a file and number its tokens and labels. Raises: DataError."""
-    table = _Table(path)
-    bad = BadRows(path)
-    dialect = sniff(path, dialect_of(data), [*data.sequence_fields, data.label_field])
-
-    # Called once for each token of the data: `map` over a bound method is the fastest way.
-    number_of = token_numbers.__getitem__
-    with _progress_bar(path, progress) as bar:
-        for record in read_records(path, data, dialect, bad, bar.update):
-            # A number instead of a record is the line of an empty sequence.
-            if isinstance(record, int):
-                table.dropped += 1
-                continue
-
-            tokens = truncate(record.tokens, data)
-            if isinstance(tokens, Problem):
-                bad.add_problem(record.line, tokens)
-                continue
-
-            if len(tokens) < len(record.tokens):
-                table.truncated += 1
-
-            # The hash is of the whole sequence: max_length must not move rows between splits.
-            table.hashes.append(hash_of(record.tokens))
-            table.tokens.extend(map(number_of, tokens))
-            table.lengths.append(len(tokens))
-            table.labels.append(label_numbers[record.label])
-            table.lines.append(record.line)
-
-    # Only after the last row: a user fixes several bad lines at once.
-    bad.raise_if_any(len(table.lengths) + table.dropped)
-    return table
-
-
-def _progress_bar(path: str, progress: bool) -> tqdm[Any]:
-    """Return a bar of the bytes of a file, on stderr if that is a terminal."""
-    # A missing file is reported when it is opened, with an id; the bar must not fail before that.
-    file = Path(path)
-    size = file.stat().st_size if file.exists() else 0
-
-    # disable=None leaves the bar out unless stderr is a terminal.
-    disable = None if progress else True
-    return tqdm(total=size, unit="B", unit_scale=True, desc=file.name, disable=disable)
-
-
-def hash_of(tokens: list[str]) -> int:
-    """Return 64 bits that depend on the sequence alone: equal sequences stay in one split."""
-    # Python's own hash of text differs from process to process; this one never changes.
-    text = "\x1f".join(tokens).encode()
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
-
-
-def _assign_splits(tables: dict[str, _Table], data: FilesConfig) -> dict[str, _SplitRows]:
-    """Return the rows of each split.
-
-    A split with its own file has all rows of that; the others share the training file by the hash
-    of each sequence. A row's split depends on nothing else, so that adding rows moves no other row.
-    """
-    train_file = tables["train"]
-
-    # A hash is uniform, so its place on 0..1 is, too: val has the places from 0 to val_end, test
-    # those from there to test_end, train the rest. A larger test_fraction leaves val as it is.
-    place = np.frombuffer(train_file.hashes, dtype=np.uint64) / 2.0**64
-    val_end = 0.0 if "val" in tables else data.val_fraction
-    test_end = val_end + (0.0 if "test" in tables else data.test_fraction)
-
-    rows = {
-        "train": _SplitRows(train_file, place >= test_end),
-        "val": _SplitRows(train_file, place < val_end),
-        "test": _SplitRows(train_file, (place >= val_end) & (place < test_end)),
-    }
-    for name in ("val", "test"):
-        if name in tables:
-            table = tables[name]
-            rows[name] = _SplitRows(table, np.ones(len(table.labels), dtype=bool))
-    return rows
-
-
-def _num_shared(rows: _SplitRows, others: _SplitRows) -> int:
-    """Return how many of the sequences are among the others, too."""
-    return int(np.isin(rows.hashes, others.hashes).sum())
-
-
 def _build_vocabulary(
-    train: _SplitRows, tokens: list[str], labels: list[str], data: FilesConfig
+    train: SplitRows, tokens: list[str], labels: list[str], data: FilesConfig
 ) -> Vocabulary:
     """Return the vocabulary of the training split. Raises: DataError if it is too large."""
     # Only tokens of the training rows are counted; those of other splits alone have the count 0,
@@ -421,7 +245,7 @@ def _build_vocabulary(
 
 
 def _add_split(
-    dataset: Dataset, name: str, rows: _SplitRows, tokens: list[str], labels: list[str]
+    dataset: Dataset, name: str, rows: SplitRows, tokens: list[str], labels: list[str]
 ) -> None:
     """Add the rows of a split to the dataset, as ids of its vocabulary.
 
@@ -458,7 +282,7 @@ def _add_split(
     dataset.lines[name] = torch.from_numpy(rows.lines)
 
 
-def _ids_of(rows: _SplitRows, vocabulary: Vocabulary, tokens: list[str]) -> Array:
+def _ids_of(rows: SplitRows, vocabulary: Vocabulary, tokens: list[str]) -> Array:
     """Return the ids of the rows' tokens, int32; -1 for those that the vocabulary lacks."""
     # Each different token is looked up once; the rows then index the result.
     ids = (vocabulary.index.get(token, -1) for token in tokens)
@@ -467,7 +291,7 @@ def _ids_of(rows: _SplitRows, vocabulary: Vocabulary, tokens: list[str]) -> Arra
     return of_rows
 
 
-def _classes_of(name: str, rows: _SplitRows, vocabulary: Vocabulary, labels: list[str]) -> Array:
+def _classes_of(name: str, rows: SplitRows, vocabulary: Vocabulary, labels: list[str]) -> Array:
     """Return the class of each row, int64. Raises: DataError for a label that training lacks."""
     index = {label: number for number, label in enumerate(vocabulary.labels)}
     classes = (index.get(label, -1) for label in labels)
@@ -494,7 +318,7 @@ def _classes_of(name: str, rows: _SplitRows, vocabulary: Vocabulary, labels: lis
     return of_rows
 
 
-def _unknown_tokens(name: str, rows: _SplitRows, offsets: Array, unknown: Array) -> DataError:
+def _unknown_tokens(name: str, rows: SplitRows, offsets: Array, unknown: Array) -> DataError:
     """Return the error of unknown tokens in a vocabulary without <unk>."""
     # The row of a token is the last one that begins at or before it.
     first = int(unknown.argmax())
@@ -504,47 +328,8 @@ def _unknown_tokens(name: str, rows: _SplitRows, offsets: Array, unknown: Array)
     return DataError(Problem(what, rows.place(row), remedy=remedy, id="D8"))
 
 
-def _or_no_split(name: str, rows: _SplitRows) -> str:
+def _or_no_split(name: str, rows: SplitRows) -> str:
     """Return a second remedy for what a split of the training file has and training lacks."""
     if name == "train" or not rows.table.is_train_file:
         return ""
     return f", or data.{name}_fraction=0, as the row is in {name} by its hash"
-
-
-def dataset_warnings(dataset: Dataset) -> list[str]:
-    """Return what the user should know before believing a result, one line each."""
-    return [printable(f"rnncls: warning{text}") for text in _warnings(dataset)]
-
-
-def _warnings(dataset: Dataset) -> Iterator[str]:
-    # A file that was read for evaluation alone has no split of this name.
-    if "val" in dataset.splits and not len(dataset.splits["val"]):
-        yield "[D3]: there are no validation sequences; validating on those of training"
-    if dataset.vocabulary.num_classes == 1:
-        label = dataset.vocabulary.labels[0]
-        yield f"[D4]: all labels are {label!r}: there is nothing to learn"
-
-    for name, sequences in dataset.splits.items():
-        if len(sequences):
-            yield from _warnings_of_split(dataset, name, sequences)
-
-    for name, count in dataset.truncated.items():
-        if count:
-            yield f"[D16]: {count:,} sequences of {name} were truncated"
-    for name, count in dataset.dropped.items():
-        if count:
-            yield f"[D9]: {count:,} empty sequences of {name} were dropped"
-
-
-def _warnings_of_split(dataset: Dataset, name: str, sequences: Sequences) -> Iterator[str]:
-    unknown = dataset.unknown_tokens[name] / len(sequences.tokens)
-    if unknown > UNKNOWN_SHARE:
-        yield f"[D8]: {unknown:.0%} of the tokens of {name} are not in the vocabulary"
-
-    in_train = dataset.in_train.get(name, 0) / len(sequences)
-    if in_train > SHARED_SHARE:
-        yield f"[D17]: {in_train:.1%} of the sequences of {name} are in the training data too"
-
-    in_val = dataset.in_val.get(name, 0) / len(sequences)
-    if in_val > SHARED_SHARE:
-        yield f"[D17]: {in_val:.1%} of the sequences of {name} are in the validation data too"

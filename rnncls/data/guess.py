@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 from rnncls.config import FilesConfig
 from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
-from rnncls.data.dataset import hash_of
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import dialect_of, format_of, sniff
 from rnncls.data.records import Record, read_records
+from rnncls.data.table import hash_of
 from rnncls.errors import DataError, Problem, printable
 
 # The model and the length of a run, chosen on three real sets: docs/data.md has the table, and

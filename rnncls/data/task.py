@@ -21,8 +21,9 @@ from rnncls.config import (
 )
 from rnncls.data import sequences, sum_mod
 from rnncls.data.batches import Batch, Block
-from rnncls.data.dataset import Dataset, dataset_warnings, load_dataset
+from rnncls.data.dataset import Dataset, load_dataset
 from rnncls.data.vocabulary import Vocabulary
+from rnncls.data.warnings import dataset_warnings
 from rnncls.errors import ConfigError, Problem, printable
 
 MOST_LENGTHS_LOGGED = 20  # a chart with more curves cannot be read

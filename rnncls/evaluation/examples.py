@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import pad_packed_sequence
 from rnncls.config import FilesConfig, SumModConfig
 from rnncls.config.ranges import format_ranges
 from rnncls.data import Batch, all_sequences, num_sequences, samples
-from rnncls.data.dataset import SPLITS, Dataset
+from rnncls.data.dataset import Dataset
 from rnncls.data.sequences import rows_of_batches
+from rnncls.data.splits import SPLITS
 from rnncls.data.vocabulary import Vocabulary, are_integers
 from rnncls.errors import DataError, Problem
 

@@ -1,0 +1,156 @@
+"""Reads the user's files into flat arrays: tokens end to end, where each row ends, labels.
+
+One pass numbers tokens and labels in the order in which they first occur, and hashes each sequence.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from rnncls.config import FilesConfig
+from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.dialect import dialect_of, sniff
+from rnncls.data.records import read_records
+from rnncls.data.vocabulary import truncate
+from rnncls.errors import Problem
+
+Array = np.ndarray[Any, Any]  # one-dimensional
+
+
+@dataclass
+class Table:
+    """One file's rows. Tokens and labels are numbered in the order in which they first occur."""
+
+    path: str
+
+    # Arrays grow like lists, hold 4 or 8 bytes a number, and NumPy reads them without a copy.
+    # The tokens of all rows stand end to end; `lengths` says where each row ends.
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    labels: array[int] = field(default_factory=lambda: array("i"))
+    lines: array[int] = field(default_factory=lambda: array("i"))
+
+    # A hash of each sequence as it was before truncation.
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
+
+    dropped: int = 0
+    truncated: int = 0
+    is_train_file: bool = False
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """The rows of one split: those of a file's table that `chosen` marks."""
+
+    table: Table
+    chosen: Array  # bool, one for each row of the table
+
+    @property
+    def tokens(self) -> Array:
+        """Numbers of the tokens, end to end."""
+        numbers = np.frombuffer(self.table.tokens, dtype=np.int32)
+        # Most files are one split as a whole, and the tokens are the largest array: no copy then.
+        if self.chosen.all():
+            return numbers
+
+        # A row is chosen with all of its tokens.
+        lengths = np.frombuffer(self.table.lengths, dtype=np.int64)
+        of_rows: Array = numbers[np.repeat(self.chosen, lengths)]
+        return of_rows
+
+    @property
+    def lengths(self) -> Array:
+        return np.frombuffer(self.table.lengths, dtype=np.int64)[self.chosen]
+
+    @property
+    def labels(self) -> Array:
+        """Numbers of the labels."""
+        return np.frombuffer(self.table.labels, dtype=np.int32)[self.chosen]
+
+    @property
+    def hashes(self) -> Array:
+        return np.frombuffer(self.table.hashes, dtype=np.uint64)[self.chosen]
+
+    @property
+    def lines(self) -> Array:
+        """Line of each row in the file."""
+        return np.frombuffer(self.table.lines, dtype=np.int32)[self.chosen]
+
+    def place(self, row: int) -> str:
+        """Return `file:line` of a row of the split."""
+        return f"{self.table.path}:{self.lines[row]}"
+
+
+class Numbering(dict[str, int]):
+    """Gives each new key the next number."""
+
+    def __missing__(self, key: str) -> int:
+        number = len(self)
+        self[key] = number
+        return number
+
+
+def read_table(
+    path: str,
+    data: FilesConfig,
+    token_numbers: Numbering,
+    label_numbers: Numbering,
+    progress: bool,
+) -> Table:
+    """Read the rows of a file and number its tokens and labels. Raises: DataError."""
+    table = Table(path)
+    bad = BadRows(path)
+    dialect = sniff(path, dialect_of(data), [*data.sequence_fields, data.label_field])
+
+    # Called once for each token of the data: `map` over a bound method is the fastest way.
+    number_of = token_numbers.__getitem__
+    with _progress_bar(path, progress) as bar:
+        for record in read_records(path, data, dialect, bad, bar.update):
+            # A number instead of a record is the line of an empty sequence.
+            if isinstance(record, int):
+                table.dropped += 1
+                continue
+
+            tokens = truncate(record.tokens, data)
+            if isinstance(tokens, Problem):
+                bad.add_problem(record.line, tokens)
+                continue
+
+            if len(tokens) < len(record.tokens):
+                table.truncated += 1
+
+            # The hash is of the whole sequence: max_length must not move rows between splits.
+            table.hashes.append(hash_of(record.tokens))
+            table.tokens.extend(map(number_of, tokens))
+            table.lengths.append(len(tokens))
+            table.labels.append(label_numbers[record.label])
+            table.lines.append(record.line)
+
+    # Only after the last row: a user fixes several bad lines at once.
+    bad.raise_if_any(len(table.lengths) + table.dropped)
+    return table
+
+
+def _progress_bar(path: str, progress: bool) -> tqdm[Any]:
+    """Return a bar of the bytes of a file, on stderr if that is a terminal."""
+    # A missing file is reported when it is opened, with an id; the bar must not fail before that.
+    file = Path(path)
+    size = file.stat().st_size if file.exists() else 0
+
+    # disable=None leaves the bar out unless stderr is a terminal.
+    disable = None if progress else True
+    return tqdm(total=size, unit="B", unit_scale=True, desc=file.name, disable=disable)
+
+
+def hash_of(tokens: list[str]) -> int:
+    """Return 64 bits that depend on the sequence alone: equal sequences stay in one split."""
+    # Python's own hash of text differs from process to process; this one never changes.
+    text = "\x1f".join(tokens).encode()
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")

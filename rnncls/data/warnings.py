@@ -1,0 +1,50 @@
+"""What a user should know about a dataset before believing a result."""
+
+from collections.abc import Iterator
+
+from rnncls.data.dataset import Dataset
+from rnncls.data.sequences import Sequences
+from rnncls.errors import printable
+
+# Shares above which a warning is worth reading.
+UNKNOWN_SHARE = 0.5
+SHARED_SHARE = 0.01
+
+
+def dataset_warnings(dataset: Dataset) -> list[str]:
+    """Return what the user should know before believing a result, one line each."""
+    return [printable(f"rnncls: warning{text}") for text in _warnings(dataset)]
+
+
+def _warnings(dataset: Dataset) -> Iterator[str]:
+    # A file that was read for evaluation alone has no split of this name.
+    if "val" in dataset.splits and not len(dataset.splits["val"]):
+        yield "[D3]: there are no validation sequences; validating on those of training"
+    if dataset.vocabulary.num_classes == 1:
+        label = dataset.vocabulary.labels[0]
+        yield f"[D4]: all labels are {label!r}: there is nothing to learn"
+
+    for name, sequences in dataset.splits.items():
+        if len(sequences):
+            yield from _warnings_of_split(dataset, name, sequences)
+
+    for name, count in dataset.truncated.items():
+        if count:
+            yield f"[D16]: {count:,} sequences of {name} were truncated"
+    for name, count in dataset.dropped.items():
+        if count:
+            yield f"[D9]: {count:,} empty sequences of {name} were dropped"
+
+
+def _warnings_of_split(dataset: Dataset, name: str, sequences: Sequences) -> Iterator[str]:
+    unknown = dataset.unknown_tokens[name] / len(sequences.tokens)
+    if unknown > UNKNOWN_SHARE:
+        yield f"[D8]: {unknown:.0%} of the tokens of {name} are not in the vocabulary"
+
+    in_train = dataset.in_train.get(name, 0) / len(sequences)
+    if in_train > SHARED_SHARE:
+        yield f"[D17]: {in_train:.1%} of the sequences of {name} are in the training data too"
+
+    in_val = dataset.in_val.get(name, 0) / len(sequences)
+    if in_val > SHARED_SHARE:
+        yield f"[D17]: {in_val:.1%} of the sequences of {name} are in the validation data too"
