@@ -17,8 +17,9 @@ from rnncls.errors import ConfigError, Problem, printable
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
+    from rnncls.data.files.bad_rows import Skipping
     from rnncls.predict.predictor import Predictor
-    from rnncls.predict.reading import Row, Skipping
+    from rnncls.predict.reading import Row
 
 MOST_UNKNOWN_SHOWN = 5  # tokens of a sequence that was typed
 
@@ -57,7 +58,7 @@ def predict(
             min=1, help="How many labels to show, the likeliest first (default 1; at a prompt 3)."
         ),
     ] = None,
-    bad: Annotated[str, typer.Option(help="What to do with a bad line: stop or skip.")] = "stop",
+    bad: Annotated[str, typer.Option(help="What to do with a bad line: error or skip.")] = "error",
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout.")] = False,
 ) -> None:
@@ -67,9 +68,10 @@ def predict(
         rnncls predict runs/first "1 2 0 1"
         echo "1 2 0 1" | rnncls predict runs/first - --json
     """
-    if bad not in ("stop", "skip"):
+    # stop is what error was called before.
+    if bad not in ("error", "skip", "stop"):
         raise ConfigError(
-            Problem("bad value for --bad", expected="stop or skip", found=bad, id="C17")
+            Problem("bad value for --bad", expected="error or skip", found=bad, id="C17")
         )
     if input and sequences:
         raise ConfigError(
@@ -85,8 +87,8 @@ def predict(
         )
     # After the checks of the options, because importing torch takes a second.
     load_torch()
+    from rnncls.data.files.bad_rows import Skipping
     from rnncls.predict.predictor import load
-    from rnncls.predict.reading import Skipping
     from rnncls.predict.writing import write_predictions
 
     predictor = load(checkpoint, device)
@@ -101,7 +103,7 @@ def predict(
 
     # Bad lines are named after where they come from.
     from_stdin = not sequences or sequences == ["-"]
-    skipped = Skipping(input or ("stdin" if from_stdin else "argument"), stop=bad == "stop")
+    skipped = Skipping(input or ("stdin" if from_stdin else "argument"), stop=bad != "skip")
     texts = None if from_stdin else sequences
 
     # Whoever asks about one sequence knows which one it was.

@@ -16,6 +16,7 @@ import torch
 from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import without_keys
 from rnncls.data.files.opening import fingerprint, require_unchanged_files
+from rnncls.data.labels import strip_labels
 from rnncls.data.sequences import Sequences
 from rnncls.data.splits import SPLITS, assign_splits, num_shared
 from rnncls.data.table import Array, Numbering, SplitRows, Table, read_table
@@ -45,6 +46,12 @@ class Dataset:
     # file that was read: a split without a file of its own is counted with the training file.
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
+
+    # Likewise: bad rows that were skipped, labels with white space around them, and texts that look
+    # like lists, with the place of the first.
+    skipped: dict[str, int] = field(default_factory=dict)
+    spaced_labels: dict[str, int] = field(default_factory=dict)
+    like_lists: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     # How many tokens of each split the vocabulary lacks.
     unknown_tokens: dict[str, int] = field(default_factory=dict)
@@ -88,6 +95,7 @@ def load_dataset(
     for name, path in data_paths(data).items():
         tables[name] = read_table(path, data, token_numbers, label_numbers, progress)
     tables["train"].is_train_file = True
+    labels = strip_labels(tables.values(), list(label_numbers), vocabulary)
 
     # Before the vocabulary, which is made of the training rows alone: what only the other splits
     # have must stay unknown to the model.
@@ -98,7 +106,6 @@ def load_dataset(
 
     # A dict keeps the order of insertion: the text of number i is at position i.
     tokens = list(token_numbers)
-    labels = list(label_numbers)
     if vocabulary is None:
         vocabulary = _build_vocabulary(rows["train"], tokens, labels, data)
 
@@ -106,8 +113,7 @@ def load_dataset(
     for name in SPLITS:
         _add_split(dataset, name, rows[name], tokens, labels)
     for name, table in tables.items():
-        dataset.dropped[name] = table.dropped
-        dataset.truncated[name] = table.truncated
+        _note_counts(dataset, name, table)
 
     dataset.in_train = {name: num_shared(rows[name], rows["train"]) for name in ("val", "test")}
     dataset.in_val = {"test": num_shared(rows["test"], rows["val"])}
@@ -197,15 +203,25 @@ def _load_labelled_file(
     label_numbers = Numbering()
     table = read_table(path, data, token_numbers, label_numbers, progress)
 
+    labels = strip_labels([table], list(label_numbers), vocabulary)
+
     dataset = Dataset({}, vocabulary, {name: fingerprint(path)})
-    dataset.dropped[name] = table.dropped
-    dataset.truncated[name] = table.truncated
+    _note_counts(dataset, name, table)
 
     every_row = SplitRows(table, np.ones(len(table.labels), dtype=bool))
-    _add_split(dataset, name, every_row, list(token_numbers), list(label_numbers))
+    _add_split(dataset, name, every_row, list(token_numbers), labels)
     if not len(table.labels):
         raise DataError(Problem("0 sequences", path, remedy="a file with sequences", id="D2"))
     return dataset
+
+
+def _note_counts(dataset: Dataset, name: str, table: Table) -> None:
+    """Note what was counted while the file of a split was read."""
+    dataset.dropped[name] = table.dropped
+    dataset.truncated[name] = table.truncated
+    dataset.skipped[name] = table.skipped
+    dataset.spaced_labels[name] = table.spaced_labels
+    dataset.like_lists[name] = (table.like_lists, table.first_like_list)
 
 
 def _build_vocabulary(

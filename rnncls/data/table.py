@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rnncls.config import FilesConfig
-from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.bad_rows import bad_rows_of
 from rnncls.data.files.dialect import dialect_of, sniff
 from rnncls.data.records import read_records
 from rnncls.data.vocabulary import truncate
@@ -42,6 +42,10 @@ class Table:
 
     dropped: int = 0
     truncated: int = 0
+    skipped: int = 0  # bad rows
+    spaced_labels: int = 0  # labels with white space around them
+    like_lists: int = 0  # texts that look like lists of numbers or of quoted texts
+    first_like_list: str = ""  # its place
     is_train_file: bool = False
 
 
@@ -106,7 +110,7 @@ def read_table(
 ) -> Table:
     """Read the rows of a file and number its tokens and labels. Raises: DataError."""
     table = Table(path)
-    bad = BadRows(path)
+    bad = bad_rows_of(path, data.bad)
     dialect = sniff(path, dialect_of(data), [*data.sequence_fields, data.label_field])
 
     # Called once for each token of the data: `map` over a bound method is the fastest way.
@@ -134,7 +138,10 @@ def read_table(
             table.lines.append(record.line)
 
     # Only after the last row: a user fixes several bad lines at once.
-    bad.raise_if_any(len(table.lengths) + table.dropped)
+    bad.finish(len(table.lengths) + table.dropped, f"rows of {path}")
+    table.skipped += bad.count
+    table.like_lists += bad.num_like_lists
+    table.first_like_list = table.first_like_list or bad.first_like_list
     return table
 
 

@@ -7,22 +7,19 @@ something comes through it, so that every group can be answered before the next 
 import os
 import select
 import stat
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from rnncls.data.cells import is_label
+from rnncls.data.cells import label_of, sequence_of
 from rnncls.data.files.bad_rows import BadRows, without_keys
 from rnncls.data.files.dialect import Dialect, sniff
 from rnncls.data.files.lines import MAX_LINE_BYTES, decode_line, long_line
 from rnncls.data.files.rows import read_rows
-from rnncls.errors import DataError, Problem, RnnclsError, printable
+from rnncls.errors import DataError, Problem, RnnclsError
 from rnncls.predict.predictor import CHUNK, Label, Predictor, encode
-
-MOST_SKIPPED_SHOWN = 100  # the others are counted
 
 READ_BYTES = 2**16  # as much as a pipe holds
 CHUNK_TOKENS = 2**22  # of long sequences, fewer than CHUNK are predicted together
@@ -39,39 +36,6 @@ class Row(NamedTuple):
     true: Label | None = None  # its label, if the file says it
 
 
-class Skipping(BadRows):
-    """Reports each bad row on stderr, or raises DataError at the first one if `stop`."""
-
-    remedy = "--bad skip"
-
-    def __init__(self, path: str | Path, stop: bool) -> None:
-        super().__init__(path)
-        self.stop = stop
-
-    def note(self, problem: Problem) -> None:
-        """Report one bad row. Raises: DataError if `stop`."""
-        if self.stop:
-            raise DataError(problem)
-        if self.count > MOST_SKIPPED_SHOWN:
-            return
-
-        # Values from a file are shown, so control characters are escaped.
-        detail = f": {problem.found}" if problem.found else ""
-        message = f"rnncls: skipped {problem.where}: {problem.what}{detail}"
-        print(printable(message), file=sys.stderr)
-
-    def finish(self, num_predicted: int) -> None:
-        """Report how many rows were skipped. Raises: DataError if there was no good one."""
-        if not self.count:
-            return
-
-        # Of all skipped rows, also those that were not shown.
-        total = self.count + num_predicted
-        print(f"rnncls: skipped {self.count:,} of {total:,} sequences", file=sys.stderr)
-        if not num_predicted:
-            raise DataError(Problem("0 sequences to predict", str(self.path), id="D2"))
-
-
 def rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterator[Row]:
     """Yield the sequences of a JSONL, CSV or TSV file, with their labels where it has any.
 
@@ -83,7 +47,8 @@ def rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterat
     try:
         yield from _rows_of_file(predictor, path, bad)
     except DataError as error:
-        remedy = f'call the column "{predictor.data.sequence_field}", as in training'
+        names = '", "'.join(predictor.data.sequence_fields)
+        remedy = f'call the column "{names}", as in training'
         raise without_keys(error, remedy) from None
 
 
@@ -95,9 +60,9 @@ def _rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Itera
 
     # A table needs no column of labels.
     for line, fields in read_rows(path, dialect, list(data.sequence_fields), bad):
-        sequence = fields.get(data.sequence_field)
+        sequence = sequence_of(fields, data.sequence_fields)
         if sequence is None:
-            bad.add_problem(line, _no_sequence(data.sequence_field, fields))
+            bad.add_problem(line, _no_sequence(data.sequence_fields, fields))
             continue
         ids = encode(predictor, sequence)
         if isinstance(ids, Problem):
@@ -106,17 +71,19 @@ def _rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Itera
 
         # A label of another kind, such as null, is no label to compare with.
         label = fields.get(data.label_field)
-        true = known.get(str(label), label) if is_label(label) else None
+        text = label_of(label)
+        true = None if text is None else known.get(text, known.get(text.strip(), label))
         yield Row(line, ids, sequence, true)
 
 
-def _no_sequence(field: str, fields: dict[str, Any]) -> Problem:
+def _no_sequence(names: tuple[str, ...], fields: dict[str, Any]) -> Problem:
     """Return the problem of a row without the field that training read, or with null in it."""
-    if field in fields:
+    if any(name in fields for name in names):
         found = "null"
     else:
         found = f"the fields {', '.join(fields)}" if fields else "no fields"
-    expected = f'a list or a text in "{field}", as in the training data'
+    named = ", ".join(f'"{name}"' for name in names)
+    expected = f"a list or a text in {named}, as in the training data"
     return Problem("no sequence", expected=expected, found=found, id="D14")
 
 
