@@ -138,7 +138,7 @@ def read_table(
             table.lines.append(record.line)
 
     # Only after the last row: a user fixes several bad lines at once.
-    bad.finish(len(table.lengths) + table.dropped, f"rows of {path}")
+    bad.finish(len(table.lengths) + table.dropped)
     table.skipped += bad.count
     table.like_lists += bad.num_like_lists
     table.first_like_list = table.first_like_list or bad.first_like_list

@@ -87,11 +87,8 @@ class BadRows:
         self.num_like_lists += 1
         self.first_like_list = self.first_like_list or f"{self.path}:{line}"
 
-    def finish(self, num_good: int, what: str = "sequences") -> None:
-        """Report the bad rows, after the last row. Raises: DataError if there are any.
-
-        `what` the rows are called where they are counted.
-        """
+    def finish(self, num_good: int) -> None:
+        """Report the bad rows, after the last row. Raises: DataError if there are any."""
         self.raise_if_any(num_good)
 
     def raise_if_any(self, num_good: int | None = None) -> None:
@@ -160,9 +157,10 @@ class Skipping(BadRows):
 
     remedy = "--bad skip"
 
-    def __init__(self, path: str | Path, stop: bool = False) -> None:
+    def __init__(self, path: str | Path, stop: bool = False, rows: str = "sequences") -> None:
         super().__init__(path)
         self.stop = stop
+        self.rows = rows  # what they are called where they are counted
 
     def note(self, problem: Problem) -> None:
         """Report one bad row. Raises: DataError if `stop`."""
@@ -176,14 +174,14 @@ class Skipping(BadRows):
         message = f"rnncls: skipped {problem.where}: {problem.what}{detail}"
         print(printable(message), file=sys.stderr)
 
-    def finish(self, num_good: int, what: str = "sequences") -> None:
+    def finish(self, num_good: int) -> None:
         """Report how many rows were skipped. Raises: DataError if there was no good one."""
         if not self.count:
             return
 
         # Of all skipped rows, also those that were not shown.
         total = self.count + num_good
-        message = f"rnncls: skipped {self.count:,} of {total:,} {what}"
+        message = f"rnncls: skipped {self.count:,} of {total:,} {self.rows}"
         print(printable(message), file=sys.stderr)
         if not num_good:
             raise DataError(Problem("0 sequences are left", str(self.path), id="D2"))
@@ -191,7 +189,7 @@ class Skipping(BadRows):
 
 def bad_rows_of(path: str | Path, bad: str) -> BadRows:
     """Return what collects the bad rows of a file, or skips them, as data.bad says."""
-    return Skipping(path) if bad == "skip" else BadRows(path)
+    return Skipping(path, rows=f"rows of {path}") if bad == "skip" else BadRows(path)
 
 
 def _cause_of(problem: Problem) -> tuple[str, str, str]:
