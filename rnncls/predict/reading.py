@@ -8,18 +8,21 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from rnncls.data.cells import is_label
-from rnncls.data.files.bad_rows import BadRows, without_keys
-from rnncls.data.files.dialect import Dialect, sniff
+from rnncls.config import FilesConfig
+from rnncls.data.cells import is_label, sequence_of
+from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.dialect import dialect_of, sniff
 from rnncls.data.files.lines import MAX_LINE_BYTES, decode_line, long_line
 from rnncls.data.files.rows import read_rows
+from rnncls.data.new_files import as_new_file, with_options
 from rnncls.errors import DataError, Problem, RnnclsError, printable
+from rnncls.predict.headers import refuse_header, similar_field
 from rnncls.predict.predictor import CHUNK, Label, Predictor, encode
 
 MOST_SKIPPED_SHOWN = 100  # the others are counted
@@ -30,12 +33,19 @@ CHUNK_TOKENS = 2**22  # of long sequences, fewer than CHUNK are predicted togeth
 NumberedLines = Iterable[tuple[str | bytes, int]]  # each line with its number, from 1
 
 
+Fields = dict[str, Any]
+
+NO_FIELDS: Fields = {}
+
+
 class Row(NamedTuple):
-    """One good sequence to predict."""
+    """One sequence to predict, or a row that was skipped because its sequence is none."""
 
     line: int  # where it came from, counted from 1
-    ids: list[int]
+    number: int  # of the row, from 1: lines may be blank, or a row have several
+    ids: list[int]  # [] of a row that was skipped
     sequence: Any  # as it was given: text, or a list of tokens
+    fields: Fields  # all that the row has, by column; none if nobody asked for them
     true: Label | None = None  # its label, if the file says it
 
 
@@ -72,64 +82,98 @@ class Skipping(BadRows):
             raise DataError(Problem("0 sequences to predict", str(self.path), id="D2"))
 
 
-def rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterator[Row]:
-    """Yield the sequences of a JSONL, CSV or TSV file, with their labels where it has any.
+def rows_of_file(
+    predictor: Predictor,
+    path: str | Path,
+    bad: BadRows,
+    overrides: Sequence[str] = (),
+    keep_fields: bool = False,
+) -> Iterator[Row]:
+    """Yield the sequences of a file of any format, with their labels where it has any.
 
-    The fields are named as in training. Bad rows go to `bad`.
+    The fields are named as in training, but for what `overrides` say. Bad rows go to `bad`; with
+    `keep_fields`, those of which only the sequence is bad are yielded as well, without ids.
 
-    Raises: DataError if the file cannot be read. Its remedies name no config key: the run's own
-    config says what its fields are called.
+    Raises: DataError if the file cannot be read. Its remedies name options: the run's own config
+    says what its fields are called. ConfigError for bad overrides.
     """
+    data = as_new_file(predictor.data, path, overrides)
     try:
-        yield from _rows_of_file(predictor, path, bad)
+        yield from _rows_of_file(predictor, path, data, bad, keep_fields)
     except DataError as error:
-        remedy = f'call the column "{predictor.data.sequence_field}", as in training'
-        raise without_keys(error, remedy) from None
+        name = data.sequence_fields[0]
+        remedy = f'--sequence-field NAME, or call the column "{name}", as in training'
+        raise with_options(error, remedy, has_bad=True) from None
 
 
-def _rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterator[Row]:
-    # Neither the format nor the separator of this file need be that of the training file.
-    data = predictor.data
-    dialect = sniff(path, Dialect(quoting="standard"), list(data.sequence_fields))
+def _rows_of_file(
+    predictor: Predictor, path: str | Path, data: FilesConfig, bad: BadRows, keep_fields: bool
+) -> Iterator[Row]:
+    names = data.sequence_fields
+    dialect = sniff(path, dialect_of(data), list(names))
     known = {str(label): label for label in predictor.labels}
 
+    # Rows that cannot be read at all are never seen here, but are counted in `bad`, and are rows of
+    # the file all the same. Those whose sequence is bad are seen and counted.
+    num_seen = 0
+    num_bad = 0
+
     # A table needs no column of labels.
-    for line, fields in read_rows(path, dialect, list(data.sequence_fields), bad):
-        sequence = fields.get(data.sequence_field)
-        if sequence is None:
-            bad.add_problem(line, _no_sequence(data.sequence_field, fields))
-            continue
-        ids = encode(predictor, sequence)
+    for line, fields in read_rows(path, dialect, list(names), bad):
+        num_seen += 1
+        number = num_seen + bad.count - num_bad
+        kept = fields if keep_fields else NO_FIELDS
+
+        sequence = sequence_of(fields, names)
+        ids = _no_sequence(names, fields) if sequence is None else encode(predictor, sequence)
         if isinstance(ids, Problem):
+            num_bad += 1
             bad.add_problem(line, ids)
+            if keep_fields:
+                yield Row(line, number, [], sequence, kept)
             continue
 
         # A label of another kind, such as null, is no label to compare with.
         label = fields.get(data.label_field)
         true = known.get(str(label), label) if is_label(label) else None
-        yield Row(line, ids, sequence, true)
+        yield Row(line, number, ids, sequence, kept, true)
 
 
-def _no_sequence(field: str, fields: dict[str, Any]) -> Problem:
+def _no_sequence(names: tuple[str, ...], fields: Fields) -> Problem:
     """Return the problem of a row without the field that training read, or with null in it."""
-    if field in fields:
-        found = "null"
-    else:
-        found = f"the fields {', '.join(fields)}" if fields else "no fields"
-    expected = f'a list or a text in "{field}", as in the training data'
-    return Problem("no sequence", expected=expected, found=found, id="D14")
+    wanted = " or ".join(f'"{name}"' for name in names)
+    expected = f"a list or a text in {wanted}, as in the training data"
+    if any(name in fields for name in names):
+        return Problem("no sequence", expected=expected, found="null", id="D14")
+
+    found = f"the fields {', '.join(fields)}" if fields else "no fields"
+    remedy = ""
+    if fields:
+        remedy = f"--sequence-field {similar_field(names[0], fields) or 'NAME'}, or --bad skip"
+    return Problem("no sequence", expected=expected, found=found, remedy=remedy, id="D14")
 
 
 def rows_of_lines(predictor: Predictor, lines: NumberedLines, bad: BadRows) -> Iterator[Row]:
-    """Yield one sequence per (line, number); bytes are lines of UTF-8. Bad ones go to `bad`."""
+    """Yield one sequence per (line, number); bytes are lines of UTF-8. Bad ones go to `bad`.
+
+    Those that are text, but no sequence, are yielded as well, without ids.
+
+    Raises: ConfigError if the first line is none of a text, but of a table or of JSONL.
+    """
     for line, number in lines:
         # Text from the command line has been decoded already.
         text = decode_line(line, is_first=number == 1) if isinstance(line, bytes) else line
-        ids = text if isinstance(text, Problem) else encode(predictor, text)
+        if isinstance(text, Problem):
+            bad.add_problem(number, replace(text, remedy=""))
+            continue
+
+        if number == 1 and isinstance(line, bytes):
+            refuse_header(predictor, text, bad.path)
+        ids = encode(predictor, text)
         if isinstance(ids, Problem):
             bad.add_problem(number, replace(ids, remedy=""))
-        else:
-            yield Row(number, ids, text)
+            ids = []
+        yield Row(number, number, ids, text, {"sequence": text})
 
 
 def numbered_lines(file: IO[bytes], name: str) -> NumberedLines:
@@ -222,18 +266,34 @@ def chunks_of(groups: Iterable[Iterable[Row]]) -> Iterator[list[Row]]:
     """
     for group in groups:
         chunk: list[Row] = []
-        num_tokens = 0
+        size = 0
         try:
             for row in group:
                 chunk.append(row)
-                num_tokens += len(row.ids)
-                if len(chunk) == CHUNK or num_tokens >= CHUNK_TOKENS:
+                size += len(row.ids)
+                if row.fields:
+                    size += _size_of(row.fields)
+                if len(chunk) == CHUNK or size >= CHUNK_TOKENS:
                     yield chunk
                     chunk = []
-                    num_tokens = 0
+                    size = 0
         except RnnclsError:
             if chunk:
                 yield chunk
             raise
         if chunk:
             yield chunk
+
+
+def _size_of(fields: Fields) -> int:
+    """Return about how many tokens take as much memory as the fields of a row."""
+    # A token has an id and more, and takes some ten times as much as a character.
+    size = 0
+    for value in fields.values():
+        if isinstance(value, str):
+            size += len(value)
+        elif isinstance(value, list | dict):
+            # The whole of what is nested; of a list of tokens, their number says enough.
+            is_flat = isinstance(value, list) and not isinstance(next(iter(value), 0), list | dict)
+            size += 8 * len(value) if is_flat else len(str(value))
+    return size // 8
