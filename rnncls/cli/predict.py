@@ -111,7 +111,7 @@ def predict(
     from rnncls.predict.reading import Skipping
     from rnncls.predict.writing import TABLES, write_predictions
 
-    overrides = overrides_of(sequence_field, label_field, read)
+    overrides = overrides_of(sequence_field, label_field, read, has_bad=True)
     predictor = load(checkpoint, device)
 
     # Nothing given and nothing piped in: a person sits there. Whoever wants JSON or a file gets it

@@ -17,6 +17,7 @@ from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import without_keys
 from rnncls.data.files.opening import fingerprint, require_unchanged_files
 from rnncls.data.files.places import files_of, named
+from rnncls.data.new_files import with_options
 from rnncls.data.sequences import Sequences
 from rnncls.data.splits import SPLITS, assign_splits, num_shared
 from rnncls.data.table import Array, Numbering, SplitRows, Table, read_table
@@ -226,8 +227,8 @@ def load_labelled_files(
 
     `paths` may be a folder or a pattern, too. The split is called `name`, or else by the paths.
 
-    Raises: DataError. Its remedies name no config key: the run's own config decides how the files
-    are read.
+    Raises: DataError. Its remedies name no config key, but options of `eval` where `name` is None:
+    the run's own config decides how the files are read.
     """
     files = files_of(paths)
     shown = paths if isinstance(paths, str) else named(files)
@@ -236,7 +237,10 @@ def load_labelled_files(
     except DataError as error:
         # Another data.tokens, say, would not help: the model was trained with the run's own.
         remedy = "fix the file; the config of the run decides how it is read"
-        raise without_keys(error, remedy) from None
+        if name is not None:
+            raise without_keys(error, remedy) from None
+        # Of a file that is not the run's own, options say how it is read.
+        raise with_options(error, remedy) from None
 
 
 def _load_labelled_files(

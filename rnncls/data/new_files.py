@@ -29,21 +29,26 @@ _Error = TypeVar("_Error", bound=RnnclsError)
 
 
 def overrides_of(
-    sequence_fields: Sequence[str] | None, label_field: str | None, read: Iterable[str] | None
+    sequence_fields: Sequence[str] | None,
+    label_field: str | None,
+    read: Iterable[str] | None,
+    has_bad: bool = False,
 ) -> list[str]:
     """Return the options about a new file as overrides of a config.
 
-    `read` are those of `--read`: KEY=VALUE. Raises: ConfigError for a key that says something else
-    than how a file is read.
+    `read` are those of `--read`: KEY=VALUE. `has_bad`: there is an option --bad.
+
+    Raises: ConfigError for a key that says something else than how a file is read.
     """
+    known = READING_KEYS if has_bad else (*READING_KEYS, "bad")
     overrides = []
     for word in read or []:
         key, equals, value = word.removeprefix("data.").partition("=")
-        if key not in READING_KEYS or not equals:
+        if key not in known or not equals:
             raise ConfigError(
                 Problem(
                     "bad value for --read",
-                    expected=f"KEY=VALUE with one of the keys {', '.join(READING_KEYS)}",
+                    expected=f"KEY=VALUE with one of the keys {', '.join(known)}",
                     found=word,
                     remedy=_OPTIONS.get(key, ""),
                     id="C17",
@@ -60,15 +65,18 @@ def overrides_of(
     return overrides
 
 
-def as_new_file(data: FilesConfig, path: str | Path, overrides: Sequence[str] = ()) -> FilesConfig:
-    """Return how a file is read by a run with the config `data`.
+def as_new_file(
+    data: FilesConfig, paths: str | Path | Sequence[str], overrides: Sequence[str] = ()
+) -> FilesConfig:
+    """Return how a file, or several, are read by a run with the config `data`.
 
     Its tokens, labels and header are taken for those of training. Format and separator are looked
     for anew, and so are quotes, unless the file is of the same kind as those of training.
 
     Raises: ConfigError for overrides that are none.
     """
-    quoting = data.quoting if _kind(path) and _kind(path) == _kind_of_training(data) else "auto"
+    kind = _kind(paths)
+    quoting = data.quoting if kind and kind == _kind_of_training(data) else "auto"
     found = {"format": "auto", "separator": "auto", "quoting": quoting}
     wanted = data.model_copy(update=found)
     if not overrides:
@@ -80,7 +88,7 @@ def as_new_file(data: FilesConfig, path: str | Path, overrides: Sequence[str] = 
         overrides = ["data.header=true", *overrides]
     sections = {"data": wanted.model_dump(mode="json")}
     try:
-        parsed = parse_saved(sections, str(path), _last_of_each(overrides)).data
+        parsed = parse_saved(sections, "the run's config", _last_of_each(overrides)).data
     except ConfigError as error:
         raise with_options(error, "another value") from None
     assert isinstance(parsed, FilesConfig)
@@ -96,12 +104,13 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
 def _kind_of_training(data: FilesConfig) -> str:
     if data.format != "auto":
         return data.format
-    return _kind(data.train if isinstance(data.train, str) else data.train[0])
+    return _kind(data.train)
 
 
-def _kind(path: str | Path) -> str:
-    """Return csv or tsv, by the end of a file's name; "" for any other name."""
-    match = _TABLE.search(str(path))
+def _kind(paths: str | Path | Sequence[str]) -> str:
+    """Return csv or tsv, by the end of the first file's name; "" for any other name."""
+    first = paths if isinstance(paths, str | Path) else paths[0]
+    match = _TABLE.search(str(first))
     if match is None:
         return ""
     return "csv" if match[1].lower() == "csv" else "tsv"
@@ -113,9 +122,7 @@ def with_options(error: _Error, otherwise: str, has_bad: bool = False) -> _Error
     `otherwise` is the remedy in place of one with a key that no option stands for. `has_bad`: there
     is an option --bad.
     """
-    known = [*READING_KEYS, "sequence_field", "label_field"]
-    if has_bad:
-        known.append("bad")
+    known = {*READING_KEYS, *_OPTIONS}
 
     problems = []
     for problem in error.problems:
@@ -123,14 +130,14 @@ def with_options(error: _Error, otherwise: str, has_bad: bool = False) -> _Error
         if any(key not in known for key in keys):
             problem = replace(problem, remedy=otherwise)
         elif keys:
-            problem = replace(problem, remedy=_KEY.sub(_option, problem.remedy))
+            remedy = _KEY.sub(lambda match: _option(match[1], match[2], has_bad), problem.remedy)
+            problem = replace(problem, remedy=remedy)
         problems.append(problem)
     return type(error)(*problems)
 
 
-def _option(match: re.Match[str]) -> str:
-    """Return the option for a key in a remedy."""
-    key, value = match[1], match[2]
-    if key in _OPTIONS:
+def _option(key: str, value: str | None, has_bad: bool) -> str:
+    """Return the option for a key in a remedy, with its value if it has one."""
+    if key in _OPTIONS and (key != "bad" or has_bad):
         return f"{_OPTIONS[key]} {'NAME' if value in (None, '...') else value}"
-    return f"--read {key}={'...' if value is None else value}"
+    return f"--read {key}={value or '...'}"
