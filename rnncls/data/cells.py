@@ -36,13 +36,6 @@ def fields_of(row: dict[str, Any]) -> str:
     return f"the fields {', '.join(row)}" if row else "no fields"
 
 
-def sequence_of(row: dict[str, Any], fields: tuple[str, ...]) -> Any:
-    """Return the value of a row's sequence; of several fields, their texts around `<sep>`."""
-    if len(fields) == 1:
-        return row.get(fields[0])
-    return " <sep> ".join(str(row.get(field) or "") for field in fields)
-
-
 def tokens_of(value: Any, kind: str) -> list[str] | Problem:
     """Return the tokens of a field's value, or a Problem.
 
