@@ -26,8 +26,9 @@ from rnncls.system.rows import format_of_name
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
+    from rnncls.data.files.bad_rows import Skipping
     from rnncls.predict.predictor import Predictor
-    from rnncls.predict.reading import Row, Skipping
+    from rnncls.predict.reading import Row
 
 MOST_UNKNOWN_SHOWN = 5  # tokens of a sequence that was typed
 
@@ -72,7 +73,7 @@ def predict(
             min=1, help="How many labels to show, the likeliest first (default 1; at a prompt 3)."
         ),
     ] = None,
-    bad: Annotated[str, typer.Option(help="What to do with a bad line: stop or skip.")] = "stop",
+    bad: Annotated[str, typer.Option(help="What to do with a bad line: error or skip.")] = "error",
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout.")] = False,
 ) -> None:
@@ -83,9 +84,10 @@ def predict(
         echo "1 2 0 1" | rnncls predict runs/first - --json
         rnncls predict runs/clicks --input new.csv --text-column visit --output out.csv
     """
-    if bad not in ("stop", "skip"):
+    # stop is what error was called before.
+    if bad not in ("error", "skip", "stop"):
         raise ConfigError(
-            Problem("bad value for --bad", expected="stop or skip", found=bad, id="C17")
+            Problem("bad value for --bad", expected="error or skip", found=bad, id="C17")
         )
     for text in sequences or []:
         _refuse_override(text)
@@ -106,9 +108,9 @@ def predict(
         )
     # After the checks of the options, because importing torch takes a second.
     load_torch()
+    from rnncls.data.files.bad_rows import Skipping
     from rnncls.data.new_files import overrides_of
     from rnncls.predict.predictor import load
-    from rnncls.predict.reading import Skipping
     from rnncls.predict.writing import TABLES, write_predictions
 
     overrides = overrides_of(sequence_field, label_field, read, has_bad=True)
@@ -124,7 +126,7 @@ def predict(
 
     # Bad lines are named after where they come from.
     from_stdin = not sequences or sequences == ["-"]
-    skipped = Skipping(input or ("stdin" if from_stdin else "argument"), stop=bad == "stop")
+    skipped = Skipping(input or ("stdin" if from_stdin else "argument"), stop=bad != "skip")
     texts = None if from_stdin else sequences
 
     # Whoever asks about one sequence knows which one it was.
@@ -191,7 +193,8 @@ def _groups(
 ) -> "Iterator[Iterable[Iterable[Row]]]":
     """Give the sequences of a file, or those of `texts`, or else those of stdin."""
     from rnncls.data.files.opening import opened
-    from rnncls.predict.reading import line_groups, numbered_lines, rows_of_file, rows_of_lines
+    from rnncls.predict.data_files import rows_of_file
+    from rnncls.predict.reading import line_groups, numbered_lines, rows_of_lines
 
     predictor, skipped, overrides, keep_fields = reading
     if path is not None and (overrides or DATA_FILE.search(str(path))):

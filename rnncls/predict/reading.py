@@ -1,4 +1,6 @@
-"""Read the sequences that `rnncls predict` is given: arguments, files and pipes.
+"""Read the sequences that `rnncls predict` is given: arguments, pipes, and lines of text.
+
+Files of data are read in data_files.py.
 
 Each source is a few groups of `Row`s. A file is one group. A pipe is a group for each time that
 something comes through it, so that every group can be answered before the next one is waited for.
@@ -7,25 +9,18 @@ something comes through it, so that every group can be answered before the next 
 import os
 import select
 import stat
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from rnncls.config import FilesConfig
-from rnncls.data.cells import is_label, sequence_of
+from rnncls.data.cells import SEPARATOR
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import dialect_of, sniff
 from rnncls.data.files.lines import MAX_LINE_BYTES, decode_line, long_line
-from rnncls.data.files.rows import read_rows
-from rnncls.data.new_files import as_new_file, with_options
-from rnncls.errors import DataError, Problem, RnnclsError, printable
-from rnncls.predict.headers import refuse_header, similar_field
+from rnncls.errors import DataError, Problem, RnnclsError
+from rnncls.predict.headers import refuse_header
 from rnncls.predict.predictor import CHUNK, Label, Predictor, encode
-
-MOST_SKIPPED_SHOWN = 100  # the others are counted
+from rnncls.system.rows import text_of
 
 READ_BYTES = 2**16  # as much as a pipe holds
 CHUNK_TOKENS = 2**22  # of long sequences, fewer than CHUNK are predicted together
@@ -34,8 +29,6 @@ NumberedLines = Iterable[tuple[str | bytes, int]]  # each line with its number, 
 
 
 Fields = dict[str, Any]
-
-NO_FIELDS: Fields = {}
 
 
 class Row(NamedTuple):
@@ -49,108 +42,13 @@ class Row(NamedTuple):
     true: Label | None = None  # its label, if the file says it
 
 
-class Skipping(BadRows):
-    """Reports each bad row on stderr, or raises DataError at the first one if `stop`."""
-
-    remedy = "--bad skip"
-
-    def __init__(self, path: str | Path, stop: bool) -> None:
-        super().__init__(path)
-        self.stop = stop
-
-    def note(self, problem: Problem) -> None:
-        """Report one bad row. Raises: DataError if `stop`."""
-        if self.stop:
-            raise DataError(problem)
-        if self.count > MOST_SKIPPED_SHOWN:
-            return
-
-        # Values from a file are shown, so control characters are escaped.
-        detail = f": {problem.found}" if problem.found else ""
-        message = f"rnncls: skipped {problem.where}: {problem.what}{detail}"
-        print(printable(message), file=sys.stderr)
-
-    def finish(self, num_predicted: int) -> None:
-        """Report how many rows were skipped. Raises: DataError if there was no good one."""
-        if not self.count:
-            return
-
-        # Of all skipped rows, also those that were not shown.
-        total = self.count + num_predicted
-        print(f"rnncls: skipped {self.count:,} of {total:,} sequences", file=sys.stderr)
-        if not num_predicted:
-            raise DataError(Problem("0 sequences to predict", str(self.path), id="D2"))
-
-
-def rows_of_file(
-    predictor: Predictor,
-    path: str | Path,
-    bad: BadRows,
-    overrides: Sequence[str] = (),
-    keep_fields: bool = False,
-) -> Iterator[Row]:
-    """Yield the sequences of a file of any format, with their labels where it has any.
-
-    The fields are named as in training, but for what `overrides` say. Bad rows go to `bad`; with
-    `keep_fields`, those of which only the sequence is bad are yielded as well, without ids.
-
-    Raises: DataError if the file cannot be read. Its remedies name options: the run's own config
-    says what its fields are called. ConfigError for bad overrides.
-    """
-    data = as_new_file(predictor.data, path, overrides)
-    try:
-        yield from _rows_of_file(predictor, path, data, bad, keep_fields)
-    except DataError as error:
-        name = data.sequence_fields[0]
-        remedy = f'--sequence-field NAME, or call the column "{name}", as in training'
-        raise with_options(error, remedy, has_bad=True) from None
-
-
-def _rows_of_file(
-    predictor: Predictor, path: str | Path, data: FilesConfig, bad: BadRows, keep_fields: bool
-) -> Iterator[Row]:
-    names = data.sequence_fields
-    dialect = sniff(path, dialect_of(data), list(names))
-    known = {str(label): label for label in predictor.labels}
-
-    # Rows that cannot be read at all are never seen here, but are counted in `bad`, and are rows of
-    # the file all the same. Those whose sequence is bad are seen and counted.
-    num_seen = 0
-    num_bad = 0
-
-    # A table needs no column of labels.
-    for line, fields in read_rows(path, dialect, list(names), bad):
-        num_seen += 1
-        number = num_seen + bad.count - num_bad
-        kept = fields if keep_fields else NO_FIELDS
-
-        sequence = sequence_of(fields, names)
-        ids = _no_sequence(names, fields) if sequence is None else encode(predictor, sequence)
-        if isinstance(ids, Problem):
-            num_bad += 1
-            bad.add_problem(line, ids)
-            if keep_fields:
-                yield Row(line, number, [], sequence, kept)
-            continue
-
-        # A label of another kind, such as null, is no label to compare with.
-        label = fields.get(data.label_field)
-        true = known.get(str(label), label) if is_label(label) else None
-        yield Row(line, number, ids, sequence, kept, true)
-
-
-def _no_sequence(names: tuple[str, ...], fields: Fields) -> Problem:
-    """Return the problem of a row without the field that training read, or with null in it."""
-    wanted = " or ".join(f'"{name}"' for name in names)
-    expected = f"a list or a text in {wanted}, as in the training data"
-    if any(name in fields for name in names):
-        return Problem("no sequence", expected=expected, found="null", id="D14")
-
-    found = f"the fields {', '.join(fields)}" if fields else "no fields"
-    remedy = ""
-    if fields:
-        remedy = f"--sequence-field {similar_field(names[0], fields) or 'NAME'}, or --bad skip"
-    return Problem("no sequence", expected=expected, found=found, remedy=remedy, id="D14")
+def as_given(sequence: Any) -> Any:
+    """Return a sequence as its text or its list; of several fields, the text that they make."""
+    if isinstance(sequence, tuple):
+        texts = ("" if value is None else text_of(as_given(value)) for value in sequence)
+        return f" {SEPARATOR} ".join(texts)
+    # A single id is a number in JSON.
+    return sequence if isinstance(sequence, str | list) else str(sequence)
 
 
 def rows_of_lines(predictor: Predictor, lines: NumberedLines, bad: BadRows) -> Iterator[Row]:
