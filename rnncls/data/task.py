@@ -205,10 +205,15 @@ class FilesTask(Task):
         own_files = {"val": self.data.val, "test": self.data.test}
         parts = [f"{len(self.train):,} sequences for training"]
         for name, purpose in (("val", "validation"), ("test", "the test")):
-            part = f"{len(self.dataset.splits[name]):,}"
+            count = len(self.dataset.splits[name])
+            part = f"{count:,}"
             own = own_files[name]
             if own is not None:
                 part += f" of {named(own)}"
+            elif count and any(own_files.values()):
+                # Who has files for one of them may not know that the other takes training rows.
+                part += f" held out of {named(self.data.train)}"
+                purpose += f" (data.{name}_fraction)"
             parts.append(f"{part} for {purpose}")
         return printable(", ".join(parts))
 

@@ -24,6 +24,7 @@ def _warnings(dataset: Dataset) -> Iterator[str]:
         label = dataset.vocabulary.labels[0]
         yield f"[D4]: all labels are {label!r}: there is nothing to learn"
 
+    yield from _warnings_of_labels(dataset)
     for name, sequences in dataset.splits.items():
         if len(sequences):
             yield from _warnings_of_split(dataset, name, sequences)
@@ -34,6 +35,20 @@ def _warnings(dataset: Dataset) -> Iterator[str]:
     for name, count in dataset.dropped.items():
         if count:
             yield f"[D9]: {count:,} empty sequences of {name} were dropped"
+
+
+def _warnings_of_labels(dataset: Dataset) -> Iterator[str]:
+    rare = dataset.rare
+    if rare is not None and rare.sequences:
+        what = "left out" if rare.are_dropped else "in training alone"
+        rows = "1 row is" if rare.num_rows == 1 else f"{rare.num_rows:,} rows are"
+        yield f"[D6]: {rare.counted}; their {rows} {what}: {rare.shown} (data.rare_classes)"
+
+    contradictions = dataset.contradictions
+    if contradictions is not None and contradictions.sequences:
+        yield f"[D22]: {contradictions.shown}"
+        for example in contradictions.examples:
+            yield f"[D22]: {example.shown}"
 
 
 def _warnings_of_split(dataset: Dataset, name: str, sequences: Sequences) -> Iterator[str]:
