@@ -52,6 +52,9 @@ class Contradictions:
         return f"{what}: no accuracy over all rows can exceed {accuracy:.2f}%"
 
 
+NO_CONTRADICTIONS = Contradictions(0, 0, 1.0, [])
+
+
 def find_contradictions(
     tables: Sequence[Table],
     tokens: list[str],
@@ -122,6 +125,6 @@ def _located(row: int, tables: Sequence[Table]) -> tuple[Table, int]:
 def _sequence(table: Table, row: int, tokens: list[str], glue: str) -> str:
     """Return the beginning of a row's sequence as text."""
     start = sum(table.lengths[:row])
-    length = min(table.lengths[row], MOST_LETTERS)
+    length = min(table.lengths[row], MOST_LETTERS + 1)
     text = glue.join(tokens[number] for number in table.tokens[start : start + length])
     return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}..."

@@ -404,14 +404,10 @@ def _unknown_label(
     remedy = "fix the line" + _or_no_split(name, rows)
 
     # The label may be in the training files, in rows that were held out by their hashes.
-    for split in ("val", "test"):
-        if shares is None or split == name or not shares.rows[split].table.is_train_file:
-            continue
-        held_out = int((shares.rows[split].labels == number).sum())
-        if held_out:
-            where = shares.rows[split].table.where
-            found += f", which {held_out:,} rows of {where} have that are held out as {split}"
-            remedy = f"data.split=stratified, or data.{split}_fraction=0"
+    split, count = ("", 0) if shares is None else shares.only_held_out(int(number))
+    if split:
+        found += f", which {count:,} rows of the training files have, all of them held out"
+        remedy = f"data.split=stratified, or data.{split}_fraction=0"
 
     shown = ", ".join(vocabulary.labels[:MOST_LABELS_SHOWN])
     if vocabulary.num_classes > MOST_LABELS_SHOWN:

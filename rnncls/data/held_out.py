@@ -28,7 +28,7 @@ class SmallRow(NamedTuple):
 
 
 def shares_of(rows: list[SmallRow]) -> tuple[float, float]:
-    """Return the shares of validation and test: the first of SHARES that training can begin with."""
+    """Return the shares of validation and test: the first that training can begin with."""
     # Grouped as the file will be, and once for all shares.
     names = in_order({row.label for row in rows})
     rank = {name: number for number, name in enumerate(names)}

@@ -38,6 +38,13 @@ class RareClasses:
     are_dropped: bool = False
 
     @property
+    def told(self) -> str:
+        """What becomes of them, in one line."""
+        place = "left out" if self.are_dropped else "in training alone"
+        rows = "row is" if self.num_rows == 1 else "rows are"
+        return f"{self.counted}; their {self.num_rows:,} {rows} {place}: {self.shown}"
+
+    @property
     def shown(self) -> str:
         """The first of them, each with its number of sequences."""
         parts = [f"{label} ({count})" for label, count in self.sequences.items()]
@@ -58,6 +65,24 @@ class Shares:
     copies: Copies  # of the training files
     rare: RareClasses
     known_labels: Array  # numbers of the labels that a model learns to tell apart
+
+    def only_held_out(self, label: int) -> tuple[str, int]:
+        """Return where a label is that only held-out rows of the training files have.
+
+        That is the split with most of these rows, and how many there are in all; "" and 0 if the
+        label is in training, or in other files alone. `label` is its number.
+        """
+        if label in self.known_labels:
+            return "", 0
+        train_file = self.rows["train"].table
+        counts = {
+            name: int((rows.labels == label).sum())
+            for name, rows in self.rows.items()
+            if rows.table is train_file
+        }
+        if not sum(counts.values()):
+            return "", 0
+        return max(counts, key=lambda name: counts[name]), sum(counts.values())
 
 
 def assign_splits(tables: dict[str, Table], data: FilesConfig, labels: list[str]) -> Shares:

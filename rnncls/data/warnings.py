@@ -40,9 +40,7 @@ def _warnings(dataset: Dataset) -> Iterator[str]:
 def _warnings_of_labels(dataset: Dataset) -> Iterator[str]:
     rare = dataset.rare
     if rare is not None and rare.sequences:
-        what = "left out" if rare.are_dropped else "in training alone"
-        rows = "1 row is" if rare.num_rows == 1 else f"{rare.num_rows:,} rows are"
-        yield f"[D6]: {rare.counted}; their {rows} {what}: {rare.shown} (data.rare_classes)"
+        yield f"[D6]: {rare.told} (data.rare_classes)"
 
     contradictions = dataset.contradictions
     if contradictions is not None and contradictions.sequences:
