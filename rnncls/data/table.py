@@ -6,6 +6,7 @@ One pass numbers tokens and labels in the order in which they first occur, and h
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -69,6 +70,10 @@ class Table:
         counts = np.diff(self.ends, prepend=0)
         return np.repeat(np.arange(len(self.ends), dtype=np.int32), counts)
 
+    def place(self, row: int) -> str:
+        """Return `file:line` of a row."""
+        return f"{self.paths[bisect_right(self.ends, row)]}:{self.lines[row]}"
+
 
 @dataclass(frozen=True)
 class SplitRows:
@@ -115,7 +120,7 @@ class SplitRows:
 
     def place(self, row: int) -> str:
         """Return `file:line` of a row of the split."""
-        return f"{self.table.paths[self.file_numbers[row]]}:{self.lines[row]}"
+        return self.table.place(int(np.flatnonzero(self.chosen)[row]))
 
 
 class Numbering(dict[str, int]):
