@@ -51,6 +51,9 @@ class Dataset:
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
 
+    # How each file was read, in words, if that is worth a word.
+    read_as: dict[str, str] = field(default_factory=dict)
+
     # How many tokens of each split the vocabulary lacks.
     unknown_tokens: dict[str, int] = field(default_factory=dict)
 
@@ -123,6 +126,7 @@ def load_dataset(
     for name, table in tables.items():
         dataset.dropped[name] = table.dropped
         dataset.truncated[name] = table.truncated
+        dataset.read_as.update(table.read_as)
 
     dataset.in_train = {name: num_shared(rows[name], rows["train"]) for name in ("val", "test")}
     dataset.in_val = {"test": num_shared(rows["test"], rows["val"])}
@@ -249,6 +253,7 @@ def _load_labelled_files(
     dataset = Dataset({}, vocabulary, {name: tuple(map(fingerprint, files))})
     dataset.dropped[name] = table.dropped
     dataset.truncated[name] = table.truncated
+    dataset.read_as.update(table.read_as)
 
     every_row = SplitRows(table, np.ones(len(table.labels), dtype=bool))
     _add_split(dataset, name, every_row, list(token_numbers), list(label_numbers))
