@@ -60,6 +60,9 @@ class Dataset:
     spaced_labels: dict[str, int] = field(default_factory=dict)
     like_lists: dict[str, tuple[int, str]] = field(default_factory=dict)
 
+    # How each file was read, in words, if that is worth a word.
+    read_as: dict[str, str] = field(default_factory=dict)
+
     # How many tokens of each split the vocabulary lacks.
     unknown_tokens: dict[str, int] = field(default_factory=dict)
 
@@ -295,6 +298,7 @@ def _note_counts(dataset: Dataset, name: str, table: Table) -> None:
     dataset.skipped[name] = table.skipped
     dataset.spaced_labels[name] = table.spaced_labels
     dataset.like_lists[name] = (table.like_lists, table.first_like_list)
+    dataset.read_as.update(table.read_as)
 
 
 def _build_vocabulary(
