@@ -191,7 +191,7 @@ def _read_file(
 
     # Only after the last row: a user fixes several bad lines at once.
     num_good = len(table.lengths) + table.dropped - num_before
-    bad.finish(num_good, f"rows of {path}")
+    bad.finish(num_good)
     table.skipped += bad.count
     table.like_lists += bad.num_like_lists
     table.first_like_list = table.first_like_list or bad.first_like_list
