@@ -419,6 +419,15 @@ def test_captured_steps_resume_on_cuda(tmp_path: Path, monkeypatch: pytest.Monke
     assert [row["train/loss"] for row in rows] == pytest.approx(expected, rel=1e-3)
 
 
+@needs_cuda
+def test_dropout_on_cuda_trains_without_a_warning(tmp_path: Path) -> None:
+    layers = {"num_layers": 2, "dropout": 0.4}
+    for model in (layers, {**layers, "bidirectional": True}, {**layers, "cell": "lstm"}):
+        config = config_of(model=model).model_copy(update={"device": "cuda"})
+        folder = "-".join(map(str, model.values()))
+        assert fit(config, tmp_path / folder).step == 40
+
+
 # --- the rest
 
 

@@ -17,7 +17,6 @@ left. Between two of its requests a member reads and writes its own part of them
 import math
 import threading
 import time
-import warnings
 from collections.abc import Generator, Sequence
 
 import torch
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 
 from rnncls.config import Config, SumModConfig, number
 from rnncls.data import Block, Task
+from rnncls.model.classifier import ignore_compaction
 from rnncls.steps.captured.engine import warn_of_eager_steps
 from rnncls.steps.captured.graphs import (
     Graphs,
@@ -78,10 +78,8 @@ class Stack:
     """
 
     def __init__(self, members: int) -> None:
-        # Evaluation copies the weights of a member together, and PyTorch warns of that each time.
-        warnings.filterwarnings(
-            "ignore", "RNN module weights are not part of single contiguous chunk"
-        )
+        # Evaluation copies the weights of a member together.
+        ignore_compaction()
 
         # Guards all that follows, and the members' requests and answers.
         self.changed = threading.Condition()
