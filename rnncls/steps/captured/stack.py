@@ -152,13 +152,21 @@ class Stack:
     def _give_up(self, error: Exception, config: Config) -> None:
         """Leave all steps to `train_step`, or have every member raise the error."""
         self.broken = True
-        self.runs = None
+        self.free()
 
         # RuntimeError includes a lack of memory: what is too much for all may do for each.
         if isinstance(error, RuntimeError) and config.train.engine == "auto":
             warn_of_eager_steps(error)
         else:
             self.error = error
+
+    def free(self) -> None:
+        """Free the memory of the runs. The caller holds `changed`."""
+        # The graphs now, and not when Python finds the cycle of runs and graphs, which may be in a
+        # capture.
+        if self.runs is not None:
+            self.runs.graphs.forget()
+        self.runs = None
 
 
 class StackMember:
@@ -199,8 +207,7 @@ class StackMember:
             self.left = True
             self.request = None
             if all(member.left for member in self.stack.members):
-                # Frees their memory.
-                self.stack.runs = None
+                self.stack.free()
             self.stack.changed.notify_all()
 
     def take_chunk(self, block: Block, rates: Rates, first: int, last: int) -> int:
