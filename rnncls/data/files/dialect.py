@@ -14,6 +14,7 @@ from rnncls.data.files.splitting import (
     SEPARATORS,
     SplitLines,
     TooManyOpenQuotes,
+    have_width,
     parsed_rows,
     plain_rows,
     quoted_rows,
@@ -204,11 +205,13 @@ def _quoting_of(
     evidence = _evidence(lines, is_whole, delimiter, dialect, fields)
     if usual == "standard":
         # A single open quote is a mistake. Several, and no cell that is closed, are text.
-        is_text = evidence.num_broken > 1 and not evidence.num_closed and not evidence.num_ragged
-        return "none" if is_text else "standard"
+        is_text = evidence.num_broken > 1 and not evidence.num_ragged
+        is_quoted = evidence.num_closed or evidence.num_doubtful
+        return "none" if is_text and not is_quoted else "standard"
     if not evidence.is_written:
         return "none"
-    return "standard" if evidence.num_broken < max(1, evidence.num_ragged) else "none"
+    num_against = evidence.num_broken + evidence.num_doubtful
+    return "standard" if num_against < max(1, evidence.num_ragged) else "none"
 
 
 class _Evidence(NamedTuple):
@@ -216,6 +219,7 @@ class _Evidence(NamedTuple):
 
     num_closed: int  # rows with a cell in quotes
     num_broken: int  # rows that cannot be read if quotes are around cells, but can if they are not
+    num_doubtful: int  # rows of several lines that may be rows of their own
     num_ragged: int  # lines of another width than the header if quotes are characters
     is_written: bool  # whether there are cells as a CSV writer writes them
 
@@ -237,6 +241,7 @@ def _evidence(
 
     num_closed = 0
     num_broken = 0
+    num_doubtful = 0
     is_written = False
     in_quotes = [0] * width  # cells of each column
     plain = [0] * width
@@ -248,14 +253,17 @@ def _evidence(
             is_cut = span.is_open and span.reached_end and not is_whole
             num_broken += has_width and not is_cut
         elif span is not None and plausible.are_rows(span.texts, delimiter):
-            num_broken += 1
+            num_doubtful += 1
         elif span is not None:
-            is_written = is_written or len(cells) == width
-        elif len(cells) != width:
+            # In a TSV, lines that have all of the columns are no evidence for one row.
+            is_text = dialect.format == "tsv" and have_width(span.texts, delimiter, width)
+            is_written = is_written or (len(cells) == len(header) and not is_text)
+        elif len(cells) != len(header):
             num_broken += has_width
         elif '"' in text and cells != text.split(delimiter):
             num_closed += 1
-            is_written = is_written or not has_width or '""' in text.replace('"""', '""')
+            doubles = any(_has_doubled_quotes(cell) for cell in text.split(delimiter))
+            is_written = is_written or not has_width or doubles
 
         if span is None and has_width:
             for position, cell in enumerate(text.split(delimiter)):
@@ -266,7 +274,7 @@ def _evidence(
     for position in range(width):
         is_written = is_written or (in_quotes[position] > 1 and not plain[position])
     is_written = is_written or (num_closed > 0 and _only_commas_are_in_quotes(lines[1:], delimiter))
-    return _Evidence(num_closed, num_broken, num_ragged, is_written)
+    return _Evidence(num_closed, num_broken, num_doubtful, num_ragged, is_written)
 
 
 def _quoted(lines: list[tuple[int, str]], delimiter: str, dialect: Dialect) -> SplitLines:
@@ -274,6 +282,10 @@ def _quoted(lines: list[tuple[int, str]], delimiter: str, dialect: Dialect) -> S
         yield from quoted_rows(iter(lines), delimiter, dialect.max_record_bytes)
     except TooManyOpenQuotes:
         return
+
+
+def _has_doubled_quotes(cell: str) -> bool:
+    return _is_in_quotes(cell) and '""' in cell[1:-1]
 
 
 def _is_in_quotes(cell: str) -> bool:
