@@ -273,7 +273,7 @@ def _evidence(
     # Some writers put quotes around each text, others around each text with a comma in it.
     for position in range(width):
         is_written = is_written or (in_quotes[position] > 1 and not plain[position])
-    is_written = is_written or (num_closed > 0 and _only_commas_are_in_quotes(lines[1:], delimiter))
+    is_written = is_written or (num_closed > 1 and _only_commas_are_in_quotes(lines[1:], delimiter))
     return _Evidence(num_closed, num_broken, num_doubtful, num_ragged, is_written)
 
 
