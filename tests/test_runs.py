@@ -213,12 +213,24 @@ def test_a_filter_or_order_that_is_none_is_refused_with_what_is_possible(
 
 
 def test_a_folder_without_runs_says_so(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
     for words in (["runs", "ls"], ["runs", "ls", "."], ["runs", "ls", tmp_path]):
         done = run_rnncls(*words, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (0, "")
         assert done.stderr.startswith("no runs below ")
         assert done.stderr.endswith("; rnncls train makes one\n")
     assert run_rnncls("runs", "ls", "--json", cwd=tmp_path).stdout == "[]\n"
+
+
+@pytest.mark.row("C17")
+def test_a_folder_that_is_not_there_is_no_list_of_no_runs(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for words in ([], ["--json"], ["gone"], ["gone", "--json"], ["file"]):
+        message = fails(2, "runs", "ls", *words, cwd=tmp_path)
+        assert message.startswith("rnncls: error[C17]: there is no such folder: no runs were found")
+        assert "try:      rnncls train, which makes runs/" in message
 
 
 def test_a_sweep_is_one_row(tmp_path: Path) -> None:

@@ -174,6 +174,28 @@ def test_an_infinite_gradient_with_a_finite_loss_stops_too() -> None:
         train_step(state, next(batches(data_of(config), 0, "train", 8, 0, 1)), load_task(config))
 
 
+@pytest.mark.parametrize(
+    ("limit", "remedy"), [(None, "1"), (5.0, "1"), (1.0, "0.1"), (0.1, "0.01")]
+)
+def test_what_helps_against_nan_is_not_what_is_set_already(
+    limit: float | None, remedy: str
+) -> None:
+    config = config_of(
+        model={"hidden_size": 4},
+        optimizer={"lr": 0.5},
+        schedule={"warmup_steps": 100},
+        train={"max_grad_norm": limit},
+    )
+    state = state_of(config)
+    state.model.head.bias.data[0] = float("nan")
+    with pytest.raises(NonFiniteError) as caught:
+        train_step(state, next(batches(data_of(config), 0, "train", 8, 0, 1)), load_task(config))
+    (problem,) = caught.value.problems
+    assert problem.remedy == (
+        f"optimizer.lr=0.05, or schedule.warmup_steps=200, or train.max_grad_norm={remedy}"
+    )
+
+
 def test_a_run_that_diverges_keeps_its_metrics_and_its_last_checkpoint(tmp_path: Path) -> None:
     config = config_of(
         optimizer={"name": "sgd", "lr": 1e30, "weight_decay": 0.0},

@@ -14,11 +14,14 @@ import numpy as np
 import torch
 
 from rnncls.config import FilesConfig
+from rnncls.data.contradictions import Contradictions, find_contradictions
 from rnncls.data.files.bad_rows import without_keys
 from rnncls.data.files.opening import fingerprint, require_unchanged_files
 from rnncls.data.files.places import files_of, named
+from rnncls.data.labels import strip_labels
+from rnncls.data.new_files import with_options
 from rnncls.data.sequences import Sequences
-from rnncls.data.splits import SPLITS, assign_splits, num_shared
+from rnncls.data.splits import SPLITS, RareClasses, Shares, assign_splits, num_shared
 from rnncls.data.table import Array, Numbering, SplitRows, Table, read_table
 from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID, Vocabulary, in_order
 from rnncls.errors import CheckpointError, DataError, Problem
@@ -51,6 +54,12 @@ class Dataset:
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
 
+    # Likewise: bad rows that were skipped, labels with white space around them, and texts that look
+    # like lists, with the place of the first.
+    skipped: dict[str, int] = field(default_factory=dict)
+    spaced_labels: dict[str, int] = field(default_factory=dict)
+    like_lists: dict[str, tuple[int, str]] = field(default_factory=dict)
+
     # How each file was read, in words, if that is worth a word.
     read_as: dict[str, str] = field(default_factory=dict)
 
@@ -61,6 +70,11 @@ class Dataset:
     # model may have memorised them.
     in_train: dict[str, int] = field(default_factory=dict)
     in_val: dict[str, int] = field(default_factory=dict)
+
+    # What the labels of all rows say: classes of too few sequences to be held out, and sequences
+    # with different labels. None where nobody has counted them.
+    rare: RareClasses | None = None
+    contradictions: Contradictions | None = None
 
     def file_of(self, split: str, row: int) -> str:
         """Return the file of a sequence of a split."""
@@ -105,32 +119,41 @@ def load_dataset(
     for name, paths in files.items():
         tables[name] = read_table(paths, data, token_numbers, label_numbers, progress)
     tables["train"].is_train_file = True
-
-    # Before the vocabulary, which is made of the training rows alone: what only the other splits
-    # have must stay unknown to the model.
-    rows = assign_splits(tables, data)
-    if not rows["train"].chosen.any():
-        remedy = "the file, or smaller data.val_fraction and data.test_fraction"
-        what = "0 sequences to train on"
-        raise DataError(Problem(what, tables["train"].where, remedy=remedy, id="D2"))
+    labels = strip_labels(tables.values(), list(label_numbers), vocabulary)
 
     # A dict keeps the order of insertion: the text of number i is at position i.
     tokens = list(token_numbers)
-    labels = list(label_numbers)
-    if vocabulary is None:
-        vocabulary = _build_vocabulary(rows["train"], tokens, labels, data)
 
-    dataset = Dataset({}, vocabulary, fingerprints)
+    # Before the vocabulary, which is made of the training rows alone: what only the other splits
+    # have must stay unknown to the model.
+    shares = assign_splits(tables, data, labels)
+    rows = shares.rows
+    if not rows["train"].chosen.any():
+        raise _nothing_to_train_on(shares)
+    if vocabulary is None:
+        vocabulary = _build_vocabulary(shares, tokens, labels, data)
+
+    dataset = Dataset({}, vocabulary, fingerprints, rare=shares.rare)
     for name in SPLITS:
-        _add_split(dataset, name, rows[name], tokens, labels)
+        _add_split(dataset, name, rows[name], tokens, labels, shares)
     for name, table in tables.items():
-        dataset.dropped[name] = table.dropped
-        dataset.truncated[name] = table.truncated
-        dataset.read_as.update(table.read_as)
+        _note_counts(dataset, name, table)
 
     dataset.in_train = {name: num_shared(rows[name], rows["train"]) for name in ("val", "test")}
     dataset.in_val = {"test": num_shared(rows["test"], rows["val"])}
+
+    copies = shares.copies if len(tables) == 1 else None
+    all_tables = [*tables.values()]
+    dataset.contradictions = find_contradictions(all_tables, tokens, labels, data.tokens, copies)
     return dataset
+
+
+def _nothing_to_train_on(shares: Shares) -> DataError:
+    remedy = "the file, or smaller data.val_fraction and data.test_fraction"
+    if shares.rare.are_dropped:
+        remedy = "data.rare_classes=keep"
+    where = shares.rows["train"].table.where
+    return DataError(Problem("0 sequences to train on", where, remedy=remedy, id="D2"))
 
 
 def load_held_out(
@@ -230,8 +253,8 @@ def load_labelled_files(
 
     `paths` may be a folder or a pattern, too. The split is called `name`, or else by the paths.
 
-    Raises: DataError. Its remedies name no config key: the run's own config decides how the files
-    are read.
+    Raises: DataError. Its remedies name no config key, but options of `eval` where `name` is None:
+    the run's own config decides how the files are read.
     """
     files = files_of(paths)
     shown = paths if isinstance(paths, str) else named(files)
@@ -240,7 +263,10 @@ def load_labelled_files(
     except DataError as error:
         # Another data.tokens, say, would not help: the model was trained with the run's own.
         remedy = "fix the file; the config of the run decides how it is read"
-        raise without_keys(error, remedy) from None
+        if name is not None:
+            raise without_keys(error, remedy) from None
+        # Of a file that is not the run's own, options say how it is read.
+        raise with_options(error, remedy) from None
 
 
 def _load_labelled_files(
@@ -250,23 +276,36 @@ def _load_labelled_files(
     label_numbers = Numbering()
     table = read_table(files, data, token_numbers, label_numbers, progress)
 
-    dataset = Dataset({}, vocabulary, {name: tuple(map(fingerprint, files))})
-    dataset.dropped[name] = table.dropped
-    dataset.truncated[name] = table.truncated
-    dataset.read_as.update(table.read_as)
+    labels = strip_labels([table], list(label_numbers), vocabulary)
 
+    dataset = Dataset({}, vocabulary, {name: tuple(map(fingerprint, files))})
+    _note_counts(dataset, name, table)
+
+    tokens = list(token_numbers)
     every_row = SplitRows(table, np.ones(len(table.labels), dtype=bool))
-    _add_split(dataset, name, every_row, list(token_numbers), list(label_numbers))
+    _add_split(dataset, name, every_row, tokens, labels)
+    dataset.contradictions = find_contradictions([table], tokens, labels, data.tokens)
     if not len(table.labels):
         what = "0 sequences"
         raise DataError(Problem(what, table.where, remedy="a file with sequences", id="D2"))
     return dataset
 
 
+def _note_counts(dataset: Dataset, name: str, table: Table) -> None:
+    """Note what was counted while the file of a split was read."""
+    dataset.dropped[name] = table.dropped
+    dataset.truncated[name] = table.truncated
+    dataset.skipped[name] = table.skipped
+    dataset.spaced_labels[name] = table.spaced_labels
+    dataset.like_lists[name] = (table.like_lists, table.first_like_list)
+    dataset.read_as.update(table.read_as)
+
+
 def _build_vocabulary(
-    train: SplitRows, tokens: list[str], labels: list[str], data: FilesConfig
+    shares: Shares, tokens: list[str], labels: list[str], data: FilesConfig
 ) -> Vocabulary:
     """Return the vocabulary of the training split. Raises: DataError if it is too large."""
+    train = shares.rows["train"]
     # Only tokens of the training rows are counted; those of other splits alone have the count 0,
     # and min_count is at least 1.
     counts = np.bincount(train.tokens, minlength=len(tokens))
@@ -275,7 +314,7 @@ def _build_vocabulary(
 
     # `<unk>` in a file is not a token of its own; it gets its id below.
     known = tuple(token for token in known if token != UNKNOWN)
-    classes = in_order(labels[number] for number in np.unique(train.labels))
+    classes = in_order(labels[number] for number in shares.known_labels.tolist())
 
     # A checkpoint holds it as JSON, which is a text within the JSON of its header.
     size = len(json.dumps(json.dumps([known, classes])))
@@ -300,11 +339,17 @@ def _build_vocabulary(
 
 
 def _add_split(
-    dataset: Dataset, name: str, rows: SplitRows, tokens: list[str], labels: list[str]
+    dataset: Dataset,
+    name: str,
+    rows: SplitRows,
+    tokens: list[str],
+    labels: list[str],
+    shares: Shares | None = None,
 ) -> None:
     """Add the rows of a split to the dataset, as ids of its vocabulary.
 
-    `tokens` and `labels` are the texts of the numbers in the rows.
+    `tokens` and `labels` are the texts of the numbers in the rows. `shares` are all of the splits,
+    if there are others.
 
     Raises: DataError for a token or label that the vocabulary lacks.
     """
@@ -329,7 +374,7 @@ def _add_split(
         raise DataError(Problem(what, rows.table.where, remedy=remedy, id="D8"))
 
     # The arrays are copies by now: the tensors share their memory, not that of the table.
-    classes = _classes_of(name, rows, dataset.vocabulary, labels)
+    classes = _classes_of(name, rows, dataset.vocabulary, labels, shares)
     dataset.splits[name] = Sequences(
         torch.from_numpy(ids), torch.from_numpy(offsets), torch.from_numpy(classes)
     )
@@ -347,7 +392,13 @@ def _ids_of(rows: SplitRows, vocabulary: Vocabulary, tokens: list[str]) -> Array
     return of_rows
 
 
-def _classes_of(name: str, rows: SplitRows, vocabulary: Vocabulary, labels: list[str]) -> Array:
+def _classes_of(
+    name: str,
+    rows: SplitRows,
+    vocabulary: Vocabulary,
+    labels: list[str],
+    shares: Shares | None,
+) -> Array:
     """Return the class of each row, int64. Raises: DataError for a label that training lacks."""
     index = {label: number for number, label in enumerate(vocabulary.labels)}
     classes = (index.get(label, -1) for label in labels)
@@ -358,20 +409,42 @@ def _classes_of(name: str, rows: SplitRows, vocabulary: Vocabulary, labels: list
     unknown = of_rows < 0
     if unknown.any():
         row = int(unknown.argmax())
-        shown = ", ".join(vocabulary.labels[:MOST_LABELS_SHOWN])
-        if vocabulary.num_classes > MOST_LABELS_SHOWN:
-            shown += ", ..."
-        raise DataError(
-            Problem(
-                f"a label of {name} that training lacks",
-                rows.place(row),
-                expected=f"one of {shown}",
-                found=labels[rows.labels[row]],
-                remedy="fix the line" + _or_no_split(name, rows),
-                id="D6",
-            )
-        )
+        raise _unknown_label(name, rows, row, vocabulary, labels, shares)
     return of_rows
+
+
+def _unknown_label(
+    name: str,
+    rows: SplitRows,
+    row: int,
+    vocabulary: Vocabulary,
+    labels: list[str],
+    shares: Shares | None,
+) -> DataError:
+    """Return the error of a row whose label training lacks."""
+    number = rows.labels[row]
+    found = labels[number]
+    remedy = "fix the line" + _or_no_split(name, rows)
+
+    # The label may be in the training files, in rows that were held out by their hashes.
+    split, count = ("", 0) if shares is None else shares.only_held_out(int(number))
+    if split:
+        found += f", which {count:,} rows of the training files have, all of them held out"
+        remedy = f"data.split=stratified, or data.{split}_fraction=0"
+
+    shown = ", ".join(vocabulary.labels[:MOST_LABELS_SHOWN])
+    if vocabulary.num_classes > MOST_LABELS_SHOWN:
+        shown += ", ..."
+    return DataError(
+        Problem(
+            f"a label of {name} that training lacks",
+            rows.place(row),
+            expected=f"one of {shown}",
+            found=found,
+            remedy=remedy,
+            id="D6",
+        )
+    )
 
 
 def _unknown_tokens(name: str, rows: SplitRows, offsets: Array, unknown: Array) -> DataError:
@@ -388,4 +461,4 @@ def _or_no_split(name: str, rows: SplitRows) -> str:
     """Return a second remedy for what a split of the training file has and training lacks."""
     if name == "train" or not rows.table.is_train_file:
         return ""
-    return f", or data.{name}_fraction=0, as the row is in {name} by its hash"
+    return f", or data.{name}_fraction=0, as the row is in {name} by data.split"

@@ -22,6 +22,7 @@ from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import TABLES, Dialect, described, format_of
+from rnncls.data.held_out import MOST_TOKENS_KEPT, SHARES, SMALL_FILE, SmallRow, shares_of
 from rnncls.data.records import Record, read_records
 from rnncls.data.table import hash_of
 from rnncls.errors import DataError, Problem, printable
@@ -56,12 +57,6 @@ SHORT = 200  # tokens; below it no length is worth a cut
 UNEVEN = 5
 LEAST_ROWS_OF_CLASS = 10
 
-# In a small file a held-out row may have what no other row has. Which rows are held out is known,
-# so that shares are taken with which training begins.
-SMALL_FILE = 1_000  # rows
-SHARES = ((0.1, 0.1), (0.2, 0.0), (0.1, 0.0), (0.0, 0.0))  # of validation and test
-MOST_TOKENS_KEPT = 100  # of a row of a small file
-
 MOST_CLASSES_SHOWN = 10
 COMMENT_COLUMN = 30
 
@@ -88,14 +83,6 @@ class _Entry(NamedTuple):
     why: str
 
 
-class _SmallRow(NamedTuple):
-    """What decides whether a row of a small file can be held out."""
-
-    place: float  # in 0..1; the row is held out if it is below the shares of validation and test
-    label: str
-    tokens: frozenset[str]
-
-
 @dataclass
 class _Seen:
     """What was counted in the rows that were looked at."""
@@ -109,7 +96,7 @@ class _Seen:
     classes: Counter[str] = field(default_factory=Counter)
     lengths: array[int] = field(default_factory=lambda: array("q"))
     example: str = ""
-    small: list[_SmallRow] = field(default_factory=list)
+    small: list[SmallRow] = field(default_factory=list)
 
     def percentile(self, share: float) -> int:
         """Return the length that this share of the sequences does not exceed."""
@@ -215,9 +202,8 @@ def _count(seen: _Seen, record: Record) -> None:
         glue = "" if seen.layout.tokens == "characters" else " "
         seen.example = f"{_shown(glue.join(record.tokens))} -> {_shown(label)}"
     if seen.num_rows <= SMALL_FILE:
-        place = hash_of(record.tokens) / 2.0**64
         tokens = frozenset(record.tokens[:MOST_TOKENS_KEPT])
-        seen.small.append(_SmallRow(place, label, tokens))
+        seen.small.append(SmallRow(hash_of(record.tokens), label, tokens))
 
 
 def _data_entries(seen: _Seen) -> Iterator[_Entry]:
@@ -312,27 +298,7 @@ def _shares(seen: _Seen) -> tuple[float, float]:
     """
     if seen.total > SMALL_FILE:
         return SHARES[0]
-    return next((shares for shares in SHARES if _can_begin(seen.small, *shares)), SHARES[-1])
-
-
-def _can_begin(rows: list[_SmallRow], val: float, test: float) -> bool:
-    """Return whether training has rows, every held-out label, and a token of each held-out split.
-
-    Anything else is an error when the file is read. A validation split that is asked for has rows.
-    """
-    training = [row for row in rows if row.place >= val + test]
-    labels = {row.label for row in training}
-    tokens = frozenset[str]().union(*(row.tokens for row in training))
-
-    if val and not any(row.place < val for row in rows):
-        return False
-    for first, end in ((0.0, val), (val, val + test)):
-        held_out = [row for row in rows if first <= row.place < end]
-        if not all(row.label in labels for row in held_out):
-            return False
-        if held_out and not any(row.tokens & tokens for row in held_out):
-            return False
-    return bool(training)
+    return shares_of(seen.small)
 
 
 def _model_entries(seen: _Seen) -> Iterator[_Entry]:

@@ -6,6 +6,7 @@ One pass numbers tokens and labels in the order in which they first occur, and h
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -16,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rnncls.config import FilesConfig
-from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.bad_rows import bad_rows_of
 from rnncls.data.files.dialect import described, dialect_of, is_remarkable, sniff
 from rnncls.data.files.opening import ReportBytes
 from rnncls.data.files.places import named
@@ -54,6 +55,10 @@ class Table:
 
     dropped: int = 0
     truncated: int = 0
+    skipped: int = 0  # bad rows
+    spaced_labels: int = 0  # labels with white space around them
+    like_lists: int = 0  # texts that look like lists of numbers or of quoted texts
+    first_like_list: str = ""  # its place
     is_train_file: bool = False
 
     @property
@@ -67,6 +72,10 @@ class Table:
         # Not kept with each row: rows come file after file.
         counts = np.diff(self.ends, prepend=0)
         return np.repeat(np.arange(len(self.ends), dtype=np.int32), counts)
+
+    def place(self, row: int) -> str:
+        """Return `file:line` of a row."""
+        return f"{self.paths[bisect_right(self.ends, row)]}:{self.lines[row]}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class SplitRows:
 
     def place(self, row: int) -> str:
         """Return `file:line` of a row of the split."""
-        return f"{self.table.paths[self.file_numbers[row]]}:{self.lines[row]}"
+        return self.table.place(int(np.flatnonzero(self.chosen)[row]))
 
 
 class Numbering(dict[str, int]):
@@ -151,7 +160,7 @@ def _read_file(
     report_bytes: ReportBytes,
 ) -> None:
     """Add the rows of a file to the table. Raises: DataError."""
-    bad = BadRows(path)
+    bad = bad_rows_of(path, data.bad)
     num_before = len(table.lengths) + table.dropped
     dialect = sniff(path, dialect_of(data), [*data.sequence_fields, data.label_field])
     if is_remarkable(dialect):
@@ -181,7 +190,11 @@ def _read_file(
         table.lines.append(record.line)
 
     # Only after the last row: a user fixes several bad lines at once.
-    bad.raise_if_any(len(table.lengths) + table.dropped - num_before)
+    num_good = len(table.lengths) + table.dropped - num_before
+    bad.finish(num_good)
+    table.skipped += bad.count
+    table.like_lists += bad.num_like_lists
+    table.first_like_list = table.first_like_list or bad.first_like_list
 
 
 def _progress_bar(paths: tuple[str, ...], progress: bool) -> tqdm[Any]:

@@ -209,8 +209,27 @@ class FilesTask(Task):
             own = own_files[name]
             if own is not None:
                 part += f" of {named(own)}"
-            parts.append(f"{part} for {purpose}")
+            parts.append(f"{part} for {purpose}{self._held_out(name)}")
         return printable(", ".join(parts))
+
+    def described_size(self, name: str) -> str:
+        """Return how many sequences a split has, in one line."""
+        split = self.dataset.splits[name]
+        size = f"{len(split):,} sequences, {len(split.tokens):,} tokens"
+        return printable(f"{name}: {size}{self._held_out(name)}")
+
+    def _held_out(self, name: str) -> str:
+        """Return which key took a split from the training files, "" if that needs no word.
+
+        Who has files for one split may not know that the other one takes rows of training.
+        """
+        own_files = {"train": self.data.train, "val": self.data.val, "test": self.data.test}
+        if own_files[name] is not None or not len(self.dataset.splits[name]):
+            return ""
+        if self.data.val is None and self.data.test is None:
+            return ""
+        fraction = getattr(self.data, f"{name}_fraction")
+        return f", held out of {named(self.data.train)} (data.{name}_fraction={fraction:g})"
 
     @property
     def class_shares(self) -> Tensor:
