@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from rnncls.data.cells import tokens_of
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import Dialect, format_of
+from rnncls.data.files.dialect import Dialect
+from rnncls.data.files.formats import format_of
 from rnncls.data.files.lines import read_lines
 from rnncls.data.files.rows import read_rows
 from rnncls.data.files.tables import SEPARATORS, parsed_rows

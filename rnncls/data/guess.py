@@ -21,7 +21,8 @@ from rnncls.config import FilesConfig
 from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import dialect_of, format_of, sniff
+from rnncls.data.files.dialect import dialect_of, sniff
+from rnncls.data.files.formats import format_by_name
 from rnncls.data.records import Record, read_records
 from rnncls.data.table import hash_of
 from rnncls.errors import DataError, Problem, printable
@@ -227,7 +228,7 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
     yield _Entry("data", "train", seen.path, where)
 
     # Only what the names do not say.
-    if layout.format != _format_by_name(seen.path):
+    if layout.format != format_by_name(seen.path):
         yield _Entry("data", "format", layout.format, "by the content: the name does not say it")
     usual = {"jsonl": "", "csv": ",", "tsv": "tab"}[layout.format]
     if layout.separator != usual:
@@ -261,14 +262,6 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
             why = "too few rows to hold some out"
         yield _Entry("data", "val_fraction", val, why)
         yield _Entry("data", "test_fraction", test, "")
-
-
-def _format_by_name(path: str) -> str:
-    """Return the format that the name of a file says, "" if it says none."""
-    try:
-        return format_of(path, "auto")
-    except DataError:
-        return ""
 
 
 def _length_limit(seen: _Seen) -> int | None:

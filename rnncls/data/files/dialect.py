@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.formats import format_of
 from rnncls.data.files.lines import read_lines
 from rnncls.data.files.tables import find_separator
-from rnncls.errors import DataError, Problem
 
-FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "xlsx")
 TABLES = ("csv", "tsv")  # whose rows are lines of text, or several
 
 
@@ -59,19 +58,3 @@ def sniff(path: str | Path, wanted: Dialect, fields: list[str]) -> Dialect:
 def described(dialect: Dialect) -> str:
     """Return how a file is read, for people: "tab-separated, no quoting, UTF-8 with mark"."""
     return dialect.format
-
-
-def format_of(path: str | Path, format: str) -> str:
-    """Return jsonl, csv or tsv. Raises: DataError if `auto` cannot tell."""
-    if format != "auto":
-        return format
-
-    suffix = Path(str(path).removesuffix(".gz")).suffix[1:].lower()
-    synonyms = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}
-    suffix = synonyms.get(suffix, suffix)
-    if suffix not in ("jsonl", "csv", "tsv"):
-        what = "unknown format"
-        expected = "a name that ends in .jsonl, .csv or .tsv, with or without .gz"
-        remedy = "data.format=jsonl"
-        raise DataError(Problem(what, str(path), expected=expected, remedy=remedy, id="D14"))
-    return suffix
