@@ -287,8 +287,9 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
-    for name in ("pipe", "folder", "zero"):
+    for name in ("pipe", "zero"):
         assert "not a regular file" in problems_of(tmp_path / f"{name}.jsonl")
+    assert "a folder without data files" in problems_of(tmp_path / "folder.jsonl")
     assert "No such file" in problems_of(tmp_path / "missing.jsonl")
 
 

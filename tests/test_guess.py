@@ -402,6 +402,7 @@ def test_a_config_in_another_folder_finds_the_data(tmp_path: Path) -> None:
     assert yaml.safe_load(config.read_text())["data"]["train"] == "../data/a.csv"
     data = load_config(config).data
     assert isinstance(data, FilesConfig)
+    assert isinstance(data.train, str)
     assert Path(data.train).samefile(tmp_path / "data" / "a.csv")
 
     # A path that is whole is right anywhere.

@@ -159,7 +159,8 @@ def _evaluate_checkpoint(
             what = "--samples is for generated data; all sequences of a file are evaluated"
             print(f"rnncls: warning[C17]: {what}", file=sys.stderr)
         if wanted.predictions is not None:
-            _require_writable(wanted.predictions, *dataset.files.values())
+            read = [file for files in dataset.files.values() for file in files]
+            _require_writable(wanted.predictions, *read)
 
     # A picture alone needs the classes, and no single error.
     errors = wanted.errors

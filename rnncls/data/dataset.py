@@ -16,6 +16,7 @@ import torch
 from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import without_keys
 from rnncls.data.files.opening import fingerprint, require_unchanged_files
+from rnncls.data.files.places import files_of, named
 from rnncls.data.sequences import Sequences
 from rnncls.data.splits import SPLITS, assign_splits, num_shared
 from rnncls.data.table import Array, Numbering, SplitRows, Table, read_table
@@ -28,6 +29,8 @@ MAX_TOKENS = 2**20  # in a vocabulary
 MAX_VOCABULARY_BYTES = 12 * 2**20
 MOST_LABELS_SHOWN = 10
 
+Fingerprints = dict[str, tuple[str, ...]]  # SHA-256 of each file of a split, by split
+
 
 @dataclass
 class Dataset:
@@ -35,16 +38,21 @@ class Dataset:
 
     splits: dict[str, Sequences]
     vocabulary: Vocabulary
-    fingerprints: dict[str, str]  # SHA-256 by file
+    fingerprints: Fingerprints
 
-    # Where each split was read: its file, and the line of each of its sequences, (R,) int32.
-    files: dict[str, str] = field(default_factory=dict)
+    # Where each split was read: its files, the number among them of each sequence's file, (R,)
+    # int32, and the line of each sequence in its file, (R,) int32.
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    file_numbers: dict[str, torch.Tensor] = field(default_factory=dict)
     lines: dict[str, torch.Tensor] = field(default_factory=dict)
 
     # How many sequences were dropped because they were empty, and how many were truncated, by the
-    # file that was read: a split without a file of its own is counted with the training file.
+    # files that were read: a split without files of its own is counted with the training files.
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
+
+    # How each file was read, in words, if that is worth a word.
+    read_as: dict[str, str] = field(default_factory=dict)
 
     # How many tokens of each split the vocabulary lacks.
     unknown_tokens: dict[str, int] = field(default_factory=dict)
@@ -54,11 +62,19 @@ class Dataset:
     in_train: dict[str, int] = field(default_factory=dict)
     in_val: dict[str, int] = field(default_factory=dict)
 
+    def file_of(self, split: str, row: int) -> str:
+        """Return the file of a sequence of a split."""
+        return self.files[split][int(self.file_numbers[split][row])]
+
+    def place(self, split: str, row: int) -> str:
+        """Return `file:line` of a sequence of a split."""
+        return f"{self.file_of(split, row)}:{int(self.lines[split][row])}"
+
     def held_out(self) -> str:
         """Return the name of the split that a model is evaluated on.
 
         That is the test split; if it is empty the validation split, and if that is empty too the
-        training split, or the one file that was read.
+        training split, or what was read for evaluation alone.
         """
         for name in ("test", "val", "train", *self.splits):
             if len(self.splits.get(name, ())):
@@ -81,12 +97,13 @@ def load_dataset(
     token_numbers = Numbering()
     label_numbers = Numbering()
 
-    # Hashed before it is read: a file that changes in between is noticed on resume.
-    fingerprints = {name: fingerprint(path) for name, path in data_paths(data).items()}
+    # Hashed before they are read: a file that changes in between is noticed on resume.
+    files = data_files(data)
+    fingerprints = {name: tuple(map(fingerprint, paths)) for name, paths in files.items()}
 
     tables: dict[str, Table] = {}
-    for name, path in data_paths(data).items():
-        tables[name] = read_table(path, data, token_numbers, label_numbers, progress)
+    for name, paths in files.items():
+        tables[name] = read_table(paths, data, token_numbers, label_numbers, progress)
     tables["train"].is_train_file = True
 
     # Before the vocabulary, which is made of the training rows alone: what only the other splits
@@ -94,7 +111,8 @@ def load_dataset(
     rows = assign_splits(tables, data)
     if not rows["train"].chosen.any():
         remedy = "the file, or smaller data.val_fraction and data.test_fraction"
-        raise DataError(Problem("0 sequences to train on", data.train, remedy=remedy, id="D2"))
+        what = "0 sequences to train on"
+        raise DataError(Problem(what, tables["train"].where, remedy=remedy, id="D2"))
 
     # A dict keeps the order of insertion: the text of number i is at position i.
     tokens = list(token_numbers)
@@ -108,6 +126,7 @@ def load_dataset(
     for name, table in tables.items():
         dataset.dropped[name] = table.dropped
         dataset.truncated[name] = table.truncated
+        dataset.read_as.update(table.read_as)
 
     dataset.in_train = {name: num_shared(rows[name], rows["train"]) for name in ("val", "test")}
     dataset.in_val = {"test": num_shared(rows["test"], rows["val"])}
@@ -115,12 +134,11 @@ def load_dataset(
 
 
 def load_held_out(
-    data: FilesConfig, vocabulary: Vocabulary, known: dict[str, str], progress: bool = False
+    data: FilesConfig, vocabulary: Vocabulary, known: Fingerprints, progress: bool = False
 ) -> Dataset:
     """Read what a run is evaluated on, with the vocabulary of its checkpoint.
 
-    `known` are the checkpoint's fingerprints, by split. If the run has a test file, nothing else is
-    read.
+    `known` are the checkpoint's fingerprints. If the run has test files, nothing else is read.
 
     Raises: CheckpointError if a file has changed, DataError as `load_dataset` does.
     """
@@ -131,24 +149,26 @@ def load_held_out(
         return load_dataset(data, vocabulary, progress)
 
     require_unchanged_data(data, known, remedy, splits=("test",))
-    return load_labelled_file(data.test, data, vocabulary, progress, "test")
+    return load_labelled_files(data.test, data, vocabulary, progress, "test")
 
 
 def require_unchanged_data(
-    data: FilesConfig, known: dict[str, str], remedy: str, splits: Sequence[str] = SPLITS
+    data: FilesConfig, known: Fingerprints, remedy: str, splits: Sequence[str] = SPLITS
 ) -> None:
     """Raise CheckpointError unless the files of these splits are as they were when the run began.
 
-    `known` are the fingerprints of the run, by split; a file without one is not checked.
+    `known` are the fingerprints of the run; a split without any is not checked.
 
-    Raises: CheckpointError, too, if the run had a file that the config lacks. DataError if a file
+    Raises: CheckpointError, too, if the run had files that the config lacks. DataError if a file
     cannot be read.
     """
-    paths = data_paths(data)
-    checked = [name for name in splits if name in paths and name in known]
+    files = data_files(data)
+    checked = [name for name in splits if name in files and name in known]
     for name in checked:
+        _require_as_many(name, files[name], known[name], remedy)
         try:
-            require_unchanged_files([(paths[name], known[name])], "run", remedy)
+            paths_and_hashes = zip(files[name], known[name], strict=True)
+            require_unchanged_files(paths_and_hashes, "run", remedy)
         except DataError as error:
             # Most likely the file was moved.
             place = f"data.{name}=PATH behind train --resume RUN, or --data PATH behind eval RUN"
@@ -156,55 +176,90 @@ def require_unchanged_data(
             raise DataError(*problems) from None
 
     # Without its file, a split would silently be taken from the training file instead.
-    missing = sorted(known.keys() - paths.keys())
+    missing = sorted(known.keys() - files.keys())
     if missing:
         what = f"the run had a {missing[0]} file"
-        raise CheckpointError(Problem(what, data.train, remedy=remedy, id="D18"))
+        raise CheckpointError(Problem(what, named(files["train"]), remedy=remedy, id="D18"))
 
 
-def data_paths(data: FilesConfig) -> dict[str, str]:
-    """Return the file of each split that has its own."""
+def _require_as_many(
+    name: str, paths: tuple[str, ...], hashes: tuple[str, ...], remedy: str
+) -> None:
+    """Raise CheckpointError unless there are as many files as the run had."""
+    if len(paths) != len(hashes):
+        raise CheckpointError(
+            Problem(
+                f"other {name} files than the run began with",
+                named(paths),
+                expected=f"{len(hashes):,} files",
+                found=f"{len(paths):,}",
+                remedy=remedy,
+                id="D18",
+            )
+        )
+
+
+def data_files(data: FilesConfig) -> dict[str, tuple[str, ...]]:
+    """Return the files of each split that has its own. Raises: DataError, as `files_of` does."""
     paths = {"train": data.train, "val": data.val, "test": data.test}
-    return {name: path for name, path in paths.items() if path is not None}
+    return {name: files_of(path) for name, path in paths.items() if path is not None}
 
 
-def load_labelled_file(
-    path: str,
+def with_files_found(data: FilesConfig) -> FilesConfig:
+    """Return the config with the files that its folders and patterns stand for.
+
+    A run keeps these: what else comes into a folder later is none of its files.
+
+    Raises: DataError, as `files_of` does.
+    """
+    found: dict[str, str | tuple[str, ...]] = {}
+    for name, paths in data_files(data).items():
+        # One file is a text, as most people write it.
+        found[name] = paths[0] if len(paths) == 1 else paths
+    return data.model_copy(update=found)
+
+
+def load_labelled_files(
+    paths: str | Sequence[str],
     data: FilesConfig,
     vocabulary: Vocabulary,
     progress: bool = False,
     name: str | None = None,
 ) -> Dataset:
-    """Read one file of labelled sequences, with the vocabulary of a checkpoint.
+    """Read files of labelled sequences, with the vocabulary of a checkpoint.
 
-    The split is called `name`, or else by the file's path.
+    `paths` may be a folder or a pattern, too. The split is called `name`, or else by the paths.
 
-    Raises: DataError. Its remedies name no config key: the run's own config decides how the file
-    is read.
+    Raises: DataError. Its remedies name no config key: the run's own config decides how the files
+    are read.
     """
+    files = files_of(paths)
+    shown = paths if isinstance(paths, str) else named(files)
     try:
-        return _load_labelled_file(path, data, vocabulary, progress, name or path)
+        return _load_labelled_files(files, data, vocabulary, progress, name or shown)
     except DataError as error:
         # Another data.tokens, say, would not help: the model was trained with the run's own.
         remedy = "fix the file; the config of the run decides how it is read"
         raise without_keys(error, remedy) from None
 
 
-def _load_labelled_file(
-    path: str, data: FilesConfig, vocabulary: Vocabulary, progress: bool, name: str
+def _load_labelled_files(
+    files: tuple[str, ...], data: FilesConfig, vocabulary: Vocabulary, progress: bool, name: str
 ) -> Dataset:
     token_numbers = Numbering()
     label_numbers = Numbering()
-    table = read_table(path, data, token_numbers, label_numbers, progress)
+    table = read_table(files, data, token_numbers, label_numbers, progress)
 
-    dataset = Dataset({}, vocabulary, {name: fingerprint(path)})
+    dataset = Dataset({}, vocabulary, {name: tuple(map(fingerprint, files))})
     dataset.dropped[name] = table.dropped
     dataset.truncated[name] = table.truncated
+    dataset.read_as.update(table.read_as)
 
     every_row = SplitRows(table, np.ones(len(table.labels), dtype=bool))
     _add_split(dataset, name, every_row, list(token_numbers), list(label_numbers))
     if not len(table.labels):
-        raise DataError(Problem("0 sequences", path, remedy="a file with sequences", id="D2"))
+        what = "0 sequences"
+        raise DataError(Problem(what, table.where, remedy="a file with sequences", id="D2"))
     return dataset
 
 
@@ -229,7 +284,7 @@ def _build_vocabulary(
         raise DataError(
             Problem(
                 "a very large vocabulary",
-                train.table.path,
+                train.table.where,
                 expected=f"at most {MAX_TOKENS:,} different tokens, and {bytes_allowed}",
                 found=f"{len(known):,} tokens, {len(classes):,} labels, {size:,} bytes",
                 remedy="data.min_count, data.tokens",
@@ -271,14 +326,15 @@ def _add_split(
     if len(ids) and unknown.all():
         what = f"no token of {name} is in the training data"
         remedy = "data.tokens, or data like the training data" + _or_no_split(name, rows)
-        raise DataError(Problem(what, rows.table.path, remedy=remedy, id="D8"))
+        raise DataError(Problem(what, rows.table.where, remedy=remedy, id="D8"))
 
     # The arrays are copies by now: the tensors share their memory, not that of the table.
     classes = _classes_of(name, rows, dataset.vocabulary, labels)
     dataset.splits[name] = Sequences(
         torch.from_numpy(ids), torch.from_numpy(offsets), torch.from_numpy(classes)
     )
-    dataset.files[name] = rows.table.path
+    dataset.files[name] = rows.table.paths
+    dataset.file_numbers[name] = torch.from_numpy(rows.file_numbers)
     dataset.lines[name] = torch.from_numpy(rows.lines)
 
 

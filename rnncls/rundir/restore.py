@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rnncls.config import Config, FilesConfig, flatten, sizes
-from rnncls.data.dataset import Dataset, load_held_out, load_labelled_file
+from rnncls.data.dataset import Dataset, load_held_out, load_labelled_files
 from rnncls.errors import CheckpointError, ConfigError, Problem
 from rnncls.model.classifier import RNNClassifier, build_model, tensor_shapes
 from rnncls.rundir.checkpoint import Checkpoint
@@ -160,4 +160,4 @@ def held_out_data(
 
     # The name of this file says its format, which may not be that of the training file.
     data = data.model_copy(update={"format": "auto"})
-    return load_labelled_file(path, data, checkpoint.vocabulary, progress)
+    return load_labelled_files(path, data, checkpoint.vocabulary, progress)

@@ -11,12 +11,12 @@ from typing import Any
 
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import Dialect
+from rnncls.data.files.headers import bad_columns
 from rnncls.data.files.json_rows import NumberedRows
 from rnncls.data.files.opening import ReportBytes
 from rnncls.data.files.packing import MAX_RATIO, RATIO_FROM, damaged
 from rnncls.errors import DataError, Problem
 
-MOST_COLUMNS = 10_000
 BATCH_ROWS = 1_024
 
 # All texts of an Excel file are in memory while it is read.
@@ -80,7 +80,7 @@ def _arrow_rows(
 ) -> NumberedRows:
     is_parquet = dialect.format == "parquet"
     names, batches = _parquet(path, file) if is_parquet else _arrow(file)
-    _require_columns(path, names, fields)
+    _require_columns(str(path), names, fields, dialect)
 
     number = 0
     reported = 0  # bytes
@@ -143,27 +143,22 @@ def _require_ratio(path: str | Path, kind: str, size: int, packed: int) -> None:
         raise damaged(path, kind, f"it unpacks to more than {MAX_RATIO} times its size")
 
 
-def _require_columns(where: str | Path, names: Sequence[str], fields: list[str]) -> None:
-    """Raise DataError unless there are the fields, and each column once."""
-    if len(names) > MOST_COLUMNS:
-        found = f"{len(names):,}"
-        expected = f"at most {MOST_COLUMNS:,}"
-        what = "too many columns"
-        raise DataError(Problem(what, str(where), expected=expected, found=found, id="D13"))
-
-    if len(set(names)) == len(names) and all(name in names for name in fields):
-        return
-    columns = f"the columns {' and '.join(fields)}, each once" if fields else "each column once"
-    raise DataError(
-        Problem(
-            "bad header",
-            str(where),
-            expected=columns,
-            found=", ".join(names),
-            remedy="data.sequence_field=..., data.label_field=...",
-            id="D14",
+def _require_columns(where: str, names: Sequence[str], fields: list[str], dialect: Dialect) -> None:
+    """Raise DataError unless there are the fields, each column once, and not too many of them."""
+    # Only a sheet may lack names.
+    is_named = dialect.header or dialect.format != "xlsx"
+    problem = bad_columns(names, fields, where, is_named)
+    if len(names) > dialect.max_columns:
+        problem = Problem(
+            "very many columns",
+            where,
+            expected=f"at most {dialect.max_columns:,}",
+            found=f"{len(names):,}",
+            remedy="a larger data.max_columns, if they are needed",
+            id="D13",
         )
-    )
+    if problem is not None:
+        raise DataError(problem)
 
 
 def _sheet_rows(
@@ -195,7 +190,7 @@ def _sheet_rows(
             names = texts
             if not dialect.header:
                 names = [str(column) for column in range(1, len(texts) + 1)]
-            _require_columns(f"{path}:{number}", names, fields)
+            _require_columns(f"{path}:{number}", names, fields, dialect)
             if dialect.header:
                 continue
 

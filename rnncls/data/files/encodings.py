@@ -67,6 +67,16 @@ def encoding_of(path: object, head: bytes, wanted: str) -> str:
     return "utf-8" if wanted == "utf-8-sig" else wanted
 
 
+def key_of(encoding: str) -> str:
+    """Return the value of `data.encoding` with which a file of this encoding is read.
+
+    What has a mark is known by it, and needs none.
+    """
+    if encoding in ("utf-16-le", "utf-16-be"):
+        return "utf-16"
+    return encoding if encoding in ("cp1252", "latin-1") else "utf-8"
+
+
 def _utf_16_order(head: bytes) -> str:
     """Return utf-16-le or utf-16-be for bytes of which each second one is NUL, else ""."""
     begin = head[:_MOST_FOR_UTF_16]
