@@ -532,6 +532,34 @@ def test_messages_say_what_a_key_takes_as_the_list_of_keys_does(key: Key) -> Non
     assert expected == ("sum_mod, files" if key.name == "data.source" else key.values)
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "expected"),
+    [
+        ("data.train=5", "data.train", "text or list of texts, at most 4,096"),
+        ("data.train=[]", "data.train", "text or list of texts, at most 4,096"),
+        ("data.val=[a.csv, 7]", "data.val.1", "text, at most 4,096 characters"),
+        ("data.sequence_field=1.5", "data.sequence_field", "text or list of texts, 1 to 64"),
+        ("data.sequence_field=[title, null]", "data.sequence_field.1", "text"),
+    ],
+)
+def test_a_key_that_takes_text_or_a_list_has_one_message(
+    override: str, key: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config({"data": {"source": "files", "train": "x.csv"}}, [override])
+    (problem,) = caught.value.problems
+    assert problem.what == f"bad value for {key}"
+    assert problem.expected.startswith(expected)
+    assert problem.where.startswith(f"override {override}")
+
+
+def test_what_predict_calls_stop_is_error_in_a_config() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config({"data": {"source": "files", "train": "x.csv", "bad": "stop"}})
+    (problem,) = caught.value.problems
+    assert problem.remedy == "error"
+
+
 # --- dicts
 
 

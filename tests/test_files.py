@@ -168,7 +168,12 @@ def problems_of(path: Path, **keys: Any) -> str:
 BAD_LINES = [
     ('{"sequence": [1]}', "D5", 'no field "label"'),
     ('{"sequence": [1], "label": 1.5}', "D5", "1.5"),
-    ('{"sequence": [1], "label": true}', "D5", "True"),
+    ('{"sequence": [1], "label": [true]}', "D5", "True"),
+    ('{"sequence": [1], "label": null}', "D5", "null"),
+    ('{"sequence": [1], "label": "  "}', "D5", "an empty label"),
+    ('{"sequence": [1, 0.5], "label": 1}', "D7", "numbers with fractions are not tokens"),
+    ('{"sequence": "1,5 2,3", "label": 1}', "D7", "'5 2' at position 2"),
+    ('{"sequence": "3,,4", "label": 1}', "D7", "'' at position 2"),
     ('{"sequence": [1], "label": ""}', "D5", "an empty label"),
     ('{"sequence": [1, -3], "label": 1}', "D7", "-3 at position 2"),
     ('{"sequence": [1, 2.0], "label": 1}', "D7", "2.0 at position 2"),

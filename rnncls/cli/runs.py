@@ -66,6 +66,11 @@ def ls(
         expected = ", ".join(SORTS)
         raise ConfigError(Problem("bad value for --sort", expected=expected, found=sort, id="C17"))
     wanted = parse_filters(filters or [])
+    # Not an empty list: whoever mistypes the folder would believe that there are no runs.
+    if not folder.is_dir():
+        what = "there is no such folder: no runs were found"
+        remedy = "rnncls train, which makes runs/...; or the folder that the runs are in"
+        raise ConfigError(Problem(what, str(folder), remedy=remedy, id="C17"))
 
     found = find_rows(folder, members=everything)
     rows = sort_rows(filter_rows(found, wanted), sort)

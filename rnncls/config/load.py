@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from rnncls.config import strict_yaml
 from rnncls.config.defaults import FILES_BEFORE
-from rnncls.config.messages import SOURCES, Places, describe_value, path_of, problem_of
+from rnncls.config.messages import SOURCES, Places, describe_value, path_of, problem_of, told_once
 from rnncls.config.schema import Config
 from rnncls.config.strict_yaml import Document, KeyPath
 from rnncls.errors import ConfigError, Problem
@@ -196,7 +196,7 @@ def _all_problems(
     # value would only confuse. That the key does not exist is still worth saying.
     spoiled = {path for path, _ in located}
     problems = [problem for _, problem in located]
-    for detail in error.errors(include_url=False):
+    for detail in told_once(error.errors(include_url=False)):
         if path_of(detail) in spoiled and detail["type"] != "extra_forbidden":
             continue
         problems.append(problem_of(detail, places))

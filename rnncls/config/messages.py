@@ -109,6 +109,9 @@ def _meant_value(path: KeyPath, text: str, schema: dict[str, Any]) -> str:
         return "cuda, or cuda:INDEX for one of several"
     if text == "none" and is_nullable(schema):
         return "null"
+    # What predict's --bad calls it, too.
+    if path == ("data", "bad") and text == "stop":
+        return "error"
 
     # For example train.max_steps=12,000, or optimizer.lr=1e-3,2e-3.
     numbers = ("integer", "number")
@@ -120,11 +123,31 @@ def _meant_value(path: KeyPath, text: str, schema: dict[str, Any]) -> str:
 
 
 def path_of(detail: ErrorDetails) -> KeyPath:
-    """Return the path of the key with the error, without the tag pydantic inserts after `data`."""
+    """Return the path of the key with the error, and of the item where the key is a list.
+
+    pydantic inserts a tag after `data`, and behind a key that takes several types one for each of
+    them, such as `tuple[constrained-str, ...]`.
+    """
     path = detail["loc"]
     if len(path) > 1 and path[0] == "data" and path[1] in SOURCES:
-        return (path[0], *path[2:])
-    return path
+        path = (path[0], *path[2:])
+
+    # There are no keys within keys: what is text there is a tag.
+    items = (part for part in path[2:] if isinstance(part, int))
+    return (*path[:2], *items)
+
+
+def told_once(details: Iterable[ErrorDetails]) -> list[ErrorDetails]:
+    """Return pydantic's errors without those that say again what is wrong with the same value.
+
+    Of a key that takes text or a list there is one for each type. An item of a list says more than
+    that the list is no text.
+    """
+    by_path: dict[KeyPath, ErrorDetails] = {}
+    for detail in details:
+        by_path.setdefault(path_of(detail), detail)
+    keys_of_items = {path[:2] for path in by_path if len(path) > 2}
+    return [detail for path, detail in by_path.items() if path not in keys_of_items]
 
 
 def describe_value(value: Any) -> str:
@@ -238,8 +261,9 @@ def schema_at(path: KeyPath, source: str) -> dict[str, Any]:
     for part in path:
         # A number is an item of a list, whose items all have one schema.
         if isinstance(part, int):
-            items = schema.get("prefixItems") or [{}]
-            schema = items[0]
+            lists = (each for each in schema.get("anyOf", [schema]) if each.get("type") == "array")
+            schema = next(lists, {})
+            schema = schema.get("prefixItems", [schema.get("items", {})])[0]
         else:
             schema = schema.get("properties", {}).get(part, {})
 

@@ -20,8 +20,18 @@ _OTHER_NAMES = {
     "data.test": "test_data test_file",
     "data.val_fraction": "val_size val_split validation_split",
     "data.test_fraction": "test_size test_split",
-    "data.sequence_field": "sequence sequence_column text text_col text_column text_field",
+    "data.sequence_field": "feature features input_column sequence sequence_column "
+    "sequence_columns sequence_fields text text_col text_column text_columns text_field",
     "data.label_field": "label label_col label_column labels target target_column",
+    "data.format": "file_format file_type filetype",
+    "data.separator": "column_separator delim delimiter field_separator sep",
+    "data.quoting": "quote quotechar quotes",
+    "data.header": "has_header header_row headers",
+    "data.encoding": "charset codec file_encoding text_encoding",
+    "data.max_record_bytes": "field_size_limit max_line max_line_bytes max_line_length",
+    "data.bad": "bad_lines error_bad_lines errors on_bad_lines on_error skip_bad_lines",
+    "data.split": "split_by splitting stratified stratify",
+    "data.rare_classes": "min_class_count rare rare_labels",
     "data.tokens": "token tokenization tokenizer",
     "data.min_count": "min_freq",
     "data.max_length": "length max_len max_seq_len max_seq_length maxlen seq_len seq_length "
@@ -95,7 +105,9 @@ _WITHOUT_KEY = {name: instead for instead, names in _INSTEAD.items() for name in
 # What switches something on and off, of keys whose values are no switches.
 _SWITCHES = {
     "device": ("cuda", "cpu"),
+    "data.bad": ("skip", "error"),
     "data.batching": ("bucket", "shuffle"),
+    "data.split": ("stratified", "hash"),
     "train.patience": ("5", "null"),
     "train.precision": ("bfloat16", "float32"),
     "train.class_weights": ("balanced", "none"),

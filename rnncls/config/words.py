@@ -14,6 +14,9 @@ Schema = dict[str, Any]
 # An upper bound from here on only keeps typos from filling the memory: a list leaves it out.
 GUARD = 2**20
 
+# Of more than these choices, a list of keys shows the first four.
+MOST_CHOICES = 5
+
 # The types of JSON Schema that a user would not recognise; the others keep their names.
 _TYPES = {"boolean": "true or false", "string": "text", "array": "list"}
 
@@ -28,8 +31,14 @@ def is_nullable(schema: Schema) -> bool:
 
 def type_of(schema: Schema) -> str:
     """Return a type in words, such as "integer or null"."""
-    names = [alternative.get("type", "string") for alternative in schema.get("anyOf", [schema])]
-    return " or ".join(_TYPES.get(name, name) for name in names)
+    return " or ".join(map(_name_of_type, schema.get("anyOf", [schema])))
+
+
+def _name_of_type(schema: Schema) -> str:
+    """Return one type in words, such as "integer" or "list of texts"."""
+    name: str = schema.get("type", "string")
+    word = _TYPES.get(name, name)
+    return f"{word} of {_name_of_type(schema['items'])}s" if "items" in schema else word
 
 
 def choices_of(schema: Schema) -> tuple[str, ...]:
@@ -59,7 +68,10 @@ def in_words(schema: Schema, guard: float = math.inf) -> str:
     """Return type and range, or the choices: "integer, at least 1, or null"."""
     if choices := choices_of(schema):
         # A comma and the like would be lost among the commas.
-        return ", ".join(word if word[0].isalnum() else f'"{word}"' for word in choices)
+        words = [word if word[0].isalnum() else f'"{word}"' for word in choices]
+        if guard < math.inf and len(words) > MOST_CHOICES:
+            words[MOST_CHOICES - 1 :] = ["..."]
+        return ", ".join(words)
     if "properties" in schema:
         return "a section with the keys " + ", ".join(schema["properties"])
 
@@ -99,4 +111,6 @@ def _bounds_of(schema: Schema, guard: float) -> str:
         bounds.append(f"at most {most:,}")
     if guard == math.inf and "maxLength" in schema:
         bounds.append(f"at most {schema['maxLength']:,} characters")
+    if guard == math.inf and "maxItems" in schema and "items" in schema:
+        bounds.append(f"1 to {schema['maxItems']:,} of them")
     return ", ".join(bounds)

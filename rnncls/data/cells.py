@@ -1,10 +1,29 @@
 """Reads what the fields of a row hold: the tokens of a sequence, and a label."""
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
-from rnncls.data.files.bad_rows import NO_ID_REMEDY
+from rnncls.data.files.bad_rows import FRACTIONS, FRACTIONS_REMEDY, NO_ID_REMEDY
 from rnncls.errors import Problem
+
+# Between the tokens of two fields that make one sequence.
+SEPARATOR = "<sep>"
+
+MOST_LETTERS_OF_NUMBER = 40
+
+# What may stand around the items of a list: white space, and the quotes of texts.
+_AROUND_ITEMS = " \t\r\n\"'"
+
+# Not `nan`, which is a word like any other where there are no numbers beside it.
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?", re.ASCII)
+_WHOLE = re.compile(r"\d+\.0*", re.ASCII)
+
+_TIGHT_COMMA = re.compile(r"\d[,;]\d", re.ASCII)
+
+# "[laughs]" and "[a, b]" may well be text.
+_LIST = re.compile(r"""\s*\[\s*((?P<quote>['"]).*(?P=quote)|[-+.\d][-+.,;\deE\s]*)\s*\]\s*""", re.S)
 
 
 def empty_sequence(remedy: str) -> Problem:
@@ -12,48 +31,111 @@ def empty_sequence(remedy: str) -> Problem:
     return Problem("an empty sequence", expected="at least one token", remedy=remedy, id="D9")
 
 
+def label_of(value: Any) -> str | None:
+    """Return a field's value as the text of its label, None if it is no label.
+
+    JSON's true and 1.0 are what a table writes as `true` and `1`. White space around a label is
+    taken away where labels are numbered (labels.py).
+    """
+    # Nearly all of them, and the fastest way to ask: this is the hot path of reading.
+    if type(value) is str:
+        return None if not value or value.isspace() else value
+    # True and False are integers, too.
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    return None
+
+
 def is_label(value: Any) -> bool:
-    """Return whether a field's value is a label: text, though not empty, or an integer."""
-    # true and false are ints to Python, and a float has no one way to be written.
-    return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
+    """Return whether a field's value is a label: text, but for white space, or a whole number."""
+    return label_of(value) is not None
 
 
 def bad_label(row: dict[str, Any], field: str) -> Problem:
-    if field in row and row[field] == "":
-        what = "an empty label"
-        found = ""
-    elif field in row:
-        what = "bad label"
-        found = f"{row[field]!r:.60}"
-    else:
+    """Return the problem of a row whose field holds no label."""
+    value = row.get(field)
+    found = f"{value!r:.60}"
+    expected = "text or an integer"
+    remedy = "data.label_field, or fix the line"
+    if field not in row:
         what = f'no field "{field}"'
         found = fields_of(row)
-    remedy = "data.label_field, or fix the line"
-    return Problem(what, expected="text or an integer", found=found, remedy=remedy, id="D5")
+    elif value is None:
+        what = "no label"
+        found = "null"
+    elif isinstance(value, str):
+        what = "an empty label"
+        found = found if value else ""
+    elif isinstance(value, float):
+        what = "a number with a fraction is no label"
+        expected = "classes: text, integers, true or false"
+        remedy = "data.label_field, or classes such as low and high in its place"
+    else:
+        what = "bad label"
+    return Problem(what, expected=expected, found=found, remedy=remedy, id="D5")
 
 
 def fields_of(row: dict[str, Any]) -> str:
     return f"the fields {', '.join(row)}" if row else "no fields"
 
 
+def sequence_of(row: dict[str, Any], fields: tuple[str, ...]) -> Any:
+    """Return the value of a row's sequence, which `tokens_of` reads; None if the row has none.
+
+    That of several fields is a tuple of their values.
+    """
+    if len(fields) == 1:
+        return row.get(fields[0])
+    values = tuple(map(row.get, fields))
+    # One of several may be missing; where all are, their names are wrong.
+    return values if any(field in row for field in fields) else None
+
+
 def tokens_of(value: Any, kind: str) -> list[str] | Problem:
     """Return the tokens of a field's value, or a Problem.
 
-    `kind` is data.tokens: ids, words or characters. Ids are checked, and returned as text.
+    `kind` is data.tokens: ids, words or characters. Ids are checked, and returned as text. The
+    tokens of several values, in a tuple, are joined by <sep>.
     """
+    if isinstance(value, str):
+        return _tokens_of_text(value, kind)
+    if isinstance(value, list):
+        return _tokens_of_list(value, kind)
+    if isinstance(value, tuple):
+        return _tokens_of_several(value, kind)
+    # A table cannot tell 7 from "7".
+    if type(value) is int:
+        return _tokens_of_text(str(value), kind)
+
+    expected = "a list or a text"
     # None stands for a field that is missing, and for null.
     if value is None:
         remedy = "data.sequence_field, or fix the line"
         expected = "a field with a list or a text"
         return Problem("no sequence", expected=expected, remedy=remedy, id="D14")
-    if isinstance(value, str):
-        return _tokens_of_text(value, kind)
-    if isinstance(value, list):
-        return _tokens_of_list(value, kind)
-
-    expected = "a list or a text"
+    if isinstance(value, float) and kind == "ids":
+        return _bad_id([value], _is_id)
     found = f"{value!r:.60}"
     return Problem("a sequence of the wrong kind", expected=expected, found=found, id="D14")
+
+
+def _tokens_of_several(values: tuple[Any, ...], kind: str) -> list[str] | Problem:
+    """Return the tokens of several fields, with <sep> between two; none if all are empty."""
+    joined: list[str] = []
+    is_empty = True
+    for position, value in enumerate(values):
+        tokens = [] if value is None else tokens_of(value, kind)
+        if isinstance(tokens, Problem):
+            return tokens
+
+        # Also beside an empty one: the model can tell which of them it was.
+        if position:
+            joined.append(SEPARATOR)
+        joined += tokens
+        is_empty = is_empty and not tokens
+    return [] if is_empty else joined
 
 
 def _tokens_of_text(text: str, kind: str) -> list[str] | Problem:
@@ -63,19 +145,32 @@ def _tokens_of_text(text: str, kind: str) -> list[str] | Problem:
     # White space of any kind and number, so that no token is empty.
     tokens = text.split()
     if kind == "ids" and not all(map(_is_id_text, tokens)):
-        # They may stand as in a list, "[3, 1, 4]", or between commas alone.
-        tokens = _without_brackets(text).replace(",", " ").split()
+        tokens = _items_of(text)
         if not all(map(_is_id_text, tokens)):
             return _bad_id(tokens, _is_id_text)
     return tokens
 
 
-def _without_brackets(text: str) -> str:
-    """Return what is between the brackets of a list; another text as it is."""
+def _items_of(text: str) -> list[str]:
+    """Return the items of a list as people write it: "[3, 1, 4]", "(3;1;4)", "['3', '1']"."""
     inner = text.strip()
-    if inner.startswith("[") and inner.endswith("]"):
-        return inner[1:-1]
-    return text
+    if inner[:1] + inner[-1:] in ("[]", "()"):
+        inner = inner[1:-1]
+
+    separator = next((each for each in ",;" if each in inner), None)
+    items = [item.strip(_AROUND_ITEMS) for item in inner.split(separator)]
+    # "1,5 2,3" are numbers with decimal commas, or pairs, and no list of four; "1, 5 2, 3" is one.
+    if not _TIGHT_COMMA.search(inner):
+        items = [part for item in items for part in item.split() or [""]]
+    # Behind the last one, too, there may be a separator.
+    if items and not items[-1]:
+        items.pop()
+    return items
+
+
+def looks_like_list(text: str) -> bool:
+    """Return whether a text is a list of numbers or of quoted texts in brackets."""
+    return _LIST.fullmatch(text) is not None
 
 
 def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
@@ -85,6 +180,9 @@ def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
         # type() tells True from 1, where isinstance() would not.
         if types <= {int} and (not values or min(values) >= 0):
             return list(map(str, values))
+        # As a table's cell would hold them.
+        if types == {str} and all(map(_is_id_text, values)):
+            return values
         return _bad_id(values, _is_id)
 
     if types <= {str} and "" not in values:
@@ -108,12 +206,35 @@ def _is_id_text(text: str) -> bool:
 
 
 def _bad_id(values: list[Any], is_good: Callable[[Any], bool]) -> Problem:
-    """Return the problem of the first value that is not an id."""
-    position = next(position for position, value in enumerate(values) if not is_good(value))
+    """Return the problem of the first value with a fraction, or else of the first that is no id."""
+    what = "not an integer id"
+    remedy = NO_ID_REMEDY
+    position = next((place for place, value in enumerate(values) if _has_fraction(value)), None)
+    if position is not None:
+        what = FRACTIONS
+        remedy = FRACTIONS_REMEDY
+    else:
+        position = next(place for place, value in enumerate(values) if not is_good(value))
+        text = str(values[position])
+        if _WHOLE.fullmatch(text):
+            remedy = "write it as an integer, without a decimal point"
+        elif len(text.split()) > 1:
+            remedy = "one separator between ids: spaces, or commas"
+
     return Problem(
-        "not an integer id",
+        what,
         expected="integers >= 0",
         found=f"{values[position]!r:.60} at position {position + 1}",
-        remedy=NO_ID_REMEDY,
+        remedy=remedy,
         id="D7",
     )
+
+
+def _has_fraction(value: Any) -> bool:
+    """Return whether a value is a number with a fraction, as JSON or a text has it."""
+    if isinstance(value, float):
+        return math.isfinite(value) and not value.is_integer()
+    # Not of a text of any length: a number is short.
+    if not isinstance(value, str) or len(value) > MOST_LETTERS_OF_NUMBER:
+        return False
+    return _NUMBER.fullmatch(value) is not None and not float(value).is_integer()

@@ -17,6 +17,8 @@ from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import without_keys
 from rnncls.data.files.opening import fingerprint, require_unchanged_files
 from rnncls.data.files.places import files_of, named
+from rnncls.data.labels import strip_labels
+from rnncls.data.new_files import with_options
 from rnncls.data.sequences import Sequences
 from rnncls.data.splits import SPLITS, assign_splits, num_shared
 from rnncls.data.table import Array, Numbering, SplitRows, Table, read_table
@@ -53,6 +55,12 @@ class Dataset:
 
     # How each file was read, in words, if that is worth a word.
     read_as: dict[str, str] = field(default_factory=dict)
+
+    # Likewise: bad rows that were skipped, labels with white space around them, and texts that look
+    # like lists, with the place of the first.
+    skipped: dict[str, int] = field(default_factory=dict)
+    spaced_labels: dict[str, int] = field(default_factory=dict)
+    like_lists: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     # How many tokens of each split the vocabulary lacks.
     unknown_tokens: dict[str, int] = field(default_factory=dict)
@@ -105,6 +113,7 @@ def load_dataset(
     for name, paths in files.items():
         tables[name] = read_table(paths, data, token_numbers, label_numbers, progress)
     tables["train"].is_train_file = True
+    labels = strip_labels(tables.values(), list(label_numbers), vocabulary)
 
     # Before the vocabulary, which is made of the training rows alone: what only the other splits
     # have must stay unknown to the model.
@@ -116,7 +125,6 @@ def load_dataset(
 
     # A dict keeps the order of insertion: the text of number i is at position i.
     tokens = list(token_numbers)
-    labels = list(label_numbers)
     if vocabulary is None:
         vocabulary = _build_vocabulary(rows["train"], tokens, labels, data)
 
@@ -124,9 +132,7 @@ def load_dataset(
     for name in SPLITS:
         _add_split(dataset, name, rows[name], tokens, labels)
     for name, table in tables.items():
-        dataset.dropped[name] = table.dropped
-        dataset.truncated[name] = table.truncated
-        dataset.read_as.update(table.read_as)
+        _note_counts(dataset, name, table)
 
     dataset.in_train = {name: num_shared(rows[name], rows["train"]) for name in ("val", "test")}
     dataset.in_val = {"test": num_shared(rows["test"], rows["val"])}
@@ -230,8 +236,8 @@ def load_labelled_files(
 
     `paths` may be a folder or a pattern, too. The split is called `name`, or else by the paths.
 
-    Raises: DataError. Its remedies name no config key: the run's own config decides how the files
-    are read.
+    Raises: DataError. Its remedies name no config key, but options of `eval` where `name` is None:
+    the run's own config decides how the files are read.
     """
     files = files_of(paths)
     shown = paths if isinstance(paths, str) else named(files)
@@ -240,7 +246,10 @@ def load_labelled_files(
     except DataError as error:
         # Another data.tokens, say, would not help: the model was trained with the run's own.
         remedy = "fix the file; the config of the run decides how it is read"
-        raise without_keys(error, remedy) from None
+        if name is not None:
+            raise without_keys(error, remedy) from None
+        # Of a file that is not the run's own, options say how it is read.
+        raise with_options(error, remedy) from None
 
 
 def _load_labelled_files(
@@ -250,17 +259,27 @@ def _load_labelled_files(
     label_numbers = Numbering()
     table = read_table(files, data, token_numbers, label_numbers, progress)
 
+    labels = strip_labels([table], list(label_numbers), vocabulary)
+
     dataset = Dataset({}, vocabulary, {name: tuple(map(fingerprint, files))})
-    dataset.dropped[name] = table.dropped
-    dataset.truncated[name] = table.truncated
-    dataset.read_as.update(table.read_as)
+    _note_counts(dataset, name, table)
 
     every_row = SplitRows(table, np.ones(len(table.labels), dtype=bool))
-    _add_split(dataset, name, every_row, list(token_numbers), list(label_numbers))
+    _add_split(dataset, name, every_row, list(token_numbers), labels)
     if not len(table.labels):
         what = "0 sequences"
         raise DataError(Problem(what, table.where, remedy="a file with sequences", id="D2"))
     return dataset
+
+
+def _note_counts(dataset: Dataset, name: str, table: Table) -> None:
+    """Note what was counted while the file of a split was read."""
+    dataset.dropped[name] = table.dropped
+    dataset.truncated[name] = table.truncated
+    dataset.skipped[name] = table.skipped
+    dataset.spaced_labels[name] = table.spaced_labels
+    dataset.read_as.update(table.read_as)
+    dataset.like_lists[name] = (table.like_lists, table.first_like_list)
 
 
 def _build_vocabulary(

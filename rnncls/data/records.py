@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnncls.config import FilesConfig
-from rnncls.data.cells import bad_label, empty_sequence, fields_of, is_label, tokens_of
+from rnncls.data.cells import (
+    bad_label,
+    empty_sequence,
+    fields_of,
+    label_of,
+    looks_like_list,
+    sequence_of,
+    tokens_of,
+)
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import Dialect
 from rnncls.data.files.opening import ReportBytes
@@ -21,7 +29,7 @@ from rnncls.errors import Problem
 
 
 class Record(NamedTuple):
-    """One good row: its line in the file, its tokens (at least one) and its label."""
+    """One good row: its line in the file, its tokens (at least one), its label as it is there."""
 
     line: int
     tokens: list[str]
@@ -41,39 +49,53 @@ def read_records(
 
     Raises: DataError if the file cannot be read any further.
     """
-    fields = [*data.sequence_fields, data.label_field]
-    for line, row in read_rows(path, dialect, fields, bad, report_bytes):
-        record = _record_of(line, row, data)
+    # Asked for once, and not for each row.
+    names = data.sequence_fields
+    may_be_lists = data.tokens != "ids"
+    for line, row in read_rows(path, dialect, [*names, data.label_field], bad, report_bytes):
+        record = _record_of(line, row, names, data)
         if isinstance(record, Problem):
             bad.add_problem(line, record)
-        else:
-            yield record
+            continue
+
+        # Its brackets are parts of words. The first letter is enough for nearly every row.
+        if may_be_lists and type(record) is Record and record.tokens[0][0] == "[":
+            value = sequence_of(row, names)
+            if isinstance(value, str) and looks_like_list(value):
+                bad.note_like_list(line)
+        yield record
 
 
-def _record_of(line: int, row: dict[str, Any], data: FilesConfig) -> Record | int | Problem:
-    """Return the record of a row, its line if its sequence is empty and dropped, or a Problem."""
-    (field,) = data.sequence_fields
-    if field not in row:
-        return _no_sequence(row, field)
-    tokens = tokens_of(row[field], data.tokens)
+def _record_of(
+    line: int, row: dict[str, Any], names: tuple[str, ...], data: FilesConfig
+) -> Record | int | Problem:
+    """Return the record of a row, its line if its sequence is empty and dropped, or a Problem.
+
+    `names` are those of the fields with the sequence.
+    """
+    value = sequence_of(row, names)
+    if value is None and not any(name in row for name in names):
+        return _no_sequence(row, names)
+    tokens = tokens_of(value, data.tokens)
     if isinstance(tokens, Problem):
         return tokens
 
-    label = row.get(data.label_field)
-    if not is_label(label):
+    label = label_of(row.get(data.label_field))
+    if label is None:
         return bad_label(row, data.label_field)
 
     # The label was checked first: a bad one is named even if the sequence is dropped.
     if tokens:
-        return Record(line, tokens, str(label))
+        return Record(line, tokens, label)
     if data.empty == "drop":
         return line
     return empty_sequence("data.empty=drop")
 
 
-def _no_sequence(row: dict[str, Any], field: str) -> Problem:
+def _no_sequence(row: dict[str, Any], names: tuple[str, ...]) -> Problem:
+    fields = " or ".join(f'"{name}"' for name in names)
     return Problem(
-        f'no sequence: no field "{field}"',
+        f"no sequence: no field {fields}",
         expected="a field with a list or a text",
         found=fields_of(row),
         remedy="data.sequence_field=..., or fix the line",

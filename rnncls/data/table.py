@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rnncls.config import FilesConfig
-from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.bad_rows import bad_rows_of
 from rnncls.data.files.dialect import described, dialect_of, is_remarkable, sniff
 from rnncls.data.files.opening import ReportBytes
 from rnncls.data.files.places import named
@@ -54,6 +54,10 @@ class Table:
 
     dropped: int = 0
     truncated: int = 0
+    skipped: int = 0  # bad rows
+    spaced_labels: int = 0  # labels with white space around them
+    like_lists: int = 0  # texts that look like lists of numbers or of quoted texts
+    first_like_list: str = ""  # its place
     is_train_file: bool = False
 
     @property
@@ -151,7 +155,7 @@ def _read_file(
     report_bytes: ReportBytes,
 ) -> None:
     """Add the rows of a file to the table. Raises: DataError."""
-    bad = BadRows(path)
+    bad = bad_rows_of(path, data.bad)
     num_before = len(table.lengths) + table.dropped
     dialect = sniff(path, dialect_of(data), [*data.sequence_fields, data.label_field])
     if is_remarkable(dialect):
@@ -181,7 +185,11 @@ def _read_file(
         table.lines.append(record.line)
 
     # Only after the last row: a user fixes several bad lines at once.
-    bad.raise_if_any(len(table.lengths) + table.dropped - num_before)
+    num_good = len(table.lengths) + table.dropped - num_before
+    bad.finish(num_good, f"rows of {path}")
+    table.skipped += bad.count
+    table.like_lists += bad.num_like_lists
+    table.first_like_list = table.first_like_list or bad.first_like_list
 
 
 def _progress_bar(paths: tuple[str, ...], progress: bool) -> tqdm[Any]:

@@ -28,12 +28,22 @@ def _warnings(dataset: Dataset) -> Iterator[str]:
         if len(sequences):
             yield from _warnings_of_split(dataset, name, sequences)
 
-    for name, count in dataset.truncated.items():
+    yield from _counted(dataset)
+
+
+def _counted(dataset: Dataset) -> Iterator[str]:
+    """Yield what was noticed of single rows while the files were read, counted."""
+    for counts, text in (
+        (dataset.truncated, "[D16]: {:,} sequences of {} were truncated"),
+        (dataset.dropped, "[D9]: {:,} empty sequences of {} were dropped"),
+        (dataset.spaced_labels, "[D5]: white space around {:,} labels of {} was taken away"),
+    ):
+        yield from (text.format(count, name) for name, count in counts.items() if count)
+
+    for name, (count, place) in dataset.like_lists.items():
         if count:
-            yield f"[D16]: {count:,} sequences of {name} were truncated"
-    for name, count in dataset.dropped.items():
-        if count:
-            yield f"[D9]: {count:,} empty sequences of {name} were dropped"
+            what = f"{count:,} sequences of {name} look like lists, the first is {place}"
+            yield f"[D7]: {what}: brackets are read as text; data.tokens=ids reads lists of ids"
 
 
 def _warnings_of_split(dataset: Dataset, name: str, sequences: Sequences) -> Iterator[str]:

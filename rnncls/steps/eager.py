@@ -18,6 +18,9 @@ from rnncls.steps.state import TrainState
 
 MOST_NAMED = 5  # sequences that an error message lists
 
+# Of steps at the beginning, in which the learning rate may be too large for the first weights.
+EARLY_STEPS = 100
+
 
 def eager_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
     """Train from the state's step to the task's last, and yield 1 after each step."""
@@ -86,7 +89,9 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
 
     # Raised before the step is counted, so that the state is still that of the step before.
     if not finite and state.skipped >= config.train.max_skipped_steps:
-        raise _non_finite(state.step + 1, loss_value, norm_value, lr, logits.detach(), batch.labels)
+        raise _non_finite(
+            state.step + 1, loss_value, norm_value, lr, logits.detach(), batch.labels, config
+        )
 
     # A skipped step counts as well: the next one has another batch, and a run has no more steps.
     state.step += 1
@@ -111,7 +116,13 @@ def precision(config: Config, device: torch.device) -> AbstractContextManager[ob
 
 
 def _non_finite(
-    step: int, loss: float, norm: float, lr: float, logits: Tensor, labels: Tensor
+    step: int,
+    loss: float,
+    norm: float,
+    lr: float,
+    logits: Tensor,
+    labels: Tensor,
+    config: Config,
 ) -> NonFiniteError:
     """Describe a step whose loss or gradient is not finite, with the sequences that are to blame.
 
@@ -131,8 +142,21 @@ def _non_finite(
             f"the loss or the gradient is not finite at step {step}",
             expected="finite numbers; the weights are those of the step before",
             found=f"loss {loss}, gradient norm {norm}, learning rate {lr:.3g}{sequences}",
-            remedy="a smaller optimizer.lr, a longer schedule.warmup_steps, "
-            "or train.max_grad_norm=1",
+            remedy=_remedies(step, config),
             id="R12",
         )
     )
+
+
+def _remedies(step: int, config: Config) -> str:
+    """Return what to change so that the numbers stay finite; each differs from what is set."""
+    remedies = [f"optimizer.lr={config.optimizer.lr / 10:g}"]
+
+    # A longer warm-up helps while the rate still rises, or right behind that.
+    warmup = config.schedule.warmup_steps or 0
+    if step <= 2 * warmup + EARLY_STEPS:
+        remedies.append(f"schedule.warmup_steps={max(EARLY_STEPS, 2 * warmup)}")
+
+    limit = config.train.max_grad_norm
+    remedies.append(f"train.max_grad_norm={1 if limit is None or limit > 1 else limit / 10:g}")
+    return ", or ".join(remedies)

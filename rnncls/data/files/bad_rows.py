@@ -1,16 +1,22 @@
-"""Collects the bad rows of a file, and words what is wrong with them."""
+"""Collects the bad rows of a file, or skips them, and words what is wrong with them."""
 
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from rnncls.errors import DataError, Problem
+from rnncls.errors import DataError, Problem, printable
 
 # Ids among which one is none are mistyped. Where most rows have no ids, they are words.
 NO_ID_REMEDY = "fix the line"
 NO_IDS_REMEDY = "data.tokens=words"
 
+# Measurements, which are no words either: nearly every one is a token of its own.
+FRACTIONS = "numbers with fractions are not tokens"
+FRACTIONS_REMEDY = "bin them into integers first, such as 1.511 into 15: round(10 * value)"
+
 MOST_SHOWN = 5  # bad lines of a file, and lines with the same cause
+MOST_SKIPPED_SHOWN = 100  # the others are counted
 
 
 class BadRows:
@@ -27,6 +33,11 @@ class BadRows:
         self.problems: list[Problem] = []  # the first of each cause
         self.causes: Counter[tuple[str, str, str]] = Counter()
         self.num_without_ids = 0  # rows
+        self.has_fractions = False
+
+        # Good rows whose text looks like a list: how many, and the place of the first.
+        self.num_like_lists = 0
+        self.first_like_list = ""
 
     def add(
         self,
@@ -40,6 +51,7 @@ class BadRows:
         """Add a bad row by its line; the other arguments are those of a `Problem`."""
         self.count += 1
         self.num_without_ids += id == "D7"
+        self.has_fractions = self.has_fractions or what == FRACTIONS
         self.note(
             Problem(
                 what,
@@ -70,6 +82,18 @@ class BadRows:
             id=problem.id or "D14",
         )
 
+    def note_like_list(self, line: int) -> None:
+        """Count a good row whose text looks like a list."""
+        self.num_like_lists += 1
+        self.first_like_list = self.first_like_list or f"{self.path}:{line}"
+
+    def finish(self, num_good: int, what: str = "sequences") -> None:
+        """Report the bad rows, after the last row. Raises: DataError if there are any.
+
+        `what` the rows are called where they are counted.
+        """
+        self.raise_if_any(num_good)
+
     def raise_if_any(self, num_good: int | None = None) -> None:
         """Raise DataError if there are bad rows, with the first of them and their number.
 
@@ -99,14 +123,15 @@ class BadRows:
         # The last problem says how many there are in all, if not every one is shown.
         if self.count > num_told:
             what = f"{self.count:,} bad rows in all"
-            shown.append(Problem(what, str(self.path), id=shown[0].id))
+            remedy = "data.bad=skip leaves them out, counted and listed"
+            shown.append(Problem(what, str(self.path), remedy=remedy, id=shown[0].id))
         raise DataError(*(self._with_remedy(problem, num_rows) for problem in shown))
 
     def _with_remedy(self, problem: Problem, num_rows: int | None) -> Problem:
         """Return the problem with what helps where most of the rows have no ids."""
         if problem.id != "D7" or problem.remedy != NO_ID_REMEDY or num_rows is None:
             return problem
-        if 2 * self.num_without_ids <= num_rows:
+        if 2 * self.num_without_ids <= num_rows or self.has_fractions:
             return problem
         return replace(problem, remedy=NO_IDS_REMEDY)
 
@@ -125,6 +150,48 @@ class BadRows:
         also = f"likewise in lines {lines}" + (", ..." if count > MOST_SHOWN else "")
         found = f"{first.found}; {also}" if first.found else also
         return replace(first, what=f"{first.what}, {share}", found=found)
+
+
+class Skipping(BadRows):
+    """Reports each bad row on stderr, or raises DataError at the first one if `stop`.
+
+    So are rows skipped in training, in an evaluation, and by predict.
+    """
+
+    remedy = "--bad skip"
+
+    def __init__(self, path: str | Path, stop: bool = False) -> None:
+        super().__init__(path)
+        self.stop = stop
+
+    def note(self, problem: Problem) -> None:
+        """Report one bad row. Raises: DataError if `stop`."""
+        if self.stop:
+            raise DataError(problem)
+        if self.count > MOST_SKIPPED_SHOWN:
+            return
+
+        # Values from a file are shown, so control characters are escaped.
+        detail = f": {problem.found}" if problem.found else ""
+        message = f"rnncls: skipped {problem.where}: {problem.what}{detail}"
+        print(printable(message), file=sys.stderr)
+
+    def finish(self, num_good: int, what: str = "sequences") -> None:
+        """Report how many rows were skipped. Raises: DataError if there was no good one."""
+        if not self.count:
+            return
+
+        # Of all skipped rows, also those that were not shown.
+        total = self.count + num_good
+        message = f"rnncls: skipped {self.count:,} of {total:,} {what}"
+        print(printable(message), file=sys.stderr)
+        if not num_good:
+            raise DataError(Problem("0 sequences are left", str(self.path), id="D2"))
+
+
+def bad_rows_of(path: str | Path, bad: str) -> BadRows:
+    """Return what collects the bad rows of a file, or skips them, as data.bad says."""
+    return Skipping(path) if bad == "skip" else BadRows(path)
 
 
 def _cause_of(problem: Problem) -> tuple[str, str, str]:
