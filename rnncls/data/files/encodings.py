@@ -35,7 +35,7 @@ ENCODING_NAMES = {
     "latin-1": "Latin-1",
 }
 
-# So many bytes, of which each second one is NUL, are no text in UTF-8.
+# So many bytes, of which mostly each second one is NUL, are no text in UTF-8.
 _LEAST_FOR_UTF_16 = 8
 _MOST_FOR_UTF_16 = 64
 
@@ -78,12 +78,15 @@ def key_of(encoding: str) -> str:
 
 
 def _utf_16_order(head: bytes) -> str:
-    """Return utf-16-le or utf-16-be for bytes of which each second one is NUL, else ""."""
+    """Return utf-16-le or utf-16-be for bytes of which mostly each second one is NUL, else ""."""
     begin = head[:_MOST_FOR_UTF_16]
-    if len(begin) < _LEAST_FOR_UTF_16:
+    first = begin[0::2].count(0)
+    second = begin[1::2].count(0)
+    if 4 * max(first, second) < len(begin) or len(begin) < _LEAST_FOR_UTF_16:
         return ""
-    has_nul = (not any(begin[0::2]), not any(begin[1::2]))
-    return {(True, False): "utf-16-be", (False, True): "utf-16-le"}.get(has_nul, "")
+    if min(first, second):
+        return ""
+    return "utf-16-be" if first else "utf-16-le"
 
 
 def _other_encoding(path: object, found: str, remedy: str) -> DataError:

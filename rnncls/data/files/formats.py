@@ -54,10 +54,10 @@ class _Kind(NamedTuple):
 
 _IMAGE = _Kind("an image", "a file with a sequence in each row")
 _PICKLE = _Kind(
-    "a pickle, which could run any program", "pandas.read_pickle(...).to_csv(..., index=False)"
+    "a pickle (which could run any program)", "pandas.read_pickle(...).to_csv(..., index=False)"
 )
 _NUMPY = _Kind("a NumPy file", _AS_CSV)
-_OFFICE = _Kind("an old Excel file, or another one of old Office", "save it as .xlsx or CSV")
+_OFFICE = _Kind("an old Office file (such as .xls)", "save it as .xlsx or CSV")
 _DOCUMENT = _Kind("a document", _AS_CSV)
 _DATABASE = _Kind("an SQLite database", "sqlite3 -header -csv FILE 'SELECT ...' > rows.csv")
 _FEATHER = _Kind("a Feather file of version 1", "pandas.read_feather(...).to_parquet(...)")

@@ -10,9 +10,11 @@ from typing import Any
 
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.encodings import undecodable
-from rnncls.data.files.lines import Lines, text_of
+from rnncls.data.files.lines import MOST_RECORD_BYTES, Lines, text_of
 from rnncls.data.files.opening import ReportBytes
 from rnncls.errors import DataError, Problem
+
+END_OF_FILE = "the end of the file"
 
 BLOCK_BYTES = 2**18  # of an array, read at a time
 
@@ -238,7 +240,7 @@ class _Array:
                 raise self._long_value(line)
             if not self.more() and self._value()[0] is None:
                 what = "the JSON array ends too early"
-                raise self.error_at(line, what, "the end of the file", "the end of this object")
+                raise self.error_at(line, what, END_OF_FILE, "the end of this object")
 
     def _value(self) -> tuple[int | None, Any]:
         """Return where the value ends that begins here, and the value, or why it is none.
@@ -277,7 +279,8 @@ class _Array:
                 "a very long JSON object",
                 f"{self.path}:{line}",
                 expected=f"at most {self.most:,} bytes",
-                remedy=f"close it; or a larger data.max_record_bytes, such as {8 * self.most}",
+                remedy="close the object; or "
+                f"data.max_record_bytes={min(8 * self.most, MOST_RECORD_BYTES)}",
                 id="D13",
             )
         )
@@ -286,11 +289,13 @@ class _Array:
         """Return the error of a file that does not go on as expected here."""
         self.skip_space()
         found = repr(self.text[self.at : self.at + 40]) if self.text[self.at :] else ""
-        return self.error_at(self.line, what, found or "the end of the file", expected)
+        return self.error_at(self.line, what, found or END_OF_FILE, expected)
 
     def error_at(self, line: int, what: str, found: str, expected: str = "") -> DataError:
         where = f"{self.path}:{line}"
         remedy = "fix the file here: what follows cannot be told apart"
+        if found == END_OF_FILE:
+            remedy = "make the file anew: it was cut off"
         return DataError(
             Problem(what, where, expected=expected, found=found, remedy=remedy, id="D14")
         )

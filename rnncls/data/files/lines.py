@@ -21,6 +21,8 @@ from rnncls.errors import DataError, Problem
 # `data.max_record_bytes` does.
 MAX_LINE_BYTES = 16 * 2**20
 
+MOST_RECORD_BYTES = 2**30  # the largest value of that key
+
 Lines = Iterator[tuple[int, str]]  # number of the line, from 1, and its text
 
 
@@ -132,9 +134,10 @@ def long_line(path: str | Path, number: int, most: int = MAX_LINE_BYTES) -> Data
 
 
 def _long_line(most: int) -> Problem:
+    larger = min(8 * most, MOST_RECORD_BYTES)
     return Problem(
         "a very long line",
         expected=f"at most {most:,} bytes",
-        remedy=f"one sequence per line; or a larger data.max_record_bytes, such as {8 * most}",
+        remedy=f"one sequence per line; or data.max_record_bytes={larger}",
         id="D13",
     )
