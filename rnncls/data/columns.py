@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from rnncls.data.cells import tokens_of
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import TABLES, Dialect, format_of, sniff
+from rnncls.data.files.dialect import TABLES, Dialect, sniff
+from rnncls.data.files.formats import format_of
 from rnncls.data.files.headers import (
     LABEL_NAMES,
     SEQUENCE_NAMES,
@@ -257,7 +258,8 @@ def _dialect_of(
         return sniff(path, wanted._replace(format=format), fields)
 
     bad = BadRows(path)
-    first_lines = list(_some_text(read_lines(path, bad)))
+    lines = read_lines(path, bad, wanted.encoding, wanted.max_record_bytes)
+    first_lines = list(_some_text(lines))
     # Without the first line, such as the header of a table, nothing else can be told.
     if bad.count and (not first_lines or bad.problems[0].where.endswith(":1")):
         bad.raise_if_any()
@@ -265,10 +267,7 @@ def _dialect_of(
         raise DataError(Problem("0 sequences", str(path), remedy="a file with sequences", id="D2"))
 
     begins = next((text.strip() for text in first_lines if text.strip()), "")
-    looks_like_json = begins.startswith("{")
-    if format == "jsonl" or (format == "auto" and (looks_like_json or begins.startswith("[{"))):
-        if begins.startswith("["):
-            raise _json_array(path)
+    if format == "jsonl" or (format == "auto" and begins.startswith("{")):
         return sniff(path, wanted._replace(format="jsonl"), fields)
     return _dialect_of_table(path, wanted._replace(format=format), fields, first_lines)
 
@@ -299,18 +298,6 @@ def _some_text(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
         characters += len(text)
         if characters > MOST_EXAMPLE_CHARACTERS:
             return
-
-
-def _json_array(path: str | Path) -> DataError:
-    return DataError(
-        Problem(
-            "one JSON array",
-            f"{path}:1",
-            expected="JSON lines: one object per line",
-            remedy="jq -c '.[]' FILE.json > FILE.jsonl",
-            id="D14",
-        )
-    )
 
 
 def _one_column(path: str | Path, begins: str) -> DataError:

@@ -21,7 +21,9 @@ from rnncls.config import FilesConfig
 from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import TABLES, Dialect, described, format_of
+from rnncls.data.files.dialect import TABLES, Dialect, described
+from rnncls.data.files.encodings import key_of
+from rnncls.data.files.formats import format_by_name
 from rnncls.data.held_out import MOST_TOKENS_KEPT, SHARES, SMALL_FILE, SmallRow, shares_of
 from rnncls.data.records import Record, read_records
 from rnncls.data.table import hash_of
@@ -215,7 +217,7 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
     yield _Entry("data", "train", seen.path, where)
 
     # Only what the names do not say.
-    if layout.format != _format_by_name(seen.path):
+    if layout.format != format_by_name(seen.path):
         yield _Entry("data", "format", layout.format, "by the content: the name does not say it")
     yield from _reading_entries(layout.dialect)
 
@@ -267,20 +269,13 @@ def _reading_entries(dialect: Dialect) -> Iterator[_Entry]:
 
     # What has a mark is known by it.
     usual = Dialect()
-    if dialect.encoding in ("cp1252", "latin-1", "utf-16"):
-        yield _Entry("data", "encoding", dialect.encoding, "")
+    encoding = key_of(dialect.encoding)
+    if encoding != usual.encoding:
+        yield _Entry("data", "encoding", encoding, "")
     if dialect.max_record_bytes != usual.max_record_bytes:
         yield _Entry("data", "max_record_bytes", dialect.max_record_bytes, "")
     if dialect.max_columns != usual.max_columns:
         yield _Entry("data", "max_columns", dialect.max_columns, "")
-
-
-def _format_by_name(path: str) -> str:
-    """Return the format that the name of a file says, "" if it says none."""
-    try:
-        return format_of(path, "auto")
-    except DataError:
-        return ""
 
 
 def _length_limit(seen: _Seen) -> int | None:

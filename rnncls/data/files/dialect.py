@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.encodings import ENCODING_NAMES
+from rnncls.data.files.formats import COLUMNAR, format_of
 from rnncls.data.files.headers import first_row_is_data
-from rnncls.data.files.lines import read_lines
+from rnncls.data.files.lines import encoding_in, read_lines
 from rnncls.data.files.plausible import Plausible
 from rnncls.data.files.splitting import (
     SEPARATORS,
@@ -21,7 +23,6 @@ from rnncls.data.files.splitting import (
 )
 from rnncls.errors import DataError, Problem
 
-FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "xlsx")
 TABLES = ("csv", "tsv")  # whose rows are lines of text, or several
 
 # What is looked at to find out how a table is to be read, so that its size does not matter.
@@ -36,13 +37,6 @@ _NAMES = {
     "xlsx": "the first sheet of a workbook",
 }
 _SEPARATED = {",": "comma-separated", ";": "semicolon-separated", "tab": "tab-separated"}
-_ENCODINGS = {
-    "utf-8": "UTF-8",
-    "utf-8-sig": "UTF-8 with mark",
-    "utf-16": "UTF-16",
-    "cp1252": "cp1252",
-    "latin-1": "Latin-1",
-}
 
 
 class Dialect(NamedTuple):
@@ -85,13 +79,15 @@ def sniff(path: str | Path, wanted: Dialect, fields: list[str]) -> Dialect:
     Raises: DataError if the file cannot be read, or if it cannot be told how to.
     """
     dialect = wanted._replace(format=format_of(path, wanted.format))
+    if dialect.format not in COLUMNAR:
+        dialect = dialect._replace(encoding=encoding_in(path, wanted.encoding))
     if dialect.format not in TABLES:
         return dialect._replace(
             separator="," if wanted.separator == "auto" else wanted.separator,
             quoting="standard" if wanted.quoting == "auto" else wanted.quoting,
         )
 
-    lines, is_whole = _sample_of(path)
+    lines, is_whole = _sample_of(path, dialect)
     texts = [text for _, text in lines]
     if dialect.separator == "auto":
         dialect = dialect._replace(separator=_separator_of(path, texts, fields, dialect))
@@ -104,12 +100,13 @@ def sniff(path: str | Path, wanted: Dialect, fields: list[str]) -> Dialect:
     return dialect
 
 
-def _sample_of(path: str | Path) -> tuple[list[tuple[int, str]], bool]:
+def _sample_of(path: str | Path, dialect: Dialect) -> tuple[list[tuple[int, str]], bool]:
     """Return the first lines of a file that are not blank, and whether they are all of it."""
     lines: list[tuple[int, str]] = []
     characters = 0
     # What cannot be decoded is reported when the file is read.
-    for number, text in read_lines(path, BadRows(path)):
+    most = dialect.max_record_bytes
+    for number, text in read_lines(path, BadRows(path), dialect.encoding, most):
         # A blank line above the header means nothing; another one may be a part of a cell.
         if text or lines:
             lines.append((number, text))
@@ -328,26 +325,10 @@ def described(dialect: Dialect) -> str:
         if not dialect.header:
             parts.append("no header")
     if dialect.format in (*TABLES, "jsonl", "json"):
-        parts.append(_ENCODINGS.get(dialect.encoding, dialect.encoding))
+        parts.append(ENCODING_NAMES[dialect.encoding])
     return ", ".join(parts)
 
 
 def is_remarkable(dialect: Dialect) -> bool:
     """Return whether a user should know how a file is read: JSON lines in UTF-8 go without."""
     return dialect.format != "jsonl" or dialect.encoding != "utf-8"
-
-
-def format_of(path: str | Path, format: str) -> str:
-    """Return jsonl, csv or tsv. Raises: DataError if `auto` cannot tell."""
-    if format != "auto":
-        return format
-
-    suffix = Path(str(path).removesuffix(".gz")).suffix[1:].lower()
-    synonyms = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}
-    suffix = synonyms.get(suffix, suffix)
-    if suffix not in ("jsonl", "csv", "tsv"):
-        what = "unknown format"
-        expected = "a name that ends in .jsonl, .csv or .tsv, with or without .gz"
-        remedy = "data.format=jsonl"
-        raise DataError(Problem(what, str(path), expected=expected, remedy=remedy, id="D14"))
-    return suffix

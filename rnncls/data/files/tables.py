@@ -125,7 +125,8 @@ def _plausible(
     """Return what the rows of the whole file look like."""
 
     def rows() -> Iterator[tuple[int, list[str], Span | None]]:
-        rows = _split(read_lines(path, BadRows(path)), dialect)
+        most = dialect.max_record_bytes
+        rows = _split(read_lines(path, BadRows(path), dialect.encoding, most), dialect)
         if dialect.header:
             next(rows, None)
         yield from rows
