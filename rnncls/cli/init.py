@@ -97,6 +97,7 @@ def init(
     options = file_options_of(sequence_field, label_field, tokens)
     wanted = _wanted_fields(reading, options)
     made = guess(file, wanted, reading, path_in_text)
+    _say_how_read(file, reading)
     print(made.text, end="")
 
 

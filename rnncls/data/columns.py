@@ -286,7 +286,7 @@ def _dialect_of_table(
     rows = parsed_rows(first_lines, delimiter, dialect.quoting)
     if len(next((row for row in rows if row), [])) < 2:
         begins = next((text.strip() for text in first_lines if text.strip()), "")
-        raise _one_column(path, begins)
+        raise _one_column(path, begins, wanted.separator)
     return dialect
 
 
@@ -300,18 +300,17 @@ def _some_text(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
             return
 
 
-def _one_column(path: str | Path, begins: str) -> DataError:
-    separators = " ".join(SEPARATORS)
-    return DataError(
-        Problem(
-            "neither JSON lines nor a table of several columns",
-            f"{path}:1",
-            expected=f"a header row whose columns are separated by one of {separators}",
-            found=repr(begins[:60]),
-            remedy="a file in the format of docs/data.md; rnncls predict reads plain lines",
-            id="D14",
-        )
-    )
+def _one_column(path: str | Path, begins: str, separator: str) -> DataError:
+    what = "neither JSON lines nor a table of several columns"
+    expected = f"a header row whose columns are separated by one of {' '.join(SEPARATORS)}"
+    remedy = "a file in the format of docs/data.md; rnncls predict reads plain lines"
+    if separator != "auto":
+        what = f"a table of one column with data.separator='{separator}'"
+        expected = "a column of sequences and one of labels"
+        remedy = "data.separator=auto"
+    found = repr(begins[:60])
+    problem = Problem(what, f"{path}:1", expected=expected, found=found, remedy=remedy, id="D14")
+    return DataError(problem)
 
 
 def _read_columns(path: str | Path, dialect: Dialect, bad: BadRows) -> list[Column]:
