@@ -21,8 +21,7 @@ from rnncls.config import FilesConfig
 from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import TABLES, Dialect, described
-from rnncls.data.files.encodings import key_of
+from rnncls.data.files.dialect import Dialect, described, keys_of
 from rnncls.data.files.formats import format_by_name
 from rnncls.data.held_out import MOST_TOKENS_KEPT, SHARES, SMALL_FILE, SmallRow, shares_of
 from rnncls.data.records import Record, read_records
@@ -255,27 +254,13 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
 
 def _reading_entries(dialect: Dialect) -> Iterator[_Entry]:
     """Yield the keys without which the file would not be read as it was here."""
-    if dialect.format in TABLES:
-        is_tsv = dialect.format == "tsv"
-        if dialect.separator != ("tab" if is_tsv else ","):
-            yield _Entry("data", "separator", dialect.separator, "by the first rows")
-        if dialect.quoting != ("none" if is_tsv else "standard"):
-            why = "by the first rows; standard | none: quotes are around cells, or text"
-            yield _Entry("data", "quoting", dialect.quoting, why)
-        if not dialect.header:
-            yield _Entry("data", "header", False, "the columns are called 1, 2, 3 and so on")
-        elif dialect.is_header_known:
-            yield _Entry("data", "header", True, "")
-
-    # What has a mark is known by it.
-    usual = Dialect()
-    encoding = key_of(dialect.encoding)
-    if encoding != usual.encoding:
-        yield _Entry("data", "encoding", encoding, "")
-    if dialect.max_record_bytes != usual.max_record_bytes:
-        yield _Entry("data", "max_record_bytes", dialect.max_record_bytes, "")
-    if dialect.max_columns != usual.max_columns:
-        yield _Entry("data", "max_columns", dialect.max_columns, "")
+    why = {
+        "separator": "by the first rows",
+        "quoting": "by the first rows; standard | none: quotes are around cells, or text",
+        "header": "false: the columns are called 1, 2, 3 and so on",
+    }
+    for key, value in keys_of(dialect).items():
+        yield _Entry("data", key, value, why.get(key, ""))
 
 
 def _length_limit(seen: _Seen) -> int | None:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.encodings import ENCODING_NAMES
+from rnncls.data.files.encodings import ENCODING_NAMES, key_of
 from rnncls.data.files.formats import COLUMNAR, format_of
 from rnncls.data.files.headers import first_row_is_data
 from rnncls.data.files.lines import encoding_in, read_lines
@@ -327,6 +327,29 @@ def described(dialect: Dialect) -> str:
     if dialect.format in (*TABLES, "jsonl", "json"):
         parts.append(ENCODING_NAMES[dialect.encoding])
     return ", ".join(parts)
+
+
+def keys_of(dialect: Dialect) -> dict[str, Any]:
+    """Return the keys of a config without which a file would not be read as the dialect says.
+
+    The format is none of them: whether a name says it, the dialect does not know.
+    """
+    keys: dict[str, Any] = {}
+    usual = Dialect()
+    if dialect.format in TABLES:
+        separator, quoting = ("tab", "none") if dialect.format == "tsv" else (",", "standard")
+        keys["separator"] = dialect.separator if dialect.separator != separator else None
+        keys["quoting"] = dialect.quoting if dialect.quoting != quoting else None
+        is_said = dialect.is_header_known or not dialect.header
+        keys["header"] = dialect.header if is_said else None
+
+    # What has a mark is known by it.
+    encoding = key_of(dialect.encoding)
+    keys["encoding"] = encoding if encoding != usual.encoding else None
+    for key in ("max_record_bytes", "max_columns"):
+        value = getattr(dialect, key)
+        keys[key] = value if value != getattr(usual, key) else None
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def is_remarkable(dialect: Dialect) -> bool:
