@@ -87,9 +87,9 @@ def numbered_lines(
     Raises: DataError for a line of more than `most` bytes, or if the file cannot be read.
     """
     # A stream in memory cannot be looked into before it is read.
-    if not isinstance(file, io.BufferedReader):
-        file = io.BufferedReader(file)  # type: ignore[type-var]
-    source = text_of_file(name, file, encoding)
+    is_buffered = isinstance(file, io.BufferedReader)
+    whole: Any = file if is_buffered else io.BufferedReader(file)
+    source = text_of_file(name, whole, encoding)
     for number in count(1):
         # One byte more than allowed tells a line that is too long from one that just fits.
         line = _read(name, source.readline, most + 1)

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,9 @@ def _is_good_element(
 
     Raises: DataError if it cannot be told where the value ends.
     """
+    if len(text) > array.most:
+        bad.add_problem(line, _long_object(array.most))
+        return False
     if not _can_be_written(text):
         content = text.encode(errors="surrogateescape")
         bad.add_problem(line, undecodable(content, encoding))
@@ -153,6 +157,17 @@ def _can_be_written(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _long_object(most: int) -> Problem:
+    """Return the problem of an object of more than `most` bytes."""
+    larger = min(8 * most, MOST_RECORD_BYTES)
+    return Problem(
+        "a very long JSON object",
+        expected=f"at most {most:,} bytes",
+        remedy=f"close the object; or data.max_record_bytes={larger}",
+        id="D13",
+    )
 
 
 class _Array:
@@ -237,7 +252,7 @@ class _Array:
                 return line, self.advance(end), value
 
             if len(self.text) - self.at > self.most:
-                raise self._long_value(line)
+                raise DataError(replace(_long_object(self.most), where=f"{self.path}:{line}"))
             if not self.more() and self._value()[0] is None:
                 what = "the JSON array ends too early"
                 raise self.error_at(line, what, END_OF_FILE, "the end of this object")
@@ -272,18 +287,6 @@ class _Array:
                 if depth < 0:
                     raise self.error("not a JSON array", "an object")
         return None
-
-    def _long_value(self, line: int) -> DataError:
-        return DataError(
-            Problem(
-                "a very long JSON object",
-                f"{self.path}:{line}",
-                expected=f"at most {self.most:,} bytes",
-                remedy="close the object; or "
-                f"data.max_record_bytes={min(8 * self.most, MOST_RECORD_BYTES)}",
-                id="D13",
-            )
-        )
 
     def error(self, what: str, expected: str) -> DataError:
         """Return the error of a file that does not go on as expected here."""
