@@ -181,6 +181,14 @@ TRAINS = {
         json_lines([{"text": text, "label": n % 2} for n, text in enumerate(texts(ROWS))]),
         {"format": "jsonl"},
     ),
+    "array.json": Made(
+        json.dumps([{"text": text, "label": n % 2} for n, text in enumerate(texts(ROWS))]).encode(),
+        {"format": "json"},
+    ),
+    "array": Made(
+        json.dumps([{"text": t, "label": n % 2} for n, t in enumerate(texts(ROWS))]).encode(),
+        {"format": "json"},
+    ),
     "empty_texts.csv": Made(
         table(["text", "label"], ["", *texts(ROWS)], labels(ROWS + 1)), {"empty": "drop"}
     ),
@@ -272,13 +280,14 @@ REFUSED = {
     "empty.csv": Refused(b"", ["0 sequences", "empty.csv"]),
     "header.csv": Refused(b"text,label\n", ["0 sequences", "header.csv", "rows below the header"]),
     "blank.jsonl": Refused(b"\n\n", ["0 sequences", "blank.jsonl"]),
-    "binary.csv": Refused(b"PK\x03\x04\xff\xfe\x00" * 9, ["not UTF-8", "binary.csv:1", "0xff"]),
+    "binary.csv": Refused(b"\x03\x04\xff\xfe\x00" * 9, ["not UTF-8", "binary.csv:1", "0xff"]),
+    "broken.csv": Refused(b"PK\x03\x04\xff\xfe\x00" * 9, ["zip file is damaged", "broken.csv"]),
     "junk.bin": Refused(b"\x00\x01\x02" * 9, ["junk.bin:1", "neither JSON lines nor a table"]),
     "lines.txt": Refused(b"hello\nworld\n", ["lines.txt:1", "neither JSON lines nor a table"]),
     "array.json": Refused(
-        b'[{"text": "a b", "label": 1}]', ["array.json:1", "one JSON array", "jq"]
+        b'[{"text": "a b", "label": 1},\n{"text": "a b"', ["array.json:2", "ends too early"]
     ),
-    "array": Refused(b'[{"text": "a b", "label": 1}]', ["array:1", "one JSON array"]),
+    "rows.npy": Refused(b"\x93NUMPY\x01\x00v\x00", ["a NumPy file is not read", "rows.npy"]),
     "free.csv": Refused(
         table(["text", "label"], texts(ROWS), [f"{n} is free text" for n in range(ROWS)]),
         ["no column of labels", "label (60 different)", "--label-field 'label'"],

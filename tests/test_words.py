@@ -89,7 +89,7 @@ def test_words_are_sorted(words: list[str] | None, expected: Words) -> None:
         (None, ["mine.yaml", "clicks.csv"], ["two files", "mine.yaml, clicks.csv"]),
         (None, ["a=1", "mine.yaml"], ["a file behind an override", "file first: mine.yaml a=1"]),
         (None, ["smoke"], ["a config (.yaml)", "did you mean configs/smoke.yaml?"]),
-        (None, ["clicks.parquet"], ["(.jsonl, .csv or .tsv)", "did you mean clicks.csv?"]),
+        (None, ["clicks.cvs"], ["(.jsonl, .csv or .tsv)", "did you mean clicks.csv?"]),
         (None, ["configs"], ["configs (a folder)"]),
         (None, ["run"], ["run (a folder)", "did you mean run/config.yaml?"]),
         (None, [""], ['found:    "", nothing']),

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnncls.cli.init import config_of_file, file_options_of, require_no_file_options
+from rnncls.cli.init import (
+    config_of_file,
+    file_options_of,
+    require_no_file_options,
+    say_how_read,
+)
 from rnncls.cli.options import (
     Json,
     LabelField,
@@ -17,10 +22,10 @@ from rnncls.cli.options import (
     load,
     sort_words,
 )
-from rnncls.errors import ConfigError, Problem
+from rnncls.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
-    from rnncls.config import Config
+    from rnncls.config import Config, FilesConfig
     from rnncls.data import FilesTask
 
 
@@ -122,12 +127,26 @@ def _load_files(
     """
     # The config first: a mistake in it is reported before torch is imported.
     resolved = _load(config, words, file_options)
+    from rnncls.config import FilesConfig
     from rnncls.data import FilesTask, load_task
 
-    task = load_task(resolved, progress=True)
+    try:
+        task = load_task(resolved, progress=True)
+    except DataError as error:
+        # What is wrong with the rows may be how they are read.
+        if isinstance(resolved.data, FilesConfig):
+            _say_how_bad_files_are_read(error, resolved.data)
+        raise
     if not isinstance(task, FilesTask):
         remedy = "data.source=files data.train=...; rnncls data sample shows generated batches, too"
         raise ConfigError(
             Problem("generated data has no files", "data.source", remedy=remedy, id="C15")
         )
     return task
+
+
+def _say_how_bad_files_are_read(error: DataError, data: "FilesConfig") -> None:
+    """Say on stderr how each file with a bad row is read."""
+    places = [problem.where.rpartition(":") for problem in error.problems]
+    for file in dict.fromkeys(file for file, _, line in places if line.isdecimal()):
+        say_how_read(Path(file), data)

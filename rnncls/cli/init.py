@@ -97,6 +97,7 @@ def init(
     options = file_options_of(sequence_field, label_field, tokens)
     wanted = _wanted_fields(reading, options)
     made = guess(file, wanted, reading, path_in_text)
+    say_how_read(file, reading)
     print(made.text, end="")
 
 
@@ -158,14 +159,14 @@ def guess(
         )
     except DataError:
         # What is wrong with the rows may be how they are read.
-        _say_how_read(file, reading)
+        say_how_read(file, reading)
         raise
     for line in made.assumed:
         print(f"rnncls: {line}", file=sys.stderr)
     return made
 
 
-def _say_how_read(file: Path, reading: "FilesConfig") -> None:
+def say_how_read(file: Path, reading: "FilesConfig") -> None:
     """Say on stderr how a file is read, if that can be told."""
     from rnncls.data.files.dialect import described, dialect_of, is_remarkable, sniff
 

@@ -11,8 +11,14 @@ import typer
 from rnncls.cli.completion import complete_word
 from rnncls.errors import ConfigError, Problem
 
-# By their ends, which data/files reads as JSONL, CSV or TSV.
-DATA_FILE = re.compile(r"\.(jsonl|json|ndjson|csv|tsv|tab)(\.gz)?$", re.IGNORECASE)
+# By their ends, which data/files reads as rows with columns. Those that it refuses by name are
+# among them, so that it does.
+DATA_FILE = re.compile(
+    r"\.(((jsonl|json|ndjson|csv|tsv|tab)(\.(gz|bz2|xz|zip|zst|lz4))?)|zip|7z|rar"
+    r"|parquet|pq|arrow|arrows|ipc|feather|xlsx|xlsm|xls|ods|docx|pdf|pkl|pickle|npy|npz|h5|hdf5"
+    r"|sqlite|avro|orc)$",
+    re.IGNORECASE,
+)
 
 # Where a config is looked for that was meant by a word such as `smoke`.
 _CONFIG_FOLDERS = (Path(), Path("configs"))

@@ -204,13 +204,25 @@ def _groups(
         # Opened before the output is begun: a missing file is reported even if the output could not
         # be written either.
         with opened(path) as file:
-            yield [rows_of_lines(predictor, numbered_lines(file, str(path)), skipped)]
+            lines = numbered_lines(file, str(path), *_encoding_and_bound(predictor))
+            yield [rows_of_lines(predictor, lines, skipped)]
     elif texts is not None:
         yield [rows_of_lines(predictor, zip(texts, count(1), strict=False), skipped)]
     else:
         # Bytes, so that a line that is not UTF-8 is one bad line and not the end.
         groups = line_groups(sys.stdin.buffer, "stdin")
         yield (rows_of_lines(predictor, lines, skipped) for lines in groups)
+
+
+def _encoding_and_bound(predictor: "Predictor") -> tuple[str, int]:
+    """Return in which encoding the run reads a text without a mark, and its longest line."""
+    from rnncls.data.files.dialect import Dialect
+
+    data = predictor.config.data
+    usual = Dialect()
+    if isinstance(data, SumModConfig):
+        return usual.encoding, usual.max_record_bytes
+    return data.encoding, data.max_record_bytes
 
 
 def _prompt(predictor: "Predictor", top_k: int) -> None:

@@ -257,6 +257,10 @@ def _apply_overrides(
             problems.append(((), _malformed(override)))
             continue
 
+        # Separators of columns, which YAML takes for the beginning of something else.
+        if text.strip() in (",", "|"):
+            text = json.dumps(text.strip())
+
         # Noted before the value is parsed, so that a problem with it names the override.
         places.overrides[path] = override
         try:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from rnncls.data.cells import tokens_of
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import TABLES, Dialect, format_of, sniff
+from rnncls.data.files.dialect import TABLES, Dialect, sniff
+from rnncls.data.files.formats import format_of
 from rnncls.data.files.headers import (
     LABEL_NAMES,
     SEQUENCE_NAMES,
@@ -257,7 +258,8 @@ def _dialect_of(
         return sniff(path, wanted._replace(format=format), fields)
 
     bad = BadRows(path)
-    first_lines = list(_some_text(read_lines(path, bad)))
+    lines = read_lines(path, bad, wanted.encoding, wanted.max_record_bytes)
+    first_lines = list(_some_text(lines))
     # Without the first line, such as the header of a table, nothing else can be told.
     if bad.count and (not first_lines or bad.problems[0].where.endswith(":1")):
         bad.raise_if_any()
@@ -265,10 +267,7 @@ def _dialect_of(
         raise DataError(Problem("0 sequences", str(path), remedy="a file with sequences", id="D2"))
 
     begins = next((text.strip() for text in first_lines if text.strip()), "")
-    looks_like_json = begins.startswith("{")
-    if format == "jsonl" or (format == "auto" and (looks_like_json or begins.startswith("[{"))):
-        if begins.startswith("["):
-            raise _json_array(path)
+    if format == "jsonl" or (format == "auto" and begins.startswith("{")):
         return sniff(path, wanted._replace(format="jsonl"), fields)
     return _dialect_of_table(path, wanted._replace(format=format), fields, first_lines)
 
@@ -287,7 +286,7 @@ def _dialect_of_table(
     rows = parsed_rows(first_lines, delimiter, dialect.quoting)
     if len(next((row for row in rows if row), [])) < 2:
         begins = next((text.strip() for text in first_lines if text.strip()), "")
-        raise _one_column(path, begins)
+        raise _one_column(path, begins, wanted.separator)
     return dialect
 
 
@@ -301,30 +300,17 @@ def _some_text(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
             return
 
 
-def _json_array(path: str | Path) -> DataError:
-    return DataError(
-        Problem(
-            "one JSON array",
-            f"{path}:1",
-            expected="JSON lines: one object per line",
-            remedy="jq -c '.[]' FILE.json > FILE.jsonl",
-            id="D14",
-        )
-    )
-
-
-def _one_column(path: str | Path, begins: str) -> DataError:
-    separators = " ".join(SEPARATORS)
-    return DataError(
-        Problem(
-            "neither JSON lines nor a table of several columns",
-            f"{path}:1",
-            expected=f"a header row whose columns are separated by one of {separators}",
-            found=repr(begins[:60]),
-            remedy="a file in the format of docs/data.md; rnncls predict reads plain lines",
-            id="D14",
-        )
-    )
+def _one_column(path: str | Path, begins: str, separator: str) -> DataError:
+    what = "neither JSON lines nor a table of several columns"
+    expected = f"a header row whose columns are separated by one of {' '.join(SEPARATORS)}"
+    remedy = "a file in the format of docs/data.md; rnncls predict reads plain lines"
+    if separator != "auto":
+        what = f"a table of one column with data.separator='{separator}'"
+        expected = "a column of sequences and one of labels"
+        remedy = "data.separator=auto"
+    found = repr(begins[:60])
+    problem = Problem(what, f"{path}:1", expected=expected, found=found, remedy=remedy, id="D14")
+    return DataError(problem)
 
 
 def _read_columns(path: str | Path, dialect: Dialect, bad: BadRows) -> list[Column]:

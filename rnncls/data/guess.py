@@ -21,7 +21,8 @@ from rnncls.config import FilesConfig
 from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import TABLES, Dialect, described, format_of
+from rnncls.data.files.dialect import Dialect, described, keys_of
+from rnncls.data.files.formats import format_by_name
 from rnncls.data.held_out import MOST_TOKENS_KEPT, SHARES, SMALL_FILE, SmallRow, shares_of
 from rnncls.data.records import Record, read_records
 from rnncls.data.table import hash_of
@@ -215,7 +216,7 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
     yield _Entry("data", "train", seen.path, where)
 
     # Only what the names do not say.
-    if layout.format != _format_by_name(seen.path):
+    if layout.format != format_by_name(seen.path):
         yield _Entry("data", "format", layout.format, "by the content: the name does not say it")
     yield from _reading_entries(layout.dialect)
 
@@ -253,34 +254,13 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
 
 def _reading_entries(dialect: Dialect) -> Iterator[_Entry]:
     """Yield the keys without which the file would not be read as it was here."""
-    if dialect.format in TABLES:
-        is_tsv = dialect.format == "tsv"
-        if dialect.separator != ("tab" if is_tsv else ","):
-            yield _Entry("data", "separator", dialect.separator, "by the first rows")
-        if dialect.quoting != ("none" if is_tsv else "standard"):
-            why = "by the first rows; standard | none: quotes are around cells, or text"
-            yield _Entry("data", "quoting", dialect.quoting, why)
-        if not dialect.header:
-            yield _Entry("data", "header", False, "the columns are called 1, 2, 3 and so on")
-        elif dialect.is_header_known:
-            yield _Entry("data", "header", True, "")
-
-    # What has a mark is known by it.
-    usual = Dialect()
-    if dialect.encoding in ("cp1252", "latin-1", "utf-16"):
-        yield _Entry("data", "encoding", dialect.encoding, "")
-    if dialect.max_record_bytes != usual.max_record_bytes:
-        yield _Entry("data", "max_record_bytes", dialect.max_record_bytes, "")
-    if dialect.max_columns != usual.max_columns:
-        yield _Entry("data", "max_columns", dialect.max_columns, "")
-
-
-def _format_by_name(path: str) -> str:
-    """Return the format that the name of a file says, "" if it says none."""
-    try:
-        return format_of(path, "auto")
-    except DataError:
-        return ""
+    why = {
+        "separator": "by the first rows",
+        "quoting": "by the first rows; standard | none: quotes are around cells, or text",
+        "header": "false: the columns are called 1, 2, 3 and so on",
+    }
+    for key, value in keys_of(dialect).items():
+        yield _Entry("data", key, value, why.get(key, ""))
 
 
 def _length_limit(seen: _Seen) -> int | None:

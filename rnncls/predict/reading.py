@@ -6,6 +6,7 @@ Each source is a few groups of `Row`s. A file is one group. A pipe is a group fo
 something comes through it, so that every group can be answered before the next one is waited for.
 """
 
+import io
 import os
 import select
 import stat
@@ -16,7 +17,9 @@ from typing import IO, Any, NamedTuple
 
 from rnncls.data.cells import SEPARATOR
 from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.encodings import ToUtf8
 from rnncls.data.files.lines import MAX_LINE_BYTES, decode_line, long_line
+from rnncls.data.files.lines import text_of as text_of_file
 from rnncls.errors import DataError, Problem, RnnclsError
 from rnncls.predict.headers import refuse_header
 from rnncls.predict.predictor import CHUNK, Label, Predictor, encode
@@ -74,16 +77,24 @@ def rows_of_lines(predictor: Predictor, lines: NumberedLines, bad: BadRows) -> I
         yield Row(number, number, ids, text, {"sequence": text})
 
 
-def numbered_lines(file: IO[bytes], name: str) -> NumberedLines:
-    """Yield the lines of a file with their numbers.
+def numbered_lines(
+    file: IO[bytes], name: str, encoding: str = "utf-8", most: int = MAX_LINE_BYTES
+) -> NumberedLines:
+    """Yield the lines of a file in UTF-8, with their numbers, whatever it is packed with.
 
-    Raises: DataError for a line of more than MAX_LINE_BYTES, or if the file cannot be read.
+    `encoding` is that of a file without a mark.
+
+    Raises: DataError for a line of more than `most` bytes, or if the file cannot be read.
     """
+    # A stream in memory cannot be looked into before it is read.
+    is_buffered = isinstance(file, io.BufferedReader)
+    whole: Any = file if is_buffered else io.BufferedReader(file)
+    source = text_of_file(name, whole, encoding)
     for number in count(1):
         # One byte more than allowed tells a line that is too long from one that just fits.
-        line = _read(name, file.readline, MAX_LINE_BYTES + 1)
-        if len(line) > MAX_LINE_BYTES:
-            raise long_line(name, number)
+        line = _read(name, source.readline, most + 1)
+        if len(line) > most:
+            raise long_line(name, number, most)
         if not line:
             return
         yield line, number
@@ -93,7 +104,7 @@ def line_groups(file: IO[bytes], name: str) -> Iterator[NumberedLines]:
     """Yield the lines of a stream with their numbers, in groups, so that none waits for another.
 
     Of a pipe or a terminal, a group is what is there: at least one line, and not many more than
-    CHUNK. A regular file is one group.
+    CHUNK. A regular file is one group. Text is UTF-8 unless it begins with another mark.
 
     Raises: DataError for a line of more than MAX_LINE_BYTES, once the lines before it were given,
     or if the stream cannot be read.
@@ -110,8 +121,9 @@ def line_groups(file: IO[bytes], name: str) -> Iterator[NumberedLines]:
     read: Callable[[int], bytes] = file.read1  # type: ignore[attr-defined]  # of a BufferedReader
 
     # read1() waits for the first byte alone, and returns all that is there.
+    to_utf_8 = ToUtf8(name, "utf-8")
     while block := _read(name, read, READ_BYTES):
-        first, *others = block.split(b"\n")
+        first, *others = to_utf_8.feed(block).split(b"\n")
         line += first
         if len(line) > MAX_LINE_BYTES:
             yield list(zip(lines, numbers, strict=False))
@@ -130,6 +142,7 @@ def line_groups(file: IO[bytes], name: str) -> Iterator[NumberedLines]:
             size = 0
 
     # The last line may have no end.
+    line += to_utf_8.feed(b"", is_last=True)
     if line:
         lines.append(bytes(line))
     yield list(zip(lines, numbers, strict=False))

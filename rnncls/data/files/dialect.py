@@ -3,24 +3,26 @@
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.encodings import ENCODING_NAMES, key_of
+from rnncls.data.files.formats import COLUMNAR, format_of
 from rnncls.data.files.headers import first_row_is_data
-from rnncls.data.files.lines import read_lines
+from rnncls.data.files.lines import encoding_in, read_lines
 from rnncls.data.files.plausible import Plausible
 from rnncls.data.files.splitting import (
     SEPARATORS,
     SplitLines,
     TooManyOpenQuotes,
+    have_width,
     parsed_rows,
     plain_rows,
     quoted_rows,
 )
 from rnncls.errors import DataError, Problem
 
-FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "xlsx")
 TABLES = ("csv", "tsv")  # whose rows are lines of text, or several
 
 # What is looked at to find out how a table is to be read, so that its size does not matter.
@@ -35,13 +37,6 @@ _NAMES = {
     "xlsx": "the first sheet of a workbook",
 }
 _SEPARATED = {",": "comma-separated", ";": "semicolon-separated", "tab": "tab-separated"}
-_ENCODINGS = {
-    "utf-8": "UTF-8",
-    "utf-8-sig": "UTF-8 with mark",
-    "utf-16": "UTF-16",
-    "cp1252": "cp1252",
-    "latin-1": "Latin-1",
-}
 
 
 class Dialect(NamedTuple):
@@ -84,13 +79,15 @@ def sniff(path: str | Path, wanted: Dialect, fields: list[str]) -> Dialect:
     Raises: DataError if the file cannot be read, or if it cannot be told how to.
     """
     dialect = wanted._replace(format=format_of(path, wanted.format))
+    if dialect.format not in COLUMNAR:
+        dialect = dialect._replace(encoding=encoding_in(path, wanted.encoding))
     if dialect.format not in TABLES:
         return dialect._replace(
             separator="," if wanted.separator == "auto" else wanted.separator,
             quoting="standard" if wanted.quoting == "auto" else wanted.quoting,
         )
 
-    lines, is_whole = _sample_of(path)
+    lines, is_whole = _sample_of(path, dialect)
     texts = [text for _, text in lines]
     if dialect.separator == "auto":
         dialect = dialect._replace(separator=_separator_of(path, texts, fields, dialect))
@@ -103,12 +100,13 @@ def sniff(path: str | Path, wanted: Dialect, fields: list[str]) -> Dialect:
     return dialect
 
 
-def _sample_of(path: str | Path) -> tuple[list[tuple[int, str]], bool]:
+def _sample_of(path: str | Path, dialect: Dialect) -> tuple[list[tuple[int, str]], bool]:
     """Return the first lines of a file that are not blank, and whether they are all of it."""
     lines: list[tuple[int, str]] = []
     characters = 0
     # What cannot be decoded is reported when the file is read.
-    for number, text in read_lines(path, BadRows(path)):
+    most = dialect.max_record_bytes
+    for number, text in read_lines(path, BadRows(path), dialect.encoding, most):
         # A blank line above the header means nothing; another one may be a part of a cell.
         if text or lines:
             lines.append((number, text))
@@ -204,11 +202,13 @@ def _quoting_of(
     evidence = _evidence(lines, is_whole, delimiter, dialect, fields)
     if usual == "standard":
         # A single open quote is a mistake. Several, and no cell that is closed, are text.
-        is_text = evidence.num_broken > 1 and not evidence.num_closed and not evidence.num_ragged
-        return "none" if is_text else "standard"
+        is_text = evidence.num_broken > 1 and not evidence.num_ragged
+        is_quoted = evidence.num_closed or evidence.num_doubtful
+        return "none" if is_text and not is_quoted else "standard"
     if not evidence.is_written:
         return "none"
-    return "standard" if evidence.num_broken < max(1, evidence.num_ragged) else "none"
+    num_against = evidence.num_broken + evidence.num_doubtful
+    return "standard" if num_against < max(1, evidence.num_ragged) else "none"
 
 
 class _Evidence(NamedTuple):
@@ -216,6 +216,7 @@ class _Evidence(NamedTuple):
 
     num_closed: int  # rows with a cell in quotes
     num_broken: int  # rows that cannot be read if quotes are around cells, but can if they are not
+    num_doubtful: int  # rows of several lines that may be rows of their own
     num_ragged: int  # lines of another width than the header if quotes are characters
     is_written: bool  # whether there are cells as a CSV writer writes them
 
@@ -237,6 +238,7 @@ def _evidence(
 
     num_closed = 0
     num_broken = 0
+    num_doubtful = 0
     is_written = False
     in_quotes = [0] * width  # cells of each column
     plain = [0] * width
@@ -248,14 +250,17 @@ def _evidence(
             is_cut = span.is_open and span.reached_end and not is_whole
             num_broken += has_width and not is_cut
         elif span is not None and plausible.are_rows(span.texts, delimiter):
-            num_broken += 1
+            num_doubtful += 1
         elif span is not None:
-            is_written = is_written or len(cells) == width
-        elif len(cells) != width:
+            # In a TSV, lines that have all of the columns are no evidence for one row.
+            is_text = dialect.format == "tsv" and have_width(span.texts, delimiter, width)
+            is_written = is_written or (len(cells) == len(header) and not is_text)
+        elif len(cells) != len(header):
             num_broken += has_width
         elif '"' in text and cells != text.split(delimiter):
             num_closed += 1
-            is_written = is_written or not has_width or '""' in text.replace('"""', '""')
+            doubles = any(_has_doubled_quotes(cell) for cell in text.split(delimiter))
+            is_written = is_written or not has_width or doubles
 
         if span is None and has_width:
             for position, cell in enumerate(text.split(delimiter)):
@@ -265,8 +270,8 @@ def _evidence(
     # Some writers put quotes around each text, others around each text with a comma in it.
     for position in range(width):
         is_written = is_written or (in_quotes[position] > 1 and not plain[position])
-    is_written = is_written or (num_closed > 0 and _only_commas_are_in_quotes(lines[1:], delimiter))
-    return _Evidence(num_closed, num_broken, num_ragged, is_written)
+    is_written = is_written or (num_closed > 1 and _only_commas_are_in_quotes(lines[1:], delimiter))
+    return _Evidence(num_closed, num_broken, num_doubtful, num_ragged, is_written)
 
 
 def _quoted(lines: list[tuple[int, str]], delimiter: str, dialect: Dialect) -> SplitLines:
@@ -274,6 +279,10 @@ def _quoted(lines: list[tuple[int, str]], delimiter: str, dialect: Dialect) -> S
         yield from quoted_rows(iter(lines), delimiter, dialect.max_record_bytes)
     except TooManyOpenQuotes:
         return
+
+
+def _has_doubled_quotes(cell: str) -> bool:
+    return _is_in_quotes(cell) and '""' in cell[1:-1]
 
 
 def _is_in_quotes(cell: str) -> bool:
@@ -316,26 +325,33 @@ def described(dialect: Dialect) -> str:
         if not dialect.header:
             parts.append("no header")
     if dialect.format in (*TABLES, "jsonl", "json"):
-        parts.append(_ENCODINGS.get(dialect.encoding, dialect.encoding))
+        parts.append(ENCODING_NAMES[dialect.encoding])
     return ", ".join(parts)
+
+
+def keys_of(dialect: Dialect) -> dict[str, Any]:
+    """Return the keys of a config without which a file would not be read as the dialect says.
+
+    The format is none of them: whether a name says it, the dialect does not know.
+    """
+    keys: dict[str, Any] = {}
+    usual = Dialect()
+    if dialect.format in TABLES:
+        separator, quoting = ("tab", "none") if dialect.format == "tsv" else (",", "standard")
+        keys["separator"] = dialect.separator if dialect.separator != separator else None
+        keys["quoting"] = dialect.quoting if dialect.quoting != quoting else None
+        is_said = dialect.is_header_known or not dialect.header
+        keys["header"] = dialect.header if is_said else None
+
+    # What has a mark is known by it.
+    encoding = key_of(dialect.encoding)
+    keys["encoding"] = encoding if encoding != usual.encoding else None
+    for key in ("max_record_bytes", "max_columns"):
+        value = getattr(dialect, key)
+        keys[key] = value if value != getattr(usual, key) else None
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def is_remarkable(dialect: Dialect) -> bool:
     """Return whether a user should know how a file is read: JSON lines in UTF-8 go without."""
     return dialect.format != "jsonl" or dialect.encoding != "utf-8"
-
-
-def format_of(path: str | Path, format: str) -> str:
-    """Return jsonl, csv or tsv. Raises: DataError if `auto` cannot tell."""
-    if format != "auto":
-        return format
-
-    suffix = Path(str(path).removesuffix(".gz")).suffix[1:].lower()
-    synonyms = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}
-    suffix = synonyms.get(suffix, suffix)
-    if suffix not in ("jsonl", "csv", "tsv"):
-        what = "unknown format"
-        expected = "a name that ends in .jsonl, .csv or .tsv, with or without .gz"
-        remedy = "data.format=jsonl"
-        raise DataError(Problem(what, str(path), expected=expected, remedy=remedy, id="D14"))
-    return suffix

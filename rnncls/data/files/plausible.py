@@ -28,13 +28,9 @@ class Column:
             self.values.add(value)
             self.shapes.add(_shape_of(value))
 
-    def may_have(self, value: str, is_label: bool) -> bool:
-        """Return whether a value could stand in the column. A label must be that of a row."""
-        if value in self.values:
-            return True
-        # Numbers of rows, say, differ from row to row.
-        varies = 2 * len(self.values) > self.count
-        return not is_label and varies and _shape_of(value) in self.shapes
+    def looks_like(self, value: str) -> bool:
+        """Return whether a value looks like those of a column that differs from row to row."""
+        return 2 * len(self.values) > self.count and _shape_of(value) in self.shapes
 
 
 class Plausible:
@@ -70,9 +66,15 @@ class Plausible:
         if not self.columns or not have_width(texts, delimiter, self.width):
             return False
         self._learn_from_firsts(delimiter)
-        return all(
-            column.may_have(text.split(delimiter)[position].strip(), self.is_label)
-            for text in texts
+        rows = [[cell.strip() for cell in text.split(delimiter)] for text in texts]
+        for position, column in self.columns.items():
+            if all(row[position] in column.values for row in rows):
+                return True
+
+        # Numbers of rows, say, differ from row to row; a label is that of another row.
+        return not self.is_label and all(
+            column.looks_like(row[position])
+            for row in rows
             for position, column in self.columns.items()
         )
 

@@ -18,7 +18,9 @@ SEPARATORS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
 MOST_LINES_OF_ROW = 1_000
 
 # Lines below an open quote are read again. Without a bound, a file made for it would take days.
-MOST_READ_AGAIN = 2_000_000  # lines
+# A line takes its time, however short it is.
+MOST_READ_AGAIN = 2**30  # characters
+_LINE = 512  # characters that take as long as a line without any
 
 # Python's own limit of 128 KiB per cell would refuse long sequences. A row has a bound of its own.
 _NO_LIMIT = 2**31 - 1
@@ -103,7 +105,7 @@ class _RowReader:
         self.first: str | None = None  # line of the row that csv has not taken yet
         self.below: list[tuple[int, str]] = []  # the lines of the row under it
         self.reached_end = False
-        self.num_read_again = 0  # lines
+        self.num_read_again = 0  # characters
         csv.field_size_limit(_NO_LIMIT)
         self._begin()
 
@@ -164,7 +166,7 @@ class _RowReader:
         self.given_back.extendleft(reversed(self.below))
         self.reached_end = False
         self._begin()
-        self.num_read_again += len(self.below)
+        self.num_read_again += sum(len(text) + _LINE for _, text in self.below)
         if self.num_read_again > MOST_READ_AGAIN:
             raise TooManyOpenQuotes
 

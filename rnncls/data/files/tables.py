@@ -125,7 +125,8 @@ def _plausible(
     """Return what the rows of the whole file look like."""
 
     def rows() -> Iterator[tuple[int, list[str], Span | None]]:
-        rows = _split(read_lines(path, BadRows(path)), dialect)
+        most = dialect.max_record_bytes
+        rows = _split(read_lines(path, BadRows(path), dialect.encoding, most), dialect)
         if dialect.header:
             next(rows, None)
         yield from rows
@@ -153,7 +154,7 @@ def _problem_of(span: Span, line: int) -> Problem:
     """Return the problem of a row that cannot be read."""
     num_below = span.last_line - line
     if span.is_open:
-        found = f"the end of the file, {num_below} lines below"
+        found = f"the end of the file, {num_below} {'line' if num_below == 1 else 'lines'} below"
         if not span.reached_end:
             found = f"none in {num_below:,} lines below: one cell has at most "
             found += f"{MOST_LINES_OF_ROW:,} lines, and data.max_record_bytes"
