@@ -187,6 +187,8 @@ def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
 
     if types <= {str} and "" not in values:
         return values
+    if any(map(_has_fraction, values)):
+        return _bad_id(values, _is_id)
     expected = f"a text or a list of {kind}"
     found = f"{values!r:.60}"
     return Problem(
