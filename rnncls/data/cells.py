@@ -168,6 +168,12 @@ def _items_of(text: str) -> list[str]:
     return items
 
 
+def is_measured(text: str) -> bool:
+    """Return whether a text holds nothing but numbers, and one with a fraction among them."""
+    items = _items_of(text)
+    return all(map(_NUMBER.fullmatch, items)) and any(map(_has_fraction, items))
+
+
 def looks_like_list(text: str) -> bool:
     """Return whether a text is a list of numbers or of quoted texts in brackets."""
     return _LIST.fullmatch(text) is not None
