@@ -292,8 +292,9 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
-    for name in ("pipe", "folder", "zero"):
+    for name in ("pipe", "zero"):
         assert "not a regular file" in problems_of(tmp_path / f"{name}.jsonl")
+    assert "a folder without data files" in problems_of(tmp_path / "folder.jsonl")
     assert "No such file" in problems_of(tmp_path / "missing.jsonl")
 
 
@@ -307,7 +308,8 @@ def test_nothing_to_train_on_and_a_single_sequence(tmp_path: Path) -> None:
     state = fit(config_of(path, {"max_steps": 3}, **WHOLE), tmp_path / "run")
     assert state.step == 3
     path.write_text("sequence,label\n1 2,3\n")
-    assert "val_fraction" in problems_of(path, val_fraction=0.9999)
+    assert "val_fraction" in problems_of(path, val_fraction=0.9999, split="hash")
+    assert "data.rare_classes=keep" in problems_of(path, val_fraction=0.5, rare_classes="drop")
 
 
 @row("D4", "D8", "D16", "D17")
@@ -428,14 +430,15 @@ def test_rare_tokens_become_unknown(tmp_path: Path) -> None:
         config_of(path, min_count=2, unknown="error")
 
 
-def test_splits_are_stable_when_rows_are_added_and_keep_equal_sequences_together(
+def test_splits_by_hash_are_stable_when_rows_are_added_and_keep_equal_sequences_together(
     tmp_path: Path,
 ) -> None:
     rows = [([number, number % 7], number % 3) for number in range(3000)]
-    before = load_dataset(data_of(write_jsonl(tmp_path / "a.jsonl", rows), val_fraction=0.2))
+    keys: dict[str, Any] = {"split": "hash", "val_fraction": 0.2}
+    before = load_dataset(data_of(write_jsonl(tmp_path / "a.jsonl", rows), **keys))
     more = [([number, 8], number % 3) for number in range(500)]
     mixed = [*more[:250], *rows[::-1], *more[250:], *rows[:100]]
-    after = load_dataset(data_of(write_jsonl(tmp_path / "b.jsonl", mixed), val_fraction=0.2))
+    after = load_dataset(data_of(write_jsonl(tmp_path / "b.jsonl", mixed), **keys))
     sizes = {}
     for split in ("train", "val", "test"):
         old = Counter(map(str, contents(before, split)))
@@ -599,7 +602,7 @@ def test_evaluation_of_files_agrees_with_counting(
     done = run_rnncls("eval", tmp_path / "run", "--lengths", "2-3,90", "--json")
     of_lengths = json.loads(done.stdout)["by_length"]
     by_length = {row.length: row.errors for row in report.by_length}
-    assert list(by_length) == [2, 3, 4, 5, 6]  # by their hash, all of length 1 are for training
+    assert list(by_length) == [2, 3, 4, 5, 6]  # by their hashes, all of length 1 are for training
     assert [row["length"] for row in of_lengths] == [2, 3]
     assert [row["errors"] for row in of_lengths] == [by_length[2], by_length[3]]
     message = fails(3, "eval", tmp_path / "run", "--lengths", "8-9,90")

@@ -402,6 +402,7 @@ def test_a_config_in_another_folder_finds_the_data(tmp_path: Path) -> None:
     assert yaml.safe_load(config.read_text())["data"]["train"] == "../data/a.csv"
     data = load_config(config).data
     assert isinstance(data, FilesConfig)
+    assert isinstance(data.train, str)
     assert Path(data.train).samefile(tmp_path / "data" / "a.csv")
 
     # A path that is whole is right anywhere.
@@ -481,18 +482,28 @@ def test_an_override_of_a_field_counts_as_its_option(tmp_path: Path) -> None:
 
 
 def test_a_few_rows_are_validated_on_rows_of_their_own(tmp_path: Path) -> None:
-    # The first rows of which a tenth each would leave validation without any.
-    tried = []
-    for seed in range(20):
-        path = tmp_path / f"{seed}.csv"
-        path.write_bytes(table(["text", "label"], texts(12, seed=seed), labels(12)))
+    # Of 3 rows of each class, one each for validation and the test would leave too few.
+    tried = {}
+    for rows_of_class in range(1, 7):
+        number = 2 * rows_of_class
+        path = tmp_path / f"{number}.csv"
+        path.write_bytes(table(["text", "label"], texts(number, seed=number), labels(number)))
         raw = guess_config(path).raw
         shares = (raw["data"].get("val_fraction", 0.1), raw["data"].get("test_fraction", 0.1))
         task = load_task(parse_config(raw, "the guess"))
         assert isinstance(task, FilesTask)
-        assert bool(len(task.dataset.splits["val"])) == (shares[0] > 0)
-        tried.append(shares)
-    assert len(set(tried)) > 1
+        sizes = {name: len(split) for name, split in task.dataset.splits.items()}
+        assert bool(sizes["val"]) == (shares[0] > 0)
+        assert 2 * sizes["train"] >= number
+        tried[rows_of_class] = shares
+    assert tried == {
+        1: (0.0, 0.0),
+        2: (0.0, 0.0),
+        3: (0.2, 0.0),
+        4: (0.1, 0.1),
+        5: (0.1, 0.1),
+        6: (0.1, 0.1),
+    }
 
 
 def test_a_larger_file_has_batches_of_similar_lengths(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_arguments_a_file_and_a_pipe_agree_and_stdout_is_clean(
             assert {**ours, "sequence": given} == theirs
     run_rnncls("predict", run_of_files, *texts, "--output", tmp_path / "out.csv")
     table = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
-    assert [line["label"] for line in table] == [str(line["label"]) for line in predictions]
+    assert [line["predicted"] for line in table] == [str(line["label"]) for line in predictions]
     assert [line["sequence"] for line in table] == texts
     text = run_rnncls("predict", run_of_files, *texts).stdout.splitlines()
     assert [line.split()[0] for line in text] == [str(line["label"]) for line in predictions]
@@ -202,7 +202,7 @@ def test_json_and_a_file_are_written_of_what_is_typed_too(run_dir: Path, tmp_pat
     shown = at_prompt(run_dir, b"1 2 2\n\x04", "--json")
     assert '"label": 2' in shown
     at_prompt(run_dir, b"1 2 2\n\x04", "--output", tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_text().startswith("line,label,probability,sequence\n1,2,")
+    assert (tmp_path / "out.csv").read_text().startswith("sequence,row,line,predicted,")
 
 
 @pytest.mark.slow
@@ -243,7 +243,8 @@ def test_labelled_files_say_how_many_predictions_are_right(
 
     run_rnncls("predict", run_dir, "--input", path, "--output", tmp_path / "out.csv")
     table = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
-    assert [line["true"] for line in table] == ["0", "1", "2", "seven", ""]
+    assert [line["label"] for line in table] == ["0", "1", "2", "seven", ""]
+    assert [line["predicted"] for line in table] == ["0", "2", "2", "0", "1"]
     assert [line["sequence"] for line in table] == ["1 2", "2", "1 1", "0", "1"]
     text = run_rnncls("predict", run_dir, "--input", path).stdout.splitlines()
     assert text[1].endswith("   (true: 1)   <- 2")
@@ -304,7 +305,7 @@ def test_a_file_without_the_field_of_training_lists_those_that_it_has(
     (tmp_path / "new.csv").write_text("id,comment\n7,1 2\n")
     message = fails(3, "predict", run_dir, "--input", tmp_path / "new.csv")
     assert "found:    id, comment" in message
-    assert 'call the column "sequence"' in message
+    assert "try:      --sequence-field NAME" in message
     assert "data." not in message
 
 
@@ -355,7 +356,7 @@ def test_output_goes_into_what_is_no_plain_file_and_the_link_stays(
     assert pipe.is_fifo()
     assert run_rnncls("predict", run_of_files, "1 2", "--output", link).returncode == 0
     assert link.is_symlink()
-    assert target.read_text().startswith("line,label")
+    assert target.read_text().startswith("sequence,row,line,predicted,probability\n1 2,1,1,")
     to_stdout = run_process("predict", run_of_files, "1 2", "--output", "/dev/stdout")
     assert to_stdout.stdout.count("\n") == 1
     assert run_rnncls("predict", run_of_files, "1 2", "--output", tmp_path).returncode == 6

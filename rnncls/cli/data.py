@@ -40,8 +40,8 @@ def check(
     file_options = file_options_of(sequence_field, label_field, tokens)
     # Reading is the check: bad rows are raised as one DataError, warnings go to stderr.
     task = _load_files(config, overrides, file_options)
-    for name, split in task.dataset.splits.items():
-        print(f"{name}: {len(split):,} sequences, {len(split.tokens):,} tokens")
+    for name in task.dataset.splits:
+        print(task.described_size(name))
     num_tokens, num_classes = task.sizes
     print(f"ok: {num_tokens:,} different tokens, {num_classes:,} classes")
 

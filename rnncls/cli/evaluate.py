@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnncls.cli.options import Device, Json, refuse_to_replace
+from rnncls.cli.options import (
+    Device,
+    Json,
+    NewLabelField,
+    Read,
+    SequenceFields,
+    refuse_to_replace,
+)
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem
 from rnncls.sweep.paths import is_sweep
@@ -74,6 +81,9 @@ def evaluate(
             help="File of labelled sequences to evaluate instead of the run's held-out data."
         ),
     ] = None,
+    sequence_field: SequenceFields = None,
+    label_field: NewLabelField = None,
+    read: Read = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -88,6 +98,9 @@ def evaluate(
     """
     # Before torch is imported, so that a wrong list is reported at once.
     chosen = None if lengths is None else parse_lengths(lengths)
+    if not data and (sequence_field or label_field or read):
+        what = "--sequence-field, --label-field and --read are about a file"
+        raise ConfigError(Problem(what, remedy="--data FILE", id="C17"))
     load_torch()
 
     if is_sweep(checkpoint):
@@ -107,7 +120,10 @@ def evaluate(
 
     if predictions is not None:
         _require_writable(predictions, checkpoint, data)
-    wanted = _Wanted(chosen, samples, confusion, errors, plot, predictions)
+    from rnncls.data.new_files import overrides_of
+
+    overrides = overrides_of(sequence_field, label_field, read)
+    wanted = _Wanted(chosen, samples, confusion, errors, plot, predictions, overrides)
     _evaluate_checkpoint(checkpoint, wanted, data, device, as_json)
 
 
@@ -121,6 +137,7 @@ class _Wanted:
     errors: int | None
     plot: Path | None
     predictions: Path | None
+    overrides: list[str]  # in what a file of --data differs from those of training
 
 
 def _require_writable(predictions: Path, *read: Path | str | None) -> None:
@@ -149,7 +166,7 @@ def _evaluate_checkpoint(
     if not is_finite(loaded):
         print(f"rnncls: warning[K13]: weights in {loaded.path} are not finite", file=sys.stderr)
 
-    dataset = held_out_data(loaded, data, progress=True)
+    dataset = held_out_data(loaded, data, progress=True, overrides=wanted.overrides)
 
     # Printed before the evaluation, which may take minutes.
     if dataset is not None:
@@ -159,7 +176,8 @@ def _evaluate_checkpoint(
             what = "--samples is for generated data; all sequences of a file are evaluated"
             print(f"rnncls: warning[C17]: {what}", file=sys.stderr)
         if wanted.predictions is not None:
-            _require_writable(wanted.predictions, *dataset.files.values())
+            read = [file for files in dataset.files.values() for file in files]
+            _require_writable(wanted.predictions, *read)
 
     # A picture alone needs the classes, and no single error.
     errors = wanted.errors

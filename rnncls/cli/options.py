@@ -69,6 +69,36 @@ LabelField = Annotated[
         show_default=False,
     ),
 ]
+SequenceFields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sequence-field",
+        "--text-column",
+        metavar="NAME",
+        help="Field or column of the file with the sequences, if it is not that of training; may "
+        "be repeated.",
+        show_default=False,
+    ),
+]
+NewLabelField = Annotated[
+    str | None,
+    typer.Option(
+        "--label-field",
+        "--label-column",
+        metavar="NAME",
+        help="Field or column of the file with the labels, if it is not that of training.",
+        show_default=False,
+    ),
+]
+Read = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="How the file is read, where that cannot be told: format, separator, quoting, header, "
+        "encoding or max_record_bytes, as in a config; may be repeated.",
+        show_default=False,
+    ),
+]
 Tokens = Annotated[
     str | None,
     typer.Option(

@@ -1,19 +1,28 @@
 """Defines rnncls predict."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from rnncls.cli.options import DATA_FILE, Device, refuse_to_replace
+from rnncls.cli.options import (
+    DATA_FILE,
+    Device,
+    NewLabelField,
+    Read,
+    SequenceFields,
+    refuse_to_replace,
+)
 from rnncls.config import SumModConfig
 from rnncls.errors import ConfigError, Problem, printable
+from rnncls.system.rows import format_of_name
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
@@ -22,6 +31,8 @@ if TYPE_CHECKING:
     from rnncls.predict.reading import Row
 
 MOST_UNKNOWN_SHOWN = 5  # tokens of a sequence that was typed
+
+_OVERRIDE = re.compile(r"(data|model|train|optimizer|schedule)\.[a-z_]+=\S*")
 
 
 def predict(
@@ -45,10 +56,14 @@ def predict(
             readable=False,
         ),
     ] = None,
+    sequence_field: SequenceFields = None,
+    label_field: NewLabelField = None,
+    read: Read = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="File to write: .jsonl, .csv or .tsv; any other name is written as text.",
+            help="File to write: .jsonl, or .csv or .tsv with all columns of the input; any other "
+            "name is written as text.",
             readable=False,
         ),
     ] = None,
@@ -67,16 +82,22 @@ def predict(
     Examples:
         rnncls predict runs/first "1 2 0 1"
         echo "1 2 0 1" | rnncls predict runs/first - --json
+        rnncls predict runs/clicks --input new.csv --text-column visit --output out.csv
     """
     # stop is what error was called before.
     if bad not in ("error", "skip", "stop"):
         raise ConfigError(
             Problem("bad value for --bad", expected="error or skip", found=bad, id="C17")
         )
+    for text in sequences or []:
+        _refuse_override(text)
     if input and sequences:
         raise ConfigError(
             Problem("both a file and sequences: pass --input FILE or sequences", id="C17")
         )
+    if input is None and (sequence_field or label_field or read):
+        what = "--sequence-field, --label-field and --read are about a file"
+        raise ConfigError(Problem(what, remedy="--input FILE", id="C17"))
     for text in sequences or []:
         _refuse_file_name(text)
     if output is not None:
@@ -88,9 +109,11 @@ def predict(
     # After the checks of the options, because importing torch takes a second.
     load_torch()
     from rnncls.data.files.bad_rows import Skipping
+    from rnncls.data.new_files import overrides_of
     from rnncls.predict.predictor import load
-    from rnncls.predict.writing import write_predictions
+    from rnncls.predict.writing import TABLES, write_predictions
 
+    overrides = overrides_of(sequence_field, label_field, read, has_bad=True)
     predictor = load(checkpoint, device)
 
     # Nothing given and nothing piped in: a person sits there. Whoever wants JSON or a file gets it
@@ -109,9 +132,30 @@ def predict(
     # Whoever asks about one sequence knows which one it was.
     echo = texts is None or len(texts) > 1
     format = "jsonl" if as_json else "text"
-    with _groups(predictor, input, texts, skipped) as groups:
+    # A table has all columns of the input; the other formats need not keep them.
+    keep_fields = output is not None and format_of_name(output) in TABLES
+    reading = _Reading(predictor, skipped, overrides, keep_fields)
+    with _groups(reading, input, texts) as groups:
         num_predicted = write_predictions(predictor, groups, top_k or 1, output, format, echo)
         skipped.finish(num_predicted)
+
+
+def _refuse_override(text: str) -> None:
+    """Raise ConfigError for a sequence that is a key of a config with its value."""
+    if _OVERRIDE.fullmatch(text) is None:
+        return
+    # Imports torch, and so only here.
+    from rnncls.data.new_files import with_options
+
+    problem = Problem(
+        "a key of a config in place of a sequence",
+        expected='sequences, such as "3 7 1 9", or --input FILE',
+        found=text,
+        remedy=text,
+        id="C17",
+    )
+    otherwise = "nothing in its place: a run keeps the config that it was trained with"
+    raise with_options(ConfigError(problem), otherwise, has_bad=True)
 
 
 def _refuse_file_name(text: str) -> None:
@@ -134,16 +178,27 @@ def _refuse_file_name(text: str) -> None:
         )
 
 
+class _Reading(NamedTuple):
+    """How the input is read."""
+
+    predictor: "Predictor"
+    skipped: "Skipping"
+    overrides: list[str]
+    keep_fields: bool
+
+
 @contextmanager
 def _groups(
-    predictor: "Predictor", path: Path | None, texts: list[str] | None, skipped: "Skipping"
+    reading: _Reading, path: Path | None, texts: list[str] | None
 ) -> "Iterator[Iterable[Iterable[Row]]]":
-    """Give the good sequences of a file, or those of `texts`, or else those of stdin."""
+    """Give the sequences of a file, or those of `texts`, or else those of stdin."""
     from rnncls.data.files.opening import opened
-    from rnncls.predict.reading import line_groups, numbered_lines, rows_of_file, rows_of_lines
+    from rnncls.predict.data_files import rows_of_file
+    from rnncls.predict.reading import line_groups, numbered_lines, rows_of_lines
 
-    if path is not None and DATA_FILE.search(str(path)):
-        yield [rows_of_file(predictor, path, skipped)]
+    predictor, skipped, overrides, keep_fields = reading
+    if path is not None and (overrides or DATA_FILE.search(str(path))):
+        yield [rows_of_file(predictor, path, skipped, overrides, keep_fields)]
     elif path is not None:
         # Any other file is text, one sequence per line.
         # Opened before the output is begun: a missing file is reported even if the output could not

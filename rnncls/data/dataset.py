@@ -14,11 +14,14 @@ import numpy as np
 import torch
 
 from rnncls.config import FilesConfig
+from rnncls.data.contradictions import Contradictions, find_contradictions
 from rnncls.data.files.bad_rows import without_keys
 from rnncls.data.files.opening import fingerprint, require_unchanged_files
+from rnncls.data.files.places import files_of, named
 from rnncls.data.labels import strip_labels
+from rnncls.data.new_files import with_options
 from rnncls.data.sequences import Sequences
-from rnncls.data.splits import SPLITS, assign_splits, num_shared
+from rnncls.data.splits import SPLITS, RareClasses, Shares, assign_splits, num_shared
 from rnncls.data.table import Array, Numbering, SplitRows, Table, read_table
 from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID, Vocabulary, in_order
 from rnncls.errors import CheckpointError, DataError, Problem
@@ -29,6 +32,8 @@ MAX_TOKENS = 2**20  # in a vocabulary
 MAX_VOCABULARY_BYTES = 12 * 2**20
 MOST_LABELS_SHOWN = 10
 
+Fingerprints = dict[str, tuple[str, ...]]  # SHA-256 of each file of a split, by split
+
 
 @dataclass
 class Dataset:
@@ -36,14 +41,16 @@ class Dataset:
 
     splits: dict[str, Sequences]
     vocabulary: Vocabulary
-    fingerprints: dict[str, str]  # SHA-256 by file
+    fingerprints: Fingerprints
 
-    # Where each split was read: its file, and the line of each of its sequences, (R,) int32.
-    files: dict[str, str] = field(default_factory=dict)
+    # Where each split was read: its files, the number among them of each sequence's file, (R,)
+    # int32, and the line of each sequence in its file, (R,) int32.
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    file_numbers: dict[str, torch.Tensor] = field(default_factory=dict)
     lines: dict[str, torch.Tensor] = field(default_factory=dict)
 
     # How many sequences were dropped because they were empty, and how many were truncated, by the
-    # file that was read: a split without a file of its own is counted with the training file.
+    # files that were read: a split without files of its own is counted with the training files.
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
 
@@ -53,6 +60,9 @@ class Dataset:
     spaced_labels: dict[str, int] = field(default_factory=dict)
     like_lists: dict[str, tuple[int, str]] = field(default_factory=dict)
 
+    # How each file was read, in words, if that is worth a word.
+    read_as: dict[str, str] = field(default_factory=dict)
+
     # How many tokens of each split the vocabulary lacks.
     unknown_tokens: dict[str, int] = field(default_factory=dict)
 
@@ -61,11 +71,24 @@ class Dataset:
     in_train: dict[str, int] = field(default_factory=dict)
     in_val: dict[str, int] = field(default_factory=dict)
 
+    # What the labels of all rows say: classes of too few sequences to be held out, and sequences
+    # with different labels. None where nobody has counted them.
+    rare: RareClasses | None = None
+    contradictions: Contradictions | None = None
+
+    def file_of(self, split: str, row: int) -> str:
+        """Return the file of a sequence of a split."""
+        return self.files[split][int(self.file_numbers[split][row])]
+
+    def place(self, split: str, row: int) -> str:
+        """Return `file:line` of a sequence of a split."""
+        return f"{self.file_of(split, row)}:{int(self.lines[split][row])}"
+
     def held_out(self) -> str:
         """Return the name of the split that a model is evaluated on.
 
         That is the test split; if it is empty the validation split, and if that is empty too the
-        training split, or the one file that was read.
+        training split, or what was read for evaluation alone.
         """
         for name in ("test", "val", "train", *self.splits):
             if len(self.splits.get(name, ())):
@@ -88,45 +111,57 @@ def load_dataset(
     token_numbers = Numbering()
     label_numbers = Numbering()
 
-    # Hashed before it is read: a file that changes in between is noticed on resume.
-    fingerprints = {name: fingerprint(path) for name, path in data_paths(data).items()}
+    # Hashed before they are read: a file that changes in between is noticed on resume.
+    files = data_files(data)
+    fingerprints = {name: tuple(map(fingerprint, paths)) for name, paths in files.items()}
 
     tables: dict[str, Table] = {}
-    for name, path in data_paths(data).items():
-        tables[name] = read_table(path, data, token_numbers, label_numbers, progress)
+    for name, paths in files.items():
+        tables[name] = read_table(paths, data, token_numbers, label_numbers, progress)
     tables["train"].is_train_file = True
     labels = strip_labels(tables.values(), list(label_numbers), vocabulary)
 
-    # Before the vocabulary, which is made of the training rows alone: what only the other splits
-    # have must stay unknown to the model.
-    rows = assign_splits(tables, data)
-    if not rows["train"].chosen.any():
-        remedy = "the file, or smaller data.val_fraction and data.test_fraction"
-        raise DataError(Problem("0 sequences to train on", data.train, remedy=remedy, id="D2"))
-
     # A dict keeps the order of insertion: the text of number i is at position i.
     tokens = list(token_numbers)
-    if vocabulary is None:
-        vocabulary = _build_vocabulary(rows["train"], tokens, labels, data)
 
-    dataset = Dataset({}, vocabulary, fingerprints)
+    # Before the vocabulary, which is made of the training rows alone: what only the other splits
+    # have must stay unknown to the model.
+    shares = assign_splits(tables, data, labels)
+    rows = shares.rows
+    if not rows["train"].chosen.any():
+        raise _nothing_to_train_on(shares)
+    if vocabulary is None:
+        vocabulary = _build_vocabulary(shares, tokens, labels, data)
+
+    dataset = Dataset({}, vocabulary, fingerprints, rare=shares.rare)
     for name in SPLITS:
-        _add_split(dataset, name, rows[name], tokens, labels)
+        _add_split(dataset, name, rows[name], tokens, labels, shares)
     for name, table in tables.items():
         _note_counts(dataset, name, table)
 
     dataset.in_train = {name: num_shared(rows[name], rows["train"]) for name in ("val", "test")}
     dataset.in_val = {"test": num_shared(rows["test"], rows["val"])}
+
+    copies = shares.copies if len(tables) == 1 else None
+    all_tables = [*tables.values()]
+    dataset.contradictions = find_contradictions(all_tables, tokens, labels, data.tokens, copies)
     return dataset
 
 
+def _nothing_to_train_on(shares: Shares) -> DataError:
+    remedy = "the file, or smaller data.val_fraction and data.test_fraction"
+    if shares.rare.are_dropped:
+        remedy = "data.rare_classes=keep"
+    where = shares.rows["train"].table.where
+    return DataError(Problem("0 sequences to train on", where, remedy=remedy, id="D2"))
+
+
 def load_held_out(
-    data: FilesConfig, vocabulary: Vocabulary, known: dict[str, str], progress: bool = False
+    data: FilesConfig, vocabulary: Vocabulary, known: Fingerprints, progress: bool = False
 ) -> Dataset:
     """Read what a run is evaluated on, with the vocabulary of its checkpoint.
 
-    `known` are the checkpoint's fingerprints, by split. If the run has a test file, nothing else is
-    read.
+    `known` are the checkpoint's fingerprints. If the run has test files, nothing else is read.
 
     Raises: CheckpointError if a file has changed, DataError as `load_dataset` does.
     """
@@ -137,24 +172,26 @@ def load_held_out(
         return load_dataset(data, vocabulary, progress)
 
     require_unchanged_data(data, known, remedy, splits=("test",))
-    return load_labelled_file(data.test, data, vocabulary, progress, "test")
+    return load_labelled_files(data.test, data, vocabulary, progress, "test")
 
 
 def require_unchanged_data(
-    data: FilesConfig, known: dict[str, str], remedy: str, splits: Sequence[str] = SPLITS
+    data: FilesConfig, known: Fingerprints, remedy: str, splits: Sequence[str] = SPLITS
 ) -> None:
     """Raise CheckpointError unless the files of these splits are as they were when the run began.
 
-    `known` are the fingerprints of the run, by split; a file without one is not checked.
+    `known` are the fingerprints of the run; a split without any is not checked.
 
-    Raises: CheckpointError, too, if the run had a file that the config lacks. DataError if a file
+    Raises: CheckpointError, too, if the run had files that the config lacks. DataError if a file
     cannot be read.
     """
-    paths = data_paths(data)
-    checked = [name for name in splits if name in paths and name in known]
+    files = data_files(data)
+    checked = [name for name in splits if name in files and name in known]
     for name in checked:
+        _require_as_many(name, files[name], known[name], remedy)
         try:
-            require_unchanged_files([(paths[name], known[name])], "run", remedy)
+            paths_and_hashes = zip(files[name], known[name], strict=True)
+            require_unchanged_files(paths_and_hashes, "run", remedy)
         except DataError as error:
             # Most likely the file was moved.
             place = f"data.{name}=PATH behind train --resume RUN, or --data PATH behind eval RUN"
@@ -162,56 +199,95 @@ def require_unchanged_data(
             raise DataError(*problems) from None
 
     # Without its file, a split would silently be taken from the training file instead.
-    missing = sorted(known.keys() - paths.keys())
+    missing = sorted(known.keys() - files.keys())
     if missing:
         what = f"the run had a {missing[0]} file"
-        raise CheckpointError(Problem(what, data.train, remedy=remedy, id="D18"))
+        raise CheckpointError(Problem(what, named(files["train"]), remedy=remedy, id="D18"))
 
 
-def data_paths(data: FilesConfig) -> dict[str, str]:
-    """Return the file of each split that has its own."""
+def _require_as_many(
+    name: str, paths: tuple[str, ...], hashes: tuple[str, ...], remedy: str
+) -> None:
+    """Raise CheckpointError unless there are as many files as the run had."""
+    if len(paths) != len(hashes):
+        raise CheckpointError(
+            Problem(
+                f"other {name} files than the run began with",
+                named(paths),
+                expected=f"{len(hashes):,} files",
+                found=f"{len(paths):,}",
+                remedy=remedy,
+                id="D18",
+            )
+        )
+
+
+def data_files(data: FilesConfig) -> dict[str, tuple[str, ...]]:
+    """Return the files of each split that has its own. Raises: DataError, as `files_of` does."""
     paths = {"train": data.train, "val": data.val, "test": data.test}
-    return {name: path for name, path in paths.items() if path is not None}
+    return {name: files_of(path) for name, path in paths.items() if path is not None}
 
 
-def load_labelled_file(
-    path: str,
+def with_files_found(data: FilesConfig) -> FilesConfig:
+    """Return the config with the files that its folders and patterns stand for.
+
+    A run keeps these: what else comes into a folder later is none of its files.
+
+    Raises: DataError, as `files_of` does.
+    """
+    found: dict[str, str | tuple[str, ...]] = {}
+    for name, paths in data_files(data).items():
+        # One file is a text, as most people write it.
+        found[name] = paths[0] if len(paths) == 1 else paths
+    return data.model_copy(update=found)
+
+
+def load_labelled_files(
+    paths: str | Sequence[str],
     data: FilesConfig,
     vocabulary: Vocabulary,
     progress: bool = False,
     name: str | None = None,
 ) -> Dataset:
-    """Read one file of labelled sequences, with the vocabulary of a checkpoint.
+    """Read files of labelled sequences, with the vocabulary of a checkpoint.
 
-    The split is called `name`, or else by the file's path.
+    `paths` may be a folder or a pattern, too. The split is called `name`, or else by the paths.
 
-    Raises: DataError. Its remedies name no config key: the run's own config decides how the file
-    is read.
+    Raises: DataError. Its remedies name no config key, but options of `eval` where `name` is None:
+    the run's own config decides how the files are read.
     """
+    files = files_of(paths)
+    shown = paths if isinstance(paths, str) else named(files)
     try:
-        return _load_labelled_file(path, data, vocabulary, progress, name or path)
+        return _load_labelled_files(files, data, vocabulary, progress, name or shown)
     except DataError as error:
         # Another data.tokens, say, would not help: the model was trained with the run's own.
         remedy = "fix the file; the config of the run decides how it is read"
-        raise without_keys(error, remedy) from None
+        if name is not None:
+            raise without_keys(error, remedy) from None
+        # Of a file that is not the run's own, options say how it is read.
+        raise with_options(error, remedy) from None
 
 
-def _load_labelled_file(
-    path: str, data: FilesConfig, vocabulary: Vocabulary, progress: bool, name: str
+def _load_labelled_files(
+    files: tuple[str, ...], data: FilesConfig, vocabulary: Vocabulary, progress: bool, name: str
 ) -> Dataset:
     token_numbers = Numbering()
     label_numbers = Numbering()
-    table = read_table(path, data, token_numbers, label_numbers, progress)
+    table = read_table(files, data, token_numbers, label_numbers, progress)
 
     labels = strip_labels([table], list(label_numbers), vocabulary)
 
-    dataset = Dataset({}, vocabulary, {name: fingerprint(path)})
+    dataset = Dataset({}, vocabulary, {name: tuple(map(fingerprint, files))})
     _note_counts(dataset, name, table)
 
+    tokens = list(token_numbers)
     every_row = SplitRows(table, np.ones(len(table.labels), dtype=bool))
-    _add_split(dataset, name, every_row, list(token_numbers), labels)
+    _add_split(dataset, name, every_row, tokens, labels)
+    dataset.contradictions = find_contradictions([table], tokens, labels, data.tokens)
     if not len(table.labels):
-        raise DataError(Problem("0 sequences", path, remedy="a file with sequences", id="D2"))
+        what = "0 sequences"
+        raise DataError(Problem(what, table.where, remedy="a file with sequences", id="D2"))
     return dataset
 
 
@@ -222,12 +298,14 @@ def _note_counts(dataset: Dataset, name: str, table: Table) -> None:
     dataset.skipped[name] = table.skipped
     dataset.spaced_labels[name] = table.spaced_labels
     dataset.like_lists[name] = (table.like_lists, table.first_like_list)
+    dataset.read_as.update(table.read_as)
 
 
 def _build_vocabulary(
-    train: SplitRows, tokens: list[str], labels: list[str], data: FilesConfig
+    shares: Shares, tokens: list[str], labels: list[str], data: FilesConfig
 ) -> Vocabulary:
     """Return the vocabulary of the training split. Raises: DataError if it is too large."""
+    train = shares.rows["train"]
     # Only tokens of the training rows are counted; those of other splits alone have the count 0,
     # and min_count is at least 1.
     counts = np.bincount(train.tokens, minlength=len(tokens))
@@ -236,7 +314,7 @@ def _build_vocabulary(
 
     # `<unk>` in a file is not a token of its own; it gets its id below.
     known = tuple(token for token in known if token != UNKNOWN)
-    classes = in_order(labels[number] for number in np.unique(train.labels))
+    classes = in_order(labels[number] for number in shares.known_labels.tolist())
 
     # A checkpoint holds it as JSON, which is a text within the JSON of its header.
     size = len(json.dumps(json.dumps([known, classes])))
@@ -245,7 +323,7 @@ def _build_vocabulary(
         raise DataError(
             Problem(
                 "a very large vocabulary",
-                train.table.path,
+                train.table.where,
                 expected=f"at most {MAX_TOKENS:,} different tokens, and {bytes_allowed}",
                 found=f"{len(known):,} tokens, {len(classes):,} labels, {size:,} bytes",
                 remedy="data.min_count, data.tokens",
@@ -261,11 +339,17 @@ def _build_vocabulary(
 
 
 def _add_split(
-    dataset: Dataset, name: str, rows: SplitRows, tokens: list[str], labels: list[str]
+    dataset: Dataset,
+    name: str,
+    rows: SplitRows,
+    tokens: list[str],
+    labels: list[str],
+    shares: Shares | None = None,
 ) -> None:
     """Add the rows of a split to the dataset, as ids of its vocabulary.
 
-    `tokens` and `labels` are the texts of the numbers in the rows.
+    `tokens` and `labels` are the texts of the numbers in the rows. `shares` are all of the splits,
+    if there are others.
 
     Raises: DataError for a token or label that the vocabulary lacks.
     """
@@ -287,14 +371,15 @@ def _add_split(
     if len(ids) and unknown.all():
         what = f"no token of {name} is in the training data"
         remedy = "data.tokens, or data like the training data" + _or_no_split(name, rows)
-        raise DataError(Problem(what, rows.table.path, remedy=remedy, id="D8"))
+        raise DataError(Problem(what, rows.table.where, remedy=remedy, id="D8"))
 
     # The arrays are copies by now: the tensors share their memory, not that of the table.
-    classes = _classes_of(name, rows, dataset.vocabulary, labels)
+    classes = _classes_of(name, rows, dataset.vocabulary, labels, shares)
     dataset.splits[name] = Sequences(
         torch.from_numpy(ids), torch.from_numpy(offsets), torch.from_numpy(classes)
     )
-    dataset.files[name] = rows.table.path
+    dataset.files[name] = rows.table.paths
+    dataset.file_numbers[name] = torch.from_numpy(rows.file_numbers)
     dataset.lines[name] = torch.from_numpy(rows.lines)
 
 
@@ -307,7 +392,13 @@ def _ids_of(rows: SplitRows, vocabulary: Vocabulary, tokens: list[str]) -> Array
     return of_rows
 
 
-def _classes_of(name: str, rows: SplitRows, vocabulary: Vocabulary, labels: list[str]) -> Array:
+def _classes_of(
+    name: str,
+    rows: SplitRows,
+    vocabulary: Vocabulary,
+    labels: list[str],
+    shares: Shares | None,
+) -> Array:
     """Return the class of each row, int64. Raises: DataError for a label that training lacks."""
     index = {label: number for number, label in enumerate(vocabulary.labels)}
     classes = (index.get(label, -1) for label in labels)
@@ -318,20 +409,42 @@ def _classes_of(name: str, rows: SplitRows, vocabulary: Vocabulary, labels: list
     unknown = of_rows < 0
     if unknown.any():
         row = int(unknown.argmax())
-        shown = ", ".join(vocabulary.labels[:MOST_LABELS_SHOWN])
-        if vocabulary.num_classes > MOST_LABELS_SHOWN:
-            shown += ", ..."
-        raise DataError(
-            Problem(
-                f"a label of {name} that training lacks",
-                rows.place(row),
-                expected=f"one of {shown}",
-                found=labels[rows.labels[row]],
-                remedy="fix the line" + _or_no_split(name, rows),
-                id="D6",
-            )
-        )
+        raise _unknown_label(name, rows, row, vocabulary, labels, shares)
     return of_rows
+
+
+def _unknown_label(
+    name: str,
+    rows: SplitRows,
+    row: int,
+    vocabulary: Vocabulary,
+    labels: list[str],
+    shares: Shares | None,
+) -> DataError:
+    """Return the error of a row whose label training lacks."""
+    number = rows.labels[row]
+    found = labels[number]
+    remedy = "fix the line" + _or_no_split(name, rows)
+
+    # The label may be in the training files, in rows that were held out by their hashes.
+    split, count = ("", 0) if shares is None else shares.only_held_out(int(number))
+    if split:
+        found += f", which {count:,} rows of the training files have, all of them held out"
+        remedy = f"data.split=stratified, or data.{split}_fraction=0"
+
+    shown = ", ".join(vocabulary.labels[:MOST_LABELS_SHOWN])
+    if vocabulary.num_classes > MOST_LABELS_SHOWN:
+        shown += ", ..."
+    return DataError(
+        Problem(
+            f"a label of {name} that training lacks",
+            rows.place(row),
+            expected=f"one of {shown}",
+            found=found,
+            remedy=remedy,
+            id="D6",
+        )
+    )
 
 
 def _unknown_tokens(name: str, rows: SplitRows, offsets: Array, unknown: Array) -> DataError:
@@ -348,4 +461,4 @@ def _or_no_split(name: str, rows: SplitRows) -> str:
     """Return a second remedy for what a split of the training file has and training lacks."""
     if name == "train" or not rows.table.is_train_file:
         return ""
-    return f", or data.{name}_fraction=0, as the row is in {name} by its hash"
+    return f", or data.{name}_fraction=0, as the row is in {name} by data.split"

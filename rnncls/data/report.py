@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rnncls.data.batches import Batch
+from rnncls.data.contradictions import NO_CONTRADICTIONS, Contradictions
 from rnncls.data.dataset import Dataset
 from rnncls.data.sequences import Sequences, epoch_order, padding_waste, steps_per_epoch
 from rnncls.data.task import FilesTask, Task
@@ -70,7 +71,10 @@ class VocabularyStats:
 class Stats:
     """Statistics of a task's files."""
 
+    split: str  # the rule by which rows are held out
     splits: dict[str, SplitStats]
+    rare_classes: dict[str, int]  # different sequences of each class that is too rare to hold out
+    contradictions: Contradictions  # sequences with different labels
     vocabulary: VocabularyStats
     padding_waste: dict[str, float]  # share of padding in padded batches, by batching
     steps_per_epoch: int
@@ -94,7 +98,16 @@ def stats(task: FilesTask) -> Stats:
     for name, sequences in dataset.splits.items():
         splits[name] = _split_stats(dataset, name, sequences)
 
-    return Stats(splits, _vocabulary_stats(task), waste, steps_per_epoch(task.train, batch_size))
+    rare = {} if dataset.rare is None else dataset.rare.sequences
+    return Stats(
+        split=task.data.split,
+        splits=splits,
+        rare_classes=rare,
+        contradictions=dataset.contradictions or NO_CONTRADICTIONS,
+        vocabulary=_vocabulary_stats(task),
+        padding_waste=waste,
+        steps_per_epoch=steps_per_epoch(task.train, batch_size),
+    )
 
 
 def _vocabulary_stats(task: FilesTask) -> VocabularyStats:
@@ -156,6 +169,7 @@ def to_text(task: FilesTask) -> str:
             "",
             f"classes of train ({len(classes):,}; majority-class baseline: {train.majority:.4f})",
             *_bars(classes),
+            *_about_labels(task),
             "",
             f"tokens of train ({vocabulary.size:,}, <unk> {with_unknown})",
             *_bars(list(vocabulary.most_frequent.items())),
@@ -169,6 +183,22 @@ def to_text(task: FilesTask) -> str:
             f"steps per epoch: {statistics.steps_per_epoch:,}",
         ]
     )
+
+
+def _about_labels(task: FilesTask) -> list[str]:
+    """Return lines about rare classes and sequences with different labels, below the classes."""
+    lines = []
+    rare = task.dataset.rare
+    if rare is not None and rare.sequences:
+        lines.append(printable(rare.told))
+
+    contradictions = task.dataset.contradictions
+    if contradictions is not None and contradictions.sequences:
+        lines.append(contradictions.shown)
+        lines += [f"  {printable(example.shown)}" for example in contradictions.examples]
+    else:
+        lines.append("no sequence has different labels")
+    return lines
 
 
 def _split_line(name: str, split: SplitStats) -> str:

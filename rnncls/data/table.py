@@ -6,6 +6,8 @@ One pass numbers tokens and labels in the order in which they first occur, and h
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -16,7 +18,9 @@ from tqdm import tqdm
 
 from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import bad_rows_of
-from rnncls.data.files.dialect import dialect_of, sniff
+from rnncls.data.files.dialect import described, dialect_of, is_remarkable, sniff
+from rnncls.data.files.opening import ReportBytes
+from rnncls.data.files.places import named
 from rnncls.data.records import read_records
 from rnncls.data.vocabulary import truncate
 from rnncls.errors import Problem
@@ -26,9 +30,15 @@ Array = np.ndarray[Any, Any]  # one-dimensional
 
 @dataclass
 class Table:
-    """One file's rows. Tokens and labels are numbered in the order in which they first occur."""
+    """The rows of one file, or of several that are read as one.
 
-    path: str
+    Tokens and labels are numbered in the order in which they first occur.
+    """
+
+    paths: tuple[str, ...]
+
+    # For each file, the number of rows when its last one had been read.
+    ends: list[int] = field(default_factory=list)
 
     # Arrays grow like lists, hold 4 or 8 bytes a number, and NumPy reads them without a copy.
     # The tokens of all rows stand end to end; `lengths` says where each row ends.
@@ -40,6 +50,9 @@ class Table:
     # A hash of each sequence as it was before truncation.
     hashes: array[int] = field(default_factory=lambda: array("Q"))
 
+    # How each file was read, in words, if that is worth a word.
+    read_as: dict[str, str] = field(default_factory=dict)
+
     dropped: int = 0
     truncated: int = 0
     skipped: int = 0  # bad rows
@@ -48,10 +61,26 @@ class Table:
     first_like_list: str = ""  # its place
     is_train_file: bool = False
 
+    @property
+    def where(self) -> str:
+        """The files, as messages name them."""
+        return named(self.paths)
+
+    @property
+    def file_numbers(self) -> Array:
+        """For each row, the number of its file in `paths`, (R,) int32."""
+        # Not kept with each row: rows come file after file.
+        counts = np.diff(self.ends, prepend=0)
+        return np.repeat(np.arange(len(self.ends), dtype=np.int32), counts)
+
+    def place(self, row: int) -> str:
+        """Return `file:line` of a row."""
+        return f"{self.paths[bisect_right(self.ends, row)]}:{self.lines[row]}"
+
 
 @dataclass(frozen=True)
 class SplitRows:
-    """The rows of one split: those of a file's table that `chosen` marks."""
+    """The rows of one split: those of a table that `chosen` marks."""
 
     table: Table
     chosen: Array  # bool, one for each row of the table
@@ -84,12 +113,17 @@ class SplitRows:
 
     @property
     def lines(self) -> Array:
-        """Line of each row in the file."""
+        """Line of each row in its file."""
         return np.frombuffer(self.table.lines, dtype=np.int32)[self.chosen]
+
+    @property
+    def file_numbers(self) -> Array:
+        """Number of each row's file in the table's `paths`."""
+        return self.table.file_numbers[self.chosen]
 
     def place(self, row: int) -> str:
         """Return `file:line` of a row of the split."""
-        return f"{self.table.path}:{self.lines[row]}"
+        return self.table.place(int(np.flatnonzero(self.chosen)[row]))
 
 
 class Numbering(dict[str, int]):
@@ -102,58 +136,79 @@ class Numbering(dict[str, int]):
 
 
 def read_table(
-    path: str,
+    paths: tuple[str, ...],
     data: FilesConfig,
     token_numbers: Numbering,
     label_numbers: Numbering,
     progress: bool,
 ) -> Table:
-    """Read the rows of a file and number its tokens and labels. Raises: DataError."""
-    table = Table(path)
-    bad = bad_rows_of(path, data.bad)
-    dialect = sniff(path, dialect_of(data), [*data.sequence_fields, data.label_field])
-
-    # Called once for each token of the data: `map` over a bound method is the fastest way.
-    number_of = token_numbers.__getitem__
-    with _progress_bar(path, progress) as bar:
-        for record in read_records(path, data, dialect, bad, bar.update):
-            # A number instead of a record is the line of an empty sequence.
-            if isinstance(record, int):
-                table.dropped += 1
-                continue
-
-            tokens = truncate(record.tokens, data)
-            if isinstance(tokens, Problem):
-                bad.add_problem(record.line, tokens)
-                continue
-
-            if len(tokens) < len(record.tokens):
-                table.truncated += 1
-
-            # The hash is of the whole sequence: max_length must not move rows between splits.
-            table.hashes.append(hash_of(record.tokens))
-            table.tokens.extend(map(number_of, tokens))
-            table.lengths.append(len(tokens))
-            table.labels.append(label_numbers[record.label])
-            table.lines.append(record.line)
-
-    # Only after the last row: a user fixes several bad lines at once.
-    bad.finish(len(table.lengths) + table.dropped)
-    table.skipped += bad.count
-    table.like_lists += bad.num_like_lists
-    table.first_like_list = table.first_like_list or bad.first_like_list
+    """Read the rows of files and number their tokens and labels. Raises: DataError."""
+    table = Table(paths)
+    with _progress_bar(paths, progress) as bar:
+        for path in paths:
+            _read_file(path, table, data, token_numbers, label_numbers, bar.update)
+            table.ends.append(len(table.lengths))
     return table
 
 
-def _progress_bar(path: str, progress: bool) -> tqdm[Any]:
-    """Return a bar of the bytes of a file, on stderr if that is a terminal."""
-    # A missing file is reported when it is opened, with an id; the bar must not fail before that.
-    file = Path(path)
-    size = file.stat().st_size if file.exists() else 0
+def _read_file(
+    path: str,
+    table: Table,
+    data: FilesConfig,
+    token_numbers: Numbering,
+    label_numbers: Numbering,
+    report_bytes: ReportBytes,
+) -> None:
+    """Add the rows of a file to the table. Raises: DataError."""
+    bad = bad_rows_of(path, data.bad)
+    num_before = len(table.lengths) + table.dropped
+    dialect = sniff(path, dialect_of(data), [*data.sequence_fields, data.label_field])
+    if is_remarkable(dialect):
+        table.read_as[path] = described(dialect)
+
+    # Called once for each token of the data: `map` over a bound method is the fastest way.
+    number_of = token_numbers.__getitem__
+    for record in read_records(path, data, dialect, bad, report_bytes):
+        # A number instead of a record is the line of an empty sequence.
+        if isinstance(record, int):
+            table.dropped += 1
+            continue
+
+        tokens = truncate(record.tokens, data)
+        if isinstance(tokens, Problem):
+            bad.add_problem(record.line, tokens)
+            continue
+
+        if len(tokens) < len(record.tokens):
+            table.truncated += 1
+
+        # The hash is of the whole sequence: max_length must not move rows between splits.
+        table.hashes.append(hash_of(record.tokens))
+        table.tokens.extend(map(number_of, tokens))
+        table.lengths.append(len(tokens))
+        table.labels.append(label_numbers[record.label])
+        table.lines.append(record.line)
+
+    # Only after the last row: a user fixes several bad lines at once.
+    num_good = len(table.lengths) + table.dropped - num_before
+    bad.finish(num_good)
+    table.skipped += bad.count
+    table.like_lists += bad.num_like_lists
+    table.first_like_list = table.first_like_list or bad.first_like_list
+
+
+def _progress_bar(paths: tuple[str, ...], progress: bool) -> tqdm[Any]:
+    """Return a bar of the bytes of all the files, on stderr if that is a terminal."""
+    size = 0
+    for path in paths:
+        # A missing file is reported when it is opened, with an id: the bar must not fail before.
+        with suppress(OSError):
+            size += Path(path).stat().st_size
 
     # disable=None leaves the bar out unless stderr is a terminal.
     disable = None if progress else True
-    return tqdm(total=size, unit="B", unit_scale=True, desc=file.name, disable=disable)
+    name = named((Path(paths[0]).name, *paths[1:]))
+    return tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=disable)
 
 
 def hash_of(tokens: list[str]) -> int:

@@ -6,6 +6,7 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from pydantic_core import PydanticCustomError
@@ -21,12 +22,15 @@ from rnncls.config import (
 )
 from rnncls.data import sequences, sum_mod
 from rnncls.data.batches import Batch, Block
-from rnncls.data.dataset import Dataset, load_dataset
+from rnncls.data.dataset import Dataset, Fingerprints, load_dataset, with_files_found
+from rnncls.data.files.places import named
+from rnncls.data.splits import SPLITS
 from rnncls.data.vocabulary import Vocabulary
 from rnncls.data.warnings import dataset_warnings
 from rnncls.errors import ConfigError, Problem, printable
 
 MOST_LENGTHS_LOGGED = 20  # a chart with more curves cannot be read
+MOST_FILES_SAID = 5
 
 
 class Task(ABC):
@@ -38,7 +42,7 @@ class Task(ABC):
     # Without a vocabulary, tokens and labels are the numbers themselves.
     vocabulary: Vocabulary | None = None
 
-    fingerprints: dict[str, str] = {}  # noqa: RUF012  # SHA-256 of the file of each split
+    fingerprints: Fingerprints = {}  # noqa: RUF012
     class_weights: Tensor | None = None  # (num_classes,)
 
     @property
@@ -202,10 +206,30 @@ class FilesTask(Task):
         parts = [f"{len(self.train):,} sequences for training"]
         for name, purpose in (("val", "validation"), ("test", "the test")):
             part = f"{len(self.dataset.splits[name]):,}"
-            if own_files[name] is not None:
-                part += f" of {own_files[name]}"
-            parts.append(f"{part} for {purpose}")
+            own = own_files[name]
+            if own is not None:
+                part += f" of {named(own)}"
+            parts.append(f"{part} for {purpose}{self._held_out(name)}")
         return printable(", ".join(parts))
+
+    def described_size(self, name: str) -> str:
+        """Return how many sequences a split has, in one line."""
+        split = self.dataset.splits[name]
+        size = f"{len(split):,} sequences, {len(split.tokens):,} tokens"
+        return printable(f"{name}: {size}{self._held_out(name)}")
+
+    def _held_out(self, name: str) -> str:
+        """Return which key took a split from the training files, "" if that needs no word.
+
+        Who has files for one split may not know that the other one takes rows of training.
+        """
+        own_files = {"train": self.data.train, "val": self.data.val, "test": self.data.test}
+        if own_files[name] is not None or not len(self.dataset.splits[name]):
+            return ""
+        if self.data.val is None and self.data.test is None:
+            return ""
+        fraction = getattr(self.data, f"{name}_fraction")
+        return f", held out of {named(self.data.train)} (data.{name}_fraction={fraction:g})"
 
     @property
     def class_shares(self) -> Tensor:
@@ -230,12 +254,42 @@ def load_task(config: Config, vocabulary: Vocabulary | None = None, progress: bo
     if isinstance(config.data, SumModConfig):
         return SumModTask(config, config.data)
 
-    dataset = load_dataset(config.data, vocabulary, progress)
-    task = FilesTask(config, config.data, dataset)
+    data = with_files_found(config.data)
+    _say_files(config.data, data)
+    config = config.model_copy(update={"data": data})
+    dataset = load_dataset(data, vocabulary, progress)
+    say_how_read(dataset)
+    task = FilesTask(config, data, dataset)
     for warning in [*dataset_warnings(dataset), *_warnings_of_length(task)]:
         print(warning, file=sys.stderr)
     _require_size(task)
     return task
+
+
+def _say_files(wanted: FilesConfig, found: FilesConfig) -> None:
+    """Say on stderr which files a folder or a pattern stands for."""
+    for name in SPLITS:
+        asked = getattr(wanted, name)
+        files = getattr(found, name)
+        asked = (asked,) if isinstance(asked, str) else asked
+        files = (files,) if isinstance(files, str) else files
+        if files == asked:
+            continue
+
+        names = ", ".join(Path(file).name for file in files[:MOST_FILES_SAID])
+        if len(files) > MOST_FILES_SAID:
+            names += f" and {len(files) - MOST_FILES_SAID:,} more"
+        count = "1 file" if len(files) == 1 else f"{len(files):,} files"
+        print(printable(f"rnncls: {count} for {name}: {names}"), file=sys.stderr)
+
+
+def say_how_read(dataset: Dataset) -> None:
+    """Say on stderr how the files were read, once for those that were read in the same way."""
+    files: dict[str, list[str]] = {}
+    for file, read_as in dataset.read_as.items():
+        files.setdefault(read_as, []).append(file)
+    for read_as, those in files.items():
+        print(printable(f"rnncls: {named(tuple(those))}: read as: {read_as}"), file=sys.stderr)
 
 
 def _warnings_of_length(task: FilesTask) -> Iterator[str]:

@@ -24,6 +24,7 @@ def _warnings(dataset: Dataset) -> Iterator[str]:
         label = dataset.vocabulary.labels[0]
         yield f"[D4]: all labels are {label!r}: there is nothing to learn"
 
+    yield from _warnings_of_labels(dataset)
     for name, sequences in dataset.splits.items():
         if len(sequences):
             yield from _warnings_of_split(dataset, name, sequences)
@@ -44,6 +45,18 @@ def _counted(dataset: Dataset) -> Iterator[str]:
         if count:
             what = f"{count:,} sequences of {name} look like lists, the first is {place}"
             yield f"[D7]: {what}: brackets are read as text; data.tokens=ids reads lists of ids"
+
+
+def _warnings_of_labels(dataset: Dataset) -> Iterator[str]:
+    rare = dataset.rare
+    if rare is not None and rare.sequences:
+        yield f"[D6]: {rare.told} (data.rare_classes)"
+
+    contradictions = dataset.contradictions
+    if contradictions is not None and contradictions.sequences:
+        yield f"[D22]: {contradictions.shown}"
+        for example in contradictions.examples:
+            yield f"[D22]: {example.shown}"
 
 
 def _warnings_of_split(dataset: Dataset, name: str, sequences: Sequences) -> Iterator[str]:

@@ -13,6 +13,7 @@ from rnncls.config import FilesConfig, SumModConfig
 from rnncls.config.ranges import format_ranges
 from rnncls.data import Batch, all_sequences, num_sequences, samples
 from rnncls.data.dataset import Dataset
+from rnncls.data.files.places import named
 from rnncls.data.sequences import rows_of_batches
 from rnncls.data.splits import SPLITS
 from rnncls.data.vocabulary import Vocabulary, are_integers
@@ -33,7 +34,8 @@ Readable = str | list[int | str]
 class Source(NamedTuple):
     """Where sequences of a file come from, and what their ids mean."""
 
-    file: str
+    files: tuple[str, ...]
+    file_numbers: Tensor  # (S,) of all sequences of the split: which of the files it is in
     lines: Tensor  # (S,) of all sequences of the split
     rows: Tensor  # (R,) of the sequences that are evaluated, in that order
     vocabulary: Vocabulary
@@ -60,6 +62,12 @@ class Examples(NamedTuple):
         if self.source is None:
             return list(range(first, first + count))
         return self.source.rows[first : first + count].tolist()
+
+    def file(self, number: int) -> str | None:
+        """Return the file of a sequence; None if it was generated."""
+        if self.source is None:
+            return None
+        return self.source.files[int(self.source.file_numbers[number])]
 
     def line(self, number: int) -> int | None:
         """Return the line of a sequence in its file; None if it was generated."""
@@ -150,7 +158,7 @@ def held_out_examples(
         rows = rows[torch.isin(split.lengths, torch.tensor(lengths))]
         described = f"{described}, {len(rows):,} of {len(split):,} sequences by their length"
         if not len(rows):
-            raise _no_sequences(dataset.files[name], lengths, split.lengths)
+            raise _no_sequences(named(dataset.files[name]), lengths, split.lengths)
 
     # Chunk by chunk, so that the rows come nearly in the order of the file, and sorted by length
     # within each, so that there is little padding.
@@ -159,7 +167,8 @@ def held_out_examples(
         parts += rows_of_batches(split, chunk)
 
     source = Source(
-        file=dataset.files[name],
+        files=dataset.files[name],
+        file_numbers=dataset.file_numbers[name],
         lines=dataset.lines[name],
         rows=torch.cat(parts),
         vocabulary=dataset.vocabulary,

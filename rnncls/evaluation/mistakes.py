@@ -106,7 +106,6 @@ class MostConfident:
 
     def mistakes(self) -> list[Mistake]:
         """Return the errors that were kept, the most confident first."""
-        source = self.examples.source
         labels = self.examples.labels
         mistakes = []
         for confidence, negative, true, predicted, ids in sorted(self.kept, reverse=True):
@@ -118,7 +117,7 @@ class MostConfident:
                     length=len(ids),
                     sequence=self.examples.readable(ids),
                     sum=self.examples.sum(ids),
-                    file=None if source is None else source.file,
+                    file=self.examples.file(-negative),
                     line=self.examples.line(-negative),
                 )
             )

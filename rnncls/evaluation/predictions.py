@@ -159,6 +159,8 @@ def _table_writer(file: TextIO, format: str, examples: Examples) -> Callable[[Ro
     write_row = table_writer(file, format)
     has_columns = len(examples.labels) <= MOST_PROBABILITIES
     heading = ["sequence", "sum"] if examples.source is None else ["line", "sequence"]
+    if _has_files(examples):
+        heading.insert(0, "file")
     heading += ["true", "predicted", "probability"]
     if has_columns:
         heading += [f"probability_{label}" for label in examples.labels]
@@ -176,9 +178,17 @@ def _table_writer(file: TextIO, format: str, examples: Examples) -> Callable[[Ro
     return write
 
 
+def _has_files(examples: Examples) -> bool:
+    """Return whether the sequences are from several files: then a line alone says too little."""
+    return examples.source is not None and len(examples.source.files) > 1
+
+
 def _place(row: Row, examples: Examples) -> dict[str, Any]:
-    """Return the line of a row of a file."""
-    return {} if examples.source is None else {"line": examples.line(row.number)}
+    """Return the line of a row of a file, and which file that is, of several."""
+    if examples.source is None:
+        return {}
+    file = {"file": examples.file(row.number)} if _has_files(examples) else {}
+    return {**file, "line": examples.line(row.number)}
 
 
 def _sum(row: Row, examples: Examples) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rnncls.config import Config, FilesConfig
 from rnncls.data import Vocabulary, collate
-from rnncls.data.cells import tokens_of
+from rnncls.data.cells import sequence_of, tokens_of
 from rnncls.data.sequences import cut_for_evaluation
 from rnncls.data.vocabulary import are_integers, truncate
 from rnncls.errors import DataError, NonFiniteError, Problem
@@ -36,8 +36,9 @@ CHUNK = 4096
 # An int where all labels of a run are integers, as in its files; else text.
 Label = str | int
 
-# Text, or the tokens themselves. An array or a tensor of ids has one dimension.
-Item = str | Sequence[str] | Sequence[int] | Tensor | np.ndarray[Any, Any]
+# Text, or the tokens themselves. An array or a tensor of ids has one dimension. A row of a file has
+# the fields that the run reads.
+Item = str | Sequence[str] | Sequence[int] | Tensor | np.ndarray[Any, Any] | Mapping[str, Any]
 
 _SHAPES_OF_ITEMS = {
     "ids": 'a text such as "3 1 4", a list of integers, or a 1-d tensor or array of them',
@@ -75,8 +76,9 @@ class Predictor:
         """Return a prediction for each sequence, in their order, with the `top_k` likeliest labels.
 
         A sequence is text, as `rnncls predict` takes it, or a list of its tokens; ids may also be a
-        tensor or an array (length,). There may be any number of sequences, and the probabilities
-        are those of `rnncls predict`. They do not depend on what is predicted beside a sequence.
+        tensor or an array (length,). A dict is a row with the fields of the training data. There
+        may be any number of sequences, and the probabilities are those of `rnncls predict`. They do
+        not depend on what is predicted beside a sequence.
 
         Raises: DataError for an item that is no sequence, is empty, or has a token that the model
         does not know and has no `<unk>` for; it names the item. NonFiniteError if the model's
@@ -157,6 +159,17 @@ def encode(predictor: Predictor, value: Any) -> list[int] | Problem:
         return _unknown_token(predictor.vocabulary, tokens, error.args[0])
 
 
+def no_sequence(row: Mapping[str, Any], names: tuple[str, ...]) -> Problem:
+    """Return the problem of a row without the fields that are read, or with null in them."""
+    wanted = " or ".join(f'"{name}"' for name in names)
+    if any(name in row for name in names):
+        found = "null"
+    else:
+        found = f"the fields {', '.join(map(str, row))}" if row else "no fields"
+    expected = f"a list or a text in {wanted}, as in the training data"
+    return Problem("no sequence", expected=expected, found=found, id="D14")
+
+
 def unknown_tokens(predictor: Predictor, text: str) -> list[str]:
     """Return the tokens of a good sequence, as a person types it, that became `<unk>`."""
     tokens = tokens_of(text, predictor.data.tokens)
@@ -207,6 +220,10 @@ def _ids_of(predictor: Predictor, item: Any, number: int) -> list[int]:
     """Return the ids of one of the items of `predict`. Raises: DataError, naming the item."""
     if isinstance(item, str):
         ids = encode(predictor, item)
+    elif isinstance(item, Mapping):
+        names = predictor.data.sequence_fields
+        value = sequence_of(dict(item), names)
+        ids = no_sequence(item, names) if value is None else encode(predictor, value)
     elif (tokens := _tokens_of_item(item)) is not None:
         ids = encode(predictor, tokens)
     else:

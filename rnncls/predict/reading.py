@@ -1,4 +1,6 @@
-"""Read the sequences that `rnncls predict` is given: arguments, files and pipes.
+"""Read the sequences that `rnncls predict` is given: arguments, pipes, and lines of text.
+
+Files of data are read in data_files.py.
 
 Each source is a few groups of `Row`s. A file is one group. A pipe is a group for each time that
 something comes through it, so that every group can be answered before the next one is waited for.
@@ -10,16 +12,15 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from rnncls.data.cells import label_of, sequence_of
-from rnncls.data.files.bad_rows import BadRows, without_keys
-from rnncls.data.files.dialect import Dialect, sniff
+from rnncls.data.cells import SEPARATOR
+from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.lines import MAX_LINE_BYTES, decode_line, long_line
-from rnncls.data.files.rows import read_rows
 from rnncls.errors import DataError, Problem, RnnclsError
+from rnncls.predict.headers import refuse_header
 from rnncls.predict.predictor import CHUNK, Label, Predictor, encode
+from rnncls.system.rows import text_of
 
 READ_BYTES = 2**16  # as much as a pipe holds
 CHUNK_TOKENS = 2**22  # of long sequences, fewer than CHUNK are predicted together
@@ -27,76 +28,50 @@ CHUNK_TOKENS = 2**22  # of long sequences, fewer than CHUNK are predicted togeth
 NumberedLines = Iterable[tuple[str | bytes, int]]  # each line with its number, from 1
 
 
+Fields = dict[str, Any]
+
+
 class Row(NamedTuple):
-    """One good sequence to predict."""
+    """One sequence to predict, or a row that was skipped because its sequence is none."""
 
     line: int  # where it came from, counted from 1
-    ids: list[int]
+    number: int  # of the row, from 1: lines may be blank, or a row have several
+    ids: list[int]  # [] of a row that was skipped
     sequence: Any  # as it was given: text, or a list of tokens
+    fields: Fields  # all that the row has, by column; none if nobody asked for them
     true: Label | None = None  # its label, if the file says it
 
 
-def rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterator[Row]:
-    """Yield the sequences of a JSONL, CSV or TSV file, with their labels where it has any.
-
-    The fields are named as in training. Bad rows go to `bad`.
-
-    Raises: DataError if the file cannot be read. Its remedies name no config key: the run's own
-    config says what its fields are called.
-    """
-    try:
-        yield from _rows_of_file(predictor, path, bad)
-    except DataError as error:
-        names = '", "'.join(predictor.data.sequence_fields)
-        remedy = f'call the column "{names}", as in training'
-        raise without_keys(error, remedy) from None
-
-
-def _rows_of_file(predictor: Predictor, path: str | Path, bad: BadRows) -> Iterator[Row]:
-    # Neither the format nor the separator of this file need be that of the training file.
-    data = predictor.data
-    dialect = sniff(path, Dialect(quoting="standard"), list(data.sequence_fields))
-    known = {str(label): label for label in predictor.labels}
-
-    # A table needs no column of labels.
-    for line, fields in read_rows(path, dialect, list(data.sequence_fields), bad):
-        sequence = sequence_of(fields, data.sequence_fields)
-        if sequence is None:
-            bad.add_problem(line, _no_sequence(data.sequence_fields, fields))
-            continue
-        ids = encode(predictor, sequence)
-        if isinstance(ids, Problem):
-            bad.add_problem(line, ids)
-            continue
-
-        # A label of another kind, such as null, is no label to compare with.
-        label = fields.get(data.label_field)
-        text = label_of(label)
-        true = None if text is None else known.get(text, known.get(text.strip(), label))
-        yield Row(line, ids, sequence, true)
-
-
-def _no_sequence(names: tuple[str, ...], fields: dict[str, Any]) -> Problem:
-    """Return the problem of a row without the field that training read, or with null in it."""
-    if any(name in fields for name in names):
-        found = "null"
-    else:
-        found = f"the fields {', '.join(fields)}" if fields else "no fields"
-    named = ", ".join(f'"{name}"' for name in names)
-    expected = f"a list or a text in {named}, as in the training data"
-    return Problem("no sequence", expected=expected, found=found, id="D14")
+def as_given(sequence: Any) -> Any:
+    """Return a sequence as its text or its list; of several fields, the text that they make."""
+    if isinstance(sequence, tuple):
+        texts = ("" if value is None else text_of(as_given(value)) for value in sequence)
+        return f" {SEPARATOR} ".join(texts)
+    # A single id is a number in JSON.
+    return sequence if isinstance(sequence, str | list) else str(sequence)
 
 
 def rows_of_lines(predictor: Predictor, lines: NumberedLines, bad: BadRows) -> Iterator[Row]:
-    """Yield one sequence per (line, number); bytes are lines of UTF-8. Bad ones go to `bad`."""
+    """Yield one sequence per (line, number); bytes are lines of UTF-8. Bad ones go to `bad`.
+
+    Those that are text, but no sequence, are yielded as well, without ids.
+
+    Raises: ConfigError if the first line is none of a text, but of a table or of JSONL.
+    """
     for line, number in lines:
         # Text from the command line has been decoded already.
         text = decode_line(line, is_first=number == 1) if isinstance(line, bytes) else line
-        ids = text if isinstance(text, Problem) else encode(predictor, text)
+        if isinstance(text, Problem):
+            bad.add_problem(number, replace(text, remedy=""))
+            continue
+
+        if number == 1 and isinstance(line, bytes):
+            refuse_header(predictor, text, bad.path)
+        ids = encode(predictor, text)
         if isinstance(ids, Problem):
             bad.add_problem(number, replace(ids, remedy=""))
-        else:
-            yield Row(number, ids, text)
+            ids = []
+        yield Row(number, number, ids, text, {"sequence": text})
 
 
 def numbered_lines(file: IO[bytes], name: str) -> NumberedLines:
@@ -189,18 +164,34 @@ def chunks_of(groups: Iterable[Iterable[Row]]) -> Iterator[list[Row]]:
     """
     for group in groups:
         chunk: list[Row] = []
-        num_tokens = 0
+        size = 0
         try:
             for row in group:
                 chunk.append(row)
-                num_tokens += len(row.ids)
-                if len(chunk) == CHUNK or num_tokens >= CHUNK_TOKENS:
+                size += len(row.ids)
+                if row.fields:
+                    size += _size_of(row.fields)
+                if len(chunk) == CHUNK or size >= CHUNK_TOKENS:
                     yield chunk
                     chunk = []
-                    num_tokens = 0
+                    size = 0
         except RnnclsError:
             if chunk:
                 yield chunk
             raise
         if chunk:
             yield chunk
+
+
+def _size_of(fields: Fields) -> int:
+    """Return about how many tokens take as much memory as the fields of a row."""
+    # A token has an id and more, and takes some ten times as much as a character.
+    size = 0
+    for value in fields.values():
+        if isinstance(value, str):
+            size += len(value)
+        elif isinstance(value, list | dict):
+            # The whole of what is nested; of a list of tokens, their number says enough.
+            is_flat = isinstance(value, list) and not isinstance(next(iter(value), 0), list | dict)
+            size += 8 * len(value) if is_flat else len(str(value))
+    return size // 8

@@ -1,5 +1,6 @@
 """Write what `rnncls predict` has predicted: as text, JSON lines or a table."""
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,8 +10,10 @@ from typing import IO, Any, TextIO
 
 from tqdm import tqdm
 
-from rnncls.predict.predictor import Label, Prediction, Predictor, predict_ids
-from rnncls.predict.reading import Row, chunks_of
+from rnncls.data.vocabulary import UNKNOWN_ID
+from rnncls.errors import ConfigError, Problem, printable
+from rnncls.predict.predictor import Prediction, Predictor, predict_ids
+from rnncls.predict.reading import Fields, Row, chunks_of
 from rnncls.system.files import new_file, writing
 from rnncls.system.rows import (
     format_of_name,
@@ -25,7 +28,15 @@ from rnncls.system.streams import reader_has_left
 # Of a sequence, in a line of text. The other formats have all of it.
 MOST_CHARACTERS_SHOWN = 80
 
-Writer = Callable[[Row, Prediction], object]
+TABLES = ("csv", "tsv")
+
+# Columns of a table that are not the input's own.
+PLACE_COLUMNS = ("row", "line")
+
+MOST_NAMES_SHOWN = 5
+
+# Writes a row with its prediction, None for one that was skipped.
+Writer = Callable[[Row, Prediction | None], object]
 
 
 def write_predictions(
@@ -40,27 +51,40 @@ def write_predictions(
 
     They go to `output`, in the format of its name, or else to stdout, in `format`: those of one
     group before the next one is read. The file appears when all of it is written. With `echo`, each
-    prediction has its sequence beside it.
+    prediction has its sequence beside it; a table has all columns of its rows.
 
     Raises: DataError at a bad row or if there is no good one, after the predictions of the rows
-    before it. WriteError if the disk is full.
+    before it. ConfigError if the input has a column that the table would have twice. WriteError if
+    the disk is full.
     """
     chunks = chunks_of(groups)
     tally = Tally()
 
-    # The first rows are read before a file is begun: they say whether there are labels.
+    # The first rows are read before a file is begun: they say which columns there are.
     first = next(chunks, [])
-    has_labels = any(row.true is not None for row in first)
+    columns = [*first[0].fields] if first else []
+    added = added_columns(min(top_k, len(predictor.labels)))
+    format = (format_of_name(output) if output else "") or ("text" if output else format)
+    if format in TABLES:
+        _require_new(added, columns, output)
 
-    with _opened(output) as (file, format_of_file):
-        write = writer(file, format_of_file or format, echo, has_labels)
+    left_out = LeftOut(columns)
+    with _opened(output) as file:
+        write = writer(file, format, echo, columns, added, left_out)
 
         # A bar on stderr would run into results on the same terminal. None: only on a terminal.
         no_bar = True if output is None and sys.stdout.isatty() else None
         with tqdm(unit="seq", disable=no_bar) as bar:
             for rows in chain([first], chunks):
-                predictions = predict_ids(predictor, [row.ids for row in rows], top_k)
-                for row, prediction in zip(rows, predictions, strict=True):
+                # A row that was skipped has no ids.
+                predictions = iter(
+                    predict_ids(predictor, [row.ids for row in rows if row.ids], top_k)
+                )
+                for row in rows:
+                    if not row.ids:
+                        write(row, None)
+                        continue
+                    prediction = next(predictions)
                     write(row, prediction)
                     tally.add(predictor, row, prediction)
 
@@ -71,18 +95,68 @@ def write_predictions(
                     break
 
     tally.report()
+    left_out.report()
     return tally.count
 
 
+def added_columns(num_labels: int) -> list[str]:
+    """Return the columns that a table has behind those of the input."""
+    columns = [*PLACE_COLUMNS, "predicted", "probability"]
+    for number in range(2, num_labels + 1):
+        columns += [f"predicted_{number}", f"probability_{number}"]
+    return columns
+
+
+def _require_new(added: list[str], columns: list[str], output: Path | None) -> None:
+    """Raise ConfigError if the input has one of the columns that are added to it."""
+    both = [name for name in columns if name in added]
+    if both:
+        what = f"the input has a column of a name that is written: {', '.join(both)}"
+        expected = f"other names than {', '.join(added)}"
+        remedy = "another name for the column in the input, or an output of JSON lines: NAME.jsonl"
+        place = f"--output {output}"
+        raise ConfigError(Problem(what, place, expected=expected, remedy=remedy, id="C17"))
+
+
 @contextmanager
-def _opened(output: Path | None) -> Iterator[tuple[TextIO, str]]:
-    """Give the file to write and the format that its name asks for; "" if it asks for none."""
+def _opened(output: Path | None) -> Iterator[TextIO]:
+    """Give the file to write."""
     if output is None:
-        yield sys.stdout, ""
+        yield sys.stdout
         return
 
     with writing(output), new_file(output) as file:
-        yield file, format_of_name(output)
+        yield file
+
+
+class LeftOut:
+    """Counts rows with fields that the first row lacks: a table has no columns for them."""
+
+    def __init__(self, columns: list[str]) -> None:
+        self.columns = frozenset(columns)
+        self.count = 0
+        self.names: dict[str, None] = {}  # in their order; the first ones
+
+    def look_at(self, fields: Fields) -> None:
+        """Note the fields of a row that have no column."""
+        if self.columns.issuperset(fields):
+            return
+        self.count += 1
+        for name in fields:
+            if name not in self.columns and len(self.names) <= MOST_NAMES_SHOWN:
+                self.names[name] = None
+
+    def report(self) -> None:
+        """Say on stderr what the table lacks."""
+        if self.count:
+            names = [*self.names]
+            shown = ", ".join(names[:MOST_NAMES_SHOWN])
+            more = ", ..." if len(names) > MOST_NAMES_SHOWN else ""
+            _warn(
+                "D14",
+                f"{self.count:,} of the rows have fields that the first one lacks, which are not "
+                f"in the table: {printable(shown)}{more}",
+            )
 
 
 class Tally:
@@ -91,6 +165,7 @@ class Tally:
     def __init__(self) -> None:
         self.count = 0
         self.unknown = 0  # sequences of which the model knows no token
+        self.mostly = 0  # others of which it knows less than half
         self.labelled = 0  # sequences with a label to compare with
         self.correct = 0
         self.foreign = 0  # sequences whose label the model does not know
@@ -98,8 +173,14 @@ class Tally:
     def add(self, predictor: Predictor, row: Row, prediction: Prediction) -> None:
         """Count one prediction."""
         self.count += 1
-        if knows_nothing(predictor, row.ids):
-            self.unknown += 1
+
+        # Without <unk>, its id stands for a token like any other.
+        if predictor.vocabulary.has_unknown:
+            num_unknown = row.ids.count(UNKNOWN_ID)
+            if num_unknown == len(row.ids):
+                self.unknown += 1
+            elif 2 * num_unknown > len(row.ids):
+                self.mostly += 1
 
         if row.true is not None:
             self.labelled += 1
@@ -115,6 +196,12 @@ class Tally:
                 "D8",
                 f"{self.unknown:,} of {self.count:,} sequences have no token of the training data; "
                 "their predictions are not meaningful",
+            )
+        if self.mostly:
+            _warn(
+                "D8",
+                f"{self.mostly:,} of {self.count:,} sequences consist mostly of tokens that the "
+                "training data lacks; their predictions are worth little",
             )
         if self.foreign:
             _warn(
@@ -134,31 +221,37 @@ def _warn(id: str, message: str) -> None:
     print(f"rnncls: warning[{id}]: {message}", file=sys.stderr)
 
 
-def knows_nothing(predictor: Predictor, ids: list[int]) -> bool:
-    """Return whether every token is `<unk>`, which has id 0."""
-    # Without <unk>, id 0 is a token like any other.
-    return predictor.vocabulary.has_unknown and not any(ids)
-
-
-def writer(file: TextIO | IO[str], format: str, echo: bool, has_labels: bool) -> Writer:
+def writer(
+    file: TextIO | IO[str],
+    format: str,
+    echo: bool,
+    columns: list[str],
+    added: list[str],
+    left_out: LeftOut,
+) -> Writer:
     """Return a function that writes a prediction as `text`, `jsonl`, `csv` or `tsv`.
 
-    With `echo` the sequence is written, too, and with `has_labels` its label in the file.
+    With `echo` the sequence is written, too. A table has the `columns` of its rows and those that
+    are `added`.
     """
     if format == "jsonl":
         return _json_writer(file, echo)
     if format == "text":
         return _text_writer(file, echo)
-    return _table_writer(file, format, echo, has_labels)
+    return _table_writer(file, format, columns or ["sequence"], added, left_out)
 
 
 def _json_writer(file: TextIO | IO[str], echo: bool) -> Writer:
     """Write one JSON object per line: the likeliest label and, if `top_k` > 1, `top` with all."""
 
-    def write(row: Row, prediction: Prediction) -> None:
+    def write(row: Row, prediction: Prediction | None) -> None:
+        if prediction is None:
+            return
+
         # The likeliest label has keys of its own, so that readers need not look into `top`.
         fields: dict[str, Any] = {
             "line": row.line,
+            "row": row.number,
             "label": prediction.label,
             "probability": prediction.probability,
         }
@@ -180,7 +273,9 @@ def _json_writer(file: TextIO | IO[str], echo: bool) -> Writer:
 def _text_writer(file: TextIO | IO[str], echo: bool) -> Writer:
     """Write one line for each prediction, for people."""
 
-    def write(row: Row, prediction: Prediction) -> None:
+    def write(row: Row, prediction: Prediction | None) -> None:
+        if prediction is None:
+            return
         parts = [to_text(prediction)]
         if row.true is not None:
             parts.append(f"(true: {on_one_line(str(row.true))})")
@@ -200,23 +295,42 @@ def to_text(prediction: Prediction) -> str:
     return "   ".join(parts)
 
 
-def _table_writer(file: TextIO | IO[str], format: str, echo: bool, has_labels: bool) -> Writer:
-    """Write one row for each label of each prediction, below a header row."""
-    write_row = table_writer(file, format)
-    header = ["line", "label", "probability"]
-    if has_labels:
-        header.append("true")
-    if echo:
-        header.append("sequence")
-    write_row(header)
+def _table_writer(
+    file: TextIO | IO[str],
+    format: str,
+    columns: list[str],
+    added: list[str],
+    left_out: LeftOut,
+) -> Writer:
+    """Write one row for each row of the input, below a header row.
 
-    def write(row: Row, prediction: Prediction) -> None:
-        rest: list[Label | None] = []
-        if has_labels:
-            rest.append(row.true)
-        if echo:
-            rest.append(text_of(row.sequence))
-        for label, probability in prediction.top:
-            write_row([row.line, label, f"{probability:.6g}", *rest])
+    A row that was skipped has empty cells where others have their prediction.
+    """
+    write_row = table_writer(file, format)
+    write_row([*columns, *added])
+    nothing = [""] * (len(added) - len(PLACE_COLUMNS))
+
+    def write(row: Row, prediction: Prediction | None) -> None:
+        left_out.look_at(row.fields)
+        cells = [_cell_of(row.fields.get(name)) for name in columns]
+        cells += [row.number, row.line]
+        if prediction is None:
+            cells += nothing
+        else:
+            for label, probability in prediction.top:
+                cells += [label, f"{probability:.6g}"]
+        write_row(cells)
 
     return write
+
+
+def _cell_of(value: Any) -> Any:
+    """Return what a table has of a value: text as it is, another one as JSON writes it."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    # Tokens stand between spaces, as `predict` reads them.
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return text_of(value)
+    return json.dumps(value, ensure_ascii=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import Tensor
 
 from rnncls.config import Config, parse_saved, sizes
@@ -49,7 +49,21 @@ class SavedState(BaseModel):
     versions: dict[str, str]
     device: str
     vocabulary: VocabularyState | None = None
-    fingerprints: dict[str, str] = {}  # SHA-256 of the data files
+    fingerprints: dict[str, tuple[str, ...]] = {}  # SHA-256 of each data file, by split
+
+    @field_validator("fingerprints", mode="before")
+    @classmethod
+    def _as_tuples(cls, value: Any) -> Any:
+        # A run made before a split could have several files has one text for each.
+        if not isinstance(value, dict):
+            return value
+        return {name: _as_tuple(hashes) for name, hashes in value.items()}
+
+
+def _as_tuple(hashes: Any) -> Any:
+    if isinstance(hashes, str):
+        return (hashes,)
+    return tuple(hashes) if isinstance(hashes, list) else hashes
 
 
 @dataclass(frozen=True)

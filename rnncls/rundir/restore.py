@@ -2,12 +2,14 @@
 
 import json
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rnncls.config import Config, FilesConfig, flatten, sizes
-from rnncls.data.dataset import Dataset, load_held_out, load_labelled_file
+from rnncls.data.dataset import Dataset, load_held_out, load_labelled_files
+from rnncls.data.new_files import as_new_file
 from rnncls.errors import CheckpointError, ConfigError, Problem
 from rnncls.model.classifier import RNNClassifier, build_model, tensor_shapes
 from rnncls.rundir.checkpoint import Checkpoint
@@ -136,11 +138,15 @@ def _can_be_state(key: str, tensor: Tensor, parameter: nn.Parameter) -> bool:
 
 
 def held_out_data(
-    checkpoint: Checkpoint, path: str | None = None, progress: bool = False
+    checkpoint: Checkpoint,
+    path: str | None = None,
+    progress: bool = False,
+    overrides: Sequence[str] = (),
 ) -> Dataset | None:
     """Return what a checkpoint is evaluated on; None for generated sequences.
 
-    `path`: a file of labelled sequences, instead of the run's own held-out data.
+    `path`: a file of labelled sequences, instead of the run's own held-out data. `overrides` say in
+    what it differs from those of training.
 
     Raises: ConfigError for a file where data is generated. DataError if the file is bad.
     CheckpointError if the run's data has changed.
@@ -158,6 +164,5 @@ def held_out_data(
         fingerprints = checkpoint.state.fingerprints
         return load_held_out(data, checkpoint.vocabulary, fingerprints, progress)
 
-    # The name of this file says its format, which may not be that of the training file.
-    data = data.model_copy(update={"format": "auto"})
-    return load_labelled_file(path, data, checkpoint.vocabulary, progress)
+    data = as_new_file(data, path, overrides)
+    return load_labelled_files(path, data, checkpoint.vocabulary, progress)

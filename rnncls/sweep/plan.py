@@ -21,7 +21,7 @@ from rnncls.config import (
 )
 from rnncls.config.ranges import MAX_SAMPLES, parse_lengths, parse_seeds, require_generated_data
 from rnncls.data import spread_lengths
-from rnncls.data.dataset import data_paths
+from rnncls.data.dataset import data_files
 from rnncls.data.files.opening import fingerprint, require_unchanged_files
 from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
@@ -302,5 +302,5 @@ def _data_files(members: list[Member]) -> set[str]:
     paths: set[str] = set()
     for member in members:
         if isinstance(member.config.data, FilesConfig):
-            paths.update(data_paths(member.config.data).values())
+            paths.update(*data_files(member.config.data).values())
     return paths

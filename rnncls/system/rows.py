@@ -30,9 +30,23 @@ def table_writer(file: IO[str], format: str) -> Callable[[Iterable[Any]], object
 
     `format` is csv or tsv.
     """
-    # The lines end as those of JSONL do; csv's own default is CRLF.
     delimiter = "\t" if format == "tsv" else ","
-    return csv.writer(file, delimiter=delimiter, lineterminator="\n").writerow
+    return csv.writer(_LineEnds(file), delimiter=delimiter).writerow
+
+
+class _LineEnds:
+    """Ends each row as JSONL does, in place of the CRLF of csv.
+
+    With CRLF for its end, csv puts a cell with either of the two in quotes. With "\\n" alone, some
+    versions of Python leave "\\r" bare, which no reader takes for a part of a cell.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._write = file.write
+
+    def write(self, row: str) -> int:
+        """Write a row, which ends in CRLF."""
+        return self._write(row[:-2] + "\n")
 
 
 def text_of(sequence: Any) -> str:

@@ -15,7 +15,7 @@ from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState
 from rnncls.system.memory import reporting_memory
 from rnncls.training.run import Shared, train
-from rnncls.training.states import new_state
+from rnncls.training.states import new_state, warn_of_other_split
 
 
 def fit(
@@ -52,6 +52,8 @@ def fit(
 
     with reporting_memory(config):
         task = load_task(config, vocabulary, progress=True)
+        if source is not None:
+            warn_of_other_split(task, source)
         state = new_state(task, source)
 
     # An engine that cannot work here is an error before anything is written.

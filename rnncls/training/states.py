@@ -1,7 +1,10 @@
 """Make the state of a run: a fresh one, or the one that a checkpoint holds."""
 
+import sys
+
 import torch
 
+from rnncls.config import FilesConfig
 from rnncls.data import Task
 from rnncls.errors import CheckpointError, Problem
 from rnncls.model.classifier import build_model
@@ -40,6 +43,35 @@ def new_state(task: Task, source: Checkpoint | None = None) -> TrainState:
     return TrainState(
         model, optimizer, due=task.max_steps == 0, best_metric=config.train.best_metric
     )
+
+
+def warn_of_other_split(task: Task, source: Checkpoint) -> None:
+    """Warn where the run that gives the weights has trained on rows that are held out now.
+
+    Its files must be the same to the byte: only there is known which rows they have.
+    """
+    before = source.config.data
+    now = task.config.data
+    if not isinstance(before, FilesConfig) or not isinstance(now, FilesConfig):
+        return
+    if source.state.fingerprints.get("train") != task.fingerprints.get("train"):
+        return
+
+    kept = _rule_of_split(before)
+    rule = _rule_of_split(now)
+    if kept != rule and (rule["data.val_fraction"] or rule["data.test_fraction"]):
+        keys = " ".join(f"{key}={value}" for key, value in kept.items() if rule[key] != value)
+        what = "the weights were trained on other rows of the file, some of them held out now"
+        print(f"rnncls: warning[D17]: {what} (as then: {keys})", file=sys.stderr)
+
+
+def _rule_of_split(data: FilesConfig) -> dict[str, str | float]:
+    """Return by which keys rows are held out. A split with files of its own takes none."""
+    return {
+        "data.split": data.split,
+        "data.val_fraction": data.val_fraction if data.val is None else 0,
+        "data.test_fraction": data.test_fraction if data.test is None else 0,
+    }
 
 
 def restored_state(checkpoint: Checkpoint, task: Task) -> TrainState:

@@ -7,7 +7,7 @@ from rnncls.data.files.dialect import Dialect
 from rnncls.data.files.json_rows import NumberedRows, json_rows
 from rnncls.data.files.lines import lines_of
 from rnncls.data.files.opening import ReportBytes, opened
-from rnncls.data.files.tables import SEPARATORS, table_rows
+from rnncls.data.files.tables import table_rows
 
 
 def read_rows(
@@ -29,4 +29,4 @@ def read_rows(
         if dialect.format == "jsonl":
             yield from json_rows(lines, bad)
         else:
-            yield from table_rows(lines, path, fields, bad, SEPARATORS[dialect.separator])
+            yield from table_rows(lines, path, fields, bad, dialect)

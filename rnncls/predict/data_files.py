@@ -1,0 +1,86 @@
+"""Read the sequences of a data file, with the other fields of its rows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rnncls.config import FilesConfig
+from rnncls.data.cells import label_of, sequence_of
+from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.dialect import dialect_of, sniff
+from rnncls.data.files.rows import read_rows
+from rnncls.data.new_files import as_new_file, with_options
+from rnncls.errors import DataError, Problem
+from rnncls.predict.headers import similar_field
+from rnncls.predict.predictor import Predictor, encode, no_sequence
+from rnncls.predict.reading import Fields, Row, as_given
+
+NO_FIELDS: Fields = {}
+
+
+def rows_of_file(
+    predictor: Predictor,
+    path: str | Path,
+    bad: BadRows,
+    overrides: Sequence[str] = (),
+    keep_fields: bool = False,
+) -> Iterator[Row]:
+    """Yield the sequences of a file of any format, with their labels where it has any.
+
+    The fields are named as in training, but for what `overrides` say. Bad rows go to `bad`; with
+    `keep_fields`, those of which only the sequence is bad are yielded as well, without ids.
+
+    Raises: DataError if the file cannot be read. Its remedies name options: the run's own config
+    says what its fields are called. ConfigError for bad overrides.
+    """
+    data = as_new_file(predictor.data, path, overrides)
+    try:
+        yield from _rows_of_file(predictor, path, data, bad, keep_fields)
+    except DataError as error:
+        name = data.sequence_fields[0]
+        remedy = f'--sequence-field NAME, or call the column "{name}", as in training'
+        raise with_options(error, remedy, has_bad=True) from None
+
+
+def _rows_of_file(
+    predictor: Predictor, path: str | Path, data: FilesConfig, bad: BadRows, keep_fields: bool
+) -> Iterator[Row]:
+    names = data.sequence_fields
+    dialect = sniff(path, dialect_of(data), list(names))
+    known = {str(label): label for label in predictor.labels}
+
+    # Rows that cannot be read at all are never seen here, but are counted in `bad`, and are rows of
+    # the file all the same. Those whose sequence is bad are seen and counted.
+    num_seen = 0
+    num_bad = 0
+
+    # A table needs no column of labels.
+    for line, fields in read_rows(path, dialect, list(names), bad):
+        num_seen += 1
+        number = num_seen + bad.count - num_bad
+        kept = fields if keep_fields else NO_FIELDS
+
+        sequence = sequence_of(fields, names)
+        ids = _no_sequence(names, fields) if sequence is None else encode(predictor, sequence)
+        if isinstance(ids, Problem):
+            num_bad += 1
+            bad.add_problem(line, ids)
+            if keep_fields:
+                yield Row(line, number, [], sequence, kept)
+            continue
+
+        # A label of another kind, such as null, is no label to compare with.
+        label = fields.get(data.label_field)
+        text = label_of(label)
+        true = None if text is None else known.get(text, known.get(text.strip(), label))
+        given = sequence if type(sequence) is str else as_given(sequence)
+        yield Row(line, number, ids, given, kept, true)
+
+
+def _no_sequence(names: tuple[str, ...], fields: Fields) -> Problem:
+    """Return the problem of a row without a sequence, with the field that may be meant."""
+    problem = no_sequence(fields, names)
+    if not fields or any(name in fields for name in names):
+        return problem
+    remedy = f"--sequence-field {similar_field(names[0], fields) or 'NAME'}, or --bad skip"
+    return replace(problem, remedy=remedy)

@@ -1,0 +1,95 @@
+"""Recognise names of columns: a header where lines are sequences, and columns of other names."""
+
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from rnncls.data.cells import tokens_of
+from rnncls.data.files.headers import LABEL_NAMES, SEQUENCE_NAMES
+from rnncls.errors import ConfigError, Problem
+from rnncls.predict.predictor import Predictor
+
+# What may stand between the names of a header.
+_SEPARATORS = "\t,;|"
+_QUOTES = "\"'"
+
+# Of a name that is not the run's own: words behind each other may be a sentence.
+MOST_WORDS = 3
+
+
+def similar_field(name: str, fields: Iterable[str]) -> str:
+    """Return the field that may be meant by `name`, or that usually has sequences; "" if none."""
+    names = list(fields)
+    similar = difflib.get_close_matches(name, names, n=1)
+    usual = [field for field in names if field.lower() in SEQUENCE_NAMES]
+    return next(iter([*similar, *usual]), "")
+
+
+def refuse_header(predictor: Predictor, first_line: str, source: str | Path) -> None:
+    """Raise ConfigError if the first line of a text is not a sequence, but that of a data file.
+
+    It would be predicted as a sequence, and so would the labels below it.
+    """
+    kind = _kind_of_file(predictor, first_line)
+    if not kind:
+        return
+
+    if str(source) == "stdin":
+        meant = "--input FILE"
+        remedy = "--input FILE, which reads JSONL, CSV and TSV"
+    else:
+        meant = f"--input {source} --read format={kind}"
+        remedy = f"--read format={kind}, or a name that ends in .{kind}"
+    what = "an object of JSON" if kind == "jsonl" else "a header line"
+    raise ConfigError(
+        Problem(
+            f"{what} in place of a sequence: did you mean {meant}?",
+            f"{source}:1",
+            expected="one sequence per line, and nothing else",
+            found=first_line,
+            remedy=remedy,
+            id="C17",
+        )
+    )
+
+
+def _kind_of_file(predictor: Predictor, line: str) -> str:
+    """Return jsonl, csv or tsv if a line is the first of such a file; "" if it may be a text."""
+    own = {*predictor.data.sequence_fields, predictor.data.label_field}
+    if line.startswith("{"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            return ""
+        known = own.union(SEQUENCE_NAMES)
+        return "jsonl" if isinstance(row, dict) and not known.isdisjoint(row) else ""
+
+    for separator in _SEPARATORS:
+        names = [name.strip(_QUOTES) for name in line.split(separator)]
+        if len(names) > 1 and _are_names(names, own):
+            return "tsv" if separator == "\t" else "csv"
+
+    # The header of a single column, unless the model has seen such a text.
+    name = line.strip(_QUOTES)
+    if name in predictor.data.sequence_fields:
+        tokens = tokens_of(name, predictor.data.tokens)
+        if isinstance(tokens, Problem) or not all(map(predictor.vocabulary.index.get, tokens)):
+            return "csv"
+    return ""
+
+
+def _are_names(names: list[str], own: set[str]) -> bool:
+    """Return whether the cells of a line are names of columns."""
+    if len(set(names)) < len(names) or not all(names):
+        return False
+    if not own.isdisjoint(names):
+        return True
+
+    # Of columns that the run does not know, two are enough, or one among names without a space.
+    if any(name != name.strip() or len(name.split()) > MOST_WORDS for name in names):
+        return False
+    usual = {*SEQUENCE_NAMES, *LABEL_NAMES}
+    num_usual = sum(name.lower() in usual for name in names)
+    are_words = all(name.isidentifier() for name in names)
+    return num_usual > 1 or (num_usual == 1 and are_words)
