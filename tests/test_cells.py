@@ -10,7 +10,7 @@ import pytest
 from rnncls.config import FilesConfig
 from rnncls.data import Vocabulary
 from rnncls.data.cells import label_of, looks_like_list, sequence_of, tokens_of
-from rnncls.data.dataset import Dataset, load_dataset, load_labelled_file
+from rnncls.data.dataset import Dataset, load_dataset, load_labelled_files
 from rnncls.data.warnings import dataset_warnings
 from rnncls.errors import DataError, Problem
 from rnncls.predict.predictor import load
@@ -201,7 +201,7 @@ def test_json_has_the_labels_of_a_table(tmp_path: Path) -> None:
     assert labels_of(load_dataset(data_of(table))) == ["true", "1"]
 
     # The data of a run in the other notation.
-    other = load_labelled_file(str(table), data_of(path), dataset.vocabulary)
+    other = load_labelled_files(str(table), data_of(path), dataset.vocabulary)
     (split,) = other.splits.values()
     assert split.labels.tolist() == dataset.splits["train"].labels.tolist()
 
@@ -231,7 +231,7 @@ def test_a_run_whose_labels_have_white_space_keeps_it(tmp_path: Path) -> None:
     path.write_text("sequence,label\na, x\nb,x\n")
     old = Vocabulary(("<unk>", "a", "b"), (" x", "x"), has_unknown=True)
     assert labels_of(load_dataset(data_of(path), old)) == [" x", "x"]
-    other = load_labelled_file(str(path), data_of(path), old)
+    other = load_labelled_files(str(path), data_of(path), old)
     assert other.splits[str(path)].labels.tolist() == [0, 1]
 
 
@@ -333,7 +333,7 @@ def test_many_bad_rows_are_told_with_the_key_that_leaves_them_out(tmp_path: Path
     # In an evaluation, the config of the run decides, and no key can be changed.
     vocabulary = Vocabulary(("a",), ("x",), has_unknown=False)
     with pytest.raises(DataError) as caught:
-        load_labelled_file(str(path), data_of(path), vocabulary)
+        load_labelled_files(str(path), data_of(path), vocabulary)
     assert "data." not in caught.value.render()
 
 

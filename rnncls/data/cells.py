@@ -63,7 +63,7 @@ def bad_label(row: dict[str, Any], field: str) -> Problem:
         what = f'no field "{field}"'
         found = fields_of(row)
     elif value is None:
-        what = "no label"
+        what = "bad label"
         found = "null"
     elif isinstance(value, str):
         what = "an empty label"
