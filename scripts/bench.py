@@ -303,6 +303,8 @@ def jax_steps(regime: Regime) -> Any:
     jax: Any = import_module("jax")  # with or without its types, the same checks
     jnp = jax.numpy
     longest = regime.max_length
+    # float32 means float32, as in `set_precision`: on a GPU, JAX's products would be TF32.
+    jax.config.update("jax_default_matmul_precision", "float32")
 
     def loss_of(weights: Any, padded: Any, lengths: Any, labels: Any) -> Any:
         inputs = weights["embedding.weight"][padded.T]  # (T, B, E)
@@ -384,7 +386,7 @@ def with_threads(threads: int, run: Run) -> Run:
 
 
 def gate(regime: Regime) -> dict[str, float]:
-    """Return by way how far the losses of five steps are from those of float64 on the CPU.
+    """Return by way how far the losses of five steps are from those of float64 on the same device.
 
     It is the largest relative difference. Ways with batches of their own are left out.
     """
@@ -405,13 +407,15 @@ def gate(regime: Regime) -> dict[str, float]:
 
 def float64_losses(regime: Regime, batches: list[Batch]) -> list[float]:
     """Return the losses of stock modules in float64 on these batches, from our initial weights."""
+    device = torch.device(regime.device)
     state = new_state(load_task(regime.config("eager")))
-    model = Classifier(regime).double()
+    model = Classifier(regime).double().to(device)
     model.load_state_dict(state.model.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), LR)
 
     losses = []
-    for tokens, labels, _ in batches:
+    for batch in batches:
+        tokens, labels, _ = batch.to(device)
         optimizer.zero_grad()
         _, hidden = model.rnn(tokens._replace(data=model.embedding(tokens.data)))
         loss = F.cross_entropy(model.head(hidden[-1]), labels)
@@ -505,8 +509,17 @@ def _work(pipe: Any, name: str, way: str) -> None:
         started_at = time.perf_counter()
         done = run(steps)
         pipe.send((time.perf_counter() - started_at, done))
-    cuda = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
-    pipe.send({"peak_mib": _mebibytes("VmHWM"), "cuda_mib": cuda})
+    pipe.send({"peak_mib": _mebibytes("VmHWM"), "cuda_mib": _cuda_mebibytes(way)})
+
+
+def _cuda_mebibytes(way: str) -> float:
+    """Return the most memory of the GPU that this way has used; 0 without one."""
+    if not torch.cuda.is_available():
+        return 0.0
+    used = torch.cuda.max_memory_allocated()
+    if way.startswith("JAX"):
+        used = import_module("jax").devices()[0].memory_stats()["peak_bytes_in_use"]
+    return used / 2**20
 
 
 def _mebibytes(what: str) -> float:

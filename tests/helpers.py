@@ -96,8 +96,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def config_of(**sections: Any) -> Config:
-    """Return SMALL with some keys replaced: `config_of(train={"max_steps": 3}, seed=1)`."""
+    """Return SMALL with some keys replaced: `config_of(train={"max_steps": 3}, seed=1)`.
+
+    The device is the CPU, so that a machine with a GPU tests the same.
+    """
     raw: dict[str, Any] = {name: dict(values) for name, values in SMALL.items()}
+    raw["device"] = "cpu"
     for name, value in sections.items():
         raw[name] = {**raw.get(name, {}), **value} if isinstance(value, dict) else value
     return parse_config(raw, "test")
@@ -117,7 +121,10 @@ def config_with(engine: str, case: dict[str, Any], **train: Any) -> Config:
 
 
 def files_config(path: Path, train: dict[str, Any] | None = None, **keys: Any) -> Config:
-    """Return a config that trains on a file of integer tokens; `keys` go into its data section."""
+    """Return a config that trains on a file of integer tokens; `keys` go into its data section.
+
+    The device is the CPU.
+    """
     raw = {
         "data": {"source": "files", "train": str(path), "tokens": "ids", **keys},
         "model": {"embedding_dim": 4, "hidden_size": 8},
@@ -131,6 +138,7 @@ def files_config(path: Path, train: dict[str, Any] | None = None, **keys: Any) -
             "engine": "eager",
             **(train or {}),
         },
+        "device": "cpu",
     }
     return parse_config(raw, "test")
 

@@ -8,14 +8,18 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.summary.writer import event_file_writer
 
 from rnncls.config import load_config
 from rnncls.data import load_task
+from rnncls.rundir import events as events_module
+from rnncls.rundir.events import EventLog
 from rnncls.rundir.paths import default_run_dir
 from tests.helpers import PYTHON, ROOT, SAFETY_S, Completed, config_of, started
 
@@ -30,6 +34,26 @@ def events(trained: tuple[Path, Completed]) -> EventAccumulator:
         str(trained[0]), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0}
     )
     return accumulator.Reload()
+
+
+def test_event_files_of_one_second_are_read_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    # TensorBoard numbers the event files of a process; these are 9 and 10.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
+    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: now[0]))
+    monkeypatch.setattr(events_module, "time", SimpleNamespace(sleep=sleep))
+    for step in (5, 10):
+        log = EventLog(tmp_path, config_of(), step, last_logged=5)
+        log.write(step, {"train/loss": 1.0})
+        log.close()
+    scalars = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [event.step for event in scalars] == [5, 10]
 
 
 def lines_of(run_dir: Path) -> list[dict[str, Any]]:

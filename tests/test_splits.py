@@ -97,10 +97,21 @@ def test_each_class_has_its_share_in_every_split() -> None:
                 for place, share in shares.items():
                     assert abs(counts[place] - share * size) <= 1 + 1e-9
 
-        # Neither the order of the rows nor their copies move anything. A copy of a sequence that
-        # has several labels might change its class.
+        # Neither the order of the rows nor their copies move anything.
         assert places_of(rng.sample(pairs, len(pairs)), val, test) == places
         assert places_of(pairs + pairs, val, test) == places
+        # One more row of a sequence with several labels might change its class.
+        num_labels = Counter(sequence for sequence, _ in set(pairs))
+        plain = [pair for pair in pairs if num_labels[pair[0]] == 1]
+        assert places_of(pairs + rng.choices(plain, k=len(plain)), val, test) == places
+
+
+def test_sequences_of_another_file_are_counted(tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", [("a b", "x"), ("c d", "y"), ("c d", "y")])
+    val = write_jsonl(tmp_path / "val.jsonl", [("c d", "y"), ("a", "x"), ("c d", "y")])
+    dataset = load_dataset(data_of(train, val=str(val), test=str(train)))
+    assert dataset.in_train == {"val": 2, "test": 3}
+    assert dataset.in_val == {"test": 2}
 
 
 def test_a_hash_alone_decides_by_split_hash() -> None:

@@ -21,7 +21,9 @@ from rnncls.data import load_task
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
 from rnncls.model.classifier import build_model
 from rnncls.steps import chunks, eager_steps
-from rnncls.steps.captured.engine import CapturedRun
+from rnncls.steps.captured import engine as captured_engine
+from rnncls.steps.captured.engine import CapturedRun, captured_steps
+from rnncls.steps.captured.graphs import Graphs
 from rnncls.steps.chunks import ahead, in_chunks
 from rnncls.steps.compiled import kernels
 from rnncls.steps.compiled.engine import load_program
@@ -417,6 +419,59 @@ def test_captured_steps_resume_on_cuda(tmp_path: Path, monkeypatch: pytest.Monke
     resume(tmp_path / "run")
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert [row["train/loss"] for row in rows] == pytest.approx(expected, rel=1e-3)
+
+
+def test_captured_steps_leave_no_graph_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Graphs] = []
+
+    def making(*arguments: Any) -> Graphs:
+        made.append(Graphs(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(captured_engine, "Graphs", making)
+    task = load_task(config_with("eager", {}, max_steps=20))
+    steps = captured_steps(new_state(task), task)
+    next(steps)
+    assert made[0].steps
+    steps.close()
+    assert not made[0].steps
+
+
+@needs_cuda
+def test_graphs_in_the_garbage_do_not_break_a_capture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_garbage() -> None:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            torch.zeros(1, device="cuda")
+        cycle: list[object] = [graph]
+        cycle.append(cycle)
+
+    def capture(graphs: Graphs, width: int) -> Callable[[], object]:
+        make_garbage()
+        return original(graphs, width)
+
+    def stepping(graphs: Graphs, width: int) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            assert [[] for _ in range(100_000)]  # far more than starts a collection
+        step(graphs, width)
+
+    original = Graphs._capture
+    step = Graphs._step
+    monkeypatch.setattr(Graphs, "_capture", capture)
+    monkeypatch.setattr(Graphs, "_step", stepping)
+    config = config_with("captured", {}, max_steps=20).model_copy(update={"device": "cuda"})
+    assert len(losses(config, tmp_path / "run")) == 20
+
+
+@needs_cuda
+def test_dropout_on_cuda_trains_without_a_warning(tmp_path: Path) -> None:
+    layers = {"num_layers": 2, "dropout": 0.4}
+    for model in (layers, {**layers, "bidirectional": True}, {**layers, "cell": "lstm"}):
+        config = config_of(model=model).model_copy(update={"device": "cuda"})
+        folder = "-".join(map(str, model.values()))
+        assert fit(config, tmp_path / folder).step == 40
 
 
 # --- the rest

@@ -98,9 +98,9 @@ class FilesConfig(Section):
     test: FilePaths | None = None
     """Test files, as in `train`. null: a share test_fraction of the training files is held out."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the training files held out for validation, chosen by a hash of each sequence."""
+    """Share of the training files held out for validation, in the way that `split` says."""
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the training files held out for testing, chosen by a hash of each sequence."""
+    """Share of the training files held out for testing, in the way that `split` says."""
     split: Literal["stratified", "hash"] = "stratified"
     """How rows are held out: the same share of each class, of at least 3 different sequences
     (stratified), or by their hash alone, whatever their class (hash)."""

@@ -1,6 +1,7 @@
 """The classifier: an embedding, then nn.RNN, nn.LSTM or nn.GRU, then a linear head."""
 
 import threading
+import warnings
 from itertools import chain
 from typing import Any, Literal
 
@@ -67,6 +68,8 @@ class RNNClassifier(nn.Module):
 
         # Between layers; see _layer_by_layer.
         self.dropout = dropout
+        if dropout > 0:
+            ignore_compaction()
         self.num_directions = 2 if bidirectional else 1
         self.head = nn.Linear(hidden_size * self.num_directions, num_classes)
 
@@ -179,6 +182,14 @@ class RNNClassifier(nn.Module):
             finals.append(final)
 
         return data, torch.cat(finals)
+
+
+def ignore_compaction() -> None:
+    """Ignore PyTorch's warning that weights are copied together for each call of cuDNN.
+
+    cuDNN wants the weights of a call in one chunk of memory, which those of a single layer are not.
+    """
+    warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
 
 
 def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClassifier:

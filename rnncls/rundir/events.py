@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ class EventLog:
         is_resumed = any(run_dir.glob(EVENT_FILES))
         # A purge in a first file would hide nothing, but write an event that means a restart.
         purge_step = last_logged + 1 if is_resumed else None
-        self._writer = SummaryWriter(str(run_dir), purge_step=purge_step)
+        self._writer = _new_writer(run_dir, purge_step)
 
         # Four spaces make a code block of Markdown, which TensorBoard renders.
         indented = [f"    {line}" for line in dump_config(config).splitlines()]
@@ -100,6 +101,26 @@ class EventLog:
     def _add_summary(self, summary: Any) -> None:
         event_file: Any = self._writer.file_writer
         event_file.add_summary(summary)
+
+
+def _new_writer(run_dir: Path, purge_step: int | None) -> SummaryWriter:
+    """Begin an event file whose name comes behind those of the files before it.
+
+    TensorBoard reads files in the order of their names, and a purge is no use in front of what it
+    purges. A name has the second, the host, the process and a number, without leading zeros: within
+    one second 10 would come before 9.
+    """
+    before = set(run_dir.glob(EVENT_FILES))
+    writer = SummaryWriter(str(run_dir), purge_step=purge_step)
+    new = set(run_dir.glob(EVENT_FILES)) - before
+
+    if before and new and max(new) < max(before):
+        writer.close()
+        for path in new:
+            path.unlink()
+        time.sleep(1)
+        writer = SummaryWriter(str(run_dir), purge_step=purge_step)
+    return writer
 
 
 @contextmanager

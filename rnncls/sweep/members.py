@@ -54,7 +54,9 @@ def run_sweep(
             _run_group(sweep, group, stop, progress)
             if stop.number is not None:
                 raise _interrupted(sweep, stop.number)
-    return progress.failed
+    # In the order of the sweep, not in that in which they failed.
+    place = {member.name: number for number, member in enumerate(members)}
+    return sorted(progress.failed, key=lambda failure: place[failure[0].name])
 
 
 def _members_of_shard(sweep: Sweep, shard: tuple[int, int]) -> list[Member]:

@@ -51,7 +51,11 @@ def captured_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
             run.give_up()
             return 0
 
-    yield from in_chunks(state, task, take_chunk)
+    try:
+        yield from in_chunks(state, task, take_chunk)
+    finally:
+        # Now, and not when Python finds the cycle of run and graphs, which may be in a capture.
+        run.graphs.forget()
 
 
 def warn_of_eager_steps(error: Exception) -> None:

@@ -9,8 +9,9 @@ One step is a step of M members at once, each with its own batches, counters and
 trains alone is one member.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -101,6 +102,22 @@ def whole_batches(block: Block, batch_size: int, first: int, last: int) -> int:
     return first + int(odd[0]) if len(odd) else last
 
 
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Let Python collect no garbage meanwhile.
+
+    Among the garbage may be graphs of an earlier run. CUDA refuses to destroy a graph on a thread
+    that captures one, and the capture fails.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class Graphs:
     """Repeats `update` on static memory, as one graph for each width of batches.
 
@@ -172,7 +189,7 @@ class Graphs:
         return taken
 
     def forget(self) -> None:
-        """Drop all graphs, because the memory that the update works on has been replaced."""
+        """Drop all graphs: they are not needed any more, or their memory has been replaced."""
         self.steps.clear()
 
     def _load(self, requests: Sequence[StepRequest | None]) -> None:
@@ -292,6 +309,7 @@ class Graphs:
         """Record the step on batches of this width as a graph, and return its replay."""
         graph = torch.cuda.CUDAGraph()
         with (
+            no_garbage_collection(),
             # The current stream is current again afterwards, even if the capture fails.
             torch.cuda.stream(torch.cuda.current_stream()),
             # "thread_local", because other threads may be evaluating their runs meanwhile.

@@ -17,7 +17,6 @@ left. Between two of its requests a member reads and writes its own part of them
 import math
 import threading
 import time
-import warnings
 from collections.abc import Generator, Sequence
 
 import torch
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 
 from rnncls.config import Config, SumModConfig, number
 from rnncls.data import Block, Task
+from rnncls.model.classifier import ignore_compaction
 from rnncls.steps.captured.engine import warn_of_eager_steps
 from rnncls.steps.captured.graphs import (
     Graphs,
@@ -78,10 +78,8 @@ class Stack:
     """
 
     def __init__(self, members: int) -> None:
-        # Evaluation copies the weights of a member together, and PyTorch warns of that each time.
-        warnings.filterwarnings(
-            "ignore", "RNN module weights are not part of single contiguous chunk"
-        )
+        # Evaluation copies the weights of a member together.
+        ignore_compaction()
 
         # Guards all that follows, and the members' requests and answers.
         self.changed = threading.Condition()
@@ -154,13 +152,21 @@ class Stack:
     def _give_up(self, error: Exception, config: Config) -> None:
         """Leave all steps to `train_step`, or have every member raise the error."""
         self.broken = True
-        self.runs = None
+        self.free()
 
         # RuntimeError includes a lack of memory: what is too much for all may do for each.
         if isinstance(error, RuntimeError) and config.train.engine == "auto":
             warn_of_eager_steps(error)
         else:
             self.error = error
+
+    def free(self) -> None:
+        """Free the memory of the runs. The caller holds `changed`."""
+        # The graphs now, and not when Python finds the cycle of runs and graphs, which may be in a
+        # capture.
+        if self.runs is not None:
+            self.runs.graphs.forget()
+        self.runs = None
 
 
 class StackMember:
@@ -201,8 +207,7 @@ class StackMember:
             self.left = True
             self.request = None
             if all(member.left for member in self.stack.members):
-                # Frees their memory.
-                self.stack.runs = None
+                self.stack.free()
             self.stack.changed.notify_all()
 
     def take_chunk(self, block: Block, rates: Rates, first: int, last: int) -> int:
