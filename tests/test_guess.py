@@ -714,3 +714,26 @@ def test_a_run_is_as_long_as_its_file_needs(
     assert least <= steps <= most
     assert train["eval_every"] * 2 <= steps
     assert train["max_steps"] > steps
+
+
+@pytest.mark.row("D7")
+@pytest.mark.parametrize("text", ["1.511 0.34", "[-0.2, 1.1]", "0.5; 2"])
+def test_no_config_is_made_for_measurements(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("sequence,label\n" + f'"{text}",up\n"{text} ",down\n' * 20)
+    with pytest.raises(DataError, match="numbers with fractions are not tokens") as caught:
+        guess_config(path)
+    (problem,) = caught.value.problems
+    assert problem.remedy.startswith("bin them into integers first")
+    assert "words" not in problem.remedy
+
+    # Whoever asks for words gets them.
+    assert guess_config(path, tokens="words").raw["data"]["tokens"] == "words"
+
+
+def test_the_classes_of_a_config_are_those_of_training(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = ['{"sequence": "home shop", "label": true}', '{"sequence": "a b", "label": "true "}']
+    path.write_text("\n".join([*rows, '{"sequence": "c d", "label": 1.0}'] * 20) + "\n")
+    made = guess_config(path)
+    assert any("2 classes: true (40), 1 (20)" in line for line in made.assumed)

@@ -63,7 +63,7 @@ def bad_label(row: dict[str, Any], field: str) -> Problem:
         what = f'no field "{field}"'
         found = fields_of(row)
     elif value is None:
-        what = "no label"
+        what = "bad label"
         found = "null"
     elif isinstance(value, str):
         what = "an empty label"
@@ -168,6 +168,12 @@ def _items_of(text: str) -> list[str]:
     return items
 
 
+def is_measured(text: str) -> bool:
+    """Return whether a text holds nothing but numbers, and one with a fraction among them."""
+    items = _items_of(text)
+    return all(map(_NUMBER.fullmatch, items)) and any(map(_has_fraction, items))
+
+
 def looks_like_list(text: str) -> bool:
     """Return whether a text is a list of numbers or of quoted texts in brackets."""
     return _LIST.fullmatch(text) is not None
@@ -187,6 +193,8 @@ def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
 
     if types <= {str} and "" not in values:
         return values
+    if any(map(_has_fraction, values)):
+        return _bad_id(values, _is_id)
     expected = f"a text or a list of {kind}"
     found = f"{values!r:.60}"
     return Problem(

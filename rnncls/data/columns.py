@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rnncls.data.cells import tokens_of
-from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.cells import is_label, is_measured, tokens_of
+from rnncls.data.files.bad_rows import FRACTIONS, FRACTIONS_REMEDY, BadRows
 from rnncls.data.files.dialect import TABLES, Dialect, sniff
 from rnncls.data.files.formats import format_of
 from rnncls.data.files.headers import (
@@ -113,7 +113,7 @@ class Column:
             self.lists += 1
         if isinstance(value, list | str):
             self.size += len(value)
-        if isinstance(value, bool) or not isinstance(value, str | int):
+        if not isinstance(value, str) and not is_label(value):
             self.are_labels = False
         if len(self.different) <= MOST_CLASSES:
             self.different.add(hash(str(value)))
@@ -227,6 +227,8 @@ def _layout_of(
     elif label_field is None and not label.has_few_values:
         raise _no_label(path, columns, f"--label-field '{label.name}', if it is the label")
 
+    if not tokens:
+        _require_tokens(path, sequence)
     kind, why_tokens = (tokens, "as given") if tokens else _kind_of_tokens(sequence)
     if kind == "ids" and len(given) > 1 and not tokens:
         kind, why_tokens = "words", "several columns, which are joined by <sep>"
@@ -459,6 +461,22 @@ def _no_label(path: str | Path, columns: list[Column], remedy: str) -> DataError
             id="D14",
         )
     )
+
+
+def _require_tokens(path: str | Path, column: Column) -> None:
+    """Raise DataError if the sequences in a column are measurements: then they have no tokens."""
+    measured = [text for text in column.examples if is_measured(text)]
+    if len(measured) > len(column.examples) / 2:
+        raise DataError(
+            Problem(
+                FRACTIONS,
+                str(path),
+                expected=f'texts, or integers >= 0, in the column "{column.name}"',
+                found=f"{measured[0]!r:.60}",
+                remedy=f"{FRACTIONS_REMEDY}; or --sequence-field, if it is another column",
+                id="D7",
+            )
+        )
 
 
 def _kind_of_tokens(column: Column) -> tuple[str, str]:

@@ -196,7 +196,7 @@ def _count(seen: _Seen, record: Record) -> None:
     seen.num_rows += 1
     seen.lengths.append(len(record.tokens))
     # Classes beyond any reason would fill the memory.
-    label = record.label[:200]
+    label = record.label.strip()[:200]
     seen.classes[label] += 1
 
     if not seen.example:
