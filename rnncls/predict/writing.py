@@ -111,11 +111,16 @@ def _require_new(added: list[str], columns: list[str], output: Path | None) -> N
     """Raise ConfigError if the input has one of the columns that are added to it."""
     both = [name for name in columns if name in added]
     if both:
-        what = f"the input has a column of a name that is written: {', '.join(both)}"
-        expected = f"other names than {', '.join(added)}"
-        remedy = "another name for the column in the input, or an output of JSON lines: NAME.jsonl"
-        place = f"--output {output}"
-        raise ConfigError(Problem(what, place, expected=expected, remedy=remedy, id="C17"))
+        raise ConfigError(
+            Problem(
+                "the input has columns of names that are added to it",
+                f"--output {output}",
+                expected=f"other names than {', '.join(added)}",
+                found=", ".join(both),
+                remedy="other names in the input, or JSON lines: --output NAME.jsonl",
+                id="C17",
+            )
+        )
 
 
 @contextmanager
