@@ -4,18 +4,34 @@ import os
 import sys
 from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from rnncls.cli.completion import complete_word
 from rnncls.cli.options import LabelField, SequenceField, Tokens
-from rnncls.errors import ConfigError, Problem
+from rnncls.errors import ConfigError, DataError, Problem, printable
 
 if TYPE_CHECKING:
-    from rnncls.config import Config
+    from rnncls.config import Config, FilesConfig
     from rnncls.data.guess import Guess
 
 KINDS_OF_TOKENS = ("ids", "words", "characters")
+
+# The keys that say how a file is read, whatever the rest of its config.
+READING_KEYS = (
+    "format",
+    "separator",
+    "quoting",
+    "header",
+    "encoding",
+    "max_record_bytes",
+    "max_columns",
+    "bad",
+    "sequence_field",
+    "label_field",
+    "tokens",
+)
 
 # The options that say how a data file is read, and the config keys that they stand for.
 FILE_OPTIONS = {
@@ -23,6 +39,17 @@ FILE_OPTIONS = {
     "--label-field": "data.label_field",
     "--tokens": "data.tokens",
 }
+
+
+DataOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[data.KEY=VALUE]...",
+        help="How the file is to be read, for example data.header=false.",
+        show_default=False,
+        autocompletion=complete_word,
+    ),
+]
 
 
 def init(
@@ -35,13 +62,15 @@ def init(
             readable=False,
         ),
     ],
+    overrides: DataOverrides = None,
     sequence_field: SequenceField = None,
     label_field: LabelField = None,
     tokens: Tokens = None,
 ) -> None:
     """Print a commented config for a data file: columns, tokens, lengths, classes, model, steps.
 
-    What was assumed is printed on stderr, with the options that change it.
+    What was assumed is printed on stderr, with the options that change it. Keys such as
+    data.header=false say how the file is to be read.
 
     Examples:
         rnncls init clicks.csv > clicks.yaml
@@ -57,7 +86,18 @@ def init(
             )
         )
     path_in_text = _path_from(_folder_of_stdout(), file)
-    print(guess(file, sequence_field, label_field, tokens, path_in_text).text, end="")
+    for word in overrides or []:
+        if word.partition("=")[0] not in {f"data.{key}" for key in READING_KEYS}:
+            keys = ", ".join(READING_KEYS)
+            expected = f"data.KEY=VALUE, with one of {keys}"
+            raise ConfigError(
+                Problem("not about how a file is read", expected=expected, found=word, id="C17")
+            )
+    reading = _reading_of(file, overrides or [])
+    options = file_options_of(sequence_field, label_field, tokens)
+    wanted = _wanted_fields(reading, options)
+    made = guess(file, wanted, reading, path_in_text)
+    print(made.text, end="")
 
 
 def _folder_of_stdout() -> Path | None:
@@ -86,35 +126,88 @@ def _path_from(folder: Path | None, file: Path) -> str:
 
 def guess(
     file: Path,
-    sequence_field: str | None,
-    label_field: str | None,
-    tokens: str | None,
+    wanted: "WantedFields",
+    reading: "FilesConfig",
     path_in_text: str = "",
     asked: Set[str] = frozenset(),
 ) -> "Guess":
     """Make a config from a data file, and print what was assumed on stderr.
 
-    In the config's text, `path_in_text` stands for the path of the file, if it is given. `asked`
-    are the keys that overrides will replace, of which nothing is assumed.
+    `reading` says how the file is to be read. In the config's text, `path_in_text` stands for the
+    path of the file, if it is given. `asked` are the keys that overrides will replace, of which
+    nothing is assumed.
 
     Raises: ConfigError for another kind of tokens. DataError.
     """
-    if tokens is not None and tokens not in KINDS_OF_TOKENS:
+    if wanted.tokens is not None and wanted.tokens not in KINDS_OF_TOKENS:
         raise ConfigError(
             Problem(
                 "bad value for --tokens",
                 expected="ids, words or characters",
-                found=tokens,
+                found=wanted.tokens,
                 id="C17",
             )
         )
     # After the check of the options, because importing torch takes a second.
+    from rnncls.data.files.dialect import dialect_of
     from rnncls.data.guess import guess_config
 
-    made = guess_config(file, sequence_field, label_field, tokens, path_in_text, asked)
+    try:
+        made = guess_config(
+            file, *wanted, path_in_text, asked, dialect_of(reading), bad=reading.bad
+        )
+    except DataError:
+        # What is wrong with the rows may be how they are read.
+        _say_how_read(file, reading)
+        raise
     for line in made.assumed:
         print(f"rnncls: {line}", file=sys.stderr)
     return made
+
+
+def _say_how_read(file: Path, reading: "FilesConfig") -> None:
+    """Say on stderr how a file is read, if that can be told."""
+    from rnncls.data.files.dialect import described, dialect_of, is_remarkable, sniff
+
+    try:
+        dialect = sniff(file, dialect_of(reading), [])
+    except DataError:
+        return
+    if is_remarkable(dialect):
+        print(f"rnncls: {printable(str(file))}: read as: {described(dialect)}", file=sys.stderr)
+
+
+class WantedFields(NamedTuple):
+    """What is known of the fields of a file before it is looked at."""
+
+    sequence_field: str | tuple[str, ...] | None
+    label_field: str | None
+    tokens: str | None
+
+
+def _reading_of(path: Path, changes: list[str]) -> "FilesConfig":
+    """Return the keys of a config that say how a file is read, with overrides.
+
+    Raises: ConfigError.
+    """
+    from rnncls.config import FilesConfig, parse_config
+
+    keys = [f"data.{key}" for key in READING_KEYS]
+    chosen = [change for change in changes if change.partition("=")[0] in keys]
+    raw = {"data": {"source": "files", "train": str(path)}}
+    data = parse_config(raw, f"the config made from {path}", chosen).data
+    assert isinstance(data, FilesConfig)
+    return data
+
+
+def _wanted_fields(reading: "FilesConfig", file_options: dict[str, str | None]) -> WantedFields:
+    """Return the fields that overrides name, or else the options."""
+    # An override says the same as its option, and the rest follows from it as well.
+    given = dict(zip(WantedFields._fields, file_options.values(), strict=True))
+    for key in WantedFields._fields:
+        if key in reading.model_fields_set:
+            given[key] = getattr(reading, key)
+    return WantedFields(**given)
 
 
 def file_options_of(
@@ -133,15 +226,9 @@ def config_of_file(path: Path, file_options: dict[str, str | None], changes: lis
     """
     from rnncls.config import parse_config
 
-    # An override says the same as its option, and the rest follows from it as well.
-    wanted = []
-    for option, key in FILE_OPTIONS.items():
-        texts = [change.partition("=")[2] for change in changes if change.startswith(f"{key}=")]
-        wanted.append(texts[-1] if texts else file_options[option])
-
-    sequence_field, label_field, tokens = wanted
     asked = {change.partition("=")[0] for change in changes}
-    made = guess(path, sequence_field, label_field, tokens, asked=asked)
+    reading = _reading_of(path, changes)
+    made = guess(path, _wanted_fields(reading, file_options), reading, asked=asked)
     # Who asks for a number of steps need not hear in which of the guessed epochs they end.
     if "train.max_steps" in asked:
         del made.raw["train"]["max_epochs"]

@@ -124,6 +124,8 @@ class FilesConfig(Section):
     than this key."""
     max_record_bytes: Annotated[int, Field(ge=2**10, le=2**30)] = 2**24
     """Longest line, and longest row of a table, in bytes of the unpacked file."""
+    max_columns: Annotated[int, Field(ge=1, le=2**20)] = 2**14
+    """Most columns of a table."""
     bad: Literal["error", "skip"] = "error"
     """How to treat rows that cannot be read: name them and stop, or leave them out, counted and
     listed."""

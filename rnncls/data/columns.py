@@ -4,10 +4,8 @@ Nothing is known but the file itself. What its names say comes first, then what 
 like. The first rows are looked at, and of each column only counts and a few examples are kept.
 """
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,10 +13,19 @@ from typing import Any, NamedTuple
 
 from rnncls.data.cells import tokens_of
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import Dialect, format_of
+from rnncls.data.files.dialect import TABLES, Dialect, sniff
+from rnncls.data.files.formats import format_of
+from rnncls.data.files.headers import (
+    LABEL_NAMES,
+    SEQUENCE_NAMES,
+    has_words_of,
+    nearest,
+    no_header,
+    words_of,
+)
 from rnncls.data.files.lines import read_lines
 from rnncls.data.files.rows import read_rows
-from rnncls.data.files.tables import SEPARATORS, parsed_rows
+from rnncls.data.files.splitting import SEPARATORS, parsed_rows
 from rnncls.errors import DataError, Problem
 
 # What is looked at, so that neither time nor memory depend on the size of a file.
@@ -38,22 +45,9 @@ FEW_ROWS = 20
 WORDS_PER_TEXT = 2
 SHARE_OF_DIFFERENT_WORDS = 0.2
 
-# The usual names, the likeliest first.
-# fmt: off
-SEQUENCE_NAMES = [
-    "sequence", "seq", "text", "tokens", "words", "sentence", "message", "msg", "content", "body",
-    "review", "comment", "tweet", "post", "document", "description", "title", "headline",
-    "subject", "question", "query", "utterance", "events", "actions", "steps", "path", "url",
-    "smiles", "formula", "name", "line", "code",
-]
-LABEL_NAMES = [
-    "label", "labels", "class", "category", "target", "y", "sentiment", "outcome", "tag", "topic",
-    "intent", "type", "kind", "genre", "language", "lang", "rating", "stars", "species", "group",
-    "section",
-]
-
 # A column with such a word in its name is about the row. It is taken for the texts or the labels
 # only where there is no other.
+# fmt: off
 ASIDE = {
     "id", "uid", "uuid", "guid", "hash", "index", "idx", "row", "date", "datetime", "time",
     "timestamp", "year", "month", "day", "hour", "created", "updated", "split", "fold",
@@ -71,15 +65,28 @@ _DATE = re.compile(r"(\d+[-/.]\d+[-/.]\d+|\d+:\d\d)([ T:].*)?")
 class Layout(NamedTuple):
     """How the rows of a file are to be read, and why."""
 
-    format: str  # jsonl, csv or tsv
-    separator: str  # of the columns, by its name in a config; "" for JSON lines
+    dialect: Dialect
     columns: list[str]
-    sequence_field: str
+    sequence_field: str | tuple[str, ...]
     label_field: str
     tokens: str  # ids, words or characters
     why_sequence: str
     why_label: str
     why_tokens: str
+
+    @property
+    def format(self) -> str:
+        return self.dialect.format
+
+    @property
+    def separator(self) -> str:
+        """What separates the columns, by its name in a config; "" where there is no table."""
+        return self.dialect.separator if self.format in TABLES else ""
+
+    @property
+    def sequence_fields(self) -> tuple[str, ...]:
+        names = self.sequence_field
+        return (names,) if isinstance(names, str) else names
 
 
 @dataclass
@@ -139,7 +146,7 @@ class Column:
     @property
     def is_aside(self) -> bool:
         """Whether the values most likely are ids or dates of the rows, by name or by values."""
-        if not ASIDE.isdisjoint(_parts(self.name)):
+        if not ASIDE.isdisjoint(words_of(self.name)):
             return True
         return bool(self.examples) and all(map(_DATE.fullmatch, self.examples))
 
@@ -163,9 +170,10 @@ class Column:
 
 def find_layout(
     path: str | Path,
-    sequence_field: str | None = None,
+    sequence_field: str | tuple[str, ...] | None = None,
     label_field: str | None = None,
     tokens: str | None = None,
+    wanted: Dialect | None = None,
 ) -> Layout:
     """Return how a file is laid out. What is not None is taken as it is.
 
@@ -174,12 +182,13 @@ def find_layout(
 
     Raises: DataError if the file cannot be read, or if it cannot be told which columns to take.
     """
-    format, separator = _format_and_separator(path)
+    sequences = (sequence_field,) if isinstance(sequence_field, str) else sequence_field or ()
+    dialect = _dialect_of(path, wanted or Dialect(), sequences, label_field)
     bad = BadRows(path)
-    columns = _read_columns(path, format, separator, bad)
+    columns = _read_columns(path, dialect, bad)
     try:
-        _require_header(path, format, columns, [sequence_field, label_field])
-        return _layout_of(path, format, separator, columns, sequence_field, label_field, tokens)
+        _require_header(path, dialect, columns, [*sequences, label_field])
+        return _layout_of(path, dialect, columns, sequence_field, label_field, tokens)
     except DataError:
         # Rows that could not be read may be why nothing was found.
         bad.raise_if_any()
@@ -188,41 +197,43 @@ def find_layout(
 
 def _layout_of(
     path: str | Path,
-    format: str,
-    separator: str,
+    dialect: Dialect,
     columns: list[Column],
-    sequence_field: str | None,
+    sequence_field: str | tuple[str, ...] | None,
     label_field: str | None,
     tokens: str | None,
 ) -> Layout:
     """Choose the columns. Raises: DataError if it cannot be told which ones to take."""
     # The label first where it has a usual name: a column of texts is found among what is left.
+    given = (sequence_field,) if isinstance(sequence_field, str) else sequence_field or ()
     label = _named(path, columns, label_field, "--label-field")
     why_label = "as given"
     if label is None:
         # A column such as `language` that is `en` in each row is not what is to be learned.
         varied = [column for column in columns if not column.is_constant]
-        label = _by_usual_name(varied or columns, LABEL_NAMES, except_for=sequence_field)
+        label = _by_usual_name(varied or columns, LABEL_NAMES, except_for=given)
         why_label = "by its name"
 
-    sequence = _named(path, columns, sequence_field, "--sequence-field")
+    sequences = [_named(path, columns, name, "--sequence-field") for name in given]
+    sequence = sequences[0] if sequences else None
     why_sequence = "as given"
     if sequence is None:
-        taken = label.name if label else None
+        taken = (label.name,) if label else ()
         sequence, why_sequence = _find_sequence(path, columns, except_for=taken)
 
     if label is None:
-        label = _label_by_values(path, columns, except_for=sequence.name)
+        label = _label_by_values(path, columns, except_for=given or (sequence.name,))
         why_label = "by its few different values"
     elif label_field is None and not label.has_few_values:
         raise _no_label(path, columns, f"--label-field '{label.name}', if it is the label")
 
     kind, why_tokens = (tokens, "as given") if tokens else _kind_of_tokens(sequence)
+    if kind == "ids" and len(given) > 1 and not tokens:
+        kind, why_tokens = "words", "several columns, which are joined by <sep>"
     return Layout(
-        format,
-        separator,
+        dialect,
         [column.name for column in columns],
-        sequence.name,
+        sequence_field if sequence_field is not None else sequence.name,
         label.name,
         kind,
         why_sequence,
@@ -231,33 +242,52 @@ def _layout_of(
     )
 
 
-def _format_and_separator(path: str | Path) -> tuple[str, str]:
-    """Return the format of a file by its name, or else by its first lines, and its separator."""
+def _dialect_of(
+    path: str | Path, wanted: Dialect, sequences: tuple[str, ...], label: str | None
+) -> Dialect:
+    """Return how a file is read: its format by its name, or else by its first lines."""
+    format = wanted.format
+    try:
+        format = format_of(path, format)
+    except DataError as error:
+        if error.problems[0].what != "unknown format":
+            raise
+    # Without both, nothing is known of the columns.
+    fields = [*sequences, label] if sequences and label else []
+    if format not in ("auto", "jsonl", *TABLES):
+        return sniff(path, wanted._replace(format=format), fields)
+
     bad = BadRows(path)
-    first_lines = list(_some_text(read_lines(path, bad)))
+    lines = read_lines(path, bad, wanted.encoding, wanted.max_record_bytes)
+    first_lines = list(_some_text(lines))
     # Without the first line, such as the header of a table, nothing else can be told.
     if bad.count and (not first_lines or bad.problems[0].where.endswith(":1")):
         bad.raise_if_any()
     if not first_lines:
         raise DataError(Problem("0 sequences", str(path), remedy="a file with sequences", id="D2"))
 
-    format = ""
-    with suppress(DataError):
-        format = format_of(path, "auto")
-
     begins = next((text.strip() for text in first_lines if text.strip()), "")
-    looks_like_json = begins.startswith("{")
-    if format == "jsonl" or (not format and (looks_like_json or begins.startswith("[{"))):
-        if begins.startswith("["):
-            raise _json_array(path)
-        return "jsonl", ""
+    if format == "jsonl" or (format == "auto" and begins.startswith("{")):
+        return sniff(path, wanted._replace(format="jsonl"), fields)
+    return _dialect_of_table(path, wanted._replace(format=format), fields, first_lines)
 
-    separator = _separator_of(first_lines)
-    if separator is None:
+
+def _dialect_of_table(
+    path: str | Path, wanted: Dialect, fields: list[str], first_lines: list[str]
+) -> Dialect:
+    """Return how a table is read. Raises: DataError if there is nothing that separates columns."""
+    is_named = wanted.format != "auto"
+    dialect = sniff(path, wanted if is_named else wanted._replace(format="csv"), fields)
+    if not is_named and dialect.separator == "tab":
+        # Quotes are looked at in another way in a TSV.
+        dialect = sniff(path, wanted._replace(format="tsv", separator="tab"), fields)
+
+    delimiter = SEPARATORS[dialect.separator]
+    rows = parsed_rows(first_lines, delimiter, dialect.quoting)
+    if len(next((row for row in rows if row), [])) < 2:
+        begins = next((text.strip() for text in first_lines if text.strip()), "")
         raise _one_column(path, begins)
-    if not format:
-        format = "tsv" if separator == "tab" else "csv"
-    return format, separator
+    return dialect
 
 
 def _some_text(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
@@ -268,18 +298,6 @@ def _some_text(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
         characters += len(text)
         if characters > MOST_EXAMPLE_CHARACTERS:
             return
-
-
-def _json_array(path: str | Path) -> DataError:
-    return DataError(
-        Problem(
-            "one JSON array",
-            f"{path}:1",
-            expected="JSON lines: one object per line",
-            remedy="jq -c '.[]' FILE.json > FILE.jsonl",
-            id="D14",
-        )
-    )
 
 
 def _one_column(path: str | Path, begins: str) -> DataError:
@@ -296,32 +314,12 @@ def _one_column(path: str | Path, begins: str) -> DataError:
     )
 
 
-def _separator_of(first_lines: list[str]) -> str | None:
-    """Return the name of the separator with which the first rows have the same width.
-
-    None if the header row has one column with each of them.
-    """
-    best = None
-    best_score = (0.0, 0)
-    for name, delimiter in SEPARATORS.items():
-        widths = [len(row) for row in parsed_rows(first_lines, delimiter) if row]
-        if not widths or widths[0] < 2:
-            continue
-        score = (widths.count(widths[0]) / len(widths), widths[0])
-        # Only a better score: of equal ones the first, a comma.
-        if score > best_score:
-            best = name
-            best_score = score
-    return best
-
-
-def _read_columns(path: str | Path, format: str, separator: str, bad: BadRows) -> list[Column]:
+def _read_columns(path: str | Path, dialect: Dialect, bad: BadRows) -> list[Column]:
     """Return what the first good rows have in each column; the others are added to `bad`.
 
     Raises: DataError if there is no good row.
     """
     columns: dict[str, Column] = {}
-    dialect = Dialect(format, separator, "standard")
     for _, row in islice(read_rows(path, dialect, [], bad), MOST_ROWS):
         for name, value in islice(row.items(), MOST_COLUMNS):
             # A column without a name, such as that of row numbers, cannot be asked for.
@@ -332,44 +330,41 @@ def _read_columns(path: str | Path, format: str, separator: str, bad: BadRows) -
 
     if not columns:
         bad.raise_if_any()
-        expected = "objects with fields" if format == "jsonl" else "rows below the header"
+        expected = (
+            "objects with fields" if dialect.format not in TABLES else "rows below the header"
+        )
         raise DataError(Problem("0 sequences", str(path), expected=expected, id="D2"))
     return list(columns.values())
 
 
 def _require_header(
-    path: str | Path, format: str, columns: list[Column], given: list[str | None]
+    path: str | Path, dialect: Dialect, columns: list[Column], given: Sequence[str | None]
 ) -> None:
     """Raise DataError if the first row of a table looks like data, and has no column asked for."""
     names = {column.name for column in columns}
-    if format == "jsonl" or any(name in names for name in given):
+    if dialect.format not in TABLES or dialect.is_header_known or not dialect.header:
+        return
+    # Whoever names a column has seen a header; where both are named, `sniff` has looked at it.
+    if any(name in names for name in given):
         return
     # Only the whole name counts here: a text of the data may well have `code` or `line` in it.
-    if any(_parts(name) in _USUAL_NAMES for name in names):
+    if any(words_of(name) in _USUAL_NAMES for name in names):
         return
 
     has_usual = _by_usual_name(columns, SEQUENCE_NAMES) or _by_usual_name(columns, LABEL_NAMES)
     is_long = any(len(name.split()) > MOST_WORDS_OF_NAME for name in names)
     if any(map(_is_headed_by_data, columns)) or (is_long and not has_usual):
-        shown = ", ".join(f"{column.name:.40}" for column in columns)
-        remedy = "add a first line that names the columns, such as sequence,label"
-        raise DataError(
-            Problem(
-                "no header: the first row looks like data",
-                f"{path}:1",
-                expected="the names of the columns",
-                found=shown,
-                remedy=f"{remedy}; or --sequence-field and --label-field, if these are names",
-                id="D14",
-            )
-        )
+        shown = [column.name for column in columns]
+        or_else = "data.header=true, if these are the names"
+        raise DataError(no_header(f"{path}:1", shown, or_else))
 
 
 def _is_headed_by_data(column: Column) -> bool:
     """Return whether the name of a column looks like one of its values."""
     is_value = hash(column.name) in column.different
     is_number = _NUMBER_OR_DATE.fullmatch(column.name.strip()) is not None
-    return is_value or is_number or column.name.startswith(("[", "{"))
+    is_text = is_number or has_words_of(column.name, column.examples)
+    return is_value or is_text or column.name.startswith(("[", "{"))
 
 
 def _named(path: str | Path, columns: list[Column], name: str | None, option: str) -> Column | None:
@@ -381,39 +376,36 @@ def _named(path: str | Path, columns: list[Column], name: str | None, option: st
             return column
 
     names = [column.name for column in columns]
-    similar = difflib.get_close_matches(name, names, n=1)
-    remedy = f"{option} {similar[0]!r}" if similar else option
+    similar = nearest(name, names)
+    remedy = f"{option} {similar!r}" if similar else option
     found = ", ".join(names)
     what = f'no column "{name}"'
     raise DataError(Problem(what, str(path), found=found, remedy=remedy, id="D14"))
 
 
 def _by_usual_name(
-    columns: list[Column], usual: list[str], except_for: str | None = None
+    columns: list[Column], usual: list[str], except_for: Sequence[str] = ()
 ) -> Column | None:
     """Return the column whose name is a usual one, or else has a usual one as a part."""
-    left = [column for column in columns if column.name != except_for]
+    left = [column for column in columns if column.name not in except_for]
     for name in usual:
         for column in left:
-            if _parts(column.name) == [name]:
+            if words_of(column.name) == [name]:
                 return column
     for name in usual:
         for column in left:
-            if name in _parts(column.name):
+            if name in words_of(column.name):
                 return column
     return None
 
 
-def _parts(name: str) -> list[str]:
-    """Return the words of a column's name: `Review Text` and `review_text` have two."""
-    return [part for part in re.split(r"[\W_]+", name.lower()) if part]
-
-
 def _find_sequence(
-    path: str | Path, columns: list[Column], except_for: str | None
+    path: str | Path, columns: list[Column], except_for: Sequence[str]
 ) -> tuple[Column, str]:
     """Return the column of the sequences, and how it was found. Raises: DataError if none is."""
-    left = [column for column in columns if column.name != except_for and column.may_be_sequences]
+    left = [
+        column for column in columns if column.name not in except_for and column.may_be_sequences
+    ]
     column = _by_usual_name(left, SEQUENCE_NAMES)
     if column is not None:
         return column, "by its name"
@@ -436,14 +428,14 @@ def _find_sequence(
     return max(left, key=rank), "by its long values"
 
 
-def _label_by_values(path: str | Path, columns: list[Column], except_for: str) -> Column:
+def _label_by_values(path: str | Path, columns: list[Column], except_for: Sequence[str]) -> Column:
     """Return the last column with a few different values, at best one that is not aside.
 
     Raises: DataError if there is none.
     """
     left = []
     for column in columns:
-        if column.name != except_for and column.are_labels and column.has_few_values:
+        if column.name not in except_for and column.are_labels and column.has_few_values:
             left.append(column)
     if not left:
         raise _no_label(path, columns, "--label-field NAME")

@@ -53,6 +53,9 @@ class Dataset:
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
 
+    # How each file was read, in words, if that is worth a word.
+    read_as: dict[str, str] = field(default_factory=dict)
+
     # Likewise: bad rows that were skipped, labels with white space around them, and texts that look
     # like lists, with the place of the first.
     skipped: dict[str, int] = field(default_factory=dict)
@@ -275,6 +278,7 @@ def _note_counts(dataset: Dataset, name: str, table: Table) -> None:
     dataset.truncated[name] = table.truncated
     dataset.skipped[name] = table.skipped
     dataset.spaced_labels[name] = table.spaced_labels
+    dataset.read_as.update(table.read_as)
     dataset.like_lists[name] = (table.like_lists, table.first_like_list)
 
 

@@ -21,7 +21,9 @@ from rnncls.config import FilesConfig
 from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import dialect_of, format_of, sniff
+from rnncls.data.files.dialect import TABLES, Dialect, described
+from rnncls.data.files.encodings import key_of
+from rnncls.data.files.formats import format_by_name
 from rnncls.data.records import Record, read_records
 from rnncls.data.table import hash_of
 from rnncls.errors import DataError, Problem, printable
@@ -129,20 +131,24 @@ class _Seen:
 
 def guess_config(
     path: str | Path,
-    sequence_field: str | None = None,
+    sequence_field: str | tuple[str, ...] | None = None,
     label_field: str | None = None,
     tokens: str | None = None,
     path_in_text: str = "",
     asked: Set[str] = frozenset(),
+    wanted: Dialect | None = None,
+    bad: str = "error",
 ) -> Guess:
     """Make a config from a JSONL, CSV or TSV file. What is not None is taken as it is.
 
     The path stands in the config as it is given here; in its text `path_in_text` stands, if given.
-    `asked` are the keys that others will replace: nothing is said to be assumed of them.
+    `asked` are the keys that others will replace: nothing is said to be assumed of them. `wanted`
+    says how the file is to be read, and `bad` is data.bad.
 
     Raises: DataError if the file cannot be read, has bad rows, or does not say what to train on.
     """
-    seen = _look(path, find_layout(path, sequence_field, label_field, tokens))
+    layout = find_layout(path, sequence_field, label_field, tokens, wanted)
+    seen = _look(path, layout, bad)
     entries = [*_data_entries(seen), *_model_entries(seen), *_train_entries(seen)]
 
     raw: dict[str, Any] = {}
@@ -157,13 +163,11 @@ def guess_config(
     return Guess(raw, _to_yaml(seen, entries), _assumptions(seen, raw, asked))
 
 
-def _look(path: str | Path, layout: Layout) -> _Seen:
+def _look(path: str | Path, layout: Layout, when_bad: str) -> _Seen:
     """Count what is in the first rows. Raises: DataError for bad rows, or if there is no row."""
     data = FilesConfig(
         source="files",
         train="given",  # the path itself is passed beside it
-        format=layout.format,  # type: ignore[arg-type]  # one of the three
-        separator=layout.separator or "auto",  # type: ignore[arg-type]  # a name of SEPARATORS
         sequence_field=layout.sequence_field,
         label_field=layout.label_field,
         tokens=layout.tokens,  # type: ignore[arg-type]  # one of the three
@@ -173,10 +177,9 @@ def _look(path: str | Path, layout: Layout) -> _Seen:
     bad = BadRows(path)
     bytes_read: list[int] = []
 
-    dialect = sniff(path, dialect_of(data), [layout.sequence_field, layout.label_field])
-    for record in read_records(path, data, dialect, bad, bytes_read.append):
+    for record in read_records(path, data, layout.dialect, bad, bytes_read.append):
         # A file that has bad rows is read to its end, because a user fixes all of them at once.
-        has_bad = bad.count > seen.num_empty
+        has_bad = bad.count > seen.num_empty and when_bad == "error"
         if seen.num_rows + seen.num_empty >= MOST_ROWS and not has_bad:
             seen.is_all = False
             break
@@ -187,8 +190,9 @@ def _look(path: str | Path, layout: Layout) -> _Seen:
             seen.num_empty += 1
             bad.add_problem(record, empty_sequence("fix the line, or it is left out"))
 
-    # Empty sequences are no error; they are only named among the errors.
-    if bad.count > seen.num_empty:
+    # Empty sequences are no error; they are only named among the errors. Rows to be skipped are
+    # named by whoever reads the file next.
+    if bad.count > seen.num_empty and (when_bad == "error" or not seen.num_rows):
         bad.raise_if_any(seen.num_rows)
     if not seen.num_rows:
         raise DataError(Problem("0 sequences", str(path), found="empty ones", id="D2"))
@@ -227,15 +231,15 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
     yield _Entry("data", "train", seen.path, where)
 
     # Only what the names do not say.
-    if layout.format != _format_by_name(seen.path):
+    if layout.format != format_by_name(seen.path):
         yield _Entry("data", "format", layout.format, "by the content: the name does not say it")
-    usual = {"jsonl": "", "csv": ",", "tsv": "tab"}[layout.format]
-    if layout.separator != usual:
-        yield _Entry("data", "separator", layout.separator, "by the first rows")
+    yield from _reading_entries(layout.dialect)
 
-    others = [name for name in layout.columns if name != layout.sequence_field]
+    others = [name for name in layout.columns if name not in layout.sequence_fields]
     why = f"{layout.why_sequence}; others: {_listed(others)}"
-    yield _Entry("data", "sequence_field", layout.sequence_field, why)
+    name = layout.sequence_field
+    field = name if isinstance(name, str) else list(name)
+    yield _Entry("data", "sequence_field", field, why)
     others = [name for name in layout.columns if name != layout.label_field]
     why = f"{layout.why_label}; others: {_listed(others)}"
     yield _Entry("data", "label_field", layout.label_field, why)
@@ -263,12 +267,29 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
         yield _Entry("data", "test_fraction", test, "")
 
 
-def _format_by_name(path: str) -> str:
-    """Return the format that the name of a file says, "" if it says none."""
-    try:
-        return format_of(path, "auto")
-    except DataError:
-        return ""
+def _reading_entries(dialect: Dialect) -> Iterator[_Entry]:
+    """Yield the keys without which the file would not be read as it was here."""
+    if dialect.format in TABLES:
+        is_tsv = dialect.format == "tsv"
+        if dialect.separator != ("tab" if is_tsv else ","):
+            yield _Entry("data", "separator", dialect.separator, "by the first rows")
+        if dialect.quoting != ("none" if is_tsv else "standard"):
+            why = "by the first rows; standard | none: quotes are around cells, or text"
+            yield _Entry("data", "quoting", dialect.quoting, why)
+        if not dialect.header:
+            yield _Entry("data", "header", False, "the columns are called 1, 2, 3 and so on")
+        elif dialect.is_header_known:
+            yield _Entry("data", "header", True, "")
+
+    # What has a mark is known by it.
+    usual = Dialect()
+    encoding = key_of(dialect.encoding)
+    if encoding != usual.encoding:
+        yield _Entry("data", "encoding", encoding, "")
+    if dialect.max_record_bytes != usual.max_record_bytes:
+        yield _Entry("data", "max_record_bytes", dialect.max_record_bytes, "")
+    if dialect.max_columns != usual.max_columns:
+        yield _Entry("data", "max_columns", dialect.max_columns, "")
 
 
 def _length_limit(seen: _Seen) -> int | None:
@@ -360,12 +381,12 @@ def _assumptions(seen: _Seen, raw: dict[str, Any], asked: Set[str]) -> list[str]
     """
     layout = seen.layout
     lines = [f"{seen.path}: {_described_format(layout)}, {seen.rows}"]
-    for what, name, why, option in (
-        ("sequence", layout.sequence_field, layout.why_sequence, "--sequence-field"),
-        ("label", layout.label_field, layout.why_label, "--label-field"),
+    for what, names, why, option in (
+        ("sequence", layout.sequence_fields, layout.why_sequence, "--sequence-field"),
+        ("label", (layout.label_field,), layout.why_label, "--label-field"),
     ):
-        others = [other for other in layout.columns if other != name]
-        lines.append(f"{what}: {_shown(name)}, {why} ({option}: {_listed(others)})")
+        others = [other for other in layout.columns if other not in names]
+        lines.append(f"{what}: {_listed(list(names))}, {why} ({option}: {_listed(others)})")
     lines.append(f"tokens: {layout.tokens}, {layout.why_tokens} (--tokens ids|words|characters)")
     lines.append(_described_classes(seen))
     lines.append(_described_lengths(seen))
@@ -395,7 +416,8 @@ def _assumptions(seen: _Seen, raw: dict[str, Any], asked: Set[str]) -> list[str]
 
 
 def _described_format(layout: Layout) -> str:
-    name = {"jsonl": "JSON lines", "csv": "CSV", "tsv": "TSV"}[layout.format]
+    names = {"jsonl": "JSON lines", "csv": "CSV", "tsv": "TSV"}
+    name = names.get(layout.format, described(layout.dialect))
     if layout.separator in ("", ","):
         return name
     return f"{name} separated by {layout.separator}"

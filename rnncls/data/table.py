@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import bad_rows_of
-from rnncls.data.files.dialect import dialect_of, sniff
+from rnncls.data.files.dialect import described, dialect_of, is_remarkable, sniff
 from rnncls.data.files.opening import ReportBytes
 from rnncls.data.files.places import named
 from rnncls.data.records import read_records
@@ -48,6 +48,9 @@ class Table:
 
     # A hash of each sequence as it was before truncation.
     hashes: array[int] = field(default_factory=lambda: array("Q"))
+
+    # How each file was read, in words, if that is worth a word.
+    read_as: dict[str, str] = field(default_factory=dict)
 
     dropped: int = 0
     truncated: int = 0
@@ -155,6 +158,8 @@ def _read_file(
     bad = bad_rows_of(path, data.bad)
     num_before = len(table.lengths) + table.dropped
     dialect = sniff(path, dialect_of(data), [*data.sequence_fields, data.label_field])
+    if is_remarkable(dialect):
+        table.read_as[path] = described(dialect)
 
     # Called once for each token of the data: `map` over a bound method is the fastest way.
     number_of = token_numbers.__getitem__

@@ -239,6 +239,7 @@ def load_task(config: Config, vocabulary: Vocabulary | None = None, progress: bo
     _say_files(config.data, data)
     config = config.model_copy(update={"data": data})
     dataset = load_dataset(data, vocabulary, progress)
+    say_how_read(dataset)
     task = FilesTask(config, data, dataset)
     for warning in [*dataset_warnings(dataset), *_warnings_of_length(task)]:
         print(warning, file=sys.stderr)
@@ -261,6 +262,15 @@ def _say_files(wanted: FilesConfig, found: FilesConfig) -> None:
             names += f" and {len(files) - MOST_FILES_SAID:,} more"
         count = "1 file" if len(files) == 1 else f"{len(files):,} files"
         print(printable(f"rnncls: {count} for {name}: {names}"), file=sys.stderr)
+
+
+def say_how_read(dataset: Dataset) -> None:
+    """Say on stderr how the files were read, once for those that were read in the same way."""
+    files: dict[str, list[str]] = {}
+    for file, read_as in dataset.read_as.items():
+        files.setdefault(read_as, []).append(file)
+    for read_as, those in files.items():
+        print(printable(f"rnncls: {named(tuple(those))}: read as: {read_as}"), file=sys.stderr)
 
 
 def _warnings_of_length(task: FilesTask) -> Iterator[str]:

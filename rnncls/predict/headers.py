@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rnncls.data.cells import tokens_of
-from rnncls.data.columns import LABEL_NAMES, SEQUENCE_NAMES
+from rnncls.data.files.headers import LABEL_NAMES, SEQUENCE_NAMES
 from rnncls.errors import ConfigError, Problem
 from rnncls.predict.predictor import Predictor
 

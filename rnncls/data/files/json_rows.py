@@ -1,11 +1,20 @@
-"""Reads JSON lines: one object per line."""
+"""Reads JSON: lines with an object each, or one array of objects."""
 
+import codecs
+import io
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.lines import Lines
+from rnncls.data.files.encodings import undecodable
+from rnncls.data.files.lines import Lines, text_of
+from rnncls.data.files.opening import ReportBytes
+from rnncls.errors import DataError, Problem
+
+BLOCK_BYTES = 2**18  # of an array, read at a time
 
 NumberedRows = Iterator[tuple[int, dict[str, Any]]]  # number of the row's first line, its fields
 
@@ -20,28 +29,40 @@ def json_rows(lines: Lines, bad: BadRows) -> NumberedRows:
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            bad.add(number, "not JSON", found=f"{str(error)[:60]}: {text[:40]!r}")
+            _add_no_json(bad, number, text, error)
             continue
 
-        # Python reads "\ud800" as text that no file can hold. Looking for the escape is much
+        # Python reads "\\ud800" as text that no file can hold. Looking for the escape is much
         # faster than looking at every value.
-        if "\\ud" in text.lower() and not _is_text(row):
-            bad.add(
-                number,
-                "half of a surrogate pair",
-                expected="Unicode text",
-                found=f"{text:.60}",
-                id="D11",
-            )
-        elif isinstance(row, dict):
+        is_plain = isinstance(row, dict) and "\\ud" not in text.lower()
+        if is_plain or _is_good(row, text, number, bad):
             yield number, row
-        else:
-            bad.add(
-                number,
-                "not a JSON object",
-                expected='{"sequence": ..., "label": ...}',
-                found=f"{text:.60}",
-            )
+
+
+def _add_no_json(bad: BadRows, number: int, text: str, error: Exception) -> None:
+    bad.add(number, "not JSON", found=f"{str(error)[:60]}: {text[:40]!r}")
+
+
+def _is_good(row: Any, text: str, number: int, bad: BadRows) -> bool:
+    """Return whether a JSON value is a row. Otherwise it is added to `bad`."""
+    if "\\ud" in text.lower() and not _is_text(row):
+        bad.add(
+            number,
+            "half of a surrogate pair",
+            expected="Unicode text",
+            found=f"{text:.60}",
+            id="D11",
+        )
+        return False
+    if not isinstance(row, dict):
+        bad.add(
+            number,
+            "not a JSON object",
+            expected='{"sequence": ..., "label": ...}',
+            found=f"{text:.60}",
+        )
+        return False
+    return True
 
 
 def _is_text(value: Any) -> bool:
@@ -51,3 +72,225 @@ def _is_text(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+# Where a value ends: a bracket or a brace outside texts. A text may hold anything, and has no
+# second quote where it goes on behind what was read.
+_TEXT = r'"[^"\\]*(?:\\.[^"\\]*)*'
+_TEXT_OR_BRACKET = re.compile(rf'{_TEXT}("?)|[][{{}}]', re.DOTALL)
+_TEXT_OR_WORD = re.compile(rf'{_TEXT}"|[^][{{}},"\s]+', re.DOTALL)
+
+# What stands between two objects. In the middle of a bad one, nobody knows how many it is.
+_BETWEEN = re.compile(r"\}\s*,?\s*\{")
+
+
+def array_rows(
+    path: str | Path,
+    file: io.BufferedReader,
+    bad: BadRows,
+    report_bytes: ReportBytes,
+    encoding: str,
+    most: int,
+) -> NumberedRows:
+    """Yield each object of a JSON array, with the line on which it begins.
+
+    At most `most` bytes of the text, and a block, are in memory.
+
+    Raises: DataError if the file is no such array, ends within it, or if it cannot be told where
+    one of its objects ends.
+    """
+    array = _Array(path, file, report_bytes, encoding, most)
+    array.skip_space()
+    if array.is_at_end():
+        return
+    if not array.take("["):
+        raise array.error("not a JSON array", "an array of objects: [{...}, {...}]")
+
+    is_empty = array.take("]")
+    while not is_empty:
+        line, text, row = array.element()
+        if _is_good_element(array, line, text, row, bad, encoding):
+            yield line, row
+
+        if array.take("]"):
+            break
+        if not array.take(","):
+            raise array.error("not a JSON array", "a comma or ] behind an object")
+
+    array.skip_space()
+    if not array.is_at_end():
+        raise array.error("not a JSON array", "nothing behind the end of the array")
+
+
+def _is_good_element(
+    array: "_Array", line: int, text: str, row: Any, bad: BadRows, encoding: str
+) -> bool:
+    """Return whether a value of an array is a row. Otherwise it is added to `bad`.
+
+    Raises: DataError if it cannot be told where the value ends.
+    """
+    if not _can_be_written(text):
+        content = text.encode(errors="surrogateescape")
+        bad.add_problem(line, undecodable(content, encoding))
+        return False
+    if not isinstance(row, Exception):
+        return _is_good(row, text, line, bad)
+
+    # In the middle of a bad object, nobody knows how many it is.
+    if _BETWEEN.search(text):
+        raise array.error_at(line, "not JSON", str(row)[:60])
+    _add_no_json(bad, line, text, row)
+    return False
+
+
+def _can_be_written(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _Array:
+    """The text of a JSON array, of which no more than the current value is kept."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        file: io.BufferedReader,
+        report_bytes: ReportBytes,
+        encoding: str,
+        most: int,
+    ) -> None:
+        self.path = path
+        self.file = file
+        self.source = text_of(path, file, encoding)
+        self.report_bytes = report_bytes
+        self.reported = 0  # bytes of the file passed to `report_bytes`
+        self.most = most  # bytes of a value
+
+        # What is no UTF-8 becomes halves of surrogate pairs, and is found in its object.
+        self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self.decode_json = json.JSONDecoder().raw_decode
+        self.text = ""
+        self.at = 0  # position in `text`
+        self.line = 1  # of that position
+        self.has_ended = False
+        self.more()
+        self.text = self.text.removeprefix("\ufeff")
+
+    def more(self) -> bool:
+        """Read a block behind the text that is left, and return whether there was one."""
+        if self.has_ended:
+            return False
+
+        # As much as there is already: a long object is then looked at a few times, not often.
+        left = self.text[self.at :]
+        block = self.source.read(max(BLOCK_BYTES, len(left)))
+        self.report_bytes(self.file.tell() - self.reported)
+        self.reported = self.file.tell()
+        self.has_ended = not block
+        self.text = left + self.decoder.decode(block, self.has_ended)
+        self.at = 0
+        return not self.has_ended
+
+    def is_at_end(self) -> bool:
+        """Return whether nothing is left of the file."""
+        return self.at == len(self.text) and self.has_ended
+
+    def advance(self, end: int) -> str:
+        """Go on to a position, and return the text before it."""
+        taken = self.text[self.at : end]
+        self.line += taken.count("\n")
+        self.at = end
+        return taken
+
+    def skip_space(self) -> None:
+        while True:
+            match = _SPACE.match(self.text, self.at)
+            self.advance(match.end() if match else self.at)
+            if self.at < len(self.text) or not self.more():
+                return
+
+    def take(self, character: str) -> bool:
+        """Skip white space, and this character if it comes next; return whether it did."""
+        self.skip_space()
+        found = self.text.startswith(character, self.at)
+        if found:
+            self.at += 1
+        return found
+
+    def element(self) -> tuple[int, str, Any]:
+        """Return the line on which the next value begins, its text, and the value.
+
+        In place of the value stands an exception if it is no JSON.
+        """
+        self.skip_space()
+        line = self.line
+        while True:
+            end, value = self._value()
+            if end is not None:
+                return line, self.advance(end), value
+
+            if len(self.text) - self.at > self.most:
+                raise self._long_value(line)
+            if not self.more() and self._value()[0] is None:
+                what = "the JSON array ends too early"
+                raise self.error_at(line, what, "the end of the file", "the end of this object")
+
+    def _value(self) -> tuple[int | None, Any]:
+        """Return where the value ends that begins here, and the value, or why it is none.
+
+        The end is None if it is not in the text yet.
+        """
+        # A number or a word may go on behind the text, and is no row anyway.
+        match = _TEXT_OR_WORD.match(self.text, self.at)
+        if match and match.end() == len(self.text) and not self.has_ended:
+            return None, None
+        try:
+            value, end = self.decode_json(self.text, self.at)
+        except (ValueError, RecursionError) as error:
+            return match.end() if match else self._end_of_brackets(), error
+        return end, value
+
+    def _end_of_brackets(self) -> int | None:
+        depth = 0
+        for match in _TEXT_OR_BRACKET.finditer(self.text, self.at):
+            part = match[0]
+            if part[0] == '"':
+                # A text without its second quote goes on in the next block.
+                if not match[1]:
+                    return None
+            else:
+                depth += 1 if part in "[{" else -1
+                if depth == 0:
+                    return match.end()
+                if depth < 0:
+                    raise self.error("not a JSON array", "an object")
+        return None
+
+    def _long_value(self, line: int) -> DataError:
+        return DataError(
+            Problem(
+                "a very long JSON object",
+                f"{self.path}:{line}",
+                expected=f"at most {self.most:,} bytes",
+                remedy=f"close it; or a larger data.max_record_bytes, such as {8 * self.most}",
+                id="D13",
+            )
+        )
+
+    def error(self, what: str, expected: str) -> DataError:
+        """Return the error of a file that does not go on as expected here."""
+        self.skip_space()
+        found = repr(self.text[self.at : self.at + 40]) if self.text[self.at :] else ""
+        return self.error_at(self.line, what, found or "the end of the file", expected)
+
+    def error_at(self, line: int, what: str, found: str, expected: str = "") -> DataError:
+        where = f"{self.path}:{line}"
+        remedy = "fix the file here: what follows cannot be told apart"
+        return DataError(
+            Problem(what, where, expected=expected, found=found, remedy=remedy, id="D14")
+        )

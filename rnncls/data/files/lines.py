@@ -1,43 +1,65 @@
-"""Reads a text file line by line."""
+"""Reads a text file line by line, whatever it is packed and encoded with."""
 
-import gzip
-import zlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.opening import (
-    LINES_PER_REPORT,
-    MAX_RATIO,
-    RATIO_EVERY,
-    RATIO_FROM,
-    ReportBytes,
-    opened,
+from rnncls.data.files.encodings import (
+    BYTE_ORDER_MARK,
+    HEAD_BYTES,
+    as_utf_8,
+    encoding_of,
+    undecodable,
 )
+from rnncls.data.files.formats import refuse_other_kinds
+from rnncls.data.files.opening import LINES_PER_REPORT, ReportBytes, opened
+from rnncls.data.files.packing import unpacked
 from rnncls.errors import DataError, Problem
 
-# Only the current line is in memory: this bounds what a file without line ends can take.
+# Only the current line is in memory: this bounds what a file without line ends can take, where no
+# `data.max_record_bytes` does.
 MAX_LINE_BYTES = 16 * 2**20
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Lines = Iterator[tuple[int, str]]  # number of the line, from 1, and its text
 
 
-def read_lines(path: str | Path, bad: BadRows) -> Lines:
-    """Yield the number and the text of each line that is UTF-8; the others are added to `bad`.
+def read_lines(
+    path: str | Path, bad: BadRows, encoding: str = "utf-8", most: int = MAX_LINE_BYTES
+) -> Lines:
+    """Yield the number and the text of each line of a file, as `lines_of` does.
 
     Raises: DataError if the file cannot be read any further.
     """
     with opened(path) as file:
-        yield from lines_of(path, file, bad, report_bytes=lambda _: None)
+        yield from lines_of(path, file, bad, lambda _: None, encoding, most)
 
 
-def decode_line(content: bytes, is_first: bool) -> str | Problem:
-    """Return the text of a line without its end, or a Problem if it is not UTF-8.
+def encoding_in(path: str | Path, wanted: str) -> str:
+    """Return the encoding of a file, one of ENCODING_NAMES, where a config says `wanted`.
 
-    The first line of a file may begin with a byte order mark, which is removed.
+    Raises: DataError if the file cannot be read, or is no text in that encoding.
+    """
+    with opened(path) as file:
+        source = unpacked(path, file)
+        return encoding_of(path, source.peek(HEAD_BYTES), wanted)
+
+
+def text_of(path: object, file: io.BufferedReader, encoding: str) -> io.BufferedReader:
+    """Return the text of a file, unpacked and in UTF-8. A mark of UTF-8 stays at its beginning.
+
+    Raises: DataError if it is no text, or cannot be unpacked.
+    """
+    source = unpacked(path, file)
+    refuse_other_kinds(path, source.peek(HEAD_BYTES))
+    return as_utf_8(path, source, encoding)
+
+
+def decode_line(content: bytes, is_first: bool, encoding: str = "utf-8") -> str | Problem:
+    """Return the text of a line of UTF-8 without its end, or a Problem if it is no text.
+
+    The first line of a file may begin with a byte order mark, which is removed. `encoding` is what
+    the line was before it was turned into UTF-8.
     """
     if is_first:
         content = content.removeprefix(BYTE_ORDER_MARK)
@@ -46,48 +68,45 @@ def decode_line(content: bytes, is_first: bool) -> str | Problem:
     content = content.removesuffix(b"\n").removesuffix(b"\r")
     try:
         return content.decode()
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{content[error.start]:02x} at offset {error.start} of the line"
-        return Problem("not UTF-8", found=found, remedy="save the text as UTF-8", id="D11")
+    except UnicodeDecodeError:
+        return undecodable(content, encoding)
 
 
-def lines_of(path: str | Path, file: IO[bytes], bad: BadRows, report_bytes: ReportBytes) -> Lines:
-    """Yield every line that is UTF-8, without its end. U+2028 does not end a line."""
-    # By its first two bytes, because a name may be missing .gz or have it without reason.
-    is_gzip = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    source: IO[bytes] = gzip.GzipFile(fileobj=file) if is_gzip else file  # type: ignore[assignment]
+def lines_of(
+    path: str | Path,
+    file: io.BufferedReader,
+    bad: BadRows,
+    report_bytes: ReportBytes,
+    encoding: str = "utf-8",
+    most: int = MAX_LINE_BYTES,
+) -> Lines:
+    """Yield the number and the text of every line, without its end. U+2028 does not end a line.
 
+    A line that is no text, or has more than `most` bytes, is added to `bad`.
+
+    Raises: DataError if the file cannot be read any further.
+    """
+    source = text_of(path, file, encoding)
     number = 0
-    unpacked = 0  # bytes
-    check_at = RATIO_FROM  # unpacked bytes at which the ratio is checked next
     reported = 0  # bytes of the file passed to `report_bytes`
     try:
         # One byte more than allowed tells a line that is too long from one that just fits.
-        while content := source.readline(MAX_LINE_BYTES + 1):
+        while content := source.readline(most + 1):
             number += 1
-            unpacked += len(content)
-            if len(content) > MAX_LINE_BYTES:
-                raise long_line(path, number)
-
             if number % LINES_PER_REPORT == 0:
                 report_bytes(file.tell() - reported)
                 reported = file.tell()
 
-            # The position in the packed file is that of the unpacked text, give or take a buffer.
-            if is_gzip and unpacked > check_at:
-                check_at = unpacked + RATIO_EVERY
-                if unpacked > MAX_RATIO * file.tell():
-                    raise _gzip_error(path, f"it unpacks to more than {MAX_RATIO} times its size")
+            if len(content) > most:
+                bad.add_problem(number, _long_line(most))
+                _skip_line(source, content)
+                continue
 
-            text = decode_line(content, is_first=number == 1)
+            text = decode_line(content, number == 1, encoding)
             if isinstance(text, Problem):
                 bad.add_problem(number, text)
             else:
                 yield number, text
-    # EOFError is a gzip file that was cut off.
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _gzip_error(path, str(error)) from None
     except OSError as error:
         what = f"cannot read the data: {error.strerror}"
         raise DataError(Problem(what, f"{path}:{number}", id="D1")) from None
@@ -95,18 +114,27 @@ def lines_of(path: str | Path, file: IO[bytes], bad: BadRows, report_bytes: Repo
     report_bytes(file.tell() - reported)
 
 
-def long_line(path: str | Path, number: int) -> DataError:
-    """Return the error to raise for a line of more than MAX_LINE_BYTES."""
-    expected = f"at most {MAX_LINE_BYTES:,} bytes"
-    remedy = "one sequence per line"
+def _skip_line(source: io.BufferedReader, content: bytes) -> None:
+    """Read to the end of the line that begins with `content`."""
+    while content and not content.endswith(b"\n"):
+        content = source.readline(HEAD_BYTES)
+
+
+def long_line(path: str | Path, number: int, most: int = MAX_LINE_BYTES) -> DataError:
+    """Return the error to raise for a line of more than `most` bytes."""
+    problem = _long_line(most)
     where = f"{path}:{number}"
-    return DataError(Problem("a very long line", where, expected=expected, remedy=remedy, id="D13"))
-
-
-def _gzip_error(path: str | Path, found: str) -> DataError:
-    what = "the gzip file is damaged or a bomb"
-    expected = "a complete gzip file"
-    remedy = "gzip -t, or unpack it yourself"
     return DataError(
-        Problem(what, str(path), expected=expected, found=found, remedy=remedy, id="D20")
+        Problem(
+            problem.what, where, expected=problem.expected, remedy="one sequence per line", id="D13"
+        )
+    )
+
+
+def _long_line(most: int) -> Problem:
+    return Problem(
+        "a very long line",
+        expected=f"at most {most:,} bytes",
+        remedy=f"one sequence per line; or a larger data.max_record_bytes, such as {8 * most}",
+        id="D13",
     )

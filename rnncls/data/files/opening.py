@@ -1,28 +1,23 @@
 """Opens data files, packed ones too, and knows them by their SHA-256."""
 
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from rnncls.errors import CheckpointError, DataError, Problem
 
 # A progress bar does not need more, and asking a file for its position takes a system call.
 LINES_PER_REPORT = 1024  # lines between two calls of `report_bytes`
 
-# A gzip file may be a bomb. Text hardly shrinks to a hundredth; below 64 MiB no ratio does harm.
-MAX_RATIO = 500
-RATIO_FROM = 64 * 2**20
-RATIO_EVERY = 2**20  # bytes between two checks
-
 ReportBytes = Callable[[int], object]  # gets the number of bytes read since its last call
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[IO[bytes]]:
+def opened(path: str | Path) -> Iterator[io.BufferedReader]:
     """Open a regular file for reading bytes; never blocks.
 
     Raises: DataError if it cannot be read or is not a regular file.
@@ -32,7 +27,7 @@ def opened(path: str | Path) -> Iterator[IO[bytes]]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         what = f"cannot read the data: {error.strerror}"
-        remedy = "the path of a JSONL, CSV or TSV file"
+        remedy = "the path of a data file"
         raise DataError(Problem(what, str(path), remedy=remedy, id="D1")) from None
 
     # Asked of the open file, not of the path, which could be another file by then.
@@ -48,7 +43,7 @@ def opened(path: str | Path) -> Iterator[IO[bytes]]:
 def fingerprint(path: str | Path) -> str:
     """Return the SHA-256 of the file's bytes, in hexadecimal. Raises: DataError."""
     with opened(path) as file:
-        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # a BufferedReader
+        digest = hashlib.file_digest(file, "sha256")
     return digest.hexdigest()
 
 

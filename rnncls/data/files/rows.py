@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.columnar import columnar_rows
 from rnncls.data.files.dialect import Dialect
-from rnncls.data.files.json_rows import NumberedRows, json_rows
+from rnncls.data.files.formats import COLUMNAR
+from rnncls.data.files.json_rows import NumberedRows, array_rows, json_rows
 from rnncls.data.files.lines import lines_of
 from rnncls.data.files.opening import ReportBytes, opened
-from rnncls.data.files.tables import SEPARATORS, table_rows
+from rnncls.data.files.tables import table_rows
 
 
 def read_rows(
@@ -25,8 +27,17 @@ def read_rows(
     Raises: DataError if the file cannot be read any further.
     """
     with opened(path) as file:
-        lines = lines_of(path, file, bad, report_bytes)
+        encoding = dialect.encoding
+        most = dialect.max_record_bytes
+        if dialect.format in COLUMNAR:
+            yield from columnar_rows(path, file, dialect, fields, bad, report_bytes)
+            return
+        if dialect.format == "json":
+            yield from array_rows(path, file, bad, report_bytes, encoding, most)
+            return
+
+        lines = lines_of(path, file, bad, report_bytes, encoding, most)
         if dialect.format == "jsonl":
             yield from json_rows(lines, bad)
         else:
-            yield from table_rows(lines, path, fields, bad, SEPARATORS[dialect.separator])
+            yield from table_rows(lines, path, fields, bad, dialect)

@@ -1,132 +1,208 @@
-"""Reads tables: CSV and TSV, and whatever else separates columns."""
+"""Reads tables: CSV and TSV, and whatever else separates columns.
 
-import csv
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+No row is taken for a part of another one where it may as well be a row of its own: if a file does
+not tell, the row is bad, and the config must.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.dialect import Dialect
+from rnncls.data.files.headers import bad_columns
 from rnncls.data.files.json_rows import NumberedRows
-from rnncls.data.files.lines import MAX_LINE_BYTES, Lines
+from rnncls.data.files.lines import Lines, read_lines
+from rnncls.data.files.plausible import Plausible
+from rnncls.data.files.splitting import (
+    MOST_LINES_OF_ROW,
+    SEPARATORS,
+    Span,
+    SplitLines,
+    TooManyOpenQuotes,
+    have_width,
+    plain_rows,
+    quoted_rows,
+)
 from rnncls.errors import DataError, Problem
 
-# What may stand between the columns of a table, by its name in a config. The comma is first: a
-# header row that can be read with commas always was.
-SEPARATORS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
-
-
-def find_separator(first_lines: list[str], fields: list[str]) -> str:
-    """Return the name of the separator with which a header row has the fields.
-
-    That is the comma if several have them, or none.
-    """
-    for name, delimiter in SEPARATORS.items():
-        header = next(parsed_rows(first_lines, delimiter), [])
-        if all(field in header for field in fields):
-            return name
-    return ","
-
-
-def parsed_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
-    """Yield the rows of a piece of a table, up to the first that is none or is cut off."""
-    csv.field_size_limit(MAX_LINE_BYTES)
-    with suppress(csv.Error):
-        yield from csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
+# Of remedies, where quotes may be meant as text, and where they may be meant as quotes.
+AS_TEXT = "data.quoting=none, if quotes are text here"
+AS_QUOTES = "data.quoting=standard, if quotes are around cells here"
 
 
 def table_rows(
-    lines: Lines, path: str | Path, fields: list[str], bad: BadRows, delimiter: str
+    lines: Lines, path: str | Path, fields: list[str], bad: BadRows, dialect: Dialect
 ) -> NumberedRows:
-    """Yield each row of a table by column. Raises: DataError if the header lacks a field."""
-    rows = _split_rows(lines, path, bad, delimiter)
-    line, header = next(rows, (1, None))
+    """Yield each row of a table by column.
+
+    Raises: DataError if there is no column for a field, or if very many quotes do not close.
+    """
+    try:
+        yield from _table_rows(lines, path, fields, bad, dialect)
+    except TooManyOpenQuotes:
+        what = "open quotes in very many rows"
+        raise DataError(Problem(what, str(path), remedy=AS_TEXT, id="D14")) from None
+
+
+def _table_rows(
+    lines: Lines, path: str | Path, fields: list[str], bad: BadRows, dialect: Dialect
+) -> NumberedRows:
+    rows = _split(lines, dialect)
+    # Blank lines above the header mean as little as those below it.
+    first = next((row for row in rows if row[1] or row[2]), None)
     # An empty file has no rows, and is reported where its sequences are missed.
-    if header is None:
+    if first is None:
         return
 
-    # Of two columns with the same name, only one would be read.
-    has_fields = all(name in header for name in fields)
-    has_duplicates = len(set(header)) < len(header)
-    if has_duplicates or not has_fields:
-        raise _bad_header(f"{path}:{line}", header, fields)
+    line, header, span = first
+    where = f"{path}:{line}"
+    if span is not None and span.error:
+        raise DataError(replace(_problem_of(span, line), where=where))
+    if len(header) > dialect.max_columns:
+        raise DataError(_many_columns(where, dialect))
+    if not dialect.header:
+        header = [str(number) for number in range(1, len(header) + 1)]
+        rows = chain([first], rows)
+    problem = bad_columns(header, fields, where, dialect.header)
+    if problem is not None:
+        raise DataError(problem)
 
-    for line, row in rows:
-        if len(row) == len(header):
-            yield line, dict(zip(header, row, strict=True))
-        # A row without fields is a blank line, which is skipped.
-        elif row:
-            remedy = bad.remedy
-            if len(row) > len(header):
-                remedy = f"quotes around a text that has {delimiter!r} in it, or fix the line"
-            bad.add(
-                line,
-                "wrong number of columns",
-                expected=f"{len(header)} columns",
-                found=f"{len(row)} columns",
-                remedy=remedy,
-            )
+    width = len(header)
+    doubts = _Doubts(path, header, fields, dialect)
+    for line, cells, span in rows:
+        if span is not None and doubts.of(line, span, cells, bad):
+            continue
+        if len(cells) == width:
+            yield line, dict(zip(header, cells, strict=True))
+        # A row without cells is a blank line, which is skipped.
+        elif cells:
+            bad.add_problem(line, _wrong_width(cells, width, bad, dialect))
 
 
-def _bad_header(where: str, header: list[str], fields: list[str]) -> DataError:
-    columns = f"the columns {' and '.join(fields)}, each once" if fields else "each column once"
-    remedy = "data.sequence_field=..., data.label_field=..."
-    if fields:
-        # Without a header, the first row of the data stands where it would be.
-        remedy += f"; or, if this row is data, a line {','.join(fields)} above it"
-    return DataError(
-        Problem(
-            "bad header",
-            where,
-            expected=f"a header row with {columns}",
-            found=", ".join(header),
-            remedy=remedy,
+class _Doubts:
+    """Whether rows of several lines are what they seem to be."""
+
+    def __init__(
+        self, path: str | Path, header: list[str], fields: list[str], dialect: Dialect
+    ) -> None:
+        self.path = path
+        self.header = header
+        self.fields = fields
+        self.dialect = dialect
+        self.plausible: Plausible | None = None  # made when it is needed, by reading the file
+
+    def of(self, line: int, span: Span, cells: list[str], bad: BadRows) -> bool:
+        """Return whether a row was added to `bad`: it cannot be read, or it may be several."""
+        if span.error:
+            bad.add_problem(line, _problem_of(span, line))
+            return True
+        if not self.dialect.is_quoting_found or len(cells) != len(self.header):
+            return False
+
+        delimiter = SEPARATORS[self.dialect.separator]
+        if not have_width(span.texts, delimiter, len(self.header)):
+            return False
+        if self.plausible is None:
+            self.plausible = _plausible(self.path, self.header, self.fields, self.dialect)
+        if not self.plausible.are_rows(span.texts, delimiter):
+            return False
+        _add_doubtful(line, span, bad)
+        return True
+
+
+def _split(lines: Lines, dialect: Dialect) -> SplitLines:
+    delimiter = SEPARATORS[dialect.separator]
+    if dialect.quoting == "none":
+        return plain_rows(lines, delimiter, dialect.max_columns)
+    return quoted_rows(lines, delimiter, dialect.max_record_bytes)
+
+
+def _plausible(
+    path: str | Path, header: list[str], fields: list[str], dialect: Dialect
+) -> Plausible:
+    """Return what the rows of the whole file look like."""
+
+    def rows() -> Iterator[tuple[int, list[str], Span | None]]:
+        most = dialect.max_record_bytes
+        rows = _split(read_lines(path, BadRows(path), dialect.encoding, most), dialect)
+        if dialect.header:
+            next(rows, None)
+        yield from rows
+
+    label = fields[-1] if len(fields) > 1 else None
+    return Plausible(rows(), header, label, fields)
+
+
+def _add_doubtful(line: int, span: Span, bad: BadRows) -> None:
+    """Add the lines that may be one row or several: nobody is to lose a row, or to get one."""
+    for number in range(line, span.last_line + 1):
+        bad.add_problem(
+            number,
+            Problem(
+                "one row with a quoted cell, or rows with a quote each",
+                expected="a quote that closes in its own line, or data.quoting",
+                found=f"lines {line} to {span.last_line}, which can be read as both",
+                remedy="data.quoting=standard for one row, data.quoting=none for several",
+                id="D14",
+            ),
+        )
+
+
+def _problem_of(span: Span, line: int) -> Problem:
+    """Return the problem of a row that cannot be read."""
+    num_below = span.last_line - line
+    if span.is_open:
+        found = f"the end of the file, {num_below} lines below"
+        if not span.reached_end:
+            found = f"none in {num_below:,} lines below: one cell has at most "
+            found += f"{MOST_LINES_OF_ROW:,} lines, and data.max_record_bytes"
+        return Problem(
+            "an open quote",
+            expected="a second quote",
+            found=found,
+            remedy=f"close it, or double it; or {AS_TEXT}",
             id="D14",
         )
+
+    found = span.error
+    if num_below:
+        found += f"; the quote that opens in this line closes in line {span.last_line}"
+    return Problem(
+        "not a row of the table",
+        found=found,
+        remedy=f"close the quotes, or fix the line; or {AS_TEXT}",
+        id="D14",
     )
 
 
-def _split_rows(
-    lines: Lines, path: str | Path, bad: BadRows, delimiter: str
-) -> Iterator[tuple[int, list[str]]]:
-    """Yield (first line, fields) of each row. A quoted field may extend over several lines."""
-    # csv.reader tells only how many lines it has taken, and lines that are not UTF-8 never reach
-    # it: so the lines are counted as they pass.
-    first_line = 0  # of the row that is being read; 0 before its first line
-    number = 0  # of the last line read
+def _wrong_width(cells: list[str], width: int, bad: BadRows, dialect: Dialect) -> Problem:
+    delimiter = SEPARATORS[dialect.separator]
+    found = f"{len(cells):,} columns"
+    if len(cells) > dialect.max_columns:
+        found = f"more than {dialect.max_columns:,} columns"
 
-    def texts() -> Iterator[str]:
-        nonlocal first_line, number
-        for number, text in lines:
-            first_line = first_line or number
-            yield text + "\n"
-
-    # Python's own limit of 128 KiB per field would refuse long sequences.
-    csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(texts(), delimiter=delimiter, strict=True)
-    while True:
-        first_line = 0
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "unexpected end of data" in str(error):
-                # Every row behind the quote was taken for a part of this one: nothing is left.
-                raise _open_quote(path, first_line, number) from None
-            remedy = "close the quotes, or fix the line"
-            bad.add(first_line, "not a row of the table", found=str(error), remedy=remedy)
-        else:
-            yield first_line, row
+    remedy = bad.remedy
+    if dialect.quoting == "none":
+        if any('"' in cell for cell in cells):
+            remedy = f"{remedy}; or {AS_QUOTES}"
+    elif len(cells) > width:
+        remedy = f"quotes around a text that has {delimiter!r} in it, or fix the line"
+    return Problem(
+        "wrong number of columns",
+        expected=f"{width} columns",
+        found=found,
+        remedy=remedy,
+        id="D14",
+    )
 
 
-def _open_quote(path: str | Path, first_line: int, last_line: int) -> DataError:
-    return DataError(
-        Problem(
-            "an open quote",
-            f"{path}:{first_line}",
-            expected="a second quote",
-            found=f"the end of the file, {last_line - first_line} lines below",
-            remedy="close it, or double it",
-            id="D14",
-        )
+def _many_columns(where: str, dialect: Dialect) -> Problem:
+    return Problem(
+        "a table with very many columns",
+        where,
+        expected=f"at most {dialect.max_columns:,}",
+        remedy="a larger data.max_columns, if they are needed",
+        id="D13",
     )

@@ -1,0 +1,250 @@
+"""Reads Parquet, Arrow and Excel files, batch by batch, where the extra `files` is installed."""
+
+import datetime
+import importlib
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.dialect import Dialect
+from rnncls.data.files.headers import bad_columns
+from rnncls.data.files.json_rows import NumberedRows
+from rnncls.data.files.opening import ReportBytes
+from rnncls.data.files.packing import MAX_RATIO, RATIO_FROM, damaged
+from rnncls.errors import DataError, Problem
+
+BATCH_ROWS = 1_024
+
+# All texts of an Excel file are in memory while it is read.
+MOST_SHEET_BYTES = 2**28
+
+_NAMES = {"parquet": "Parquet file", "arrow": "Arrow file", "xlsx": "Excel file"}
+_PACKAGES = {"parquet": "pyarrow", "arrow": "pyarrow", "xlsx": "openpyxl"}
+
+
+def columnar_rows(
+    path: str | Path,
+    file: io.BufferedReader,
+    dialect: Dialect,
+    fields: list[str],
+    bad: BadRows,
+    report_bytes: ReportBytes,
+) -> NumberedRows:
+    """Yield each row of a file of one of the formats COLUMNAR, with its number.
+
+    Values are those that JSON has. In an Excel file they are texts, as in a CSV file made of it,
+    and the numbers are those of the first sheet.
+
+    Raises: DataError if the file is damaged, lacks a field, or needs a package that is missing.
+    """
+    format = dialect.format
+    package = _PACKAGES[format]
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        raise _no_package(path, format, package) from None
+
+    rows = _sheet_rows if format == "xlsx" else _arrow_rows
+    try:
+        yield from rows(path, file, dialect, fields, bad, report_bytes)
+    except (DataError, GeneratorExit):
+        raise
+    # What these packages raise for a damaged file is of any kind, such as KeyError.
+    except Exception as error:
+        found = f"{type(error).__name__}: {str(error)[:200]}"
+        raise damaged(path, _NAMES[format], found) from None
+
+
+def _no_package(path: str | Path, format: str, package: str) -> DataError:
+    return DataError(
+        Problem(
+            f"{package} is needed to read an {_NAMES[format]}".replace("an P", "a P"),
+            str(path),
+            remedy="pip install 'rnncls[files]'",
+            id="D14",
+        )
+    )
+
+
+def _arrow_rows(
+    path: str | Path,
+    file: io.BufferedReader,
+    dialect: Dialect,
+    fields: list[str],
+    bad: BadRows,
+    report_bytes: ReportBytes,
+) -> NumberedRows:
+    is_parquet = dialect.format == "parquet"
+    names, batches = _parquet(path, file) if is_parquet else _arrow(file)
+    _require_columns(str(path), names, fields, dialect)
+
+    number = 0
+    reported = 0  # bytes
+    for batch in batches:
+        # What is in the file is not to be trusted: an offset may point anywhere.
+        batch.validate(full=True)
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            for row in batch.slice(start, BATCH_ROWS).to_pylist():
+                number += 1
+                try:
+                    _make_json(row)
+                except UnicodeDecodeError as error:
+                    bad.add(number, "bytes that are no UTF-8", found=str(error), id="D11")
+                else:
+                    yield number, row
+        position = file.tell()
+        report_bytes(max(0, position - reported))
+        reported = max(position, reported)
+
+
+def _parquet(path: str | Path, file: io.BufferedReader) -> tuple[list[str], Iterator[Any]]:
+    """Return the names of the columns of a Parquet file, and its batches of rows."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.ParquetFile(file)
+    metadata = table.metadata
+    size = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
+    _require_ratio(path, "Parquet file", size, Path(path).stat().st_size)
+    return list(table.schema_arrow.names), table.iter_batches(batch_size=BATCH_ROWS)
+
+
+def _arrow(file: io.BufferedReader) -> tuple[list[str], Iterator[Any]]:
+    """Return the names of the columns of an Arrow file or stream, and its batches of rows."""
+    import pyarrow.ipc
+
+    if file.peek(6).startswith(b"ARROW1"):
+        reader = pyarrow.ipc.open_file(file)
+        batches = map(reader.get_batch, range(reader.num_record_batches))
+        return list(reader.schema.names), batches
+    stream = pyarrow.ipc.open_stream(file)
+    return list(stream.schema.names), iter(stream)
+
+
+def _make_json(row: dict[str, Any]) -> None:
+    """Replace what JSON does not have, such as dates, by text. Raises: UnicodeDecodeError."""
+    for name, value in row.items():
+        if value is None or isinstance(value, str | int | list | float | dict):
+            continue
+        if isinstance(value, bytes):
+            row[name] = value.decode()
+        elif isinstance(value, datetime.date | datetime.time):
+            row[name] = value.isoformat()
+        else:
+            row[name] = str(value)
+
+
+def _require_ratio(path: str | Path, kind: str, size: int, packed: int) -> None:
+    """Raise DataError if content of `size` bytes is beyond reason for so few packed ones."""
+    if size > RATIO_FROM and size > MAX_RATIO * packed:
+        raise damaged(path, kind, f"it unpacks to more than {MAX_RATIO} times its size")
+
+
+def _require_columns(where: str, names: Sequence[str], fields: list[str], dialect: Dialect) -> None:
+    """Raise DataError unless there are the fields, each column once, and not too many of them."""
+    # Only a sheet may lack names.
+    is_named = dialect.header or dialect.format != "xlsx"
+    problem = bad_columns(names, fields, where, is_named)
+    if len(names) > dialect.max_columns:
+        problem = Problem(
+            "very many columns",
+            where,
+            expected=f"at most {dialect.max_columns:,}",
+            found=f"{len(names):,}",
+            remedy="a larger data.max_columns, if they are needed",
+            id="D13",
+        )
+    if problem is not None:
+        raise DataError(problem)
+
+
+def _sheet_rows(
+    path: str | Path,
+    file: io.BufferedReader,
+    dialect: Dialect,
+    fields: list[str],
+    bad: BadRows,
+    report_bytes: ReportBytes,
+) -> NumberedRows:
+    import openpyxl
+
+    _require_small_sheets(path, file)
+    book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+    sheet = book.worksheets[0]
+    # What a file says of its own size is often wrong.
+    sheet.reset_dimensions()
+
+    names: list[str] | None = None
+    for number, cells in zip(count(1), sheet.iter_rows(values_only=True), strict=False):
+        texts = [_cell_text(value) for value in cells]
+        while texts and not texts[-1]:
+            texts.pop()
+        # A row without a text is a blank line, which is skipped.
+        if not texts:
+            continue
+
+        if names is None:
+            names = texts
+            if not dialect.header:
+                names = [str(column) for column in range(1, len(texts) + 1)]
+            _require_columns(f"{path}:{number}", names, fields, dialect)
+            if dialect.header:
+                continue
+
+        # Empty cells at the end of a row are not in the file.
+        texts += [""] * (len(names) - len(texts))
+        if len(texts) > len(names):
+            expected = f"{len(names)} columns"
+            found = f"{len(texts)} columns"
+            bad.add(number, "wrong number of columns", expected=expected, found=found)
+        elif not _can_be_written(texts):
+            bad.add(number, "half of a surrogate pair", expected="Unicode text", id="D11")
+        else:
+            yield number, dict(zip(names, texts, strict=True))
+    report_bytes(Path(path).stat().st_size)
+
+
+def _can_be_written(texts: list[str]) -> bool:
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _require_small_sheets(path: str | Path, file: io.BufferedReader) -> None:
+    """Raise DataError for an Excel file that takes more memory than it may."""
+    with zipfile.ZipFile(file) as archive:
+        size = 0
+        for info in archive.infolist():
+            _require_ratio(path, "Excel file", info.file_size, info.compress_size)
+            if info.filename.endswith("sharedStrings.xml"):
+                size += info.file_size
+    file.seek(0)
+    if size > MOST_SHEET_BYTES:
+        raise DataError(
+            Problem(
+                "a very large Excel file",
+                str(path),
+                expected=f"at most {MOST_SHEET_BYTES:,} bytes of texts",
+                found=f"{size:,} bytes",
+                remedy="save it as CSV",
+                id="D13",
+            )
+        )
+
+
+def _cell_text(value: Any) -> str:
+    """Return the value of a cell as a CSV file has it: whole numbers without a fraction."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return str(value)

@@ -1,0 +1,174 @@
+"""Splits the lines of a table into the cells of its rows.
+
+A row is a line, unless a quoted cell extends over several lines.
+"""
+
+import csv
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from rnncls.data.files.lines import Lines
+
+# What may stand between the columns of a table, by its name in a config. The comma is first: a
+# header row that can be read with commas always was.
+SEPARATORS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
+
+MOST_LINES_OF_ROW = 1_000
+
+# Lines below an open quote are read again. Without a bound, a file made for it would take days.
+MOST_READ_AGAIN = 2_000_000  # lines
+
+# Python's own limit of 128 KiB per cell would refuse long sequences. A row has a bound of its own.
+_NO_LIMIT = 2**31 - 1
+
+
+class Span(NamedTuple):
+    """The lines of a row that has several of them, or that cannot be read."""
+
+    texts: list[str]
+    last_line: int
+    error: str = ""  # in the words of csv
+    is_open: bool = False  # whether it has a quote without a second one
+    reached_end: bool = False  # of the file
+
+
+SplitLines = Iterator[tuple[int, list[str], Span | None]]  # first line, cells, lines if need be
+
+
+class TooManyOpenQuotes(Exception):
+    """Lines were read again too often."""
+
+
+def parsed_rows(
+    lines: Iterable[str], delimiter: str, quoting: str = "standard"
+) -> Iterator[list[str]]:
+    """Yield the rows of a piece of a table, up to the first that is none or is cut off."""
+    if quoting == "none":
+        yield from (line.split(delimiter) if line else [] for line in lines)
+        return
+    csv.field_size_limit(_NO_LIMIT)
+    with suppress(csv.Error):
+        yield from csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
+
+
+def plain_rows(lines: Lines, delimiter: str, most_columns: int) -> SplitLines:
+    """Yield each line as a row whose quotes are characters like any other.
+
+    A row with more cells than `most_columns` has one more: the last one holds the rest.
+    """
+    for number, text in lines:
+        yield number, text.split(delimiter, most_columns) if text else [], None
+
+
+def quoted_rows(lines: Lines, delimiter: str, most_bytes: int) -> SplitLines:
+    """Yield each row; a quoted cell may extend over several lines.
+
+    A row that cannot be read has no cells, and its span says why. It takes one line: those below
+    are read again, as rows of their own. So it is with a row of another width than the first, if
+    each of its lines has the width of the first: there, its quotes most likely are characters.
+
+    Raises: TooManyOpenQuotes for a file in which that happens very often.
+    """
+    given_back: deque[tuple[int, str]] = deque()
+    reader = _RowReader(lines, given_back, delimiter, most_bytes)
+    width = 0  # of the first row
+    while True:
+        line = given_back.popleft() if given_back else next(lines, None)
+        if line is None:
+            return
+        number, text = line
+
+        # Most lines have no quote, and this is much faster than csv.
+        if '"' not in text:
+            cells = text.split(delimiter) if text else []
+            span = None
+        else:
+            cells, span = reader.row_of(number, text, width)
+        width = width or len(cells)
+        yield number, cells, span
+
+
+class _RowReader:
+    """Reads rows with quotes, each from its first line and as many of those below as it takes."""
+
+    def __init__(
+        self, lines: Lines, given_back: deque[tuple[int, str]], delimiter: str, most_bytes: int
+    ) -> None:
+        self.lines = lines
+        self.given_back = given_back
+        self.delimiter = delimiter
+        self.most_bytes = most_bytes
+        self.first: str | None = None  # line of the row that csv has not taken yet
+        self.below: list[tuple[int, str]] = []  # the lines of the row under it
+        self.reached_end = False
+        self.num_read_again = 0  # lines
+        csv.field_size_limit(_NO_LIMIT)
+        self._begin()
+
+    def _begin(self) -> None:
+        # csv asks for a line when it needs one: it takes no more than those of the row.
+        self.reader = csv.reader(self._texts(), delimiter=self.delimiter, strict=True)
+
+    def _texts(self) -> Iterator[str]:
+        size = 0
+        while True:
+            if self.first is not None:
+                text = self.first
+                self.first = None
+                size = len(text)
+                yield text + "\n"
+                continue
+
+            # Within a quoted cell.
+            line = self.given_back.popleft() if self.given_back else next(self.lines, None)
+            if line is None:
+                self.reached_end = True
+                return
+            self.below.append(line)
+            size += len(line[1].encode(errors="surrogatepass")) + 1
+            if len(self.below) >= MOST_LINES_OF_ROW or size > self.most_bytes:
+                return
+            yield line[1] + "\n"
+
+    def row_of(self, number: int, text: str, width: int) -> tuple[list[str], Span | None]:
+        """Return the cells of the row that begins with a line, and its lines if need be."""
+        self.first = text
+        error = ""
+        try:
+            cells: list[str] = next(self.reader)
+        except csv.Error as problem:
+            error = str(problem)
+            cells = []
+        if not self.below and not error:
+            return cells, None
+
+        texts = [text, *(below for _, below in self.below)]
+        last_line = self.below[-1][0] if self.below else number
+        # A line that could not be decoded never came here. What is left of the row is not the row.
+        if not error and last_line - number != len(self.below):
+            error = "a line of it cannot be read"
+        width = width or len(cells)
+        if not error and len(cells) != width and have_width(texts, self.delimiter, width):
+            error = f"{len(cells)} columns if its quotes belong together, {width} if they do not"
+
+        span = Span(texts, last_line, error, "end of data" in error, self.reached_end)
+        if error:
+            cells = []
+            self._give_back()
+        self.below.clear()
+        return cells, span
+
+    def _give_back(self) -> None:
+        self.given_back.extendleft(reversed(self.below))
+        self.reached_end = False
+        self._begin()
+        self.num_read_again += len(self.below)
+        if self.num_read_again > MOST_READ_AGAIN:
+            raise TooManyOpenQuotes
+
+
+def have_width(texts: list[str], delimiter: str, width: int) -> bool:
+    """Return whether each of the lines has so many columns if quotes are characters."""
+    return all(text.count(delimiter) == width - 1 for text in texts)
