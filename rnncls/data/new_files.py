@@ -15,7 +15,15 @@ from rnncls.config import FilesConfig, parse_saved
 from rnncls.errors import ConfigError, Problem, RnnclsError
 
 # The keys that say how the bytes of a file become rows, and nothing about the model.
-READING_KEYS = ("format", "separator", "quoting", "header", "encoding", "max_record_bytes")
+READING_KEYS = (
+    "format",
+    "separator",
+    "quoting",
+    "header",
+    "encoding",
+    "max_record_bytes",
+    "max_columns",
+)
 
 # Those that have an option of their own.
 _OPTIONS = {"sequence_field": "--sequence-field", "label_field": "--label-field", "bad": "--bad"}
@@ -84,9 +92,12 @@ def as_new_file(
 
     # Columns without a header are called 1, 2, 3: one of another name has a header above it.
     names = [word for word in overrides if word.startswith("data.sequence_field=")]
-    if names and not re.search(r'="\d+"$', names[0]):
+    if names and not data.header and not re.search(r'="\d+"$', names[0]):
         overrides = ["data.header=true", *overrides]
-    sections = {"data": wanted.model_dump(mode="json")}
+
+    # That the run's own files have a header says little: what looks like data is doubted.
+    values = wanted.model_dump(mode="json", exclude={"header"} if data.header else set())
+    sections = {"data": values}
     try:
         parsed = parse_saved(sections, "the run's config", _last_of_each(overrides)).data
     except ConfigError as error:
