@@ -317,13 +317,15 @@ def _table_writer(
 
     def write(row: Row, prediction: Prediction | None) -> None:
         left_out.look_at(row.fields)
-        cells = [_cell_of(row.fields.get(name)) for name in columns]
-        cells += [row.number, row.line]
+        values = map(row.fields.get, columns)
+        # Nearly every value of a table is text: a call for each would be a part of the time.
+        cells = [value if type(value) is str else _cell_of(value) for value in values]
+        cells += (row.number, row.line)
         if prediction is None:
             cells += nothing
         else:
             for label, probability in prediction.top:
-                cells += [label, f"{probability:.6g}"]
+                cells += (label, f"{probability:.6g}")
         write_row(cells)
 
     return write
