@@ -101,7 +101,7 @@ Read = Annotated[
     typer.Option(
         metavar="KEY=VALUE",
         help="How the file is read, where that cannot be told: format, separator, quoting, header, "
-        "encoding or max_record_bytes, as in a config; may be repeated.",
+        "encoding, max_record_bytes or max_columns, as in a config; may be repeated.",
         show_default=False,
     ),
 ]

@@ -147,14 +147,14 @@ def _refuse_override(text: str) -> None:
     # Imports torch, and so only here.
     from rnncls.data.new_files import with_options
 
+    otherwise = "nothing in its place: a run keeps the config that it was trained with"
     problem = Problem(
         "a key of a config in place of a sequence",
         expected='sequences, such as "3 7 1 9", or --input FILE',
         found=text,
-        remedy=text,
+        remedy=text if text.startswith("data.") else otherwise,
         id="C17",
     )
-    otherwise = "nothing in its place: a run keeps the config that it was trained with"
     raise with_options(ConfigError(problem), otherwise, has_bad=True)
 
 

@@ -92,9 +92,12 @@ def as_new_file(
 
     # Columns without a header are called 1, 2, 3: one of another name has a header above it.
     names = [word for word in overrides if word.startswith("data.sequence_field=")]
-    if names and not re.search(r'="\d+"$', names[0]):
+    if names and not data.header and not re.search(r'="\d+"$', names[0]):
         overrides = ["data.header=true", *overrides]
-    sections = {"data": wanted.model_dump(mode="json")}
+
+    # That the run's own files have a header says little: what looks like data is doubted.
+    values = wanted.model_dump(mode="json", exclude={"header"} if data.header else set())
+    sections = {"data": values}
     try:
         parsed = parse_saved(sections, "the run's config", _last_of_each(overrides)).data
     except ConfigError as error:

@@ -36,8 +36,8 @@ CHUNK = 4096
 # An int where all labels of a run are integers, as in its files; else text.
 Label = str | int
 
-# Text, or the tokens themselves. An array or a tensor of ids has one dimension. A row of a file has
-# the fields that the run reads.
+# Text, or the tokens themselves. An array or a tensor of ids has one dimension. A row of several
+# fields that make a sequence is a mapping.
 Item = str | Sequence[str] | Sequence[int] | Tensor | np.ndarray[Any, Any] | Mapping[str, Any]
 
 _SHAPES_OF_ITEMS = {
@@ -76,9 +76,9 @@ class Predictor:
         """Return a prediction for each sequence, in their order, with the `top_k` likeliest labels.
 
         A sequence is text, as `rnncls predict` takes it, or a list of its tokens; ids may also be a
-        tensor or an array (length,). A dict is a row with the fields of the training data. There
-        may be any number of sequences, and the probabilities are those of `rnncls predict`. They do
-        not depend on what is predicted beside a sequence.
+        tensor or an array (length,). For a run whose sequences are made of several fields, a dict is
+        a row with them. There may be any number of sequences, and the probabilities are those of
+        `rnncls predict`. They do not depend on what is predicted beside a sequence.
 
         Raises: DataError for an item that is no sequence, is empty, or has a token that the model
         does not know and has no `<unk>` for; it names the item. NonFiniteError if the model's
@@ -220,7 +220,7 @@ def _ids_of(predictor: Predictor, item: Any, number: int) -> list[int]:
     """Return the ids of one of the items of `predict`. Raises: DataError, naming the item."""
     if isinstance(item, str):
         ids = encode(predictor, item)
-    elif isinstance(item, Mapping):
+    elif isinstance(item, Mapping) and len(predictor.data.sequence_fields) > 1:
         names = predictor.data.sequence_fields
         value = sequence_of(dict(item), names)
         ids = no_sequence(item, names) if value is None else encode(predictor, value)

@@ -111,11 +111,16 @@ def _require_new(added: list[str], columns: list[str], output: Path | None) -> N
     """Raise ConfigError if the input has one of the columns that are added to it."""
     both = [name for name in columns if name in added]
     if both:
-        what = f"the input has a column of a name that is written: {', '.join(both)}"
-        expected = f"other names than {', '.join(added)}"
-        remedy = "another name for the column in the input, or an output of JSON lines: NAME.jsonl"
-        place = f"--output {output}"
-        raise ConfigError(Problem(what, place, expected=expected, remedy=remedy, id="C17"))
+        raise ConfigError(
+            Problem(
+                "the input has columns of names that are added to it",
+                f"--output {output}",
+                expected=f"other names than {', '.join(added)}",
+                found=", ".join(both),
+                remedy="other names in the input, or JSON lines: --output NAME.jsonl",
+                id="C17",
+            )
+        )
 
 
 @contextmanager
@@ -312,13 +317,15 @@ def _table_writer(
 
     def write(row: Row, prediction: Prediction | None) -> None:
         left_out.look_at(row.fields)
-        cells = [_cell_of(row.fields.get(name)) for name in columns]
-        cells += [row.number, row.line]
+        values = map(row.fields.get, columns)
+        # Nearly every value of a table is text: a call for each would be a part of the time.
+        cells = [value if type(value) is str else _cell_of(value) for value in values]
+        cells += (row.number, row.line)
         if prediction is None:
             cells += nothing
         else:
             for label, probability in prediction.top:
-                cells += [label, f"{probability:.6g}"]
+                cells += (label, f"{probability:.6g}")
         write_row(cells)
 
     return write
