@@ -75,6 +75,15 @@ Tokens = Annotated[
         help="Unit of the sequences of a data file: ids, words or characters.", show_default=False
     ),
 ]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Where data files are now that were moved: they are known by their SHA-256.",
+        show_default=False,
+        readable=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -261,6 +270,14 @@ def _second_file(word: str, position: int, config: Path | None, words: list[str]
         remedy = "one of them"
     expected = "one config or data file, then overrides such as optimizer.lr=1e-3"
     return ConfigError(Problem(what, expected=expected, found=found, remedy=remedy, id="C17"))
+
+
+def require_resuming(data_dir: Path | None) -> None:
+    """Raise ConfigError for --data-dir where something new begins, whose config names its files."""
+    if data_dir is not None:
+        what = "--data-dir is for --resume: where the files are now that it began with"
+        remedy = "data.train=PATH, which may be a folder"
+        raise ConfigError(Problem(what, found=f"--data-dir {data_dir}", remedy=remedy, id="C17"))
 
 
 def refuse_to_replace(option: str, written: Path, *read: Path | str | None) -> None:
