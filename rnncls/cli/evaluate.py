@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnncls.cli.options import (
+    DataDir,
     Device,
     Json,
     NewLabelField,
@@ -76,14 +77,16 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="File of labelled sequences to evaluate instead of the run's held-out data."
+            help="File of labelled sequences to evaluate instead of the run's held-out data; a "
+            "folder, a pattern or several times --data for several files."
         ),
     ] = None,
     sequence_field: SequenceFields = None,
     label_field: NewLabelField = None,
     read: Read = None,
+    data_dir: DataDir = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -110,21 +113,26 @@ def evaluate(
                 Problem(
                     "option not available for sweeps",
                     str(checkpoint),
-                    expected="--lengths, --samples and --json",
+                    expected="--lengths, --samples, --data-dir and --json",
                     remedy="a run of the sweep, which has a folder of its own in it",
                     id="C17",
                 )
             )
-        _evaluate_sweep(checkpoint, chosen, samples, as_json)
+        _evaluate_sweep(checkpoint, chosen, samples, data_dir, as_json)
         return
 
+    if data and data_dir:
+        what = "--data-dir was given with --data, which names other files"
+        raise ConfigError(
+            Problem(what, found=f"--data-dir {data_dir}", remedy="one of them", id="C17")
+        )
     if predictions is not None:
-        _require_writable(predictions, checkpoint, data)
+        _require_writable(predictions, checkpoint, *(data or []))
     from rnncls.data.new_files import overrides_of
 
     overrides = overrides_of(sequence_field, label_field, read)
     wanted = _Wanted(chosen, samples, confusion, errors, plot, predictions, overrides)
-    _evaluate_checkpoint(checkpoint, wanted, data, device, as_json)
+    _evaluate_checkpoint(checkpoint, wanted, data, data_dir, device, as_json)
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,12 @@ def _require_writable(predictions: Path, *read: Path | str | None) -> None:
 
 
 def _evaluate_checkpoint(
-    checkpoint: Path, wanted: _Wanted, data: str | None, device: str | None, as_json: bool
+    checkpoint: Path,
+    wanted: _Wanted,
+    data: list[str] | None,
+    data_dir: Path | None,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     """Print the report of one checkpoint. Raises: NonFiniteError if its loss is not finite."""
     from rnncls.data.warnings import dataset_warnings
@@ -166,7 +179,10 @@ def _evaluate_checkpoint(
     if not is_finite(loaded):
         print(f"rnncls: warning[K13]: weights in {loaded.path} are not finite", file=sys.stderr)
 
-    dataset = held_out_data(loaded, data, progress=True, overrides=wanted.overrides)
+    paths = data[0] if data and len(data) == 1 else data
+    dataset = held_out_data(
+        loaded, paths, progress=True, overrides=wanted.overrides, data_dir=data_dir
+    )
 
     # Printed before the evaluation, which may take minutes.
     if dataset is not None:
@@ -227,13 +243,17 @@ def _draw(confused: "Confused", path: Path) -> None:
 
 
 def _evaluate_sweep(
-    folder: Path, lengths: list[int] | None, samples: int | None, as_json: bool
+    folder: Path,
+    lengths: list[int] | None,
+    samples: int | None,
+    data_dir: Path | None,
+    as_json: bool,
 ) -> None:
     """Print the accuracy of every member's last checkpoint, and statistics for each setting."""
     from rnncls.sweep.evaluate import evaluate_all
     from rnncls.sweep.text import accuracy_table
 
-    accuracies = evaluate_all(folder, lengths, samples)
+    accuracies = evaluate_all(folder, lengths, samples, data_dir)
     if as_json:
         print(json.dumps(accuracies.to_json()))
     else:

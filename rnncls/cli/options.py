@@ -1,6 +1,7 @@
 """Options and helpers that several commands share."""
 
 import difflib
+import json
 import os
 import re
 from pathlib import Path
@@ -111,6 +112,15 @@ Tokens = Annotated[
         help="Unit of the sequences of a data file: ids, words or characters.", show_default=False
     ),
 ]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Where data files are now that were moved: they are known by their SHA-256.",
+        show_default=False,
+        readable=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -174,25 +184,50 @@ class Words(NamedTuple):
 def sort_words(config: Path | None, words: list[str] | None) -> Words:
     """Sort the words behind a command's name; `config` is that of --config.
 
-    Only the first word can be a config or a data file. Whether a config exists is not checked:
-    whoever reads it says that better.
+    Only the first word can be a config or a data file. Several data files may follow each other,
+    and a folder or a pattern stands for those that it has: an override then names them all. Whether
+    a config exists is not checked: whoever reads it says that better.
 
     Raises: ConfigError if a word is nothing of these, or if there are two files.
     """
     chosen = Words(config, None, [])
+    data: list[str] = []
     for position, word in enumerate(words or []):
         kind = kind_of_word(word)
-        if kind == "override":
+        if kind == "data" and len(data) == position and config is None:
+            data.append(word)
+        elif kind == "override":
             chosen.overrides.append(word)
         elif kind == "unknown":
             raise _unknown_word(word, is_first=position == 0 and config is None)
         elif position > 0 or config is not None:
             raise _second_file(word, position, config, words or [])
-        elif kind == "config":
-            chosen = chosen._replace(config=Path(word))
         else:
-            chosen = chosen._replace(file=Path(word))
-    return chosen
+            chosen = chosen._replace(config=Path(word))
+    return _with_data(chosen, data) if data else chosen
+
+
+def _with_data(chosen: Words, data: list[str]) -> Words:
+    """Return the words with the data files among them; of several, the largest is looked at.
+
+    Raises: DataError for a pattern that no file fits.
+    """
+    if len(data) == 1 and not _is_several(data[0]):
+        return chosen._replace(file=Path(data[0]))
+
+    # Here, because it imports torch, and most command lines name one file.
+    from rnncls.data.files.places import files_of
+
+    chosen.overrides.insert(0, f"data.train={json.dumps(data)}")
+    return chosen._replace(file=max(map(Path, files_of(data)), key=_size_of))
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    # A file that is missing: it is looked at, so that whoever opens it says so.
+    except (OSError, ValueError):
+        return 2**63
 
 
 def kind_of_word(word: str) -> str:
@@ -205,9 +240,23 @@ def kind_of_word(word: str) -> str:
         return "override"
     if _is_config_name(path):
         return "config"
-    if is_file or DATA_FILE.search(word):
+    if is_file or DATA_FILE.search(word) or _is_several(word):
         return "data"
     return "unknown"
+
+
+def _is_several(word: str) -> bool:
+    """Return whether a word is a folder with data files, or a pattern that may fit some."""
+    # No word at all is not the current folder.
+    if not word.strip():
+        return False
+
+    path = Path(word)
+    if _on_disk(path) == "folder":
+        # That of a run has tables, too.
+        names = {file.name for file in _files_in(path)}
+        return "config.yaml" not in names and any(map(DATA_FILE.search, names))
+    return _on_disk(path) == "nothing" and "*" in word
 
 
 def _is_config_name(path: Path) -> bool:
@@ -297,6 +346,14 @@ def _second_file(word: str, position: int, config: Path | None, words: list[str]
         remedy = "one of them"
     expected = "one config or data file, then overrides such as optimizer.lr=1e-3"
     return ConfigError(Problem(what, expected=expected, found=found, remedy=remedy, id="C17"))
+
+
+def require_resuming(data_dir: Path | None) -> None:
+    """Raise ConfigError for --data-dir where something new begins, whose config names its files."""
+    if data_dir is not None:
+        what = "--data-dir is for --resume: where the files are now that it began with"
+        remedy = "data.train=PATH, which may be a folder"
+        raise ConfigError(Problem(what, found=f"--data-dir {data_dir}", remedy=remedy, id="C17"))
 
 
 def refuse_to_replace(option: str, written: Path, *read: Path | str | None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnncls.cli.completion import complete_override, complete_word
-from rnncls.cli.options import Json, OptionalConfig, config_of, load
+from rnncls.cli.options import DataDir, Json, OptionalConfig, config_of, load, require_resuming
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES
 from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem, RnnclsError
 from rnncls.system.waiting import load_torch
@@ -66,6 +66,7 @@ def sweep(
             readable=False,
         ),
     ] = None,
+    data_dir: DataDir = None,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Train only part I of N: every Nth member.")
     ] = "1/1",
@@ -98,6 +99,8 @@ def sweep(
     }
     given = [name for name, value in settings.items() if value is not None]
 
+    if resume is None:
+        require_resuming(data_dir)
     if resume is not None:
         planned = _resume(resume, given)
     elif config is not None or words:
@@ -107,7 +110,7 @@ def sweep(
         what = "nothing to run: pass a config or --resume SWEEP"
         raise ConfigError(Problem(what, remedy="rnncls sweep configs/smoke.yaml", id="C17"))
 
-    _run(planned, chosen_shard, jobs, as_json)
+    _run(planned, chosen_shard, jobs, data_dir, as_json)
 
 
 def _plan(
@@ -159,7 +162,13 @@ def _resume(folder: Path, given: list[str]) -> "Sweep":
     return load_sweep(folder)
 
 
-def _run(sweep: "Sweep", shard: tuple[int, int], jobs: int | None, as_json: bool) -> None:
+def _run(
+    sweep: "Sweep",
+    shard: tuple[int, int],
+    jobs: int | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
     """Run the members of a shard and print the summary of the sweep.
 
     Raises the first error of a member, unless it diverged: that is a result.
@@ -170,7 +179,7 @@ def _run(sweep: "Sweep", shard: tuple[int, int], jobs: int | None, as_json: bool
     # On stderr, because stdout is for the summary, which may be JSON.
     print(f"sweep directory: {sweep.folder}", file=sys.stderr, flush=True)
     try:
-        failed = run_sweep(sweep, shard, jobs)
+        failed = run_sweep(sweep, shard, jobs, data_dir)
     except Interrupted:
         # Whoever sent the signal may not wait for pictures.
         with updated_summary(sweep, plots=False) as summary:

@@ -8,6 +8,7 @@ import typer
 
 from rnncls.cli.init import config_of_file, file_options_of, require_no_file_options
 from rnncls.cli.options import (
+    DataDir,
     Device,
     LabelField,
     OptionalConfig,
@@ -16,6 +17,7 @@ from rnncls.cli.options import (
     Words,
     WordsOrData,
     load,
+    require_resuming,
     sort_words,
     with_device,
 )
@@ -54,6 +56,7 @@ def train(
             metavar="RUN", help="Run directory to resume, without a config.", readable=False
         ),
     ] = None,
+    data_dir: DataDir = None,
     init_from: Annotated[
         Path | None,
         typer.Option(
@@ -95,8 +98,9 @@ def train(
         from rnncls.training.resume import resume as resume_run
 
         run_dir = resume
-        state = resume_run(run_dir, changes, say_directory=_say_directory)
+        state = resume_run(run_dir, changes, say_directory=_say_directory, data_dir=data_dir)
     else:
+        require_resuming(data_dir)
         # Before torch is imported, so that a wrong config is reported at once.
         new = _new_run(words, file_options, changes)
         _require_no_slash(name)

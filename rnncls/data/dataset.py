@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch
 from rnncls.config import FilesConfig
 from rnncls.data.contradictions import Contradictions, find_contradictions
 from rnncls.data.files.bad_rows import without_keys
-from rnncls.data.files.opening import fingerprint, require_unchanged_files
+from rnncls.data.files.opening import fingerprint
 from rnncls.data.files.places import files_of, named
 from rnncls.data.labels import strip_labels
 from rnncls.data.new_files import with_options
@@ -24,7 +24,7 @@ from rnncls.data.sequences import Sequences
 from rnncls.data.splits import SPLITS, RareClasses, Shares, assign_splits, num_shared
 from rnncls.data.table import Array, Numbering, SplitRows, Table, read_table
 from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID, Vocabulary, in_order
-from rnncls.errors import CheckpointError, DataError, Problem
+from rnncls.errors import DataError, Problem
 
 MAX_TOKENS = 2**20  # in a vocabulary
 
@@ -156,70 +156,15 @@ def _nothing_to_train_on(shares: Shares) -> DataError:
     return DataError(Problem("0 sequences to train on", where, remedy=remedy, id="D2"))
 
 
-def load_held_out(
-    data: FilesConfig, vocabulary: Vocabulary, known: Fingerprints, progress: bool = False
-) -> Dataset:
+def load_held_out(data: FilesConfig, vocabulary: Vocabulary, progress: bool = False) -> Dataset:
     """Read what a run is evaluated on, with the vocabulary of its checkpoint.
 
-    `known` are the checkpoint's fingerprints. If the run has test files, nothing else is read.
-
-    Raises: CheckpointError if a file has changed, DataError as `load_dataset` does.
+    If the run has test files, nothing else is read. Raises: DataError as `load_dataset` does.
     """
-    remedy = "the old file, or --data FILE for another one"
     if data.test is None:
-        # The held-out rows are part of the training file, chosen by their hashes.
-        require_unchanged_data(data, known, remedy)
+        # The held-out rows are part of the training files, chosen by their hashes.
         return load_dataset(data, vocabulary, progress)
-
-    require_unchanged_data(data, known, remedy, splits=("test",))
     return load_labelled_files(data.test, data, vocabulary, progress, "test")
-
-
-def require_unchanged_data(
-    data: FilesConfig, known: Fingerprints, remedy: str, splits: Sequence[str] = SPLITS
-) -> None:
-    """Raise CheckpointError unless the files of these splits are as they were when the run began.
-
-    `known` are the fingerprints of the run; a split without any is not checked.
-
-    Raises: CheckpointError, too, if the run had files that the config lacks. DataError if a file
-    cannot be read.
-    """
-    files = data_files(data)
-    checked = [name for name in splits if name in files and name in known]
-    for name in checked:
-        _require_as_many(name, files[name], known[name], remedy)
-        try:
-            paths_and_hashes = zip(files[name], known[name], strict=True)
-            require_unchanged_files(paths_and_hashes, "run", remedy)
-        except DataError as error:
-            # Most likely the file was moved.
-            place = f"data.{name}=PATH behind train --resume RUN, or --data PATH behind eval RUN"
-            problems = [replace(problem, remedy=place) for problem in error.problems]
-            raise DataError(*problems) from None
-
-    # Without its file, a split would silently be taken from the training file instead.
-    missing = sorted(known.keys() - files.keys())
-    if missing:
-        what = f"the run had a {missing[0]} file"
-        raise CheckpointError(Problem(what, named(files["train"]), remedy=remedy, id="D18"))
-
-
-def _require_as_many(
-    name: str, paths: tuple[str, ...], hashes: tuple[str, ...], remedy: str
-) -> None:
-    """Raise CheckpointError unless there are as many files as the run had."""
-    if len(paths) != len(hashes):
-        raise CheckpointError(
-            Problem(
-                f"other {name} files than the run began with",
-                named(paths),
-                expected=f"{len(hashes):,} files",
-                found=f"{len(paths):,}",
-                remedy=remedy,
-                id="D18",
-            )
-        )
 
 
 def data_files(data: FilesConfig) -> dict[str, tuple[str, ...]]:

@@ -3,16 +3,20 @@
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from rnncls.config import Config, FilesConfig, flatten, sizes
 from rnncls.data.dataset import Dataset, load_held_out, load_labelled_files
+from rnncls.data.files.moved import Search
 from rnncls.data.new_files import as_new_file
+from rnncls.data.splits import SPLITS
 from rnncls.errors import CheckpointError, ConfigError, Problem
 from rnncls.model.classifier import RNNClassifier, build_model, tensor_shapes
 from rnncls.rundir.checkpoint import Checkpoint
+from rnncls.rundir.moved import OF_EVALUATION, with_files_of_run
 
 # The smallest value that each kind of optimizer state can have after a step.
 _LEAST = {"step": 1.0, "exp_avg_sq": 0.0}
@@ -139,30 +143,35 @@ def _can_be_state(key: str, tensor: Tensor, parameter: nn.Parameter) -> bool:
 
 def held_out_data(
     checkpoint: Checkpoint,
-    path: str | None = None,
+    paths: str | Sequence[str] | None = None,
     progress: bool = False,
     overrides: Sequence[str] = (),
+    data_dir: Path | None = None,
+    search: Search | None = None,
 ) -> Dataset | None:
     """Return what a checkpoint is evaluated on; None for generated sequences.
 
-    `path`: a file of labelled sequences, instead of the run's own held-out data. `overrides` say in
-    what it differs from those of training.
+    `paths`: files of labelled sequences, instead of the run's own held-out data; `overrides` say in
+    what they differ from those of training. The run's own are looked for beside the run and in
+    `data_dir` if they were moved, or where `search` says.
 
-    Raises: ConfigError for a file where data is generated. DataError if the file is bad.
+    Raises: ConfigError for files where data is generated. DataError if a file is bad or missing.
     CheckpointError if the run's data has changed.
     """
     data = checkpoint.config.data
     if checkpoint.vocabulary is None or not isinstance(data, FilesConfig):
-        if path is None:
+        if not paths:
             return None
         what = "this checkpoint was trained on generated data"
         remedy = "--lengths, or a checkpoint that was trained on files"
         raise ConfigError(Problem(what, "--data", remedy=remedy, id="C15"))
 
     # The run's own data, if it is still what it was when the run began.
-    if path is None:
-        fingerprints = checkpoint.state.fingerprints
-        return load_held_out(data, checkpoint.vocabulary, fingerprints, progress)
+    if not paths:
+        # Without test files, the held-out rows may be part of the training files.
+        splits = SPLITS if data.test is None else ("test",)
+        data = with_files_of_run(checkpoint, data, OF_EVALUATION, data_dir, search, splits)
+        return load_held_out(data, checkpoint.vocabulary, progress)
 
-    data = as_new_file(data, path, overrides)
-    return load_labelled_files(path, data, checkpoint.vocabulary, progress)
+    data = as_new_file(data, paths, overrides)
+    return load_labelled_files(paths, data, checkpoint.vocabulary, progress)

@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rnncls.config.ranges import require_generated_data
+from rnncls.data.files.moved import Search
 from rnncls.errors import CheckpointError, ConfigError, RnnclsError
 from rnncls.sweep.outcomes import outcomes
 from rnncls.sweep.plan import load_sweep
@@ -32,10 +33,16 @@ class Accuracies:
         }
 
 
-def evaluate_all(folder: Path, lengths: list[int] | None, samples: int | None) -> Accuracies:
+def evaluate_all(
+    folder: Path,
+    lengths: list[int] | None,
+    samples: int | None,
+    data_dir: Path | None = None,
+) -> Accuracies:
     """Evaluate the last checkpoint of every member of a sweep that has finished.
 
-    `lengths` and `samples`: None for those of the sweep.
+    `lengths` and `samples`: None for those of the sweep. `data_dir`: where data files are looked
+    for that were moved, besides the places beside the sweep.
 
     Raises: ConfigError if there is no sweep in the folder, or for lengths where the data is not
     generated. The first CheckpointError or ConfigError if no member can be evaluated.
@@ -47,6 +54,7 @@ def evaluate_all(folder: Path, lengths: list[int] | None, samples: int | None) -
     if samples is not None:
         sweep = replace(sweep, samples=samples)
 
+    search = Search(folder, data_dir)
     by_member: dict[str, dict[int, float]] = {}
     diverged: list[str] = []
     left_out: dict[str, str] = {}
@@ -66,7 +74,8 @@ def evaluate_all(folder: Path, lengths: list[int] | None, samples: int | None) -
             continue
 
         try:
-            evaluated = evaluate_member(member, sweep.run_dir(member), lengths, sweep)
+            run_dir = sweep.run_dir(member)
+            evaluated = evaluate_member(member, run_dir, lengths, sweep, search=search)
         except (CheckpointError, ConfigError) as error:
             # One damaged or foreign member must not hide the others. Errors of the data or of the
             # machine would hit them all, and end the command.

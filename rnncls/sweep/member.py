@@ -40,7 +40,12 @@ def run_member(sweep: Sweep, member: Member, shared: Shared) -> bool:
     if evaluation is None or evaluation.step != status_step:
         step = status_step or 0
         report = evaluate_member(
-            member, run_dir, None, sweep, check=lambda: shared.stop.check(step, str(run_dir))
+            member,
+            run_dir,
+            None,
+            sweep,
+            check=lambda: shared.stop.check(step, str(run_dir)),
+            search=shared.search,
         )
         evaluation = write_evaluation(run_dir, report)
     # Equality is safe: the mean of ones is computed as exactly 1.

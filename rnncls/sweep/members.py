@@ -12,15 +12,18 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 
 from tqdm import tqdm
 
+from rnncls.data.files.moved import Search
 from rnncls.errors import Interrupted, Problem, RnnclsError, WriteError
 from rnncls.rundir.events import reporting_disk_errors_later
 from rnncls.steps.captured.stack import Stack
 from rnncls.sweep.groups import Group, plan_groups
 from rnncls.sweep.member import InUse, run_member
-from rnncls.sweep.plan import Member, Sweep, require_unchanged
+from rnncls.sweep.moved import with_files_of_sweep
+from rnncls.sweep.plan import Member, Sweep
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.run import Shared
 
@@ -30,20 +33,25 @@ SIGNAL_SECONDS = 0.2
 
 
 def run_sweep(
-    sweep: Sweep, shard: tuple[int, int] = (1, 1), jobs: int | None = None
+    sweep: Sweep,
+    shard: tuple[int, int] = (1, 1),
+    jobs: int | None = None,
+    data_dir: Path | None = None,
 ) -> list[tuple[Member, RnnclsError]]:
     """Train and evaluate the members that are not done yet, and return those that failed, and why.
 
     `shard`: which part of the members, counted from 1, and of how many parts. `jobs`: how many
     members train at the same time; None for as many as there are cores. A member that fails, for
     example because it diverges, does not stop the others. A member that another process trains is
-    left to that process.
+    left to that process. `data_dir`: where data files are looked for that were moved, besides the
+    places beside the sweep.
 
     Raises: Interrupted after a signal, once every member has saved. CheckpointError if the data
     has changed. WriteError if the disk is full; the sweep can be resumed.
     """
     # Members of an earlier call trained on these files; the others must be comparable with them.
-    require_unchanged(sweep)
+    search = Search(sweep.folder, data_dir)
+    sweep = with_files_of_sweep(sweep, search)
     members = _members_of_shard(sweep, shard)
 
     progress = _Progress(members)
@@ -51,7 +59,7 @@ def run_sweep(
     # here once and not by each member.
     with stop_requests() as stop, reporting_disk_errors_later(), progress.bar:
         for group in plan_groups(members, jobs):
-            _run_group(sweep, group, stop, progress)
+            _run_group(sweep, group, stop, progress, search)
             if stop.number is not None:
                 raise _interrupted(sweep, stop.number)
     # In the order of the sweep, not in that in which they failed.
@@ -104,7 +112,9 @@ class _Progress:
             self.bar.set_description_str(counts)
 
 
-def _run_group(sweep: Sweep, group: Group, stop: StopRequest, progress: _Progress) -> None:
+def _run_group(
+    sweep: Sweep, group: Group, stop: StopRequest, progress: _Progress, search: Search
+) -> None:
     """Train and evaluate the members of a group, until each has ended or saved.
 
     Raises the first error that concerns more than one member, after all others have saved.
@@ -113,7 +123,7 @@ def _run_group(sweep: Sweep, group: Group, stop: StopRequest, progress: _Progres
 
     # Leaving the pool waits for every thread, so nothing is raised while a member still trains.
     with ThreadPoolExecutor(group.threads) as pool:
-        running = _submit(pool, sweep, group, stop, progress)
+        running = _submit(pool, sweep, group, stop, progress, search)
         for future, member in _as_they_end(running, stop):
             error = future.exception()
             if error is None:
@@ -139,7 +149,12 @@ def _run_group(sweep: Sweep, group: Group, stop: StopRequest, progress: _Progres
 
 
 def _submit(
-    pool: ThreadPoolExecutor, sweep: Sweep, group: Group, stop: StopRequest, progress: _Progress
+    pool: ThreadPoolExecutor,
+    sweep: Sweep,
+    group: Group,
+    stop: StopRequest,
+    progress: _Progress,
+    search: Search,
 ) -> dict[Future[bool], Member]:
     """Hand the members of a group to the pool's threads."""
     running: dict[Future[bool], Member] = {}
@@ -153,6 +168,7 @@ def _submit(
                 report_steps=progress.update,
                 engine=stack_member.steps if stack_member else None,
                 compared=("seed", *member.values),
+                search=search,
             )
 
             future = pool.submit(run_member, sweep, member, shared)

@@ -21,8 +21,8 @@ from rnncls.config import (
 )
 from rnncls.config.ranges import MAX_SAMPLES, parse_lengths, parse_seeds, require_generated_data
 from rnncls.data import spread_lengths
-from rnncls.data.dataset import data_files
-from rnncls.data.files.opening import fingerprint, require_unchanged_files
+from rnncls.data.dataset import data_files, with_files_found
+from rnncls.data.files.opening import fingerprint
 from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
@@ -117,6 +117,10 @@ def plan_sweep(
     Raises: ConfigError if the plan is invalid or the folder holds something else. DataError if a
     data file cannot be read. WriteError.
     """
+    # A resumed sweep trains on the same files, whatever has come into a folder since.
+    if isinstance(base.data, FilesConfig):
+        base = base.model_copy(update={"data": with_files_found(base.data)})
+
     # Parsed here first, so that the messages name the options and not the folder.
     parse_seeds(seeds)
     if lengths is not None:
@@ -134,7 +138,7 @@ def plan_sweep(
 
     # Reading the data takes longest, so it comes after everything that may be refused. `sweep`
     # shares the dictionary that is filled here.
-    for path in sorted(_data_files(sweep.members)):
+    for path in sorted(planned_files(sweep.members)):
         content.fingerprints[path] = fingerprint(path)
 
     _write_plan(folder, content, origin)
@@ -145,12 +149,6 @@ def load_sweep(folder: Path) -> Sweep:
     """Return the sweep in a folder. Raises ConfigError if there is none."""
     path = folder / SWEEP_FILE
     return _expand(_read_plan(path), folder, source=str(path))
-
-
-def require_unchanged(sweep: Sweep) -> None:
-    """Raise CheckpointError unless the data files are those the sweep began with."""
-    remedy = "the old file, or a new sweep"
-    require_unchanged_files(sweep.fingerprints.items(), "sweep", remedy)
 
 
 def tested_lengths(sweep: Sweep, config: Config) -> list[int]:
@@ -297,7 +295,7 @@ def _check_members(members: list[Member], source: str) -> None:
         raise ConfigError(Problem(what, source, expected=expected, id="C17"))
 
 
-def _data_files(members: list[Member]) -> set[str]:
+def planned_files(members: list[Member]) -> set[str]:
     """Return the paths of all data files that the members read."""
     paths: set[str] = set()
     for member in members:

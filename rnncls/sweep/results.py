@@ -11,6 +11,8 @@ import torch
 from pydantic import BaseModel, Field
 
 from rnncls.config import COUNTED, Config, FilesConfig, SumModConfig, flatten, with_numbers
+from rnncls.data.dataset import data_files
+from rnncls.data.files.moved import Search
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.evaluation.report import Report
@@ -20,6 +22,8 @@ from rnncls.rundir.restore import held_out_data
 from rnncls.sweep.paths import EVALUATION
 from rnncls.sweep.plan import Member, Sweep, tested_lengths
 from rnncls.system.files import read_regular, write_atomically, writing
+
+_PATHS = ("data.train", "data.val", "data.test")
 
 # A report has a row per length, and on data files there may be a million lengths. The bound keeps a
 # file that is not a report from filling the memory.
@@ -61,12 +65,13 @@ def evaluate_member(
     lengths: list[int] | None,
     sweep: Sweep,
     check: Callable[[], object] | None = None,
+    search: Search | None = None,
 ) -> MemberReport:
     """Return the report on the member's last checkpoint, and that checkpoint's step.
 
     The last checkpoint, not the best one: nothing is selected by test accuracy. `lengths`: None
     for those of the sweep; data files are evaluated as a whole. `check` is called before each
-    batch.
+    batch. `search`: where data files are looked for that were moved.
 
     Raises: ConfigError if the run has another config than the member. CheckpointError if the
     checkpoint or the data files are damaged. What `check` raises.
@@ -74,11 +79,11 @@ def evaluate_member(
     checkpoint = read_checkpoint(find_newest(run_dir))
 
     # Before the model is built: that of a foreign run may be huge, or on a device that is not here.
-    _require_planned(member, checkpoint)
+    _require_planned(member, checkpoint, sweep.fingerprints)
     config = checkpoint.config
     model = model_on_device(checkpoint)
 
-    dataset = held_out_data(checkpoint)
+    dataset = held_out_data(checkpoint, search=search)
     if isinstance(config.data, FilesConfig):
         lengths = None
     elif lengths is None:
@@ -96,8 +101,11 @@ def evaluate_member(
     return MemberReport(checkpoint.state.step, report)
 
 
-def _require_planned(member: Member, checkpoint: Checkpoint) -> None:
-    """Raise ConfigError if the checkpoint is of another config than the sweep planned."""
+def _require_planned(member: Member, checkpoint: Checkpoint, fingerprints: dict[str, str]) -> None:
+    """Raise ConfigError if the checkpoint is of another config than the sweep planned.
+
+    `fingerprints` are those of the sweep's data files, by path.
+    """
     # Somebody may have trained in the member's folder by hand, or resumed it with overrides.
     planned = flatten(with_numbers(member.config))
     actual = flatten(checkpoint.config)
@@ -106,7 +114,9 @@ def _require_planned(member: Member, checkpoint: Checkpoint) -> None:
     for key, value in actual.items():
         # A number that the plan could not know: it was counted when the member began.
         was_counted = key in COUNTED and planned[key] is None
-        if value != planned.get(key) and not was_counted:
+        # Files may have been moved; then their hashes are what was planned.
+        was_moved = key in _PATHS and _has_files(member, checkpoint, fingerprints)
+        if value != planned.get(key) and not was_counted and not was_moved:
             changes.append(f"{key}: {planned.get(key)} -> {value}")
 
     if changes:
@@ -118,6 +128,16 @@ def _require_planned(member: Member, checkpoint: Checkpoint) -> None:
             id="C19",
         )
         raise ConfigError(problem)
+
+
+def _has_files(member: Member, checkpoint: Checkpoint, fingerprints: dict[str, str]) -> bool:
+    """Return whether a checkpoint's data files are those of the member, wherever they are."""
+    if not isinstance(member.config.data, FilesConfig):
+        return False
+    planned = {}
+    for name, paths in data_files(member.config.data).items():
+        planned[name] = tuple(fingerprints.get(path, "") for path in paths)
+    return planned == checkpoint.state.fingerprints
 
 
 def trained_accuracy(evaluation: Evaluation, config: Config) -> float:

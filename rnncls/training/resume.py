@@ -8,10 +8,10 @@ from typing import Any
 
 from rnncls.config import Config, FilesConfig, flatten, parse_config
 from rnncls.data import Task, load_task
-from rnncls.data.dataset import require_unchanged_data
 from rnncls.errors import CheckpointError, Problem, printable
 from rnncls.rundir.checkpoint import Checkpoint, versions
 from rnncls.rundir.claim import reopen_run
+from rnncls.rundir.moved import OF_RESUMING, with_files_of_run
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState
 from rnncls.training.run import Shared, train
@@ -29,13 +29,15 @@ def resume(
     overrides: Sequence[str] = (),
     shared: Shared | None = None,
     say_directory: Callable[[Path], object] | None = None,
+    data_dir: Path | None = None,
 ) -> TrainState:
     """Resume a run from its newest undamaged checkpoint, as if it had never stopped.
 
     On the same kind of machine, with the same versions and thread count, weights, optimizer state
     and logged values are those of an uninterrupted run, to the bit. `overrides` may change how
     training continues, not what is trained. `shared`: what the members of a sweep have in common.
-    `say_directory` is called with the run directory once it is known to be one.
+    `say_directory` is called with the run directory once it is known to be one. `data_dir`: where
+    data files are looked for that were moved, besides the places beside the run.
 
     Raises: what `fit` raises, and CheckpointError if there is nothing undamaged to resume from.
     """
@@ -44,6 +46,11 @@ def resume(
         if say_directory is not None:
             say_directory(run.path)
         config = resumed_config(checkpoint, overrides)
+        if isinstance(config.data, FilesConfig):
+            # Before the files are parsed: another content may look like a mistake in the data.
+            search = shared.search if shared is not None else None
+            data = with_files_of_run(checkpoint, config.data, OF_RESUMING, data_dir, search)
+            config = config.model_copy(update={"data": data})
         task = restored_task(checkpoint, config)
         state = restored_state(checkpoint, task)
         engine = choose(config, state.device)
@@ -53,6 +60,10 @@ def resume(
             # Killed after its last checkpoint, it could not say so itself.
             if run.died:
                 run.note_finished(state)
+            # A moved file is where the run's config says, which `eval` reads, too.
+            if config.data != checkpoint.config.data:
+                task.config = checkpoint.config.model_copy(update={"data": config.data})
+                run.begin_again(state, task)
             return state
 
         # The bar of a sweep counts all steps of its members, not those of this call alone.
@@ -133,12 +144,8 @@ def _describe_change(key: str, before: dict[str, Any], after: dict[str, Any]) ->
 def restored_task(checkpoint: Checkpoint, config: Config) -> Task:
     """Return the checkpoint's task.
 
-    Raises: CheckpointError if a data file is no longer what it was. DataError.
+    Raises: DataError.
     """
-    # Before the files are parsed: another content may look like a mistake in the data.
-    if isinstance(config.data, FilesConfig):
-        remedy = "the old file, or rnncls train CONFIG --init-from for a new run on the new one"
-        require_unchanged_data(config.data, checkpoint.state.fingerprints, remedy)
     return load_task(config, checkpoint.vocabulary, progress=True)
 
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from rnncls.data import Task
+from rnncls.data.files.moved import Search
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.steps.engines import Engine
 from rnncls.steps.state import TrainState
@@ -22,6 +23,7 @@ class Shared:
     report_steps: Callable[[int], object]  # instead of a bar; is told how many steps were taken
     engine: Engine | None = None  # takes the steps of all members at once
     compared: tuple[str, ...] = ()  # the config keys in which the members differ
+    search: Search | None = None  # where data files are looked for that were moved
 
 
 def train(

@@ -4,11 +4,11 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rnncls.errors import CheckpointError, DataError, Problem
+from rnncls.errors import DataError, Problem
 
 # A progress bar does not need more, and asking a file for its position takes a system call.
 LINES_PER_REPORT = 1024  # lines between two calls of `report_bytes`
@@ -45,22 +45,3 @@ def fingerprint(path: str | Path) -> str:
     with opened(path) as file:
         digest = hashlib.file_digest(file, "sha256")
     return digest.hexdigest()
-
-
-def require_unchanged_files(
-    paths_and_hashes: Iterable[tuple[str, str]], of_what: str, remedy: str
-) -> None:
-    """Raise CheckpointError unless every file still has the SHA-256 that it is given with.
-
-    `of_what` began when the files were as expected: "run" or "sweep".
-
-    Raises: DataError, too, if a file cannot be read.
-    """
-    for path, known in paths_and_hashes:
-        now = fingerprint(path)
-        if now != known:
-            what = f"the data has changed since the {of_what} began"
-            expected = f"SHA-256 {known}"
-            raise CheckpointError(
-                Problem(what, path, expected=expected, found=now, remedy=remedy, id="D18")
-            )

@@ -1,0 +1,131 @@
+"""Finds data files that are no longer where they were: a file is known by its SHA-256."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from rnncls.data.files.opening import fingerprint
+from rnncls.errors import DataError
+
+# Below a folder that somebody names, there may be anything.
+MOST_SEEN = 100_000  # files below it whose names are looked at
+MOST_HASHED = 1_000  # files below it that are read for their SHA-256 alone
+
+
+@dataclass
+class Search:
+    """Where files are looked for, and what was found already."""
+
+    beside: Path | None = None  # a run or a sweep, or a checkpoint's file
+    data_dir: Path | None = None  # a folder that the user names
+    also: tuple[str, ...] = ()  # paths that a later config of the run has
+
+    found: dict[str, str] = field(default_factory=dict)  # the path by SHA-256
+    others: dict[str, str] = field(default_factory=dict)  # another file of its name, by SHA-256
+    hashes: dict[tuple[str, int, int], str] = field(default_factory=dict)  # by path, size and time
+
+    @property
+    def described(self) -> str:
+        """Where files are looked for, in words."""
+        places = []
+        if self.beside is not None:
+            places.append(f"beside {self.beside} and in the folders above it")
+        if self.data_dir is not None:
+            missing = "" if self.data_dir.exists() else ", which does not exist"
+            places.append(f"below {self.data_dir}{missing}")
+        return " and ".join(places)
+
+
+def find_moved(path: str, sha256: str, search: Search, taken: set[str]) -> str | None:
+    """Return where a file is now that was at `path`, as an absolute path; None if it is not found.
+
+    It has the same SHA-256, and a name that ends alike: the name says how it is read. What is in
+    `taken` is another file.
+    """
+    suffixes = _suffixes(path)
+    for candidate in _candidates(path, sha256, search):
+        absolute = os.path.abspath(candidate)  # noqa: PTH100  # links are kept as they are
+        if absolute in taken or _suffixes(absolute) != suffixes:
+            continue
+        hash = _hash_of(absolute, search)
+        if hash == sha256:
+            return absolute
+        if hash and Path(absolute).name == Path(path).name:
+            search.others.setdefault(sha256, absolute)
+    return None
+
+
+def _candidates(path: str, sha256: str, search: Search) -> Iterator[str]:
+    """Yield the paths where a file may be now, the likeliest first."""
+    if sha256 in search.found:
+        yield search.found[sha256]
+    yield from search.also
+
+    # A run that was moved together with its data, or beside a copy of it: what the old path ends
+    # in is somewhere above the run.
+    ends = _ends(path)
+    if search.beside is not None:
+        for folder in _folder_and_above(search.beside):
+            yield from (str(folder / end) for end in ends)
+
+    if search.data_dir is None:
+        return
+    if search.data_dir.is_file():
+        yield str(search.data_dir)
+        return
+    yield from (str(search.data_dir / end) for end in ends)
+
+    # Read for their hashes only if no file of this name fits.
+    name = Path(path).name
+    yield from (file for file in _files_below(search.data_dir) if Path(file).name == name)
+    suffixes = _suffixes(path)
+    alike = (file for file in _files_below(search.data_dir) if _suffixes(file) == suffixes)
+    yield from islice(alike, MOST_HASHED)
+
+
+def _ends(path: str) -> list[str]:
+    """Return what a path ends in, the longest first: /a/b.csv -> a/b.csv, b.csv."""
+    parts = [part for part in Path(path).parts if part != "/"]
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
+def _folder_and_above(path: Path) -> list[Path]:
+    """Return a path and all folders above it, the nearest first; also those behind links."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100  # first as it is written
+    real = Path(os.path.realpath(path))
+    return list(dict.fromkeys([absolute, *absolute.parents, real, *real.parents]))
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """Yield the files below a folder, at most MOST_SEEN, in the order of their names."""
+    seen = 0
+    # Links to folders are not followed: they may go in a circle.
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            seen += 1
+            if seen > MOST_SEEN:
+                return
+            yield str(Path(parent) / name)
+
+
+def _suffixes(path: str) -> str:
+    """Return what a name says about how the file is read: /a/b.csv.gz -> .csv.gz."""
+    suffixes = Path(path.lower()).suffixes
+    is_packed = suffixes[-1:] in ([".gz"], [".bz2"], [".xz"], [".zip"])
+    return "".join(suffixes[-2:] if is_packed else suffixes[-1:])
+
+
+def _hash_of(path: str, search: Search) -> str:
+    """Return the SHA-256 of a file; "" if there is none that can be read."""
+    try:
+        stat = Path(path).stat()
+        key = (path, stat.st_size, stat.st_mtime_ns)
+        if key not in search.hashes:
+            search.hashes[key] = fingerprint(path)
+    # ValueError: a name that no file can have.
+    except (OSError, ValueError, DataError):
+        return ""
+    return search.hashes[key]
