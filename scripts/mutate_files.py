@@ -33,6 +33,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from itertools import repeat
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -442,26 +443,23 @@ def made_columnar(rng: random.Random, folder: Path, format: str) -> Made:
 
 def made_large(rng: random.Random, folder: Path) -> Made:
     """Write a file that asks for more memory than there may be."""
-    kind = rng.randrange(5)
-    endless = b"x" * 2**25
+    # Piece by piece, so that no more is in memory than the reader itself takes.
     header = b"sequence,label\n"
-    if kind == 0:  # a line that never ends
-        path, file = folder / "data.csv", header + endless
-    elif kind == 1:  # a bomb
-        path, file = (
-            folder / "data.csv.gz",
-            gzip.compress(header + (b"a" * 2**18 + b",x\n") * 2**10, 1),
-        )
-    elif kind == 2:
-        path, file = folder / "data.csv.xz", lzma.compress(header + bytes(2**28), preset=0)
-    elif kind == 3:  # a quote that never closes
-        path, file = folder / "data.csv", header + b'"a,x\n' + b"b c d,y\n" * 2**16
-    else:  # a header of many columns
-        path, file = folder / "data.csv", b"c," * 2**20 + b"\na,b\n"
-    path.write_bytes(file)
-    return Made(
-        path, unpacked(file, path.suffix) if kind in (0, 3, 4) else None, config_of(path, rng)
+    name, pieces = rng.choice(
+        [
+            ("line.csv", [header, *repeat(b"x" * 2**20, 32)]),
+            ("bomb.csv.gz", [header, *repeat(b"a" * 2**18 + b",x\n", 2**10)]),
+            ("line.csv.xz", [header, *repeat(bytes(2**20), 2**8)]),
+            ("quote.csv", [header, b'"a,x\n', *repeat(b"b c d,y\n", 2**16)]),
+            ("columns.csv", [*repeat(b"c," * 2**10, 2**10), b"\na,b\n"]),
+        ]
     )
+    path = folder / name
+    opening: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    with opening(path, "wb") as file:
+        for piece in pieces:
+            file.write(piece)
+    return Made(path, None, config_of(path, rng))
 
 
 def read_large(made: Made) -> str:
