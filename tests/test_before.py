@@ -285,11 +285,9 @@ def test_a_sweep_split_by_hash_is_completed_as_it_was_then(by_hash: Path) -> Non
 
 def test_labels_with_stray_spaces_that_a_run_has_learned_stay_its_classes(by_hash: Path) -> None:
     run_dir = by_hash / "spaced"
-    assert read_checkpoint(run_dir / "checkpoints" / "best.safetensors").vocabulary.labels == (
-        " x",
-        "x",
-        "x ",
-    )
+    vocabulary = read_checkpoint(run_dir / "checkpoints" / "best.safetensors").vocabulary
+    assert vocabulary is not None
+    assert vocabulary.labels == (" x", "x", "x ")
     assert_evaluated_as_then([run_dir], run_dir / "eval.json")
     assert_predicted_as_then(
         predictions(run_dir, by_hash / "spaced.csv"), run_dir / "predictions.jsonl"

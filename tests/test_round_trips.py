@@ -25,20 +25,23 @@ from rnncls.errors import DataError
 Rows = list[tuple[str, str]]
 
 
-def zipped(content: bytes) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("rows", content)
-    return file.getvalue()
-
-
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
-    ".zip": zipped,
 }
+
+
+def packed(content: bytes, name: str, packing: str) -> tuple[bytes, str]:
+    """Return the content of a packed file, and its name."""
+    if packing != ".zip":
+        return PACKINGS[packing](content), name + packing
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return file.getvalue(), name + packing
+
 
 # How Python calls an encoding, and the key.
 ENCODINGS = {
@@ -101,7 +104,7 @@ def encodings_and_rows(without: str = "") -> st.SearchStrategy[tuple[str, Rows]]
     )
 
 
-packings = st.sampled_from([*PACKINGS])
+packings = st.sampled_from([*PACKINGS, ".zip"])
 
 
 @settings(max_examples=60)
@@ -109,8 +112,8 @@ packings = st.sampled_from([*PACKINGS])
 def test_json_lines(drawn: tuple[str, Rows], packing: str, is_ascii: bool) -> None:
     codec, rows = drawn
     text = "".join(json.dumps(each, ensure_ascii=is_ascii) + "\n" for each in objects(rows))
-    content = PACKINGS[packing](text.encode(codec))
-    assert read(content, f"f.jsonl{packing}", encoding=ENCODINGS[codec]) == stripped(rows)
+    content, name = packed(text.encode(codec), "f.jsonl", packing)
+    assert read(content, name, encoding=ENCODINGS[codec]) == stripped(rows)
 
 
 @settings(max_examples=60)
@@ -118,8 +121,8 @@ def test_json_lines(drawn: tuple[str, Rows], packing: str, is_ascii: bool) -> No
 def test_a_json_array(drawn: tuple[str, Rows], packing: str, indent: int | None) -> None:
     codec, rows = drawn
     text = json.dumps(objects(rows), ensure_ascii=False, indent=indent)
-    content = PACKINGS[packing](text.encode(codec))
-    assert read(content, f"f.json{packing}", encoding=ENCODINGS[codec]) == stripped(rows)
+    content, name = packed(text.encode(codec), "f.json", packing)
+    assert read(content, name, encoding=ENCODINGS[codec]) == stripped(rows)
 
 
 def csv_text(rows: Rows, delimiter: str, quotes_all: bool) -> str:
@@ -144,9 +147,10 @@ def test_a_csv_writer(
 ) -> None:
     codec, rows = drawn
     rows = with_line_ends(rows)
-    content = PACKINGS[packing](csv_text(rows, delimiter, quotes_all).encode(codec))
+    text = csv_text(rows, delimiter, quotes_all)
+    content, name = packed(text.encode(codec), "f.csv", packing)
     keys = {"encoding": ENCODINGS[codec], "quoting": "standard"}
-    assert read(content, f"f.csv{packing}", **keys) == stripped(rows)
+    assert read(content, name, **keys) == stripped(rows)
 
 
 @settings(max_examples=60)
@@ -173,9 +177,10 @@ def test_a_csv_writer_whose_quotes_are_found(
 def test_a_tsv_writer_without_quoting(drawn: tuple[str, Rows], packing: str) -> None:
     codec, rows = drawn
     lines = ["sequence\tlabel", *("\t".join(row) for row in rows)]
-    content = PACKINGS[packing]("".join(f"{line}\n" for line in lines).encode(codec))
+    text = "".join(f"{line}\n" for line in lines)
+    content, name = packed(text.encode(codec), "f.tsv", packing)
     keys = {"encoding": ENCODINGS[codec], "quoting": "none"}
-    assert read(content, f"f.tsv{packing}", **keys) == stripped(rows)
+    assert read(content, name, **keys) == stripped(rows)
 
 
 @pytest.mark.parametrize(
