@@ -46,8 +46,9 @@ test-pythons: ## the quick tests on every supported Python that is installed
 	done; \
 	if [ -n "$$failed" ]; then echo "failed on$$failed"; exit 1; fi
 
-chaos: install ## kill, stop, starve and damage runs at length, and print what came of it
+chaos: install ## kill, stop, starve and damage runs and files at length, and print what came of it
 	$(BIN)/python -m scripts.chaos
+	$(BIN)/python -m scripts.mutate_files
 
 check: install ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff format --check .

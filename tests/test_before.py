@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rnncls.config import FilesConfig, load_config
+from rnncls.data.dataset import load_dataset
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.sweep.plan import load_sweep
 from rnncls.sweep.summary import summarize
@@ -87,15 +88,20 @@ def test_a_sweep_from_before_has_nothing_left_to_do(before: Path) -> None:
 @pytest.fixture
 def files(before: Path) -> Path:
     """What was trained on /before/words.jsonl, with the file where it is now."""
-    here = before / "files"
+    return with_files_here(before / "files")
+
+
+def with_files_here(here: Path) -> Path:
+    """Return a folder of runs on files of /before, which are in the folder now."""
 
     def move(state: dict[str, Any], _: object) -> None:
-        state["config"]["data"]["train"] = str(here / "words.jsonl")
+        name = Path(state["config"]["data"]["train"]).name
+        state["config"]["data"]["train"] = str(here / name)
 
     for path in here.rglob("*.safetensors"):
         change_checkpoint(path, move)
     for path in here.rglob("*.yaml"):
-        path.write_text(path.read_text().replace("/before/words.jsonl", f"{here}/words.jsonl"))
+        path.write_text(path.read_text().replace("/before/", f"{here}/"))
     return here
 
 
@@ -164,3 +170,128 @@ def test_a_sweep_on_files_from_before_means_what_it_meant(files: Path) -> None:
     expected = json.loads((kept / "evaluation.json").read_text())
     assert math.isclose(evaluation["loss"], expected["loss"], rel_tol=1e-4)
     assert evaluation["accuracy"] == expected["accuracy"]
+
+
+# --- runs from before splits were stratified, labels stripped and lone quotes of a TSV text
+
+
+@pytest.fixture
+def by_hash(before: Path) -> Path:
+    """What was trained on /before/rows.tsv and /before/spaced.csv, with the files here."""
+    return with_files_here(before / "by_hash")
+
+
+def predictions(run_dir: Path, file: Path) -> list[dict[str, Any]]:
+    """Return what `predict --json` says about each row of a file."""
+    done = run_rnncls("predict", run_dir, "--input", file, "--json")
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_predicted_as_then(now: list[dict[str, Any]], kept: Path) -> None:
+    """Every key of then has the value of then; there may be others by now."""
+    then = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert len(now) == len(then)
+    for row, expected in zip(now, then, strict=True):
+        for key, value in expected.items():
+            assert row[key] == (pytest.approx(value, rel=1e-4) if key == "probability" else value)
+
+
+def assert_evaluated_as_then(words: list[str | Path], kept: Path) -> None:
+    """`eval` with these words reports what it did then."""
+    done = run_rnncls("eval", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    expected = json.loads(kept.read_text())
+    assert report.pop("checkpoint").endswith(expected.pop("checkpoint"))
+    assert math.isclose(report.pop("loss"), expected.pop("loss"), rel_tol=1e-4)
+    assert report.pop("data", "").endswith(expected.pop("data", ""))
+    assert {key: report[key] for key in expected} == expected
+
+
+def test_a_run_from_before_keeps_its_rows_where_they_were(by_hash: Path) -> None:
+    checkpoint = read_checkpoint(by_hash / "run" / "checkpoints" / "best.safetensors")
+    then = json.loads((by_hash / "run" / "splits.json").read_text())
+
+    # Neither key existed then: without it, a saved config means what it meant.
+    data = checkpoint.config.data
+    assert isinstance(data, FilesConfig)
+    assert data.split == "hash"
+    assert data.quoting == "standard"
+    dataset = load_dataset(data, checkpoint.vocabulary)
+    assert {name: lines.tolist() for name, lines in dataset.lines.items()} == then
+
+    # A class of two sequences has one of them held out: today's rule keeps both in training.
+    stratified = load_dataset(data.model_copy(update={"split": "stratified"}))
+    assert stratified.lines["train"].tolist() != then["train"]
+
+
+def test_a_run_split_by_hash_is_evaluated_as_it_was_then(by_hash: Path) -> None:
+    run_dir = by_hash / "run"
+    assert_evaluated_as_then([run_dir], run_dir / "eval.json")
+    assert_evaluated_as_then([run_dir, "--data", by_hash / "more.tsv"], run_dir / "eval_more.json")
+
+
+def test_a_run_split_by_hash_predicts_as_it_did_then(by_hash: Path) -> None:
+    run_dir = by_hash / "run"
+    assert_predicted_as_then(
+        predictions(run_dir, by_hash / "more.tsv"), run_dir / "predictions.jsonl"
+    )
+    assert_predicted_as_then(predictions(run_dir, by_hash / "rows.tsv"), run_dir / "all.jsonl")
+
+
+def test_a_run_split_by_hash_writes_the_predictions_of_then(by_hash: Path) -> None:
+    output = by_hash / "held_out.jsonl"
+    done = run_rnncls("eval", by_hash / "run", "--predictions", output)
+    assert done.returncode == 0, done.stderr
+    now = [json.loads(line) for line in output.read_text().splitlines()]
+    then = [
+        json.loads(line) for line in (by_hash / "run" / "held_out.jsonl").read_text().splitlines()
+    ]
+    assert len(now) == len(then)
+    for row, expected in zip(now, then, strict=True):
+        for key in ("sequence", "true", "predicted"):
+            assert row[key] == expected[key]
+        assert row["probability"] == pytest.approx(expected["probability"], rel=1e-4)
+        assert row["probabilities"] == pytest.approx(expected["probabilities"], rel=1e-4)
+
+
+def test_a_run_split_by_hash_is_resumed_as_it_was_then(by_hash: Path) -> None:
+    state = resume(by_hash / "run", ["train.max_steps=80"])
+    assert state.step == 80
+
+    step_80 = read_checkpoint(by_hash / "run" / "checkpoints" / "step-00000080.safetensors")
+    expected = read_checkpoint(by_hash / "resumed" / "step-00000080.safetensors")
+    for name, tensor in expected.model.items():
+        torch.testing.assert_close(step_80.model[name], tensor, rtol=1e-3, atol=1e-4)
+
+    rows = rows_of(by_hash / "run" / "metrics.jsonl")
+    expected_rows = rows_of(by_hash / "resumed" / "metrics.jsonl")
+    for row, expected_row in zip(rows, expected_rows, strict=True):
+        assert row == pytest.approx(expected_row, rel=1e-3, nan_ok=True)
+
+
+def test_a_sweep_split_by_hash_is_completed_as_it_was_then(by_hash: Path) -> None:
+    member = by_hash / "sweep" / "members" / "max_epochs=4_seed=3"
+    kept = member.rename(by_hash / "kept")
+    done = run_rnncls("sweep", "--resume", by_hash / "sweep", "--json")
+    assert done.returncode == 0, done.stderr
+
+    evaluation = json.loads((member / "evaluation.json").read_text())
+    expected = json.loads((kept / "evaluation.json").read_text())
+    assert math.isclose(evaluation["loss"], expected["loss"], rel_tol=1e-3)
+    assert evaluation["accuracy"] == expected["accuracy"]
+
+
+def test_labels_with_stray_spaces_that_a_run_has_learned_stay_its_classes(by_hash: Path) -> None:
+    run_dir = by_hash / "spaced"
+    vocabulary = read_checkpoint(run_dir / "checkpoints" / "best.safetensors").vocabulary
+    assert vocabulary is not None
+    assert vocabulary.labels == (" x", "x", "x ")
+    assert_evaluated_as_then([run_dir], run_dir / "eval.json")
+    assert_predicted_as_then(
+        predictions(run_dir, by_hash / "spaced.csv"), run_dir / "predictions.jsonl"
+    )
+
+    # Nor do they end when it is trained further.
+    assert resume(run_dir, ["train.max_steps=50"]).step == 50
