@@ -76,8 +76,8 @@ class Predictor:
         """Return a prediction for each sequence, in their order, with the `top_k` likeliest labels.
 
         A sequence is text, as `rnncls predict` takes it, or a list of its tokens; ids may also be a
-        tensor or an array (length,). For a run whose sequences are made of several fields, a dict
-        is a row with them. There may be any number of sequences, and the probabilities are those of
+        tensor or an array (length,). Where several fields make a sequence, a dict is a row with
+        them. There may be any number of sequences, and the probabilities are those of
         `rnncls predict`. They do not depend on what is predicted beside a sequence.
 
         Raises: DataError for an item that is no sequence, is empty, or has a token that the model
