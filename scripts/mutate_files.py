@@ -26,6 +26,7 @@ import lzma
 import multiprocessing
 import os
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -72,7 +73,12 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
 }
-BEGINNINGS = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0", ".zip": b"PK"}
+BEGINNINGS = {
+    ".gz": re.compile(rb"\x1f\x8b"),
+    ".bz2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+    ".xz": re.compile(rb"\xfd7zXZ\0"),
+    ".zip": re.compile(rb"PK"),
+}
 TEXT_FORMATS = ("csv", "tsv", "txt", "jsonl", "json")
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "cp1252", "latin-1")
 COLUMNAR = {"parquet": "pyarrow", "arrow": "pyarrow", "xlsx": "openpyxl"}
@@ -187,7 +193,7 @@ def zipped(content: bytes) -> bytes:
 def unpacked(content: bytes, packing: str) -> bytes | None:
     """Return what is packed, None if the file is damaged."""
     # Whoever reads it knows a packing by the first bytes: without them, it is text, or should be.
-    if packing and not content.startswith(BEGINNINGS[packing]):
+    if packing and not BEGINNINGS[packing].match(content):
         return content
     try:
         if packing == ".gz":
