@@ -78,7 +78,7 @@ def sniff(path: str | Path, wanted: Dialect, fields: list[str]) -> Dialect:
 
     Raises: DataError if the file cannot be read, or if it cannot be told how to.
     """
-    dialect = wanted._replace(format=format_of(path, wanted.format))
+    dialect = wanted._replace(format=format_of(path, wanted.format, wanted.encoding))
     if dialect.format not in COLUMNAR:
         dialect = dialect._replace(encoding=encoding_in(path, wanted.encoding))
     if dialect.format not in TABLES:
