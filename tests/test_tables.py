@@ -260,7 +260,21 @@ def test_a_first_row_of_data_is_not_taken_for_names(
 def test_a_wrong_name_shows_the_names_and_the_nearest(tmp_path: Path) -> None:
     message = refusal(tmp_path / "d.csv", "Sequences,label\na,x\n")
     assert "found:    Sequences, label" in message
-    assert '"Sequences" for "sequence"' in message
+    assert message.endswith("try:      data.sequence_field=Sequences")
+    message = refusal(tmp_path / "d.csv", "My Text,My Label\na,x\n", ["text", "label"])
+    assert message.endswith("try:      data.sequence_field='My Text' data.label_field='My Label'")
+    # A usual name may be data, too.
+    message = refusal(tmp_path / "d.csv", "a film,type\na plot,kind\n")
+    assert "data.label_field=type; or, if this row is data" in message
+    assert "data.header=false data.sequence_field=1 data.label_field=2" in message
+    # What only YAML would read as something else is not to be copied.
+    message = refusal(tmp_path / "d.csv", " sequence ,label\na,x\n")
+    assert message.endswith('try:      " sequence " for "sequence": data.sequence_field=...')
+    message = refusal(tmp_path / "d.csv", "titel,text,label\na,b,x\n", ["title", "text", "label"])
+    assert message.endswith('try:      "titel" for "title" in data.sequence_field')
+
+    assert "data.separator" in refusal(tmp_path / "d.csv", "sequence:label\na:x\n")
+    assert "other line ends" in refusal(tmp_path / "d.csv", "sequence,label\ra,x\r")
 
     text = "a b,x\nc d,y\n"
     message = refusal(tmp_path / "d.csv", text, header=False)

@@ -1,8 +1,6 @@
-"""Recognise names of columns: a header where lines are sequences, and columns of other names."""
+"""Recognises the header of a table, or an object of JSON, where a sequence belongs."""
 
-import difflib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from rnncls.data.cells import tokens_of
@@ -16,14 +14,6 @@ _QUOTES = "\"'"
 
 # Of a name that is not the run's own: words behind each other may be a sentence.
 MOST_WORDS = 3
-
-
-def similar_field(name: str, fields: Iterable[str]) -> str:
-    """Return the field that may be meant by `name`, or that usually has sequences; "" if none."""
-    names = list(fields)
-    similar = difflib.get_close_matches(name, names, n=1)
-    usual = [field for field in names if field.lower() in SEQUENCE_NAMES]
-    return next(iter([*similar, *usual]), "")
 
 
 def refuse_header(predictor: Predictor, first_line: str, source: str | Path) -> None:

@@ -147,7 +147,7 @@ def _require_columns(where: str, names: Sequence[str], fields: list[str], dialec
     """Raise DataError unless there are the fields, each column once, and not too many of them."""
     # Only a sheet may lack names.
     is_named = dialect.header or dialect.format != "xlsx"
-    problem = bad_columns(names, fields, where, is_named)
+    problem = bad_columns(names, fields, dialect.label_in(fields), where, is_named)
     if len(names) > dialect.max_columns:
         problem = Problem(
             "very many columns",

@@ -54,6 +54,12 @@ class Dialect(NamedTuple):
     is_header_known: bool = False
     # Whether the quoting was found, so that a row of several lines may have to be doubted.
     is_quoting_found: bool = False
+    # Whether the last one of several fields that a table must have is that of the label.
+    has_label: bool = True
+
+    def label_in(self, fields: Sequence[str]) -> str | None:
+        """Return which one of the fields is that of the label, None if none is."""
+        return fields[-1] if self.has_label and len(fields) > 1 else None
 
 
 def dialect_of(data: FilesConfig) -> Dialect:
@@ -233,8 +239,7 @@ def _evidence(
     header = rows[0][1]
     width = lines[0][1].count(delimiter) + 1
     num_ragged = sum(bool(text) and text.count(delimiter) + 1 != width for _, text in lines)
-    label = fields[-1] if len(fields) > 1 else None
-    plausible = Plausible(iter(rows[1:]), header, label, fields)
+    plausible = Plausible(iter(rows[1:]), header, dialect.label_in(fields), fields)
 
     num_closed = 0
     num_broken = 0
@@ -311,7 +316,8 @@ def _require_names(
     if not all(name in header for name in fields):
         return
     where = f"{path}:{lines[0][0]}"
-    problem = first_row_is_data(header, fields, (cells for _, cells, _ in rows), where)
+    below = (cells for _, cells, _ in rows)
+    problem = first_row_is_data(header, fields, dialect.label_in(fields), below, where)
     if problem is not None:
         raise DataError(problem)
 

@@ -78,7 +78,7 @@ def unpacked(path: object, file: io.BufferedReader) -> io.BufferedReader:
         remedy = f"unpack it first: {packer.test}"
         raise DataError(_unreadable(path, f"a {packer.name} file", remedy))
     try:
-        content = io.BufferedReader(_Unpacked(path, file, packer), BLOCK_BYTES)
+        content: io.BufferedReader = io.BufferedReader(_Unpacked(path, file, packer), BLOCK_BYTES)
     # A Python that was built without a library lacks the module.
     except ImportError:
         what = f"this Python cannot read {packer.name}: it has no module {packer.module}"

@@ -65,7 +65,7 @@ def _table_rows(
     if not dialect.header:
         header = [str(number) for number in range(1, len(header) + 1)]
         rows = chain([first], rows)
-    problem = bad_columns(header, fields, where, dialect.header)
+    problem = bad_columns(header, fields, dialect.label_in(fields), where, dialect.header)
     if problem is not None:
         raise DataError(problem)
 
@@ -131,8 +131,7 @@ def _plausible(
             next(rows, None)
         yield from rows
 
-    label = fields[-1] if len(fields) > 1 else None
-    return Plausible(rows(), header, label, fields)
+    return Plausible(rows(), header, dialect.label_in(fields), fields)
 
 
 def _add_doubtful(line: int, span: Span, bad: BadRows) -> None:
