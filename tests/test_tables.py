@@ -69,6 +69,15 @@ def test_rows_that_may_be_one_are_refused_with_both_readings(tmp_path: Path) -> 
     assert "lines 3 to 5" in message
     assert "data.quoting=standard for one row, data.quoting=none for several" in message
 
+    # In a TSV, the labels of other rows tell; where there are none, nothing does.
+    for plain in ("", "plain\ty\n"):
+        text = f'sequence\tlabel\n{plain}"a\tb\nc"\tx\n"d\te\nf"\ty\n'
+        message = refusal(tmp_path / "d.tsv", text)
+        assert f"lines {3 if plain else 2} to {4 if plain else 3}, which can" in message
+        assert len(read(tmp_path / "d.tsv", text, quoting="standard")[0]) == 2 + bool(plain)
+        assert len(read(tmp_path / "d.tsv", text, quoting="none")[0]) == 4 + bool(plain)
+
+    text = "\n".join(LONE_QUOTES).replace("\t", ",")
     assert len(read(tmp_path / "d.csv", text, quoting="none")[0]) == 6
     rows, bad = read(tmp_path / "d.csv", text, quoting="standard")
     assert rows[3] == ("two b,b\nthree c,a\nfour d", "b")

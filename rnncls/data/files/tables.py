@@ -22,6 +22,7 @@ from rnncls.data.files.splitting import (
     SplitLines,
     TooManyOpenQuotes,
     have_width,
+    one_or_several,
     plain_rows,
     quoted_rows,
 )
@@ -137,16 +138,7 @@ def _plausible(
 def _add_doubtful(line: int, span: Span, bad: BadRows) -> None:
     """Add the lines that may be one row or several: nobody is to lose a row, or to get one."""
     for number in range(line, span.last_line + 1):
-        bad.add_problem(
-            number,
-            Problem(
-                "one row with a quoted cell, or rows with a quote each",
-                expected="a quote that closes in its own line, or data.quoting",
-                found=f"lines {line} to {span.last_line}, which can be read as both",
-                remedy="data.quoting=standard for one row, data.quoting=none for several",
-                id="D14",
-            ),
-        )
+        bad.add_problem(number, one_or_several("", line, span.last_line))
 
 
 def _problem_of(span: Span, line: int) -> Problem:
