@@ -24,6 +24,7 @@ from rnncls.sweep.paths import is_sweep
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
+    from rnncls.data.dataset import Dataset
     from rnncls.evaluation.mistakes import Confused
 
 MOST_ERRORS = 10_000  # that are printed
@@ -159,6 +160,27 @@ def _require_writable(predictions: Path, *read: Path | str | None) -> None:
     refuse_to_replace("--predictions", predictions, *read)
 
 
+def _say_about(dataset: "Dataset", wanted: _Wanted, is_new: bool) -> None:
+    """Say on stderr what to know about the files that are evaluated; `is_new`: of --data.
+
+    Raises: ConfigError if the file of the predictions cannot be written.
+    """
+    from rnncls.data.task import say_how_read
+    from rnncls.data.warnings import dataset_warnings
+
+    # How its own files are read, a run has said before it trained.
+    if is_new:
+        say_how_read(dataset)
+    for warning in dataset_warnings(dataset):
+        print(warning, file=sys.stderr)
+    if wanted.samples is not None:
+        what = "--samples is for generated data; all sequences of a file are evaluated"
+        print(f"rnncls: warning[C17]: {what}", file=sys.stderr)
+    if wanted.predictions is not None:
+        read = [file for files in dataset.files.values() for file in files]
+        _require_writable(wanted.predictions, *read)
+
+
 def _evaluate_checkpoint(
     checkpoint: Path,
     wanted: _Wanted,
@@ -168,7 +190,6 @@ def _evaluate_checkpoint(
     as_json: bool,
 ) -> None:
     """Print the report of one checkpoint. Raises: NonFiniteError if its loss is not finite."""
-    from rnncls.data.warnings import dataset_warnings
     from rnncls.evaluation.evaluate import evaluate
     from rnncls.rundir.checkpoint_files import load_checkpoint
     from rnncls.rundir.restore import held_out_data, is_finite
@@ -186,14 +207,7 @@ def _evaluate_checkpoint(
 
     # Printed before the evaluation, which may take minutes.
     if dataset is not None:
-        for warning in dataset_warnings(dataset):
-            print(warning, file=sys.stderr)
-        if wanted.samples is not None:
-            what = "--samples is for generated data; all sequences of a file are evaluated"
-            print(f"rnncls: warning[C17]: {what}", file=sys.stderr)
-        if wanted.predictions is not None:
-            read = [file for files in dataset.files.values() for file in files]
-            _require_writable(wanted.predictions, *read)
+        _say_about(dataset, wanted, is_new=bool(data))
 
     # A picture alone needs the classes, and no single error.
     errors = wanted.errors
