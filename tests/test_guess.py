@@ -427,7 +427,10 @@ FILE_NAMES = ANY_TEXT.filter(lambda name: name not in (".", "..") and len(name.e
 
 @settings(max_examples=20, deadline=None)
 @given(
-    columns=st.lists(ANY_TEXT, min_size=2, max_size=2, unique=True), label=ANY_TEXT, name=FILE_NAMES
+    columns=st.lists(ANY_TEXT, min_size=2, max_size=2, unique=True),
+    # White space alone is no label.
+    label=ANY_TEXT.filter(str.strip),
+    name=FILE_NAMES,
 )
 def test_any_names_and_labels_survive_the_yaml(
     tmp_path_factory: pytest.TempPathFactory, columns: list[str], label: str, name: str

@@ -11,10 +11,10 @@ import torch
 
 from rnncls.config import FilesConfig, load_config, parse_config
 from rnncls.data.dataset import Dataset, load_dataset
-from rnncls.data.files import moved, places
-from rnncls.data.files.moved import Search, find_moved
+from rnncls.data.files import places, search
 from rnncls.data.files.opening import fingerprint
 from rnncls.data.files.places import files_of
+from rnncls.data.files.search import Search, find_moved
 from rnncls.errors import CheckpointError, DataError, Interrupted
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
@@ -302,9 +302,9 @@ def test_the_search_below_a_folder_is_bounded(
     hash = fingerprint(path)
 
     assert find_moved("/x.jsonl", hash, Search(None, tmp_path / "place"), set()) == last
-    monkeypatch.setattr(moved, "MOST_HASHED", 5)
+    monkeypatch.setattr(search, "MOST_HASHED", 5)
     assert find_moved("/x.jsonl", hash, Search(None, tmp_path / "place"), set()) is None
-    monkeypatch.setattr(moved, "MOST_SEEN", 5)
+    monkeypatch.setattr(search, "MOST_SEEN", 5)
     assert find_moved("/last.jsonl", hash, Search(None, tmp_path / "place"), set()) == last
 
 

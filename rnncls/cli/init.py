@@ -57,7 +57,7 @@ def init(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Data file: JSONL, CSV or TSV, plain or gzipped.",
+            help="Data file: JSONL, CSV or TSV, for example, packed or not.",
             show_default=False,
             readable=False,
         ),

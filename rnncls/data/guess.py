@@ -22,11 +22,11 @@ from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import Dialect, described, keys_of
-from rnncls.data.files.formats import format_by_name
 from rnncls.data.held_out import MOST_TOKENS_KEPT, SHARES, SMALL_FILE, SmallRow, shares_of
 from rnncls.data.records import Record, read_records
 from rnncls.data.table import hash_of
 from rnncls.errors import DataError, Problem, printable
+from rnncls.system.file_kinds import format_by_name
 
 # The model and the length of a run, chosen on three real sets: docs/data.md has the table, and
 # scripts/file_defaults.py measures it. A word is seen less often than a character or an id, and

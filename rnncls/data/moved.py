@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from rnncls.config import FilesConfig
 from rnncls.data.dataset import Fingerprints
-from rnncls.data.files.moved import Search, find_moved
 from rnncls.data.files.opening import fingerprint
 from rnncls.data.files.places import files_of, named
+from rnncls.data.files.search import Search, find_moved
 from rnncls.data.splits import SPLITS
 from rnncls.errors import CheckpointError, DataError, Problem, printable
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from rnncls.config import FilesConfig
 from rnncls.data.dataset import data_files
-from rnncls.data.files.moved import Search
+from rnncls.data.files.search import Search
 from rnncls.data.moved import Remedies, file_now, say_moved
 from rnncls.errors import CheckpointError, Problem
 from rnncls.sweep.plan import Member, Sweep, planned_files

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from rnncls.config import COUNTED, Config, FilesConfig, SumModConfig, flatten, with_numbers
 from rnncls.data.dataset import data_files
-from rnncls.data.files.moved import Search
+from rnncls.data.files.search import Search
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.evaluation.report import Report

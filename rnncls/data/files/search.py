@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rnncls.data.files.opening import fingerprint
 from rnncls.errors import DataError
+from rnncls.system.file_kinds import ends_of
 
 # Below a folder that somebody names, there may be anything.
 MOST_SEEN = 100_000  # files below it whose names are looked at
@@ -44,10 +45,10 @@ def find_moved(path: str, sha256: str, search: Search, taken: set[str]) -> str |
     It has the same SHA-256, and a name that ends alike: the name says how it is read. What is in
     `taken` is another file.
     """
-    suffixes = _suffixes(path)
+    suffixes = ends_of(path)
     for candidate in _candidates(path, sha256, search):
         absolute = os.path.abspath(candidate)  # noqa: PTH100  # links are kept as they are
-        if absolute in taken or _suffixes(absolute) != suffixes:
+        if absolute in taken or ends_of(absolute) != suffixes:
             continue
         hash = _hash_of(absolute, search)
         if hash == sha256:
@@ -80,8 +81,8 @@ def _candidates(path: str, sha256: str, search: Search) -> Iterator[str]:
     # Read for their hashes only if no file of this name fits.
     name = Path(path).name
     yield from (file for file in _files_below(search.data_dir) if Path(file).name == name)
-    suffixes = _suffixes(path)
-    alike = (file for file in _files_below(search.data_dir) if _suffixes(file) == suffixes)
+    suffixes = ends_of(path)
+    alike = (file for file in _files_below(search.data_dir) if ends_of(file) == suffixes)
     yield from islice(alike, MOST_HASHED)
 
 
@@ -109,13 +110,6 @@ def _files_below(folder: Path) -> Iterator[str]:
             if seen > MOST_SEEN:
                 return
             yield str(Path(parent) / name)
-
-
-def _suffixes(path: str) -> str:
-    """Return what a name says about how the file is read: /a/b.csv.gz -> .csv.gz."""
-    suffixes = Path(path.lower()).suffixes
-    is_packed = suffixes[-1:] in ([".gz"], [".bz2"], [".xz"], [".zip"])
-    return "".join(suffixes[-2:] if is_packed else suffixes[-1:])
 
 
 def _hash_of(path: str, search: Search) -> str:
