@@ -10,6 +10,7 @@ import typer
 
 from rnncls.cli.completion import complete_word
 from rnncls.cli.options import LabelField, SequenceField, Tokens
+from rnncls.config import READING_KEYS
 from rnncls.errors import ConfigError, DataError, Problem, printable
 
 if TYPE_CHECKING:
@@ -18,19 +19,9 @@ if TYPE_CHECKING:
 
 KINDS_OF_TOKENS = ("ids", "words", "characters")
 
-# The keys that say how a file is read, whatever the rest of its config.
-READING_KEYS = (
-    "format",
-    "separator",
-    "quoting",
-    "header",
-    "encoding",
-    "max_record_bytes",
-    "max_columns",
-    "bad",
-    "sequence_field",
-    "label_field",
-    "tokens",
+# The keys of a config that `init` takes: they are about the file, and not about the model.
+_KEYS = tuple(
+    f"data.{key}" for key in (*READING_KEYS, "bad", "sequence_field", "label_field", "tokens")
 )
 
 # The options that say how a data file is read, and the config keys that they stand for.
@@ -87,9 +78,8 @@ def init(
         )
     path_in_text = _path_from(_folder_of_stdout(), file)
     for word in overrides or []:
-        if word.partition("=")[0] not in {f"data.{key}" for key in READING_KEYS}:
-            keys = ", ".join(READING_KEYS)
-            expected = f"data.KEY=VALUE, with one of {keys}"
+        if word.partition("=")[0] not in _KEYS:
+            expected = f"KEY=VALUE, with one of {', '.join(_KEYS)}"
             raise ConfigError(
                 Problem("not about how a file is read", expected=expected, found=word, id="C17")
             )
@@ -193,8 +183,7 @@ def _reading_of(path: Path, changes: list[str]) -> "FilesConfig":
     """
     from rnncls.config import FilesConfig, parse_config
 
-    keys = [f"data.{key}" for key in READING_KEYS]
-    chosen = [change for change in changes if change.partition("=")[0] in keys]
+    chosen = [change for change in changes if change.partition("=")[0] in _KEYS]
     raw = {"data": {"source": "files", "train": str(path)}}
     data = parse_config(raw, f"the config made from {path}", chosen).data
     assert isinstance(data, FilesConfig)

@@ -17,7 +17,7 @@ from rnncls.config import FilesConfig
 from rnncls.data.contradictions import Contradictions, find_contradictions
 from rnncls.data.files.bad_rows import without_keys
 from rnncls.data.files.opening import fingerprint
-from rnncls.data.files.places import files_of, named
+from rnncls.data.files.places import as_in_config, files_of, named
 from rnncls.data.labels import strip_labels
 from rnncls.data.new_files import with_options
 from rnncls.data.sequences import Sequences
@@ -182,8 +182,7 @@ def with_files_found(data: FilesConfig) -> FilesConfig:
     """
     found: dict[str, str | tuple[str, ...]] = {}
     for name, paths in data_files(data).items():
-        # One file is a text, as most people write it.
-        found[name] = paths[0] if len(paths) == 1 else paths
+        found[name] = as_in_config(paths)
     return data.model_copy(update=found)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rnncls.config import FilesConfig
 from rnncls.data.dataset import Fingerprints
 from rnncls.data.files.opening import fingerprint
-from rnncls.data.files.places import files_of, named
+from rnncls.data.files.places import as_in_config, files_of, in_tuple, named
 from rnncls.data.files.search import Search, find_moved
 from rnncls.data.splits import SPLITS
 from rnncls.errors import CheckpointError, DataError, Problem, printable
@@ -47,11 +47,11 @@ def with_files_now(
         if name in overridden:
             files = _among(files_of(paths), known[name], name, remedies)
         else:
-            saved = (paths,) if isinstance(paths, str) else paths
+            saved = in_tuple(paths)
             files = _files_now(saved, known[name], name, search, remedies)
             hashes = dict(zip(saved, known[name], strict=True))
             say_moved(name, hashes, dict(zip(saved, files, strict=True)), search)
-        data = data.model_copy(update={name: files[0] if len(files) == 1 else files})
+        data = data.model_copy(update={name: as_in_config(files)})
 
     # Without its files, a split would silently be taken from the training files instead.
     missing = sorted(name for name in known if getattr(data, name, None) is None)

@@ -11,19 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from rnncls.config import FilesConfig, parse_saved
+from rnncls.config import READING_KEYS, FilesConfig, parse_saved
 from rnncls.errors import ConfigError, Problem, RnnclsError
-
-# The keys that say how the bytes of a file become rows, and nothing about the model.
-READING_KEYS = (
-    "format",
-    "separator",
-    "quoting",
-    "header",
-    "encoding",
-    "max_record_bytes",
-    "max_columns",
-)
 
 # Those that have an option of their own.
 _OPTIONS = {"sequence_field": "--sequence-field", "label_field": "--label-field", "bad": "--bad"}

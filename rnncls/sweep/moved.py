@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from rnncls.config import FilesConfig
 from rnncls.data.dataset import data_files
+from rnncls.data.files.places import as_in_config
 from rnncls.data.files.search import Search
 from rnncls.data.moved import Remedies, file_now, say_moved
 from rnncls.errors import CheckpointError, Problem
@@ -55,7 +56,6 @@ def _with_paths(member: Member, now: dict[str, str]) -> Member:
 
     found: dict[str, str | tuple[str, ...]] = {}
     for name, paths in data_files(data).items():
-        new = tuple(now.get(path, path) for path in paths)
-        found[name] = new[0] if len(new) == 1 else new
+        found[name] = as_in_config(tuple(now.get(path, path) for path in paths))
     config = member.config.model_copy(update={"data": data.model_copy(update=found)})
     return replace(member, config=config)

@@ -11,7 +11,8 @@ from typing import Any
 
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import Dialect
-from rnncls.data.files.headers import bad_columns
+from rnncls.data.files.encodings import can_be_written
+from rnncls.data.files.headers import bad_columns, many_columns
 from rnncls.data.files.json_rows import NumberedRows
 from rnncls.data.files.opening import ReportBytes
 from rnncls.data.files.packing import MAX_RATIO, RATIO_FROM, damaged
@@ -147,16 +148,8 @@ def _require_columns(where: str, names: Sequence[str], fields: list[str], dialec
     """Raise DataError unless there are the fields, each column once, and not too many of them."""
     # Only a sheet may lack names.
     is_named = dialect.header or dialect.format != "xlsx"
-    problem = bad_columns(names, fields, where, is_named)
-    if len(names) > dialect.max_columns:
-        problem = Problem(
-            "very many columns",
-            where,
-            expected=f"at most {dialect.max_columns:,}",
-            found=f"{len(names):,}",
-            remedy="a larger data.max_columns, if they are needed",
-            id="D13",
-        )
+    problem = many_columns(names, dialect.max_columns, where)
+    problem = problem or bad_columns(names, fields, where, is_named)
     if problem is not None:
         raise DataError(problem)
 
@@ -200,19 +193,11 @@ def _sheet_rows(
             expected = f"{len(names)} columns"
             found = f"{len(texts)} columns"
             bad.add(number, "wrong number of columns", expected=expected, found=found)
-        elif not _can_be_written(texts):
+        elif not can_be_written("".join(texts)):
             bad.add(number, "half of a surrogate pair", expected="Unicode text", id="D11")
         else:
             yield number, dict(zip(names, texts, strict=True))
     report_bytes(Path(path).stat().st_size)
-
-
-def _can_be_written(texts: list[str]) -> bool:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _require_small_sheets(path: str | Path, file: io.BufferedReader) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.encodings import undecodable
+from rnncls.data.files.encodings import can_be_written, undecodable
 from rnncls.data.files.lines import MOST_RECORD_BYTES, Lines, text_of
 from rnncls.data.files.opening import ReportBytes
 from rnncls.errors import DataError, Problem
@@ -70,11 +70,7 @@ def _is_good(row: Any, text: str, number: int, bad: BadRows) -> bool:
 
 def _is_text(value: Any) -> bool:
     """Return whether all text in a JSON value can be written as UTF-8."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return can_be_written(json.dumps(value, ensure_ascii=False))
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -137,7 +133,7 @@ def _is_good_element(
     if len(text) > array.most:
         bad.add_problem(line, _long_object(array.most))
         return False
-    if not _can_be_written(text):
+    if not can_be_written(text):
         content = text.encode(errors="surrogateescape")
         bad.add_problem(line, undecodable(content, encoding))
         return False
@@ -149,14 +145,6 @@ def _is_good_element(
         raise array.error_at(line, "not JSON", str(row)[:60])
     _add_no_json(bad, line, text, row)
     return False
-
-
-def _can_be_written(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _long_object(most: int) -> Problem:

@@ -107,6 +107,16 @@ def _files_in(folder: str) -> list[str]:
     )
 
 
+def in_tuple(paths: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the paths of a key of a config, which may be a single text."""
+    return (paths,) if isinstance(paths, str) else paths
+
+
+def as_in_config(paths: tuple[str, ...]) -> str | tuple[str, ...]:
+    """Return paths as a config has them: a single one is a text, as most people write it."""
+    return paths[0] if len(paths) == 1 else paths
+
+
 def named(paths: str | tuple[str, ...]) -> str:
     """Return files as messages name them: the first, and how many there are beside it."""
     if isinstance(paths, str):
