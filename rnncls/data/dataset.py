@@ -373,7 +373,8 @@ def _unknown_label(
     # The label may be in the training files, in rows that were held out by their hashes.
     split, count = ("", 0) if shares is None else shares.only_held_out(int(number))
     if split:
-        found += f", which {count:,} rows of the training files have, all of them held out"
+        have = "1 row has" if count == 1 else f"{count:,} rows have"
+        found += f", which {have} in the training files, all held out"
         remedy = f"data.split=stratified, or data.{split}_fraction=0"
 
     shown = ", ".join(vocabulary.labels[:MOST_LABELS_SHOWN])
