@@ -24,6 +24,7 @@ from rnncls.sweep.paths import is_sweep
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
+    from rnncls.data.dataset import Dataset
     from rnncls.evaluation.mistakes import Confused
 
 MOST_ERRORS = 10_000  # that are printed
@@ -168,7 +169,6 @@ def _evaluate_checkpoint(
     as_json: bool,
 ) -> None:
     """Print the report of one checkpoint. Raises: NonFiniteError if its loss is not finite."""
-    from rnncls.data.warnings import dataset_warnings
     from rnncls.evaluation.evaluate import evaluate
     from rnncls.rundir.checkpoint_files import load_checkpoint
     from rnncls.rundir.restore import held_out_data, is_finite
@@ -184,16 +184,8 @@ def _evaluate_checkpoint(
         loaded, paths, progress=True, overrides=wanted.overrides, data_dir=data_dir
     )
 
-    # Printed before the evaluation, which may take minutes.
     if dataset is not None:
-        for warning in dataset_warnings(dataset):
-            print(warning, file=sys.stderr)
-        if wanted.samples is not None:
-            what = "--samples is for generated data; all sequences of a file are evaluated"
-            print(f"rnncls: warning[C17]: {what}", file=sys.stderr)
-        if wanted.predictions is not None:
-            read = [file for files in dataset.files.values() for file in files]
-            _require_writable(wanted.predictions, *read)
+        _prepare(dataset, wanted)
 
     # A picture alone needs the classes, and no single error.
     errors = wanted.errors
@@ -230,6 +222,23 @@ def _evaluate_checkpoint(
     # Last, so that a picture that cannot be written costs no report.
     if wanted.plot is not None and report.confused is not None:
         _draw(report.confused, wanted.plot)
+
+
+def _prepare(dataset: "Dataset", wanted: _Wanted) -> None:
+    """Say what is to be known of the files before an evaluation, which may take minutes.
+
+    Raises: ConfigError if the predictions would replace one of the files.
+    """
+    from rnncls.data.warnings import dataset_warnings
+
+    for warning in dataset_warnings(dataset):
+        print(warning, file=sys.stderr)
+    if wanted.samples is not None:
+        what = "--samples is for generated data; all sequences of a file are evaluated"
+        print(f"rnncls: warning[C17]: {what}", file=sys.stderr)
+    if wanted.predictions is not None:
+        read = [file for files in dataset.files.values() for file in files]
+        _require_writable(wanted.predictions, *read)
 
 
 def _draw(confused: "Confused", path: Path) -> None:

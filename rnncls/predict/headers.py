@@ -1,12 +1,11 @@
 """Recognise names of columns: a header where lines are sequences, and columns of other names."""
 
-import difflib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from rnncls.data.cells import tokens_of
-from rnncls.data.files.headers import LABEL_NAMES, SEQUENCE_NAMES
+from rnncls.data.files.headers import LABEL_NAMES, SEQUENCE_NAMES, nearest
 from rnncls.errors import ConfigError, Problem
 from rnncls.predict.predictor import Predictor
 
@@ -21,9 +20,8 @@ MOST_WORDS = 3
 def similar_field(name: str, fields: Iterable[str]) -> str:
     """Return the field that may be meant by `name`, or that usually has sequences; "" if none."""
     names = list(fields)
-    similar = difflib.get_close_matches(name, names, n=1)
-    usual = [field for field in names if field.lower() in SEQUENCE_NAMES]
-    return next(iter([*similar, *usual]), "")
+    usual = (field for field in names if field.lower() in SEQUENCE_NAMES)
+    return nearest(name, names) or next(usual, "")
 
 
 def refuse_header(predictor: Predictor, first_line: str, source: str | Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import Dialect
 from rnncls.data.files.encodings import can_be_written
+from rnncls.data.files.formats import COLUMNAR
 from rnncls.data.files.headers import bad_columns, many_columns
 from rnncls.data.files.json_rows import NumberedRows
 from rnncls.data.files.opening import ReportBytes
@@ -23,7 +24,6 @@ BATCH_ROWS = 1_024
 # All texts of an Excel file are in memory while it is read.
 MOST_SHEET_BYTES = 2**28
 
-_NAMES = {"parquet": "Parquet file", "arrow": "Arrow file", "xlsx": "Excel file"}
 _PACKAGES = {"parquet": "pyarrow", "arrow": "pyarrow", "xlsx": "openpyxl"}
 
 
@@ -57,13 +57,13 @@ def columnar_rows(
     # What these packages raise for a damaged file is of any kind, such as KeyError.
     except Exception as error:
         found = f"{type(error).__name__}: {str(error)[:200]}"
-        raise damaged(path, _NAMES[format], found) from None
+        raise damaged(path, COLUMNAR[format], found) from None
 
 
 def _no_package(path: str | Path, format: str, package: str) -> DataError:
     return DataError(
         Problem(
-            f"{package} is needed to read an {_NAMES[format]}".replace("an P", "a P"),
+            f"{package} is needed to read {COLUMNAR[format]}s",
             str(path),
             remedy="pip install 'rnncls[files]'",
             id="D14",
@@ -109,7 +109,7 @@ def _parquet(path: str | Path, file: io.BufferedReader) -> tuple[list[str], Iter
     table = pyarrow.parquet.ParquetFile(file)
     metadata = table.metadata
     size = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
-    _require_ratio(path, "Parquet file", size, Path(path).stat().st_size)
+    _require_ratio(path, COLUMNAR["parquet"], size, Path(path).stat().st_size)
     return list(table.schema_arrow.names), table.iter_batches(batch_size=BATCH_ROWS)
 
 
@@ -205,7 +205,7 @@ def _require_small_sheets(path: str | Path, file: io.BufferedReader) -> None:
     with zipfile.ZipFile(file) as archive:
         size = 0
         for info in archive.infolist():
-            _require_ratio(path, "Excel file", info.file_size, info.compress_size)
+            _require_ratio(path, COLUMNAR["xlsx"], info.file_size, info.compress_size)
             if info.filename.endswith("sharedStrings.xml"):
                 size += info.file_size
     file.seek(0)

@@ -20,15 +20,14 @@ from rnncls.system.file_kinds import (
 )
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "xlsx")
-COLUMNAR = ("parquet", "arrow", "xlsx")  # that are no text, and need the extra `files`
+# Those that are no text and need the extra `files`, and what such a file is called.
+COLUMNAR = {"parquet": "Parquet file", "arrow": "Arrow file", "xlsx": "Excel file"}
 
 _MAGIC = {
     b"PAR1": "parquet",
     b"ARROW1": "arrow",
     b"\xff\xff\xff\xff": "arrow",  # a stream, which has no beginning of its own
 }
-
-_NAMES = {"parquet": "a Parquet file", "arrow": "an Arrow file", "xlsx": "an Excel file"}
 
 # The beginning of an array of objects.
 _ARRAY = re.compile(r"\[\s*(\{|\]|$)")
@@ -96,8 +95,9 @@ def refuse_other_kinds(path: object, head: bytes) -> None:
             raise _other_kind(path, kind)
     for magic, format in _MAGIC.items():
         if head.startswith(magic):
+            article = "a" if format == "parquet" else "an"
             remedy = "data.format=auto, and a name without .gz or the like"
-            raise _other_kind(path, Kind(f"{_NAMES[format]}, and no text", remedy))
+            raise _other_kind(path, Kind(f"{article} {COLUMNAR[format]}, and no text", remedy))
 
 
 def _other_kind(path: object, kind: Kind) -> DataError:
