@@ -77,18 +77,23 @@ def init(
             )
         )
     path_in_text = _path_from(_folder_of_stdout(), file)
-    for word in overrides or []:
-        if word.partition("=")[0] not in _KEYS:
-            expected = f"KEY=VALUE, with one of {', '.join(_KEYS)}"
-            raise ConfigError(
-                Problem("not about how a file is read", expected=expected, found=word, id="C17")
-            )
+    _require_keys_of_file(overrides or [])
     reading = _reading_of(file, overrides or [])
     options = file_options_of(sequence_field, label_field, tokens)
     wanted = _wanted_fields(reading, options)
     made = guess(file, wanted, reading, path_in_text)
     say_how_read(file, reading)
     print(made.text, end="")
+
+
+def _require_keys_of_file(overrides: list[str]) -> None:
+    """Raise ConfigError for an override that is not about how a file is read."""
+    for word in overrides:
+        if word.partition("=")[0] not in _KEYS:
+            expected = f"KEY=VALUE, with one of {', '.join(_KEYS)}"
+            raise ConfigError(
+                Problem("not about how a file is read", expected=expected, found=word, id="C17")
+            )
 
 
 def _folder_of_stdout() -> Path | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.encodings import can_be_written, undecodable
-from rnncls.data.files.lines import MOST_RECORD_BYTES, Lines, text_of
+from rnncls.data.files.lines import Lines, text_of, too_long
 from rnncls.data.files.opening import ReportBytes
 from rnncls.errors import DataError, Problem
 
@@ -148,14 +148,7 @@ def _is_good_element(
 
 
 def _long_object(most: int) -> Problem:
-    """Return the problem of an object of more than `most` bytes."""
-    larger = min(8 * most, MOST_RECORD_BYTES)
-    return Problem(
-        "a very long JSON object",
-        expected=f"at most {most:,} bytes",
-        remedy=f"close the object; or data.max_record_bytes={larger}",
-        id="D13",
-    )
+    return too_long("a very long JSON object", most, "close the object")
 
 
 class _Array:
