@@ -88,6 +88,14 @@ def test_an_encoding_without_a_mark_is_read_when_it_is_asked_for(
     assert rows_of(path, encoding=encoding) == [(2, {"sequence": "é", "label": "x"})]
 
 
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
+def test_an_array_without_a_mark_is_an_array(tmp_path: Path, order: str) -> None:
+    path = tmp_path / "d.json"
+    path.write_bytes('[{"sequence": "é", "label": "x"}]'.encode(order))
+    assert rows_of(path, encoding="utf-16") == [(1, {"sequence": "é", "label": "x"})]
+    assert "data.encoding=utf-16" in refused(path)
+
+
 @row("D11")
 def test_text_in_another_encoding_names_those_to_try(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
@@ -142,6 +150,7 @@ def test_a_stream_is_decoded_wherever_it_is_cut(
         ("without_an_end", bz2.compress(CSV.encode()) + bz2.compress(b"")),
         ("d.zip", zipped(d_csv=CSV, **{"__MACOSX/._d_csv": "junk"})),
         ("d.csv.zip", zipped(d_csv=CSV)),
+        ("d.csv.zip", zipped(data=CSV)),
     ],
 )
 def test_a_packed_file_is_read(tmp_path: Path, name: str, content: bytes) -> None:
@@ -169,6 +178,8 @@ def test_packed_files_that_are_damaged_or_hold_several(
     assert "2 files: a.csv, b.csv" in refused(path)
     path.write_bytes(zipped())
     assert "an empty zip" in refused(path)
+    path.write_bytes(bz2.compress(gzip.compress(CSV.encode())))
+    assert "packed twice: gzip in bzip2" in refused(path)
     path.write_bytes(b"\x28\xb5\x2f\xfd" + b"x" * 20)
     assert "a Zstandard file" in refused(path)
 

@@ -69,6 +69,15 @@ def test_rows_that_may_be_one_are_refused_with_both_readings(tmp_path: Path) -> 
     assert "lines 3 to 5" in message
     assert "data.quoting=standard for one row, data.quoting=none for several" in message
 
+    # In a TSV, the labels of other rows tell; where there are none, nothing does.
+    for plain in ("", "plain\ty\n"):
+        text = f'sequence\tlabel\n{plain}"a\tb\nc"\tx\n"d\te\nf"\ty\n'
+        message = refusal(tmp_path / "d.tsv", text)
+        assert f"lines {3 if plain else 2} to {4 if plain else 3}, which can" in message
+        assert len(read(tmp_path / "d.tsv", text, quoting="standard")[0]) == 2 + bool(plain)
+        assert len(read(tmp_path / "d.tsv", text, quoting="none")[0]) == 4 + bool(plain)
+
+    text = "\n".join(LONE_QUOTES).replace("\t", ",")
     assert len(read(tmp_path / "d.csv", text, quoting="none")[0]) == 6
     rows, bad = read(tmp_path / "d.csv", text, quoting="standard")
     assert rows[3] == ("two b,b\nthree c,a\nfour d", "b")
@@ -260,7 +269,21 @@ def test_a_first_row_of_data_is_not_taken_for_names(
 def test_a_wrong_name_shows_the_names_and_the_nearest(tmp_path: Path) -> None:
     message = refusal(tmp_path / "d.csv", "Sequences,label\na,x\n")
     assert "found:    Sequences, label" in message
-    assert '"Sequences" for "sequence"' in message
+    assert message.endswith("try:      data.sequence_field=Sequences")
+    message = refusal(tmp_path / "d.csv", "My Text,My Label\na,x\n", ["text", "label"])
+    assert message.endswith("try:      data.sequence_field='My Text' data.label_field='My Label'")
+    # A usual name may be data, too.
+    message = refusal(tmp_path / "d.csv", "a film,type\na plot,kind\n")
+    assert "data.label_field=type; or, if this row is data" in message
+    assert "data.header=false data.sequence_field=1 data.label_field=2" in message
+    # What only YAML would read as something else is not to be copied.
+    message = refusal(tmp_path / "d.csv", " sequence ,label\na,x\n")
+    assert message.endswith('try:      " sequence " for "sequence": data.sequence_field=...')
+    message = refusal(tmp_path / "d.csv", "titel,text,label\na,b,x\n", ["title", "text", "label"])
+    assert message.endswith('try:      "titel" for "title" in data.sequence_field')
+
+    assert "data.separator" in refusal(tmp_path / "d.csv", "sequence:label\na:x\n")
+    assert "other line ends" in refusal(tmp_path / "d.csv", "sequence,label\ra,x\r")
 
     text = "a b,x\nc d,y\n"
     message = refusal(tmp_path / "d.csv", text, header=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rnncls.data.files.bad_rows import FRACTIONS, FRACTIONS_REMEDY, NO_ID_REMEDY
+from rnncls.data.files.headers import LABEL_NAMES, key_of_field
 from rnncls.errors import Problem
 
 # Between the tokens of two fields that make one sequence.
@@ -62,6 +63,7 @@ def bad_label(row: dict[str, Any], field: str) -> Problem:
     if field not in row:
         what = f'no field "{field}"'
         found = fields_of(row)
+        remedy = f"{key_of_field('label_field', field, row, LABEL_NAMES)}, or fix the line"
     elif value is None:
         what = "bad label"
         found = "null"

@@ -7,7 +7,7 @@ like. The first rows are looked at, and of each column only counts and a few exa
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -250,7 +250,7 @@ def _dialect_of(
     """Return how a file is read: its format by its name, or else by its first lines."""
     format = wanted.format
     try:
-        format = format_of(path, format)
+        format = format_of(path, format, wanted.encoding)
     except DataError as error:
         if error.problems[0].what != "unknown format":
             raise
@@ -261,7 +261,8 @@ def _dialect_of(
 
     bad = BadRows(path)
     lines = read_lines(path, bad, wanted.encoding, wanted.max_record_bytes)
-    first_lines = list(_some_text(lines))
+    # Blank lines above the first row mean nothing, and may be any number.
+    first_lines = list(_some_text(dropwhile(lambda line: not line[1].strip(), lines)))
     # Without the first line, such as the header of a table, nothing else can be told.
     if bad.count and (not first_lines or bad.problems[0].where.endswith(":1")):
         bad.raise_if_any()

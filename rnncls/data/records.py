@@ -23,6 +23,7 @@ from rnncls.data.cells import (
 )
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import Dialect
+from rnncls.data.files.headers import SEQUENCE_NAMES, key_of_field
 from rnncls.data.files.opening import ReportBytes
 from rnncls.data.files.rows import read_rows
 from rnncls.errors import Problem
@@ -98,6 +99,6 @@ def _no_sequence(row: dict[str, Any], names: tuple[str, ...]) -> Problem:
         f"no sequence: no field {fields}",
         expected="a field with a list or a text",
         found=fields_of(row),
-        remedy="data.sequence_field=..., or fix the line",
+        remedy=f"{key_of_field('sequence_field', names[0], row, SEQUENCE_NAMES)}, or fix the line",
         id="D14",
     )

@@ -1,5 +1,6 @@
 """Read the sequences of a data file, with the other fields of its rows."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,10 @@ from rnncls.config import FilesConfig
 from rnncls.data.cells import label_of, sequence_of
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import dialect_of, sniff
+from rnncls.data.files.headers import SEQUENCE_NAMES, meant
 from rnncls.data.files.rows import read_rows
 from rnncls.data.new_files import as_new_file, with_options
 from rnncls.errors import DataError, Problem
-from rnncls.predict.headers import similar_field
 from rnncls.predict.predictor import Predictor, encode, no_sequence
 from rnncls.predict.reading import Fields, Row, as_given
 
@@ -46,7 +47,7 @@ def _rows_of_file(
     predictor: Predictor, path: str | Path, data: FilesConfig, bad: BadRows, keep_fields: bool
 ) -> Iterator[Row]:
     names = data.sequence_fields
-    dialect = sniff(path, dialect_of(data), list(names))
+    dialect = sniff(path, dialect_of(data)._replace(has_label=False), list(names))
     known = {str(label): label for label in predictor.labels}
 
     # Rows that cannot be read at all are never seen here, but are counted in `bad`, and are rows of
@@ -82,5 +83,6 @@ def _no_sequence(names: tuple[str, ...], fields: Fields) -> Problem:
     problem = no_sequence(fields, names)
     if not fields or any(name in fields for name in names):
         return problem
-    remedy = f"--sequence-field {similar_field(names[0], fields) or 'NAME'}, or --bad skip"
+    found = meant(names[0], list(fields), SEQUENCE_NAMES) or "NAME"
+    remedy = f"--sequence-field {shlex.quote(found)}, or --bad skip"
     return replace(problem, remedy=remedy)

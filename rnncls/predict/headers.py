@@ -1,11 +1,10 @@
-"""Recognise names of columns: a header where lines are sequences, and columns of other names."""
+"""Recognises the header of a table, or an object of JSON, where a sequence belongs."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from rnncls.data.cells import tokens_of
-from rnncls.data.files.headers import LABEL_NAMES, SEQUENCE_NAMES, nearest
+from rnncls.data.files.headers import LABEL_NAMES, SEQUENCE_NAMES
 from rnncls.errors import ConfigError, Problem
 from rnncls.predict.predictor import Predictor
 
@@ -15,13 +14,6 @@ _QUOTES = "\"'"
 
 # Of a name that is not the run's own: words behind each other may be a sentence.
 MOST_WORDS = 3
-
-
-def similar_field(name: str, fields: Iterable[str]) -> str:
-    """Return the field that may be meant by `name`, or that usually has sequences; "" if none."""
-    names = list(fields)
-    usual = (field for field in names if field.lower() in SEQUENCE_NAMES)
-    return nearest(name, names) or next(usual, "")
 
 
 def refuse_header(predictor: Predictor, first_line: str, source: str | Path) -> None:

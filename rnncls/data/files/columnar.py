@@ -148,8 +148,9 @@ def _require_columns(where: str, names: Sequence[str], fields: list[str], dialec
     """Raise DataError unless there are the fields, each column once, and not too many of them."""
     # Only a sheet may lack names.
     is_named = dialect.header or dialect.format != "xlsx"
+    label = dialect.label_in(fields)
     problem = many_columns(names, dialect.max_columns, where)
-    problem = problem or bad_columns(names, fields, where, is_named)
+    problem = problem or bad_columns(names, fields, label, where, is_named)
     if problem is not None:
         raise DataError(problem)
 

@@ -1,5 +1,6 @@
 """How a file is to be read: what a config says, and what the file itself shows."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -14,9 +15,11 @@ from rnncls.data.files.lines import encoding_in, read_lines
 from rnncls.data.files.plausible import Plausible
 from rnncls.data.files.splitting import (
     SEPARATORS,
+    Span,
     SplitLines,
     TooManyOpenQuotes,
     have_width,
+    one_or_several,
     parsed_rows,
     plain_rows,
     quoted_rows,
@@ -54,6 +57,12 @@ class Dialect(NamedTuple):
     is_header_known: bool = False
     # Whether the quoting was found, so that a row of several lines may have to be doubted.
     is_quoting_found: bool = False
+    # Whether the last one of several fields that a table must have is that of the label.
+    has_label: bool = True
+
+    def label_in(self, fields: Sequence[str]) -> str | None:
+        """Return which one of the fields is that of the label, None if none is."""
+        return fields[-1] if self.has_label and len(fields) > 1 else None
 
 
 def dialect_of(data: FilesConfig) -> Dialect:
@@ -78,7 +87,7 @@ def sniff(path: str | Path, wanted: Dialect, fields: list[str]) -> Dialect:
 
     Raises: DataError if the file cannot be read, or if it cannot be told how to.
     """
-    dialect = wanted._replace(format=format_of(path, wanted.format))
+    dialect = wanted._replace(format=format_of(path, wanted.format, wanted.encoding))
     if dialect.format not in COLUMNAR:
         dialect = dialect._replace(encoding=encoding_in(path, wanted.encoding))
     if dialect.format not in TABLES:
@@ -92,7 +101,7 @@ def sniff(path: str | Path, wanted: Dialect, fields: list[str]) -> Dialect:
     if dialect.separator == "auto":
         dialect = dialect._replace(separator=_separator_of(path, texts, fields, dialect))
     if dialect.quoting == "auto":
-        quoting = _quoting_of(lines, is_whole, dialect, fields)
+        quoting = _quoting_of(path, lines, is_whole, dialect, fields)
         dialect = dialect._replace(quoting=quoting, is_quoting_found=True)
 
     if dialect.header and not dialect.is_header_known and lines:
@@ -181,7 +190,11 @@ def _two_separators(path: str | Path, text: str, names: Sequence[str]) -> DataEr
 
 
 def _quoting_of(
-    lines: list[tuple[int, str]], is_whole: bool, dialect: Dialect, fields: Sequence[str]
+    path: str | Path,
+    lines: list[tuple[int, str]],
+    is_whole: bool,
+    dialect: Dialect,
+    fields: Sequence[str],
 ) -> str:
     """Return whether quotes in a table are around cells (standard) or characters (none).
 
@@ -189,6 +202,8 @@ def _quoting_of(
     A quote that opens a cell of a line, does not close it, and yet the line has all of the columns,
     speaks for the other. Without either, TSV is taken to have none, because most programs write it
     without; CSV is taken to have them.
+
+    Raises: DataError for a TSV of which nothing tells rows with a quote each from one row.
     """
     usual = "none" if dialect.format == "tsv" else "standard"
     if not any('"' in text for _, text in lines):
@@ -205,9 +220,12 @@ def _quoting_of(
         is_text = evidence.num_broken > 1 and not evidence.num_ragged
         is_quoted = evidence.num_closed or evidence.num_doubtful
         return "none" if is_text and not is_quoted else "standard"
-    if not evidence.is_written:
-        return "none"
     num_against = evidence.num_broken + evidence.num_doubtful
+    if not evidence.is_written:
+        if evidence.one_or_several and not num_against:
+            where = f"{path}:{evidence.one_or_several[0]}"
+            raise DataError(one_or_several(where, *evidence.one_or_several))
+        return "none"
     return "standard" if num_against < max(1, evidence.num_ragged) else "none"
 
 
@@ -219,6 +237,8 @@ class _Evidence(NamedTuple):
     num_doubtful: int  # rows of several lines that may be rows of their own
     num_ragged: int  # lines of another width than the header if quotes are characters
     is_written: bool  # whether there are cells as a CSV writer writes them
+    # First and last line of a row that may be several, none of which looks like one.
+    one_or_several: tuple[int, int] | None
 
 
 def _evidence(
@@ -233,13 +253,10 @@ def _evidence(
     header = rows[0][1]
     width = lines[0][1].count(delimiter) + 1
     num_ragged = sum(bool(text) and text.count(delimiter) + 1 != width for _, text in lines)
-    label = fields[-1] if len(fields) > 1 else None
-    plausible = Plausible(iter(rows[1:]), header, label, fields)
+    plausible = Plausible(iter(rows[1:]), header, dialect.label_in(fields), fields)
 
-    num_closed = 0
-    num_broken = 0
-    num_doubtful = 0
-    is_written = False
+    counts: Counter[str] = Counter()
+    undecided = None
     in_quotes = [0] * width  # cells of each column
     plain = [0] * width
     for number, cells, span in rows[1:]:
@@ -248,30 +265,57 @@ def _evidence(
         if span is not None and span.error:
             # Where the sample ends, a quote may close below.
             is_cut = span.is_open and span.reached_end and not is_whole
-            num_broken += has_width and not is_cut
-        elif span is not None and plausible.are_rows(span.texts, delimiter):
-            num_doubtful += 1
+            counts["broken"] += has_width and not is_cut
         elif span is not None:
-            # In a TSV, lines that have all of the columns are no evidence for one row.
-            is_text = dialect.format == "tsv" and have_width(span.texts, delimiter, width)
-            is_written = is_written or (len(cells) == len(header) and not is_text)
-        elif len(cells) != len(header):
-            num_broken += has_width
-        elif '"' in text and cells != text.split(delimiter):
-            num_closed += 1
-            doubles = any(_has_doubled_quotes(cell) for cell in text.split(delimiter))
-            is_written = is_written or not has_width or doubles
-
-        if span is None and has_width:
-            for position, cell in enumerate(text.split(delimiter)):
-                in_quotes[position] += _is_in_quotes(cell)
-                plain[position] += bool(cell) and not _is_in_quotes(cell)
+            kind = _kind_of_span(span, len(cells), delimiter, dialect, plausible)
+            counts[kind] += 1
+            if kind == "undecided":
+                undecided = undecided or (number, span.last_line)
+        else:
+            counts[_kind_of_line(text, cells, len(header), width, delimiter)] += 1
+            if has_width:
+                for position, cell in enumerate(text.split(delimiter)):
+                    in_quotes[position] += _is_in_quotes(cell)
+                    plain[position] += bool(cell) and not _is_in_quotes(cell)
 
     # Some writers put quotes around each text, others around each text with a comma in it.
+    num_closed = counts["closed"] + counts["closed as written"]
+    is_written = counts["written"] + counts["closed as written"] > 0
     for position in range(width):
         is_written = is_written or (in_quotes[position] > 1 and not plain[position])
     is_written = is_written or (num_closed > 1 and _only_commas_are_in_quotes(lines[1:], delimiter))
-    return _Evidence(num_closed, num_broken, num_doubtful, num_ragged, is_written)
+    return _Evidence(
+        num_closed, counts["broken"], counts["doubtful"], num_ragged, is_written, undecided
+    )
+
+
+def _kind_of_span(
+    span: Span, num_cells: int, delimiter: str, dialect: Dialect, plausible: Plausible
+) -> str:
+    """Return what a row of several lines says: doubtful, undecided, written, or "" for nothing."""
+    is_tsv = dialect.format == "tsv"
+    if plausible.are_rows(span.texts, delimiter):
+        # Without a row that is a line, there is nothing to compare these lines with.
+        return "undecided" if is_tsv and not plausible.has_plain else "doubtful"
+    if num_cells != plausible.width:
+        return ""
+    # In a TSV, lines that have all of the columns are no evidence for one row.
+    is_text = is_tsv and have_width(span.texts, delimiter, plausible.width)
+    return "undecided" if is_text else "written"
+
+
+def _kind_of_line(text: str, cells: list[str], num_columns: int, width: int, delimiter: str) -> str:
+    """Return what a row of one line says: broken, closed, closed as written, or "" for nothing.
+
+    `width` is that of the header if quotes are characters.
+    """
+    plain = text.split(delimiter)
+    if len(cells) != num_columns:
+        return "broken" if len(plain) == width else ""
+    if '"' not in text or cells == plain:
+        return ""
+    is_written = len(plain) != width or any(map(_has_doubled_quotes, plain))
+    return "closed as written" if is_written else "closed"
 
 
 def _quoted(lines: list[tuple[int, str]], delimiter: str, dialect: Dialect) -> SplitLines:
@@ -311,7 +355,8 @@ def _require_names(
     if not all(name in header for name in fields):
         return
     where = f"{path}:{lines[0][0]}"
-    problem = first_row_is_data(header, fields, (cells for _, cells, _ in rows), where)
+    below = (cells for _, cells, _ in rows)
+    problem = first_row_is_data(header, fields, dialect.label_in(fields), below, where)
     if problem is not None:
         raise DataError(problem)
 

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from contextlib import suppress
+from pathlib import PurePath
 
 from rnncls.data.files.encodings import HEAD_BYTES, as_utf_8
 from rnncls.data.files.opening import opened
@@ -35,10 +36,11 @@ _ARRAY = re.compile(r"\[\s*(\{|\]|$)")
 MOST_FIRST_LINES = 50
 
 
-def format_of(path: object, format: str = "auto") -> str:
+def format_of(path: object, format: str = "auto", encoding: str = "utf-8") -> str:
     """Return which one of FORMATS a file has.
 
     Its first bytes come before its name, and its name before the rest of what stands in it.
+    `encoding` is that of a text without a mark, as data.encoding names it.
 
     Raises: DataError if it cannot be read, or if `auto` cannot tell.
     """
@@ -52,15 +54,19 @@ def format_of(path: object, format: str = "auto") -> str:
         if found:
             return found
 
-        # A zip that holds one file is read as that file is.
+        # A zip that holds one file is read as that file is, or else by what stands before `.zip`.
         name = members[0] if len(members) == 1 else str(path)
+        if members and not format_by_name(name):
+            name = PurePath(str(path)).stem
         file.seek(0)
         source = unpacked(path, file)
         refuse_other_kinds(path, source.peek(16))
         by_name = format_by_name(name)
         if by_name in COLUMNAR:
             return by_name
-        text = as_utf_8(path, source, "latin-1").read(HEAD_BYTES).decode(errors="replace")
+        # Other bytes than those of UTF-8 are no reason to stop here: they make bad lines.
+        order = encoding if encoding == "utf-16" else "latin-1"
+        text = as_utf_8(path, source, order).read(HEAD_BYTES).decode(errors="replace")
 
     text = text.removeprefix("\ufeff").lstrip()
     if by_name == "jsonl" and _ARRAY.match(text):

@@ -25,6 +25,10 @@ _USUAL = frozenset({*SEQUENCE_NAMES, *LABEL_NAMES})
 
 _NUMBERS = re.compile(r"[-+0-9.,;\s\[\]]*[0-9][-+0-9.,;\s\[\]]*")
 
+# Names that a config reads as they are, and such as it would read as something else.
+_PLAIN = re.compile(r"[^\W\d](?:[\w .-]*[\w.-])?")
+_MEANS_OTHER = re.compile(r"true|false|null|yes|no|on|off|y|n", re.IGNORECASE)
+
 MOST_SHOWN = 20  # columns
 SHOWN_CHARACTERS = 60  # of the name of a column
 
@@ -50,16 +54,21 @@ def many_columns(header: Sequence[str], most: int, where: str) -> Problem | None
 
 
 def bad_columns(
-    header: Sequence[str], fields: Sequence[str], where: str, is_header: bool = True
+    header: Sequence[str],
+    fields: Sequence[str],
+    label: str | None,
+    where: str,
+    is_header: bool = True,
 ) -> Problem | None:
     """Return what is wrong with the columns of a table, None if all fields are there, each once.
 
-    Without a header, the columns have numbers.
+    `label` is the field of the labels, None if there is none. Without a header, the columns have
+    numbers.
     """
     missing = [name for name in fields if name not in header]
     if not is_header and missing:
         remedy = "data.sequence_field=1"
-        if len(header) > 1:
+        if len(header) > 1 and label is not None:
             remedy += " data.label_field=2"
         return Problem(
             f'no column "{missing[0]}": without a header, columns have numbers',
@@ -80,40 +89,80 @@ def bad_columns(
         where,
         expected=f"a header row with {columns}",
         found=shown_names(header),
-        remedy=_remedy_of_header(header, fields, missing),
+        remedy=_remedy_of_header(header, fields, missing, label),
         id="D14",
     )
 
 
-def _remedy_of_header(header: Sequence[str], fields: Sequence[str], missing: Sequence[str]) -> str:
+def _remedy_of_header(
+    header: Sequence[str], fields: Sequence[str], missing: Sequence[str], label: str | None
+) -> str:
     if not missing:
         return "another name for one of two columns"
+    if any("\r" in name for name in header):
+        return "save it with other line ends: those of this file are carriage returns alone"
 
-    remedy = "data.sequence_field=..., data.label_field=..."
-    similar = nearest(missing[0], header)
-    if similar:
-        remedy = f'"{similar}" for "{missing[0]}": {remedy}'
+    keys = [
+        key_of_field("label_field", name, header, LABEL_NAMES)
+        if name == label
+        else key_of_field("sequence_field", name, header, SEQUENCE_NAMES)
+        for name in missing
+    ]
+    # One of several fields cannot be replaced alone.
+    if len(fields) > 1 + (label is not None) and missing[0] != label:
+        keys = [f'"{meant(missing[0], header) or "..."}" for "{missing[0]}" in data.sequence_field']
+    remedy = " ".join(dict.fromkeys(keys))
+    if len(header) == 1 and len(fields) > 1:
+        return "data.separator=..., if something else separates the columns"
+    if any(nearest(name, header) for name in missing):
+        return remedy
+
     # Without a header, the first row of the data stands where it would be.
-    numbers = "data.header=false data.sequence_field=1 data.label_field=2"
+    numbers = "data.header=false data.sequence_field=1"
+    if label is not None:
+        numbers += " data.label_field=2"
     return f"{remedy}; or, if this row is data, a line {','.join(fields)} above it, or {numbers}"
 
 
+def key_of_field(key: str, name: str, names: Iterable[str], usual: Sequence[str]) -> str:
+    """Return the key of a config with the name that is likely meant by `name`, ready to be copied.
+
+    `names` are those that there are; `usual` those that such a column usually has.
+    """
+    found = meant(name, list(names), usual)
+    if not found:
+        return f"data.{key}=..."
+    if not _PLAIN.fullmatch(found) or _MEANS_OTHER.fullmatch(found):
+        return f'"{found}" for "{name}": data.{key}=...'
+    return f"data.{key}='{found}'" if " " in found else f"data.{key}={found}"
+
+
+def meant(name: str, names: Sequence[str], usual: Sequence[str] = ()) -> str:
+    """Return the name that is most like `name`, or else a usual one; "" if there is none."""
+    by_usual = (known for known in names if known.strip().lower() in usual)
+    return nearest(name, names) or next(by_usual, "")
+
+
 def first_row_is_data(
-    header: Sequence[str], fields: Sequence[str], rows: Iterable[Sequence[str]], where: str
+    header: Sequence[str],
+    fields: Sequence[str],
+    label: str | None,
+    rows: Iterable[Sequence[str]],
+    where: str,
 ) -> Problem | None:
     """Return the problem of a first row that has the fields, but looks like a row of the data.
 
-    `fields` are the sequence's, then the label's; `rows` are some of those below.
+    `label` is the field of the labels; `rows` are some of those below.
     """
-    if len(fields) < 2 or any(name.strip().lower() in _USUAL for name in fields):
+    if label is None or any(name.strip().lower() in _USUAL for name in fields):
         return None
 
-    *sequences, label = [header.index(name) for name in fields]
     below = [row for row in rows if len(row) == len(header)]
-    labels = {row[label].strip() for row in below}
-    is_data = header[label].strip() in labels
-    for position in sequences:
-        is_data = is_data or _is_one_of(header[position], [row[position] for row in below])
+    is_data = label.strip() in {row[header.index(label)].strip() for row in below}
+    for name in fields:
+        position = header.index(name)
+        if name != label:
+            is_data = is_data or _is_one_of(name, [row[position] for row in below])
     if not is_data:
         return None
 

@@ -74,11 +74,17 @@ def unpacked(path: object, file: io.BufferedReader) -> io.BufferedReader:
         remedy = f"unpack it first: {packer.test}"
         raise DataError(_unreadable(path, f"a {packer.name} file", remedy))
     try:
-        return io.BufferedReader(_Unpacked(path, file, packer), BLOCK_BYTES)
+        content: io.BufferedReader = io.BufferedReader(_Unpacked(path, file, packer), BLOCK_BYTES)
     # A Python that was built without a library lacks the module.
     except ImportError:
         what = f"this Python cannot read {packer.name}: it has no module {packer.module}"
         raise DataError(_unreadable(path, what, "unpack the file first")) from None
+
+    inner = packer_of(content.peek(8))
+    if inner is not None:
+        what = f"a file that is packed twice: {inner.name} in {packer.name}"
+        raise DataError(_unreadable(path, what, "unpack it once"))
+    return content
 
 
 class _Unpacked(io.RawIOBase):

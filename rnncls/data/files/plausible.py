@@ -59,6 +59,7 @@ class Plausible:
                 for position, column in self.columns.items():
                     column.add(cells[position].strip())
 
+        self.has_plain = num_plain > 0
         self.firsts = [] if num_plain else firsts
 
     def are_rows(self, texts: list[str], delimiter: str) -> bool:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from rnncls.data.files.lines import Lines
+from rnncls.errors import Problem
 
 # What may stand between the columns of a table, by its name in a config. The comma is first: a
 # header row that can be read with commas always was.
@@ -169,6 +170,18 @@ class _RowReader:
         self.num_read_again += sum(len(text) + _LINE for _, text in self.below)
         if self.num_read_again > MOST_READ_AGAIN:
             raise TooManyOpenQuotes
+
+
+def one_or_several(where: str, first: int, last: int) -> Problem:
+    """Return the problem of lines that can be read as one row, and as a row each."""
+    return Problem(
+        "one row with a quoted cell, or rows with a quote each",
+        where,
+        expected="a quote that closes in its own line, or data.quoting",
+        found=f"lines {first} to {last}, which can be read as both",
+        remedy="data.quoting=standard for one row, data.quoting=none for several",
+        id="D14",
+    )
 
 
 def have_width(texts: list[str], delimiter: str, width: int) -> bool:

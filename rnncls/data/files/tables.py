@@ -22,6 +22,7 @@ from rnncls.data.files.splitting import (
     SplitLines,
     TooManyOpenQuotes,
     have_width,
+    one_or_several,
     plain_rows,
     quoted_rows,
 )
@@ -64,7 +65,8 @@ def _table_rows(
     if not dialect.header:
         header = [str(number) for number in range(1, len(header) + 1)]
         rows = chain([first], rows)
-    problem = problem or bad_columns(header, fields, where, dialect.header)
+    label = dialect.label_in(fields)
+    problem = problem or bad_columns(header, fields, label, where, dialect.header)
     if problem is not None:
         raise DataError(problem)
 
@@ -130,23 +132,13 @@ def _plausible(
             next(rows, None)
         yield from rows
 
-    label = fields[-1] if len(fields) > 1 else None
-    return Plausible(rows(), header, label, fields)
+    return Plausible(rows(), header, dialect.label_in(fields), fields)
 
 
 def _add_doubtful(line: int, span: Span, bad: BadRows) -> None:
     """Add the lines that may be one row or several: nobody is to lose a row, or to get one."""
     for number in range(line, span.last_line + 1):
-        bad.add_problem(
-            number,
-            Problem(
-                "one row with a quoted cell, or rows with a quote each",
-                expected="a quote that closes in its own line, or data.quoting",
-                found=f"lines {line} to {span.last_line}, which can be read as both",
-                remedy="data.quoting=standard for one row, data.quoting=none for several",
-                id="D14",
-            ),
-        )
+        bad.add_problem(number, one_or_several("", line, span.last_line))
 
 
 def _problem_of(span: Span, line: int) -> Problem:
