@@ -143,8 +143,7 @@ def load_dataset(
     dataset.in_val = {"test": num_shared(rows["test"], rows["val"])}
 
     copies = shares.copies if len(tables) == 1 else None
-    all_tables = [*tables.values()]
-    dataset.contradictions = find_contradictions(all_tables, tokens, labels, data.tokens, copies)
+    dataset.contradictions = find_contradictions(rows, tokens, labels, data.tokens, copies)
     return dataset
 
 
@@ -229,7 +228,7 @@ def _load_labelled_files(
     tokens = list(token_numbers)
     every_row = SplitRows(table, np.ones(len(table.labels), dtype=bool))
     _add_split(dataset, name, every_row, tokens, labels)
-    dataset.contradictions = find_contradictions([table], tokens, labels, data.tokens)
+    dataset.contradictions = find_contradictions({name: every_row}, tokens, labels, data.tokens)
     if not len(table.labels):
         what = "0 sequences"
         raise DataError(Problem(what, table.where, remedy="a file with sequences", id="D2"))
@@ -374,7 +373,12 @@ def _unknown_label(
     # The label may be in the training files, in rows that were held out by their hashes.
     split, count = ("", 0) if shares is None else shares.only_held_out(int(number))
     if split:
-        found += f", which {count:,} rows of the training files have, all of them held out"
+        rows_have = (
+            "1 row of the training files has"
+            if count == 1
+            else (f"{count:,} rows of the training files have")
+        )
+        found += f", which {rows_have}, all of them held out"
         remedy = f"data.split=stratified, or data.{split}_fraction=0"
 
     shown = ", ".join(vocabulary.labels[:MOST_LABELS_SHOWN])
