@@ -16,6 +16,7 @@ from rnncls.data import FilesTask, load_task
 from rnncls.data.contradictions import find_contradictions
 from rnncls.data.copies import group
 from rnncls.data.dataset import Dataset, load_dataset
+from rnncls.data.report import stats
 from rnncls.data.splits import DROPPED, SPLITS, TEST, TRAIN, VAL, by_hash, stratified
 from rnncls.data.table import Numbering, SplitRows, hash_of, read_table
 from rnncls.errors import DataError
@@ -238,6 +239,35 @@ def test_a_class_of_the_hidden_test_tenth_is_explained(tmp_path: Path) -> None:
     assert "found:    z\n" in caught.value.render()
 
 
+@row("D6")
+def test_a_label_that_the_weights_to_begin_with_lack_is_explained(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", two_classes())
+    known = load_dataset(data_of(path)).vocabulary
+    other = write_jsonl(tmp_path / "other.jsonl", [*two_classes(), ("w1 v1", "new")])
+    with pytest.raises(DataError) as caught:
+        load_dataset(data_of(other), known)
+    message = caught.value.render()
+    assert "a label that the run of --init-from lacks" in message
+    assert "try:      train without --init-from, or fix the line" in message
+
+
+def test_statistics_say_what_was_counted_while_files_were_read(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    rows = "".join(f"{sequence},{label} \n" for sequence, label in two_classes(60))
+    path.write_text(f"sequence,label\n{rows}bad\n[1 2],a\nw1 x,rare\n")
+    task = load_task(files_config(path, tokens="words", bad="skip", rare_classes="drop"))
+    assert isinstance(task, FilesTask)
+    found = json.loads(json.dumps(stats(task).to_json()))
+    train = found["splits"]["train"]
+    assert (train["bad_skipped"], train["labels_with_space"], train["like_lists"]) == (1, 60, 1)
+    assert (found["rare_classes"], found["rare_rows"], found["rare_dropped"]) == (
+        {"rare": 1},
+        1,
+        True,
+    )
+    assert found["read_as"] == {str(path): "comma-separated, standard quoting, UTF-8"}
+
+
 def test_what_is_held_out_beside_a_file_of_ones_own_is_announced(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", two_classes())
     own = write_jsonl(tmp_path / "own.jsonl", two_classes(50))
@@ -274,9 +304,9 @@ def test_the_same_sequence_with_other_labels_is_counted_and_said(tmp_path: Path)
     assert f"warning[D22]: {said}\n" in check.stderr
     assert f"warning[D22]: {example}\n" in check.stderr
     assert check.stderr.count("[D22]") == 4
-    stats = run_rnncls("data", "stats", config).stdout
-    assert said in stats
-    assert example in stats
+    shown = run_rnncls("data", "stats", config).stdout
+    assert said in shown
+    assert example in shown
 
     found = json.loads(run_rnncls("data", "stats", config, "--json").stdout)["contradictions"]
     assert (found["sequences"], found["rows"], found["most_accuracy"]) == (5, 15, 0.75)

@@ -368,17 +368,18 @@ def _unknown_label(
     """Return the error of a row whose label training lacks."""
     number = rows.labels[row]
     found = labels[number]
+    what = f"a label of {name} that training lacks"
     remedy = "fix the line" + _or_no_split(name, rows)
+    if name == "train":
+        # The vocabulary is then that of another run.
+        what = "a label that the run of --init-from lacks"
+        remedy = "train without --init-from, or fix the line"
 
     # The label may be in the training files, in rows that were held out by their hashes.
     split, count = ("", 0) if shares is None else shares.only_held_out(int(number))
     if split:
-        rows_have = (
-            "1 row of the training files has"
-            if count == 1
-            else (f"{count:,} rows of the training files have")
-        )
-        found += f", which {rows_have}, all of them held out"
+        have = "row of the training files has" if count == 1 else "rows of the training files have"
+        found += f", which {count:,} {have}, all of them held out"
         remedy = f"data.split=stratified, or data.{split}_fraction=0"
 
     shown = ", ".join(vocabulary.labels[:MOST_LABELS_SHOWN])
@@ -386,7 +387,7 @@ def _unknown_label(
         shown += ", ..."
     return DataError(
         Problem(
-            f"a label of {name} that training lacks",
+            what,
             rows.place(row),
             expected=f"one of {shown}",
             found=found,

@@ -70,6 +70,9 @@ class RareClasses:
         return f"{what} of {'its' if is_one else 'their'} own"
 
 
+NO_RARE_CLASSES = RareClasses({}, 0)
+
+
 @dataclass(frozen=True)
 class Shares:
     """The rows of each split, and what was noticed on the way."""
@@ -114,7 +117,7 @@ def assign_splits(tables: dict[str, Table], data: FilesConfig, labels: list[str]
     places, kept = shared_out(copies, data, val, test)
 
     # A training file that is read as a whole has no class that is too rare.
-    rare = RareClasses({}, 0)
+    rare = NO_RARE_CLASSES
     if (val or test) and (data.split == "stratified" or data.rare_classes != "keep"):
         rare = _rare_classes(copies, kept, places, train_file, labels, data)
 
