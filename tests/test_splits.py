@@ -28,6 +28,9 @@ from tests.helpers import ROOT, Rows, change_checkpoint, files_config, run_rnncl
 
 row = pytest.mark.row
 
+SHARES = [(0.1, 0.1), (0.2, 0.0), (0.0, 0.3), (0.45, 0.5), (0.013, 0.105), (1 / 3, 1 / 3)]
+SHARES += [(0.9, 0.05), (0.001, 0.5), (0.7, 0.0), (0.5, 0.4999), (1e-9, 1e-9), (0.0, 0.999)]
+
 # Sequences of one id and a label each, as numbers.
 Pairs = list[tuple[int, int]]
 
@@ -71,7 +74,7 @@ def drawn(rng: random.Random) -> tuple[Pairs, float, float]:
     pairs += copied + contradicting * rng.randint(0, 2)
     rng.shuffle(pairs)
 
-    val, test = rng.choice([(0.1, 0.1), (0.2, 0.0), (0.0, 0.3), (0.45, 0.5), (0.013, 0.105)])
+    val, test = rng.choice(SHARES)
     return pairs, val, test
 
 
