@@ -467,7 +467,8 @@ def test_examples_name_files_that_exist_and_parse(line: str, tmp_path: Path) -> 
     if words[0] != "rnncls":
         return
 
-    # In an empty folder, so that nothing runs: what fails is a file that is not there.
+    # In a folder without files, so that nothing runs: what fails is a file that is not there.
+    (tmp_path / "runs").mkdir()
     done = run_rnncls(*words[1:], cwd=tmp_path)
     assert "Usage:" not in done.stderr
     assert "error[C17]" not in done.stderr

@@ -82,7 +82,7 @@ def predict(
     Examples:
         rnncls predict runs/first "1 2 0 1"
         echo "1 2 0 1" | rnncls predict runs/first - --json
-        rnncls predict runs/clicks --input new.csv --text-column visit --output out.csv
+        rnncls predict runs/mine --input new.csv --text-column visit --output out.csv
     """
     # stop is what error was called before.
     if bad not in ("error", "skip", "stop"):

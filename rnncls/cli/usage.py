@@ -100,7 +100,7 @@ def _meant_option(option: str, context: Any, words: list[str]) -> str:
 
 
 def _takes_overrides(command: Any) -> bool:
-    return any("KEY=VALUE" in (param.metavar or "") for param in command.params)
+    return any("SECTION.KEY=VALUE" in (param.metavar or "") for param in command.params)
 
 
 def _value_for(option: str, words: list[str]) -> str | None:
