@@ -319,6 +319,10 @@ def test_another_name_as_an_option(words: list[str], meant: str) -> None:
     assert f"did you mean {meant}?" in error_of(*words)
 
 
+def test_no_key_is_advised_where_a_command_takes_none() -> None:
+    assert "data." not in error_of("eval", "run", "--bad", "skip")
+
+
 @pytest.mark.row("C17")
 @pytest.mark.parametrize(
     ("words", "remedy"),

@@ -24,6 +24,9 @@ _KEYS = tuple(
     f"data.{key}" for key in (*READING_KEYS, "bad", "sequence_field", "label_field", "tokens")
 )
 
+# The keys that say which rows are held out.
+RULE_KEYS = ("split", "rare_classes")
+
 # The options that say how a data file is read, and the config keys that they stand for.
 FILE_OPTIONS = {
     "--sequence-field": "data.sequence_field",
@@ -145,13 +148,10 @@ def guess(
             )
         )
     # After the check of the options, because importing torch takes a second.
-    from rnncls.data.files.dialect import dialect_of
     from rnncls.data.guess import guess_config
 
     try:
-        made = guess_config(
-            file, *wanted, path_in_text, asked, dialect_of(reading), bad=reading.bad
-        )
+        made = guess_config(file, *wanted, path_in_text, asked, reading)
     except DataError:
         # What is wrong with the rows may be how they are read.
         say_how_read(file, reading)
@@ -182,13 +182,14 @@ class WantedFields(NamedTuple):
 
 
 def _reading_of(path: Path, changes: list[str]) -> "FilesConfig":
-    """Return the keys of a config that say how a file is read, with overrides.
+    """Return the keys of a config that say how a file is read and shared out, with overrides.
 
     Raises: ConfigError.
     """
     from rnncls.config import parse_config
 
-    chosen = [change for change in changes if change.partition("=")[0] in _KEYS]
+    keys = [*_KEYS, *(f"data.{key}" for key in RULE_KEYS)]
+    chosen = [change for change in changes if change.partition("=")[0] in keys]
     raw = {"data": {"source": "files", "train": str(path)}}
     data = parse_config(raw, f"the config made from {path}", chosen).data
     return cast("FilesConfig", data)  # no override of these keys changes the source

@@ -143,8 +143,7 @@ def load_dataset(
     dataset.in_val = {"test": num_shared(rows["test"], rows["val"])}
 
     copies = shares.copies if len(tables) == 1 else None
-    all_tables = [*tables.values()]
-    dataset.contradictions = find_contradictions(all_tables, tokens, labels, data.tokens, copies)
+    dataset.contradictions = find_contradictions(rows, tokens, labels, data.tokens, copies)
     return dataset
 
 
@@ -228,7 +227,7 @@ def _load_labelled_files(
     tokens = list(token_numbers)
     every_row = SplitRows(table, np.ones(len(table.labels), dtype=bool))
     _add_split(dataset, name, every_row, tokens, labels)
-    dataset.contradictions = find_contradictions([table], tokens, labels, data.tokens)
+    dataset.contradictions = find_contradictions({name: every_row}, tokens, labels, data.tokens)
     if not len(table.labels):
         what = "0 sequences"
         raise DataError(Problem(what, table.where, remedy="a file with sequences", id="D2"))
@@ -368,13 +367,18 @@ def _unknown_label(
     """Return the error of a row whose label training lacks."""
     number = rows.labels[row]
     found = labels[number]
+    what = f"a label of {name} that training lacks"
     remedy = "fix the line" + _or_no_split(name, rows)
+    if name == "train":
+        # The vocabulary is then that of another run.
+        what = "a label that the run of --init-from lacks"
+        remedy = "train without --init-from, or fix the line"
 
     # The label may be in the training files, in rows that were held out by their hashes.
     split, count = ("", 0) if shares is None else shares.only_held_out(int(number))
     if split:
-        have = "1 row has" if count == 1 else f"{count:,} rows have"
-        found += f", which {have} in the training files, all held out"
+        have = "row of the training files has" if count == 1 else "rows of the training files have"
+        found += f", which {count:,} {have}, all of them held out"
         remedy = f"data.split=stratified, or data.{split}_fraction=0"
 
     shown = ", ".join(vocabulary.labels[:MOST_LABELS_SHOWN])
@@ -382,7 +386,7 @@ def _unknown_label(
         shown += ", ..."
     return DataError(
         Problem(
-            f"a label of {name} that training lacks",
+            what,
             rows.place(row),
             expected=f"one of {shown}",
             found=found,
