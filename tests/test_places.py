@@ -473,3 +473,26 @@ def test_a_sweep_and_its_data_may_be_moved(tmp_path: Path) -> None:
     after = evaluate_all(folder, None, None, tmp_path / "b" / "elsewhere")
     assert after.by_member == before.by_member
     assert after.left_out == {}
+
+
+def test_a_folder_in_a_grid_stands_for_its_files_of_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = parts_in(tmp_path / "a" / "data")
+    monkeypatch.chdir(tmp_path / "a")
+    config = files_config(tmp_path / "a" / "data", SMALL)
+    grid = {"data.train": ["data", f"data/{Path(parts[0]).name}"]}
+    sweep = plan_sweep(config, "0", grid, None, 10, tmp_path / "a" / "sweep")
+    assert run_sweep(sweep) == []
+    before = evaluate_all(sweep.folder, None, None)
+
+    # Somewhere else, beside a file that is new, and seen from another folder.
+    (tmp_path / "a").rename(tmp_path / "b")
+    folder = tmp_path / "b" / "sweep"
+    write_jsonl(tmp_path / "b" / "data" / "new.jsonl", some_rows(9))
+    monkeypatch.chdir(tmp_path)
+
+    assert run_sweep(load_sweep(folder)) == []
+    after = evaluate_all(folder, None, None)
+    assert after.by_member == before.by_member
+    assert after.left_out == {}
