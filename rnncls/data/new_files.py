@@ -31,6 +31,9 @@ _OPTIONS = {"sequence_field": "--sequence-field", "label_field": "--label-field"
 # A key in a remedy, with its value if it has one, which may stand in quotes.
 _KEY = re.compile(r"""\bdata\.(\w+)(?:=("[^"]*"|'[^']*'|[^\s,;]+))?""")
 
+# Where a problem of an override is said to be.
+_OVERRIDE = re.compile(r"override data\.(\w+)=(.*?)(?:, data\.\w+)?$", re.DOTALL)
+
 _TABLE = re.compile(r"\.(csv|tsv|tab)(\.\w+)?$", re.IGNORECASE)
 
 _Error = TypeVar("_Error", bound=RnnclsError)
@@ -101,9 +104,23 @@ def as_new_file(
     try:
         parsed = parse_saved(sections, "the run's config", _last_of_each(overrides)).data
     except ConfigError as error:
-        raise with_options(error, "another value") from None
+        raise _of_options(with_options(error, "another value")) from None
     assert isinstance(parsed, FilesConfig)
     return parsed
+
+
+def _of_options(error: ConfigError) -> ConfigError:
+    """Return the error of an override in the words of the options, which is what was written."""
+    problems = []
+    for problem in error.problems:
+        match = _OVERRIDE.match(problem.where)
+        if match is not None:
+            key, value = match.groups()
+            where = f"{_OPTIONS[key]} {value}" if key in _OPTIONS else f"--read {key}={value}"
+            what = problem.what.replace(f"data.{key}", key)
+            problem = replace(problem, what=what, where=where)
+        problems.append(problem)
+    return ConfigError(*problems)
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
