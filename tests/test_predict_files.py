@@ -300,6 +300,8 @@ def test_keys_in_remedies_become_options() -> None:
     )
     assert said("data.bad=skip leaves it out") == "--bad skip leaves it out"
     assert said("data.bad=skip", has_bad=False) == "--read bad=skip"
+    assert said("data.empty=drop") == "--bad skip"
+    assert said("data.empty=drop", has_bad=False) == "--read bad=skip"
     assert said("data.tokens=words") == "other"
     assert said("fix the line") == "fix the line"
     with pytest.raises(ConfigError, match="bad value for --read"):

@@ -150,7 +150,8 @@ def with_options(error: _Error, otherwise: str, has_bad: bool = False) -> _Error
     `otherwise` is the remedy in place of one with a key that no option stands for. `has_bad`: there
     is an option --bad.
     """
-    known = {*READING_KEYS, *_OPTIONS}
+    # Empty sequences are bad rows there, which may be skipped.
+    known = {*READING_KEYS, *_OPTIONS, "empty"}
 
     problems = []
     for problem in error.problems:
@@ -166,6 +167,8 @@ def with_options(error: _Error, otherwise: str, has_bad: bool = False) -> _Error
 
 def _option(key: str, value: str | None, has_bad: bool) -> str:
     """Return the option for a key in a remedy, with its value if it has one."""
+    if key == "empty":
+        key, value = "bad", "skip"
     if key in _OPTIONS and (key != "bad" or has_bad):
         return f"{_OPTIONS[key]} {'NAME' if value in (None, '...') else value}"
     return f"--read {key}={value or '...'}"
