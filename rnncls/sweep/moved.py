@@ -6,7 +6,7 @@ from rnncls.config import FilesConfig
 from rnncls.data.dataset import data_files
 from rnncls.data.files.places import as_in_config
 from rnncls.data.files.search import Search
-from rnncls.data.moved import Remedies, file_now, say_moved
+from rnncls.data.moved import Remedies, files_now, say_moved
 from rnncls.errors import CheckpointError, Problem
 from rnncls.sweep.plan import Member, Sweep, planned_files
 
@@ -23,12 +23,7 @@ def with_files_of_sweep(sweep: Sweep, search: Search) -> Sweep:
     such file any more.
     """
     _require_planned(sweep)
-    now: dict[str, str] = {}
-    taken: set[str] = set()
-    for path, hash in sweep.fingerprints.items():
-        now[path] = file_now(path, hash, search, taken, "sweep", _REMEDIES)
-        taken.add(now[path])
-
+    now = files_now(sweep.fingerprints, search, "sweep", _REMEDIES)
     say_moved("data", sweep.fingerprints, now, search)
     if all(path == before for before, path in now.items()):
         return sweep
