@@ -16,6 +16,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ import pytest
 
 import rnncls
 from rnncls.data import FilesTask, load_task
+from rnncls.data.table import hash_of
 from tests.helpers import PYTHON, ROOT, Completed, at_step, run_command, run_rnncls
 
 FEWEST_STEPS: dict[str, dict[str, Any]] = {
@@ -482,17 +484,15 @@ def test_prediction_and_eval_refuse_with_remedies_of_their_own(
 # --- 1: quotes
 
 
-@pytest.mark.parametrize("name", ["f.tsv", "f.csv"])
-def test_a_quote_swallows_no_row(name: str, tmp_path: Path) -> None:
-    """Read as six rows, or refused with both readings; never read as fewer."""
-    content = LONE_QUOTES if name == "f.tsv" else LONE_QUOTES.replace("\t", ",")
-    config = config_of(write(tmp_path / name, content), tmp_path)
+def test_a_quote_swallows_no_row(tmp_path: Path) -> None:
+    config = config_of(write(tmp_path / "f.tsv", LONE_QUOTES), tmp_path)
+    assert rows_of(config) == LONE_QUOTE_ROWS
+
+    # In a CSV, it may as well be around a cell: refused with both readings, never read as fewer.
+    config = config_of(write(tmp_path / "f.csv", LONE_QUOTES.replace("\t", ",")), tmp_path)
     done = run_rnncls("data", "check", config)
-    if done.returncode == 0:
-        assert rows_of(config) == LONE_QUOTE_ROWS
-    else:
-        assert "data.quoting" in done.stderr
-        assert "Traceback" not in done.stderr
+    assert done.returncode == 3
+    assert "data.quoting=standard for one row, data.quoting=none for several" in done.stderr
 
 
 def test_an_open_quote_is_one_bad_row(tmp_path: Path) -> None:
@@ -681,15 +681,22 @@ def test_a_validation_file_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_a_class_that_fell_into_the_test_is_not_called_unknown(tmp_path: Path) -> None:
-    # Whatever its hash, a share this large takes every row of the class.
-    rows = "".join(f"good {n},y\n" for n in range(300))
-    file = write(tmp_path / "f.csv", f"sequence,label\nonly,x\n{rows}")
-    val = write(tmp_path / "val.csv", "sequence,label\nonly,x\n")
-    config = config_of(file, tmp_path, val=str(val), split="hash", test_fraction=0.999)
+    # By their hashes alone, half of the sequences are for the test.
+    held_out = next(
+        text for text in map("only {}".format, count()) if hash_of(text.split()) < 2**63
+    )
+    rows = "".join(f"good {n},y\n" for n in range(30))
+    file = write(tmp_path / "f.csv", f"sequence,label\n{held_out},x\n{rows}")
+    val = write(tmp_path / "val.csv", "sequence,label\ngood,x\n")
+    config = config_of(file, tmp_path, val=str(val), split="hash", test_fraction=0.5)
     done = run_rnncls("data", "check", config)
-    if done.returncode == 3 and "label" in done.stderr:
-        assert "test" in done.stderr
-        assert "a label of val that training lacks" not in done.stderr
+    assert done.returncode == 3
+    assert "x, which 1 row has in the training files, all held out" in one_line(done.stderr)
+    assert "data.split=stratified" in done.stderr
+
+    # By class, it is in training.
+    config = config_of(file, tmp_path, val=str(val), test_fraction=0.5)
+    assert run_rnncls("data", "check", config).returncode == 0
 
 
 # --- 5: no header, several columns

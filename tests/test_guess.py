@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnncls.cli import data as data_commands
+from rnncls.cli.init import FILE_OPTIONS, config_of_file
 from rnncls.config import FilesConfig, load_config, parse_config
 from rnncls.data import FilesTask, load_task
 from rnncls.data.guess import guess_config
@@ -427,7 +428,10 @@ FILE_NAMES = ANY_TEXT.filter(lambda name: name not in (".", "..") and len(name.e
 
 @settings(max_examples=20, deadline=None)
 @given(
-    columns=st.lists(ANY_TEXT, min_size=2, max_size=2, unique=True), label=ANY_TEXT, name=FILE_NAMES
+    columns=st.lists(ANY_TEXT, min_size=2, max_size=2, unique=True),
+    # White space alone is no label.
+    label=ANY_TEXT.filter(str.strip),
+    name=FILE_NAMES,
 )
 def test_any_names_and_labels_survive_the_yaml(
     tmp_path_factory: pytest.TempPathFactory, columns: list[str], label: str, name: str
@@ -737,3 +741,21 @@ def test_the_classes_of_a_config_are_those_of_training(tmp_path: Path) -> None:
     path.write_text("\n".join([*rows, '{"sequence": "c d", "label": 1.0}'] * 20) + "\n")
     made = guess_config(path)
     assert any("2 classes: true (40), 1 (20)" in line for line in made.assumed)
+
+
+@pytest.mark.parametrize("rule", ["data.split=hash", "data.rare_classes=drop"])
+def test_the_shares_are_those_that_the_rule_of_the_split_can_begin_with(
+    rule: str, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    options = dict.fromkeys(FILE_OPTIONS)
+    path = tmp_path / "a.csv"
+    for _ in range(40):
+        rows = [
+            f"{' '.join(f'w{rng.randrange(50)}' for _ in range(3))},c{rng.randrange(3)}\n"
+            for _ in range(rng.choice([1, 3, 4, 5, 6, 8, 10]))
+        ]
+        path.write_text("text,label\n" + "".join(rows))
+        # An error if training lacks a label, or every token of a split.
+        task = load_task(config_of_file(path, options, [rule]))
+        assert isinstance(task, FilesTask)

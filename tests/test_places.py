@@ -10,14 +10,17 @@ import pytest
 import torch
 
 from rnncls.config import FilesConfig, load_config, parse_config
-from rnncls.data.dataset import Dataset, load_dataset
-from rnncls.data.files import moved, places
-from rnncls.data.files.moved import Search, find_moved
+from rnncls.data.dataset import Dataset, Fingerprints, load_dataset
+from rnncls.data.files import places
+from rnncls.data.files import search as moved
 from rnncls.data.files.opening import fingerprint
 from rnncls.data.files.places import files_of
+from rnncls.data.files.search import Search, find_moved
+from rnncls.data.moved import with_files_now
 from rnncls.errors import CheckpointError, DataError, Interrupted
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.moved import OF_EVALUATION
 from rnncls.rundir.restore import held_out_data
 from rnncls.sweep.evaluate import evaluate_all
 from rnncls.sweep.members import run_sweep
@@ -307,6 +310,63 @@ def test_the_search_below_a_folder_is_bounded(
     monkeypatch.setattr(moved, "MOST_SEEN", 5)
     assert find_moved("/last.jsonl", hash, Search(None, tmp_path / "place"), set()) == last
 
+    # What was not looked at is said, where nothing was found.
+    search = Search(None, tmp_path / "place")
+    assert find_moved("/x.jsonl", hash, search, set()) is None
+    assert search.described == f"below {tmp_path / 'place'} (its first 5 files)"
+    monkeypatch.setattr(moved, "MOST_SEEN", 100)
+    search = Search(None, tmp_path / "place")
+    assert find_moved("/x.jsonl", hash, search, set()) is None
+    assert search.described.endswith("place (of 6 .jsonl files, the first 5 were read)")
+
+
+def test_a_file_in_its_place_does_not_stand_for_an_equal_one(tmp_path: Path) -> None:
+    first = str(write_jsonl(tmp_path / "a.jsonl", some_rows(5)))
+    second = str(write_jsonl(tmp_path / "b.jsonl", some_rows(5)))
+    data = FilesConfig(source="files", train=(first, second))
+    known: Fingerprints = {"train": (fingerprint(first), fingerprint(second))}
+    named = data.model_copy(update={"train": str(tmp_path)})
+    now = with_files_now(named, known, Search(), OF_EVALUATION, overridden=["train"])
+    assert now.train == (first, second)
+    Path(first).unlink()
+
+    with pytest.raises(DataError, match="cannot read the data"):
+        with_files_now(data, known, Search(None, tmp_path), OF_EVALUATION)
+
+    # Files that took each other's names are those that they were.
+    write_jsonl(tmp_path / "a.jsonl", some_rows(6))
+    known["train"] = (known["train"][0], fingerprint(first))
+    now = with_files_now(data, known, Search(None, tmp_path), OF_EVALUATION)
+    assert now.train == (second, first)
+
+
+def test_many_files_of_new_names_are_looked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "place").mkdir()
+    hashes = {}
+    for number in range(20):
+        path = write_jsonl(tmp_path / "place" / f"new{number}.jsonl", some_rows(number + 5))
+        hashes[number] = fingerprint(path)
+
+    read = []
+
+    def noted(path: str) -> str:
+        read.append(path)
+        return fingerprint(path)
+
+    monkeypatch.setattr(moved, "fingerprint", noted)
+
+    search = Search(None, tmp_path / "place")
+    for number in range(20):
+        found = find_moved(f"/gone/old{number}.jsonl", hashes[number], search, set())
+        assert found == str(tmp_path / "place" / f"new{number}.jsonl")
+
+    assert len(read) == 20
+    assert capsys.readouterr().err.splitlines() == [
+        f"rnncls: no old0.jsonl of the run is below {tmp_path / 'place'}: reading 20 other files"
+    ]
+
 
 def test_a_run_and_its_data_may_be_moved(tmp_path: Path) -> None:
     parts_in(tmp_path / "a" / "data")
@@ -412,5 +472,28 @@ def test_a_sweep_and_its_data_may_be_moved(tmp_path: Path) -> None:
         run_sweep(load_sweep(folder))
     assert run_sweep(load_sweep(folder), data_dir=tmp_path / "b" / "elsewhere") == []
     after = evaluate_all(folder, None, None, tmp_path / "b" / "elsewhere")
+    assert after.by_member == before.by_member
+    assert after.left_out == {}
+
+
+def test_a_folder_in_a_grid_stands_for_its_files_of_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = parts_in(tmp_path / "a" / "data")
+    monkeypatch.chdir(tmp_path / "a")
+    config = files_config(tmp_path / "a" / "data", SMALL)
+    grid = {"data.train": ["data", f"data/{Path(parts[0]).name}"]}
+    sweep = plan_sweep(config, "0", grid, None, 10, tmp_path / "a" / "sweep")
+    assert run_sweep(sweep) == []
+    before = evaluate_all(sweep.folder, None, None)
+
+    # Somewhere else, beside a file that is new, and seen from another folder.
+    (tmp_path / "a").rename(tmp_path / "b")
+    folder = tmp_path / "b" / "sweep"
+    write_jsonl(tmp_path / "b" / "data" / "new.jsonl", some_rows(9))
+    monkeypatch.chdir(tmp_path)
+
+    assert run_sweep(load_sweep(folder)) == []
+    after = evaluate_all(folder, None, None)
     assert after.by_member == before.by_member
     assert after.left_out == {}

@@ -112,7 +112,7 @@ def test_a_table_of_json_has_the_fields_of_its_first_object(films: Path, tmp_pat
     output = tmp_path / "out.tsv"
     done = run_rnncls("predict", films, "--input", path, "--output", output, "--bad", "skip")
     assert done.returncode == 0, done.stderr
-    assert "1 of the rows have fields that the first one lacks" in done.stderr
+    assert "1 row has fields that the first one lacks" in done.stderr
     assert "table: late\n" in done.stderr
     assert "accuracy: " in done.stderr
     assert "skipped 2 of 4 sequences" in done.stderr
@@ -145,6 +145,8 @@ def test_lines_of_text_are_one_column(films: Path, tmp_path: Path) -> None:
         ('"label";"sequence"\npos;good\n', "csv"),
         ("\ufeffsequence\ngood film\n", "csv"),
         ('{"sequence": "good film"}\n', "jsonl"),
+        ('[{"sequence": "good film"}]\n', "json"),
+        ('[\n  {"sequence": "good film"}\n]\n', "json"),
     ],
 )
 def test_a_header_is_no_sequence(
@@ -170,7 +172,8 @@ def test_a_header_is_no_sequence(
 
 
 @pytest.mark.parametrize(
-    "line", ["good", "good film, bad day", "a text, with a label", "film", "{good}", "7,8,9"]
+    "line",
+    ["good", "good film, bad day", "a text, with a label", "film", "{good}", "7,8,9", "[laughs]"],
 )
 def test_a_sequence_is_no_header(films: Path, line: str) -> None:
     done = run_rnncls("predict", films, input=f"{line}\n")
@@ -193,6 +196,16 @@ def test_a_key_of_the_config_is_no_sequence(
     assert "try:      --input FILE" in message
     message = fails(2, "predict", films, "--input", tmp_path / "new.csv", "--read", "tokens=ids")
     assert "expected: KEY=VALUE with one of the keys format, separator" in message
+    message = fails(2, "predict", films, "--input", tmp_path / "new.csv", "--read", "encoding=x")
+    assert "bad value for encoding (--read encoding=x)" in message
+
+
+def test_a_bad_row_may_be_skipped_whatever_else_helps(
+    films: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    (tmp_path / "new.csv").write_text("sequence,id\ngood,1\nbad,2,3\n")
+    message = fails(3, "predict", films, "--input", tmp_path / "new.csv")
+    assert "or fix the line; or --bad skip\n" in message
 
 
 @row("D8")
@@ -294,6 +307,8 @@ def test_keys_in_remedies_become_options() -> None:
     )
     assert said("data.bad=skip leaves it out") == "--bad skip leaves it out"
     assert said("data.bad=skip", has_bad=False) == "--read bad=skip"
+    assert said("data.empty=drop") == "--bad skip"
+    assert said("data.empty=drop", has_bad=False) == "--read bad=skip"
     assert said("data.tokens=words") == "other"
     assert said("fix the line") == "fix the line"
     with pytest.raises(ConfigError, match="bad value for --read"):

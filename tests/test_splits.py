@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from rnncls.data import FilesTask, load_task
 from rnncls.data.contradictions import find_contradictions
 from rnncls.data.copies import group
 from rnncls.data.dataset import Dataset, load_dataset
+from rnncls.data.report import stats
 from rnncls.data.splits import DROPPED, SPLITS, TEST, TRAIN, VAL, by_hash, stratified
-from rnncls.data.table import Numbering, hash_of, read_table
+from rnncls.data.table import Numbering, SplitRows, hash_of, read_table
 from rnncls.errors import DataError
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
@@ -25,6 +27,9 @@ from rnncls.training.resume import resume
 from tests.helpers import ROOT, Rows, change_checkpoint, files_config, run_rnncls, write_jsonl
 
 row = pytest.mark.row
+
+SHARES = [(0.1, 0.1), (0.2, 0.0), (0.0, 0.3), (0.45, 0.5), (0.013, 0.105), (1 / 3, 1 / 3)]
+SHARES += [(0.9, 0.05), (0.001, 0.5), (0.7, 0.0), (0.5, 0.4999), (1e-9, 1e-9), (0.0, 0.999)]
 
 # Sequences of one id and a label each, as numbers.
 Pairs = list[tuple[int, int]]
@@ -69,7 +74,7 @@ def drawn(rng: random.Random) -> tuple[Pairs, float, float]:
     pairs += copied + contradicting * rng.randint(0, 2)
     rng.shuffle(pairs)
 
-    val, test = rng.choice([(0.1, 0.1), (0.2, 0.0), (0.0, 0.3), (0.45, 0.5), (0.013, 0.105)])
+    val, test = rng.choice(SHARES)
     return pairs, val, test
 
 
@@ -229,12 +234,41 @@ def test_a_class_of_the_hidden_test_tenth_is_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_dataset(data_of(train, val=str(val), split="hash"))
     message = caught.value.render()
-    assert "found:    x, which 2 rows of the training files have, all of them held out" in message
+    assert "found:    x, which 2 rows have in the training files, all held out" in message
     assert "data.split=stratified, or data.test_fraction=0" in message
     val.write_text("sequence,label\na b,z\n")
     with pytest.raises(DataError) as caught:
         load_dataset(data_of(train, val=str(val), split="hash"))
     assert "found:    z\n" in caught.value.render()
+
+
+@row("D6")
+def test_a_label_that_the_weights_to_begin_with_lack_is_explained(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", two_classes())
+    known = load_dataset(data_of(path)).vocabulary
+    other = write_jsonl(tmp_path / "other.jsonl", [*two_classes(), ("w1 v1", "new")])
+    with pytest.raises(DataError) as caught:
+        load_dataset(data_of(other), known)
+    message = caught.value.render()
+    assert "a label that the run of --init-from lacks" in message
+    assert "try:      train without --init-from, or fix the line" in message
+
+
+def test_statistics_say_what_was_counted_while_files_were_read(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    rows = "".join(f"{sequence},{label} \n" for sequence, label in two_classes(60))
+    path.write_text(f"sequence,label\n{rows}bad\n[1 2],a\nw1 x,rare\n")
+    task = load_task(files_config(path, tokens="words", bad="skip", rare_classes="drop"))
+    assert isinstance(task, FilesTask)
+    found = json.loads(json.dumps(stats(task).to_json()))
+    train = found["splits"]["train"]
+    assert (train["bad_skipped"], train["labels_with_space"], train["like_lists"]) == (1, 60, 1)
+    assert (found["rare_classes"], found["rare_rows"], found["rare_dropped"]) == (
+        {"rare": 1},
+        1,
+        True,
+    )
+    assert found["read_as"] == {str(path): "comma-separated, standard quoting, UTF-8"}
 
 
 def test_what_is_held_out_beside_a_file_of_ones_own_is_announced(tmp_path: Path) -> None:
@@ -263,29 +297,92 @@ def test_the_same_sequence_with_other_labels_is_counted_and_said(tmp_path: Path)
     config = tmp_path / "my.yaml"
     config.write_text("data: {source: files, train: d.jsonl}\nmodel: {hidden_size: 8}\n")
 
+    # Every sequence with two labels belongs to y: one is for validation, and one for the test.
     said = (
-        "5 sequences have different labels in 15 rows: no accuracy over all rows can exceed 75.00%"
+        "5 sequences have different labels in 15 rows: no accuracy over all rows can exceed 75.00%,"
+        " on train 75.00%, on val 75.00%, on test 75.00%"
     )
     example = f"'w0 b' is 'y' ({path}:2, 2 rows), 'x' ({path}:1)"
     check = run_rnncls("data", "check", config)
     assert f"warning[D22]: {said}\n" in check.stderr
     assert f"warning[D22]: {example}\n" in check.stderr
     assert check.stderr.count("[D22]") == 4
-    stats = run_rnncls("data", "stats", config).stdout
-    assert said in stats
-    assert example in stats
+    shown = run_rnncls("data", "stats", config).stdout
+    assert said in shown
+    assert example in shown
 
     found = json.loads(run_rnncls("data", "stats", config, "--json").stdout)["contradictions"]
     assert (found["sequences"], found["rows"], found["most_accuracy"]) == (5, 15, 0.75)
+    assert found["most_accuracy_of"] == {"train": 0.75, "val": 0.75, "test": 0.75}
     assert found["examples"][2] == {
         "sequence": "w2 b",
         "labels": {"y": 2, "x": 1},
         "places": [f"{path}:8", f"{path}:7"],
     }
-    trained = run_rnncls("train", config, "train.max_steps=1", "--run-dir", tmp_path / "run")
+    trained = run_rnncls(
+        "train", config, "train.max_steps=1", "train.engine=eager", "--run-dir", tmp_path / "run"
+    )
     assert said in trained.stderr
     evaluated = run_rnncls("eval", tmp_path / "run", "--data", path)
-    assert said in evaluated.stderr
+    assert f"{said.partition(',')[0]}\n" in evaluated.stderr
+
+
+def most_accuracy(rows: list[tuple[str, str]]) -> float:
+    """Return the share of the rows with the most frequent label of their sequence."""
+    labels: dict[str, Counter[str]] = {}
+    for sequence, label in rows:
+        labels.setdefault(sequence, Counter())[label] += 1
+    return sum(max(counts.values()) for counts in labels.values()) / len(rows)
+
+
+def test_the_accuracy_that_no_model_can_exceed_is_that_of_each_split(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    for number in range(12):
+        files = {}
+        for name in ("train", "test"):
+            rows = [(f"{rng.randrange(64):06b}", rng.choice("abc")) for _ in range(200)]
+            files[name] = str(write_jsonl(tmp_path / f"{name}.jsonl", [*rows, ("111111", "rare")]))
+        keys: dict[str, Any] = [{}, {"test": files["test"]}, {"split": "hash"}][number % 3]
+        if not keys:
+            keys = {"rare_classes": "drop"}
+        dataset = load_dataset(data_of(Path(files["train"]), tokens="characters", **keys))
+
+        rows_of: dict[str, list[tuple[str, str]]] = {}
+        for name, split in dataset.splits.items():
+            digits = "".join(dataset.vocabulary.tokens[id] for id in split.tokens.tolist())
+            names = [dataset.vocabulary.labels[label] for label in split.labels.tolist()]
+            sequences = [digits[6 * row : 6 * row + 6] for row in range(len(split))]
+            rows_of[name] = list(zip(sequences, names, strict=True))
+
+        found = dataset.contradictions
+        assert found is not None
+        assert found.most_accuracy == pytest.approx(most_accuracy(list(chain(*rows_of.values()))))
+        expected = {name: most_accuracy(rows) for name, rows in rows_of.items()}
+        assert found.most_accuracy_of == pytest.approx(expected)
+        assert f", on test {int(1e4 * expected['test'] + 1e-6) / 100:.2f}%" in found.shown
+
+
+def test_a_class_whose_sequences_all_belong_to_others_is_not_called_rare(tmp_path: Path) -> None:
+    # b has 30 different sequences, none of which are its own; rare has one, of which a has more.
+    rows: Rows = [(f"w v{number}", label) for number in range(30) for label in "ab"]
+    rows += [("w v3", "rare"), ("w alone", "alone")]
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    kept = load_dataset(data_of(path))
+    assert kept.rare is not None
+    assert kept.rare.sequences == {"alone": 1, "b": 0, "rare": 0}
+    assert kept.rare.told == (
+        "3 classes have fewer than 3 different sequences of their own; their 32 rows are in"
+        " training, but for 6 whose sequences have other labels, too: alone (1), b (0), rare (0)"
+    )
+
+    # Only those that are few go.
+    dropped = load_dataset(data_of(path, rare_classes="drop"))
+    assert dropped.vocabulary.labels == ("a", "b")
+    assert sum(map(len, dropped.splits.values())) == 60
+    with pytest.raises(DataError) as caught:
+        load_dataset(data_of(path, rare_classes="error"))
+    assert "found:    alone (1), rare (1)\n" in caught.value.render()
+    load_dataset(data_of(write_jsonl(path, rows[:-2]), rare_classes="error"))
 
 
 def test_contradictions_between_files_count_too(tmp_path: Path) -> None:
@@ -302,12 +399,13 @@ def test_contradictions_between_files_count_too(tmp_path: Path) -> None:
 
 
 def test_a_long_contradiction_is_cut(tmp_path: Path) -> None:
-    rows = [("ab" * 500, f"label {number}") for number in range(9)]
-    path = str(write_jsonl(tmp_path / "d.jsonl", rows))
+    pairs = [("ab" * 500, f"label {number}") for number in range(9)]
+    path = str(write_jsonl(tmp_path / "d.jsonl", pairs))
     tokens, labels = Numbering(), Numbering()
     data = data_of(Path(path), tokens="characters")
     table = read_table((path,), data, tokens, labels, progress=False)
-    (example,) = find_contradictions([table], list(tokens), list(labels), "characters").examples
+    rows = {"train": SplitRows(table, np.ones(9, dtype=bool))}
+    (example,) = find_contradictions(rows, list(tokens), list(labels), "characters").examples
     assert example.sequence == "ab" * 30 + "..."
     assert len(example.labels) == len(example.places) == 4
 

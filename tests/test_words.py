@@ -319,6 +319,10 @@ def test_another_name_as_an_option(words: list[str], meant: str) -> None:
     assert f"did you mean {meant}?" in error_of(*words)
 
 
+def test_no_key_is_advised_where_a_command_takes_none() -> None:
+    assert "data." not in error_of("eval", "run", "--bad", "skip")
+
+
 @pytest.mark.row("C17")
 @pytest.mark.parametrize(
     ("words", "remedy"),
@@ -463,7 +467,8 @@ def test_examples_name_files_that_exist_and_parse(line: str, tmp_path: Path) -> 
     if words[0] != "rnncls":
         return
 
-    # In an empty folder, so that nothing runs: what fails is a file that is not there.
+    # In a folder without files, so that nothing runs: what fails is a file that is not there.
+    (tmp_path / "runs").mkdir()
     done = run_rnncls(*words[1:], cwd=tmp_path)
     assert "Usage:" not in done.stderr
     assert "error[C17]" not in done.stderr

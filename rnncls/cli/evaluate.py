@@ -160,27 +160,6 @@ def _require_writable(predictions: Path, *read: Path | str | None) -> None:
     refuse_to_replace("--predictions", predictions, *read)
 
 
-def _say_about(dataset: "Dataset", wanted: _Wanted, is_new: bool) -> None:
-    """Say on stderr what to know about the files that are evaluated; `is_new`: of --data.
-
-    Raises: ConfigError if the file of the predictions cannot be written.
-    """
-    from rnncls.data.task import say_how_read
-    from rnncls.data.warnings import dataset_warnings
-
-    # How its own files are read, a run has said before it trained.
-    if is_new:
-        say_how_read(dataset)
-    for warning in dataset_warnings(dataset):
-        print(warning, file=sys.stderr)
-    if wanted.samples is not None:
-        what = "--samples is for generated data; all sequences of a file are evaluated"
-        print(f"rnncls: warning[C17]: {what}", file=sys.stderr)
-    if wanted.predictions is not None:
-        read = [file for files in dataset.files.values() for file in files]
-        _require_writable(wanted.predictions, *read)
-
-
 def _evaluate_checkpoint(
     checkpoint: Path,
     wanted: _Wanted,
@@ -205,9 +184,8 @@ def _evaluate_checkpoint(
         loaded, paths, progress=True, overrides=wanted.overrides, data_dir=data_dir
     )
 
-    # Printed before the evaluation, which may take minutes.
     if dataset is not None:
-        _say_about(dataset, wanted, is_new=bool(data))
+        _prepare(dataset, wanted, is_new=bool(data))
 
     # A picture alone needs the classes, and no single error.
     errors = wanted.errors
@@ -244,6 +222,29 @@ def _evaluate_checkpoint(
     # Last, so that a picture that cannot be written costs no report.
     if wanted.plot is not None and report.confused is not None:
         _draw(report.confused, wanted.plot)
+
+
+def _prepare(dataset: "Dataset", wanted: _Wanted, is_new: bool) -> None:
+    """Say what is to be known of the files before an evaluation, which may take minutes.
+
+    `is_new`: they are those of --data.
+
+    Raises: ConfigError if the predictions would replace one of the files.
+    """
+    from rnncls.data.task import say_how_read
+    from rnncls.data.warnings import dataset_warnings
+
+    # How its own files are read, a run has said before it trained.
+    if is_new:
+        say_how_read(dataset)
+    for warning in dataset_warnings(dataset):
+        print(warning, file=sys.stderr)
+    if wanted.samples is not None:
+        what = "--samples is for generated data; all sequences of a file are evaluated"
+        print(f"rnncls: warning[C17]: {what}", file=sys.stderr)
+    if wanted.predictions is not None:
+        read = [file for files in dataset.files.values() for file in files]
+        _require_writable(wanted.predictions, *read)
 
 
 def _draw(confused: "Confused", path: Path) -> None:

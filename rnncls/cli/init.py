@@ -4,12 +4,13 @@ import os
 import sys
 from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 
 import typer
 
 from rnncls.cli.completion import complete_word
 from rnncls.cli.options import LabelField, SequenceField, Tokens
+from rnncls.config import READING_KEYS
 from rnncls.errors import ConfigError, DataError, Problem, printable
 
 if TYPE_CHECKING:
@@ -18,20 +19,13 @@ if TYPE_CHECKING:
 
 KINDS_OF_TOKENS = ("ids", "words", "characters")
 
-# The keys that say how a file is read, whatever the rest of its config.
-READING_KEYS = (
-    "format",
-    "separator",
-    "quoting",
-    "header",
-    "encoding",
-    "max_record_bytes",
-    "max_columns",
-    "bad",
-    "sequence_field",
-    "label_field",
-    "tokens",
+# The keys of a config that `init` takes: they are about the file, and not about the model.
+_KEYS = tuple(
+    f"data.{key}" for key in (*READING_KEYS, "bad", "sequence_field", "label_field", "tokens")
 )
+
+# The keys that say which rows are held out.
+RULE_KEYS = ("split", "rare_classes")
 
 # The options that say how a data file is read, and the config keys that they stand for.
 FILE_OPTIONS = {
@@ -57,7 +51,7 @@ def init(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Data file: JSONL, CSV or TSV, plain or gzipped.",
+            help="Data file: JSONL, CSV or TSV, for example, packed or not.",
             show_default=False,
             readable=False,
         ),
@@ -86,19 +80,23 @@ def init(
             )
         )
     path_in_text = _path_from(_folder_of_stdout(), file)
-    for word in overrides or []:
-        if word.partition("=")[0] not in {f"data.{key}" for key in READING_KEYS}:
-            keys = ", ".join(READING_KEYS)
-            expected = f"data.KEY=VALUE, with one of {keys}"
-            raise ConfigError(
-                Problem("not about how a file is read", expected=expected, found=word, id="C17")
-            )
+    _require_keys_of_file(overrides or [])
     reading = _reading_of(file, overrides or [])
     options = file_options_of(sequence_field, label_field, tokens)
     wanted = _wanted_fields(reading, options)
     made = guess(file, wanted, reading, path_in_text)
     say_how_read(file, reading)
     print(made.text, end="")
+
+
+def _require_keys_of_file(overrides: list[str]) -> None:
+    """Raise ConfigError for an override that is not about how a file is read."""
+    for word in overrides:
+        if word.partition("=")[0] not in _KEYS:
+            expected = f"KEY=VALUE, with one of {', '.join(_KEYS)}"
+            raise ConfigError(
+                Problem("not about how a file is read", expected=expected, found=word, id="C17")
+            )
 
 
 def _folder_of_stdout() -> Path | None:
@@ -150,13 +148,10 @@ def guess(
             )
         )
     # After the check of the options, because importing torch takes a second.
-    from rnncls.data.files.dialect import dialect_of
     from rnncls.data.guess import guess_config
 
     try:
-        made = guess_config(
-            file, *wanted, path_in_text, asked, dialect_of(reading), bad=reading.bad
-        )
+        made = guess_config(file, *wanted, path_in_text, asked, reading)
     except DataError:
         # What is wrong with the rows may be how they are read.
         say_how_read(file, reading)
@@ -187,18 +182,17 @@ class WantedFields(NamedTuple):
 
 
 def _reading_of(path: Path, changes: list[str]) -> "FilesConfig":
-    """Return the keys of a config that say how a file is read, with overrides.
+    """Return the keys of a config that say how a file is read and shared out, with overrides.
 
     Raises: ConfigError.
     """
-    from rnncls.config import FilesConfig, parse_config
+    from rnncls.config import parse_config
 
-    keys = [f"data.{key}" for key in READING_KEYS]
+    keys = [*_KEYS, *(f"data.{key}" for key in RULE_KEYS)]
     chosen = [change for change in changes if change.partition("=")[0] in keys]
     raw = {"data": {"source": "files", "train": str(path)}}
     data = parse_config(raw, f"the config made from {path}", chosen).data
-    assert isinstance(data, FilesConfig)
-    return data
+    return cast("FilesConfig", data)  # no override of these keys changes the source
 
 
 def _wanted_fields(reading: "FilesConfig", file_options: dict[str, str | None]) -> WantedFields:

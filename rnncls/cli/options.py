@@ -3,7 +3,6 @@
 import difflib
 import json
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -11,15 +10,7 @@ import typer
 
 from rnncls.cli.completion import complete_word
 from rnncls.errors import ConfigError, Problem
-
-# By their ends, which data/files reads as rows with columns. Those that it refuses by name are
-# among them, so that it does.
-DATA_FILE = re.compile(
-    r"\.(((jsonl|json|ndjson|csv|tsv|tab)(\.(gz|bz2|xz|zip|zst|lz4))?)|zip|7z|rar"
-    r"|parquet|pq|arrow|arrows|ipc|feather|xlsx|xlsm|xls|ods|docx|pdf|pkl|pickle|npy|npz|h5|hdf5"
-    r"|sqlite|avro|orc)$",
-    re.IGNORECASE,
-)
+from rnncls.system.file_kinds import is_data_name, is_data_name_in_folder
 
 # Where a config is looked for that was meant by a word such as `smoke`.
 _CONFIG_FOLDERS = (Path(), Path("configs"))
@@ -240,7 +231,7 @@ def kind_of_word(word: str) -> str:
         return "override"
     if _is_config_name(path):
         return "config"
-    if is_file or DATA_FILE.search(word) or _is_several(word):
+    if is_file or is_data_name(word) or _is_several(word):
         return "data"
     return "unknown"
 
@@ -255,7 +246,7 @@ def _is_several(word: str) -> bool:
     if _on_disk(path) == "folder":
         # That of a run has tables, too.
         names = {file.name for file in _files_in(path)}
-        return "config.yaml" not in names and any(map(DATA_FILE.search, names))
+        return "config.yaml" not in names and any(map(is_data_name_in_folder, names))
     return _on_disk(path) == "nothing" and "*" in word
 
 
@@ -311,7 +302,7 @@ def _similar_file(word: str) -> str:
     candidates: dict[str, Path] = {}
     for folder in (path.parent, *_CONFIG_FOLDERS):
         for file in _files_in(folder):
-            if _is_config_name(file) or DATA_FILE.search(file.name):
+            if _is_config_name(file) or is_data_name(file.name):
                 candidates.setdefault(_stem(file).lower(), file)
 
     close = difflib.get_close_matches(_stem(path).lower(), list(candidates), n=1)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from rnncls.cli.options import (
-    DATA_FILE,
     Device,
     NewLabelField,
     Read,
@@ -22,6 +21,7 @@ from rnncls.cli.options import (
 )
 from rnncls.config import SumModConfig
 from rnncls.errors import ConfigError, Problem, printable
+from rnncls.system.file_kinds import is_data_name, other_kind_by_name
 from rnncls.system.rows import format_of_name
 from rnncls.system.waiting import load_torch
 
@@ -51,7 +51,7 @@ def predict(
     input: Annotated[
         Path | None,
         typer.Option(
-            help="File to predict: .jsonl, .csv or .tsv, also with .gz; any other file has one "
+            help="File to predict: a data file, by its name; any other one, such as .txt, has one "
             "sequence per line.",
             readable=False,
         ),
@@ -82,7 +82,7 @@ def predict(
     Examples:
         rnncls predict runs/first "1 2 0 1"
         echo "1 2 0 1" | rnncls predict runs/first - --json
-        rnncls predict runs/clicks --input new.csv --text-column visit --output out.csv
+        rnncls predict runs/mine --input new.csv --text-column visit --output out.csv
     """
     # stop is what error was called before.
     if bad not in ("error", "skip", "stop"):
@@ -167,7 +167,7 @@ def _refuse_file_name(text: str) -> None:
     looks_like_path = "." in text or "/" in text
     # os.path answers False where pathlib raises, for example for a long sequence of characters.
     is_file = looks_like_path and os.path.isfile(text)  # noqa: PTH113
-    if is_file or DATA_FILE.search(text):
+    if is_file or is_data_name(text):
         raise ConfigError(
             Problem(
                 f"a file's name as a sequence: did you mean --input {text}?",
@@ -176,6 +176,11 @@ def _refuse_file_name(text: str) -> None:
                 id="C17",
             )
         )
+
+
+def _has_rows(name: str) -> bool:
+    """Return whether a file is read as rows with columns, or refused by its kind, by its name."""
+    return is_data_name(name) or other_kind_by_name(name) is not None
 
 
 class _Reading(NamedTuple):
@@ -197,9 +202,7 @@ def _groups(
     from rnncls.predict.reading import line_groups, numbered_lines, rows_of_lines
 
     predictor, skipped, overrides, keep_fields = reading
-    if path is not None and (
-        overrides or DATA_FILE.search(str(path)) or has_own_columns(predictor, path)
-    ):
+    if path is not None and (overrides or _has_rows(path.name) or has_own_columns(predictor, path)):
         yield [rows_of_file(predictor, path, skipped, overrides, keep_fields)]
     elif path is not None:
         # Any other file is text, one sequence per line.

@@ -22,6 +22,7 @@ from rnncls.cli.options import (
     with_device,
 )
 from rnncls.errors import ConfigError, Problem
+from rnncls.system.file_kinds import without_packing
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _new_run(words: Words, file_options: dict[str, str | None], changes: list[st
     if words.file is not None:
         config = config_of_file(words.file, file_options, changes)
         # The directory of a run with packed data is named as with data that is not.
-        named_after = Path(words.file.name.removesuffix(".gz"))
+        named_after = Path(without_packing(words.file.name))
         return _NewRun(config, named_after, origin=f"made from {words.file}")
     if words.config is not None:
         require_no_file_options(file_options)

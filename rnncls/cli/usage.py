@@ -100,7 +100,8 @@ def _meant_option(option: str, context: Any, words: list[str]) -> str:
 
 
 def _takes_overrides(command: Any) -> bool:
-    return any("KEY=VALUE" in (param.metavar or "") for param in command.params)
+    # Not the KEY=VALUE of --read, which is about a file alone.
+    return any("SECTION.KEY=VALUE" in (param.metavar or "") for param in command.params)
 
 
 def _value_for(option: str, words: list[str]) -> str | None:

@@ -13,6 +13,7 @@ from rnncls.config.load import (
 from rnncls.config.ranges import require_generated_data
 from rnncls.config.schema import (
     DEVICE_PATTERN,
+    READING_KEYS,
     Config,
     DataConfig,
     FilesConfig,
@@ -32,6 +33,7 @@ from rnncls.config.schema import (
 __all__ = [
     "COUNTED",
     "DEVICE_PATTERN",
+    "READING_KEYS",
     "Config",
     "DataConfig",
     "FilesConfig",

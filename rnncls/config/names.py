@@ -15,21 +15,28 @@ from rnncls.config.schema import Config, FilesConfig, SumModConfig, flatten
 # What other programs and papers call a key. The name of a section stands for what is usually meant
 # by it: optimizer=adam, model=lstm.
 _OTHER_NAMES = {
-    "data.train": "data dataset file input train_data train_file train_path training_data",
-    "data.val": "dev eval_file val_data val_file valid validation validation_data validation_file",
-    "data.test": "test_data test_file",
+    "data.train": "data data_dir data_file data_files data_folder data_path dataset file files "
+    "folder input path paths train_data train_dir train_file train_files train_path "
+    "training_data training_file training_files",
+    "data.val": "dev dev_file eval_file val_data val_file val_files valid validation "
+    "validation_data validation_file validation_files",
+    "data.test": "test_data test_file test_files test_path",
     "data.val_fraction": "val_size val_split validation_split",
     "data.test_fraction": "test_size test_split",
-    "data.sequence_field": "feature features input_column sequence sequence_column "
-    "sequence_columns sequence_fields text text_col text_column text_columns text_field",
-    "data.label_field": "label label_col label_column labels target target_column",
+    "data.sequence_field": "column content_column feature features input_column input_field "
+    "sequence sequence_column sequence_columns sequence_fields text text_col text_column "
+    "text_columns text_field text_fields x x_col x_column",
+    "data.label_field": "class_col class_column label label_col label_column label_name labels "
+    "labels_column target target_col target_column target_field y y_col y_column",
     "data.format": "file_format file_type filetype",
     "data.separator": "column_separator delim delimiter field_separator sep",
-    "data.quoting": "quote quotechar quotes",
+    "data.quoting": "quote quote_char quote_style quotechar quotes",
     "data.header": "has_header header_row headers",
     "data.encoding": "charset codec file_encoding text_encoding",
     "data.max_record_bytes": "field_size_limit max_line max_line_bytes max_line_length",
-    "data.bad": "bad_lines error_bad_lines errors on_bad_lines on_error skip_bad_lines",
+    "data.max_columns": "max_cols",
+    "data.bad": "bad_lines bad_rows error_bad_lines errors ignore_errors on_bad_lines on_error "
+    "skip_bad skip_bad_lines skip_bad_rows",
     "data.split": "split_by splitting stratified stratify",
     "data.rare_classes": "min_class_count rare rare_labels",
     "data.tokens": "token tokenization tokenizer",
@@ -96,6 +103,12 @@ _INSTEAD = {
     "leave it out: the data says how many tokens there are": "max_features num_embeddings "
     "num_tokens num_words vocab_size vocabulary_size",
     "--init-from CHECKPOINT, to begin with the weights of a run": "init_from pretrained warm_start",
+    "data.bad=skip, which leaves out what cannot be decoded": "encoding_errors",
+    "data.header=false: without a header, columns are called 1, 2, 3": "col_names colnames "
+    "column_names names",
+    "leave it out: a quote in a quoted cell is doubled": "doublequote escape escapechar",
+    "leave it out: a packed file is known by what it begins with": "compression",
+    "leave it out: no other columns are read": "usecols",
     "rnncls sweep, which has --seeds and --grid": "config grid seeds",
     "leave it out: the best checkpoint is always kept": "load_best_model_at_end "
     "restore_best_weights save_best_only",
@@ -107,6 +120,7 @@ _SWITCHES = {
     "device": ("cuda", "cpu"),
     "data.bad": ("skip", "error"),
     "data.batching": ("bucket", "shuffle"),
+    "data.quoting": ("standard", "none"),
     "data.split": ("stratified", "hash"),
     "train.patience": ("5", "null"),
     "train.precision": ("bfloat16", "float32"),
@@ -231,7 +245,7 @@ def value_for(name: str, key: str, text: str | None) -> str:
 
     if key in _SWITCHES and leaf in ALIASES:
         on, off = _SWITCHES[key]
-        if leaf in ("cpu", "no_cuda"):
+        if leaf in ("cpu", "no_cuda", "error_bad_lines"):
             on, off = off, on
         if switch in _YES:
             return on

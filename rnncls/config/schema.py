@@ -193,6 +193,17 @@ class FilesConfig(Section):
         return self
 
 
+# The keys of files that say how their bytes become rows, and nothing about the model.
+READING_KEYS = (
+    "format",
+    "separator",
+    "quoting",
+    "header",
+    "encoding",
+    "max_record_bytes",
+    "max_columns",
+)
+
 DataConfig = Annotated[SumModConfig | FilesConfig, Field(discriminator="source")]
 
 

@@ -38,11 +38,11 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Copies:
-    """R rows as S different sequences, which are numbered in the order of their hashes."""
+    """Rows as S different sequences, which are numbered in the order of their hashes."""
 
     hashes: Array  # (R,) uint64
     labels: Array  # (R,) int32; a smaller number is a smaller label
-    order: Array  # (R,): the rows, those of a sequence side by side
+    order: Array  # the rows that are grouped, those of a sequence side by side
     starts: Array  # (S,): where the rows of each sequence begin in `order`
 
     @cached_property
@@ -80,15 +80,31 @@ class Copies:
         classes[counts.sequences[counts.firsts]] = counts.labels[counts.firsts]
         return classes
 
+    @cached_property
+    def num_sequences(self) -> Array:
+        """How many different sequences have each label, (num_labels,)."""
+        # A sequence has its own class once, and what other labels it has beside it.
+        others = np.delete(self.counts.labels, self.counts.firsts)
+        own = np.bincount(self.classes, minlength=self.num_labels)
+        number: Array = own + np.bincount(others, minlength=self.num_labels)
+        return number
+
+    def only(self, rows: Array) -> Copies:
+        """Return the copies among the rows that are marked, (R,) bool; rows keep their numbers."""
+        return _grouped(self.hashes, self.labels, self.order[rows[self.order]])
+
     def rows_of(self, sequence: int) -> Array:
         """Return the rows of a sequence, in their order."""
         start = int(self.starts[sequence])
         rows: Array = self.order[start : start + int(self.sizes[sequence])]
         return rows
 
-    def of_rows(self, values: Array) -> Array:
-        """Return what each row's sequence has, (R,), of values of the sequences, (S,)."""
-        of_rows = np.empty(len(self.order), dtype=values.dtype)
+    def of_rows(self, values: Array, other: int = 0) -> Array:
+        """Return what each row's sequence has, (R,), of values of the sequences, (S,).
+
+        A row that is not grouped has the `other` value.
+        """
+        of_rows = np.full(len(self.hashes), other, dtype=values.dtype)
         of_rows[self.order] = np.repeat(values, self.sizes)
         return of_rows
 
@@ -106,7 +122,11 @@ def copies_of(tables: Sequence[Table], labels: list[str]) -> Copies:
 def group(hashes: Array, labels: Array) -> Copies:
     """Group rows by the hashes of their sequences. A smaller number is a smaller label."""
     # Stable, so that the first row of a sequence is the first one in its file.
-    order = np.argsort(hashes, kind="stable")
+    return _grouped(hashes, labels, np.argsort(hashes, kind="stable"))
+
+
+def _grouped(hashes: Array, labels: Array, order: Array) -> Copies:
+    """Return the copies of rows that are in the order of their hashes."""
     of_sorted = hashes[order]
     is_first = np.ones(len(order), dtype=bool)
     np.not_equal(of_sorted[1:], of_sorted[:-1], out=is_first[1:])

@@ -17,7 +17,7 @@ from rnncls.config import FilesConfig
 from rnncls.data.contradictions import Contradictions, find_contradictions
 from rnncls.data.files.bad_rows import without_keys
 from rnncls.data.files.opening import fingerprint
-from rnncls.data.files.places import files_of, named
+from rnncls.data.files.places import as_in_config, files_of, named
 from rnncls.data.labels import strip_labels
 from rnncls.data.new_files import with_options
 from rnncls.data.sequences import Sequences
@@ -143,8 +143,7 @@ def load_dataset(
     dataset.in_val = {"test": num_shared(rows["test"], rows["val"])}
 
     copies = shares.copies if len(tables) == 1 else None
-    all_tables = [*tables.values()]
-    dataset.contradictions = find_contradictions(all_tables, tokens, labels, data.tokens, copies)
+    dataset.contradictions = find_contradictions(rows, tokens, labels, data.tokens, copies)
     return dataset
 
 
@@ -182,8 +181,7 @@ def with_files_found(data: FilesConfig) -> FilesConfig:
     """
     found: dict[str, str | tuple[str, ...]] = {}
     for name, paths in data_files(data).items():
-        # One file is a text, as most people write it.
-        found[name] = paths[0] if len(paths) == 1 else paths
+        found[name] = as_in_config(paths)
     return data.model_copy(update=found)
 
 
@@ -229,7 +227,7 @@ def _load_labelled_files(
     tokens = list(token_numbers)
     every_row = SplitRows(table, np.ones(len(table.labels), dtype=bool))
     _add_split(dataset, name, every_row, tokens, labels)
-    dataset.contradictions = find_contradictions([table], tokens, labels, data.tokens)
+    dataset.contradictions = find_contradictions({name: every_row}, tokens, labels, data.tokens)
     if not len(table.labels):
         what = "0 sequences"
         raise DataError(Problem(what, table.where, remedy="a file with sequences", id="D2"))
@@ -369,12 +367,18 @@ def _unknown_label(
     """Return the error of a row whose label training lacks."""
     number = rows.labels[row]
     found = labels[number]
+    what = f"a label of {name} that training lacks"
     remedy = "fix the line" + _or_no_split(name, rows)
+    if name == "train":
+        # The vocabulary is then that of another run.
+        what = "a label that the run of --init-from lacks"
+        remedy = "train without --init-from, or fix the line"
 
     # The label may be in the training files, in rows that were held out by their hashes.
     split, count = ("", 0) if shares is None else shares.only_held_out(int(number))
     if split:
-        found += f", which {count:,} rows of the training files have, all of them held out"
+        have = "row of the training files has" if count == 1 else "rows of the training files have"
+        found += f", which {count:,} {have}, all of them held out"
         remedy = f"data.split=stratified, or data.{split}_fraction=0"
 
     shown = ", ".join(vocabulary.labels[:MOST_LABELS_SHOWN])
@@ -382,7 +386,7 @@ def _unknown_label(
         shown += ", ..."
     return DataError(
         Problem(
-            f"a label of {name} that training lacks",
+            what,
             rows.place(row),
             expected=f"one of {shown}",
             found=found,

@@ -21,12 +21,12 @@ from rnncls.config import FilesConfig
 from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import Dialect, described, keys_of
-from rnncls.data.files.formats import format_by_name
+from rnncls.data.files.dialect import Dialect, described, dialect_of, keys_of
 from rnncls.data.held_out import MOST_TOKENS_KEPT, SHARES, SMALL_FILE, SmallRow, shares_of
 from rnncls.data.records import Record, read_records
 from rnncls.data.table import hash_of
 from rnncls.errors import DataError, Problem, printable
+from rnncls.system.file_kinds import format_by_name
 
 # The model and the length of a run, chosen on three real sets: docs/data.md has the table, and
 # scripts/file_defaults.py measures it. A word is seen less often than a character or an id, and
@@ -90,6 +90,7 @@ class _Seen:
 
     path: str
     layout: Layout
+    reading: FilesConfig
     num_rows: int = 0
     num_empty: int = 0
     total: int = 0  # rows of the whole file; an estimate unless `is_all`
@@ -122,19 +123,19 @@ def guess_config(
     tokens: str | None = None,
     path_in_text: str = "",
     asked: Set[str] = frozenset(),
-    wanted: Dialect | None = None,
-    bad: str = "error",
+    reading: FilesConfig | None = None,
 ) -> Guess:
     """Make a config from a JSONL, CSV or TSV file. What is not None is taken as it is.
 
     The path stands in the config as it is given here; in its text `path_in_text` stands, if given.
-    `asked` are the keys that others will replace: nothing is said to be assumed of them. `wanted`
-    says how the file is to be read, and `bad` is data.bad.
+    `asked` are the keys that others will replace: nothing is said to be assumed of them. `reading`
+    says how the file is to be read, and by which rule rows are held out.
 
     Raises: DataError if the file cannot be read, has bad rows, or does not say what to train on.
     """
-    layout = find_layout(path, sequence_field, label_field, tokens, wanted)
-    seen = _look(path, layout, bad)
+    reading = reading or FilesConfig(source="files", train=str(path))
+    layout = find_layout(path, sequence_field, label_field, tokens, dialect_of(reading))
+    seen = _look(path, layout, reading)
     entries = [*_data_entries(seen), *_model_entries(seen), *_train_entries(seen)]
 
     raw: dict[str, Any] = {}
@@ -149,7 +150,7 @@ def guess_config(
     return Guess(raw, _to_yaml(seen, entries), _assumptions(seen, raw, asked))
 
 
-def _look(path: str | Path, layout: Layout, when_bad: str) -> _Seen:
+def _look(path: str | Path, layout: Layout, reading: FilesConfig) -> _Seen:
     """Count what is in the first rows. Raises: DataError for bad rows, or if there is no row."""
     data = FilesConfig(
         source="files",
@@ -159,13 +160,14 @@ def _look(path: str | Path, layout: Layout, when_bad: str) -> _Seen:
         tokens=layout.tokens,  # type: ignore[arg-type]  # one of the three
         empty="drop",
     )
-    seen = _Seen(str(path), layout)
+    seen = _Seen(str(path), layout, reading)
+    stops_at_bad = reading.bad == "error"
     bad = BadRows(path)
     bytes_read: list[int] = []
 
     for record in read_records(path, data, layout.dialect, bad, bytes_read.append):
         # A file that has bad rows is read to its end, because a user fixes all of them at once.
-        has_bad = bad.count > seen.num_empty and when_bad == "error"
+        has_bad = bad.count > seen.num_empty and stops_at_bad
         if seen.num_rows + seen.num_empty >= MOST_ROWS and not has_bad:
             seen.is_all = False
             break
@@ -178,7 +180,7 @@ def _look(path: str | Path, layout: Layout, when_bad: str) -> _Seen:
 
     # Empty sequences are no error; they are only named among the errors. Rows to be skipped are
     # named by whoever reads the file next.
-    if bad.count > seen.num_empty and (when_bad == "error" or not seen.num_rows):
+    if bad.count > seen.num_empty and (stops_at_bad or not seen.num_rows):
         bad.raise_if_any(seen.num_rows)
     if not seen.num_rows:
         raise DataError(Problem("0 sequences", str(path), found="empty ones", id="D2"))
@@ -278,7 +280,7 @@ def _shares(seen: _Seen) -> tuple[float, float]:
     """
     if seen.total > SMALL_FILE:
         return SHARES[0]
-    return shares_of(seen.small)
+    return shares_of(seen.small, seen.reading)
 
 
 def _model_entries(seen: _Seen) -> Iterator[_Entry]:

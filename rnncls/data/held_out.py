@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rnncls.config import FilesConfig
 from rnncls.data.copies import Copies, group
-from rnncls.data.splits import TEST, TRAIN, VAL, stratified
+from rnncls.data.splits import DROPPED, TEST, TRAIN, VAL, shared_out
 from rnncls.data.vocabulary import in_order
 
 SMALL_FILE = 1_000  # rows
@@ -27,31 +28,44 @@ class SmallRow(NamedTuple):
     tokens: frozenset[str]
 
 
-def shares_of(rows: list[SmallRow]) -> tuple[float, float]:
-    """Return the shares of validation and test: the first that training can begin with."""
+def shares_of(rows: list[SmallRow], data: FilesConfig) -> tuple[float, float]:
+    """Return the shares of validation and test: the first that training can begin with.
+
+    `data` says by which rule rows are held out.
+    """
     # Grouped as the file will be, and once for all shares.
     names = in_order({row.label for row in rows})
     rank = {name: number for number, name in enumerate(names)}
     hashes = np.array([row.hash for row in rows], dtype=np.uint64)
     labels = np.array([rank[row.label] for row in rows], dtype=np.int32)
     copies = group(hashes, labels)
-    return next((shares for shares in SHARES if _can_begin(rows, copies, *shares)), SHARES[-1])
+    return next(
+        (shares for shares in SHARES if _can_begin(rows, copies, data, *shares)), SHARES[-1]
+    )
 
 
-def _can_begin(rows: list[SmallRow], copies: Copies, val: float, test: float) -> bool:
-    """Return whether training has at least half of the rows, and a token of each held-out split.
+def _can_begin(
+    rows: list[SmallRow], copies: Copies, data: FilesConfig, val: float, test: float
+) -> bool:
+    """Return whether training has at least half of the rows, and what it must have.
 
-    Without such a token, the file is refused when it is read. A validation split that is asked for
-    has rows.
+    That is a token of each held-out split and, where a hash alone decides, each held-out label:
+    without them, the file is refused when it is read. A validation split that is asked for has
+    rows.
     """
-    places = stratified(copies, val, test).tolist()
+    places = shared_out(copies, data, val, test)[0].tolist()
     num_rows = [places.count(place) for place in (TRAIN, VAL, TEST)]
-    if 2 * num_rows[TRAIN] < len(rows) or (val and not num_rows[VAL]):
+    num_kept = len(rows) - places.count(DROPPED)
+    if not num_rows[TRAIN] or 2 * num_rows[TRAIN] < num_kept or (val and not num_rows[VAL]):
         return False
 
-    # The tokens of each split; training is the first.
+    # What each split has; training is the first.
     tokens = []
+    labels = []
     for place in (TRAIN, VAL, TEST):
-        of_rows = (row.tokens for row, here in zip(rows, places, strict=True) if here == place)
-        tokens.append(frozenset[str]().union(*of_rows))
+        of_split = [row for row, here in zip(rows, places, strict=True) if here == place]
+        tokens.append(frozenset[str]().union(*(row.tokens for row in of_split)))
+        labels.append({row.label for row in of_split})
+    if data.split == "hash" and not labels[VAL] | labels[TEST] <= labels[TRAIN]:
+        return False
     return all(not num_rows[place] or tokens[place] & tokens[TRAIN] for place in (VAL, TEST))

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from rnncls.config import FilesConfig
 from rnncls.data.dataset import Fingerprints
-from rnncls.data.files.moved import Search, find_moved
 from rnncls.data.files.opening import fingerprint
-from rnncls.data.files.places import files_of, named
+from rnncls.data.files.places import as_in_config, files_of, in_tuple, named
+from rnncls.data.files.search import Search, find_moved, hash_of
 from rnncls.data.splits import SPLITS
 from rnncls.errors import CheckpointError, DataError, Problem, printable
 
@@ -47,11 +47,11 @@ def with_files_now(
         if name in overridden:
             files = _among(files_of(paths), known[name], name, remedies)
         else:
-            saved = (paths,) if isinstance(paths, str) else paths
+            saved = in_tuple(paths)
             files = _files_now(saved, known[name], name, search, remedies)
             hashes = dict(zip(saved, known[name], strict=True))
             say_moved(name, hashes, dict(zip(saved, files, strict=True)), search)
-        data = data.model_copy(update={name: files[0] if len(files) == 1 else files})
+        data = data.model_copy(update={name: as_in_config(files)})
 
     # Without its files, a split would silently be taken from the training files instead.
     missing = sorted(name for name in known if getattr(data, name, None) is None)
@@ -69,13 +69,19 @@ def _among(
 
     Raises: CheckpointError if one of them is not there. DataError if a file cannot be read.
     """
-    places = {fingerprint(file): file for file in reversed(files)}
+    # Two equal files are two.
+    places: dict[str, list[str]] = {}
+    for file in files:
+        places.setdefault(fingerprint(file), []).append(file)
+
+    among: list[str] = []
     for hash in hashes:
-        if hash not in places:
+        if not places.get(hash):
             what = "the data has changed since the run began"
-            found = ", ".join(places) if len(places) == 1 else f"{len(files):,} other files"
+            found = ", ".join(places) if len(files) == 1 else f"{len(files):,} other files"
             raise _changed(what, named(files), hash, found, remedies.changed.format(name=name))
-    return tuple(places[hash] for hash in hashes)
+        among.append(places[hash].pop(0))
+    return tuple(among)
 
 
 def _files_now(
@@ -95,35 +101,37 @@ def _files_now(
             Problem(what, named(paths), expected=expected, found=found, remedy=remedy, id="D18")
         )
 
-    files: list[str] = []
-    taken: set[str] = set()
-    for path, hash in zip(paths, hashes, strict=True):
-        now = file_now(path, hash, search, taken, "run", remedies, name)
-        files.append(now)
-        # Two equal files are two: a copy must not stand for both.
-        taken.add(now)
-    return tuple(files)
+    hash_by_path = dict(zip(paths, hashes, strict=True))
+    return tuple(files_now(hash_by_path, search, "run", remedies, name).values())
 
 
-def file_now(
+def files_now(
+    hashes: dict[str, str], search: Search, of_what: str, remedies: Remedies, name: str = ""
+) -> dict[str, str]:
+    """Return where each file is now, by the path that it had when `of_what` began.
+
+    Raises: CheckpointError if there is only another file. DataError if there is none.
+    """
+    # Two equal files are two: a copy must not stand for both.
+    taken = {path for path, hash in hashes.items() if hash_of(path, search) == hash}
+    now: dict[str, str] = {}
+    for path, hash in hashes.items():
+        now[path] = _file_now(path, hash, search, taken, of_what, remedies, name)
+        taken.add(now[path])
+    return now
+
+
+def _file_now(
     path: str,
     hash: str,
     search: Search,
     taken: set[str],
     of_what: str,
     remedies: Remedies,
-    name: str = "",
+    name: str,
 ) -> str:
-    """Return where a file is now that was at `path` with this SHA-256 when `of_what` began.
-
-    Raises: CheckpointError if there is only another file. DataError if there is none.
-    """
-    unreadable = None
-    there = ""
-    try:
-        there = fingerprint(path)
-    except DataError as error:
-        unreadable = error.problems[0]
+    """Return where a file is now that was at `path` with this SHA-256. Raises: see above."""
+    there = hash_of(path, search)
     if there == hash:
         return path
 
@@ -132,7 +140,7 @@ def file_now(
         return now
 
     looked = f"looked {search.described}"
-    if unreadable is None:
+    if there:
         what = f"the data has changed since the {of_what} began"
         raise _changed(what, path, hash, f"{there}; {looked}", remedies.changed.format(name=name))
     found = "no file that fits"
@@ -140,7 +148,7 @@ def file_now(
         found = f"{search.others[hash]}, which is another file"
     raise DataError(
         Problem(
-            unreadable.what,
+            _why_unreadable(path),
             path,
             expected=f"the file that the {of_what} began with, SHA-256 {hash}",
             found=f"{found}; {looked}",
@@ -148,6 +156,14 @@ def file_now(
             id="D1",
         )
     )
+
+
+def _why_unreadable(path: str) -> str:
+    try:
+        fingerprint(path)
+    except DataError as error:
+        return error.problems[0].what
+    return "the data was not there"
 
 
 def _changed(what: str, path: str, hash: str, found: str, remedy: str) -> CheckpointError:

@@ -9,27 +9,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from rnncls.config import FilesConfig, parse_saved
+from rnncls.config import READING_KEYS, FilesConfig, parse_saved
 from rnncls.errors import ConfigError, Problem, RnnclsError
-
-# The keys that say how the bytes of a file become rows, and nothing about the model.
-READING_KEYS = (
-    "format",
-    "separator",
-    "quoting",
-    "header",
-    "encoding",
-    "max_record_bytes",
-    "max_columns",
-)
 
 # Those that have an option of their own.
 _OPTIONS = {"sequence_field": "--sequence-field", "label_field": "--label-field", "bad": "--bad"}
 
 # A key in a remedy, with its value if it has one, which may stand in quotes.
 _KEY = re.compile(r"""\bdata\.(\w+)(?:=("[^"]*"|'[^']*'|[^\s,;]+))?""")
+
+# Where a problem of an override is said to be.
+_OVERRIDE = re.compile(r"override data\.(\w+)=(.*?)(?:, data\.\w+)?$", re.DOTALL)
 
 _TABLE = re.compile(r"\.(csv|tsv|tab)(\.\w+)?$", re.IGNORECASE)
 
@@ -101,9 +93,22 @@ def as_new_file(
     try:
         parsed = parse_saved(sections, "the run's config", _last_of_each(overrides)).data
     except ConfigError as error:
-        raise with_options(error, "another value") from None
-    assert isinstance(parsed, FilesConfig)
-    return parsed
+        raise _of_options(with_options(error, "another value")) from None
+    return cast(FilesConfig, parsed)  # no override of these keys changes the source
+
+
+def _of_options(error: ConfigError) -> ConfigError:
+    """Return the error of an override in the words of the options, which is what was written."""
+    problems = []
+    for problem in error.problems:
+        match = _OVERRIDE.match(problem.where)
+        if match is not None:
+            key, value = match.groups()
+            where = f"{_OPTIONS[key]} {value}" if key in _OPTIONS else f"--read {key}={value}"
+            what = problem.what.replace(f"data.{key}", key)
+            problem = replace(problem, what=what, where=where)
+        problems.append(problem)
+    return ConfigError(*problems)
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
@@ -133,7 +138,8 @@ def with_options(error: _Error, otherwise: str, has_bad: bool = False) -> _Error
     `otherwise` is the remedy in place of one with a key that no option stands for. `has_bad`: there
     is an option --bad.
     """
-    known = {*READING_KEYS, *_OPTIONS}
+    # Empty sequences are bad rows there, which may be skipped.
+    known = {*READING_KEYS, *_OPTIONS, "empty"}
 
     problems = []
     for problem in error.problems:
@@ -149,6 +155,8 @@ def with_options(error: _Error, otherwise: str, has_bad: bool = False) -> _Error
 
 def _option(key: str, value: str | None, has_bad: bool) -> str:
     """Return the option for a key in a remedy, with its value if it has one."""
+    if key == "empty":
+        key, value = "bad", "skip"
     if key in _OPTIONS and (key != "bad" or has_bad):
         return f"{_OPTIONS[key]} {'NAME' if value in (None, '...') else value}"
     return f"--read {key}={value or '...'}"

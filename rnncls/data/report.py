@@ -12,6 +12,7 @@ from rnncls.data.batches import Batch
 from rnncls.data.contradictions import NO_CONTRADICTIONS, Contradictions
 from rnncls.data.dataset import Dataset
 from rnncls.data.sequences import Sequences, epoch_order, padding_waste, steps_per_epoch
+from rnncls.data.splits import NO_RARE_CLASSES
 from rnncls.data.task import FilesTask, Task
 from rnncls.errors import printable
 
@@ -51,8 +52,11 @@ class SplitStats:
     length: LengthStats | None
     classes: dict[str, int]  # number of sequences of each label
     majority: float | None  # share of the most frequent class
-    empty_dropped: int
+    empty_dropped: int  # the rows of training files are counted with training, whatever their split
     truncated: int
+    bad_skipped: int
+    labels_with_space: int  # around them
+    like_lists: int  # texts
     unknown_tokens: int
     also_in_train: int  # sequences
     also_in_val: int
@@ -71,9 +75,12 @@ class VocabularyStats:
 class Stats:
     """Statistics of a task's files."""
 
+    read_as: dict[str, str]  # how each table was read, by file
     split: str  # the rule by which rows are held out
     splits: dict[str, SplitStats]
     rare_classes: dict[str, int]  # different sequences of each class that is too rare to hold out
+    rare_rows: int  # of these classes
+    rare_dropped: bool  # whether they are left out
     contradictions: Contradictions  # sequences with different labels
     vocabulary: VocabularyStats
     padding_waste: dict[str, float]  # share of padding in padded batches, by batching
@@ -98,11 +105,14 @@ def stats(task: FilesTask) -> Stats:
     for name, sequences in dataset.splits.items():
         splits[name] = _split_stats(dataset, name, sequences)
 
-    rare = {} if dataset.rare is None else dataset.rare.sequences
+    rare = dataset.rare or NO_RARE_CLASSES
     return Stats(
+        read_as=dataset.read_as,
         split=task.data.split,
         splits=splits,
-        rare_classes=rare,
+        rare_classes=rare.sequences,
+        rare_rows=rare.num_rows,
+        rare_dropped=rare.are_dropped,
         contradictions=dataset.contradictions or NO_CONTRADICTIONS,
         vocabulary=_vocabulary_stats(task),
         padding_waste=waste,
@@ -144,6 +154,9 @@ def _split_stats(dataset: Dataset, name: str, sequences: Sequences) -> SplitStat
         majority=majority,
         empty_dropped=dataset.dropped.get(name, 0),
         truncated=dataset.truncated.get(name, 0),
+        bad_skipped=dataset.skipped.get(name, 0),
+        labels_with_space=dataset.spaced_labels.get(name, 0),
+        like_lists=dataset.like_lists.get(name, (0, ""))[0],
         unknown_tokens=dataset.unknown_tokens.get(name, 0),
         also_in_train=dataset.in_train.get(name, 0),
         also_in_val=dataset.in_val.get(name, 0),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rnncls.config import FilesConfig
-from rnncls.data.copies import Copies, copies_of, group, order_of
+from rnncls.data.copies import Copies, copies_of, order_of
 from rnncls.data.table import Array, SplitRows, Table
 from rnncls.errors import DataError, Problem
 
@@ -33,15 +33,23 @@ ROUNDING = 1e-6  # of a share of sequences
 class RareClasses:
     """Classes of fewer than 3 different sequences, where rows are held out."""
 
-    sequences: dict[str, int]  # how many belong to each class; none if all have other labels too
+    sequences: dict[str, int]  # how many each class has; if `has_others`, of its own
     num_rows: int  # with these labels
     are_dropped: bool = False
+
+    # Rows that are not where the others are: their sequences belong to other classes.
+    num_elsewhere: int = 0
+    has_others: bool = False  # whether a class has 3 sequences or more, with those of other classes
 
     @property
     def told(self) -> str:
         """What becomes of them, in one line."""
-        place = "left out" if self.are_dropped else "in training alone"
         rows = "row is" if self.num_rows == 1 else "rows are"
+        place = "left out" if self.are_dropped else "in training"
+        if self.num_elsewhere:
+            place += f", but for {self.num_elsewhere:,} whose sequences have other labels, too"
+        elif not self.are_dropped:
+            place += " alone"
         return f"{self.counted}; their {self.num_rows:,} {rows} {place}: {self.shown}"
 
     @property
@@ -53,8 +61,16 @@ class RareClasses:
     @property
     def counted(self) -> str:
         """How many there are."""
-        of_them = "class has" if len(self.sequences) == 1 else "classes have"
-        return f"{len(self.sequences):,} {of_them} fewer than {LEAST_SEQUENCES} different sequences"
+        is_one = len(self.sequences) == 1
+        of_them = "class has" if is_one else "classes have"
+        what = f"{len(self.sequences):,} {of_them} fewer than {LEAST_SEQUENCES} different sequences"
+        if not self.has_others:
+            return what
+        # Those that are more often of another class do not count.
+        return f"{what} of {'its' if is_one else 'their'} own"
+
+
+NO_RARE_CLASSES = RareClasses({}, 0)
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,7 @@ class Shares:
     """The rows of each split, and what was noticed on the way."""
 
     rows: dict[str, SplitRows]
-    copies: Copies  # of the training files
+    copies: Copies  # of the training files, but for dropped rows
     rare: RareClasses
     known_labels: Array  # numbers of the labels that a model learns to tell apart
 
@@ -98,35 +114,35 @@ def assign_splits(tables: dict[str, Table], data: FilesConfig, labels: list[str]
     val = 0.0 if "val" in tables else data.val_fraction
     test = 0.0 if "test" in tables else data.test_fraction
 
-    # A training file that is read as a whole has no class that is too rare.
-    rare = RareClasses({}, 0)
-    is_rare = np.zeros(0, dtype=bool)
-    if (val or test) and (data.split == "stratified" or data.rare_classes != "keep"):
-        is_rare = np.bincount(copies.classes, minlength=copies.num_labels) < LEAST_SEQUENCES
-        rare = _described(copies, is_rare, train_file, labels, data)
+    places, kept = shared_out(copies, data, val, test)
 
-    if rare.sequences and data.rare_classes == "error":
-        raise _rare_classes_error(rare, train_file)
-    if rare.are_dropped:
-        # Without these rows, some sequences belong to another class.
-        kept = ~is_rare[copies.labels]
-        places = np.full(len(kept), DROPPED, dtype=np.int8)
-        places[kept] = _places(group(copies.hashes[kept], copies.labels[kept]), data, val, test)
-    else:
-        places = _places(copies, data, val, test)
+    # A training file that is read as a whole has no class that is too rare.
+    rare = NO_RARE_CLASSES
+    if (val or test) and (data.split == "stratified" or data.rare_classes != "keep"):
+        rare = _rare_classes(copies, kept, places, train_file, labels, data)
 
     rows = {name: SplitRows(train_file, places == place) for place, name in enumerate(SPLITS)}
     for name in ("val", "test"):
         if name in tables:
             table = tables[name]
             rows[name] = SplitRows(table, np.ones(len(table.labels), dtype=bool))
-    return Shares(rows, copies, rare, _known_labels(rows, data))
+    return Shares(rows, kept, rare, _known_labels(rows, data))
 
 
-def _places(copies: Copies, data: FilesConfig, val: float, test: float) -> Array:
+def shared_out(copies: Copies, data: FilesConfig, val: float, test: float) -> tuple[Array, Copies]:
+    """Return where each row goes, (R,) int8, and the copies among the rows that are not dropped.
+
+    `val` and `test` are the shares that are held out.
+    """
+    if data.rare_classes == "drop" and (val or test):
+        kept = copies.num_sequences[copies.labels] >= LEAST_SEQUENCES
+        # Without the other rows, some sequences belong to another class.
+        copies = copies if kept.all() else copies.only(kept)
+
     if data.split == "stratified":
-        return stratified(copies, val, test)
-    return by_hash(copies.hashes, val, test)
+        return stratified(copies, val, test), copies
+    places = by_hash(copies.hashes, val, test)
+    return copies.of_rows(places[copies.order[copies.starts]], DROPPED), copies
 
 
 def _known_labels(rows: dict[str, SplitRows], data: FilesConfig) -> Array:
@@ -185,7 +201,7 @@ def stratified(copies: Copies, val: float, test: float) -> Array:
     places = np.full(len(classes), TRAIN, dtype=np.int8)
     places[order[ranks < (num_val + num_test)[of_sorted]]] = TEST
     places[order[ranks < num_val[of_sorted]]] = VAL
-    return copies.of_rows(places)
+    return copies.of_rows(places, DROPPED)
 
 
 def _shares_of(sizes: Array, val: float, test: float) -> tuple[Array, Array]:
@@ -217,23 +233,52 @@ def _rounded(sizes: Array, share: float) -> Array:
     return np.maximum(nearest, 1 if share else 0)
 
 
-def _described(
-    copies: Copies, is_rare: Array, train_file: Table, labels: list[str], data: FilesConfig
+def _rare_classes(
+    copies: Copies,
+    kept: Copies,
+    places: Array,
+    train_file: Table,
+    labels: list[str],
+    data: FilesConfig,
 ) -> RareClasses:
-    """Return the rare classes as a person knows them."""
+    """Return the rare classes as a person knows them.
+
+    `copies` are all rows, and `kept` those that are not dropped. Raises: DataError for rare classes
+    where the config wants none.
+    """
+    number = copies.num_sequences
+    own = np.bincount(kept.classes, minlength=len(number))
+    is_few = (number > 0) & (number < LEAST_SEQUENCES)
+    is_dropped = is_few & (data.rare_classes == "drop")
+    is_refused = is_few & (data.rare_classes == "error")
+
+    # A hash alone does not know a class.
+    is_rare = is_few
+    if data.split == "stratified" and not is_refused.any():
+        is_rare = (number > 0) & (own < LEAST_SEQUENCES)
+
     # A row of each class tells its text.
-    row_of_class = np.zeros(len(is_rare), dtype=np.int64)
+    row_of_class = np.zeros(len(number), dtype=np.int64)
     row_of_class[copies.labels] = np.arange(len(copies.labels))
-    sizes = np.bincount(copies.classes, minlength=len(is_rare))
-
+    has_others = bool((number >= LEAST_SEQUENCES)[is_rare].any())
+    shown = np.where(is_dropped, number, own) if has_others else number
     sequences = {}
-    for number in np.flatnonzero(is_rare).tolist():
-        label = labels[train_file.labels[int(row_of_class[number])]]
-        sequences[label] = int(sizes[number])
+    for rank in np.flatnonzero(is_rare).tolist():
+        label = labels[train_file.labels[int(row_of_class[rank])]]
+        sequences[label] = int(shown[rank])
 
-    num_rows = int(is_rare[copies.labels].sum())
-    are_dropped = bool(sequences) and data.rare_classes == "drop"
-    return RareClasses(sequences, num_rows, are_dropped)
+    of_rare = places[is_rare[copies.labels]]
+    place = DROPPED if is_dropped.any() else TRAIN
+    rare = RareClasses(
+        sequences,
+        len(of_rare),
+        are_dropped=place == DROPPED,
+        num_elsewhere=int((of_rare != place).sum()),
+        has_others=has_others,
+    )
+    if is_refused.any():
+        raise _rare_classes_error(rare, train_file)
+    return rare
 
 
 def _rare_classes_error(rare: RareClasses, train_file: Table) -> DataError:

@@ -23,7 +23,7 @@ from rnncls.config import (
 from rnncls.data import sequences, sum_mod
 from rnncls.data.batches import Batch, Block
 from rnncls.data.dataset import Dataset, Fingerprints, load_dataset, with_files_found
-from rnncls.data.files.places import named
+from rnncls.data.files.places import in_tuple, named
 from rnncls.data.splits import SPLITS
 from rnncls.data.vocabulary import Vocabulary
 from rnncls.data.warnings import dataset_warnings
@@ -269,11 +269,10 @@ def load_task(config: Config, vocabulary: Vocabulary | None = None, progress: bo
 def _say_files(wanted: FilesConfig, found: FilesConfig) -> None:
     """Say on stderr which files a folder or a pattern stands for."""
     for name in SPLITS:
-        asked = getattr(wanted, name)
-        files = getattr(found, name)
-        asked = (asked,) if isinstance(asked, str) else asked
-        files = (files,) if isinstance(files, str) else files
-        if files == asked:
+        if getattr(wanted, name) is None:
+            continue
+        files = in_tuple(getattr(found, name))
+        if files == in_tuple(getattr(wanted, name)):
             continue
 
         names = ", ".join(Path(file).name for file in files[:MOST_FILES_SAID])

@@ -1,6 +1,7 @@
 """Recognises the header of a table, or an object of JSON, where a sequence belongs."""
 
 import json
+import re
 from pathlib import Path
 
 from rnncls.data.cells import tokens_of
@@ -11,6 +12,10 @@ from rnncls.predict.predictor import Predictor
 # What may stand between the names of a header.
 _SEPARATORS = "\t,;|"
 _QUOTES = "\"'"
+
+_ARRAY = re.compile(r"""\s*\[\s*(\{\s*("|$)|$)""")
+
+_WHAT = {"jsonl": "an object of JSON", "json": "a JSON array"}
 
 # Of a name that is not the run's own: words behind each other may be a sentence.
 MOST_WORDS = 3
@@ -27,11 +32,11 @@ def refuse_header(predictor: Predictor, first_line: str, source: str | Path) -> 
 
     if str(source) == "stdin":
         meant = "--input FILE"
-        remedy = "--input FILE, which reads JSONL, CSV and TSV"
+        remedy = "--input FILE, which reads JSON, CSV and TSV"
     else:
         meant = f"--input {source} --read format={kind}"
         remedy = f"--read format={kind}, or a name that ends in .{kind}"
-    what = "an object of JSON" if kind == "jsonl" else "a header line"
+    what = _WHAT.get(kind, "a header line")
     raise ConfigError(
         Problem(
             f"{what} in place of a sequence: did you mean {meant}?",
@@ -45,7 +50,7 @@ def refuse_header(predictor: Predictor, first_line: str, source: str | Path) -> 
 
 
 def _kind_of_file(predictor: Predictor, line: str) -> str:
-    """Return jsonl, csv or tsv if a line is the first of such a file; "" if it may be a text."""
+    """Return json, jsonl, csv or tsv if a line begins such a file; "" if it may be a text."""
     own = {*predictor.data.sequence_fields, predictor.data.label_field}
     if line.startswith("{"):
         try:
@@ -54,6 +59,9 @@ def _kind_of_file(predictor: Predictor, line: str) -> str:
             return ""
         known = own.union(SEQUENCE_NAMES)
         return "jsonl" if isinstance(row, dict) and not known.isdisjoint(row) else ""
+    # The objects of an array may follow on the same line or below. `[{` alone begins no text.
+    if _ARRAY.match(line) and not _is_known(predictor, line):
+        return "json"
 
     for separator in _SEPARATORS:
         names = [name.strip(_QUOTES) for name in line.split(separator)]
@@ -62,11 +70,15 @@ def _kind_of_file(predictor: Predictor, line: str) -> str:
 
     # The header of a single column, unless the model has seen such a text.
     name = line.strip(_QUOTES)
-    if name in predictor.data.sequence_fields:
-        tokens = tokens_of(name, predictor.data.tokens)
-        if isinstance(tokens, Problem) or not all(map(predictor.vocabulary.index.get, tokens)):
-            return "csv"
+    if name in predictor.data.sequence_fields and not _is_known(predictor, name):
+        return "csv"
     return ""
+
+
+def _is_known(predictor: Predictor, text: str) -> bool:
+    """Return whether the model has seen every token of a text."""
+    tokens = tokens_of(text, predictor.data.tokens)
+    return not isinstance(tokens, Problem) and all(map(predictor.vocabulary.index.get, tokens))
 
 
 def _are_names(names: list[str], own: set[str]) -> bool:

@@ -157,10 +157,11 @@ class LeftOut:
             names = [*self.names]
             shown = ", ".join(names[:MOST_NAMES_SHOWN])
             more = ", ..." if len(names) > MOST_NAMES_SHOWN else ""
+            rows = "1 row has" if self.count == 1 else f"{self.count:,} rows have"
             _warn(
                 "D14",
-                f"{self.count:,} of the rows have fields that the first one lacks, which are not "
-                f"in the table: {printable(shown)}{more}",
+                f"{rows} fields that the first one lacks, which are not in the table: "
+                f"{printable(shown)}{more}",
             )
 
 

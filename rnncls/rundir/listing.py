@@ -17,6 +17,7 @@ from rnncls.config.strict_yaml import MAX_BYTES, parse
 from rnncls.errors import ConfigError
 from rnncls.rundir.paths import CONFIG
 from rnncls.rundir.status import read_status
+from rnncls.system.file_kinds import without_packing
 from rnncls.system.files import read_regular
 
 # The metrics that can choose the best step, in the order in which a sorted list has them.
@@ -119,7 +120,7 @@ def config_name(run_dir: Path, text: str = "") -> str:
     origin = _ORIGIN.fullmatch(text.partition("\n")[0])
     if origin is None:
         return ""
-    return Path(Path(origin["path"]).name.removesuffix(".gz")).stem
+    return Path(without_packing(Path(origin["path"]).name)).stem
 
 
 def saved_values(text: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rnncls.config import FilesConfig, read_yaml
-from rnncls.data.files.moved import Search
+from rnncls.data.files.search import Search
 from rnncls.data.moved import Remedies, with_files_now
 from rnncls.data.splits import SPLITS
 from rnncls.errors import ConfigError

@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rnncls.config.ranges import require_generated_data
-from rnncls.data.files.moved import Search
+from rnncls.data.files.search import Search
 from rnncls.errors import CheckpointError, ConfigError, RnnclsError
 from rnncls.sweep.outcomes import outcomes
 from rnncls.sweep.plan import load_sweep

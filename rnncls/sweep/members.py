@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rnncls.data.files.moved import Search
+from rnncls.data.files.search import Search
 from rnncls.errors import Interrupted, Problem, RnnclsError, WriteError
 from rnncls.rundir.events import reporting_disk_errors_later
 from rnncls.steps.captured.stack import Stack

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from rnncls.config import FilesConfig
 from rnncls.data.dataset import data_files
-from rnncls.data.files.moved import Search
-from rnncls.data.moved import Remedies, file_now, say_moved
+from rnncls.data.files.places import as_in_config
+from rnncls.data.files.search import Search
+from rnncls.data.moved import Remedies, files_now, say_moved
 from rnncls.errors import CheckpointError, Problem
 from rnncls.sweep.plan import Member, Sweep, planned_files
 
@@ -22,12 +23,7 @@ def with_files_of_sweep(sweep: Sweep, search: Search) -> Sweep:
     such file any more.
     """
     _require_planned(sweep)
-    now: dict[str, str] = {}
-    taken: set[str] = set()
-    for path, hash in sweep.fingerprints.items():
-        now[path] = file_now(path, hash, search, taken, "sweep", _REMEDIES)
-        taken.add(now[path])
-
+    now = files_now(sweep.fingerprints, search, "sweep", _REMEDIES)
     say_moved("data", sweep.fingerprints, now, search)
     if all(path == before for before, path in now.items()):
         return sweep
@@ -55,7 +51,6 @@ def _with_paths(member: Member, now: dict[str, str]) -> Member:
 
     found: dict[str, str | tuple[str, ...]] = {}
     for name, paths in data_files(data).items():
-        new = tuple(now.get(path, path) for path in paths)
-        found[name] = new[0] if len(new) == 1 else new
+        found[name] = as_in_config(tuple(now.get(path, path) for path in paths))
     config = member.config.model_copy(update={"data": data.model_copy(update=found)})
     return replace(member, config=config)

@@ -23,6 +23,7 @@ from rnncls.config.ranges import MAX_SAMPLES, parse_lengths, parse_seeds, requir
 from rnncls.data import spread_lengths
 from rnncls.data.dataset import data_files, with_files_found
 from rnncls.data.files.opening import fingerprint
+from rnncls.data.splits import SPLITS
 from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
@@ -37,6 +38,9 @@ MAX_SWEEP_FILE_BYTES = 60_000
 
 # File systems allow names of 255 bytes; the rest is a margin.
 MAX_NAME_BYTES = 200
+
+# Their values are data files.
+DATA_KEYS = frozenset(f"data.{name}" for name in SPLITS)
 
 Grid = dict[str, list[str]]  # the values of each key, as they were written
 
@@ -84,6 +88,10 @@ class SweepFile(BaseModel):
     lengths: str | None
     samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
     fingerprints: dict[str, str]
+
+    # What values of the grid stood for that name data files: a folder or a pattern may stand for
+    # others later, and a path is relative to where the command was given.
+    files: dict[str, Annotated[list[str], Field(strict=False)]] = {}
 
 
 def format_setting(values: dict[str, str], *, short: bool = False, separator: str = " ") -> str:
@@ -133,6 +141,7 @@ def plan_sweep(
         lengths=lengths,
         samples=samples,
         fingerprints={},
+        files=_files_of_grid(base, grid, str(folder)),
     )
     sweep = _expand(content, folder, source=str(folder))
 
@@ -143,6 +152,20 @@ def plan_sweep(
 
     _write_plan(folder, content, origin)
     return sweep
+
+
+def _files_of_grid(base: Config, grid: Grid, source: str) -> dict[str, list[str]]:
+    """Return the data files for each value of the grid that names some.
+
+    Raises: ConfigError for a value that is invalid. DataError, as `files_of` does.
+    """
+    files: dict[str, list[str]] = {}
+    for key in DATA_KEYS & grid.keys():
+        for text in grid[key]:
+            config = parse_saved(base.model_dump(mode="json"), source, [f"{key}={text}"])
+            assert isinstance(config.data, FilesConfig)
+            files[text] = [*data_files(config.data).get(key.removeprefix("data."), ())]
+    return files
 
 
 def load_sweep(folder: Path) -> Sweep:
@@ -165,8 +188,16 @@ def _write_plan(folder: Path, content: SweepFile, origin: str) -> None:
     """Write sweep.yaml, or check that the one in the folder says the same."""
     text = commented(origin, write_yaml(content.model_dump())).encode()
     if len(text) > MAX_SWEEP_FILE_BYTES:
-        expected = f"at most {MAX_SWEEP_FILE_BYTES:,} bytes"
-        raise ConfigError(Problem("a very large grid", "--grid", expected=expected, id="C10"))
+        raise ConfigError(
+            Problem(
+                "a very large grid" if content.grid else "very many data files",
+                "--grid" if content.grid else str(folder),
+                expected=f"a plan of at most {MAX_SWEEP_FILE_BYTES:,} bytes",
+                found=f"{len(text):,} bytes, with {len(content.fingerprints):,} data files",
+                remedy="fewer values, or fewer data files: put those of one kind together",
+                id="C10",
+            )
+        )
 
     _require_unused(folder)
     with writing(folder):
@@ -279,8 +310,21 @@ def _members(content: SweepFile, seeds: list[int], source: str) -> list[Member]:
                 raise ConfigError(Problem(what, source, found=name, id="C17"))
 
             config = parse_saved(content.config, source, [*overrides, f"seed={seed}"])
+            config = _with_files(config, values, content.files)
             members.append(Member(name, values, config))
     return members
+
+
+def _with_files(config: Config, values: dict[str, str], files: dict[str, list[str]]) -> Config:
+    """Return the config with the files that the values of the grid stood for at the beginning."""
+    found: dict[str, str | tuple[str, ...]] = {}
+    for key, text in values.items():
+        if key in DATA_KEYS and files.get(text):
+            paths = files[text]
+            found[key.removeprefix("data.")] = paths[0] if len(paths) == 1 else tuple(paths)
+    if not found:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update=found)})
 
 
 def _check_members(members: list[Member], source: str) -> None:

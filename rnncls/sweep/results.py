@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from rnncls.config import COUNTED, Config, FilesConfig, SumModConfig, flatten, with_numbers
 from rnncls.data.dataset import data_files
-from rnncls.data.files.moved import Search
+from rnncls.data.files.search import Search
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.evaluation.report import Report
@@ -20,10 +20,8 @@ from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest, model_on_device
 from rnncls.rundir.restore import held_out_data
 from rnncls.sweep.paths import EVALUATION
-from rnncls.sweep.plan import Member, Sweep, tested_lengths
+from rnncls.sweep.plan import DATA_KEYS, Member, Sweep, tested_lengths
 from rnncls.system.files import read_regular, write_atomically, writing
-
-_PATHS = ("data.train", "data.val", "data.test")
 
 # A report has a row per length, and on data files there may be a million lengths. The bound keeps a
 # file that is not a report from filling the memory.
@@ -115,7 +113,7 @@ def _require_planned(member: Member, checkpoint: Checkpoint, fingerprints: dict[
         # A number that the plan could not know: it was counted when the member began.
         was_counted = key in COUNTED and planned[key] is None
         # Files may have been moved; then their hashes are what was planned.
-        was_moved = key in _PATHS and _has_files(member, checkpoint, fingerprints)
+        was_moved = key in DATA_KEYS and _has_files(member, checkpoint, fingerprints)
         if value != planned.get(key) and not was_counted and not was_moved:
             changes.append(f"{key}: {planned.get(key)} -> {value}")
 

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from rnncls.data import Task
-from rnncls.data.files.moved import Search
+from rnncls.data.files.search import Search
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.steps.engines import Engine
 from rnncls.steps.state import TrainState

@@ -69,6 +69,8 @@ def _rule_of_split(data: FilesConfig) -> dict[str, str | float]:
     """Return by which keys rows are held out. A split with files of its own takes none."""
     return {
         "data.split": data.split,
+        # Without rows that are dropped, sequences may belong to other classes.
+        "data.rare_classes": "drop" if data.rare_classes == "drop" else "keep",
         "data.val_fraction": data.val_fraction if data.val is None else 0,
         "data.test_fraction": data.test_fraction if data.test is None else 0,
     }

@@ -165,6 +165,9 @@ class Skipping(BadRows):
     def note(self, problem: Problem) -> None:
         """Report one bad row. Raises: DataError if `stop`."""
         if self.stop:
+            # Whatever else helps, the row can be left out.
+            if self.remedy not in problem.remedy:
+                problem = replace(problem, remedy=f"{problem.remedy}; or {self.remedy}")
             raise DataError(problem)
         if self.count > MOST_SKIPPED_SHOWN:
             return

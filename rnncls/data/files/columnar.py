@@ -11,7 +11,9 @@ from typing import Any
 
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import Dialect
-from rnncls.data.files.headers import bad_columns
+from rnncls.data.files.encodings import can_be_written
+from rnncls.data.files.formats import COLUMNAR
+from rnncls.data.files.headers import bad_columns, many_columns
 from rnncls.data.files.json_rows import NumberedRows
 from rnncls.data.files.opening import ReportBytes
 from rnncls.data.files.packing import MAX_RATIO, RATIO_FROM, damaged
@@ -25,7 +27,6 @@ MOST_BATCH_BYTES = 2**28
 # All texts of an Excel file are in memory while it is read.
 MOST_SHEET_BYTES = 2**28
 
-_NAMES = {"parquet": "Parquet file", "arrow": "Arrow file", "xlsx": "Excel file"}
 _PACKAGES = {"parquet": "pyarrow", "arrow": "pyarrow", "xlsx": "openpyxl"}
 
 
@@ -59,13 +60,13 @@ def columnar_rows(
     # What these packages raise for a damaged file is of any kind, such as KeyError.
     except Exception as error:
         found = f"{type(error).__name__}: {str(error)[:200]}"
-        raise damaged(path, _NAMES[format], found) from None
+        raise damaged(path, COLUMNAR[format], found) from None
 
 
 def _no_package(path: str | Path, format: str, package: str) -> DataError:
     return DataError(
         Problem(
-            f"{package} is needed to read an {_NAMES[format]}".replace("an P", "a P"),
+            f"{package} is needed to read {COLUMNAR[format]}s",
             str(path),
             remedy="pip install 'rnncls[files]'",
             id="D14",
@@ -113,7 +114,7 @@ def _parquet(path: str | Path, file: io.BufferedReader) -> tuple[list[str], Iter
     table = pyarrow.parquet.ParquetFile(file)
     metadata = table.metadata
     size = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
-    _require_ratio(path, "Parquet file", size, Path(path).stat().st_size)
+    _require_ratio(path, COLUMNAR["parquet"], size, Path(path).stat().st_size)
     return list(table.schema_arrow.names), table.iter_batches(batch_size=BATCH_ROWS)
 
 
@@ -167,16 +168,9 @@ def _require_columns(where: str, names: Sequence[str], fields: list[str], dialec
     """Raise DataError unless there are the fields, each column once, and not too many of them."""
     # Only a sheet may lack names.
     is_named = dialect.header or dialect.format != "xlsx"
-    problem = bad_columns(names, fields, dialect.label_in(fields), where, is_named)
-    if len(names) > dialect.max_columns:
-        problem = Problem(
-            "very many columns",
-            where,
-            expected=f"at most {dialect.max_columns:,}",
-            found=f"{len(names):,}",
-            remedy="a larger data.max_columns, if they are needed",
-            id="D13",
-        )
+    label = dialect.label_in(fields)
+    problem = many_columns(names, dialect.max_columns, where)
+    problem = problem or bad_columns(names, fields, label, where, is_named)
     if problem is not None:
         raise DataError(problem)
 
@@ -220,19 +214,11 @@ def _sheet_rows(
             expected = f"{len(names)} columns"
             found = f"{len(texts)} columns"
             bad.add(number, "wrong number of columns", expected=expected, found=found)
-        elif not _can_be_written(texts):
+        elif not can_be_written("".join(texts)):
             bad.add(number, "half of a surrogate pair", expected="Unicode text", id="D11")
         else:
             yield number, dict(zip(names, texts, strict=True))
     report_bytes(Path(path).stat().st_size)
-
-
-def _can_be_written(texts: list[str]) -> bool:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _require_small_sheets(path: str | Path, file: io.BufferedReader) -> None:
@@ -240,7 +226,7 @@ def _require_small_sheets(path: str | Path, file: io.BufferedReader) -> None:
     with zipfile.ZipFile(file) as archive:
         size = 0
         for info in archive.infolist():
-            _require_ratio(path, "Excel file", info.file_size, info.compress_size)
+            _require_ratio(path, COLUMNAR["xlsx"], info.file_size, info.compress_size)
             if info.filename.endswith("sharedStrings.xml"):
                 size += info.file_size
     file.seek(0)

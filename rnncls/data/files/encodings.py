@@ -185,6 +185,15 @@ def as_utf_8(path: object, source: io.BufferedReader, encoding: str) -> io.Buffe
     return io.BufferedReader(_Transcoded(source, to_utf_8), HEAD_BYTES)
 
 
+def can_be_written(text: str) -> bool:
+    """Return whether a text is Unicode, without halves of surrogate pairs, which UTF-8 lacks."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def undecodable(content: bytes, encoding: str) -> Problem:
     """Return the problem of a line, as UTF-8 or turned into it, that is no text.
 

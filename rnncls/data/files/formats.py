@@ -5,34 +5,24 @@ import json
 import re
 from contextlib import suppress
 from pathlib import PurePath
-from typing import NamedTuple
 
 from rnncls.data.files.encodings import HEAD_BYTES, as_utf_8
 from rnncls.data.files.opening import opened
-from rnncls.data.files.packing import member_names, unpacked, without_packing
+from rnncls.data.files.packing import member_names, unpacked
 from rnncls.errors import DataError, Problem
+from rnncls.system.file_kinds import (
+    NUMPY,
+    OTHER_MAGIC,
+    OTHER_MEMBERS,
+    WEIGHTS,
+    Kind,
+    format_by_name,
+    other_kind_by_name,
+)
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "xlsx")
-COLUMNAR = ("parquet", "arrow", "xlsx")  # that are no text, and need the extra `files`
-
-# What the end of a name says. A .json file may be one array or a line for each object: its first
-# character shows.
-_SUFFIXES = {
-    "jsonl": "jsonl",
-    "ndjson": "jsonl",
-    "json": "jsonl",
-    "csv": "csv",
-    "tsv": "tsv",
-    "tab": "tsv",
-    "parquet": "parquet",
-    "pq": "parquet",
-    "arrow": "arrow",
-    "arrows": "arrow",
-    "ipc": "arrow",
-    "feather": "arrow",
-    "xlsx": "xlsx",
-    "xlsm": "xlsx",
-}
+# Those that are no text and need the extra `files`, and what such a file is called.
+COLUMNAR = {"parquet": "Parquet file", "arrow": "Arrow file", "xlsx": "Excel file"}
 
 _MAGIC = {
     b"PAR1": "parquet",
@@ -40,101 +30,10 @@ _MAGIC = {
     b"\xff\xff\xff\xff": "arrow",  # a stream, which has no beginning of its own
 }
 
-_NAMES = {"parquet": "a Parquet file", "arrow": "an Arrow file", "xlsx": "an Excel file"}
-
-_AS_CSV = "save its rows as CSV or JSON lines"
-
-
-class _Kind(NamedTuple):
-    """A kind of file that is not read, and what to do with it."""
-
-    name: str
-    remedy: str
-
-
-_IMAGE = _Kind("an image", "a file with a sequence in each row")
-_PICKLE = _Kind(
-    "a pickle (which could run any program)", "pandas.read_pickle(...).to_csv(..., index=False)"
-)
-_NUMPY = _Kind("a NumPy file", _AS_CSV)
-_OFFICE = _Kind("an old Office file (such as .xls)", "save it as .xlsx or CSV")
-_DOCUMENT = _Kind("a document", _AS_CSV)
-_DATABASE = _Kind("an SQLite database", "sqlite3 -header -csv FILE 'SELECT ...' > rows.csv")
-_FEATHER = _Kind("a Feather file of version 1", "pandas.read_feather(...).to_parquet(...)")
-_HDF = _Kind("an HDF5 file", _AS_CSV)
-_STATISTICS = _Kind("a file of a statistics program", _AS_CSV)
-_WEIGHTS = _Kind("a file of weights", "a file with a sequence in each row")
-_SHEET = _Kind("an OpenDocument file", "save it as .xlsx or CSV")
-
-_OTHER_MAGIC = {
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": _OFFICE,
-    b"\x93NUMPY": _NUMPY,
-    b"FEA1": _FEATHER,
-    b"%PDF-": _DOCUMENT,
-    b"SQLite format 3\0": _DATABASE,
-    b"\x89HDF\r\n": _HDF,
-    b"Obj\x01": _Kind("an Avro file", _AS_CSV),
-    b"\x89PNG\r\n": _IMAGE,
-    b"\xff\xd8\xff": _IMAGE,
-    b"GIF87a": _IMAGE,
-    b"GIF89a": _IMAGE,
-    b"\x80\x02": _PICKLE,
-    b"\x80\x03": _PICKLE,
-    b"\x80\x04": _PICKLE,
-    b"\x80\x05": _PICKLE,
-    b"<!DOCTYPE html": _Kind("a page of the web", "download the file itself"),
-    b"<!doctype html": _Kind("a page of the web", "download the file itself"),
-    b"version https://git-lfs.": _Kind("a pointer of Git LFS, not the file", "git lfs pull"),
-}
-
-# Files in a zip by which it is known to be something else.
-_MEMBERS = {
-    "word/document.xml": _DOCUMENT,
-    "ppt/presentation.xml": _DOCUMENT,
-    "mimetype": _SHEET,
-}
-
-# Of files whose beginning says nothing. What is text is read as that, whatever its name.
-_OTHER_SUFFIXES = {
-    "xls": _OFFICE,
-    "doc": _OFFICE,
-    "docx": _DOCUMENT,
-    "pdf": _DOCUMENT,
-    "ods": _SHEET,
-    "pkl": _PICKLE,
-    "pickle": _PICKLE,
-    "npy": _NUMPY,
-    "npz": _NUMPY,
-    "h5": _HDF,
-    "hdf5": _HDF,
-    "db": _DATABASE,
-    "sqlite": _DATABASE,
-    "avro": _Kind("an Avro file", _AS_CSV),
-    "orc": _Kind("an ORC file", "pandas.read_orc(...).to_parquet(...)"),
-    "rds": _STATISTICS,
-    "rdata": _STATISTICS,
-    "sav": _STATISTICS,
-    "dta": _STATISTICS,
-    "sas7bdat": _STATISTICS,
-    "mat": _STATISTICS,
-    "pt": _WEIGHTS,
-    "pth": _WEIGHTS,
-    "safetensors": _WEIGHTS,
-}
-
 # The beginning of an array of objects.
 _ARRAY = re.compile(r"\[\s*(\{|\]|$)")
 
 MOST_FIRST_LINES = 50
-
-
-def format_by_name(path: object) -> str:
-    """Return the format that the name of a file says, "" if it says none."""
-    return _SUFFIXES.get(_suffix_of(str(path)), "")
-
-
-def _suffix_of(name: str) -> str:
-    return PurePath(without_packing(name)).suffix[1:].lower()
 
 
 def format_of(path: object, format: str = "auto", encoding: str = "utf-8") -> str:
@@ -185,28 +84,29 @@ def _binary_format(path: object, head: bytes, members: list[str]) -> str:
             return format
     if "xl/workbook.xml" in members:
         return "xlsx"
-    for name, kind in _MEMBERS.items():
+    for name, kind in OTHER_MEMBERS.items():
         if name in members:
             raise _other_kind(path, kind)
     if members and all(name.endswith(".npy") for name in members):
-        raise _other_kind(path, _NUMPY)
+        raise _other_kind(path, NUMPY)
     if any(name.endswith("data.pkl") for name in members):
-        raise _other_kind(path, _WEIGHTS)
+        raise _other_kind(path, WEIGHTS)
     return ""
 
 
 def refuse_other_kinds(path: object, head: bytes) -> None:
     """Raise DataError if a file that is read as text begins as one that is none."""
-    for magic, kind in _OTHER_MAGIC.items():
+    for magic, kind in OTHER_MAGIC.items():
         if head.startswith(magic):
             raise _other_kind(path, kind)
     for magic, format in _MAGIC.items():
         if head.startswith(magic):
+            article = "a" if format == "parquet" else "an"
             remedy = "data.format=auto, and a name without .gz or the like"
-            raise _other_kind(path, _Kind(f"{_NAMES[format]}, and no text", remedy))
+            raise _other_kind(path, Kind(f"{article} {COLUMNAR[format]}, and no text", remedy))
 
 
-def _other_kind(path: object, kind: _Kind) -> DataError:
+def _other_kind(path: object, kind: Kind) -> DataError:
     return DataError(
         Problem(
             f"{kind.name} is not read",
@@ -249,7 +149,7 @@ def _has_columns(lines: list[str], delimiter: str) -> bool:
 
 
 def _unknown(path: object, name: str) -> DataError:
-    kind = _OTHER_SUFFIXES.get(_suffix_of(name))
+    kind = other_kind_by_name(name)
     if kind is not None:
         return _other_kind(path, kind)
     return DataError(

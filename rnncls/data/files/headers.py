@@ -38,6 +38,21 @@ def words_of(name: str) -> list[str]:
     return [part for part in re.split(r"[\W_]+", name.lower()) if part]
 
 
+def many_columns(header: Sequence[str], most: int, where: str) -> Problem | None:
+    """Return the problem of a table with more than `most` columns, None if it has no more."""
+    if len(header) <= most:
+        return None
+    return Problem(
+        "very many columns",
+        where,
+        expected=f"at most {most:,}",
+        # One more than allowed stands for any number of them.
+        found=f"{len(header):,}" if len(header) > most + 1 else f"more than {most:,}",
+        remedy="a larger data.max_columns, if they are needed",
+        id="D13",
+    )
+
+
 def bad_columns(
     header: Sequence[str],
     fields: Sequence[str],

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.encodings import undecodable
-from rnncls.data.files.lines import MOST_RECORD_BYTES, Lines, text_of
+from rnncls.data.files.encodings import can_be_written, undecodable
+from rnncls.data.files.lines import Lines, text_of, too_long
 from rnncls.data.files.opening import ReportBytes
 from rnncls.errors import DataError, Problem
 
@@ -70,11 +70,7 @@ def _is_good(row: Any, text: str, number: int, bad: BadRows) -> bool:
 
 def _is_text(value: Any) -> bool:
     """Return whether all text in a JSON value can be written as UTF-8."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return can_be_written(json.dumps(value, ensure_ascii=False))
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -137,7 +133,7 @@ def _is_good_element(
     if len(text) > array.most:
         bad.add_problem(line, _long_object(array.most))
         return False
-    if not _can_be_written(text):
+    if not can_be_written(text):
         content = text.encode(errors="surrogateescape")
         bad.add_problem(line, undecodable(content, encoding))
         return False
@@ -151,23 +147,8 @@ def _is_good_element(
     return False
 
 
-def _can_be_written(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _long_object(most: int) -> Problem:
-    """Return the problem of an object of more than `most` bytes."""
-    larger = min(8 * most, MOST_RECORD_BYTES)
-    return Problem(
-        "a very long JSON object",
-        expected=f"at most {most:,} bytes",
-        remedy=f"close the object; or data.max_record_bytes={larger}",
-        id="D13",
-    )
+    return too_long("a very long JSON object", most, "close the object")
 
 
 class _Array:

@@ -134,10 +134,15 @@ def long_line(path: str | Path, number: int, most: int = MAX_LINE_BYTES) -> Data
 
 
 def _long_line(most: int) -> Problem:
+    return too_long("a very long line", most, "one sequence per line")
+
+
+def too_long(what: str, most: int, remedy: str) -> Problem:
+    """Return the problem of what has more than `most` bytes, with a larger bound as a remedy."""
     larger = min(8 * most, MOST_RECORD_BYTES)
     return Problem(
-        "a very long line",
+        what,
         expected=f"at most {most:,} bytes",
-        remedy=f"one sequence per line; or data.max_record_bytes={larger}",
+        remedy=f"{remedy}; or data.max_record_bytes={larger}",
         id="D13",
     )

@@ -30,27 +30,23 @@ class _Packer(NamedTuple):
     """One way to pack a file."""
 
     name: str  # for people
-    suffix: str
     magic: bytes  # with which a packed file begins
     module: str  # of the standard library, that unpacks it; "" if there is none
     test: str  # the command that tests such a file
 
 
 PACKERS = (
-    _Packer("gzip", ".gz", b"\x1f\x8b", "gzip", "gzip -t"),
-    _Packer("bzip2", ".bz2", b"BZh", "bz2", "bzip2 -t"),
-    _Packer("xz", ".xz", b"\xfd7zXZ\x00", "lzma", "xz -t"),
-    _Packer("zip", ".zip", b"PK\x03\x04", "zipfile", "unzip -t"),
-    _Packer("zip", ".zip", b"PK\x05\x06", "zipfile", "unzip -t"),
-    _Packer("Zstandard", ".zst", b"\x28\xb5\x2f\xfd", "", "zstd -d"),
-    _Packer("7-Zip", ".7z", b"7z\xbc\xaf\x27\x1c", "", "7z x"),
-    _Packer("RAR", ".rar", b"Rar!\x1a\x07", "", "unrar x"),
-    _Packer("compress", ".Z", b"\x1f\x9d", "", "uncompress"),
-    _Packer("LZ4", ".lz4", b"\x04\x22\x4d\x18", "", "lz4 -d"),
+    _Packer("gzip", b"\x1f\x8b", "gzip", "gzip -t"),
+    _Packer("bzip2", b"BZh", "bz2", "bzip2 -t"),
+    _Packer("xz", b"\xfd7zXZ\x00", "lzma", "xz -t"),
+    _Packer("zip", b"PK\x03\x04", "zipfile", "unzip -t"),
+    _Packer("zip", b"PK\x05\x06", "zipfile", "unzip -t"),
+    _Packer("Zstandard", b"\x28\xb5\x2f\xfd", "", "zstd -d"),
+    _Packer("7-Zip", b"7z\xbc\xaf\x27\x1c", "", "7z x"),
+    _Packer("RAR", b"Rar!\x1a\x07", "", "unrar x"),
+    _Packer("compress", b"\x1f\x9d", "", "uncompress"),
+    _Packer("LZ4", b"\x04\x22\x4d\x18", "", "lz4 -d"),
 )
-
-# What `without_packing` takes off a name, and what a name may end in, for patterns.
-PACKED_SUFFIXES = (".gz", ".bz2", ".xz")
 
 
 def packer_of(head: bytes) -> _Packer | None:
@@ -219,11 +215,3 @@ def _listed(members: list[zipfile.ZipInfo]) -> str:
 
 def _unreadable(path: object, what: str, remedy: str, found: str = "") -> Problem:
     return Problem(what, str(path), found=found, remedy=remedy, id="D14")
-
-
-def without_packing(name: str) -> str:
-    """Return a file's name without the ending that says how it is packed."""
-    for suffix in PACKED_SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name

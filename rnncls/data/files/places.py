@@ -6,12 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rnncls.errors import DataError, Problem
-
-# What a name ends in that says a data file, packed or not. Only a folder asks: a file that is named
-# is read whatever its name.
-_DATA_NAME = re.compile(
-    r"\.(jsonl|ndjson|json|csv|tsv|tab|txt|parquet|arrow|xlsx)(\.(gz|bz2|xz|zip))?$", re.IGNORECASE
-)
+from rnncls.system.file_kinds import is_data_name_in_folder
 
 # All of them stand in the config that a run saves, which is read again as any config is.
 MAX_PATH_BYTES = 40_000
@@ -95,7 +90,7 @@ def _files_in(folder: str) -> list[str]:
 
     names = [name for name in names if not name.startswith(".")]
     joined = [(name, str(Path(folder) / name)) for name in names]
-    files = [path for name, path in joined if _DATA_NAME.search(name) and not _is_folder(path)]
+    files = [path for name, path in joined if is_data_name_in_folder(name) and not _is_folder(path)]
     if files:
         return files
 
@@ -110,6 +105,16 @@ def _files_in(folder: str) -> list[str]:
             id="D1",
         )
     )
+
+
+def in_tuple(paths: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the paths of a key of a config, which may be a single text."""
+    return (paths,) if isinstance(paths, str) else paths
+
+
+def as_in_config(paths: tuple[str, ...]) -> str | tuple[str, ...]:
+    """Return paths as a config has them: a single one is a text, as most people write it."""
+    return paths[0] if len(paths) == 1 else paths
 
 
 def named(paths: str | tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import Dialect
-from rnncls.data.files.headers import bad_columns
+from rnncls.data.files.headers import bad_columns, many_columns
 from rnncls.data.files.json_rows import NumberedRows
 from rnncls.data.files.lines import Lines, read_lines
 from rnncls.data.files.plausible import Plausible
@@ -61,12 +61,12 @@ def _table_rows(
     where = f"{path}:{line}"
     if span is not None and span.error:
         raise DataError(replace(_problem_of(span, line), where=where))
-    if len(header) > dialect.max_columns:
-        raise DataError(_many_columns(where, dialect))
+    problem = many_columns(header, dialect.max_columns, where)
     if not dialect.header:
         header = [str(number) for number in range(1, len(header) + 1)]
         rows = chain([first], rows)
-    problem = bad_columns(header, fields, dialect.label_in(fields), where, dialect.header)
+    label = dialect.label_in(fields)
+    problem = problem or bad_columns(header, fields, label, where, dialect.header)
     if problem is not None:
         raise DataError(problem)
 
@@ -186,14 +186,4 @@ def _wrong_width(cells: list[str], width: int, bad: BadRows, dialect: Dialect) -
         found=found,
         remedy=remedy,
         id="D14",
-    )
-
-
-def _many_columns(where: str, dialect: Dialect) -> Problem:
-    return Problem(
-        "a table with very many columns",
-        where,
-        expected=f"at most {dialect.max_columns:,}",
-        remedy="a larger data.max_columns, if they are needed",
-        id="D13",
     )

@@ -1,13 +1,15 @@
 """Finds data files that are no longer where they were: a file is known by its SHA-256."""
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from rnncls.data.files.opening import fingerprint
-from rnncls.errors import DataError
+from rnncls.errors import DataError, printable
+from rnncls.system.file_kinds import ends_of
 
 # Below a folder that somebody names, there may be anything.
 MOST_SEEN = 100_000  # files below it whose names are looked at
@@ -25,6 +27,7 @@ class Search:
     found: dict[str, str] = field(default_factory=dict)  # the path by SHA-256
     others: dict[str, str] = field(default_factory=dict)  # another file of its name, by SHA-256
     hashes: dict[tuple[str, int, int], str] = field(default_factory=dict)  # by path, size and time
+    below: "_Below | None" = None  # what is in data_dir, once somebody has looked
 
     @property
     def described(self) -> str:
@@ -33,9 +36,60 @@ class Search:
         if self.beside is not None:
             places.append(f"beside {self.beside} and in the folders above it")
         if self.data_dir is not None:
-            missing = "" if self.data_dir.exists() else ", which does not exist"
-            places.append(f"below {self.data_dir}{missing}")
+            places.append(f"below {self.data_dir}{self._rest}")
         return " and ".join(places)
+
+    @property
+    def _rest(self) -> str:
+        """What was not looked at below data_dir, in words."""
+        if self.data_dir is None or not self.data_dir.exists():
+            return ", which does not exist"
+        return "" if self.below is None else self.below.rest
+
+
+class _Below:
+    """The files below a folder, by their names and, once they were read, by their SHA-256."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rest = ""  # what was not looked at, in words
+        self.by_name: dict[str, list[str]] = {}
+        self.by_suffixes: dict[str, list[str]] = {}
+        self.by_hash: dict[str, list[str]] = {}
+        self.is_read: set[str] = set()  # suffixes of files that were read
+
+        files = [*islice(_files_below(folder.absolute()), MOST_SEEN)]
+        if len(files) == MOST_SEEN:
+            self.rest = f" (its first {MOST_SEEN:,} files)"
+        for file in files:
+            self.by_name.setdefault(os.path.basename(file), []).append(file)  # noqa: PTH119
+            self.by_suffixes.setdefault(ends_of(file), []).append(file)
+
+    def with_hash(self, path: str, sha256: str, search: Search) -> list[str]:
+        """Return the files with this SHA-256 whose names end as `path` does."""
+        suffixes = ends_of(path)
+        alike = self.by_suffixes.get(suffixes, [])
+        if suffixes not in self.is_read:
+            self.is_read.add(suffixes)
+            self._read(path, alike, search)
+        return [file for file in self.by_hash.get(sha256, []) if ends_of(file) == suffixes]
+
+    def _read(self, path: str, files: list[str], search: Search) -> None:
+        """Read files for their SHA-256, and say why this takes a while."""
+        if len(files) > MOST_HASHED:
+            suffixes = ends_of(path)
+            self.rest = (
+                f" (of {len(files):,} {suffixes} files, the first {MOST_HASHED:,} were read)"
+            )
+        files = files[:MOST_HASHED]
+        if len(files) > 1:
+            name = Path(path).name
+            text = (
+                f"no {name} of the run is below {self.folder}: reading {len(files):,} other files"
+            )
+            print(printable(f"rnncls: {text}"), file=sys.stderr)
+        for file in files:
+            self.by_hash.setdefault(hash_of(file, search), []).append(file)
 
 
 def find_moved(path: str, sha256: str, search: Search, taken: set[str]) -> str | None:
@@ -44,12 +98,12 @@ def find_moved(path: str, sha256: str, search: Search, taken: set[str]) -> str |
     It has the same SHA-256, and a name that ends alike: the name says how it is read. What is in
     `taken` is another file.
     """
-    suffixes = _suffixes(path)
+    suffixes = ends_of(path)
     for candidate in _candidates(path, sha256, search):
         absolute = os.path.abspath(candidate)  # noqa: PTH100  # links are kept as they are
-        if absolute in taken or _suffixes(absolute) != suffixes:
+        if absolute in taken or ends_of(absolute) != suffixes:
             continue
-        hash = _hash_of(absolute, search)
+        hash = hash_of(absolute, search)
         if hash == sha256:
             return absolute
         if hash and Path(absolute).name == Path(path).name:
@@ -77,12 +131,11 @@ def _candidates(path: str, sha256: str, search: Search) -> Iterator[str]:
         return
     yield from (str(search.data_dir / end) for end in ends)
 
-    # Read for their hashes only if no file of this name fits.
-    name = Path(path).name
-    yield from (file for file in _files_below(search.data_dir) if Path(file).name == name)
-    suffixes = _suffixes(path)
-    alike = (file for file in _files_below(search.data_dir) if _suffixes(file) == suffixes)
-    yield from islice(alike, MOST_HASHED)
+    # Other files are read for their hashes only if no file of this name fits.
+    if search.below is None:
+        search.below = _Below(search.data_dir)
+    yield from search.below.by_name.get(Path(path).name, [])
+    yield from search.below.with_hash(path, sha256, search)
 
 
 def _ends(path: str) -> list[str]:
@@ -99,26 +152,14 @@ def _folder_and_above(path: Path) -> list[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[str]:
-    """Yield the files below a folder, at most MOST_SEEN, in the order of their names."""
-    seen = 0
+    """Yield the files below a folder, in the order of their names."""
     # Links to folders are not followed: they may go in a circle.
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            seen += 1
-            if seen > MOST_SEEN:
-                return
-            yield str(Path(parent) / name)
+        yield from (os.path.join(parent, name) for name in sorted(names))  # noqa: PTH118  # faster
 
 
-def _suffixes(path: str) -> str:
-    """Return what a name says about how the file is read: /a/b.csv.gz -> .csv.gz."""
-    suffixes = Path(path.lower()).suffixes
-    is_packed = suffixes[-1:] in ([".gz"], [".bz2"], [".xz"], [".zip"])
-    return "".join(suffixes[-2:] if is_packed else suffixes[-1:])
-
-
-def _hash_of(path: str, search: Search) -> str:
+def hash_of(path: str, search: Search) -> str:
     """Return the SHA-256 of a file; "" if there is none that can be read."""
     try:
         stat = Path(path).stat()
