@@ -159,7 +159,7 @@ def test_a_header_is_no_sequence(
     path = tmp_path / "new.txt"
     path.write_text(lines, encoding="utf-8")
     # A file with the columns of training is read by them; the others are refused.
-    if kind != "jsonl" and "label" not in lines:
+    if "json" not in kind and "label" not in lines:
         message = fails(2, "predict", films, "--input", path)
         assert f"try:      --read format={kind}" in message
     else:

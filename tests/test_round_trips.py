@@ -135,18 +135,12 @@ def csv_text(rows: Rows, delimiter: str, quotes_all: bool) -> str:
     return file.getvalue()
 
 
-def with_line_ends(rows: Rows) -> Rows:
-    r"""Return the rows as a table has them: a line ends with \n, however it was written."""
-    return [(sequence.replace("\r\n", "\n"), label) for sequence, label in rows]
-
-
 @settings(max_examples=60)
 @given(encodings_and_rows(), packings, st.sampled_from(",;|\t"), st.booleans())
 def test_a_csv_writer(
     drawn: tuple[str, Rows], packing: str, delimiter: str, quotes_all: bool
 ) -> None:
     codec, rows = drawn
-    rows = with_line_ends(rows)
     text = csv_text(rows, delimiter, quotes_all)
     content, name = packed(text.encode(codec), "f.csv", packing)
     keys = {"encoding": ENCODINGS[codec], "quoting": "standard"}
@@ -160,7 +154,6 @@ def test_a_csv_writer_whose_quotes_are_found(
 ) -> None:
     """What cannot be told is refused; nothing is read as other rows, and no row gets lost."""
     codec, rows = drawn
-    rows = with_line_ends(rows)
     text = csv_text(rows, "\t" if name == "f.tsv" else ",", quotes_all)
     try:
         found = read(text.encode(codec), name, encoding=ENCODINGS[codec])

@@ -58,6 +58,17 @@ def test_a_lone_quote_in_a_tsv_is_a_character(tmp_path: Path) -> None:
     assert not bad.count
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_quoted_cell_keeps_its_line_ends(tmp_path: Path, end: str) -> None:
+    text = 'sequence,label\n"a\r\nb\nc\r",x\nd,y\n'.replace("x\n", f"x{end}").replace(
+        "y\n", f"y{end}"
+    )
+    for quoting in ("auto", "standard"):
+        rows, bad = read(tmp_path / "d.csv", text, quoting=quoting)
+        assert rows == {2: ("a\r\nb\nc\r", "x"), 5: ("d", "y")}
+        assert not bad.count
+
+
 @pytest.mark.row("D14")
 def test_rows_that_may_be_one_are_refused_with_both_readings(tmp_path: Path) -> None:
     text = "\n".join(LONE_QUOTES).replace("\t", ",")

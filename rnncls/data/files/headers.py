@@ -113,8 +113,8 @@ def _remedy_of_header(
         keys = [f'"{meant(missing[0], header) or "..."}" for "{missing[0]}" in data.sequence_field']
     remedy = " ".join(dict.fromkeys(keys))
     if len(header) == 1 and len(fields) > 1:
-        return "data.separator=..., if something else separates the columns"
-    if any(nearest(name, header) for name in missing):
+        remedy = "data.separator=..., if something else separates the columns"
+    elif any(nearest(name, header) for name in missing):
         return remedy
 
     # Without a header, the first row of the data stands where it would be.

@@ -57,17 +57,21 @@ def text_of(path: object, file: io.BufferedReader, encoding: str) -> io.Buffered
     return as_utf_8(path, source, encoding)
 
 
-def decode_line(content: bytes, is_first: bool, encoding: str = "utf-8") -> str | Problem:
+def decode_line(
+    content: bytes, is_first: bool, encoding: str = "utf-8", keeps_return: bool = False
+) -> str | Problem:
     """Return the text of a line of UTF-8 without its end, or a Problem if it is no text.
 
     The first line of a file may begin with a byte order mark, which is removed. `encoding` is what
-    the line was before it was turned into UTF-8.
+    the line was before it was turned into UTF-8. With `keeps_return`, the end is a newline alone.
     """
     if is_first:
         content = content.removeprefix(BYTE_ORDER_MARK)
 
     # Exactly one line end: other white space may be a token of the sequence.
-    content = content.removesuffix(b"\n").removesuffix(b"\r")
+    content = content.removesuffix(b"\n")
+    if not keeps_return:
+        content = content.removesuffix(b"\r")
     try:
         return content.decode()
     except UnicodeDecodeError:
@@ -81,8 +85,12 @@ def lines_of(
     report_bytes: ReportBytes,
     encoding: str = "utf-8",
     most: int = MAX_LINE_BYTES,
+    keeps_return: bool = False,
 ) -> Lines:
     """Yield the number and the text of every line, without its end. U+2028 does not end a line.
+
+    With `keeps_return`, a carriage return before a newline is left in the text: whoever reads a
+    table takes it away, unless it stands in a quoted cell.
 
     A line that is no text, or has more than `most` bytes, is added to `bad`.
 
@@ -104,7 +112,7 @@ def lines_of(
                 _skip_line(source, content)
                 continue
 
-            text = decode_line(content, number == 1, encoding)
+            text = decode_line(content, number == 1, encoding, keeps_return)
             if isinstance(text, Problem):
                 bad.add_problem(number, text)
             else:

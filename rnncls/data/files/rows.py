@@ -36,8 +36,9 @@ def read_rows(
             yield from array_rows(path, file, bad, report_bytes, encoding, most)
             return
 
-        lines = lines_of(path, file, bad, report_bytes, encoding, most)
-        if dialect.format == "jsonl":
-            yield from json_rows(lines, bad)
-        else:
+        is_table = dialect.format != "jsonl"
+        lines = lines_of(path, file, bad, report_bytes, encoding, most, keeps_return=is_table)
+        if is_table:
             yield from table_rows(lines, path, fields, bad, dialect)
+        else:
+            yield from json_rows(lines, bad)

@@ -16,6 +16,9 @@ from rnncls.errors import Problem
 # header row that can be read with commas always was.
 SEPARATORS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
 
+# Before the newline of a line, where it belongs to the end of the line, but for a quoted cell.
+_RETURN = "\r"
+
 MOST_LINES_OF_ROW = 1_000
 
 # Lines below an open quote are read again. Without a bound, a file made for it would take days.
@@ -62,6 +65,7 @@ def plain_rows(lines: Lines, delimiter: str, most_columns: int) -> SplitLines:
     A row with more cells than `most_columns` has one more: the last one holds the rest.
     """
     for number, text in lines:
+        text = text.removesuffix(_RETURN)
         yield number, text.split(delimiter, most_columns) if text else [], None
 
 
@@ -85,6 +89,7 @@ def quoted_rows(lines: Lines, delimiter: str, most_bytes: int) -> SplitLines:
 
         # Most lines have no quote, and this is much faster than csv.
         if '"' not in text:
+            text = text.removesuffix(_RETURN)
             cells = text.split(delimiter) if text else []
             span = None
         else:
@@ -147,7 +152,7 @@ class _RowReader:
         if not self.below and not error:
             return cells, None
 
-        texts = [text, *(below for _, below in self.below)]
+        texts = [line.removesuffix(_RETURN) for line in (text, *(line for _, line in self.below))]
         last_line = self.below[-1][0] if self.below else number
         # A line that could not be decoded never came here. What is left of the row is not the row.
         if not error and last_line - number != len(self.below):
