@@ -365,7 +365,7 @@ REFUSED = {
         "f.csv",
         "id,sequence,label\n1,good,a\n2,bad,b\n",
         {"sequence_field": "seqence"},
-        ("id, sequence, label", '"sequence" for "seqence"'),
+        ("id, sequence, label", "data.sequence_field=sequence"),
     ),
     "9 not UTF-8": Refused(
         "f.csv",

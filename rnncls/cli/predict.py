@@ -51,8 +51,8 @@ def predict(
     input: Annotated[
         Path | None,
         typer.Option(
-            help="File to predict: a data file, by its name or by the columns of training; any other "
-            "one, such as .txt, has one sequence per line.",
+            help="File to predict: a data file, by its name or by the columns of training; any "
+            "other one, such as .txt, has one sequence per line.",
             readable=False,
         ),
     ] = None,
