@@ -13,6 +13,7 @@ from rnncls.data.files.headers import SEQUENCE_NAMES, meant
 from rnncls.data.files.rows import read_rows
 from rnncls.data.new_files import as_new_file, with_options
 from rnncls.errors import DataError, Problem
+from rnncls.predict.headers import refuse_names
 from rnncls.predict.predictor import Predictor, encode, no_sequence
 from rnncls.predict.reading import Fields, Row, as_given
 
@@ -36,7 +37,8 @@ def rows_of_file(
     """
     data = as_new_file(predictor.data, path, overrides)
     try:
-        yield from _rows_of_file(predictor, path, data, bad, keep_fields)
+        is_headless = "data.header=false" in overrides
+        yield from _rows_of_file(predictor, path, data, bad, keep_fields, is_headless)
     except DataError as error:
         name = data.sequence_fields[0]
         remedy = f'--sequence-field NAME, or call the column "{name}", as in training'
@@ -44,8 +46,14 @@ def rows_of_file(
 
 
 def _rows_of_file(
-    predictor: Predictor, path: str | Path, data: FilesConfig, bad: BadRows, keep_fields: bool
+    predictor: Predictor,
+    path: str | Path,
+    data: FilesConfig,
+    bad: BadRows,
+    keep_fields: bool,
+    is_headless: bool,
 ) -> Iterator[Row]:
+    """Yield the rows; `is_headless`: the user has said that there is no header."""
     names = data.sequence_fields
     dialect = sniff(path, dialect_of(data)._replace(has_label=False), list(names))
     known = {str(label): label for label in predictor.labels}
@@ -58,6 +66,9 @@ def _rows_of_file(
     # A table needs no column of labels.
     for line, fields in read_rows(path, dialect, list(names), bad):
         num_seen += 1
+        # That the files of training had no header says little of a new one.
+        if num_seen == 1 and not dialect.header and not is_headless:
+            refuse_names([*fields.values()], f"{path}:{line}")
         number = num_seen + bad.count - num_bad
         kept = fields if keep_fields else NO_FIELDS
 
