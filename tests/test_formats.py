@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rnncls.data.files import columnar
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import Dialect, described, sniff
 from rnncls.data.files.encodings import ToUtf8
@@ -335,6 +336,16 @@ def test_damaged_columns_are_refused(tmp_path: Path, name: str) -> None:
     for length in range(9, len(content), len(content) // 9):
         path.write_bytes(content[:length])
         assert "error[D20]" in refused(path), length
+
+
+@row("D13")
+def test_an_arrow_file_is_read_in_batches_that_memory_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "d.arrow"
+    write_typed(path)
+    monkeypatch.setattr(columnar, "MOST_BATCH_BYTES", 8)
+    assert "a very large batch of rows" in refused(path)
 
 
 @row("D14")

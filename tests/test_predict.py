@@ -305,7 +305,7 @@ def test_a_file_without_the_field_of_training_lists_those_that_it_has(
     (tmp_path / "new.csv").write_text("id,comment\n7,1 2\n")
     message = fails(3, "predict", run_dir, "--input", tmp_path / "new.csv")
     assert "found:    id, comment" in message
-    assert "try:      --sequence-field NAME" in message
+    assert "try:      --sequence-field comment" in message
     assert "data." not in message
 
 

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.new_files import as_new_file, overrides_of, with_options
 from rnncls.errors import ConfigError, DataError, Problem
+from rnncls.predict.data_files import has_own_columns, rows_of_file
 from rnncls.predict.predictor import load
 from rnncls.system.rows import table_writer
 from rnncls.training.fit import fit
@@ -156,8 +158,13 @@ def test_a_header_is_no_sequence(
 
     path = tmp_path / "new.txt"
     path.write_text(lines, encoding="utf-8")
-    message = fails(2, "predict", films, "--input", path)
-    assert f"try:      --read format={kind}" in message
+    # A file with the columns of training is read by them; the others are refused.
+    if kind != "jsonl" and "label" not in lines:
+        message = fails(2, "predict", films, "--input", path)
+        assert f"try:      --read format={kind}" in message
+    else:
+        done = run_rnncls("predict", films, "--input", path)
+        assert done.stdout.count("\n") == 1, done.stderr
     if "text" not in lines:
         done = run_rnncls("predict", films, "--input", path, "--read", f"format={kind}")
         assert done.returncode == 0, done.stderr
@@ -343,3 +350,32 @@ def test_a_written_table_is_read_back_as_it_was(rows: list[list[str]], is_tsv: b
         write_row(cells)
     file.seek(0)
     assert list(csv.reader(file, delimiter="\t" if is_tsv else ",", strict=True)) == rows
+
+
+@pytest.mark.parametrize("separator", ["\t", ";"])
+def test_a_file_of_any_name_is_read_by_the_columns_of_training(
+    films: Path, tmp_path: Path, separator: str
+) -> None:
+    path = tmp_path / "new.txt"
+    path.write_text("id,sequence\n7,good film\n8,bad day\n".replace(",", separator))
+    predictor = load(films)
+    assert has_own_columns(predictor, path)
+    rows = list(rows_of_file(predictor, path, BadRows(path)))
+    assert [(row.line, row.sequence) for row in rows] == [(2, "good film"), (3, "bad day")]
+
+    path.write_text('[{"sequence": "good film"}]')
+    assert has_own_columns(predictor, path)
+    # Texts with as many commas in each line are texts, and so are those of one column.
+    for text in ("good, film\nbad, day\n", "sequence\ngood film\n", "good film\n", ""):
+        path.write_text(text)
+        assert not has_own_columns(predictor, path)
+
+
+def test_it_is_said_how_a_new_file_is_read(films: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new.csv"
+    path.write_text("sequence;label\ngood film;pos\n")
+    for command, option in {"predict": "--input", "eval": "--data"}.items():
+        done = run_rnncls(command, films, option, path)
+        assert done.returncode == 0, done.stderr
+        said = f"rnncls: {path}: read as: semicolon-separated, standard quoting, UTF-8\n"
+        assert done.stderr.count(said) == 1

@@ -185,7 +185,7 @@ def _evaluate_checkpoint(
     )
 
     if dataset is not None:
-        _prepare(dataset, wanted)
+        _prepare(dataset, wanted, is_new=bool(data))
 
     # A picture alone needs the classes, and no single error.
     errors = wanted.errors
@@ -224,13 +224,19 @@ def _evaluate_checkpoint(
         _draw(report.confused, wanted.plot)
 
 
-def _prepare(dataset: "Dataset", wanted: _Wanted) -> None:
+def _prepare(dataset: "Dataset", wanted: _Wanted, is_new: bool) -> None:
     """Say what is to be known of the files before an evaluation, which may take minutes.
+
+    `is_new`: they are those of --data.
 
     Raises: ConfigError if the predictions would replace one of the files.
     """
+    from rnncls.data.task import say_how_read
     from rnncls.data.warnings import dataset_warnings
 
+    # How its own files are read, a run has said before it trained.
+    if is_new:
+        say_how_read(dataset)
     for warning in dataset_warnings(dataset):
         print(warning, file=sys.stderr)
     if wanted.samples is not None:

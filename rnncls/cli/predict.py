@@ -198,11 +198,11 @@ def _groups(
 ) -> "Iterator[Iterable[Iterable[Row]]]":
     """Give the sequences of a file, or those of `texts`, or else those of stdin."""
     from rnncls.data.files.opening import opened
-    from rnncls.predict.data_files import rows_of_file
+    from rnncls.predict.data_files import has_own_columns, rows_of_file
     from rnncls.predict.reading import line_groups, numbered_lines, rows_of_lines
 
     predictor, skipped, overrides, keep_fields = reading
-    if path is not None and (overrides or _has_rows(path.name)):
+    if path is not None and (overrides or _has_rows(path.name) or has_own_columns(predictor, path)):
         yield [rows_of_file(predictor, path, skipped, overrides, keep_fields)]
     elif path is not None:
         # Any other file is text, one sequence per line.

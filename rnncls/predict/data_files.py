@@ -1,6 +1,7 @@
 """Read the sequences of a data file, with the other fields of its rows."""
 
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,11 @@ from pathlib import Path
 from rnncls.config import FilesConfig
 from rnncls.data.cells import label_of, sequence_of
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import dialect_of, sniff
+from rnncls.data.files.dialect import TABLES, described, dialect_of, is_remarkable, sniff
 from rnncls.data.files.headers import SEQUENCE_NAMES, meant
 from rnncls.data.files.rows import read_rows
 from rnncls.data.new_files import as_new_file, with_options
-from rnncls.errors import DataError, Problem
+from rnncls.errors import DataError, Problem, printable
 from rnncls.predict.headers import refuse_names
 from rnncls.predict.predictor import Predictor, encode, no_sequence
 from rnncls.predict.reading import Fields, Row, as_given
@@ -43,6 +44,26 @@ def rows_of_file(
         name = data.sequence_fields[0]
         remedy = f'--sequence-field NAME, or call the column "{name}", as in training'
         raise with_options(error, remedy, has_bad=True) from None
+
+
+def has_own_columns(predictor: Predictor, path: str | Path) -> bool:
+    """Return whether a file is clearly a data file with the fields of training, whatever its name.
+
+    Training reads such a file by what stands in it, and so does prediction.
+    """
+    data = as_new_file(predictor.data, path)
+    # Columns without a header are called 1, 2, 3, as those of any other table.
+    if not data.header:
+        return False
+    names = data.sequence_fields
+    try:
+        dialect = sniff(path, dialect_of(data)._replace(has_label=False), list(names))
+        _, fields = next(read_rows(path, dialect, list(names), BadRows(path)), (0, NO_FIELDS))
+    except DataError:
+        return False
+    # A line of text may be the name of the field, too: one column alone is none.
+    is_clear = len(fields) > 1 or dialect.format not in TABLES
+    return is_clear and any(name in fields for name in names)
 
 
 def _rows_of_file(
@@ -87,6 +108,10 @@ def _rows_of_file(
         true = None if text is None else known.get(text, known.get(text.strip(), label))
         given = sequence if type(sequence) is str else as_given(sequence)
         yield Row(line, number, ids, given, kept, true)
+
+    # Behind the last row: an error stands alone.
+    if is_remarkable(dialect):
+        print(printable(f"rnncls: {path}: read as: {described(dialect)}"), file=sys.stderr)
 
 
 def _no_sequence(names: tuple[str, ...], fields: Fields) -> Problem:

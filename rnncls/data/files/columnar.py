@@ -21,6 +21,9 @@ from rnncls.errors import DataError, Problem
 
 BATCH_ROWS = 1_024
 
+# A whole batch of an Arrow file is in memory while its rows are read.
+MOST_BATCH_BYTES = 2**28
+
 # All texts of an Excel file are in memory while it is read.
 MOST_SHEET_BYTES = 2**28
 
@@ -86,6 +89,8 @@ def _arrow_rows(
     number = 0
     reported = 0  # bytes
     for batch in batches:
+        if not is_parquet:
+            _require_small(path, batch.get_total_buffer_size())
         # What is in the file is not to be trusted: an offset may point anywhere.
         batch.validate(full=True)
         for start in range(0, batch.num_rows, BATCH_ROWS):
@@ -123,6 +128,21 @@ def _arrow(file: io.BufferedReader) -> tuple[list[str], Iterator[Any]]:
         return list(reader.schema.names), batches
     stream = pyarrow.ipc.open_stream(file)
     return list(stream.schema.names), iter(stream)
+
+
+def _require_small(path: str | Path, size: int) -> None:
+    """Raise DataError for a batch of an Arrow file that takes more memory than it may."""
+    if size > MOST_BATCH_BYTES:
+        raise DataError(
+            Problem(
+                "a very large batch of rows",
+                str(path),
+                expected=f"at most {MOST_BATCH_BYTES:,} bytes",
+                found=f"{size:,} bytes",
+                remedy="write the file in smaller batches of rows, or as Parquet",
+                id="D13",
+            )
+        )
 
 
 def _make_json(row: dict[str, Any]) -> None:
