@@ -691,7 +691,7 @@ def test_a_class_that_fell_into_the_test_is_not_called_unknown(tmp_path: Path) -
     config = config_of(file, tmp_path, val=str(val), split="hash", test_fraction=0.5)
     done = run_rnncls("data", "check", config)
     assert done.returncode == 3
-    assert "x, which 1 row has in the training files, all held out" in one_line(done.stderr)
+    assert "x, which 1 row of the training files has, all of them held out" in one_line(done.stderr)
     assert "data.split=stratified" in done.stderr
 
     # By class, it is in training.

@@ -294,6 +294,32 @@ def test_a_new_file_is_read_as_those_of_training_but_for_what_it_shows(tmp_path:
 
 
 @row("C17")
+@row("D14")
+def test_a_header_is_no_row_of_a_run_whose_files_had_none(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    rows = "".join(f"{label}\t{text}\n" for label, text in [("a", "good"), ("b", "bad")] * 10)
+    (tmp_path / "t.tsv").write_text(rows)
+    keys = [
+        "data.header=false",
+        "data.sequence_field=2",
+        "data.label_field=1",
+        "data.val_fraction=0",
+    ]
+    keys += ["data.test_fraction=0", "train.max_steps=2", "schedule.warmup_steps=1"]
+    run = tmp_path / "run"
+    done = run_rnncls("train", tmp_path / "t.tsv", "--run-dir", run, *keys)
+    assert done.returncode == 0, done.stderr
+
+    (tmp_path / "n.tsv").write_text("label\ttext\na\tgood\n")
+    message = fails(3, "predict", run, "--input", tmp_path / "n.tsv")
+    assert "try:      --read header=true --sequence-field NAME; or --read header=false" in message
+    for words in (["header=true", "--sequence-field", "text"], ["header=false"]):
+        done = run_rnncls("predict", run, "--input", tmp_path / "n.tsv", "--read", *words)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == (2 if words == ["header=false"] else 1)
+
+
 def test_keys_in_remedies_become_options() -> None:
     def said(remedy: str, has_bad: bool = True) -> str:
         error = with_options(DataError(Problem("x", remedy=remedy)), "other", has_bad)

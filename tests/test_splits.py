@@ -234,7 +234,7 @@ def test_a_class_of_the_hidden_test_tenth_is_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_dataset(data_of(train, val=str(val), split="hash"))
     message = caught.value.render()
-    assert "found:    x, which 2 rows have in the training files, all held out" in message
+    assert "x, which 2 rows of the training files have, all of them held out" in message
     assert "data.split=stratified, or data.test_fraction=0" in message
     val.write_text("sequence,label\na b,z\n")
     with pytest.raises(DataError) as caught:

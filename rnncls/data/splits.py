@@ -142,7 +142,9 @@ def shared_out(copies: Copies, data: FilesConfig, val: float, test: float) -> tu
     if data.split == "stratified":
         return stratified(copies, val, test), copies
     places = by_hash(copies.hashes, val, test)
-    return copies.of_rows(places[copies.order[copies.starts]], DROPPED), copies
+    if len(copies.order) < len(places):
+        places = copies.of_rows(places[copies.order[copies.starts]], DROPPED)
+    return places, copies
 
 
 def _known_labels(rows: dict[str, SplitRows], data: FilesConfig) -> Array:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rnncls.config import FilesConfig
 from rnncls.data.cells import label_of, sequence_of
@@ -14,7 +15,8 @@ from rnncls.data.files.headers import SEQUENCE_NAMES, meant
 from rnncls.data.files.rows import read_rows
 from rnncls.data.new_files import as_new_file, with_options
 from rnncls.errors import DataError, Problem, printable
-from rnncls.predict.predictor import Predictor, encode, no_sequence
+from rnncls.predict.headers import refuse_names
+from rnncls.predict.predictor import Label, Predictor, encode, no_sequence
 from rnncls.predict.reading import Fields, Row, as_given
 
 NO_FIELDS: Fields = {}
@@ -37,7 +39,8 @@ def rows_of_file(
     """
     data = as_new_file(predictor.data, path, overrides)
     try:
-        yield from _rows_of_file(predictor, path, data, bad, keep_fields)
+        is_headless = "data.header=false" in overrides
+        yield from _rows_of_file(predictor, path, data, bad, keep_fields, is_headless)
     except DataError as error:
         name = data.sequence_fields[0]
         remedy = f'--sequence-field NAME, or call the column "{name}", as in training'
@@ -65,8 +68,14 @@ def has_own_columns(predictor: Predictor, path: str | Path) -> bool:
 
 
 def _rows_of_file(
-    predictor: Predictor, path: str | Path, data: FilesConfig, bad: BadRows, keep_fields: bool
+    predictor: Predictor,
+    path: str | Path,
+    data: FilesConfig,
+    bad: BadRows,
+    keep_fields: bool,
+    is_headless: bool,
 ) -> Iterator[Row]:
+    """Yield the rows; `is_headless`: the user has said that there is no header."""
     names = data.sequence_fields
     dialect = sniff(path, dialect_of(data)._replace(has_label=False), list(names))
     known = {str(label): label for label in predictor.labels}
@@ -79,6 +88,9 @@ def _rows_of_file(
     # A table needs no column of labels.
     for line, fields in read_rows(path, dialect, list(names), bad):
         num_seen += 1
+        # That the files of training had no header says little of a new one.
+        if num_seen == 1 and not dialect.header and not is_headless:
+            refuse_names([*fields.values()], f"{path}:{line}")
         number = num_seen + bad.count - num_bad
         kept = fields if keep_fields else NO_FIELDS
 
@@ -91,16 +103,24 @@ def _rows_of_file(
                 yield Row(line, number, [], sequence, kept)
             continue
 
-        # A label of another kind, such as null, is no label to compare with.
-        label = fields.get(data.label_field)
-        text = label_of(label)
-        true = None if text is None else known.get(text, known.get(text.strip(), label))
         given = sequence if type(sequence) is str else as_given(sequence)
-        yield Row(line, number, ids, given, kept, true)
+        yield Row(line, number, ids, given, kept, _true_label(fields.get(data.label_field), known))
 
     # Behind the last row: an error stands alone.
     if is_remarkable(dialect):
         print(printable(f"rnncls: {path}: read as: {described(dialect)}"), file=sys.stderr)
+
+
+def _true_label(value: Any, known: dict[str, Label]) -> Label | None:
+    """Return the label that a row has, None for what is no label to compare with, such as null.
+
+    `known` are the labels of the model by their texts.
+    """
+    # Nearly all of them, as a table has them.
+    if type(value) is str and value in known:
+        return known[value]
+    text = label_of(value)
+    return None if text is None else known.get(text, known.get(text.strip(), value))
 
 
 def _no_sequence(names: tuple[str, ...], fields: Fields) -> Problem:

@@ -3,10 +3,11 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from rnncls.data.cells import tokens_of
-from rnncls.data.files.headers import LABEL_NAMES, SEQUENCE_NAMES
-from rnncls.errors import ConfigError, Problem
+from rnncls.data.files.headers import LABEL_NAMES, SEQUENCE_NAMES, shown_names
+from rnncls.errors import ConfigError, DataError, Problem
 from rnncls.predict.predictor import Predictor
 
 # What may stand between the names of a header.
@@ -19,6 +20,21 @@ _WHAT = {"jsonl": "an object of JSON", "json": "a JSON array"}
 
 # Of a name that is not the run's own: words behind each other may be a sentence.
 MOST_WORDS = 3
+
+
+def refuse_names(cells: list[Any], where: str) -> None:
+    """Raise DataError if the first row of a table without a header holds the names of columns."""
+    if all(isinstance(cell, str) for cell in cells) and _are_names(cells, set()):
+        raise DataError(
+            Problem(
+                "a header, where the files of training have none",
+                where,
+                found=shown_names(cells),
+                remedy="data.header=true data.sequence_field=...; or data.header=false, if it is a "
+                "row",
+                id="D14",
+            )
+        )
 
 
 def refuse_header(predictor: Predictor, first_line: str, source: str | Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rnncls.config import Config, FilesConfig
-from rnncls.data import Vocabulary, collate
+from rnncls.data import Vocabulary, pack
 from rnncls.data.cells import sequence_of, tokens_of
 from rnncls.data.sequences import cut_for_evaluation
 from rnncls.data.vocabulary import are_integers, truncate
@@ -289,13 +289,15 @@ def predict_ids(predictor: Predictor, ids: list[list[int]], top_k: int = 1) -> l
 
 def _predict_batch(predictor: Predictor, ids: list[list[int]], top_k: int) -> Iterator[Prediction]:
     """Yield the predictions for a few sequences, in their order."""
-    # One array of all ids, (S,), cut into sequences: making a tensor of each list takes longer.
+    # One array of all ids, (S,), from which all rows are filled, (B, T): making a tensor of each
+    # list takes longer.
     tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int64)
-    lengths = [len(sequence) for sequence in ids]
-    sequences = torch.split(torch.from_numpy(tokens), lengths)
+    lengths = torch.tensor([len(sequence) for sequence in ids])
+    padded = torch.zeros(len(ids), int(lengths.max()), dtype=torch.int64)
+    padded[torch.arange(padded.shape[1]) < lengths[:, None]] = torch.from_numpy(tokens)
 
     # Labels are required and not read.
-    batch = collate(sequences, labels=torch.zeros(len(ids)))
+    batch = pack(padded, lengths, labels=torch.zeros(len(ids)))
 
     # (B, N)
     network = predictor.network
@@ -306,10 +308,11 @@ def _predict_batch(predictor: Predictor, ids: list[list[int]], top_k: int) -> It
     probabilities = logits.softmax(1).gather(1, classes)
     _require_finite(predictor, probabilities)
 
+    label_of = predictor.labels.__getitem__
     for numbers, of_numbers in zip(classes.tolist(), probabilities.tolist(), strict=True):
-        labels = [predictor.labels[number] for number in numbers]
-        top = list(zip(labels, of_numbers, strict=True))
-        yield Prediction(labels[0], of_numbers[0], top)
+        top = list(zip(map(label_of, numbers), of_numbers, strict=True))
+        label, probability = top[0]
+        yield Prediction(label, probability, top)
 
 
 def _likeliest(logits: Tensor, top_k: int) -> Tensor:

@@ -58,7 +58,7 @@ def write_predictions(
     the disk is full.
     """
     chunks = chunks_of(groups)
-    tally = Tally()
+    tally = Tally(predictor)
 
     # The first rows are read before a file is begun: they say which columns there are.
     first = next(chunks, [])
@@ -86,7 +86,7 @@ def write_predictions(
                         continue
                     prediction = next(predictions)
                     write(row, prediction)
-                    tally.add(predictor, row, prediction)
+                    tally.add(row, prediction)
 
                 # Whoever waits at the other end of a pipe gets the answer now.
                 file.flush()
@@ -168,7 +168,10 @@ class LeftOut:
 class Tally:
     """Counts the predictions, the right ones, and those that are not meaningful."""
 
-    def __init__(self) -> None:
+    def __init__(self, predictor: Predictor) -> None:
+        self.labels = frozenset(predictor.labels)
+        # Without <unk>, its id stands for a token like any other.
+        self.has_unknown = predictor.vocabulary.has_unknown
         self.count = 0
         self.unknown = 0  # sequences of which the model knows no token
         self.mostly = 0  # others of which it knows less than half
@@ -176,12 +179,10 @@ class Tally:
         self.correct = 0
         self.foreign = 0  # sequences whose label the model does not know
 
-    def add(self, predictor: Predictor, row: Row, prediction: Prediction) -> None:
+    def add(self, row: Row, prediction: Prediction) -> None:
         """Count one prediction."""
         self.count += 1
-
-        # Without <unk>, its id stands for a token like any other.
-        if predictor.vocabulary.has_unknown:
+        if self.has_unknown and UNKNOWN_ID in row.ids:
             num_unknown = row.ids.count(UNKNOWN_ID)
             if num_unknown == len(row.ids):
                 self.unknown += 1
@@ -192,7 +193,7 @@ class Tally:
             self.labelled += 1
             if row.true == prediction.label:
                 self.correct += 1
-            elif row.true not in predictor.labels:
+            elif row.true not in self.labels:
                 self.foreign += 1
 
     def report(self) -> None:
@@ -317,10 +318,15 @@ def _table_writer(
     nothing = [""] * (len(added) - len(PLACE_COLUMNS))
 
     def write(row: Row, prediction: Prediction | None) -> None:
-        left_out.look_at(row.fields)
-        values = map(row.fields.get, columns)
+        # Nearly every row has the fields of the first one, in their order.
+        fields = row.fields
+        cells = [*fields.values()]
+        if [*fields] != columns:
+            left_out.look_at(fields)
+            cells = [*map(fields.get, columns)]
+
         # Nearly every value of a table is text: a call for each would be a part of the time.
-        cells = [value if type(value) is str else _cell_of(value) for value in values]
+        cells = [value if type(value) is str else _cell_of(value) for value in cells]
         cells += (row.number, row.line)
         if prediction is None:
             cells += nothing

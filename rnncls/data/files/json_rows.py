@@ -21,6 +21,8 @@ BLOCK_BYTES = 2**18  # of an array, read at a time
 
 NumberedRows = Iterator[tuple[int, dict[str, Any]]]  # number of the row's first line, its fields
 
+_decode = json.JSONDecoder().raw_decode
+
 
 def json_rows(lines: Lines, bad: BadRows) -> NumberedRows:
     """Yield the JSON object of each line that has one. Blank lines are skipped."""
@@ -30,16 +32,26 @@ def json_rows(lines: Lines, bad: BadRows) -> NumberedRows:
 
         # RecursionError is how Python answers thousands of nested brackets.
         try:
-            row = json.loads(text)
+            row = _value_of(text)
         except (ValueError, RecursionError) as error:
             _add_no_json(bad, number, text, error)
             continue
 
-        # Python reads "\\ud800" as text that no file can hold. Looking for the escape is much
+        # Python reads "\\ud800" as text that no file can hold. Looking for an escape is much
         # faster than looking at every value.
-        is_plain = isinstance(row, dict) and "\\ud" not in text.lower()
+        is_plain = type(row) is dict and "\\u" not in text
         if is_plain or _is_good(row, text, number, bad):
             yield number, row
+
+
+def _value_of(text: str) -> Any:
+    """Return the JSON value of a line, as json.loads does. Raises: ValueError, RecursionError."""
+    # Nearly every line is a value from its first character to its last, which is found faster.
+    try:
+        value, end = _decode(text)
+    except ValueError:
+        return json.loads(text)
+    return value if end == len(text) else json.loads(text)
 
 
 def _add_no_json(bad: BadRows, number: int, text: str, error: Exception) -> None:
