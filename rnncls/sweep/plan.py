@@ -7,7 +7,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -163,8 +163,8 @@ def _files_of_grid(base: Config, grid: Grid, source: str) -> dict[str, list[str]
     for key in DATA_KEYS & grid.keys():
         for text in grid[key]:
             config = parse_saved(base.model_dump(mode="json"), source, [f"{key}={text}"])
-            assert isinstance(config.data, FilesConfig)
-            files[text] = [*data_files(config.data).get(key.removeprefix("data."), ())]
+            data = cast(FilesConfig, config.data)  # no other source has these keys
+            files[text] = [*data_files(data).get(key.removeprefix("data."), ())]
     return files
 
 
