@@ -74,7 +74,8 @@ def _record_of(
 
     `names` are those of the fields with the sequence.
     """
-    value = sequence_of(row, names)
+    # Nearly always one field, for which a call would be a part of the time.
+    value = row.get(names[0]) if len(names) == 1 else sequence_of(row, names)
     if value is None and not any(name in row for name in names):
         return _no_sequence(row, names)
     tokens = tokens_of(value, data.tokens)

@@ -122,8 +122,8 @@ class _RowReader:
     def _texts(self) -> Iterator[str]:
         size = 0
         while True:
-            if self.first is not None:
-                text = self.first
+            text = self.first
+            if text is not None:
                 self.first = None
                 size = len(text)
                 yield text + "\n"
@@ -146,11 +146,11 @@ class _RowReader:
         error = ""
         try:
             cells: list[str] = next(self.reader)
+            if not self.below:
+                return cells, None
         except csv.Error as problem:
             error = str(problem)
             cells = []
-        if not self.below and not error:
-            return cells, None
 
         texts = [line.removesuffix(_RETURN) for line in (text, *(line for _, line in self.below))]
         last_line = self.below[-1][0] if self.below else number
