@@ -319,6 +319,15 @@ def test_a_header_is_no_row_of_a_run_whose_files_had_none(
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("\n") == (2 if words == ["header=false"] else 1)
 
+    # Without the column of labels, the number of theirs is that of another one.
+    (tmp_path / "n.tsv").write_text("good\nbad\n")
+    done = run_rnncls("predict", run, "--input", tmp_path / "n.tsv", "--sequence-field", "1")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" not in done.stderr
+    (tmp_path / "n.tsv").write_text("1\tgood\n2\tbad\n")
+    done = run_rnncls("predict", run, "--input", tmp_path / "n.tsv")
+    assert "if the file has no labels, the accuracy means nothing" in done.stderr
+
 
 def test_keys_in_remedies_become_options() -> None:
     def said(remedy: str, has_bad: bool = True) -> str:

@@ -211,10 +211,12 @@ class Tally:
                 "training data lacks; their predictions are worth little",
             )
         if self.foreign:
+            # In a file without labels, another column may have the name of theirs, or the number.
+            otherwise = "; if the file has no labels, the accuracy means nothing"
             _warn(
                 "D6",
                 f"{self.foreign:,} of {self.count:,} sequences have a label that the model does "
-                "not know; they count as wrong",
+                f"not know; they count as wrong{otherwise * (self.foreign == self.labelled)}",
             )
         if self.labelled:
             accuracy = self.correct / self.labelled
