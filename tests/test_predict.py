@@ -275,6 +275,17 @@ def test_a_long_sequence_is_shortened_in_text_alone(run_of_files: Path) -> None:
 
 
 @row("C17")
+@pytest.mark.parametrize("name", ["out.xlsx", "out.parquet", "out.json", "out.csv.gz"])
+def test_text_is_not_written_under_the_name_of_another_format(
+    run_dir: Path, tmp_path: Path, fails: Callable[..., str], name: str
+) -> None:
+    message = fails(2, "predict", run_dir, "1 2", "--output", tmp_path / name)
+    assert "predictions are not written in this format" in message
+    assert f"--output {tmp_path / 'out.csv'}" in message
+    assert not (tmp_path / name).exists()
+
+
+@row("C17")
 def test_what_is_read_is_not_replaced(
     run_dir: Path, tmp_path: Path, fails: Callable[..., str]
 ) -> None:

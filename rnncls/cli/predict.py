@@ -21,7 +21,7 @@ from rnncls.cli.options import (
 )
 from rnncls.config import SumModConfig
 from rnncls.errors import ConfigError, Problem, printable
-from rnncls.system.file_kinds import is_data_name, other_kind_by_name
+from rnncls.system.file_kinds import is_data_name, other_kind_by_name, without_packing
 from rnncls.system.rows import format_of_name
 from rnncls.system.waiting import load_torch
 
@@ -63,7 +63,7 @@ def predict(
         Path | None,
         typer.Option(
             help="File to write: .jsonl, or .csv or .tsv with all columns of the input; any other "
-            "name is written as text.",
+            "name, such as .txt, is written as text.",
             readable=False,
         ),
     ] = None,
@@ -102,6 +102,7 @@ def predict(
         _refuse_file_name(text)
     if output is not None:
         refuse_to_replace("--output", output, input, checkpoint)
+        _refuse_other_format(output)
     if input is None and sys.stdin is None:
         raise ConfigError(
             Problem("no sequences: stdin is closed", remedy="--input FILE or sequences", id="C17")
@@ -156,6 +157,24 @@ def _refuse_override(text: str) -> None:
         id="C17",
     )
     raise with_options(ConfigError(problem), otherwise, has_bad=True)
+
+
+def _refuse_other_format(output: Path) -> None:
+    """Raise ConfigError if a file has the name of a format that predictions are not written in.
+
+    Text under such a name, which stands for tables or what is packed, is found out late.
+    """
+    if is_data_name(output.name) and not format_of_name(output):
+        plain = Path(without_packing(str(output))).with_suffix(".csv")
+        raise ConfigError(
+            Problem(
+                "predictions are not written in this format",
+                f"--output {output}",
+                expected="a name that ends in .jsonl, .csv or .tsv; .txt for text",
+                remedy=f"--output {plain}",
+                id="C17",
+            )
+        )
 
 
 def _refuse_file_name(text: str) -> None:

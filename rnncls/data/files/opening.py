@@ -36,7 +36,7 @@ def opened(path: str | Path) -> Iterator[io.BufferedReader]:
         os.close(descriptor)
         is_folder = stat.S_ISDIR(mode)
         what = "a folder, not a file" if is_folder else "not a regular file"
-        remedy = "one file at a time" if is_folder else "a file; a pipe can be saved to one first"
+        remedy = "one of the files in it" if is_folder else "a file; a pipe can be saved to one first"
         raise DataError(Problem(what, str(path), remedy=remedy, id="D1"))
 
     with open(descriptor, "rb") as file:
