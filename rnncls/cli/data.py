@@ -48,7 +48,8 @@ def check(
     for name in task.dataset.splits:
         print(task.described_size(name))
     num_tokens, num_classes = task.sizes
-    print(f"ok: {num_tokens:,} different tokens, {num_classes:,} classes")
+    classes = "1 class" if num_classes == 1 else f"{num_classes:,} classes"
+    print(f"ok: {num_tokens:,} different tokens, {classes}")
 
 
 def stats(

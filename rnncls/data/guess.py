@@ -21,7 +21,7 @@ from rnncls.config import FilesConfig
 from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import Dialect, described, dialect_of, keys_of
+from rnncls.data.files.dialect import TABLES, Dialect, described, dialect_of, keys_of
 from rnncls.data.held_out import MOST_TOKENS_KEPT, SHARES, SMALL_FILE, SmallRow, shares_of
 from rnncls.data.records import Record, read_records
 from rnncls.data.table import hash_of
@@ -333,7 +333,8 @@ def _assumptions(seen: _Seen, raw: dict[str, Any], asked: Set[str]) -> list[str]
     Of the keys that are `asked` for, nothing was.
     """
     layout = seen.layout
-    lines = [f"{seen.path}: {_described_format(layout)}, {seen.rows}"]
+    # How a table is read is said on its own, as it is for the files of a config.
+    lines = [f"{seen.path}: {_name_of_format(layout)}, {seen.rows}"]
     for what, names, why, option in (
         ("sequence", layout.sequence_fields, layout.why_sequence, "--sequence-field"),
         ("label", (layout.label_field,), layout.why_label, "--label-field"),
@@ -368,12 +369,14 @@ def _assumptions(seen: _Seen, raw: dict[str, Any], asked: Set[str]) -> list[str]
     return [_one_line(line) for line in lines]
 
 
+def _name_of_format(layout: Layout) -> str:
+    return layout.format.upper() if layout.format in TABLES else described(layout.dialect)
+
+
 def _described_format(layout: Layout) -> str:
-    names = {"jsonl": "JSON lines", "csv": "CSV", "tsv": "TSV"}
-    name = names.get(layout.format, described(layout.dialect))
-    if layout.separator in ("", ","):
-        return name
-    return f"{name} separated by {layout.separator}"
+    if layout.format in TABLES:
+        return f"{_name_of_format(layout)}, {described(layout.dialect)}"
+    return described(layout.dialect)
 
 
 def _described_classes(seen: _Seen) -> str:
