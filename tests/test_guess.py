@@ -483,6 +483,14 @@ def test_what_was_assumed_is_said_with_the_option_that_changes_it(tmp_path: Path
     )
 
 
+def test_several_columns_of_one_sequence_are_named_by_options(tmp_path: Path) -> None:
+    content = table(["title", "text", "label"], texts(ROWS), texts(ROWS, seed=1), labels(ROWS))
+    (tmp_path / "a.csv").write_bytes(content)
+    options = ("--text-column", "title", "--text-column", "text")
+    done = run_rnncls("init", "a.csv", *options, cwd=tmp_path)
+    assert yaml.safe_load(done.stdout)["data"]["sequence_field"] == ["title", "text"]
+
+
 def test_an_override_of_a_field_counts_as_its_option(tmp_path: Path) -> None:
     # By itself, the guess would refuse this label.
     content = table(

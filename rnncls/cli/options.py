@@ -50,11 +50,12 @@ Device = Annotated[
     typer.Option(help="Device to use instead of the config's: auto, cpu, cuda or cuda:INDEX."),
 ]
 SequenceField = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--sequence-field",
         "--text-column",
-        help="Field or column of a data file with the sequences.",
+        metavar="NAME",
+        help="Field or column of a data file with the sequences; may be repeated.",
         show_default=False,
     ),
 ]
