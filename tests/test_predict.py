@@ -139,7 +139,7 @@ def test_bad_lines_are_fatal_or_skipped_by_number(
         assert f"skipped {path}:{line}" in done.stderr
         assert part in done.stderr
     (tmp_path / "new.csv").write_text("sequence\n1 2\n3,4\n")
-    assert "1 columns" in fails(3, "predict", run_of_files, "--input", tmp_path / "new.csv")
+    assert "1 column" in fails(3, "predict", run_of_files, "--input", tmp_path / "new.csv")
     assert "No such file" in fails(3, "predict", run_of_files, "--input", tmp_path / "gone.txt")
 
 

@@ -112,7 +112,7 @@ class _Seen:
     def rows(self) -> str:
         """The number of rows, for people."""
         if self.is_all:
-            return f"{self.num_rows:,} rows"
+            return "1 row" if self.num_rows == 1 else f"{self.num_rows:,} rows"
         return f"about {self.total:,} rows; the first {self.num_rows:,} were looked at"
 
 
@@ -233,7 +233,8 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
     yield _Entry("data", "tokens", layout.tokens, f"{layout.why_tokens}; ids | words | characters")
 
     if seen.num_empty:
-        why = f"{seen.num_empty:,} rows have an empty sequence"
+        have = "1 row has" if seen.num_empty == 1 else f"{seen.num_empty:,} rows have"
+        why = f"{have} an empty sequence"
         yield _Entry("data", "empty", "drop", why)
     limit = _length_limit(seen)
     if limit is not None:
@@ -346,7 +347,9 @@ def _assumptions(seen: _Seen, raw: dict[str, Any], asked: Set[str]) -> list[str]
     lines.append(_described_lengths(seen))
 
     if seen.num_empty and "data.empty" not in asked:
-        lines.append(f"{seen.num_empty:,} rows with an empty sequence are left out (data.empty)")
+        rows = "1 row" if seen.num_empty == 1 else f"{seen.num_empty:,} rows"
+        are = "is" if seen.num_empty == 1 else "are"
+        lines.append(f"{rows} with an empty sequence {are} left out (data.empty)")
     if "max_length" in raw["data"] and "data.max_length" not in asked:
         limit = raw["data"]["max_length"]
         lines.append(f"longer sequences are cut after {limit:,} tokens (data.max_length)")

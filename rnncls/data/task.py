@@ -215,7 +215,8 @@ class FilesTask(Task):
     def described_size(self, name: str) -> str:
         """Return how many sequences a split has, in one line."""
         split = self.dataset.splits[name]
-        size = f"{len(split):,} sequences, {len(split.tokens):,} tokens"
+        sequences = "1 sequence" if len(split) == 1 else f"{len(split):,} sequences"
+        size = f"{sequences}, {len(split.tokens):,} tokens"
         return printable(f"{name}: {size}{self._held_out(name)}")
 
     def _held_out(self, name: str) -> str:
