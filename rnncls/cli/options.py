@@ -98,6 +98,7 @@ Read = Annotated[
         show_default=False,
     ),
 ]
+Bad = Annotated[str, typer.Option(help="What to do with a bad line: error or skip.")]
 Tokens = Annotated[
     str | None,
     typer.Option(
@@ -358,3 +359,12 @@ def refuse_to_replace(option: str, written: Path, *read: Path | str | None) -> N
         if path is not None and os.path.realpath(written) == os.path.realpath(path):
             what = "would replace what is read"
             raise ConfigError(Problem(what, f"{option} {written}", remedy="another name", id="C17"))
+
+
+def require_bad(bad: str) -> None:
+    """Raise ConfigError if this is no value of --bad."""
+    # stop is what error was called before.
+    if bad not in ("error", "skip", "stop"):
+        raise ConfigError(
+            Problem("bad value for --bad", expected="error or skip", found=bad, id="C17")
+        )
