@@ -238,7 +238,7 @@ def test_labelled_files_say_how_many_predictions_are_right(
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["label"] for answer in answers] == [0, 2, 2, 0, 1]
     assert [answer.get("true") for answer in answers] == [0, 1, 2, "seven", None]
-    assert "warning[D6]: 1 of 5 sequences have a label that the model does not know" in done.stderr
+    assert "warning[D6]: 1 of 5 sequences has a label that the model does not know" in done.stderr
     assert "rnncls: accuracy: 0.5000 (2 of 4; 1 without a label)" in done.stderr
 
     run_rnncls("predict", run_dir, "--input", path, "--output", tmp_path / "out.csv")
@@ -367,7 +367,7 @@ def test_what_was_skipped_or_is_not_known_is_said(run_of_files: Path, tmp_path: 
     mixed = run_rnncls("predict", run_of_files, "1 2", "x", "99 98", "--bad", "skip")
     assert mixed.stdout.count("\n") == 2
     assert "skipped 1 of 3 sequences" in mixed.stderr
-    assert "warning[D8]: 1 of 2 sequences have no token" in mixed.stderr
+    assert "warning[D8]: 1 of 2 sequences has no token" in mixed.stderr
     nothing = run_rnncls("predict", run_of_files, "x", "y", "--bad", "skip")
     assert nothing.returncode == 3
     assert "error[D2]" in nothing.stderr

@@ -214,8 +214,8 @@ def test_sequences_of_mostly_unknown_tokens_are_counted(films: Path, tmp_path: P
     path = write_jsonl(tmp_path / "new.jsonl", [(text, None) for text in sequences])
     done = run_rnncls("predict", films, "--input", path)
     assert done.returncode == 0, done.stderr
-    assert "warning[D8]: 1 of 4 sequences have no token of the training data" in done.stderr
-    assert "warning[D8]: 1 of 4 sequences consist mostly of tokens" in done.stderr
+    assert "warning[D8]: 1 of 4 sequences has no token of the training data" in done.stderr
+    assert "warning[D8]: 1 of 4 sequences has mostly tokens" in done.stderr
 
 
 @row("C17", "D6")
