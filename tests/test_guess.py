@@ -494,6 +494,14 @@ def test_what_joins_words_without_spaces_is_said(tmp_path: Path, joint: str) -> 
     assert (f'; spaces in place of "{joint}" make words' in said) == bool(joint)
 
 
+def test_several_columns_of_one_sequence_are_named_by_options(tmp_path: Path) -> None:
+    content = table(["title", "text", "label"], texts(ROWS), texts(ROWS, seed=1), labels(ROWS))
+    (tmp_path / "a.csv").write_bytes(content)
+    options = ("--text-column", "title", "--text-column", "text")
+    done = run_rnncls("init", "a.csv", *options, cwd=tmp_path)
+    assert yaml.safe_load(done.stdout)["data"]["sequence_field"] == ["title", "text"]
+
+
 def test_an_override_of_a_field_counts_as_its_option(tmp_path: Path) -> None:
     # By itself, the guess would refuse this label.
     content = table(

@@ -139,7 +139,7 @@ def test_bad_lines_are_fatal_or_skipped_by_number(
         assert f"skipped {path}:{line}" in done.stderr
         assert part in done.stderr
     (tmp_path / "new.csv").write_text("sequence\n1 2\n3,4\n")
-    assert "1 columns" in fails(3, "predict", run_of_files, "--input", tmp_path / "new.csv")
+    assert "1 column" in fails(3, "predict", run_of_files, "--input", tmp_path / "new.csv")
     assert "No such file" in fails(3, "predict", run_of_files, "--input", tmp_path / "gone.txt")
 
 
@@ -238,7 +238,7 @@ def test_labelled_files_say_how_many_predictions_are_right(
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["label"] for answer in answers] == [0, 2, 2, 0, 1]
     assert [answer.get("true") for answer in answers] == [0, 1, 2, "seven", None]
-    assert "warning[D6]: 1 of 5 sequences have a label that the model does not know" in done.stderr
+    assert "warning[D6]: 1 of 5 sequences has a label that the model does not know" in done.stderr
     assert "rnncls: accuracy: 0.5000 (2 of 4; 1 without a label)" in done.stderr
 
     run_rnncls("predict", run_dir, "--input", path, "--output", tmp_path / "out.csv")
@@ -378,7 +378,7 @@ def test_what_was_skipped_or_is_not_known_is_said(run_of_files: Path, tmp_path: 
     mixed = run_rnncls("predict", run_of_files, "1 2", "x", "99 98", "--bad", "skip")
     assert mixed.stdout.count("\n") == 2
     assert "skipped 1 of 3 sequences" in mixed.stderr
-    assert "warning[D8]: 1 of 2 sequences have no token" in mixed.stderr
+    assert "warning[D8]: 1 of 2 sequences has no token" in mixed.stderr
     nothing = run_rnncls("predict", run_of_files, "x", "y", "--bad", "skip")
     assert nothing.returncode == 3
     assert "error[D2]" in nothing.stderr

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from rnncls.cli.options import (
+    Bad,
     Device,
     NewLabelField,
     Read,
     SequenceFields,
     refuse_to_replace,
+    require_bad,
 )
 from rnncls.config import SumModConfig
 from rnncls.errors import ConfigError, Problem, printable
@@ -73,7 +75,7 @@ def predict(
             min=1, help="How many labels to show, the likeliest first (default 1; at a prompt 3)."
         ),
     ] = None,
-    bad: Annotated[str, typer.Option(help="What to do with a bad line: error or skip.")] = "error",
+    bad: Bad = "error",
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout.")] = False,
 ) -> None:
@@ -84,11 +86,7 @@ def predict(
         echo "1 2 0 1" | rnncls predict runs/first - --json
         rnncls predict runs/mine --input new.csv --text-column visit --output out.csv
     """
-    # stop is what error was called before.
-    if bad not in ("error", "skip", "stop"):
-        raise ConfigError(
-            Problem("bad value for --bad", expected="error or skip", found=bad, id="C17")
-        )
+    require_bad(bad)
     for text in sequences or []:
         _refuse_override(text)
     if input and sequences:
@@ -114,7 +112,7 @@ def predict(
     from rnncls.predict.predictor import load
     from rnncls.predict.writing import TABLES, write_predictions
 
-    overrides = overrides_of(sequence_field, label_field, read, has_bad=True)
+    overrides = overrides_of(sequence_field, label_field, read)
     predictor = load(checkpoint, device)
 
     # Nothing given and nothing piped in: a person sits there. Whoever wants JSON or a file gets it
@@ -156,7 +154,7 @@ def _refuse_override(text: str) -> None:
         remedy=text if text.startswith("data.") else otherwise,
         id="C17",
     )
-    raise with_options(ConfigError(problem), otherwise, has_bad=True)
+    raise with_options(ConfigError(problem), otherwise)
 
 
 def _refuse_other_format(output: Path) -> None:

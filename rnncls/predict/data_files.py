@@ -44,7 +44,7 @@ def rows_of_file(
     except DataError as error:
         name = data.sequence_fields[0]
         remedy = f'--sequence-field NAME, or call the column "{name}", as in training'
-        raise with_options(error, remedy, has_bad=True) from None
+        raise with_options(error, remedy) from None
 
 
 def has_own_columns(predictor: Predictor, path: str | Path) -> bool:

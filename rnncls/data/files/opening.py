@@ -35,8 +35,8 @@ def opened(path: str | Path) -> Iterator[io.BufferedReader]:
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         is_folder = stat.S_ISDIR(mode)
+        remedy = "one of its files" if is_folder else "a file; a pipe can be saved to one first"
         what = "a folder, not a file" if is_folder else "not a regular file"
-        remedy = "one of the files in it" if is_folder else "a file; a pipe can be saved to one first"
         raise DataError(Problem(what, str(path), remedy=remedy, id="D1"))
 
     with open(descriptor, "rb") as file:
