@@ -126,6 +126,20 @@ def test_measurements_in_json_are_named_whatever_the_tokens(tmp_path: Path) -> N
             load_dataset(data_of(path, tokens=kind))
 
 
+@row("D14")
+def test_ids_with_a_decimal_point_among_words_are_told_to_be_ids(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    rows = '{"sequence": [4.0, 8.0], "label": "x"}\n{"sequence": ["a", 1], "label": "x"}\n'
+    path.write_text(rows)
+    with pytest.raises(DataError) as raised:
+        load_dataset(data_of(path, tokens="words"))
+    remedies = [problem.remedy for problem in raised.value.problems]
+    assert remedies == [
+        "data.tokens=ids, with integers that have no decimal point",
+        "write each of them as a text",
+    ]
+
+
 @row("D7")
 def test_texts_that_look_like_lists_are_warned_of_once_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"

@@ -268,7 +268,7 @@ def test_a_cause_of_the_whole_file_is_told_once_with_the_fields(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("text", "line", "part"),
     [
-        ("sequence,label\n1,2\n3\n", 3, "1 columns"),
+        ("sequence,label\n1,2\n3\n", 3, "1 column"),
         ("sequence,label\n1,2,3\n", 2, "3 columns"),
         ('sequence,label\n1,"2\n3,4\n', 2, "an open quote"),
         ('sequence,label\n1,"2\n\n3"x\n', 2, "expected after"),

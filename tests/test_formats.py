@@ -98,6 +98,21 @@ def test_an_array_without_a_mark_is_an_array(tmp_path: Path, order: str) -> None
 
 
 @row("D11")
+@pytest.mark.parametrize("rows", ["1;gut;a\n2;schlecht;b\n", "1;schön;a\n", ""])
+def test_a_row_below_a_header_that_is_no_text_is_not_the_header(tmp_path: Path, rows: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(f"Nr;Rückmeldung;Label\n{rows}".encode("cp1252"))
+    with pytest.raises(DataError, match="not UTF-8") as raised:
+        sniff(path, Dialect(), ["Rückmeldung", "Label"])
+    problem = raised.value.problems[0]
+    assert problem.where == f"{path}:1"
+    assert "data.encoding=cp1252" in problem.remedy
+
+    found = sniff(path, Dialect(encoding="cp1252"), ["Rückmeldung", "Label"])
+    assert found.separator == ";"
+
+
+@row("D11")
 def test_text_in_another_encoding_names_those_to_try(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_bytes("sequence,label\né,x\n".encode("cp1252"))

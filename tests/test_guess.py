@@ -483,6 +483,25 @@ def test_what_was_assumed_is_said_with_the_option_that_changes_it(tmp_path: Path
     )
 
 
+@pytest.mark.parametrize("joint", ["|", ">", ",", ""])
+def test_what_joins_words_without_spaces_is_said(tmp_path: Path, joint: str) -> None:
+    path = tmp_path / "visits.csv"
+    words = ["home", "shop", "cart", "pay"]
+    rows = [(joint.join([*words[: i % 4], *words[i % 3 :]]), i % 2) for i in range(40)]
+    path.write_text("path,bought\n" + "".join(f'"{text}",{label}\n' for text, label in rows))
+    (said,) = [line for line in guess_config(path).assumed if line.startswith("tokens:")]
+    assert said.startswith("tokens: characters, texts with hardly any white space")
+    assert (f'; spaces in place of "{joint}" make words' in said) == bool(joint)
+
+
+def test_several_columns_of_one_sequence_are_named_by_options(tmp_path: Path) -> None:
+    content = table(["title", "text", "label"], texts(ROWS), texts(ROWS, seed=1), labels(ROWS))
+    (tmp_path / "a.csv").write_bytes(content)
+    options = ("--text-column", "title", "--text-column", "text")
+    done = run_rnncls("init", "a.csv", *options, cwd=tmp_path)
+    assert yaml.safe_load(done.stdout)["data"]["sequence_field"] == ["title", "text"]
+
+
 def test_an_override_of_a_field_counts_as_its_option(tmp_path: Path) -> None:
     # By itself, the guess would refuse this label.
     content = table(

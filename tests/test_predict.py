@@ -139,7 +139,7 @@ def test_bad_lines_are_fatal_or_skipped_by_number(
         assert f"skipped {path}:{line}" in done.stderr
         assert part in done.stderr
     (tmp_path / "new.csv").write_text("sequence\n1 2\n3,4\n")
-    assert "1 columns" in fails(3, "predict", run_of_files, "--input", tmp_path / "new.csv")
+    assert "1 column" in fails(3, "predict", run_of_files, "--input", tmp_path / "new.csv")
     assert "No such file" in fails(3, "predict", run_of_files, "--input", tmp_path / "gone.txt")
 
 
@@ -238,7 +238,7 @@ def test_labelled_files_say_how_many_predictions_are_right(
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["label"] for answer in answers] == [0, 2, 2, 0, 1]
     assert [answer.get("true") for answer in answers] == [0, 1, 2, "seven", None]
-    assert "warning[D6]: 1 of 5 sequences have a label that the model does not know" in done.stderr
+    assert "warning[D6]: 1 of 5 sequences has a label that the model does not know" in done.stderr
     assert "rnncls: accuracy: 0.5000 (2 of 4; 1 without a label)" in done.stderr
 
     run_rnncls("predict", run_dir, "--input", path, "--output", tmp_path / "out.csv")
@@ -272,6 +272,17 @@ def test_a_long_sequence_is_shortened_in_text_alone(run_of_files: Path) -> None:
     assert text[0].endswith("   <- " + " ".join(["1"] * 19) + " ... " + " ".join(["1"] * 18))
     shown = run_rnncls("predict", run_of_files, long, "2", "--json").stdout.splitlines()
     assert json.loads(shown[0])["sequence"] == long
+
+
+@row("C17")
+@pytest.mark.parametrize("name", ["out.xlsx", "out.parquet", "out.json", "out.csv.gz"])
+def test_text_is_not_written_under_the_name_of_another_format(
+    run_dir: Path, tmp_path: Path, fails: Callable[..., str], name: str
+) -> None:
+    message = fails(2, "predict", run_dir, "1 2", "--output", tmp_path / name)
+    assert "predictions are not written in this format" in message
+    assert f"--output {tmp_path / 'out.csv'}" in message
+    assert not (tmp_path / name).exists()
 
 
 @row("C17")
@@ -367,7 +378,7 @@ def test_what_was_skipped_or_is_not_known_is_said(run_of_files: Path, tmp_path: 
     mixed = run_rnncls("predict", run_of_files, "1 2", "x", "99 98", "--bad", "skip")
     assert mixed.stdout.count("\n") == 2
     assert "skipped 1 of 3 sequences" in mixed.stderr
-    assert "warning[D8]: 1 of 2 sequences have no token" in mixed.stderr
+    assert "warning[D8]: 1 of 2 sequences has no token" in mixed.stderr
     nothing = run_rnncls("predict", run_of_files, "x", "y", "--bad", "skip")
     assert nothing.returncode == 3
     assert "error[D2]" in nothing.stderr

@@ -214,8 +214,8 @@ def test_sequences_of_mostly_unknown_tokens_are_counted(films: Path, tmp_path: P
     path = write_jsonl(tmp_path / "new.jsonl", [(text, None) for text in sequences])
     done = run_rnncls("predict", films, "--input", path)
     assert done.returncode == 0, done.stderr
-    assert "warning[D8]: 1 of 4 sequences have no token of the training data" in done.stderr
-    assert "warning[D8]: 1 of 4 sequences consist mostly of tokens" in done.stderr
+    assert "warning[D8]: 1 of 4 sequences has no token of the training data" in done.stderr
+    assert "warning[D8]: 1 of 4 sequences has mostly tokens" in done.stderr
 
 
 @row("C17", "D6")
@@ -319,10 +319,19 @@ def test_a_header_is_no_row_of_a_run_whose_files_had_none(
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("\n") == (2 if words == ["header=false"] else 1)
 
+    # Without the column of labels, the number of theirs is that of another one.
+    (tmp_path / "n.tsv").write_text("good\nbad\n")
+    done = run_rnncls("predict", run, "--input", tmp_path / "n.tsv", "--sequence-field", "1")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" not in done.stderr
+    (tmp_path / "n.tsv").write_text("1\tgood\n2\tbad\n")
+    done = run_rnncls("predict", run, "--input", tmp_path / "n.tsv")
+    assert "if the file has no labels, the accuracy means nothing" in done.stderr
+
 
 def test_keys_in_remedies_become_options() -> None:
-    def said(remedy: str, has_bad: bool = True) -> str:
-        error = with_options(DataError(Problem("x", remedy=remedy)), "other", has_bad)
+    def said(remedy: str) -> str:
+        error = with_options(DataError(Problem("x", remedy=remedy)), "other")
         return error.problems[0].remedy
 
     assert said("data.quoting=none, or data.separator=';'") == (
@@ -332,13 +341,11 @@ def test_keys_in_remedies_become_options() -> None:
         "--sequence-field text; --label-field NAME"
     )
     assert said("data.bad=skip leaves it out") == "--bad skip leaves it out"
-    assert said("data.bad=skip", has_bad=False) == "--read bad=skip"
     assert said("data.empty=drop") == "--bad skip"
-    assert said("data.empty=drop", has_bad=False) == "--read bad=skip"
     assert said("data.tokens=words") == "other"
     assert said("fix the line") == "fix the line"
     with pytest.raises(ConfigError, match="bad value for --read"):
-        overrides_of(None, None, ["bad=skip"], has_bad=True)
+        overrides_of(None, None, ["bad=skip"])
 
 
 @given(st.lists(st.lists(st.text(), min_size=2, max_size=2), min_size=1), st.booleans())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnncls.cli.init import (
+    FileOptions,
     config_of_file,
     file_options_of,
     require_no_file_options,
@@ -48,7 +49,8 @@ def check(
     for name in task.dataset.splits:
         print(task.described_size(name))
     num_tokens, num_classes = task.sizes
-    print(f"ok: {num_tokens:,} different tokens, {num_classes:,} classes")
+    classes = "1 class" if num_classes == 1 else f"{num_classes:,} classes"
+    print(f"ok: {num_tokens:,} different tokens, {classes}")
 
 
 def stats(
@@ -104,9 +106,7 @@ def sample(
     print(report.sample(load_task(resolved, progress=True)))
 
 
-def _load(
-    config: Path | None, words: list[str] | None, file_options: dict[str, str | None]
-) -> "Config":
+def _load(config: Path | None, words: list[str] | None, file_options: FileOptions) -> "Config":
     """Return the config that is named, or made from the data file that is.
 
     Raises: ConfigError. DataError for a data file.
@@ -119,7 +119,7 @@ def _load(
 
 
 def _load_files(
-    config: Path | None, words: list[str] | None, file_options: dict[str, str | None]
+    config: Path | None, words: list[str] | None, file_options: FileOptions
 ) -> "FilesTask":
     """Return the task of a config with files, or of a data file.
 

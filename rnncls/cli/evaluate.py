@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnncls.cli.options import (
+    Bad,
     DataDir,
     Device,
     Json,
@@ -17,6 +18,7 @@ from rnncls.cli.options import (
     Read,
     SequenceFields,
     refuse_to_replace,
+    require_bad,
 )
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem
@@ -87,6 +89,7 @@ def evaluate(
     sequence_field: SequenceFields = None,
     label_field: NewLabelField = None,
     read: Read = None,
+    bad: Bad = "error",
     data_dir: DataDir = None,
     device: Device = None,
     as_json: Json = False,
@@ -102,8 +105,9 @@ def evaluate(
     """
     # Before torch is imported, so that a wrong list is reported at once.
     chosen = None if lengths is None else parse_lengths(lengths)
-    if not data and (sequence_field or label_field or read):
-        what = "--sequence-field, --label-field and --read are about a file"
+    require_bad(bad)
+    if not data and (sequence_field or label_field or read or bad == "skip"):
+        what = "--sequence-field, --label-field, --read and --bad are about a file"
         raise ConfigError(Problem(what, remedy="--data FILE", id="C17"))
     load_torch()
 
@@ -131,7 +135,7 @@ def evaluate(
         _require_writable(predictions, checkpoint, *(data or []))
     from rnncls.data.new_files import overrides_of
 
-    overrides = overrides_of(sequence_field, label_field, read)
+    overrides = overrides_of(sequence_field, label_field, read, bad)
     wanted = _Wanted(chosen, samples, confusion, errors, plot, predictions, overrides)
     _evaluate_checkpoint(checkpoint, wanted, data, data_dir, device, as_json)
 

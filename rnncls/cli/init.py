@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
@@ -34,6 +34,7 @@ FILE_OPTIONS = {
     "--tokens": "data.tokens",
 }
 
+FileOptions = dict[str, str | tuple[str, ...] | None]
 
 DataOverrides = Annotated[
     list[str] | None,
@@ -195,10 +196,10 @@ def _reading_of(path: Path, changes: list[str]) -> "FilesConfig":
     return cast("FilesConfig", data)  # no override of these keys changes the source
 
 
-def _wanted_fields(reading: "FilesConfig", file_options: dict[str, str | None]) -> WantedFields:
+def _wanted_fields(reading: "FilesConfig", file_options: FileOptions) -> WantedFields:
     """Return the fields that overrides name, or else the options."""
     # An override says the same as its option, and the rest follows from it as well.
-    given = dict(zip(WantedFields._fields, file_options.values(), strict=True))
+    given: dict[str, Any] = dict(zip(WantedFields._fields, file_options.values(), strict=True))
     for key in WantedFields._fields:
         if key in reading.model_fields_set:
             given[key] = getattr(reading, key)
@@ -206,13 +207,16 @@ def _wanted_fields(reading: "FilesConfig", file_options: dict[str, str | None]) 
 
 
 def file_options_of(
-    sequence_field: str | None, label_field: str | None, tokens: str | None
-) -> dict[str, str | None]:
+    sequence_field: list[str] | None, label_field: str | None, tokens: str | None
+) -> FileOptions:
     """Return the values of FILE_OPTIONS by option."""
-    return dict(zip(FILE_OPTIONS, (sequence_field, label_field, tokens), strict=True))
+    fields = None if not sequence_field else tuple(sequence_field)
+    # One field is no list of fields: so a config has it, too.
+    field = fields[0] if fields is not None and len(fields) == 1 else fields
+    return dict(zip(FILE_OPTIONS, (field, label_field, tokens), strict=True))
 
 
-def config_of_file(path: Path, file_options: dict[str, str | None], changes: list[str]) -> "Config":
+def config_of_file(path: Path, file_options: FileOptions, changes: list[str]) -> "Config":
     """Return the config that is made from a data file, with overrides.
 
     `file_options` has the values of FILE_OPTIONS.
@@ -233,7 +237,7 @@ def config_of_file(path: Path, file_options: dict[str, str | None], changes: lis
     return parse_config(made.raw, f"the config made from {path}", changes)
 
 
-def require_no_file_options(file_options: dict[str, str | None]) -> None:
+def require_no_file_options(file_options: FileOptions) -> None:
     """Raise ConfigError if there is an option of a data file: a config says how it is read."""
     given = [option for option, value in file_options.items() if value is not None]
     if given:

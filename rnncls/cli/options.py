@@ -50,11 +50,12 @@ Device = Annotated[
     typer.Option(help="Device to use instead of the config's: auto, cpu, cuda or cuda:INDEX."),
 ]
 SequenceField = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--sequence-field",
         "--text-column",
-        help="Field or column of a data file with the sequences.",
+        metavar="NAME",
+        help="Field or column of a data file with the sequences; may be repeated.",
         show_default=False,
     ),
 ]
@@ -97,6 +98,7 @@ Read = Annotated[
         show_default=False,
     ),
 ]
+Bad = Annotated[str, typer.Option(help="What to do with a bad line: error or skip.")]
 Tokens = Annotated[
     str | None,
     typer.Option(
@@ -357,3 +359,12 @@ def refuse_to_replace(option: str, written: Path, *read: Path | str | None) -> N
         if path is not None and os.path.realpath(written) == os.path.realpath(path):
             what = "would replace what is read"
             raise ConfigError(Problem(what, f"{option} {written}", remedy="another name", id="C17"))
+
+
+def require_bad(bad: str) -> None:
+    """Raise ConfigError if this is no value of --bad."""
+    # stop is what error was called before.
+    if bad not in ("error", "skip", "stop"):
+        raise ConfigError(
+            Problem("bad value for --bad", expected="error or skip", found=bad, id="C17")
+        )

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from rnncls.cli.options import (
+    Bad,
     Device,
     NewLabelField,
     Read,
     SequenceFields,
     refuse_to_replace,
+    require_bad,
 )
 from rnncls.config import SumModConfig
 from rnncls.errors import ConfigError, Problem, printable
-from rnncls.system.file_kinds import is_data_name, other_kind_by_name
+from rnncls.system.file_kinds import is_data_name, other_kind_by_name, without_packing
 from rnncls.system.rows import format_of_name
 from rnncls.system.waiting import load_torch
 
@@ -63,7 +65,7 @@ def predict(
         Path | None,
         typer.Option(
             help="File to write: .jsonl, or .csv or .tsv with all columns of the input; any other "
-            "name is written as text.",
+            "name, such as .txt, is written as text.",
             readable=False,
         ),
     ] = None,
@@ -73,7 +75,7 @@ def predict(
             min=1, help="How many labels to show, the likeliest first (default 1; at a prompt 3)."
         ),
     ] = None,
-    bad: Annotated[str, typer.Option(help="What to do with a bad line: error or skip.")] = "error",
+    bad: Bad = "error",
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout.")] = False,
 ) -> None:
@@ -84,11 +86,7 @@ def predict(
         echo "1 2 0 1" | rnncls predict runs/first - --json
         rnncls predict runs/mine --input new.csv --text-column visit --output out.csv
     """
-    # stop is what error was called before.
-    if bad not in ("error", "skip", "stop"):
-        raise ConfigError(
-            Problem("bad value for --bad", expected="error or skip", found=bad, id="C17")
-        )
+    require_bad(bad)
     for text in sequences or []:
         _refuse_override(text)
     if input and sequences:
@@ -102,6 +100,7 @@ def predict(
         _refuse_file_name(text)
     if output is not None:
         refuse_to_replace("--output", output, input, checkpoint)
+        _refuse_other_format(output)
     if input is None and sys.stdin is None:
         raise ConfigError(
             Problem("no sequences: stdin is closed", remedy="--input FILE or sequences", id="C17")
@@ -113,7 +112,7 @@ def predict(
     from rnncls.predict.predictor import load
     from rnncls.predict.writing import TABLES, write_predictions
 
-    overrides = overrides_of(sequence_field, label_field, read, has_bad=True)
+    overrides = overrides_of(sequence_field, label_field, read)
     predictor = load(checkpoint, device)
 
     # Nothing given and nothing piped in: a person sits there. Whoever wants JSON or a file gets it
@@ -155,7 +154,25 @@ def _refuse_override(text: str) -> None:
         remedy=text if text.startswith("data.") else otherwise,
         id="C17",
     )
-    raise with_options(ConfigError(problem), otherwise, has_bad=True)
+    raise with_options(ConfigError(problem), otherwise)
+
+
+def _refuse_other_format(output: Path) -> None:
+    """Raise ConfigError if a file has the name of a format that predictions are not written in.
+
+    Text under such a name, which stands for tables or what is packed, is found out late.
+    """
+    if is_data_name(output.name) and not format_of_name(output):
+        plain = Path(without_packing(str(output))).with_suffix(".csv")
+        raise ConfigError(
+            Problem(
+                "predictions are not written in this format",
+                f"--output {output}",
+                expected="a name that ends in .jsonl, .csv or .tsv; .txt for text",
+                remedy=f"--output {plain}",
+                id="C17",
+            )
+        )
 
 
 def _refuse_file_name(text: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from rnncls.cli.init import config_of_file, file_options_of, require_no_file_options
+from rnncls.cli.init import FileOptions, config_of_file, file_options_of, require_no_file_options
 from rnncls.cli.options import (
     DataDir,
     Device,
@@ -146,7 +146,7 @@ def _say_directory(run_dir: Path) -> None:
     print(f"run directory: {run_dir}", flush=True)
 
 
-def _new_run(words: Words, file_options: dict[str, str | None], changes: list[str]) -> _NewRun:
+def _new_run(words: Words, file_options: FileOptions, changes: list[str]) -> _NewRun:
     """Return what a new run trains. Raises: ConfigError. DataError for a data file."""
     if words.file is not None:
         config = config_of_file(words.file, file_options, changes)

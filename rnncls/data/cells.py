@@ -200,8 +200,12 @@ def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
         return _bad_id(values, _is_id)
     expected = f"a text or a list of {kind}"
     found = f"{values!r:.60}"
+    remedy = "write each of them as a text"
+    # Programs make 3.0 of a 3 where a value is missing.
+    if types <= {int, float}:
+        remedy = "data.tokens=ids, with integers that have no decimal point"
     return Problem(
-        "a token of the wrong kind", expected=expected, found=found, remedy="data.tokens", id="D14"
+        "a token of the wrong kind", expected=expected, found=found, remedy=remedy, id="D14"
     )
 
 

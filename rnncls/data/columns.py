@@ -45,6 +45,9 @@ FEW_ROWS = 20
 WORDS_PER_TEXT = 2
 SHARE_OF_DIFFERENT_WORDS = 0.2
 
+# What may stand between words in place of spaces.
+_JOINTS = "|>;,/-"
+
 # A column with such a word in its name is about the row. It is taken for the texts or the labels
 # only where there is no other.
 # fmt: off
@@ -494,8 +497,23 @@ def _kind_of_tokens(column: Column) -> tuple[str, str]:
     per_text = len(words) / max(1, len(column.examples))
     are_different = len(set(words)) > SHARE_OF_DIFFERENT_WORDS * len(words)
     if per_text < WORDS_PER_TEXT and are_different:
-        return "characters", "texts with hardly any white space"
+        why = "texts with hardly any white space"
+        joint = _joint_of(column.examples)
+        return "characters", why + (f'; spaces in place of "{joint}" make words' if joint else "")
     return "words", "texts with white space" if per_text > 1 else "words that occur often"
+
+
+def _joint_of(texts: list[str]) -> str:
+    """Return the sign that stands between the words of texts without spaces, "" if none does.
+
+    Words occur again and again, and between two signs there is one.
+    """
+    for joint in _JOINTS:
+        words = [word for text in texts for word in text.split(joint)]
+        are_different = len(set(words)) > SHARE_OF_DIFFERENT_WORDS * len(words)
+        if len(words) >= WORDS_PER_TEXT * len(texts) and not are_different and all(words):
+            return joint
+    return ""
 
 
 def _is_list_of_texts(text: str) -> bool:

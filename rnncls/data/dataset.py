@@ -129,7 +129,7 @@ def load_dataset(
     shares = assign_splits(tables, data, labels)
     rows = shares.rows
     if not rows["train"].chosen.any():
-        raise _nothing_to_train_on(shares)
+        raise _nothing_to_train_on(shares, data)
     if vocabulary is None:
         vocabulary = _build_vocabulary(shares, tokens, labels, data)
 
@@ -147,8 +147,10 @@ def load_dataset(
     return dataset
 
 
-def _nothing_to_train_on(shares: Shares) -> DataError:
-    remedy = "the file, or smaller data.val_fraction and data.test_fraction"
+def _nothing_to_train_on(shares: Shares, data: FilesConfig) -> DataError:
+    remedy = "the file"
+    if len(shares.rows["train"].table.labels) and data.val_fraction + data.test_fraction > 0:
+        remedy = "the file, or smaller data.val_fraction and data.test_fraction"
     if shares.rare.are_dropped:
         remedy = "data.rare_classes=keep"
     where = shares.rows["train"].table.where

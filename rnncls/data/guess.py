@@ -21,7 +21,7 @@ from rnncls.config import FilesConfig
 from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import Dialect, described, dialect_of, keys_of
+from rnncls.data.files.dialect import TABLES, Dialect, described, dialect_of, keys_of
 from rnncls.data.held_out import MOST_TOKENS_KEPT, SHARES, SMALL_FILE, SmallRow, shares_of
 from rnncls.data.records import Record, read_records
 from rnncls.data.table import hash_of
@@ -112,7 +112,7 @@ class _Seen:
     def rows(self) -> str:
         """The number of rows, for people."""
         if self.is_all:
-            return f"{self.num_rows:,} rows"
+            return "1 row" if self.num_rows == 1 else f"{self.num_rows:,} rows"
         return f"about {self.total:,} rows; the first {self.num_rows:,} were looked at"
 
 
@@ -233,7 +233,8 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
     yield _Entry("data", "tokens", layout.tokens, f"{layout.why_tokens}; ids | words | characters")
 
     if seen.num_empty:
-        why = f"{seen.num_empty:,} rows have an empty sequence"
+        have = "1 row has" if seen.num_empty == 1 else f"{seen.num_empty:,} rows have"
+        why = f"{have} an empty sequence"
         yield _Entry("data", "empty", "drop", why)
     limit = _length_limit(seen)
     if limit is not None:
@@ -333,7 +334,8 @@ def _assumptions(seen: _Seen, raw: dict[str, Any], asked: Set[str]) -> list[str]
     Of the keys that are `asked` for, nothing was.
     """
     layout = seen.layout
-    lines = [f"{seen.path}: {_described_format(layout)}, {seen.rows}"]
+    # How a table is read is said on its own, as it is for the files of a config.
+    lines = [f"{seen.path}: {_name_of_format(layout)}, {seen.rows}"]
     for what, names, why, option in (
         ("sequence", layout.sequence_fields, layout.why_sequence, "--sequence-field"),
         ("label", (layout.label_field,), layout.why_label, "--label-field"),
@@ -345,7 +347,9 @@ def _assumptions(seen: _Seen, raw: dict[str, Any], asked: Set[str]) -> list[str]
     lines.append(_described_lengths(seen))
 
     if seen.num_empty and "data.empty" not in asked:
-        lines.append(f"{seen.num_empty:,} rows with an empty sequence are left out (data.empty)")
+        rows = "1 row" if seen.num_empty == 1 else f"{seen.num_empty:,} rows"
+        are = "is" if seen.num_empty == 1 else "are"
+        lines.append(f"{rows} with an empty sequence {are} left out (data.empty)")
     if "max_length" in raw["data"] and "data.max_length" not in asked:
         limit = raw["data"]["max_length"]
         lines.append(f"longer sequences are cut after {limit:,} tokens (data.max_length)")
@@ -368,12 +372,14 @@ def _assumptions(seen: _Seen, raw: dict[str, Any], asked: Set[str]) -> list[str]
     return [_one_line(line) for line in lines]
 
 
+def _name_of_format(layout: Layout) -> str:
+    return layout.format.upper() if layout.format in TABLES else described(layout.dialect)
+
+
 def _described_format(layout: Layout) -> str:
-    names = {"jsonl": "JSON lines", "csv": "CSV", "tsv": "TSV"}
-    name = names.get(layout.format, described(layout.dialect))
-    if layout.separator in ("", ","):
-        return name
-    return f"{name} separated by {layout.separator}"
+    if layout.format in TABLES:
+        return f"{_name_of_format(layout)}, {described(layout.dialect)}"
+    return described(layout.dialect)
 
 
 def _described_classes(seen: _Seen) -> str:

@@ -32,23 +32,22 @@ def overrides_of(
     sequence_fields: Sequence[str] | None,
     label_field: str | None,
     read: Iterable[str] | None,
-    has_bad: bool = False,
+    bad: str = "error",
 ) -> list[str]:
     """Return the options about a new file as overrides of a config.
 
-    `read` are those of `--read`: KEY=VALUE. `has_bad`: there is an option --bad.
+    `read` are those of `--read`: KEY=VALUE. `bad` is that of `--bad`: error or skip.
 
     Raises: ConfigError for a key that says something else than how a file is read.
     """
-    known = READING_KEYS if has_bad else (*READING_KEYS, "bad")
     overrides = []
     for word in read or []:
         key, equals, value = word.removeprefix("data.").partition("=")
-        if key not in known or not equals:
+        if key not in READING_KEYS or not equals:
             raise ConfigError(
                 Problem(
                     "bad value for --read",
-                    expected=f"KEY=VALUE with one of the keys {', '.join(known)}",
+                    expected=f"KEY=VALUE with one of the keys {', '.join(READING_KEYS)}",
                     found=word,
                     remedy=_OPTIONS.get(key, ""),
                     id="C17",
@@ -62,6 +61,8 @@ def overrides_of(
         overrides.append(f"data.sequence_field={json.dumps(names, ensure_ascii=False)}")
     if label_field:
         overrides.append(f"data.label_field={json.dumps(label_field, ensure_ascii=False)}")
+    if bad == "skip":
+        overrides.append("data.bad=skip")
     return overrides
 
 
@@ -132,11 +133,10 @@ def _kind(paths: str | Path | Sequence[str]) -> str:
     return "csv" if match[1].lower() == "csv" else "tsv"
 
 
-def with_options(error: _Error, otherwise: str, has_bad: bool = False) -> _Error:
+def with_options(error: _Error, otherwise: str) -> _Error:
     """Return the error with options in its remedies in place of the keys of a config.
 
-    `otherwise` is the remedy in place of one with a key that no option stands for. `has_bad`: there
-    is an option --bad.
+    `otherwise` is the remedy in place of one with a key that no option stands for.
     """
     # Empty sequences are bad rows there, which may be skipped.
     known = {*READING_KEYS, *_OPTIONS, "empty"}
@@ -147,16 +147,16 @@ def with_options(error: _Error, otherwise: str, has_bad: bool = False) -> _Error
         if any(key not in known for key in keys):
             problem = replace(problem, remedy=otherwise)
         elif keys:
-            remedy = _KEY.sub(lambda match: _option(match[1], match[2], has_bad), problem.remedy)
+            remedy = _KEY.sub(lambda match: _option(match[1], match[2]), problem.remedy)
             problem = replace(problem, remedy=remedy)
         problems.append(problem)
     return type(error)(*problems)
 
 
-def _option(key: str, value: str | None, has_bad: bool) -> str:
+def _option(key: str, value: str | None) -> str:
     """Return the option for a key in a remedy, with its value if it has one."""
     if key == "empty":
         key, value = "bad", "skip"
-    if key in _OPTIONS and (key != "bad" or has_bad):
+    if key in _OPTIONS:
         return f"{_OPTIONS[key]} {'NAME' if value in (None, '...') else value}"
     return f"--read {key}={value or '...'}"

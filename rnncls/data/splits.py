@@ -50,7 +50,8 @@ class RareClasses:
             place += f", but for {self.num_elsewhere:,} whose sequences have other labels, too"
         elif not self.are_dropped:
             place += " alone"
-        return f"{self.counted}; their {self.num_rows:,} {rows} {place}: {self.shown}"
+        their = "its" if len(self.sequences) == 1 else "their"
+        return f"{self.counted}; {their} {self.num_rows:,} {rows} {place}: {self.shown}"
 
     @property
     def shown(self) -> str:

@@ -5,7 +5,7 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -215,7 +215,8 @@ class FilesTask(Task):
     def described_size(self, name: str) -> str:
         """Return how many sequences a split has, in one line."""
         split = self.dataset.splits[name]
-        size = f"{len(split):,} sequences, {len(split.tokens):,} tokens"
+        sequences = "1 sequence" if len(split) == 1 else f"{len(split):,} sequences"
+        size = f"{sequences}, {len(split.tokens):,} tokens"
         return printable(f"{name}: {size}{self._held_out(name)}")
 
     def _held_out(self, name: str) -> str:
@@ -244,30 +245,44 @@ class FilesTask(Task):
         return sorted(int(length) for length in frequent if counts[length])
 
 
-def load_task(config: Config, vocabulary: Vocabulary | None = None, progress: bool = False) -> Task:
+def load_task(
+    config: Config,
+    vocabulary: Vocabulary | None = None,
+    progress: bool = False,
+    said: set[str] | None = None,
+) -> Task:
     """Return the task of a config. Files are read, and warnings about them printed on stderr.
 
-    `vocabulary` is that of a checkpoint, which the files must fit.
+    `vocabulary` is that of a checkpoint, which the files must fit. `said` has the lines that need
+    not be printed again, and gets those that are.
 
     Raises: DataError. ConfigError if the vocabulary makes the model too large.
     """
     if isinstance(config.data, SumModConfig):
         return SumModTask(config, config.data)
 
+    said = set() if said is None else said
     data = with_files_found(config.data)
-    _say_files(config.data, data)
+    _say_once(_files_found(config.data, data), said)
     config = config.model_copy(update={"data": data})
     dataset = load_dataset(data, vocabulary, progress)
-    say_how_read(dataset)
+    _say_once(_how_read(dataset), said)
     task = FilesTask(config, data, dataset)
-    for warning in [*dataset_warnings(dataset), *_warnings_of_length(task)]:
-        print(warning, file=sys.stderr)
+    _say_once([*dataset_warnings(dataset), *_warnings_of_length(task)], said)
     _require_size(task)
     return task
 
 
-def _say_files(wanted: FilesConfig, found: FilesConfig) -> None:
-    """Say on stderr which files a folder or a pattern stands for."""
+def _say_once(lines: Iterable[str], said: set[str]) -> None:
+    """Print lines on stderr, but for those that were `said`."""
+    for line in lines:
+        if line not in said:
+            said.add(line)
+            print(line, file=sys.stderr)
+
+
+def _files_found(wanted: FilesConfig, found: FilesConfig) -> Iterator[str]:
+    """Yield which files a folder or a pattern stands for."""
     for name in SPLITS:
         if getattr(wanted, name) is None:
             continue
@@ -279,16 +294,21 @@ def _say_files(wanted: FilesConfig, found: FilesConfig) -> None:
         if len(files) > MOST_FILES_SAID:
             names += f" and {len(files) - MOST_FILES_SAID:,} more"
         count = "1 file" if len(files) == 1 else f"{len(files):,} files"
-        print(printable(f"rnncls: {count} for {name}: {names}"), file=sys.stderr)
+        yield printable(f"rnncls: {count} for {name}: {names}")
 
 
 def say_how_read(dataset: Dataset) -> None:
-    """Say on stderr how the files were read, once for those that were read in the same way."""
+    """Say on stderr how the files were read."""
+    _say_once(_how_read(dataset), set())
+
+
+def _how_read(dataset: Dataset) -> Iterator[str]:
+    """Yield how the files were read, once for those that were read in the same way."""
     files: dict[str, list[str]] = {}
     for file, read_as in dataset.read_as.items():
         files.setdefault(read_as, []).append(file)
     for read_as, those in files.items():
-        print(printable(f"rnncls: {named(tuple(those))}: read as: {read_as}"), file=sys.stderr)
+        yield printable(f"rnncls: {named(tuple(those))}: read as: {read_as}")
 
 
 def _warnings_of_length(task: FilesTask) -> Iterator[str]:

@@ -44,7 +44,12 @@ def _counted(dataset: Dataset) -> Iterator[str]:
     for name, (count, place) in dataset.like_lists.items():
         if count:
             what = f"{count:,} sequences of {name} look like lists, the first is {place}"
-            yield f"[D7]: {what}: brackets are read as text; data.tokens=ids reads lists of ids"
+            if count == 1:
+                what = f"1 sequence of {name} looks like a list, {place}"
+            yield (
+                f"[D7]: {what}: brackets are read as text; data.tokens=ids reads lists of ids, and "
+                "JSON has lists of words"
+            )
 
 
 def _warnings_of_labels(dataset: Dataset) -> Iterator[str]:

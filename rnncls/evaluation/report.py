@@ -113,10 +113,8 @@ def _summary_lines(report: Report) -> list[str]:
     else:
         extent = f"95 % interval {_interval(report.ci95)}"
 
-    lines.append(
-        f"accuracy: {report.accuracy:.4f} "
-        f"({report.errors:,} errors of {report.examples:,}; {extent})"
-    )
+    errors = "1 error" if report.errors == 1 else f"{report.errors:,} errors"
+    lines.append(f"accuracy: {report.accuracy:.4f} ({errors} of {report.examples:,}; {extent})")
     lines.append(
         f"loss: {report.loss:.4g}; macro-F1: {report.macro_f1:.4f}; chance: {report.chance:.4f}; "
         f"majority-class baseline: {report.majority:.4f}"

@@ -44,7 +44,7 @@ def rows_of_file(
     except DataError as error:
         name = data.sequence_fields[0]
         remedy = f'--sequence-field NAME, or call the column "{name}", as in training'
-        raise with_options(error, remedy, has_bad=True) from None
+        raise with_options(error, remedy) from None
 
 
 def has_own_columns(predictor: Predictor, path: str | Path) -> bool:
@@ -79,6 +79,9 @@ def _rows_of_file(
     names = data.sequence_fields
     dialect = sniff(path, dialect_of(data)._replace(has_label=False), list(names))
     known = {str(label): label for label in predictor.labels}
+    # Without a header, the first column may be that of the labels in one file and that of the
+    # sequences in another one, which has no labels then.
+    label = None if data.label_field in names else data.label_field
 
     # Rows that cannot be read at all are never seen here, but are counted in `bad`, and are rows of
     # the file all the same. Those whose sequence is bad are seen and counted.
@@ -104,7 +107,8 @@ def _rows_of_file(
             continue
 
         given = sequence if type(sequence) is str else as_given(sequence)
-        yield Row(line, number, ids, given, kept, _true_label(fields.get(data.label_field), known))
+        true = None if label is None else _true_label(fields.get(label), known)
+        yield Row(line, number, ids, given, kept, true)
 
     # Behind the last row: an error stands alone.
     if is_remarkable(dialect):

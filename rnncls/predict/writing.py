@@ -196,25 +196,31 @@ class Tally:
             elif row.true not in self.labels:
                 self.foreign += 1
 
+    def _have(self, number: int) -> str:
+        return f"{number:,} of {self.count:,} sequences {'has' if number == 1 else 'have'}"
+
     def report(self) -> None:
         """Say on stderr what the predictions are worth."""
         if self.unknown:
             _warn(
                 "D8",
-                f"{self.unknown:,} of {self.count:,} sequences have no token of the training data; "
-                "their predictions are not meaningful",
+                f"{self._have(self.unknown)} no token of the training data; "
+                f"{_predictions(self.unknown)} not meaningful",
             )
         if self.mostly:
             _warn(
                 "D8",
-                f"{self.mostly:,} of {self.count:,} sequences consist mostly of tokens that the "
-                "training data lacks; their predictions are worth little",
+                f"{self._have(self.mostly)} mostly tokens that the training data lacks; "
+                f"{_predictions(self.mostly)} worth little",
             )
         if self.foreign:
+            # In a file without labels, another column may have the name of theirs, or the number.
+            otherwise = "; if the file has no labels, the accuracy means nothing"
             _warn(
                 "D6",
-                f"{self.foreign:,} of {self.count:,} sequences have a label that the model does "
-                "not know; they count as wrong",
+                f"{self._have(self.foreign)} a label that the model does not know; "
+                f"{'it counts' if self.foreign == 1 else 'they count'} as wrong"
+                f"{otherwise * (self.foreign == self.labelled)}",
             )
         if self.labelled:
             accuracy = self.correct / self.labelled
@@ -222,6 +228,10 @@ class Tally:
             rest = f"; {without:,} without a label" if without else ""
             shown = f"accuracy: {accuracy:.4f} ({self.correct:,} of {self.labelled:,}{rest})"
             print(f"rnncls: {shown}", file=sys.stderr)
+
+
+def _predictions(number: int) -> str:
+    return "its prediction is" if number == 1 else "their predictions are"
 
 
 def _warn(id: str, message: str) -> None:

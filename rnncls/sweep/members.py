@@ -55,11 +55,12 @@ def run_sweep(
     members = _members_of_shard(sweep, shard)
 
     progress = _Progress(members)
+    said: set[str] = set()
     # Signal handlers and the hook for TensorBoard's threads belong to the process, so they are set
     # here once and not by each member.
     with stop_requests() as stop, reporting_disk_errors_later(), progress.bar:
         for group in plan_groups(members, jobs):
-            _run_group(sweep, group, stop, progress, search)
+            _run_group(sweep, group, stop, progress, search, said)
             if stop.number is not None:
                 raise _interrupted(sweep, stop.number)
     # In the order of the sweep, not in that in which they failed.
@@ -113,7 +114,12 @@ class _Progress:
 
 
 def _run_group(
-    sweep: Sweep, group: Group, stop: StopRequest, progress: _Progress, search: Search
+    sweep: Sweep,
+    group: Group,
+    stop: StopRequest,
+    progress: _Progress,
+    search: Search,
+    said: set[str],
 ) -> None:
     """Train and evaluate the members of a group, until each has ended or saved.
 
@@ -123,7 +129,7 @@ def _run_group(
 
     # Leaving the pool waits for every thread, so nothing is raised while a member still trains.
     with ThreadPoolExecutor(group.threads) as pool:
-        running = _submit(pool, sweep, group, stop, progress, search)
+        running = _submit(pool, sweep, group, stop, progress, search, said)
         for future, member in _as_they_end(running, stop):
             error = future.exception()
             if error is None:
@@ -155,6 +161,7 @@ def _submit(
     stop: StopRequest,
     progress: _Progress,
     search: Search,
+    said: set[str],
 ) -> dict[Future[bool], Member]:
     """Hand the members of a group to the pool's threads."""
     running: dict[Future[bool], Member] = {}
@@ -169,6 +176,7 @@ def _submit(
                 engine=stack_member.steps if stack_member else None,
                 compared=("seed", *member.values),
                 search=search,
+                said=said,
             )
 
             future = pool.submit(run_member, sweep, member, shared)

@@ -51,7 +51,8 @@ def fit(
         origin = f"{origin}; {weights}" if origin else weights
 
     with reporting_memory(config):
-        task = load_task(config, vocabulary, progress=True)
+        said = None if shared is None else shared.said
+        task = load_task(config, vocabulary, progress=True, said=said)
         if source is not None:
             warn_of_other_split(task, source)
         state = new_state(task, source)

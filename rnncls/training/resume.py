@@ -51,7 +51,8 @@ def resume(
             search = shared.search if shared is not None else None
             data = with_files_of_run(checkpoint, config.data, OF_RESUMING, data_dir, search)
             config = config.model_copy(update={"data": data})
-        task = restored_task(checkpoint, config)
+        said = None if shared is None else shared.said
+        task = restored_task(checkpoint, config, said)
         state = restored_state(checkpoint, task)
         engine = choose(config, state.device)
 
@@ -141,12 +142,12 @@ def _describe_change(key: str, before: dict[str, Any], after: dict[str, Any]) ->
     return f"{key}: {json.dumps(before[key])} -> {json.dumps(after[key])}"
 
 
-def restored_task(checkpoint: Checkpoint, config: Config) -> Task:
-    """Return the checkpoint's task.
+def restored_task(checkpoint: Checkpoint, config: Config, said: set[str] | None = None) -> Task:
+    """Return the checkpoint's task. `said` are lines that need not be said again.
 
     Raises: DataError.
     """
-    return load_task(config, checkpoint.vocabulary, progress=True)
+    return load_task(config, checkpoint.vocabulary, progress=True, said=said)
 
 
 def _warn_of_other_machine(checkpoint: Checkpoint, state: TrainState) -> None:

@@ -24,6 +24,7 @@ class Shared:
     engine: Engine | None = None  # takes the steps of all members at once
     compared: tuple[str, ...] = ()  # the config keys in which the members differ
     search: Search | None = None  # where data files are looked for that were moved
+    said: set[str] | None = None  # what was said of the data, which need not be said again
 
 
 def train(

@@ -144,7 +144,8 @@ class BadRows:
             )
 
         lines = ", ".join(problem.where.rpartition(":")[2] for problem in others)
-        also = f"likewise in lines {lines}" + (", ..." if count > MOST_SHOWN else "")
+        also = f"likewise in {'line' if count == 2 else 'lines'} {lines}"
+        also += ", ..." if count > MOST_SHOWN else ""
         found = f"{first.found}; {also}" if first.found else also
         return replace(first, what=f"{first.what}, {share}", found=found)
 

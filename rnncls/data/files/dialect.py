@@ -110,19 +110,33 @@ def sniff(path: str | Path, wanted: Dialect, fields: list[str]) -> Dialect:
 
 
 def _sample_of(path: str | Path, dialect: Dialect) -> tuple[list[tuple[int, str]], bool]:
-    """Return the first lines of a file that are not blank, and whether they are all of it."""
+    """Return the first lines of a file that are not blank, and whether they are all of it.
+
+    Raises: DataError if the header cannot be decoded: a row below it is none.
+    """
     lines: list[tuple[int, str]] = []
     characters = 0
-    # What cannot be decoded is reported when the file is read.
+    # What else cannot be decoded is reported when the file is read.
+    bad = BadRows(path)
     most = dialect.max_record_bytes
-    for number, text in read_lines(path, BadRows(path), dialect.encoding, most):
+    for number, text in read_lines(path, bad, dialect.encoding, most):
+        if not lines:
+            _require_header(bad, dialect)
         # A blank line above the header means nothing; another one may be a part of a cell.
         if text or lines:
             lines.append((number, text))
         characters += len(text) + 1
         if characters > SAMPLE_CHARACTERS:
             return lines, False
+    if not lines:
+        _require_header(bad, dialect)
     return lines, True
+
+
+def _require_header(bad: BadRows, dialect: Dialect) -> None:
+    """Raise DataError if a line was bad before the first one that is not, the header."""
+    if dialect.header and bad.problems:
+        raise DataError(bad.problems[0])
 
 
 def _separator_of(

@@ -84,6 +84,8 @@ def bad_columns(
         return None
 
     columns = f"the columns {' and '.join(fields)}, each once" if fields else "each column once"
+    if len(fields) == 1:
+        columns = f"the column {fields[0]}, once"
     return Problem(
         "bad header",
         where,

@@ -31,10 +31,13 @@ def opened(path: str | Path) -> Iterator[io.BufferedReader]:
         raise DataError(Problem(what, str(path), remedy=remedy, id="D1")) from None
 
     # Asked of the open file, not of the path, which could be another file by then.
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        remedy = "a file; a pipe can be saved to one first"
-        raise DataError(Problem("not a regular file", str(path), remedy=remedy, id="D1"))
+        is_folder = stat.S_ISDIR(mode)
+        remedy = "one of its files" if is_folder else "a file; a pipe can be saved to one first"
+        what = "a folder, not a file" if is_folder else "not a regular file"
+        raise DataError(Problem(what, str(path), remedy=remedy, id="D1"))
 
     with open(descriptor, "rb") as file:
         yield file

@@ -170,7 +170,7 @@ def _problem_of(span: Span, line: int) -> Problem:
 
 def _wrong_width(cells: list[str], width: int, bad: BadRows, dialect: Dialect) -> Problem:
     delimiter = SEPARATORS[dialect.separator]
-    found = f"{len(cells):,} columns"
+    found = "1 column" if len(cells) == 1 else f"{len(cells):,} columns"
     if len(cells) > dialect.max_columns:
         found = f"more than {dialect.max_columns:,} columns"
 
@@ -182,7 +182,7 @@ def _wrong_width(cells: list[str], width: int, bad: BadRows, dialect: Dialect) -
         remedy = f"quotes around a text that has {delimiter!r} in it, or fix the line"
     return Problem(
         "wrong number of columns",
-        expected=f"{width} columns",
+        expected="1 column" if width == 1 else f"{width} columns",
         found=found,
         remedy=remedy,
         id="D14",
