@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+
+from tqdm import tqdm
 
 from rnncls import cli
 
@@ -48,6 +51,9 @@ def fork(words: list[str], log: Path, prepare: Callable[[], None] = nothing) -> 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         _write_output_to(log)
+        # The lock of this process's bars is one for all forks: one that is killed while it holds
+        # the lock would never give it back, and the next ones would wait for ever.
+        tqdm.set_lock(threading.RLock())
         sys.argv = ["rnncls", *words]
         prepare()
         cli.main()

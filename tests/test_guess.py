@@ -687,7 +687,7 @@ def test_data_commands_take_a_data_file_in_place_of_a_config(
 ) -> None:
     file = tmp_path / "a.csv"
     file.write_bytes(table(["words", "more", "label"], texts(60), texts(60, seed=1), labels(60)))
-    data_commands.check(None, [str(file), "data.val_fraction=0.5"], sequence_field="more")
+    data_commands.check(None, [str(file), "data.val_fraction=0.5"], sequence_field=["more"])
     said, assumed = capsys.readouterr()
     assert said.endswith("ok: 11 different tokens, 2 classes\n")
     assert "sequence: more, as given" in assumed
