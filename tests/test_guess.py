@@ -618,11 +618,11 @@ def test_nothing_is_said_to_be_assumed_of_what_an_override_sets(
 
     said = assumed()
     assert "classes are uneven: class_weights: balanced, best_metric: macro_f1" in said
-    assert "are left out" in said
+    assert "is left out" in said
     said = assumed("train.class_weights=none", "data.empty=drop")
     assert "classes are uneven: best_metric: macro_f1" in said
     assert "class_weights" not in said
-    assert "are left out" not in said
+    assert "left out" not in said
     assert "uneven" not in assumed("train.class_weights=none", "train.best_metric=accuracy")
 
     file.write_bytes(table(["text", "label"], texts(4), ["a", "b", "c", "d"]))
@@ -676,7 +676,7 @@ def test_data_commands_take_a_data_file_in_place_of_a_config(
 ) -> None:
     file = tmp_path / "a.csv"
     file.write_bytes(table(["words", "more", "label"], texts(60), texts(60, seed=1), labels(60)))
-    data_commands.check(None, [str(file), "data.val_fraction=0.5"], sequence_field="more")
+    data_commands.check(None, [str(file), "data.val_fraction=0.5"], sequence_field=["more"])
     said, assumed = capsys.readouterr()
     assert said.endswith("ok: 11 different tokens, 2 classes\n")
     assert "sequence: more, as given" in assumed
