@@ -629,11 +629,11 @@ def test_nothing_is_said_to_be_assumed_of_what_an_override_sets(
 
     said = assumed()
     assert "classes are uneven: class_weights: balanced, best_metric: macro_f1" in said
-    assert "are left out" in said
+    assert "is left out" in said
     said = assumed("train.class_weights=none", "data.empty=drop")
     assert "classes are uneven: best_metric: macro_f1" in said
     assert "class_weights" not in said
-    assert "are left out" not in said
+    assert "left out" not in said
     assert "uneven" not in assumed("train.class_weights=none", "train.best_metric=accuracy")
 
     file.write_bytes(table(["text", "label"], texts(4), ["a", "b", "c", "d"]))

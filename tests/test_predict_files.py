@@ -287,7 +287,7 @@ def test_a_new_file_is_read_as_those_of_training_but_for_what_it_shows(tmp_path:
     # A column with a name has a header above it; one with a number need not.
     assert as_new_file(data, "b.csv", overrides_of(["text"], None, None)).header
     assert not as_new_file(data, "b.csv", overrides_of(["3"], None, None)).header
-    chosen = overrides_of(["a: [b", "c, d"], '"x"', ["data.encoding=latin-1", "bad=skip"])
+    chosen = overrides_of(["a: [b", "c, d"], '"x"', ["data.encoding=latin-1"], "skip")
     read = as_new_file(data, "b.csv", chosen)
     assert (read.sequence_fields, read.label_field) == (("a: [b", "c, d"), '"x"')
     assert (read.encoding, read.bad) == ("latin-1", "skip")
