@@ -248,7 +248,7 @@ def test_a_missing_header_is_refused_with_both_remedies(tmp_path: Path, options:
         options = options if word == "data.header=true" else []
         done = run_rnncls("data", "check", "d.tsv", word, *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert f"train: {count} sequences" in done.stdout
+        assert f"train: {count} sequence" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -292,6 +292,11 @@ def test_a_wrong_name_shows_the_names_and_the_nearest(tmp_path: Path) -> None:
     assert message.endswith('try:      " sequence " for "sequence": data.sequence_field=...')
     message = refusal(tmp_path / "d.csv", "titel,text,label\na,b,x\n", ["title", "text", "label"])
     assert message.endswith('try:      "titel" for "title" in data.sequence_field')
+
+    # Nor are lone quotes what is wrong first.
+    lone_quotes = "\n".join(["Sequences\tLabels", *LONE_QUOTES[1:]])
+    message = refusal(tmp_path / "d.tsv", lone_quotes)
+    assert message.endswith("try:      data.sequence_field=Sequences data.label_field=Labels")
 
     assert "data.separator" in refusal(tmp_path / "d.csv", "sequence:label\na:x\n")
     assert "other line ends" in refusal(tmp_path / "d.csv", "sequence,label\ra,x\r")

@@ -236,7 +236,9 @@ def _quoting_of(
         return "none" if is_text and not is_quoted else "standard"
     num_against = evidence.num_broken + evidence.num_doubtful
     if not evidence.is_written:
-        if evidence.one_or_several and not num_against:
+        # With columns of other names, the names are what is wrong first.
+        has_fields = not dialect.header or all(field in header for field in fields)
+        if evidence.one_or_several and not num_against and has_fields:
             where = f"{path}:{evidence.one_or_several[0]}"
             raise DataError(one_or_several(where, *evidence.one_or_several))
         return "none"
