@@ -27,6 +27,8 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from scripts.bench import ratio
+
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("data.jsonl", "data.csv", "data.tsv", "data.jsonl.gz")
 
@@ -161,20 +163,10 @@ def compared(own: list[float], others: list[float], rows: int) -> str:
     median = statistics.median(own)
     line = f"{median:.1f} s, {rows / median:,.0f} rows/s"
     if others:
-        middle, low, high = ratio_to(own, others)
-        of_other = statistics.median(others)
-        line += (
-            f"; the other checkout {of_other:.1f} s; ratio {middle:.3f} ({low:.3f} to {high:.3f})"
-        )
+        middle, low, high = ratio(own, others)
+        line += f"; the other checkout {statistics.median(others):.1f} s"
+        line += f"; ratio {middle:.3f} ({low:.3f} to {high:.3f})"
     return line
-
-
-def ratio_to(own: list[float], others: list[float]) -> tuple[float, float, float]:
-    """Return the median of the ratios of the rounds and its 95 % interval by the bootstrap."""
-    rng = random.Random(0)
-    ratios = [mine / theirs for mine, theirs in zip(own, others, strict=True)]
-    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(4000))
-    return statistics.median(ratios), medians[100], medians[-101]
 
 
 def main(
