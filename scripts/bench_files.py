@@ -1,7 +1,7 @@
 """Measure how long the user's files take to load, and how much memory that needs.
 
-    python scripts/bench_files.py --rows 1000000 --mean-length 20
-    python scripts/bench_files.py --other ../before --rounds 5
+    python -m scripts.bench_files --rows 1000000 --mean-length 20
+    python -m scripts.bench_files --other ../before --rounds 5
 
 Writes JSONL, CSV, TSV and gzipped JSONL files of random ids, loads each in a process of its own,
 and prints seconds, rows per second, and the peak of resident memory with what was resident before

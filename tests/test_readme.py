@@ -45,7 +45,7 @@ SHORTER = {
     "python scripts/bench.py": (
         "--regimes tutorial --rounds 1 --seconds 0.01 --only 'rnncls compiled'"
     ),
-    "python scripts/bench_files": "--rows 1000",
+    "python -m scripts.bench_files": "--rows 1000",
     "python scripts/source_lines": "--files 150",
     "python scripts/digits": "--rows 2000",
     "python -m scripts.stdlib_sets": "--files 150",
