@@ -29,7 +29,7 @@ import typer
 import rnncls
 from rnncls.cli import entry as cli
 from rnncls.config import Config, FilesConfig, dump_config, flatten
-from rnncls.data.dataset import load_dataset
+from rnncls.data.loading import load_dataset
 from rnncls.errors import RnnclsError
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest

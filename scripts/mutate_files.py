@@ -44,10 +44,10 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from rnncls.config import FilesConfig
-from rnncls.data.dataset import load_dataset
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import Dialect, dialect_of, sniff
 from rnncls.data.files.rows import read_rows
+from rnncls.data.loading import load_dataset
 from rnncls.data.records import read_records
 from rnncls.errors import RnnclsError
 

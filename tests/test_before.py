@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rnncls.config import FilesConfig, load_config
-from rnncls.data.dataset import load_dataset
+from rnncls.data.loading import load_dataset
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.sweep.plan import load_sweep
 from rnncls.sweep.summary import summarize

@@ -10,7 +10,8 @@ import pytest
 from rnncls.config import FilesConfig
 from rnncls.data import Vocabulary
 from rnncls.data.cells import label_of, looks_like_list, sequence_of, tokens_of
-from rnncls.data.dataset import Dataset, load_dataset, load_labelled_files
+from rnncls.data.dataset import Dataset
+from rnncls.data.loading import load_dataset, load_labelled_files
 from rnncls.data.warnings import dataset_warnings
 from rnncls.errors import DataError, Problem
 from rnncls.predict.predictor import load
@@ -318,7 +319,7 @@ def test_bad_rows_may_be_skipped_counted_and_listed(tmp_path: Path) -> None:
     assert "train: 2 sequences" in done.stdout
 
     dataset = load_dataset(data_of(path, tokens="ids", bad="skip"))
-    assert dataset.skipped == {"train": 5}
+    assert dataset.noticed["train"].skipped == 5
     assert labels_of(dataset) == ["a", "b"]
 
 

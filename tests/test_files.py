@@ -20,7 +20,8 @@ import torch
 
 from rnncls.config import Config, FilesConfig, dump_config, load_config, parse_config
 from rnncls.data import FilesTask, load_task
-from rnncls.data.dataset import Dataset, load_dataset
+from rnncls.data.dataset import Dataset
+from rnncls.data.loading import load_dataset
 from rnncls.data.sequences import epoch_order, padding_waste
 from rnncls.errors import CheckpointError, ConfigError, DataError, Interrupted
 from rnncls.evaluation.evaluate import evaluate
@@ -370,7 +371,7 @@ def test_long_lines_and_gzip_bombs_take_no_memory(tmp_path: Path) -> None:
     code = f"""
 import resource
 from rnncls.config import FilesConfig
-from rnncls.data.dataset import load_dataset
+from rnncls.data.loading import load_dataset
 from rnncls.errors import DataError
 for name in ("long.jsonl", "bomb.jsonl.gz", "short.jsonl.gz", "bad.jsonl.gz"):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -397,7 +398,7 @@ def test_long_sequences_are_cut_where_asked(
     path = write_jsonl(tmp_path / "d.jsonl", [([1, 2, 3, 4], 0), ([5, 6], 1)])
     dataset = load_dataset(data_of(path, max_length=2, truncate=truncate, **WHOLE))
     assert contents(dataset) == [(expected, "0"), (["5", "6"], "1")]
-    assert dataset.truncated["train"] == 1
+    assert dataset.noticed["train"].truncated == 1
     assert "found:    4" in problems_of(path, max_length=2, truncate="error")
 
 
@@ -406,7 +407,7 @@ def test_empty_sequences_can_be_dropped(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", [([], 0), ([5, 6], 1), ("", 1)])
     dataset = load_dataset(data_of(path, empty="drop", **WHOLE))
     assert contents(dataset) == [(["5", "6"], "1")]
-    assert dataset.dropped["train"] == 2
+    assert dataset.noticed["train"].dropped == 2
 
 
 # --- vocabulary and splits

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from rnncls.config import FilesConfig, load_config, parse_config
-from rnncls.data.dataset import Dataset, Fingerprints, load_dataset
+from rnncls.data.dataset import Dataset, Fingerprints
 from rnncls.data.files import places
 from rnncls.data.files import search as moved
 from rnncls.data.files.opening import fingerprint
 from rnncls.data.files.places import files_of
 from rnncls.data.files.search import Search, find_moved
+from rnncls.data.loading import load_dataset
 from rnncls.data.moved import with_files_now
 from rnncls.errors import CheckpointError, DataError, Interrupted
 from rnncls.rundir.checkpoint import read_checkpoint

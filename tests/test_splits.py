@@ -15,7 +15,8 @@ from rnncls.config import FilesConfig
 from rnncls.data import FilesTask, load_task
 from rnncls.data.contradictions import find_contradictions
 from rnncls.data.copies import group
-from rnncls.data.dataset import Dataset, load_dataset
+from rnncls.data.dataset import Dataset
+from rnncls.data.loading import load_dataset
 from rnncls.data.report import stats
 from rnncls.data.splits import DROPPED, SPLITS, TEST, TRAIN, VAL, by_hash, stratified
 from rnncls.data.table import Numbering, SplitRows, hash_of, read_table

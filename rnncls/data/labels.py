@@ -33,6 +33,6 @@ def strip_labels(
     for table in tables:
         # The array shares the memory of the table's.
         of_rows = np.frombuffer(table.labels, dtype=np.int32)
-        table.spaced_labels = int(has_space[of_rows].sum())
+        table.noticed.spaced_labels = int(has_space[of_rows].sum())
         of_rows[:] = number_of[of_rows]
     return list(numbers)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from rnncls.config import READING_KEYS, FilesConfig, parse_saved
-from rnncls.errors import ConfigError, Problem, RnnclsError
+from rnncls.errors import ConfigError, DataError, Problem, RnnclsError
 
 # Those that have an option of their own.
 _OPTIONS = {"sequence_field": "--sequence-field", "label_field": "--label-field", "bad": "--bad"}
@@ -156,7 +156,20 @@ def with_options(error: _Error, otherwise: str) -> _Error:
 def _option(key: str, value: str | None) -> str:
     """Return the option for a key in a remedy, with its value if it has one."""
     if key == "empty":
-        key, value = "bad", "skip"
+        return f"{_OPTIONS['bad']} skip"
     if key in _OPTIONS:
         return f"{_OPTIONS[key]} {'NAME' if value in (None, '...') else value}"
     return f"--read {key}={value or '...'}"
+
+
+def without_keys(error: DataError, remedy: str) -> DataError:
+    """Return the error with `remedy` in place of those that name a key of the config.
+
+    For a file that is read as a finished run read its own: there, no key can be changed.
+    """
+    problems = []
+    for problem in error.problems:
+        if "data." in problem.remedy:
+            problem = replace(problem, remedy=remedy)
+        problems.append(problem)
+    return DataError(*problems)

@@ -13,6 +13,7 @@ from rnncls.data.contradictions import NO_CONTRADICTIONS, Contradictions
 from rnncls.data.dataset import Dataset
 from rnncls.data.sequences import Sequences, epoch_order, padding_waste, steps_per_epoch
 from rnncls.data.splits import NO_RARE_CLASSES
+from rnncls.data.table import Noticed
 from rnncls.data.task import FilesTask, Task
 from rnncls.errors import printable
 
@@ -146,17 +147,19 @@ def _split_stats(dataset: Dataset, name: str, sequences: Sequences) -> SplitStat
         )
         majority = max(classes) / len(sequences)
 
+    # A split without files of its own is counted with the training files.
+    noticed = dataset.noticed.get(name, Noticed())
     return SplitStats(
         sequences=len(sequences),
         tokens=len(sequences.tokens),
         length=length,
         classes=dict(zip(labels, classes, strict=True)),
         majority=majority,
-        empty_dropped=dataset.dropped.get(name, 0),
-        truncated=dataset.truncated.get(name, 0),
-        bad_skipped=dataset.skipped.get(name, 0),
-        labels_with_space=dataset.spaced_labels.get(name, 0),
-        like_lists=dataset.like_lists.get(name, (0, ""))[0],
+        empty_dropped=noticed.dropped,
+        truncated=noticed.truncated,
+        bad_skipped=noticed.skipped,
+        labels_with_space=noticed.spaced_labels,
+        like_lists=noticed.like_lists,
         unknown_tokens=dataset.unknown_tokens.get(name, 0),
         also_in_train=dataset.in_train.get(name, 0),
         also_in_val=dataset.in_val.get(name, 0),

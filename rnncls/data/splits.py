@@ -125,9 +125,13 @@ def assign_splits(tables: dict[str, Table], data: FilesConfig, labels: list[str]
     rows = {name: SplitRows(train_file, places == place) for place, name in enumerate(SPLITS)}
     for name in ("val", "test"):
         if name in tables:
-            table = tables[name]
-            rows[name] = SplitRows(table, np.ones(len(table.labels), dtype=bool))
+            rows[name] = whole(tables[name])
     return Shares(rows, kept, rare, _known_labels(rows, data))
+
+
+def whole(table: Table) -> SplitRows:
+    """Return all rows of a table."""
+    return SplitRows(table, np.ones(len(table.labels), dtype=bool))
 
 
 def shared_out(copies: Copies, data: FilesConfig, val: float, test: float) -> tuple[Array, Copies]:

@@ -29,6 +29,21 @@ Array = np.ndarray[Any, Any]  # one-dimensional
 
 
 @dataclass
+class Noticed:
+    """What a user should know of the files of a split, noticed while they were read."""
+
+    # How each file was read, in words, if that is worth a word.
+    read_as: dict[str, str] = field(default_factory=dict)
+
+    dropped: int = 0  # empty sequences
+    truncated: int = 0  # sequences
+    skipped: int = 0  # bad rows
+    spaced_labels: int = 0  # labels with white space around them
+    like_lists: int = 0  # texts that look like lists of numbers or of quoted texts
+    first_like_list: str = ""  # its place
+
+
+@dataclass
 class Table:
     """The rows of one file, or of several that are read as one.
 
@@ -50,15 +65,7 @@ class Table:
     # A hash of each sequence as it was before truncation.
     hashes: array[int] = field(default_factory=lambda: array("Q"))
 
-    # How each file was read, in words, if that is worth a word.
-    read_as: dict[str, str] = field(default_factory=dict)
-
-    dropped: int = 0
-    truncated: int = 0
-    skipped: int = 0  # bad rows
-    spaced_labels: int = 0  # labels with white space around them
-    like_lists: int = 0  # texts that look like lists of numbers or of quoted texts
-    first_like_list: str = ""  # its place
+    noticed: Noticed = field(default_factory=Noticed)
     is_train_file: bool = False
 
     @property
@@ -160,18 +167,19 @@ def _read_file(
     report_bytes: ReportBytes,
 ) -> None:
     """Add the rows of a file to the table. Raises: DataError."""
+    noticed = table.noticed
     bad = bad_rows_of(path, data.bad)
-    num_before = len(table.lengths) + table.dropped
+    num_before = len(table.lengths) + noticed.dropped
     dialect = sniff(path, dialect_of(data), [*data.sequence_fields, data.label_field])
     if is_remarkable(dialect):
-        table.read_as[path] = described(dialect)
+        noticed.read_as[path] = described(dialect)
 
     # Called once for each token of the data: `map` over a bound method is the fastest way.
     number_of = token_numbers.__getitem__
     for record in read_records(path, data, dialect, bad, report_bytes):
         # A number instead of a record is the line of an empty sequence.
         if isinstance(record, int):
-            table.dropped += 1
+            noticed.dropped += 1
             continue
 
         tokens = truncate(record.tokens, data)
@@ -180,7 +188,7 @@ def _read_file(
             continue
 
         if len(tokens) < len(record.tokens):
-            table.truncated += 1
+            noticed.truncated += 1
 
         # The hash is of the whole sequence: max_length must not move rows between splits.
         table.hashes.append(hash_of(record.tokens))
@@ -190,11 +198,11 @@ def _read_file(
         table.lines.append(record.line)
 
     # Only after the last row: a user fixes several bad lines at once.
-    num_good = len(table.lengths) + table.dropped - num_before
+    num_good = len(table.lengths) + noticed.dropped - num_before
     bad.finish(num_good)
-    table.skipped += bad.count
-    table.like_lists += bad.num_like_lists
-    table.first_like_list = table.first_like_list or bad.first_like_list
+    noticed.skipped += bad.count
+    noticed.like_lists += bad.num_like_lists
+    noticed.first_like_list = noticed.first_like_list or bad.first_like_list
 
 
 def _progress_bar(paths: tuple[str, ...], progress: bool) -> tqdm[Any]:

@@ -6,7 +6,6 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from pydantic_core import PydanticCustomError
@@ -22,15 +21,15 @@ from rnncls.config import (
 )
 from rnncls.data import sequences, sum_mod
 from rnncls.data.batches import Batch, Block
-from rnncls.data.dataset import Dataset, Fingerprints, load_dataset, with_files_found
-from rnncls.data.files.places import in_tuple, named
-from rnncls.data.splits import SPLITS
+from rnncls.data.dataset import Dataset, Fingerprints
+from rnncls.data.files.places import named
+from rnncls.data.loading import load_dataset
+from rnncls.data.read_tables import with_files_found
 from rnncls.data.vocabulary import Vocabulary
-from rnncls.data.warnings import dataset_warnings
+from rnncls.data.warnings import dataset_warnings, files_found, how_read
 from rnncls.errors import ConfigError, Problem, printable
 
 MOST_LENGTHS_LOGGED = 20  # a chart with more curves cannot be read
-MOST_FILES_SAID = 5
 
 
 class Task(ABC):
@@ -263,10 +262,10 @@ def load_task(
 
     said = set() if said is None else said
     data = with_files_found(config.data)
-    _say_once(_files_found(config.data, data), said)
+    _say_once(files_found(config.data, data), said)
     config = config.model_copy(update={"data": data})
     dataset = load_dataset(data, vocabulary, progress)
-    _say_once(_how_read(dataset), said)
+    _say_once(how_read(dataset), said)
     task = FilesTask(config, data, dataset)
     _say_once([*dataset_warnings(dataset), *_warnings_of_length(task)], said)
     _require_size(task)
@@ -281,34 +280,9 @@ def _say_once(lines: Iterable[str], said: set[str]) -> None:
             print(line, file=sys.stderr)
 
 
-def _files_found(wanted: FilesConfig, found: FilesConfig) -> Iterator[str]:
-    """Yield which files a folder or a pattern stands for."""
-    for name in SPLITS:
-        if getattr(wanted, name) is None:
-            continue
-        files = in_tuple(getattr(found, name))
-        if files == in_tuple(getattr(wanted, name)):
-            continue
-
-        names = ", ".join(Path(file).name for file in files[:MOST_FILES_SAID])
-        if len(files) > MOST_FILES_SAID:
-            names += f" and {len(files) - MOST_FILES_SAID:,} more"
-        count = "1 file" if len(files) == 1 else f"{len(files):,} files"
-        yield printable(f"rnncls: {count} for {name}: {names}")
-
-
 def say_how_read(dataset: Dataset) -> None:
     """Say on stderr how the files were read."""
-    _say_once(_how_read(dataset), set())
-
-
-def _how_read(dataset: Dataset) -> Iterator[str]:
-    """Yield how the files were read, once for those that were read in the same way."""
-    files: dict[str, list[str]] = {}
-    for file, read_as in dataset.read_as.items():
-        files.setdefault(read_as, []).append(file)
-    for read_as, those in files.items():
-        yield printable(f"rnncls: {named(tuple(those))}: read as: {read_as}")
+    _say_once(how_read(dataset), set())
 
 
 def _warnings_of_length(task: FilesTask) -> Iterator[str]:

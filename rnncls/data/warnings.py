@@ -1,14 +1,20 @@
-"""What a user should know about a dataset before believing a result."""
+"""What a user should know about a dataset: how it was read, and what to doubt."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from rnncls.config import FilesConfig
 from rnncls.data.dataset import Dataset
+from rnncls.data.files.places import in_tuple, named
 from rnncls.data.sequences import Sequences
+from rnncls.data.splits import SPLITS
 from rnncls.errors import printable
 
 # Shares above which a warning is worth reading.
 UNKNOWN_SHARE = 0.5
 SHARED_SHARE = 0.01
+
+MOST_FILES_SAID = 5
 
 
 def dataset_warnings(dataset: Dataset) -> list[str]:
@@ -34,21 +40,22 @@ def _warnings(dataset: Dataset) -> Iterator[str]:
 
 def _counted(dataset: Dataset) -> Iterator[str]:
     """Yield what was noticed of single rows while the files were read, counted."""
-    for counts, text in (
-        (dataset.truncated, "[D16]: {:,} sequences of {} were truncated"),
-        (dataset.dropped, "[D9]: {:,} empty sequences of {} were dropped"),
-        (dataset.spaced_labels, "[D5]: white space around {:,} labels of {} was taken away"),
-    ):
-        yield from (text.format(count, name) for name, count in counts.items() if count)
+    for name, noticed in dataset.noticed.items():
+        for count, text in (
+            (noticed.truncated, "[D16]: {:,} sequences of {} were truncated"),
+            (noticed.dropped, "[D9]: {:,} empty sequences of {} were dropped"),
+            (noticed.spaced_labels, "[D5]: white space around {:,} labels of {} was taken away"),
+        ):
+            if count:
+                yield text.format(count, name)
 
-    for name, (count, place) in dataset.like_lists.items():
-        if count:
-            what = f"{count:,} sequences of {name} look like lists, the first is {place}"
-            if count == 1:
-                what = f"1 sequence of {name} looks like a list, {place}"
+        if noticed.like_lists:
+            what = f"{noticed.like_lists:,} sequences of {name} look like lists, the first is"
+            if noticed.like_lists == 1:
+                what = f"1 sequence of {name} looks like a list,"
             yield (
-                f"[D7]: {what}: brackets are read as text; data.tokens=ids reads lists of ids, and "
-                "JSON has lists of words"
+                f"[D7]: {what} {noticed.first_like_list}: brackets are read as text; "
+                "data.tokens=ids reads lists of ids, and JSON has lists of words"
             )
 
 
@@ -76,3 +83,28 @@ def _warnings_of_split(dataset: Dataset, name: str, sequences: Sequences) -> Ite
     in_val = dataset.in_val.get(name, 0) / len(sequences)
     if in_val > SHARED_SHARE:
         yield f"[D17]: {in_val:.1%} of the sequences of {name} are in the validation data too"
+
+
+def files_found(wanted: FilesConfig, found: FilesConfig) -> Iterator[str]:
+    """Yield which files a folder or a pattern stands for."""
+    for name in SPLITS:
+        if getattr(wanted, name) is None:
+            continue
+        files = in_tuple(getattr(found, name))
+        if files == in_tuple(getattr(wanted, name)):
+            continue
+
+        names = ", ".join(Path(file).name for file in files[:MOST_FILES_SAID])
+        if len(files) > MOST_FILES_SAID:
+            names += f" and {len(files) - MOST_FILES_SAID:,} more"
+        count = "1 file" if len(files) == 1 else f"{len(files):,} files"
+        yield printable(f"rnncls: {count} for {name}: {names}")
+
+
+def how_read(dataset: Dataset) -> Iterator[str]:
+    """Yield how the files were read, once for those that were read in the same way."""
+    files: dict[str, list[str]] = {}
+    for file, read_as in dataset.read_as.items():
+        files.setdefault(read_as, []).append(file)
+    for read_as, those in files.items():
+        yield printable(f"rnncls: {named(tuple(those))}: read as: {read_as}")

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from rnncls.config import Config, SumModConfig
 from rnncls.config.ranges import DEFAULT_SAMPLES
 from rnncls.data import Batch
-from rnncls.data.dataset import Dataset, load_dataset
-from rnncls.data.files.places import named
+from rnncls.data.dataset import Dataset
+from rnncls.data.loading import load_dataset
 from rnncls.evaluation.examples import (
     Examples,
     generated_examples,
@@ -99,7 +99,7 @@ def _choose(
     # Read without the checkpoint's vocabulary, which a model alone does not have.
     dataset = dataset or load_dataset(config.data, progress=progress)
     sizes = (model.embedding.num_embeddings, model.head.out_features)
-    require_sizes(dataset, sizes, named(config.data.train))
+    require_sizes(dataset, sizes)
     return held_out_examples(dataset, config.data, lengths)
 
 

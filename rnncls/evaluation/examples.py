@@ -125,14 +125,14 @@ def generated_examples(
     return Examples(total, batches, labels, trained, exhaustive, data=None, source=None)
 
 
-def require_sizes(dataset: Dataset, sizes: tuple[int, int], path: str) -> None:
+def require_sizes(dataset: Dataset, sizes: tuple[int, int]) -> None:
     """Raise DataError unless the data has as many (tokens, classes) as the model, `sizes`."""
     # The only trace that a model has of its data, without its checkpoint.
     if (dataset.vocabulary.num_embeddings, dataset.vocabulary.num_classes) != sizes:
         raise DataError(
             Problem(
                 "the data is not what this model was trained on",
-                path,
+                next(iter(dataset.files.values()))[0],
                 remedy="the old file, or `dataset` from the checkpoint",
                 id="D18",
             )

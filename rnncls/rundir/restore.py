@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rnncls.config import Config, FilesConfig, flatten, sizes
-from rnncls.data.dataset import Dataset, load_held_out, load_labelled_files
+from rnncls.data.dataset import Dataset
 from rnncls.data.files.search import Search
+from rnncls.data.loading import load_held_out, load_labelled_files
 from rnncls.data.new_files import as_new_file
 from rnncls.data.splits import SPLITS
 from rnncls.errors import CheckpointError, ConfigError, Problem

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from rnncls.config import FilesConfig
-from rnncls.data.dataset import data_files
 from rnncls.data.files.places import as_in_config
 from rnncls.data.files.search import Search
 from rnncls.data.moved import Remedies, files_now, say_moved
+from rnncls.data.read_tables import data_files
 from rnncls.errors import CheckpointError, Problem
 from rnncls.sweep.plan import Member, Sweep, planned_files
 

@@ -21,9 +21,8 @@ from rnncls.config import (
 )
 from rnncls.config.ranges import MAX_SAMPLES, parse_lengths, parse_seeds, require_generated_data
 from rnncls.data import spread_lengths
-from rnncls.data.dataset import data_files, with_files_found
 from rnncls.data.files.opening import fingerprint
-from rnncls.data.splits import SPLITS
+from rnncls.data.read_tables import DATA_KEYS, data_files, with_files_found
 from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
@@ -40,7 +39,6 @@ MAX_SWEEP_FILE_BYTES = 60_000
 MAX_NAME_BYTES = 200
 
 # Their values are data files.
-DATA_KEYS = frozenset(f"data.{name}" for name in SPLITS)
 
 Grid = dict[str, list[str]]  # the values of each key, as they were written
 

@@ -11,8 +11,8 @@ import torch
 from pydantic import BaseModel, Field
 
 from rnncls.config import COUNTED, Config, FilesConfig, SumModConfig, flatten, with_numbers
-from rnncls.data.dataset import data_files
 from rnncls.data.files.search import Search
+from rnncls.data.read_tables import DATA_KEYS, data_files
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.evaluation.report import Report
@@ -20,7 +20,7 @@ from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest, model_on_device
 from rnncls.rundir.restore import held_out_data
 from rnncls.sweep.paths import EVALUATION
-from rnncls.sweep.plan import DATA_KEYS, Member, Sweep, tested_lengths
+from rnncls.sweep.plan import Member, Sweep, tested_lengths
 from rnncls.system.files import read_regular, write_atomically, writing
 
 # A report has a row per length, and on data files there may be a million lengths. The bound keeps a

@@ -199,16 +199,3 @@ def bad_rows_of(path: str | Path, bad: str) -> BadRows:
 def _cause_of(problem: Problem) -> tuple[str, str, str]:
     """Return what problems of the same cause have in common; places and values differ."""
     return problem.what, problem.expected, problem.remedy
-
-
-def without_keys(error: DataError, remedy: str) -> DataError:
-    """Return the error with `remedy` in place of those that name a key of the config.
-
-    For a file that is read as a finished run read its own: there, no key can be changed.
-    """
-    problems = []
-    for problem in error.problems:
-        if "data." in problem.remedy:
-            problem = replace(problem, remedy=remedy)
-        problems.append(problem)
-    return DataError(*problems)
