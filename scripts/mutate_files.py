@@ -45,8 +45,9 @@ import typer
 
 from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import Dialect, dialect_of, sniff
+from rnncls.data.files.dialect import Dialect, dialect_of
 from rnncls.data.files.rows import read_rows
+from rnncls.data.files.sniffing import sniff
 from rnncls.data.loading import load_dataset
 from rnncls.data.records import read_records
 from rnncls.errors import RnnclsError

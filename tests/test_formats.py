@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from rnncls.data.files import columnar
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import Dialect, described, sniff
+from rnncls.data.files.dialect import Dialect, described
 from rnncls.data.files.encodings import ToUtf8
 from rnncls.data.files.formats import format_of
 from rnncls.data.files.lines import read_lines
 from rnncls.data.files.rows import read_rows
+from rnncls.data.files.sniffing import sniff
 from rnncls.errors import DataError
 
 row = pytest.mark.row

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import dialect_of, sniff
+from rnncls.data.files.dialect import dialect_of
+from rnncls.data.files.sniffing import sniff
 from rnncls.data.records import Record, read_records
 from rnncls.errors import DataError
 

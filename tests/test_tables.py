@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from rnncls.data.files import splitting
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import Dialect, described, sniff
+from rnncls.data.files.dialect import Dialect, described
 from rnncls.data.files.rows import read_rows
+from rnncls.data.files.sniffing import sniff
 from rnncls.errors import DataError
 from tests.helpers import run_rnncls
 

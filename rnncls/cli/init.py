@@ -164,7 +164,8 @@ def guess(
 
 def say_how_read(file: Path, reading: "FilesConfig") -> None:
     """Say on stderr how a file is read, if that can be told."""
-    from rnncls.data.files.dialect import described, dialect_of, is_remarkable, sniff
+    from rnncls.data.files.dialect import described, dialect_of, is_remarkable
+    from rnncls.data.files.sniffing import sniff
 
     try:
         dialect = sniff(file, dialect_of(reading), [])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from rnncls.data.cells import is_label, is_measured, tokens_of
 from rnncls.data.files.bad_rows import FRACTIONS, FRACTIONS_REMEDY, BadRows
-from rnncls.data.files.dialect import TABLES, Dialect, sniff
+from rnncls.data.files.dialect import TABLES, Dialect
 from rnncls.data.files.formats import format_of
 from rnncls.data.files.headers import (
     LABEL_NAMES,
@@ -25,6 +25,7 @@ from rnncls.data.files.headers import (
 )
 from rnncls.data.files.lines import read_lines
 from rnncls.data.files.rows import read_rows
+from rnncls.data.files.sniffing import sniff
 from rnncls.data.files.splitting import SEPARATORS, parsed_rows
 from rnncls.errors import DataError, Problem
 

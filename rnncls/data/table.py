@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import bad_rows_of
-from rnncls.data.files.dialect import described, dialect_of, is_remarkable, sniff
+from rnncls.data.files.dialect import described, dialect_of, is_remarkable
 from rnncls.data.files.opening import ReportBytes
 from rnncls.data.files.places import named
+from rnncls.data.files.sniffing import sniff
 from rnncls.data.records import read_records
 from rnncls.data.vocabulary import truncate
 from rnncls.errors import Problem

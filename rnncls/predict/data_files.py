@@ -10,9 +10,10 @@ from typing import Any
 from rnncls.config import FilesConfig
 from rnncls.data.cells import label_of, sequence_of
 from rnncls.data.files.bad_rows import BadRows
-from rnncls.data.files.dialect import TABLES, described, dialect_of, is_remarkable, sniff
+from rnncls.data.files.dialect import TABLES, described, dialect_of, is_remarkable
 from rnncls.data.files.headers import SEQUENCE_NAMES, meant
 from rnncls.data.files.rows import read_rows
+from rnncls.data.files.sniffing import sniff
 from rnncls.data.new_files import as_new_file, with_options
 from rnncls.errors import DataError, Problem, printable
 from rnncls.predict.headers import refuse_names
