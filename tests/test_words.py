@@ -15,7 +15,7 @@ import typer
 
 from rnncls.cli.app import app
 from rnncls.cli.command import Command, kind_of, name_of
-from rnncls.cli.options import Words, sort_words
+from rnncls.cli.words import Words, sort_words
 from rnncls.config import load_config
 from rnncls.config.names import ALIASES, advice, known_keys, meant_keys
 from rnncls.errors import ConfigError

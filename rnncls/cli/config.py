@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rnncls.cli.options import Json, OptionalConfig, Overrides, config_of, load
+from rnncls.cli.options import Json, OptionalConfig, Overrides
+from rnncls.cli.words import config_of, load
 from rnncls.errors import DataError, printable
 
 if TYPE_CHECKING:

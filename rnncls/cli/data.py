@@ -13,16 +13,8 @@ from rnncls.cli.init import (
     require_no_file_options,
     say_how_read,
 )
-from rnncls.cli.options import (
-    Json,
-    LabelField,
-    OptionalConfig,
-    SequenceField,
-    Tokens,
-    WordsOrData,
-    load,
-    sort_words,
-)
+from rnncls.cli.options import Json, LabelField, OptionalConfig, SequenceField, Tokens, WordsOrData
+from rnncls.cli.words import load, sort_words
 from rnncls.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
@@ -73,6 +65,7 @@ def stats(
     file_options = file_options_of(sequence_field, label_field, tokens)
     task = _load_files(config, overrides, file_options)
     from rnncls.data import report
+    from rnncls.data.plots import draw
     from rnncls.system.files import writing
 
     if as_json:
@@ -83,7 +76,7 @@ def stats(
     # Last, so that a picture that cannot be written costs no statistics.
     if plot is not None:
         with writing(plot):
-            report.plot(task, plot)
+            draw(task, plot)
 
 
 def sample(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rnncls.cli.completion import complete_word
-from rnncls.cli.options import Json, load
+from rnncls.cli.options import Json
+from rnncls.cli.words import load
 from rnncls.errors import ConfigError, Problem
 from rnncls.system.rows import on_one_line
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnncls.cli.completion import complete_override, complete_word
-from rnncls.cli.options import DataDir, Json, OptionalConfig, config_of, load, require_resuming
+from rnncls.cli.options import DataDir, Json, OptionalConfig, require_resuming
+from rnncls.cli.words import config_of, load
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES
 from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem, RnnclsError
 from rnncls.system.waiting import load_torch

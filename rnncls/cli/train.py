@@ -14,13 +14,10 @@ from rnncls.cli.options import (
     OptionalConfig,
     SequenceField,
     Tokens,
-    Words,
     WordsOrData,
-    load,
     require_resuming,
-    sort_words,
-    with_device,
 )
+from rnncls.cli.words import Words, load, sort_words, with_device
 from rnncls.errors import ConfigError, Problem
 from rnncls.system.file_kinds import without_packing
 from rnncls.system.waiting import load_torch

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from rnncls.cli.command import kind_of, name_of, range_of
-from rnncls.cli.options import kind_of_word
+from rnncls.cli.words import kind_of_word
 from rnncls.config.names import advice, is_switch, is_switch_value
 from rnncls.errors import Problem
 

@@ -61,6 +61,7 @@ def bad_label(row: dict[str, Any], field: str) -> Problem:
     found = f"{value!r:.60}"
     expected = "text or an integer"
     remedy = "data.label_field, or fix the line"
+
     if field not in row:
         what = f'no field "{field}"'
         found = fields_of(row)
@@ -77,10 +78,12 @@ def bad_label(row: dict[str, Any], field: str) -> Problem:
         remedy = "data.label_field, or classes such as low and high in its place"
     else:
         what = "bad label"
+
     return Problem(what, expected=expected, found=found, remedy=remedy, id="D5")
 
 
 def fields_of(row: dict[str, Any]) -> str:
+    """Return the names of a row's fields, for messages."""
     return f"the fields {', '.join(row)}" if row else "no fields"
 
 

@@ -235,7 +235,8 @@ def _layout_of(
         _require_tokens(path, sequence)
     kind, why_tokens = (tokens, "as given") if tokens else _kind_of_tokens(sequence)
     if kind == "ids" and len(given) > 1 and not tokens:
-        kind, why_tokens = "words", "several columns, which are joined by <sep>"
+        kind = "words"
+        why_tokens = "several columns, which are joined by <sep>"
     return Layout(
         dialect,
         [column.name for column in columns],

@@ -1,9 +1,6 @@
 """Reads labelled sequences from the user's files, and names every bad row.
 
-    JSONL   {"sequence": [3, 1, 4], "label": 8}     or {"sequence": "some text", "label": "code"}
-    CSV     a header row, then one row each, separated by commas, semicolons, tabs or bars
-    TSV     the same with tabs
-
+A row comes from `read_rows`, whatever the format of its file: {"sequence": [3, 1, 4], "label": 8}.
 Only the current row is kept in memory.
 """
 

@@ -10,10 +10,10 @@ from typing import IO, Any, TextIO
 
 from tqdm import tqdm
 
-from rnncls.data.vocabulary import UNKNOWN_ID
-from rnncls.errors import ConfigError, Problem, printable
+from rnncls.errors import ConfigError, Problem
 from rnncls.predict.predictor import Prediction, Predictor, predict_ids
-from rnncls.predict.reading import Fields, Row, chunks_of
+from rnncls.predict.reading import Row, chunks_of
+from rnncls.predict.tally import LeftOut, Tally
 from rnncls.system.files import new_file, writing
 from rnncls.system.rows import (
     format_of_name,
@@ -32,8 +32,6 @@ TABLES = ("csv", "tsv")
 
 # Columns of a table that are not the input's own.
 PLACE_COLUMNS = ("row", "line")
-
-MOST_NAMES_SHOWN = 5
 
 # Writes a row with its prediction, None for one that was skipped.
 Writer = Callable[[Row, Prediction | None], object]
@@ -76,17 +74,10 @@ def write_predictions(
         no_bar = True if output is None and sys.stdout.isatty() else None
         with tqdm(unit="seq", disable=no_bar) as bar:
             for rows in chain([first], chunks):
-                # A row that was skipped has no ids.
-                predictions = iter(
-                    predict_ids(predictor, [row.ids for row in rows if row.ids], top_k)
-                )
-                for row in rows:
-                    if not row.ids:
-                        write(row, None)
-                        continue
-                    prediction = next(predictions)
+                for row, prediction in _predicted(predictor, rows, top_k):
                     write(row, prediction)
-                    tally.add(row, prediction)
+                    if prediction is not None:
+                        tally.add(row, prediction)
 
                 # Whoever waits at the other end of a pipe gets the answer now.
                 file.flush()
@@ -97,6 +88,15 @@ def write_predictions(
     tally.report()
     left_out.report()
     return tally.count
+
+
+def _predicted(
+    predictor: Predictor, rows: list[Row], top_k: int
+) -> Iterator[tuple[Row, Prediction | None]]:
+    """Yield each row with its prediction, None for one that was skipped: it has no ids."""
+    predictions = iter(predict_ids(predictor, [row.ids for row in rows if row.ids], top_k))
+    for row in rows:
+        yield row, next(predictions) if row.ids else None
 
 
 def added_columns(num_labels: int) -> list[str]:
@@ -132,110 +132,6 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
 
     with writing(output), new_file(output) as file:
         yield file
-
-
-class LeftOut:
-    """Counts rows with fields that the first row lacks: a table has no columns for them."""
-
-    def __init__(self, columns: list[str]) -> None:
-        self.columns = frozenset(columns)
-        self.count = 0
-        self.names: dict[str, None] = {}  # in their order; the first ones
-
-    def look_at(self, fields: Fields) -> None:
-        """Note the fields of a row that have no column."""
-        if self.columns.issuperset(fields):
-            return
-        self.count += 1
-        for name in fields:
-            if name not in self.columns and len(self.names) <= MOST_NAMES_SHOWN:
-                self.names[name] = None
-
-    def report(self) -> None:
-        """Say on stderr what the table lacks."""
-        if self.count:
-            names = [*self.names]
-            shown = ", ".join(names[:MOST_NAMES_SHOWN])
-            more = ", ..." if len(names) > MOST_NAMES_SHOWN else ""
-            rows = "1 row has" if self.count == 1 else f"{self.count:,} rows have"
-            _warn(
-                "D14",
-                f"{rows} fields that the first one lacks, which are not in the table: "
-                f"{printable(shown)}{more}",
-            )
-
-
-class Tally:
-    """Counts the predictions, the right ones, and those that are not meaningful."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self.labels = frozenset(predictor.labels)
-        # Without <unk>, its id stands for a token like any other.
-        self.has_unknown = predictor.vocabulary.has_unknown
-        self.count = 0
-        self.unknown = 0  # sequences of which the model knows no token
-        self.mostly = 0  # others of which it knows less than half
-        self.labelled = 0  # sequences with a label to compare with
-        self.correct = 0
-        self.foreign = 0  # sequences whose label the model does not know
-
-    def add(self, row: Row, prediction: Prediction) -> None:
-        """Count one prediction."""
-        self.count += 1
-        if self.has_unknown and UNKNOWN_ID in row.ids:
-            num_unknown = row.ids.count(UNKNOWN_ID)
-            if num_unknown == len(row.ids):
-                self.unknown += 1
-            elif 2 * num_unknown > len(row.ids):
-                self.mostly += 1
-
-        if row.true is not None:
-            self.labelled += 1
-            if row.true == prediction.label:
-                self.correct += 1
-            elif row.true not in self.labels:
-                self.foreign += 1
-
-    def _have(self, number: int) -> str:
-        return f"{number:,} of {self.count:,} sequences {'has' if number == 1 else 'have'}"
-
-    def report(self) -> None:
-        """Say on stderr what the predictions are worth."""
-        if self.unknown:
-            _warn(
-                "D8",
-                f"{self._have(self.unknown)} no token of the training data; "
-                f"{_predictions(self.unknown)} not meaningful",
-            )
-        if self.mostly:
-            _warn(
-                "D8",
-                f"{self._have(self.mostly)} mostly tokens that the training data lacks; "
-                f"{_predictions(self.mostly)} worth little",
-            )
-        if self.foreign:
-            # In a file without labels, another column may have the name of theirs, or the number.
-            otherwise = "; if the file has no labels, the accuracy means nothing"
-            _warn(
-                "D6",
-                f"{self._have(self.foreign)} a label that the model does not know; "
-                f"{'it counts' if self.foreign == 1 else 'they count'} as wrong"
-                f"{otherwise * (self.foreign == self.labelled)}",
-            )
-        if self.labelled:
-            accuracy = self.correct / self.labelled
-            without = self.count - self.labelled
-            rest = f"; {without:,} without a label" if without else ""
-            shown = f"accuracy: {accuracy:.4f} ({self.correct:,} of {self.labelled:,}{rest})"
-            print(f"rnncls: {shown}", file=sys.stderr)
-
-
-def _predictions(number: int) -> str:
-    return "its prediction is" if number == 1 else "their predictions are"
-
-
-def _warn(id: str, message: str) -> None:
-    print(f"rnncls: warning[{id}]: {message}", file=sys.stderr)
 
 
 def writer(

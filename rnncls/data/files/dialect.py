@@ -76,7 +76,9 @@ def keys_of(dialect: Dialect) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     usual = Dialect()
     if dialect.format in TABLES:
-        separator, quoting = ("tab", "none") if dialect.format == "tsv" else (",", "standard")
+        is_tsv = dialect.format == "tsv"
+        separator = "tab" if is_tsv else ","
+        quoting = "none" if is_tsv else "standard"
         keys["separator"] = dialect.separator if dialect.separator != separator else None
         keys["quoting"] = dialect.quoting if dialect.quoting != quoting else None
         is_said = dialect.is_header_known or not dialect.header

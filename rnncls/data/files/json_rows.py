@@ -37,7 +37,7 @@ def json_rows(lines: Lines, bad: BadRows) -> NumberedRows:
             _add_no_json(bad, number, text, error)
             continue
 
-        # Python reads "\\ud800" as text that no file can hold. Looking for an escape is much
+        # Python reads "\ud800" as text that no file can hold. Looking for an escape is much
         # faster than looking at every value.
         is_plain = type(row) is dict and "\\u" not in text
         if is_plain or _is_good(row, text, number, bad):
@@ -183,7 +183,6 @@ class _Array:
 
         # What is no UTF-8 becomes halves of surrogate pairs, and is found in its object.
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self.decode_json = json.JSONDecoder().raw_decode
         self.text = ""
         self.at = 0  # position in `text`
         self.line = 1  # of that position
@@ -260,7 +259,7 @@ class _Array:
         if match and match.end() == len(self.text) and not self.has_ended:
             return None, None
         try:
-            value, end = self.decode_json(self.text, self.at)
+            value, end = _decode(self.text, self.at)
         except (ValueError, RecursionError) as error:
             return match.end() if match else self._end_of_brackets(), error
         return end, value
