@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -55,12 +56,12 @@ def run_sweep(
     members = _members_of_shard(sweep, shard)
 
     progress = _Progress(members)
-    said: set[str] = set()
     # Signal handlers and the hook for TensorBoard's threads belong to the process, so they are set
     # here once and not by each member.
     with stop_requests() as stop, reporting_disk_errors_later(), progress.bar:
+        shared = Shared(stop, progress.update, search=search, said=set())
         for group in plan_groups(members, jobs):
-            _run_group(sweep, group, stop, progress, search, said)
+            _run_group(sweep, group, stop, progress, shared)
             if stop.number is not None:
                 raise _interrupted(sweep, stop.number)
     # In the order of the sweep, not in that in which they failed.
@@ -114,14 +115,11 @@ class _Progress:
 
 
 def _run_group(
-    sweep: Sweep,
-    group: Group,
-    stop: StopRequest,
-    progress: _Progress,
-    search: Search,
-    said: set[str],
+    sweep: Sweep, group: Group, stop: StopRequest, progress: _Progress, shared: Shared
 ) -> None:
     """Train and evaluate the members of a group, until each has ended or saved.
+
+    `shared` is what the members of all groups have in common.
 
     Raises the first error that concerns more than one member, after all others have saved.
     """
@@ -129,7 +127,7 @@ def _run_group(
 
     # Leaving the pool waits for every thread, so nothing is raised while a member still trains.
     with ThreadPoolExecutor(group.threads) as pool:
-        running = _submit(pool, sweep, group, stop, progress, search, said)
+        running = _submit(pool, sweep, group, stop, shared)
         for future, member in _as_they_end(running, stop):
             error = future.exception()
             if error is None:
@@ -155,13 +153,7 @@ def _run_group(
 
 
 def _submit(
-    pool: ThreadPoolExecutor,
-    sweep: Sweep,
-    group: Group,
-    stop: StopRequest,
-    progress: _Progress,
-    search: Search,
-    said: set[str],
+    pool: ThreadPoolExecutor, sweep: Sweep, group: Group, stop: StopRequest, shared: Shared
 ) -> dict[Future[bool], Member]:
     """Hand the members of a group to the pool's threads."""
     running: dict[Future[bool], Member] = {}
@@ -170,16 +162,14 @@ def _submit(
     # Without a stack there are no stack members, and every member is paired with None.
     try:
         for member, stack_member in itertools.zip_longest(group.members, stack_members):
-            shared = Shared(
+            of_member = replace(
+                shared,
                 stop=stop.member(),
-                report_steps=progress.update,
                 engine=stack_member.steps if stack_member else None,
                 compared=("seed", *member.values),
-                search=search,
-                said=said,
             )
 
-            future = pool.submit(run_member, sweep, member, shared)
+            future = pool.submit(run_member, sweep, member, of_member)
             running[future] = member
 
             # A stack takes a step when every member that has not left waits for one. A member that
