@@ -27,6 +27,9 @@ MOST_BATCH_BYTES = 2**28
 # All texts of an Excel file are in memory while it is read.
 MOST_SHEET_BYTES = 2**28
 
+# The number of each row, and what is wrong with it if it cannot be read.
+RowsOrProblems = Iterator[tuple[int, dict[str, Any] | Problem]]
+
 _PACKAGES = {"parquet": "pyarrow", "arrow": "pyarrow", "xlsx": "openpyxl"}
 
 
@@ -54,7 +57,11 @@ def columnar_rows(
 
     rows = _sheet_rows if format == "xlsx" else _arrow_rows
     try:
-        yield from rows(path, file, dialect, fields, bad, report_bytes)
+        for number, row in rows(path, file, dialect, fields, report_bytes):
+            if isinstance(row, Problem):
+                bad.add_problem(number, row)
+            else:
+                yield number, row
     except (DataError, GeneratorExit):
         raise
     # What these packages raise for a damaged file is of any kind, such as KeyError.
@@ -79,9 +86,8 @@ def _arrow_rows(
     file: io.BufferedReader,
     dialect: Dialect,
     fields: list[str],
-    bad: BadRows,
-    report_bytes: ReportBytes,
-) -> NumberedRows:
+    report: ReportBytes,
+) -> RowsOrProblems:
     is_parquet = dialect.format == "parquet"
     names, batches = _parquet(path, file) if is_parquet else _arrow(file)
     _require_columns(str(path), names, fields, dialect)
@@ -99,11 +105,11 @@ def _arrow_rows(
                 try:
                     _make_json(row)
                 except UnicodeDecodeError as error:
-                    bad.add(number, "bytes that are no UTF-8", found=str(error), id="D11")
+                    yield number, Problem("bytes that are no UTF-8", found=str(error), id="D11")
                 else:
                     yield number, row
         position = file.tell()
-        report_bytes(max(0, position - reported))
+        report(max(0, position - reported))
         reported = max(position, reported)
 
 
@@ -180,9 +186,8 @@ def _sheet_rows(
     file: io.BufferedReader,
     dialect: Dialect,
     fields: list[str],
-    bad: BadRows,
-    report_bytes: ReportBytes,
-) -> NumberedRows:
+    report: ReportBytes,
+) -> RowsOrProblems:
     import openpyxl
 
     _require_small_sheets(path, file)
@@ -213,12 +218,14 @@ def _sheet_rows(
         if len(texts) > len(names):
             expected = f"{len(names)} columns"
             found = f"{len(texts)} columns"
-            bad.add(number, "wrong number of columns", expected=expected, found=found)
+            what = "wrong number of columns"
+            yield number, Problem(what, expected=expected, found=found, id="D14")
         elif not can_be_written("".join(texts)):
-            bad.add(number, "half of a surrogate pair", expected="Unicode text", id="D11")
+            what = "half of a surrogate pair"
+            yield number, Problem(what, expected="Unicode text", id="D11")
         else:
             yield number, dict(zip(names, texts, strict=True))
-    report_bytes(Path(path).stat().st_size)
+    report(Path(path).stat().st_size)
 
 
 def _require_small_sheets(path: str | Path, file: io.BufferedReader) -> None:
