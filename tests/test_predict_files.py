@@ -136,6 +136,17 @@ def test_lines_of_text_are_one_column(films: Path, tmp_path: Path) -> None:
     assert [line["probability"] == "" for line in table] == [False, True, False]
 
 
+def test_a_row_that_cannot_be_read_counts_as_a_row(films: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new.csv"
+    path.write_text("sequence,more\ngood film,1\nbad,2,3\n,4\nbad film,5\n")
+    output = tmp_path / "out.csv"
+    run_rnncls("predict", films, "--input", path, "--output", output, "--bad", "skip")
+
+    # The second one is not there: nobody knows its columns. The third has no sequence.
+    assert [line["row"] for line in _table(output)] == ["1", "3", "4"]
+    assert [line["line"] for line in _table(output)] == ["2", "4", "5"]
+
+
 @row("C17")
 @pytest.mark.parametrize(
     ("lines", "kind"),
