@@ -778,6 +778,7 @@ def test_columns_are_kept_and_rows_are_numbered(suffix: str, films: Path, tmp_pa
     output = tmp_path / f"out.{suffix}"
     done = run_rnncls("predict", films, "--input", file, "--output", output, "--top-k", "2")
     assert done.returncode == 0, done.stderr
+
     rows = table(output)
     assert list(rows[0]) == [
         "id",
@@ -793,6 +794,7 @@ def test_columns_are_kept_and_rows_are_numbered(suffix: str, films: Path, tmp_pa
     assert [row["sequence"] for row in rows] == ["good\nfilm", "bad film"]
     assert [row["row"] for row in rows] == ["1", "2"]
     assert [row["line"] for row in rows] == ["2", "4"]
+
     answers = predicted(films, "--input", file)
     assert [row["predicted"] for row in rows] == [answer["label"] for answer in answers]
 
@@ -1112,6 +1114,13 @@ def people(tmp_path: Path) -> Path:
     """A folder with every file that the table names."""
     plain = numbered(FILM_ROWS)
     body = plain.partition("\n")[2]
+    news = {
+        "source": "files",
+        "train": "news.csv",
+        "sequence_field": ["title", "text"],
+        "label_field": "class",
+    }
+
     files: dict[str, bytes | str] = {
         "quotes.tsv": plain.replace("film", '5" film').replace(",", "\t"),
         "quotes.csv": plain.replace("\ngood", '\n"good'),
@@ -1122,16 +1131,7 @@ def people(tmp_path: Path) -> Path:
         "part2.csv": plain,
         "plain.tsv": body.replace(",", "\t"),
         "news.csv": "class,title,text\n" + '3,"Firm, buys",It said\n1,Rain,\n' * 20,
-        "news.yaml": json.dumps(
-            {
-                "data": {
-                    "source": "files",
-                    "train": "news.csv",
-                    "sequence_field": ["title", "text"],
-                    "label_field": "class",
-                }
-            }
-        ),
+        "news.yaml": json.dumps({"data": news}),
         "new.csv": "id,text\n7,good film\n8,bad film\n",
         "blank.csv": 'sequence\ngood\n"  "\nbad\n',
         "utf16.csv": plain.encode("utf-16"),
@@ -1149,9 +1149,12 @@ def people(tmp_path: Path) -> Path:
         "same.csv": plain + "good film 1,neg\n",
         "films/films.csv": plain,
     }
+
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, content)
+
+    # A run beside its data, and a copy of it that was moved away from them.
     trained_on(tmp_path / "films" / "films.csv", tmp_path / "films", test_fraction=0.1)
     shutil.copytree(tmp_path / "films" / "run", tmp_path / "run")
     (tmp_path / "moved").mkdir()

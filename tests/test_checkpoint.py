@@ -133,7 +133,8 @@ def test_every_truncation_is_detected(every: int, tmp_path: Path) -> None:
 def test_flipped_bits_are_detected(every: int, tmp_path: Path) -> None:
     path, _ = save(tmp_path, config_of(model={"hidden_size": 2, "embedding_dim": 1}))
     content = path.read_bytes()
-    flipped, rng = tmp_path / "flipped.safetensors", random.Random(0)
+    flipped = tmp_path / "flipped.safetensors"
+    rng = random.Random(0)
     in_header = range(8 * 64)
     anywhere = [rng.randrange(8 * len(content)) for _ in range(2000)]
     for position in [*in_header, *anywhere][::every]:

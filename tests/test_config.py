@@ -191,6 +191,7 @@ lr: 3
     message = problems_of(
         tmp_path, text, "model.dropout=.5", "data.min_length=9", "nonsense", "train.seed=no"
     )
+
     for part in (
         "c.yaml:3:12, data.modulus",
         'unknown key "min_lenght" (' + str(tmp_path / "c.yaml") + ":4:3, data.min_lenght)",
@@ -206,6 +207,7 @@ lr: 3
         "did you mean seed=no?",
     ):
         assert part in message, part
+
     assert message.count("rnncls: error") == 11
 
 

@@ -321,7 +321,9 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
 ) -> None:
     config = config_of(train={"eval_samples": 100_000, "max_steps": 20, "eval_every": 10})
     fit(config, tmp_path / "whole")
-    original, evaluations, scored = data.samples, 0, 0
+    original = data.samples
+    evaluations = 0
+    scored = 0
 
     def interrupted(*arguments: Any) -> Iterator[Any]:
         nonlocal evaluations, scored
@@ -526,7 +528,8 @@ def test_steps_that_are_not_finite_may_be_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = {0, 5, 6, 11}
-    original, step = optim.clip_grad_norm, 0
+    original = optim.clip_grad_norm
+    step = 0
 
     def poisoned(*arguments: Any) -> torch.Tensor:
         nonlocal step
@@ -545,7 +548,8 @@ def test_steps_that_are_not_finite_may_be_skipped(
     assert {line["step"] - 1 for line in lines if "train/loss" not in line} | bad == bad
     updates = {int(entry["step"]) for entry in state.optimizer.state.values()}
     assert updates == {16 - len(bad)}
-    bad, step = {3, 4, 5}, 0
+    bad = {3, 4, 5}
+    step = 0
     with pytest.raises(NonFiniteError, match="step 6"):
         fit(config, tmp_path / "ended")
     status = read_status(tmp_path / "ended")

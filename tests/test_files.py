@@ -44,7 +44,8 @@ def data_of(path: Path, **keys: Any) -> FilesConfig:
 
 def contents(dataset: Dataset, split: str = "train") -> Rows:
     """The sequences of a split, as tokens and labels."""
-    sequences, words = dataset.splits[split], dataset.vocabulary
+    sequences = dataset.splits[split]
+    words = dataset.vocabulary
     offsets = sequences.offsets.tolist()
     return [
         (
@@ -86,6 +87,7 @@ def test_every_format_gives_the_same_data(
             )
         text = (tmp_path / "table").read_bytes().decode()
         rows = [(" ".join(words).split(), label) for words, label in rows]
+
     path = tmp_path / (f"data.{suffix}" + (".gz" if compressed else ""))
     path.write_bytes(gzip.compress(text.encode()) if compressed else text.encode())
     assert contents(load_dataset(data_of(path, tokens="words", **WHOLE))) == rows
@@ -534,8 +536,10 @@ def test_a_run_on_files_resumes_exactly_and_refuses_changed_data(
     with pytest.raises(DataError):
         resume(tmp_path / "3", ["train.max_steps=30"])
     assert resume(tmp_path / "3", ["train.max_steps=30", f"data.train={moved}"]).step == 30
+
     with moved.open("a") as file:
         file.write('{"sequence": [1], "label": 1}\n')
+
     with pytest.raises(CheckpointError, match="data has changed") as caught:
         resume(tmp_path / "3", ["train.max_steps=40"])
     assert caught.value.exit_code == 4
@@ -578,6 +582,7 @@ def test_evaluation_of_files_agrees_with_counting(
     report = evaluate(state.model, config)
     task = load_task(config)
     assert isinstance(task, FilesTask)
+
     test = task.dataset.splits["test"]
     state.model.eval()
     predicted = torch.tensor(
@@ -585,6 +590,7 @@ def test_evaluation_of_files_agrees_with_counting(
     )
     assert report.examples == len(test)
     assert report.errors == int((predicted != test.labels).sum())
+
     f1 = []
     for label in range(3):
         both = int(((predicted == label) & (test.labels == label)).sum())
@@ -595,17 +601,21 @@ def test_evaluation_of_files_agrees_with_counting(
         assert report.by_class[label].precision == pytest.approx(both / said if said else 0.0)
     assert report.macro_f1 == pytest.approx(sum(f1) / 3)
     assert report.majority == pytest.approx(max(Counter(test.labels.tolist()).values()) / len(test))
+
     held_out = write_jsonl(tmp_path / "held.jsonl", some_rows(50, seed=9))
     done = run_rnncls("eval", tmp_path / "run", "--data", held_out, "--json")
     assert json.loads(done.stdout)["examples"] == 50
+
     write_jsonl(held_out, [([1], 7)])
     assert "error[D6]" in fails(3, "eval", tmp_path / "run", "--data", held_out)
+
     done = run_rnncls("eval", tmp_path / "run", "--lengths", "2-3,90", "--json")
     of_lengths = json.loads(done.stdout)["by_length"]
     by_length = {row.length: row.errors for row in report.by_length}
     assert list(by_length) == [2, 3, 4, 5, 6]  # by their hashes, all of length 1 are for training
     assert [row["length"] for row in of_lengths] == [2, 3]
     assert [row["errors"] for row in of_lengths] == [by_length[2], by_length[3]]
+
     message = fails(3, "eval", tmp_path / "run", "--lengths", "8-9,90")
     assert f"error[D2]: 0 sequences of these lengths ({path})" in message
     assert "expected: some of the lengths 2-6\n  found:    the lengths 8-9,90" in message
@@ -619,17 +629,21 @@ def test_data_commands(tmp_path: Path, fails: Callable[..., str]) -> None:
     done = run_rnncls("data", "check", "--config", tmp_path / "my.yaml")
     assert done.returncode == 0, done.stderr
     assert "ok: 6 different tokens, 3 classes" in done.stdout
+
     statistics = json.loads(
         run_rnncls("data", "stats", "--config", tmp_path / "my.yaml", "--json").stdout
     )
     assert sum(split["sequences"] for split in statistics["splits"].values()) == 300
     assert statistics["padding_waste"]["bucket"] < statistics["padding_waste"]["shuffle"]
+
     picture = tmp_path / "p.png"
     done = run_rnncls("data", "stats", "--config", tmp_path / "my.yaml", "--plot", picture)
     assert "lengths of train" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
+
     config = load_config(tmp_path / "my.yaml")
     assert config.data.source == "files"
+
     batch = next(load_task(config).batches(0, 1))
     done = run_rnncls("data", "sample", "--config", tmp_path / "my.yaml")
     assert f"batch_sizes {' '.join(map(str, batch.tokens.batch_sizes.tolist()))}" in done.stdout
@@ -637,6 +651,7 @@ def test_data_commands(tmp_path: Path, fails: Callable[..., str]) -> None:
         2, "data", "check", "--config", "configs/smoke.yaml"
     )
     assert "packed" in run_rnncls("data", "sample", "--config", "configs/smoke.yaml").stdout
+
     (tmp_path / "d.jsonl").write_text("oops\n")
     assert "d.jsonl:1" in fails(3, "data", "check", "--config", tmp_path / "my.yaml")
 
@@ -666,13 +681,17 @@ def test_evaluation_takes_the_checkpoints_vocabulary_and_refuses_changed_data(
         .read_text()
         .startswith(f"# began with the weights of {tmp_path}")
     )
+
     with path.open("a") as file:
         file.write('{"sequence": [99], "label": 7}\n')
+
     message = fails(4, "eval", tmp_path / "by_hash")
     assert "error[D18]" in message
     assert "--data FILE" in message
+
     path.unlink()  # a test file of its own is all that an evaluation needs
     assert run_rnncls("eval", tmp_path / "own_file").stdout == reports[1]
+
     by_path = run_rnncls("eval", tmp_path / "own_file", "--data", held_out).stdout
     assert f"evaluated on: {held_out}" in by_path
     assert by_path.splitlines()[2] == reports[1].splitlines()[2]

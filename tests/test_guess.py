@@ -520,6 +520,7 @@ def test_a_few_rows_are_validated_on_rows_of_their_own(tmp_path: Path) -> None:
         number = 2 * rows_of_class
         path = tmp_path / f"{number}.csv"
         path.write_bytes(table(["text", "label"], texts(number, seed=number), labels(number)))
+
         raw = guess_config(path).raw
         shares = (raw["data"].get("val_fraction", 0.1), raw["data"].get("test_fraction", 0.1))
         task = load_task(parse_config(raw, "the guess"))
@@ -528,6 +529,7 @@ def test_a_few_rows_are_validated_on_rows_of_their_own(tmp_path: Path) -> None:
         assert bool(sizes["val"]) == (shares[0] > 0)
         assert 2 * sizes["train"] >= number
         tried[rows_of_class] = shares
+
     assert tried == {
         1: (0.0, 0.0),
         2: (0.0, 0.0),

@@ -42,7 +42,8 @@ def recurrence(model: RNNClassifier, row: list[int]) -> Tensor:
     inputs = [model.embedding.weight[token] for token in row]
     suffixes = ("", "_reverse") if model.rnn.bidirectional else ("",)
     for layer in range(model.rnn.num_layers):
-        outputs, last = [], []
+        outputs = []
+        last = []
         for suffix in suffixes:
             name = f"l{layer}{suffix}"
             h = torch.zeros(model.rnn.hidden_size, dtype=torch.float64)

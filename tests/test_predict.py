@@ -358,7 +358,9 @@ def test_predict_without_input_reads_a_pipe(run_dir: Path) -> None:
 def test_output_goes_into_what_is_no_plain_file_and_the_link_stays(
     run_of_files: Path, tmp_path: Path
 ) -> None:
-    pipe, link, target = tmp_path / "pipe", tmp_path / "link.csv", tmp_path / "target.csv"
+    pipe = tmp_path / "pipe"
+    link = tmp_path / "link.csv"
+    target = tmp_path / "target.csv"
     os.mkfifo(pipe)
     link.symlink_to(target)
     with started(["cat", pipe], stdout=subprocess.PIPE) as reader:

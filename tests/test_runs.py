@@ -85,6 +85,7 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
         ("runs/x/b", "finished", 40),
         ("runs/x/a", "died", 40),
     ]
+
     lines = run_rnncls("runs", "ls", tmp_path / "runs").stdout.splitlines()
     assert lines[0].split() == ["state", "step", "val/accuracy", "seed", "cell", "age", "run"]
     assert lines[1].split()[:2] == ["finished", "40"]
@@ -368,13 +369,16 @@ def test_two_runs_differ_in_config_and_result(tmp_path: Path) -> None:
         "train.max_steps": [40, 20],
         "train.patience": [None, 7],
     }
+
     last = [
         json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
         for name in "ab"
     ]
     assert differences["result"]["step"] == [40, 20]
+
     losses = [line["val/loss"] for line in last]
     assert differences["result"]["val/loss"] == losses
+
     change = differences["changes"]["val/loss"]
     assert change["difference"] == losses[1] - losses[0]
     assert change["relative"] == (losses[1] - losses[0]) / losses[0]
@@ -387,6 +391,7 @@ def test_two_runs_differ_in_config_and_result(tmp_path: Path) -> None:
     assert "seed" not in differences["changes"]
     assert differences["best_metric"] == "val/accuracy"
     assert "state" not in differences["result"]  # both finished
+
     lines = [
         line.split()
         for line in run_rnncls("runs", "diff", tmp_path / "a", tmp_path / "b").stdout.splitlines()
@@ -395,6 +400,7 @@ def test_two_runs_differ_in_config_and_result(tmp_path: Path) -> None:
     assert ["train.max_steps", "40", "20", "-20", "-50.0%"] in lines
     assert ["train.patience", "-", "7"] in lines
     assert ["key", "a", "b", "b", "-", "a", "%", "better"] in lines
+
     (shown,) = [line for line in lines if line and line[0] == "val/loss"]
     assert shown[1:3] == [f"{line['val/loss']:.6g}" for line in last]
     assert shown[-1] == ("b" if losses[1] < losses[0] else "a")

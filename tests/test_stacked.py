@@ -119,10 +119,12 @@ def test_members_that_differ_in_values_have_the_losses_of_eager_runs(
         ),
     ]
     assert len({shape_of(config) for config in configs}) == 1
+
     errors = together(
         [fitting(config, tmp_path / f"{number}") for number, config in enumerate(configs)]
     )
     assert errors == [None] * 3
+
     for number, config in enumerate(configs):
         checkpoint = read_checkpoint(find_newest(tmp_path / f"{number}"))
         expected = fit(config, tmp_path / f"eager-{number}").model.state_dict()
@@ -249,16 +251,19 @@ def test_members_are_grouped_by_how_they_can_run(
         (6, 2, False),
         (6, 1, False),
     ]
+
     monkeypatch.setattr(sweep_groups, "resolve_device", lambda _: torch.device("cuda"))
     on_cuda = plan_groups(members, jobs=2)
     sizes = [(len(group.members), group.threads, group.stacked) for group in on_cuda]
     assert sizes == [(2, 2, True), (1, 1, False), (2, 2, True), (1, 1, False), (6, 1, False)]
     assert len(plan_groups(members, jobs=None)[0].members) == 3
+
     eager = plan_sweep(
         config_of(train={"engine": "captured"}, device="cpu"), "0", {}, None, 10, tmp_path / "t"
     ).members
     monkeypatch.undo()
     assert not plan_groups(eager, None)[0].stacked
+
     ((member, error),) = run_sweep(load_sweep(tmp_path / "t"))
     assert isinstance(error, MachineError)
     assert member.name == "seed=0"
@@ -279,6 +284,7 @@ def test_a_member_without_a_turn_is_not_touched_whatever_lies_in_its_batches() -
             pad_block(block, rates, 8, torch.device("cpu")), 0, states[place].totals
         )
     assert stacked.take_steps(turns, 3) == [3, 3]
+
     before = [
         {name: part.clone() for name, part in state.model.state_dict().items()} for state in states
     ]

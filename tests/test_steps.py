@@ -160,6 +160,7 @@ def test_a_compiled_step_that_is_not_finite_is_left_to_the_eager_one(tmp_path: P
             fit(config_with(engine, wild, max_grad_norm=None), tmp_path / engine)
         messages.append(caught.value.problems[0].what)
     assert messages[0] == messages[1]
+
     state = new_state(load_task(config_with("compiled", wild)))
     before = [weight.clone() for weight in state.model.parameters()]
     state.model.embedding.weight.data[0] = float("nan")
@@ -168,6 +169,7 @@ def test_a_compiled_step_that_is_not_finite_is_left_to_the_eager_one(tmp_path: P
     assert [next(taken) for _ in range(3)] == [1, 1, 1]
     assert state.skipped == 3
     assert state.totals.steps == 0
+
     with pytest.raises(NonFiniteError):
         next(taken)
     assert all(
@@ -214,6 +216,7 @@ def test_an_engine_that_cannot_be_is_refused_or_named(
     assert not (tmp_path / "run").exists()
     assert "error[R32]" in done.stderr
     assert choose(config_with("auto", {}), cpu)[1] == "compiled steps"
+
     monkeypatch.setattr("rnncls.steps.engines.find_spec", lambda _: None)
     assert "pip install" in choose(config_with("auto", {}), cpu)[1]
 
@@ -232,9 +235,11 @@ def test_a_numba_that_cannot_be_imported_is_named_and_a_strangers_cache_not_used
     done = run_process(*words, tmp_path / "auto", env=own)
     assert done.returncode == 0, done.stderr
     assert "eager steps (numba fails: Numba needs NumPy 2.4 or less)" in done.stderr
+
     done = run_process(*words, tmp_path / "compiled", "train.engine=compiled", env=own)
     assert done.returncode == 5, done.stderr
     assert "error[R32]" in done.stderr
+
     code = """
 from rnncls.steps.compiled.engine import _cache_folder
 path = _cache_folder()
@@ -266,9 +271,11 @@ def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(
     first = run_process(*words, tmp_path / "1", env=own)
     assert first.returncode == 0, first.stderr
     assert "compiling" not in first.stderr
+
     kept = list((tmp_path / "cache").rglob("*.nb[ic]"))
     assert kept
     assert all(path.stat().st_mode & 0o077 == 0 for path in usual.glob("*"))
+
     for path in kept:
         path.write_bytes(path.read_bytes()[:100])
     second = run_process(*words, tmp_path / "2", env=own)

@@ -148,6 +148,7 @@ def test_a_non_finite_loss_stops_before_the_optimizer_step() -> None:
     train_step(state, next(stream), load_task(config))
     with torch.no_grad():
         state.model.head.bias[0] = torch.nan
+
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     moments = {key: value["exp_avg"].clone() for key, value in state.optimizer.state.items()}
     with pytest.raises(NonFiniteError, match="step 2") as caught:
