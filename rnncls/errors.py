@@ -55,8 +55,20 @@ def _shortened(line: str) -> str:
     return line if len(line) <= MOST_CHARACTERS else line[:MOST_CHARACTERS] + " ..."
 
 
+def on_one_line(text: str) -> str:
+    """Return a text from anywhere as it may be shown: on one line, without control characters.
+
+    Everything that a file, a name or a person's input brings goes through here before it is shown,
+    because a line break in it could forge a row, and a control character steers a terminal.
+    """
+    # Nearly every text is printable as it is.
+    if text.isprintable():
+        return text
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def printable(text: str) -> str:
-    """Escape the control characters of a text, so that a file's content cannot steer a terminal."""
+    """Escape the control characters of lines of ours, but for line breaks and tabs."""
     # ascii() escapes the character and puts quotes around it, which are cut off.
     return "".join(
         character if character.isprintable() or character in "\n\t" else ascii(character)[1:-1]

@@ -1,5 +1,6 @@
 """Files of earlier versions are read, resumed and summarised as those versions did it."""
 
+import csv
 import json
 import math
 import shutil
@@ -295,3 +296,64 @@ def test_labels_with_stray_spaces_that_a_run_has_learned_stay_its_classes(by_has
 
     # Nor do they end when it is trained further.
     assert resume(run_dir, ["train.max_steps=50"]).step == 50
+
+
+# --- a run that was killed between two checkpoints, on labels with control characters
+
+
+@pytest.fixture
+def killed(before: Path) -> Path:
+    """What was trained on /before/odd.jsonl, with the file where it is now."""
+    return with_files_here(before / "killed")
+
+
+def test_a_run_killed_before_is_resumed_as_it_was_then(killed: Path) -> None:
+    run_dir = killed / "run"
+    # It was killed in step 47, seven logged steps after its last checkpoint.
+    assert rows_of(run_dir / "metrics.jsonl")[-1]["step"] == 47
+    state = resume(run_dir)
+    assert state.step == 60
+
+    step_60 = read_checkpoint(run_dir / "checkpoints" / "step-00000060.safetensors")
+    expected = read_checkpoint(killed / "resumed" / "step-00000060.safetensors")
+    for name, tensor in expected.model.items():
+        torch.testing.assert_close(step_60.model[name], tensor, rtol=1e-3, atol=1e-4)
+
+    rows = rows_of(run_dir / "metrics.jsonl")
+    expected_rows = rows_of(killed / "resumed" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    for row, expected_row in zip(rows, expected_rows, strict=True):
+        assert row == pytest.approx(expected_row, rel=1e-3, nan_ok=True)
+
+
+def test_the_table_of_a_run_killed_before_goes_on_as_it_did_then(killed: Path) -> None:
+    resume(killed / "run")
+    table = table_of(killed / "run" / "metrics.csv")
+    expected = table_of(killed / "resumed" / "metrics.csv")
+    assert len(table) == len(expected) == 60
+    for row, expected_row in zip(table, expected, strict=True):
+        assert row == pytest.approx(expected_row, rel=1e-3, nan_ok=True)
+
+
+def table_of(path: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv, without empty cells and without what says how long it took."""
+    rows = []
+    with path.open(newline="") as file:
+        for cells in csv.DictReader(file):
+            cells.pop("train/sequences_per_second")
+            rows.append({tag: float(cell) for tag, cell in cells.items() if cell})
+    return rows
+
+
+def test_odd_labels_of_before_are_predicted_as_they_were_then(killed: Path) -> None:
+    resume(killed / "run")
+    assert_predicted_as_then(
+        predictions(killed / "run", killed / "odd.jsonl"), killed / "resumed" / "predictions.jsonl"
+    )
+    assert_evaluated_as_then([killed / "run"], killed / "resumed" / "eval.json")
+
+
+def test_a_sweep_on_odd_labels_has_the_summary_that_it_had(killed: Path) -> None:
+    done = run_rnncls("sweep", "--resume", killed / "sweep", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((killed / "sweep" / "summary.json").read_text())

@@ -9,8 +9,7 @@ import typer
 from rnncls.cli.completion import complete_word
 from rnncls.cli.options import Json
 from rnncls.cli.words import load
-from rnncls.errors import ConfigError, Problem
-from rnncls.system.rows import on_one_line
+from rnncls.errors import ConfigError, Problem, on_one_line
 
 if TYPE_CHECKING:
     from rnncls.model.describe import ModelDescription

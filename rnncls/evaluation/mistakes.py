@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnncls.errors import printable
+from rnncls.errors import on_one_line, printable
 from rnncls.evaluation.examples import Examples, Readable, unpacked
 from rnncls.evaluation.scores import Scored, Scores
-from rnncls.system.rows import on_one_line, shortened, text_of
+from rnncls.system.rows import shortened, text_of
 
 MOST_PAIRS = 10
 MOST_CLASSES = 20  # in a picture of the classes that are confused

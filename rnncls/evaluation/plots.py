@@ -3,9 +3,10 @@
 import io
 from pathlib import Path
 
+from rnncls.errors import on_one_line
 from rnncls.evaluation.mistakes import Confused
 from rnncls.system.files import new_file, writing
-from rnncls.system.rows import on_one_line, shortened
+from rnncls.system.rows import shortened
 
 MOST_OF_LABEL = 24  # characters of a label at an axis
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from rnncls.errors import ConfigError, Problem
+from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.evaluation.metrics import class_counts, confusion_matrix, wilson_interval
 from rnncls.evaluation.mistakes import Confused, Mistake, confused_lines, mistake_lines
 from rnncls.evaluation.scores import Scores, count_by_length
-from rnncls.system.rows import on_one_line
 
 MOST_CLASSES_SHOWN = 1000  # in a confusion matrix, and by class
 MOST_LENGTHS_SHOWN = 24  # in the text of a report

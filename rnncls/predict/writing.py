@@ -10,14 +10,13 @@ from typing import IO, Any, TextIO
 
 from tqdm import tqdm
 
-from rnncls.errors import ConfigError, Problem
+from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.predict.predictor import Prediction, Predictor, predict_ids
 from rnncls.predict.reading import Row, chunks_of
 from rnncls.predict.tally import LeftOut, Tally
 from rnncls.system.files import new_file, writing
 from rnncls.system.rows import (
     format_of_name,
-    on_one_line,
     shortened,
     table_writer,
     text_of,

@@ -1,12 +1,10 @@
-"""Rows of results: in JSONL, CSV and TSV files, and on one line for people."""
+"""Rows of results: in JSONL, CSV and TSV files, and shortened for people."""
 
 import csv
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
-
-from rnncls.errors import printable
 
 FORMATS = ("jsonl", "csv", "tsv")
 
@@ -52,14 +50,6 @@ class _LineEnds:
 def text_of(sequence: Any) -> str:
     """Return a sequence as text; of a list, the tokens between spaces."""
     return sequence if isinstance(sequence, str) else " ".join(map(str, sequence))
-
-
-def on_one_line(text: str) -> str:
-    """Escape what would break a line or a table, beside control characters."""
-    # Nearly every text is printable as it is.
-    if text.isprintable():
-        return text
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def shortened(text: str, most: int) -> str:
