@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from rnncls import cli
 
+ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 60
 
 # Stands for the exit code of a process that was killed because it did not end in time.

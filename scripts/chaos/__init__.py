@@ -1,0 +1,1 @@
+"""Disturb runs for real, then compare them with undisturbed ones: see __main__.py."""

@@ -1,0 +1,96 @@
+"""Kill, starve, stop and damage runs; then resume them and compare with an undisturbed run.
+
+    python -m scripts.chaos                     everything (make chaos)
+    python -m scripts.chaos --short             what the tests run
+    python -m scripts.chaos kills signals       some parts
+
+Prints one line per part on stdout, and at last the number of failures and what was skipped. The
+exit code is 1 if anything went wrong. A part that injected no fault has shown nothing and counts
+as a failure too.
+
+Every attempt is `rnncls` in a process of its own, forked from this one so that torch is imported
+once. The part `strace` starts real processes and has the kernel inject the faults; where strace is
+not installed, or may not trace, it is skipped and the last line says how many cases that were.
+"""
+
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from scripts import fuzz
+from scripts.chaos.damage import damage, mutations
+from scripts.chaos.file_errors import disk_errors, failpoints
+from scripts.chaos.kernel import strace
+from scripts.chaos.part import Result
+from scripts.chaos.signals import kills, signals, stops
+from scripts.processes import end_all, exit_on_signals
+
+PARTS: dict[str, Callable[[Path, bool], Result]] = {
+    "failpoints": failpoints,
+    "disk_errors": disk_errors,
+    "kills": kills,
+    "signals": signals,
+    "stops": stops,
+    "damage": damage,
+    "mutations": mutations,
+    "strace": strace,
+}
+
+
+def run_part(name: str, folder: Path, short: bool) -> Result:
+    """Run a part and print its line. A part that breaks off, or injects nothing, has failed."""
+    started_at = time.monotonic()
+    try:
+        result = PARTS[name](folder, short)
+    except Exception:
+        traceback.print_exc()
+        result = Result("broke off", 0, 1)
+
+    failures = result.failures
+    if not result.injected and not result.skipped:
+        print(f"FAILED: {name}: no fault was injected", file=sys.stderr)
+        failures += 1
+
+    seconds = time.monotonic() - started_at
+    print(f"{name}: {result.figure}; {failures} failures, {seconds:.0f} s", flush=True)
+    return Result(result.figure, result.injected, failures, result.skipped)
+
+
+def main(
+    parts: Annotated[list[str] | None, typer.Argument(help=", ".join(PARTS))] = None,
+    short: Annotated[bool, typer.Option("--short", help="Fewer cases of each part.")] = False,
+) -> None:
+    """Run the parts and print their figures."""
+    chosen = parts or list(PARTS)
+    unknown = [name for name in chosen if name not in PARTS]
+    if unknown:
+        raise typer.BadParameter(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+
+    torch.set_num_threads(1)
+    exit_on_signals()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            # A run in this process: all that is imported late is there before the first fork.
+            fuzz.whole_checkpoint()
+            results = {name: run_part(name, Path(folder) / name, short) for name in chosen}
+    finally:
+        end_all()
+
+    failures = sum(result.failures for result in results.values())
+    skipped = [f"{name} ({result.figure})" for name, result in results.items() if result.skipped]
+    left_out = f"; not run: {', '.join(skipped)}" if skipped else ""
+    print(f"{failures} failures in all{left_out}")
+    raise typer.Exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

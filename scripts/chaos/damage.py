@@ -1,0 +1,57 @@
+"""Damaged checkpoints, and whatever else can be mutated."""
+
+import random
+from pathlib import Path
+
+from rnncls.errors import CheckpointError
+from rnncls.rundir.checkpoint import read_checkpoint
+from rnncls.rundir.checkpoint_files import find_newest
+from scripts import fuzz
+from scripts.chaos.part import Part, Result
+
+
+def damage(folder: Path, short: bool) -> Result:
+    """Flip bits of a checkpoint, and truncate it: each must be detected before anything is used."""
+    part = Part(folder, "model.hidden_size=2", "model.embedding_dim=1", "train.max_steps=4")
+    rng = random.Random(3)
+    path = find_newest(folder / "whole")
+    content = path.read_bytes()
+    changed = folder / path.name
+    flips = [rng.randrange(8 * len(content)) for _ in range(500 if short else 10_000)]
+    lengths = range(0, len(content), 97 if short else 1)
+
+    part.check(not is_refused(changed, content), "the undamaged checkpoint is refused")
+    for position in flips:
+        flipped = bytearray(content)
+        flipped[position // 8] ^= 1 << position % 8
+        part.check(is_refused(changed, bytes(flipped)), f"bit {position} flipped, not detected")
+    for length in lengths:
+        cut = content[:length]
+        part.check(is_refused(changed, cut), f"truncated to {length} bytes, not detected")
+
+    figure = (
+        f"{len(flips):,} bit flips and {len(lengths):,} truncations of {len(content):,} bytes "
+        "detected"
+    )
+    return Result(figure, len(flips) + len(lengths), part.failures)
+
+
+def is_refused(path: Path, content: bytes) -> bool:
+    """Return whether reading a checkpoint with this content raises CheckpointError."""
+    path.write_bytes(content)
+    try:
+        read_checkpoint(path)
+    except CheckpointError:
+        return True
+    return False
+
+
+def mutations(_folder: Path, short: bool) -> Result:
+    """Mutated configs, checkpoints, data files and command lines (see fuzz.py)."""
+    counts = fuzz.Counts(200, 200, 200, 40) if short else fuzz.Counts(5000, 5000, 5000, 1000)
+    failures = fuzz.run_all(counts)
+    figure = (
+        f"{counts.configs:,} configs, {counts.checkpoints:,} checkpoints, "
+        f"{counts.datasets:,} data files, {counts.commands:,} command lines, mutated"
+    )
+    return Result(figure, sum(counts), failures)

@@ -1,0 +1,90 @@
+"""Kills and errors at the n-th call that changes a file of a run."""
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+from scripts.chaos.part import SHORTER, Part, Result
+from scripts.file_calls import committed, failing, killing, listing
+
+
+def list_calls(part: Part) -> list[tuple[str, str]]:
+    """Return the calls of an undisturbed run that change a file: (call, path in the run)."""
+    run_dir = part.next_run_dir()
+    listed = part.folder / "calls.jsonl"
+    part.check_exit(
+        part.run(run_dir, listing(run_dir, listed)), 0, "the run whose calls are listed"
+    )
+
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    return [(call, path) for call, path in map(json.loads, lines)]
+
+
+def failpoints(folder: Path, short: bool) -> Result:
+    """SIGKILL before every call of a run that changes a file, and in the middle of every write."""
+    part = Part(folder, *(SHORTER if short else ()))
+    calls = list_calls(part)
+
+    points = []
+    for index, (name, _) in enumerate(calls):
+        points.append((index, False))
+        if name == "write":
+            points.append((index, True))
+
+    for index, torn in points:
+        run_dir = part.next_run_dir()
+        what = f"kill {'half-way through' if torn else 'before'} call {index}, {calls[index]}"
+        exit_code = part.run(run_dir, killing(run_dir, index, torn))
+        part.check_exit(exit_code, -signal.SIGKILL, what)
+        part.check_end(run_dir, what)
+
+    figure = (
+        f"{len(points)} kills: one at each of {len(calls)} calls that change a file, "
+        "and half-way through each write"
+    )
+    return Result(figure, len(points), part.failures)
+
+
+def disk_errors(folder: Path, short: bool) -> Result:
+    """ENOSPC and EIO at every call of every save.
+
+    The exit code must be 6, what was committed must stay byte-equal, and the run must be resumable.
+    """
+    part = Part(folder, *(SHORTER if short else ()))
+    calls = list_calls(part)
+    points = [
+        index
+        for index, (name, path) in enumerate(calls)
+        if path.startswith("checkpoints") and name != "mkdir"
+    ]
+
+    for index in points:
+        for error in (errno.ENOSPC, errno.EIO):
+            what = f"{os.strerror(error)} at call {index}, {calls[index]}"
+            fail_once(part, index, error, what)
+
+    figure = (
+        f"ENOSPC and EIO at each of {len(points)} calls of a run's saves: "
+        "exit 6, nothing committed changed"
+    )
+    return Result(figure, 2 * len(points), part.failures)
+
+
+def fail_once(part: Part, index: int, error: int, what: str) -> None:
+    """Let one call of a run fail, look at what is left, and resume the run."""
+    run_dir = part.next_run_dir()
+    hashes = part.folder / "hashes.json"
+    hashes.unlink(missing_ok=True)
+
+    part.check_exit(part.run(run_dir, failing(run_dir, index, error, hashes)), 6, what)
+    if not part.check(hashes.exists(), f"{what}: never hit it"):
+        return
+
+    before = json.loads(hashes.read_text())
+    after = committed(run_dir)
+    unchanged = before == {name: after.get(name) for name in before}
+    part.check(unchanged, f"{what}: a checkpoint changed")
+    part.check(not list(run_dir.rglob(".tmp-*")), f"{what}: left a temporary file")
+    part.check_end(run_dir, what)
