@@ -28,6 +28,7 @@ from scripts import fuzz
 from scripts.chaos.damage import damage, mutations
 from scripts.chaos.file_errors import disk_errors, failpoints
 from scripts.chaos.kernel import strace
+from scripts.chaos.machines import clocks, limits, rights
 from scripts.chaos.part import Result
 from scripts.chaos.signals import kills, signals, stops
 from scripts.processes import end_all, exit_on_signals
@@ -40,6 +41,9 @@ PARTS: dict[str, Callable[[Path, bool], Result]] = {
     "stops": stops,
     "damage": damage,
     "mutations": mutations,
+    "limits": limits,
+    "rights": rights,
+    "clocks": clocks,
     "strace": strace,
 }
 
