@@ -13,10 +13,11 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TextIO
 
-from rnncls.errors import MachineError, Problem, WriteError, printable
+from rnncls.errors import CheckpointError, MachineError, Problem, WriteError, printable
 
 TEMPORARY = ".tmp-"  # how the names of temporary files begin
 
@@ -35,7 +36,7 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
 
     Raises: OSError if it cannot be written; no temporary file stays behind.
     """
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         _write_new(temporary, content, durable)
         temporary.replace(path)
@@ -79,7 +80,7 @@ def new_file(path: Path) -> Iterator[TextIO]:
             yield file
         return
 
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         with temporary.open("x", encoding="utf-8", newline="") as file:
             yield file
@@ -100,7 +101,7 @@ def link(existing: Path, path: Path) -> None:
     Raises: OSError.
     """
     # os.link cannot replace a name that is taken, but a rename can.
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         os.link(existing, temporary)
     except OSError as error:
@@ -132,7 +133,16 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def open_text(path: Path, flags: int) -> TextIO:
-    """Open a regular file for writing text, with `flags` beside O_WRONLY. Raises OSError."""
+    """Open a regular file for writing text, with `flags` beside O_WRONLY.
+
+    With O_TRUNC it is a new file: what had this name keeps its content under any other name, as in
+    a copy that shares its files with the original (`cp -al`).
+
+    Raises: OSError.
+    """
+    if flags & os.O_TRUNC:
+        path.unlink(missing_ok=True)
+        flags |= os.O_CREAT | os.O_EXCL
     descriptor = open_regular(path, os.O_WRONLY | flags)
     return os.fdopen(descriptor, "w", encoding="utf-8", newline="")
 
@@ -157,6 +167,52 @@ def commented(comment: str, text: str) -> str:
     # A file's name may have line breaks, and what follows one would be a part of the YAML.
     comment = printable(comment).replace("\n", "\\n")
     return f"# {comment}\n{text}"
+
+
+def refuse_links(root: Path, *paths: str) -> None:
+    """Raise if a folder of these paths in `root` is a symbolic link. It need not be there.
+
+    Whoever writes, renames or deletes in a folder inside a run or a sweep calls this before: the
+    files would be those of somebody else. `root` itself may be a link, as the user named it.
+
+    Raises: CheckpointError.
+    """
+    for path in paths:
+        folder = root
+        for part in Path(path).parts:
+            folder /= part
+            if folder.is_symlink():
+                raise CheckpointError(
+                    Problem(
+                        "a symbolic link in place of a folder",
+                        str(folder),
+                        expected="a folder, or nothing",
+                        remedy="the directory that it belongs to; only the one that is named on "
+                        "the command line may be a link",
+                        id="K7",
+                    )
+                )
+
+
+def make_numbered(folder: Path) -> Path:
+    """Make a folder, with a number behind its name if that is taken, and return its path.
+
+    Each of several processes that want the same name at once gets a folder of its own. One that is
+    there is never used, not even if it is empty: it may be that of a process which has just begun.
+
+    Raises: OSError.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder
+    for number in count(2):
+        # Only one process can make it; to ask first whether it is there would not tell which.
+        try:
+            path.mkdir()
+        except FileExistsError:
+            path = folder.with_name(f"{folder.name}-{number}")
+        else:
+            return path
+    raise AssertionError("unreachable: count() never ends")
 
 
 def fsync_folder(folder: Path) -> None:
@@ -245,6 +301,8 @@ def _space(path: Path, needed: int) -> str:
     return f"{free}, {needed:,} needed" if needed else free
 
 
-def _temporary(path: Path) -> Path:
-    # Random as well, because processes on other hosts may have the same number.
+def temporary_path(path: Path) -> Path:
+    """Return another name in the folder of `path`, for a file that will be renamed to `path`."""
+    # Nobody can guess it, and so put a link there that the file would be written through.
+    # Processes on other hosts may have the same number.
     return path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
