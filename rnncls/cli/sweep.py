@@ -147,6 +147,7 @@ def _plan(
         samples or DEFAULT_SAMPLES,
         sweep_dir or default_run_dir(config, "sweep"),
         origin=f"from {config}",
+        numbered=sweep_dir is None,
     )
 
 
