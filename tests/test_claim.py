@@ -49,8 +49,6 @@ print([os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(8)])
     ("command", "options"),
     [
         ("train", []),
-        # A shard without a member makes its folder and no pictures, which take long.
-        ("sweep", ["--seeds", "0", "--shard", "2/2"]),
         pytest.param("sweep", ["--seeds", "0", "--jobs", "1"], marks=pytest.mark.slow),
     ],
 )
@@ -78,7 +76,7 @@ def test_all_that_begin_in_the_same_second_train(
     assert names == {str(path.relative_to(tmp_path)) for path in tmp_path.glob("runs/smoke/*")}
     runs = names if command == "train" else {f"{name}/members/seed=0" for name in names}
     states = [read_status(tmp_path / run).get("state") for run in runs]
-    assert states == [None if "--shard" in options else "finished"] * 8
+    assert states == ["finished"] * 8
 
 
 def test_an_error_before_the_training_leaves_no_directory(tmp_path: Path) -> None:

@@ -57,7 +57,9 @@ def sweep(
     ] = None,
     sweep_dir: Annotated[
         Path | None,
-        typer.Option(help="Directory of the sweep (default runs/CONFIG/DATE_TIME-sweep)."),
+        typer.Option(
+            help="Directory of the sweep (default runs/CONFIG/DATE_TIME-sweep).", readable=False
+        ),
     ] = None,
     resume: Annotated[
         Path | None,

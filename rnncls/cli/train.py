@@ -39,7 +39,9 @@ def train(
     overrides: WordsOrData = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="New directory for the run (default runs/NAME/DATE_TIME)."),
+        typer.Option(
+            help="New directory for the run (default runs/NAME/DATE_TIME).", readable=False
+        ),
     ] = None,
     name: Annotated[
         str, typer.Option(help="Suffix for the name of the default run directory.")
