@@ -215,14 +215,3 @@ def test_default_run_directories_are_named_after_the_config_and_the_time(run_dir
         f"runs/parity/{stamp}-wide", str(default_run_dir(Path("configs/parity.yaml"), "wide"))
     )
     assert re.fullmatch(f"runs/smoke/{stamp}", str(default_run_dir(run_dir / "config.yaml")))
-
-
-def test_two_runs_in_the_same_second_get_two_directories(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    names = []
-    for _ in range(30):
-        names.append(default_run_dir(Path("x.yaml")))
-        names[-1].mkdir(parents=True)
-    assert len(set(names)) == 30

@@ -1,6 +1,5 @@
 """The entry point of `rnncls`: runs the app, and turns errors into messages and exit codes."""
 
-import errno
 import sys
 import traceback
 from typing import Any
@@ -9,7 +8,8 @@ import typer
 
 from rnncls.cli.app import app
 from rnncls.cli.usage import describe
-from rnncls.errors import MachineError, Problem, RnnclsError, as_out_of_memory, printable
+from rnncls.errors import RnnclsError, as_out_of_memory, printable
+from rnncls.system.files import error_of_machine
 from rnncls.system.signals import exit_on_signals
 from rnncls.system.streams import make_streams_lenient
 
@@ -42,26 +42,13 @@ def run() -> int:
     except UsageError as error:
         _print_error(describe(error, sys.argv[1:]))
         return int(error.exit_code)
-    # Any path of any command can be too long. Another OSError should have been caught before.
+    # Any path of any command can be too long, or closed to this user.
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return _fail(_path_too_long(error))
-        return _bug(error)
+        return _fail(as_out_of_memory(error) or error_of_machine(error))
     except Exception as error:
         # Memory can also run out outside training, for example while a checkpoint is read.
         out_of_memory = as_out_of_memory(error)
         return _fail(out_of_memory) if out_of_memory else _bug(error)
-
-
-def _path_too_long(error: OSError) -> MachineError:
-    return MachineError(
-        Problem(
-            f"a path that is too long: {error.filename!s:.60}...",
-            expected="names of at most 255 bytes",
-            remedy="a shorter path",
-            id="R30",
-        )
-    )
 
 
 def _fail(error: RnnclsError) -> int:

@@ -10,6 +10,7 @@ from rnncls.cli.completion import complete_word
 from rnncls.cli.options import Json
 from rnncls.cli.words import load
 from rnncls.errors import ConfigError, Problem, on_one_line
+from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
     from rnncls.model.describe import ModelDescription
@@ -71,6 +72,7 @@ def _of_config(
     # Before torch is imported, so that a wrong config is reported at once.
     config = load(path, overrides)
 
+    load_torch()
     from rnncls.data import load_task
     from rnncls.model.describe import describe_model
 
@@ -91,6 +93,7 @@ def _of_config(
 
 def _of_checkpoint(path: Path) -> "tuple[dict[str, Any], ModelDescription]":
     """Describe the model of a checkpoint. Raises: CheckpointError. MachineError."""
+    load_torch()
     from rnncls.model.describe import describe_model
     from rnncls.rundir.checkpoint import read_checkpoint
     from rnncls.rundir.checkpoint_files import find_checkpoint

@@ -57,7 +57,9 @@ def sweep(
     ] = None,
     sweep_dir: Annotated[
         Path | None,
-        typer.Option(help="Directory of the sweep (default runs/CONFIG/DATE_TIME-sweep)."),
+        typer.Option(
+            help="Directory of the sweep (default runs/CONFIG/DATE_TIME-sweep).", readable=False
+        ),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -147,6 +149,7 @@ def _plan(
         samples or DEFAULT_SAMPLES,
         sweep_dir or default_run_dir(config, "sweep"),
         origin=f"from {config}",
+        numbered=sweep_dir is None,
     )
 
 

@@ -39,7 +39,9 @@ def train(
     overrides: WordsOrData = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="New directory for the run (default runs/NAME/DATE_TIME)."),
+        typer.Option(
+            help="New directory for the run (default runs/NAME/DATE_TIME).", readable=False
+        ),
     ] = None,
     name: Annotated[
         str, typer.Option(help="Suffix for the name of the default run directory.")
@@ -76,6 +78,12 @@ def train(
         rnncls train configs/smoke.yaml optimizer.lr=1e-3 --run-dir runs/second
         rnncls train configs/smoke.yaml --check
     """
+    taken: list[Path] = []  # the run directory, once there is one
+
+    def say_directory(path: Path) -> None:
+        taken.append(path)
+        _say_directory(path)
+
     words = sort_words(config, overrides)
     changes = with_device(words.overrides, device)
     file_options = file_options_of(sequence_field, label_field, tokens)
@@ -95,8 +103,7 @@ def train(
         load_torch()
         from rnncls.training.resume import resume as resume_run
 
-        run_dir = resume
-        state = resume_run(run_dir, changes, say_directory=_say_directory, data_dir=data_dir)
+        state = resume_run(resume, changes, say_directory=say_directory, data_dir=data_dir)
     else:
         require_resuming(data_dir)
         # Before torch is imported, so that a wrong config is reported at once.
@@ -110,15 +117,21 @@ def train(
         from rnncls.rundir.paths import default_run_dir
         from rnncls.training.fit import fit
 
-        run_dir = run_dir or default_run_dir(new.named_after, name)
-        state = fit(new.config, run_dir, init_from, new.origin, say_directory=_say_directory)
+        state = fit(
+            new.config,
+            run_dir or default_run_dir(new.named_after, name),
+            init_from,
+            new.origin,
+            say_directory=say_directory,
+            numbered=run_dir is None,
+        )
 
     # There is no best step if no validation loss was ever finite.
     best = "none"
     if state.best_value is not None:
         best = f"{state.best_value:.4f} at step {state.best_step:,}"
     print(f"steps: {state.step:,}; best val/{state.best_metric}: {best}")
-    _say_directory(run_dir)
+    _say_directory(taken[0])
 
 
 def _check(config: "Config", run_dir: Path | None, init_from: Path | None) -> None:

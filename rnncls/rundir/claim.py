@@ -7,19 +7,26 @@ from pathlib import Path
 
 from rnncls.errors import CheckpointError, ConfigError, MachineError, Problem
 from rnncls.rundir.lock import locked
-from rnncls.rundir.paths import CHECKPOINTS, LOCK
+from rnncls.rundir.paths import CHECKPOINTS, FOLDERS, LOCK
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.rundir.status import read_status
-from rnncls.system.files import TEMPORARY, writing
+from rnncls.system.files import TEMPORARY, make_numbered, refuse_links, writing
 
 
 @contextmanager
-def create_run(path: Path) -> Iterator[RunDirectory]:
+def create_run(path: Path, numbered: bool = False) -> Iterator[RunDirectory]:
     """Make a new run directory and hold it for the duration.
 
+    `numbered`: the name gets a number if it is taken.
+
     Raises: ConfigError if the directory is used already, and then touches nothing. WriteError if
-    it cannot be made. MachineError while another process holds it.
+    it cannot be made. MachineError while another process holds it. CheckpointError if one of its
+    folders is a link.
     """
+    if numbered:
+        with writing(path):
+            path = make_numbered(path)
+
     # Before the lock: making a lock file would already change a directory that is not ours.
     require_unused(path)
     with locked(path, make=True):
@@ -32,21 +39,12 @@ def create_run(path: Path) -> Iterator[RunDirectory]:
 def reopen_run(path: Path) -> Iterator[RunDirectory]:
     """Hold the directory of a run that is to be resumed, for the duration.
 
-    Raises: CheckpointError if there is no run in it. MachineError while another process holds it.
-    WriteError.
+    Raises: CheckpointError if there is no run in it, or if one of its folders is a link.
+    MachineError while another process holds it. WriteError.
     """
-    # What is renamed, pruned and set aside in there would be files of another run.
-    folder = path / CHECKPOINTS
-    if folder.is_symlink():
-        raise CheckpointError(
-            Problem(
-                "a symbolic link in place of a folder",
-                str(folder),
-                remedy="the run directory that it belongs to",
-                id="K7",
-            )
-        )
-    if not folder.is_dir():
+    # Before it is asked whether they are there: of a link that leads nowhere the answer is no.
+    refuse_links(path, *FOLDERS)
+    if not (path / CHECKPOINTS).is_dir():
         names = sorted(child.name for child in path.glob("*"))
         raise CheckpointError(
             Problem(
@@ -66,11 +64,11 @@ def reopen_run(path: Path) -> Iterator[RunDirectory]:
         yield RunDirectory(path, died=died)
 
 
-def require_unused(path: Path) -> None:
-    """Raise unless a new run may use this directory.
+def require_unused(path: Path, numbered: bool = False) -> None:
+    """Raise unless a new run may use this directory, or the name with a number (`numbered`).
 
-    Raises: ConfigError if something is in it. MachineError if its name cannot be printed.
-    WriteError if it cannot be looked at.
+    Raises: ConfigError if something is in it. CheckpointError if one of its folders is a link.
+    MachineError if its name cannot be printed. WriteError if it cannot be looked at.
     """
     # Python shows bytes that are not text in this locale as halves of surrogate pairs.
     if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
@@ -84,7 +82,11 @@ def require_unused(path: Path) -> None:
             )
         )
 
+    if numbered:
+        return
+
     with writing(path):
+        refuse_links(path, *FOLDERS)
         names: set[str] = set()
         if path.is_dir():
             names = {child.name for child in path.iterdir()}

@@ -4,14 +4,14 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rnncls.errors import MachineError, Problem
-from rnncls.rundir.paths import CHECKPOINTS, LOCK
-from rnncls.system.files import open_regular, remove_leftovers, writing
+from rnncls.rundir.paths import CHECKPOINTS, FOLDERS, LOCK
+from rnncls.system.files import open_regular, refuse_links, remove_leftovers, writing
 
 
 @contextmanager
@@ -21,8 +21,10 @@ def locked(run_dir: Path, make: bool = False) -> Iterator[None]:
     `make`: make the directory first, if it is not there.
 
     Raises: MachineError, which names the owner, while another process holds the directory.
-    WriteError if the directory or the lock file cannot be written.
+    CheckpointError if one of its folders is a link. WriteError if the directory or the lock file
+    cannot be written.
     """
+    refuse_links(run_dir, *FOLDERS)
     with _lock_file(run_dir, make) as descriptor:
         if not _try_lock(descriptor):
             # Read without a lock: the text may be that of an owner who has just left.
@@ -41,8 +43,10 @@ def locked(run_dir: Path, make: bool = False) -> Iterator[None]:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         owner = f"pid {os.getpid()} on host {socket.gethostname()} since {now}\n"
         with writing(run_dir / LOCK):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, owner.encode(), 0)
+            # A copy that shares its files with another folder (`cp -al`) has that folder's text.
+            if os.fstat(descriptor).st_nlink == 1:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, owner.encode(), 0)
 
             # Whoever was writing these is gone, or there would be no lock to take.
             remove_leftovers(run_dir)
@@ -51,11 +55,16 @@ def locked(run_dir: Path, make: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def holding(folder: Path) -> Iterator[None]:
+def holding(folder: Path, inside: Collection[str]) -> Iterator[None]:
     """Wait until no other process writes into a shared folder, and hold it for the duration.
 
-    Raises: WriteError if the lock file cannot be written.
+    `inside`: its own folders.
+
+    Raises: CheckpointError if one of these is a link. WriteError if the lock file cannot be
+    written.
     """
+    refuse_links(folder, *inside)
+
     # Waits without a limit: others hold the folder for the seconds in which they write a summary.
     with _lock_file(folder) as descriptor:
         with writing(folder):

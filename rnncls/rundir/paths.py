@@ -11,7 +11,6 @@ crash.log                    the traceback of an error that rnncls did not expec
 """
 
 from datetime import datetime
-from itertools import count
 from pathlib import Path
 
 LOCK = ".lock"
@@ -24,8 +23,10 @@ CHECKPOINTS = "checkpoints"
 BEST = "best.safetensors"
 STEP_PREFIX = "step-"
 STEP_FILES = f"{STEP_PREFIX}*.safetensors"  # a glob pattern for what `step_path` returns
-TRACE = "profile/steps.pt.trace.json"
+PROFILE = "profile"
+TRACE = f"{PROFILE}/steps.pt.trace.json"
 CRASH_LOG = "crash.log"
+FOLDERS = (CHECKPOINTS, PROFILE)
 
 
 def step_path(folder: Path, step: int) -> Path:
@@ -35,7 +36,7 @@ def step_path(folder: Path, step: int) -> Path:
 
 
 def default_run_dir(config_path: Path, name: str = "") -> Path:
-    """Return `runs/<config name>/<date_time>[-name]`, numbered if that is taken.
+    """Return `runs/<config name>/<date_time>[-name]`, which may be taken: see `make_numbered`.
 
     A run's own config.yaml counts as the config that the run was started with.
     """
@@ -45,13 +46,4 @@ def default_run_dir(config_path: Path, name: str = "") -> Path:
 
     # Local time, for people who look for a run of this morning.
     time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    first_choice = Path("runs") / config_name / (f"{time}-{name}" if name else time)
-    if not first_choice.exists():
-        return first_choice
-
-    # Two processes may still choose the same number; the lock then refuses the second.
-    for number in count(2):
-        path = first_choice.with_name(f"{first_choice.name}-{number}")
-        if not path.exists():
-            return path
-    raise AssertionError("unreachable: count() never ends")
+    return Path("runs") / config_name / (f"{time}-{name}" if name else time)

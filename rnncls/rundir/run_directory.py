@@ -25,7 +25,7 @@ from rnncls.rundir.log import RunLog, prepare_logs
 from rnncls.rundir.paths import CHECKPOINTS, CRASH_LOG
 from rnncls.rundir.status import write_status
 from rnncls.steps.state import TrainState
-from rnncls.system.files import free_bytes, write_atomically
+from rnncls.system.files import error_of_machine, free_bytes, write_atomically
 from rnncls.system.memory import reporting_memory
 
 
@@ -120,7 +120,13 @@ class RunDirectory:
             error_id = error.problems[0].id
             raise
         except Exception as error:
-            # A bug. The command line shows one line of it, and where to find the rest.
+            # What the command line will end with.
+            if isinstance(error, OSError):
+                of_machine = error_of_machine(error)
+                exit_code = of_machine.exit_code
+                error_id = of_machine.problems[0].id
+
+            # Most likely a bug. The command line shows one line of it, and where to find the rest.
             crash_log = self.path / CRASH_LOG
             with suppress(OSError):
                 write_atomically(crash_log, traceback.format_exc().encode())

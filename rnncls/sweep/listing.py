@@ -6,7 +6,7 @@ it reads sweep.yaml by itself, because `plan.py` imports torch, which takes seco
 
 import json
 import math
-import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import Any
 
 from rnncls.config.ranges import parse_seeds
 from rnncls.config.strict_yaml import parse
-from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem
+from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem, on_one_line
 from rnncls.rundir.listing import (
     METRICS,
     RunRow,
@@ -29,7 +29,7 @@ from rnncls.rundir.listing import (
 )
 from rnncls.rundir.paths import CHECKPOINTS, STATUS
 from rnncls.sweep.paths import EVALUATION, MEMBERS, SWEEP_FILE
-from rnncls.system.files import read_regular
+from rnncls.system.files import read_regular, walk
 
 # A report on generated data has some kB. Counting members must not read gigabytes.
 MAX_REPORT_BYTES = 2**20
@@ -61,7 +61,7 @@ def find_rows(folder: Path, members: bool = False) -> list[RunRow]:
 
     `members`: also the members of sweeps as rows of their own. Those of `folder` itself always are.
 
-    Raises: CheckpointError if there is no such folder.
+    Raises: CheckpointError if there is no such folder. OSError if it cannot be looked into.
     """
     # No default folder means no runs yet, which is not an error.
     if not folder.is_dir() and folder != Path("runs"):
@@ -70,8 +70,8 @@ def find_rows(folder: Path, members: bool = False) -> list[RunRow]:
         )
 
     rows: list[RunRow | None] = []
-    for name, folders, files in os.walk(folder):
-        path = Path(name)
+    closed: list[OSError] = []
+    for path, folders, files in walk(folder, closed):
         if STATUS in files:
             rows.append(describe_run(path))
 
@@ -84,6 +84,12 @@ def find_rows(folder: Path, members: bool = False) -> list[RunRow]:
 
         # A run has no runs among its checkpoints, but many files.
         folders[:] = [folder for folder in folders if folder != CHECKPOINTS]
+
+    # They may be anybody's, and do not end a listing.
+    if closed:
+        first = on_one_line(f"{closed[0].filename!s:.300}: {closed[0].strerror}")
+        what = f"folders that cannot be looked into: {len(closed):,}; the first is {first}"
+        print(f"rnncls: warning[R30]: {what}", file=sys.stderr)
     return [row for row in rows if row is not None]
 
 

@@ -7,6 +7,7 @@ from rnncls.rundir.checkpoint_files import step_files
 from rnncls.rundir.lock import is_locked
 from rnncls.rundir.paths import CHECKPOINTS
 from rnncls.rundir.status import read_status
+from rnncls.sweep.paths import MEMBERS
 from rnncls.sweep.plan import Member, Sweep
 from rnncls.sweep.results import (
     evaluate_member,
@@ -14,6 +15,7 @@ from rnncls.sweep.results import (
     trained_accuracy,
     write_evaluation,
 )
+from rnncls.system.files import refuse_links
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from rnncls.training.run import Shared
@@ -32,6 +34,8 @@ def run_member(sweep: Sweep, member: Member, shared: Shared) -> bool:
 
     # The thread may have been waiting for its turn when the signal came.
     shared.stop.check(0, str(run_dir))
+    # Its folder is not one that the user has named.
+    refuse_links(sweep.folder, f"{MEMBERS}/{member.name}")
     _train_member(member, run_dir, shared)
 
     # An evaluation of another step is out of date: the run was resumed with more steps since.

@@ -24,7 +24,9 @@ from rnncls.steps.captured.stack import Stack
 from rnncls.sweep.groups import Group, plan_groups
 from rnncls.sweep.member import InUse, run_member
 from rnncls.sweep.moved import with_files_of_sweep
+from rnncls.sweep.paths import FOLDERS
 from rnncls.sweep.plan import Member, Sweep
+from rnncls.system.files import refuse_links
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.run import Shared
 
@@ -48,8 +50,12 @@ def run_sweep(
     places beside the sweep.
 
     Raises: Interrupted after a signal, once every member has saved. CheckpointError if the data
-    has changed. WriteError if the disk is full; the sweep can be resumed.
+    has changed, or if a folder of the sweep is a link. WriteError if the disk is full; the sweep
+    can be resumed.
     """
+    # The pictures come last: whoever trains for a day should hear of it before.
+    refuse_links(sweep.folder, *FOLDERS)
+
     # Members of an earlier call trained on these files; the others must be comparable with them.
     search = Search(sweep.folder, data_dir)
     sweep = with_files_of_sweep(sweep, search)

@@ -15,6 +15,7 @@ EVALUATION = "evaluation.json"  # in the run directory of a member
 SUMMARY_JSON = "summary.json"
 SUMMARY_CSV = "summary.csv"
 PLOTS = "plots"
+FOLDERS = (MEMBERS, PLOTS)
 
 
 def is_sweep(folder: Path) -> bool:

@@ -5,7 +5,7 @@ The plan is stored as sweep.yaml, so that the sweep can be resumed and its shard
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -26,8 +26,8 @@ from rnncls.data.read_tables import DATA_KEYS, data_files, with_files_found
 from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
-from rnncls.sweep.paths import MEMBERS, SWEEP_FILE
-from rnncls.system.files import TEMPORARY, commented, write_atomically, writing
+from rnncls.sweep.paths import FOLDERS, MEMBERS, SWEEP_FILE
+from rnncls.system.files import TEMPORARY, commented, make_numbered, write_atomically, writing
 
 # All members are kept in memory, each with its config.
 MOST_MEMBERS = 100_000
@@ -113,15 +113,17 @@ def plan_sweep(
     samples: int,
     folder: Path,
     origin: str = "",
+    numbered: bool = False,
 ) -> Sweep:
     """Plan a sweep and write it to `folder`, or return the same sweep if it is there already.
 
     `lengths` are tested in addition to the training lengths (at most 20 of those); `samples` is
     the number of sequences per length, where a length has more. `origin`: where the config comes
-    from, for a comment in sweep.yaml.
+    from, for a comment in sweep.yaml. `numbered`: the sweep is always a new one, and the name of
+    its folder gets a number if it is taken.
 
     Raises: ConfigError if the plan is invalid or the folder holds something else. DataError if a
-    data file cannot be read. WriteError.
+    data file cannot be read. CheckpointError if a folder in `folder` is a link. WriteError.
     """
     # A resumed sweep trains on the same files, whatever has come into a folder since.
     if isinstance(base.data, FilesConfig):
@@ -148,8 +150,7 @@ def plan_sweep(
     for path in sorted(planned_files(sweep.members)):
         content.fingerprints[path] = fingerprint(path)
 
-    _write_plan(folder, content, origin)
-    return sweep
+    return replace(sweep, folder=_write_plan(folder, content, origin, numbered))
 
 
 def _files_of_grid(base: Config, grid: Grid, source: str) -> dict[str, list[str]]:
@@ -182,8 +183,8 @@ def tested_lengths(sweep: Sweep, config: Config) -> list[int]:
     return sorted({*spread_lengths(config.data), *sweep.lengths})
 
 
-def _write_plan(folder: Path, content: SweepFile, origin: str) -> None:
-    """Write sweep.yaml, or check that the one in the folder says the same."""
+def _write_plan(folder: Path, content: SweepFile, origin: str, numbered: bool) -> Path:
+    """Write sweep.yaml, or check that the one in the folder says the same; return the folder."""
     text = commented(origin, write_yaml(content.model_dump())).encode()
     if len(text) > MAX_SWEEP_FILE_BYTES:
         raise ConfigError(
@@ -197,12 +198,16 @@ def _write_plan(folder: Path, content: SweepFile, origin: str) -> None:
             )
         )
 
-    _require_unused(folder)
+    if not numbered:
+        _require_unused(folder)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        if numbered:
+            folder = make_numbered(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
 
     # Several shards may begin at the same time: the first one writes, the others compare.
-    with holding(folder):
+    with holding(folder, FOLDERS):
         path = folder / SWEEP_FILE
         if not path.exists():
             _require_unused(folder)
@@ -212,6 +217,7 @@ def _write_plan(folder: Path, content: SweepFile, origin: str) -> None:
             what = "another sweep is in this folder"
             remedy = "another --sweep-dir, or sweep --resume"
             raise ConfigError(Problem(what, str(path), remedy=remedy, id="C19"))
+    return folder
 
 
 def _require_unused(folder: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rnncls.rundir.lock import holding
+from rnncls.sweep.paths import FOLDERS
 from rnncls.sweep.plan import Sweep
 from rnncls.sweep.plots import draw
 from rnncls.sweep.summary import Summary, summarize, write_summary
@@ -18,7 +19,7 @@ def updated_summary(sweep: Sweep, *, plots: bool) -> Iterator[Summary]:
     # The folder is held from reading to writing, so that of two shards that end at the same time
     # the later summary is the one that stays. The body comes before the writing, so that a full
     # disk does not keep a summary from being shown.
-    with holding(sweep.folder):
+    with holding(sweep.folder, FOLDERS):
         summary = summarize(sweep)
         yield summary
 

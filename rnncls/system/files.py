@@ -13,15 +13,26 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TextIO
 
-from rnncls.errors import MachineError, Problem, WriteError, printable
+from rnncls.errors import (
+    CheckpointError,
+    MachineError,
+    Problem,
+    RnnclsError,
+    WriteError,
+    printable,
+)
 
 TEMPORARY = ".tmp-"  # how the names of temporary files begin
 
 # A limit of the machine was reached; another place to write would not help.
 _LIMITS = (errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
+
+# There is no more room, or writing is not allowed at all.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 # What file systems without hard links answer. The two "not supported" are one number on Linux and
 # two on macOS.
@@ -35,7 +46,7 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
 
     Raises: OSError if it cannot be written; no temporary file stays behind.
     """
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         _write_new(temporary, content, durable)
         temporary.replace(path)
@@ -79,7 +90,7 @@ def new_file(path: Path) -> Iterator[TextIO]:
             yield file
         return
 
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         with temporary.open("x", encoding="utf-8", newline="") as file:
             yield file
@@ -100,7 +111,7 @@ def link(existing: Path, path: Path) -> None:
     Raises: OSError.
     """
     # os.link cannot replace a name that is taken, but a rename can.
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         os.link(existing, temporary)
     except OSError as error:
@@ -132,7 +143,16 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def open_text(path: Path, flags: int) -> TextIO:
-    """Open a regular file for writing text, with `flags` beside O_WRONLY. Raises OSError."""
+    """Open a regular file for writing text, with `flags` beside O_WRONLY.
+
+    With O_TRUNC it is a new file: what had this name keeps its content under any other name, as in
+    a copy that shares its files with the original (`cp -al`).
+
+    Raises: OSError.
+    """
+    if flags & os.O_TRUNC:
+        path.unlink(missing_ok=True)
+        flags |= os.O_CREAT | os.O_EXCL
     descriptor = open_regular(path, os.O_WRONLY | flags)
     return os.fdopen(descriptor, "w", encoding="utf-8", newline="")
 
@@ -157,6 +177,52 @@ def commented(comment: str, text: str) -> str:
     # A file's name may have line breaks, and what follows one would be a part of the YAML.
     comment = printable(comment).replace("\n", "\\n")
     return f"# {comment}\n{text}"
+
+
+def refuse_links(root: Path, *paths: str) -> None:
+    """Raise if a folder of these paths in `root` is a symbolic link. It need not be there.
+
+    Whoever writes, renames or deletes in a folder inside a run or a sweep calls this before: the
+    files would be those of somebody else. `root` itself may be a link, as the user named it.
+
+    Raises: CheckpointError.
+    """
+    for path in paths:
+        folder = root
+        for part in Path(path).parts:
+            folder /= part
+            if folder.is_symlink():
+                raise CheckpointError(
+                    Problem(
+                        "a symbolic link in place of a folder",
+                        str(folder),
+                        expected="a folder, or nothing",
+                        remedy="the directory that it belongs to; only the one that is named on "
+                        "the command line may be a link",
+                        id="K7",
+                    )
+                )
+
+
+def make_numbered(folder: Path) -> Path:
+    """Make a folder, with a number behind its name if that is taken, and return its path.
+
+    Each of several processes that want the same name at once gets a folder of its own. One that is
+    there is never used, not even if it is empty: it may be that of a process which has just begun.
+
+    Raises: OSError.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder
+    for number in count(2):
+        # Only one process can make it; to ask first whether it is there would not tell which.
+        try:
+            path.mkdir()
+        except FileExistsError:
+            path = folder.with_name(f"{folder.name}-{number}")
+        else:
+            return path
+    raise AssertionError("unreachable: count() never ends")
 
 
 def fsync_folder(folder: Path) -> None:
@@ -191,6 +257,37 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def walk(folder: Path, closed: list[OSError]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield each folder below `folder`, itself first, and the names of its folders and files.
+
+    The caller may take names out of the folders: those are not entered. Links are not followed.
+    Why a folder could not be looked into is appended to `closed`.
+
+    Raises: OSError if `folder` itself cannot be looked into.
+    """
+    # os.walk calls itself for each level on Python 3.11, and ends at a thousand.
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        folders: list[str] = []
+        files: list[str] = []
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    names = folders if entry.is_dir(follow_symlinks=False) else files
+                    names.append(entry.name)
+            # The names may be read without the right to what they stand for.
+            os.stat(os.path.join(path, os.curdir))  # noqa: PTH116, PTH118  # Path drops the dot
+        except OSError as error:
+            if path == folder:
+                raise
+            closed.append(error)
+            continue
+
+        yield path, folders, files
+        waiting += [path / name for name in sorted(folders, reverse=True)]
+
+
 @contextmanager
 def writing(path: Path, what: str = "cannot write", needed: int = 0) -> Iterator[None]:
     """Turn an OSError raised by the body into an error that names `path`. Writes nothing itself.
@@ -205,7 +302,7 @@ def writing(path: Path, what: str = "cannot write", needed: int = 0) -> Iterator
     except OSError as error:
         what = f"{what}: {error.strerror}"
         if error.errno in _LIMITS:
-            raise _limit_reached(what, path) from None
+            raise _limit_reached(what, str(path)) from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             space = _space(path, needed)
             remedy = "free some space; what was saved before is unharmed"
@@ -215,15 +312,52 @@ def writing(path: Path, what: str = "cannot write", needed: int = 0) -> Iterator
         raise WriteError(Problem(what, str(path), found=space, remedy=remedy, id="R9")) from None
 
 
-def _limit_reached(what: str, path: Path) -> MachineError:
+def error_of_machine(error: OSError) -> RnnclsError:
+    """Return the error to end with for an OSError that nothing closer to its cause has explained.
+
+    Files, folders and disks refuse in more ways than there are places that could ask: a folder
+    that may not be entered, a disk that fails, a current folder that was deleted.
+    """
+    reason = error.strerror or str(error)
+    place = error.filename
+    where = os.fsdecode(place) if isinstance(place, str | bytes | os.PathLike) else ""
+    if error.errno == errno.ENAMETOOLONG:
+        # Whole, it would be the longest line of the message.
+        return _limit_reached(f"{reason}: {where:.60}...", "", "a shorter path")
+    if error.errno in _LIMITS:
+        return _limit_reached(reason, where)
+    if error.errno in _CANNOT_WRITE:
+        remedy = "free some space, or another folder; what was saved before is unharmed"
+        return WriteError(Problem(f"cannot write: {reason}", where, remedy=remedy, id="R9"))
+
+    # Paths that are not absolute lead nowhere then, and the message of the system says only that.
+    if isinstance(error, FileNotFoundError) and not _has_current_folder():
+        what = "the current folder was deleted"
+        return MachineError(Problem(what, where, remedy="cd to another folder", id="R30"))
+
+    remedy = "another path, or the right to read it" if where else ""
+    return MachineError(Problem(f"the system refuses: {reason}", where, remedy=remedy, id="R30"))
+
+
+def _has_current_folder() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109  # Path.cwd() is the same call
+    except OSError:
+        return False
+    return True
+
+
+def _limit_reached(
+    what: str, where: str, remedy: str = "ulimit -n, or a shorter path"
+) -> MachineError:
     open_files = os.sysconf("SC_OPEN_MAX")
     name_bytes = os.pathconf("/", "PC_NAME_MAX")
     return MachineError(
         Problem(
             what,
-            str(path),
+            where,
             expected=f"at most {open_files:,} open files, names of {name_bytes} bytes",
-            remedy="ulimit -n, or a shorter path",
+            remedy=remedy,
             id="R30",
         )
     )
@@ -245,6 +379,8 @@ def _space(path: Path, needed: int) -> str:
     return f"{free}, {needed:,} needed" if needed else free
 
 
-def _temporary(path: Path) -> Path:
-    # Random as well, because processes on other hosts may have the same number.
+def temporary_path(path: Path) -> Path:
+    """Return another name in the folder of `path`, for a file that will be renamed to `path`."""
+    # Nobody can guess it, and so put a link there that the file would be written through.
+    # Processes on other hosts may have the same number.
     return path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")

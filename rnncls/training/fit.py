@@ -25,21 +25,23 @@ def fit(
     origin: str = "",
     shared: Shared | None = None,
     say_directory: Callable[[Path], object] | None = None,
+    numbered: bool = False,
 ) -> TrainState:
     """Train `config`, writing everything into `run_dir`, which must be new or empty.
 
     `init_from`: a checkpoint or run to take the first weights from; with files, its vocabulary and
     labels too. `origin`: where the config comes from, for a comment in the run's own. `shared`:
     what the members of a sweep have in common. `say_directory` is called with the run directory as
-    soon as there is one.
+    soon as there is one. `numbered`: if the name `run_dir` is taken, the run gets the same one with
+    a number, and no error.
 
     Raises: ConfigError for a used directory. MachineError without the device. DataError.
-    CheckpointError if `init_from` does not fit. NonFiniteError. WriteError. OutOfMemory.
-    Interrupted after a signal, once the step is saved.
+    CheckpointError if `init_from` does not fit, or if a folder in `run_dir` is a link.
+    NonFiniteError. WriteError. OutOfMemory. Interrupted after a signal, once the step is saved.
     """
     run_dir = Path(run_dir)
     # Asked before files are read, which may take long, and again under the lock.
-    require_unused(run_dir)
+    require_unused(run_dir, numbered)
 
     source = None
     vocabulary = None
@@ -60,8 +62,8 @@ def fit(
     # An engine that cannot work here is an error before anything is written.
     engine = choose(config, state.device)
 
-    with create_run(run_dir) as run:
+    with create_run(run_dir, numbered) as run:
         if say_directory is not None:
-            say_directory(run_dir)
+            say_directory(run.path)
         run.begin(state, task, origin)
         return train(state, task, run, engine, shared)

@@ -3,7 +3,6 @@
 Perfetto (ui.perfetto.dev), chrome://tracing and TensorBoard's profiler plugin open it.
 """
 
-import os
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from rnncls.rundir.log import RunLog
 from rnncls.rundir.paths import TRACE
-from rnncls.system.files import TEMPORARY
+from rnncls.system.files import temporary_path
 
 SKIPPED_STEPS = 20
 TRACED_STEPS = 20
@@ -71,7 +70,7 @@ def traced(
 def _export(profiler: "profile", path: Path) -> None:
     """Write the trace under a temporary name first, as the profiler writes bit by bit."""
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = temporary_path(path)
     try:
         profiler.export_chrome_trace(str(temporary))
         temporary.replace(path)

@@ -1,0 +1,192 @@
+"""What the system refuses ends with its reason, the path and exit code 5, and never as a bug."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rnncls.errors import RnnclsError
+from rnncls.system.files import error_of_machine
+from rnncls.training.fit import fit
+from rnncls.version import __version__
+from tests.helpers import ROOT, config_of, run_command, run_python, run_rnncls
+
+row = pytest.mark.row
+
+# Runs several commands without the rights of root, who may enter everything, and returns their
+# exit codes. What is imported by then need not be readable.
+WITHOUT_RIGHTS = """
+import encodings.utf_8_sig, io, json, os, sys
+import rnncls.evaluation.evaluate, rnncls.predict.predictor, rnncls.rundir.compare
+import rnncls.sweep.evaluate, rnncls.sweep.listing, rnncls.sweep.members, rnncls.sweep.report
+import rnncls.training.check
+from rnncls.cli import entry
+
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+ended = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["rnncls", *words]
+    sys.stdout = io.StringIO()
+    sys.stderr = io.StringIO()
+    ended.append([entry.run(), sys.stderr.getvalue(), sys.stdout.getvalue()])
+print(json.dumps(ended), file=sys.__stdout__)
+"""
+
+
+def run_without_rights(folder: Path, commands: list[list[str]]) -> list[tuple[int, str, str]]:
+    """Run commands in a folder as a user who owns nothing; returns code, stderr and stdout of each.
+
+    Paths have to be relative: the folders above may be closed to all but their owner.
+    """
+    folder.chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = run_python(WITHOUT_RIGHTS, json.dumps(commands), cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr
+    return [(code, err, out) for code, err, out in json.loads(done.stdout)]
+
+
+@row("R30")
+def test_a_folder_that_may_not_be_entered(tmp_path: Path) -> None:
+    fit(config_of(train={"max_steps": 2}), tmp_path / "open")
+    shut = tmp_path / "shut"
+    for name in ("run", "sweep"):
+        shutil.copytree(tmp_path / "open", shut / name)
+    (shut / "sweep" / "sweep.yaml").write_text("config: {}\n")
+    names_only = shutil.copytree(tmp_path / "open", tmp_path / "names")
+    shutil.copy(ROOT / "configs" / "smoke.yaml", tmp_path)
+    smoke = ["smoke.yaml", "train.max_steps=2"]
+
+    refused = []
+    for run in ("shut", "shut/run", "shut/sweep", "names"):
+        refused += [
+            ["train", "--resume", run],
+            ["runs", "ls", run],
+            ["runs", "diff", run, "open"],
+            ["runs", "diff", "open", run],
+            ["eval", run],
+            ["predict", run, "1 2"],
+            ["model", "show", run],
+            ["train", *smoke, "--init-from", run, "--run-dir", "new"],
+        ]
+    refused += [["sweep", "--resume", sweep] for sweep in ("shut", "shut/run", "shut/sweep")]
+
+    # Other codes are right where a path stands for a config, for data or for what is written.
+    others = [
+        (2, ["config", "show", "shut/run/config.yaml"]),
+        (3, ["data", "check", "shut/data.csv"]),
+        (6, ["train", *smoke, "--run-dir", "shut/new"]),
+        (6, ["train", *smoke, "--run-dir", "shut"]),
+        (6, ["sweep", *smoke, "--sweep-dir", "shut/new"]),
+        (6, ["sweep", *smoke, "--sweep-dir", "shut"]),
+    ]
+
+    # To be restored, or nobody but root could remove the folders.
+    shut.chmod(0)
+    names_only.chmod(0o744)
+    commands = refused + [words for _, words in others] + [["runs", "ls", "."]]
+    try:
+        ended = run_without_rights(tmp_path, commands)
+    finally:
+        shut.chmod(0o755)
+        names_only.chmod(0o755)
+
+    expected = [5] * len(refused) + [code for code, _ in others] + [0]
+    for words, (exit_code, stderr, _), code in zip(commands, ended, expected, strict=True):
+        assert exit_code == code, f"{words}\n{stderr}"
+        assert "internal error" not in stderr
+        if code:
+            assert stderr.count("rnncls: error[") == 1
+            assert "denied" in stderr
+
+    # A list leaves out what it may not look into, and says so.
+    _, stderr, stdout = ended[-1]
+    assert "folders that cannot be looked into: 2; the first is" in stderr
+    assert "  open\n" in stdout
+
+
+@row("R30")
+def test_a_current_folder_that_was_deleted(tmp_path: Path) -> None:
+    commands = [
+        ["train", str(ROOT / "configs" / "smoke.yaml")],
+        ["train", "--resume", str(tmp_path)],
+        ["sweep", str(ROOT / "configs" / "smoke.yaml")],
+        ["sweep", "--resume", str(tmp_path)],
+        ["data", "check", "x.csv"],
+        ["init", "x.csv"],
+        ["eval", str(tmp_path)],
+        ["predict", str(tmp_path), "1 2"],
+        ["model", "show", str(tmp_path / "x.safetensors")],
+    ]
+    code = """
+import json, os, sys
+from rnncls.cli import entry
+os.mkdir(sys.argv[1])
+os.chdir(sys.argv[1])
+os.rmdir(sys.argv[1])
+for words in json.loads(sys.argv[2]):
+    sys.argv = ["rnncls", *words]
+    print(entry.run(), flush=True)
+"""
+    done = run_python(code, tmp_path / "gone", json.dumps([*commands, ["--version"]]))
+    assert done.stdout.split() == [*["5"] * len(commands), "rnncls", __version__, "0"], done.stderr
+    assert done.stderr.count("rnncls: error[R30]: the current folder was deleted") == len(commands)
+
+
+@row("R30")
+def test_a_listing_of_a_very_deep_tree(tmp_path: Path) -> None:
+    """Deeper than Python calls itself, and in the end deeper than the system takes a path."""
+    fit(config_of(train={"max_steps": 2}), tmp_path / "run")
+    code = """
+import os, shutil, sys
+for number in range(int(sys.argv[2])):
+    os.mkdir(sys.argv[1])
+    os.chdir(sys.argv[1])
+    if number == 1100:
+        shutil.copytree(sys.argv[3], "run")
+"""
+    for name, levels in (("d", 1200), ("a long name " * 10, 100)):
+        folder = tmp_path / name[:1]
+        folder.mkdir()
+        made = run_python(code, name, str(levels), tmp_path / "run", cwd=folder)
+        assert made.returncode == 0, made.stderr
+        try:
+            done = run_rnncls("runs", "ls", folder, "--json")
+        finally:
+            # shutil.rmtree, with which pytest cleans up, calls itself for each level, too.
+            run_command(["rm", "-rf", folder])
+        assert done.returncode == 0, done.stderr
+
+        if name == "d":
+            (found,) = json.loads(done.stdout)
+            assert found["run"] == str(folder / Path(*["d"] * 1101) / "run")
+        else:
+            assert "rnncls: warning[R30]: folders that cannot be looked into: 1;" in done.stderr
+            assert "name too long" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code", "id"),
+    [
+        (errno.EACCES, 5, "R30"),
+        (errno.EIO, 5, "R30"),
+        (errno.ELOOP, 5, "R30"),
+        (errno.EMFILE, 5, "R30"),
+        (errno.ENAMETOOLONG, 5, "R30"),
+        (errno.ENOSPC, 6, "R9"),
+        (errno.EROFS, 6, "R9"),
+    ],
+)
+def test_any_other_refusal_has_its_reason_and_its_path(
+    number: int, exit_code: int, id: str
+) -> None:
+    for error in (OSError(number, "a reason", b"a/path"), OSError(number, "a reason")):
+        shown: RnnclsError = error_of_machine(error)
+        assert shown.exit_code == exit_code
+        assert shown.problems[0].id == id
+        assert "a reason" in shown.render()
+        assert ("a/path" in shown.render()) == (error.filename is not None)
