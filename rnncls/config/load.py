@@ -15,10 +15,18 @@ from pydantic import ValidationError
 
 from rnncls.config import strict_yaml
 from rnncls.config.defaults import FILES_BEFORE
-from rnncls.config.messages import SOURCES, Places, describe_value, path_of, problem_of, told_once
+from rnncls.config.messages import (
+    SOURCES,
+    Places,
+    counted,
+    describe_value,
+    path_of,
+    problem_of,
+    told_once,
+)
 from rnncls.config.schema import Config
 from rnncls.config.strict_yaml import Document, KeyPath
-from rnncls.errors import ConfigError, Problem
+from rnncls.errors import MOST_PROBLEMS_SHOWN, ConfigError, Problem
 
 LocatedProblem = tuple[KeyPath, Problem]  # a problem and the key that has it, () for none
 
@@ -103,7 +111,7 @@ def read_yaml(path: Path) -> Any:
 
     Raises: ConfigError.
     """
-    document = strict_yaml.read(path)
+    document = strict_yaml.read(path, pipes=False)
     if document.problems:
         raise ConfigError(*(problem for _, problem in document.problems))
     return document.value
@@ -157,7 +165,7 @@ def _require_words(value: Any, path: KeyPath, document: Document) -> None:
     if not isinstance(value, dict):
         return
     for key, inner in value.items():
-        if not isinstance(key, str):
+        if not isinstance(key, str) or not _is_text(key):
             what = f"a key must be a word: {key!r}"
             raise ConfigError(Problem(what, document.where(path), expected="a word", id="C4"))
         _require_words(inner, (*path, key), document)
@@ -199,7 +207,8 @@ def _all_problems(
     for detail in told_once(error.errors(include_url=False)):
         if path_of(detail) in spoiled and detail["type"] != "extra_forbidden":
             continue
-        problems.append(problem_of(detail, places))
+        is_shown = len(problems) < MOST_PROBLEMS_SHOWN
+        problems.append(problem_of(detail, places) if is_shown else counted(detail))
     return problems
 
 
@@ -294,7 +303,16 @@ def _set_values(
 def _path_of(key: str) -> KeyPath:
     """Return the parts of an override's key, one or two; () if it cannot be a key."""
     parts = tuple(key.strip().split("."))
-    return parts if all(parts) and len(parts) <= 2 else ()
+    return parts if all(parts) and len(parts) <= 2 and _is_text(key) else ()
+
+
+def _is_text(text: str) -> bool:
+    """Return whether a file can hold a text: bytes of a command line that are no UTF-8 are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _malformed(override: str) -> Problem:

@@ -8,6 +8,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from pydantic_core import ErrorDetails
@@ -103,12 +104,26 @@ def problem_of(detail: ErrorDetails, places: Places) -> Problem:
     )
 
 
+def counted(detail: ErrorDetails) -> Problem:
+    """Return one of pydantic's errors as a problem that is counted and not explained.
+
+    A message shows the first problems and says how many more there are. To look for the places and
+    the likeliest names of thousands that nobody reads would take minutes.
+    """
+    ids = {"clash": "C15", "extra_forbidden": "C5"}
+    kind = detail["type"]
+    path = path_of(detail)
+    return Problem(f"one more problem with {dotted(path)}", id=ids.get(kind) or _id_of(kind))
+
+
 def _meant_value(path: KeyPath, text: str, schema: dict[str, Any]) -> str:
     """Return the value that a bad one, in small letters, may have meant; "" if unknown."""
     if path == ("device",) and text.startswith("gpu"):
         return "cuda, or cuda:INDEX for one of several"
     if text == "none" and is_nullable(schema):
         return "null"
+    if "\0" in text:
+        return "a path without the character NUL"
     # What predict's --bad calls it, too.
     if path == ("data", "bad") and text == "stop":
         return "error"
@@ -256,7 +271,7 @@ def schema_at(path: KeyPath, source: str) -> dict[str, Any]:
     `source` is the value of data.source, which decides the keys of the data section.
     """
     # The schema is the one source of ranges and choices: no message can contradict validation.
-    root = Config.model_json_schema()
+    root = _root_schema()
     schema = root
     for part in path:
         # A number is an item of a list, whose items all have one schema.
@@ -275,6 +290,12 @@ def schema_at(path: KeyPath, source: str) -> dict[str, Any]:
         if reference:
             schema = root["$defs"][reference.rpartition("/")[2]]
     return schema
+
+
+@cache
+def _root_schema() -> dict[str, Any]:
+    # Making it takes milliseconds, and each of many wrong keys asks for it.
+    return Config.model_json_schema()
 
 
 def _expected(schema: dict[str, Any]) -> str:

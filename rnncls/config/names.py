@@ -8,6 +8,7 @@ import difflib
 import json
 import shlex
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from rnncls.config.schema import Config, FilesConfig, SumModConfig, flatten
@@ -134,10 +135,11 @@ _NO = ("false", "no", "off", "none", "null", "-1")
 _OF_FILES = ("train.max_epochs", "train.class_weights")
 
 
-def known_keys() -> list[str]:
-    """Return every key, dotted, of both data sources: `["data.source", "data.modulus", ...]`."""
+@cache
+def known_keys() -> tuple[str, ...]:
+    """Return every key, dotted, of both data sources: `("data.source", "data.modulus", ...)`."""
     of_files = [f"data.{name}" for name in FilesConfig.model_fields]
-    return list(dict.fromkeys([*flatten(Config()), *of_files]))
+    return tuple(dict.fromkeys([*flatten(Config()), *of_files]))
 
 
 def meant_keys(name: str) -> list[str]:

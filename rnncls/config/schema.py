@@ -7,7 +7,7 @@ Defaults live here and nowhere else, but for the few that depend on the data sou
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from rnncls.config.defaults import COUNTED, default_warmup, known_numbers
@@ -19,12 +19,20 @@ MAX_BATCH_TOKENS = 2**30  # 8 GiB of int64 ids
 # No machine has a thousand devices.
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 
+
+def _without_nul(path: str) -> str:
+    """Return a path that a file can have. Raises: PydanticCustomError."""
+    if "\0" in path:
+        raise PydanticCustomError("nul", "a NUL in a path")
+    return path
+
+
 # Far above what is useful, and so low that a product of any three of them fits into 64 bits.
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Steps = Annotated[int, Field(ge=0, le=2**40)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
+FilePath = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_nul)]
 FilePaths = FilePath | Annotated[tuple[FilePath, ...], Field(min_length=1, max_length=2**16)]
 FieldName = Annotated[str, Field(min_length=1)]
 FieldNames = FieldName | Annotated[tuple[FieldName, ...], Field(min_length=1, max_length=64)]

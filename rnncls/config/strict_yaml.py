@@ -6,7 +6,10 @@ would read in a way its writer hardly meant is refused with the advice to quote 
 and aliases are refused too, which also leaves no room for code execution or alias bombs.
 """
 
+import errno
+import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,16 +68,24 @@ def dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path)
 
 
-def read(path: Path) -> Document:
-    """Parse the file at `path`; see `parse`. Raises: ConfigError if it cannot be read."""
+def read(path: Path, pipes: bool = True) -> Document:
+    """Parse the file at `path`; see `parse`.
+
+    `pipes`: whether it may be a pipe, as bash makes one of `<(command)`. One that nobody writes to
+    is never waited for.
+
+    Raises: ConfigError if it cannot be read.
+    """
     try:
         # One byte more than allowed tells that a file is too large, without reading all of it.
-        with path.open("rb") as file:
+        with open(_open(path, pipes), "rb") as file:
             raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
+    # ValueError: a name that no file can have, with a NUL for example.
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         remedy = "check the path; a config is a YAML file"
         raise ConfigError(
-            Problem(f"cannot read the config {path}: {error.strerror}", remedy=remedy, id="C1")
+            Problem(f"cannot read the config {path}: {reason}", remedy=remedy, id="C1")
         ) from None
 
     if len(raw) > MAX_BYTES:
@@ -95,6 +106,26 @@ def read(path: Path) -> Document:
     return parse(text, str(path))
 
 
+def _open(path: Path, pipes: bool) -> int:
+    """Open a file, or a pipe if that is allowed, and return its descriptor; never block.
+
+    Raises: OSError, also for a folder, a device or a socket. ValueError for a name with a NUL.
+    """
+    # O_NONBLOCK: to open a pipe that nobody writes to would wait for ever. A link is followed: it
+    # is the user who names the file. Its kind is asked of what is open, which stays what it is.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind) or (pipes and stat.S_ISFIFO(kind)):
+        # From a pipe with a writer, reading waits for what is written; from any other it ends.
+        os.set_blocking(descriptor, True)
+        return descriptor
+
+    os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise OSError(errno.EINVAL, "not a regular file")
+
+
 def parse(text: str, source: str) -> Document:
     """Parse YAML text. `source` is what messages call the place of the text.
 
@@ -103,17 +134,24 @@ def parse(text: str, source: str) -> Document:
 
     Raises: ConfigError for any other problem.
     """
-    composer = _Composer(text, source)
     try:
-        return composer.document()
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError(_syntax_problem(error, text, source)) from None
+        composer = _Composer(text, source)
     except yaml.reader.ReaderError as error:
         expected = "printable characters"
         found = f"character U+{ord(text[error.position]):04X} at offset {error.position}"
         raise ConfigError(
             Problem("the config is not text", source, expected=expected, found=found, id="C2")
         ) from None
+
+    try:
+        return composer.document()
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(_syntax_problem(error, text, source)) from None
+    # PyYAML hands the number of an escape such as "\UFFFFFFFF" to chr(), and that of the version
+    # behind %YAML to int(), whatever it is.
+    except (ValueError, OverflowError):
+        what = "not YAML: a number out of range, in an escape or as version"
+        raise ConfigError(Problem(what, composer.here(), id="C3")) from None
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, text: str, source: str) -> Problem:
@@ -163,10 +201,16 @@ class _Composer:
     """Builds plain values from PyYAML's events and collects problems on the way."""
 
     def __init__(self, text: str, source: str) -> None:
-        self.events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.SafeLoader)
+        self.loader: Any = yaml.SafeLoader(text)
+        self.events = self._parsed()
         self.source = source
         self.problems: list[tuple[KeyPath, Problem]] = []
         self.marks: dict[KeyPath, tuple[int, int]] = {}
+
+    def _parsed(self) -> Iterator[yaml.Event]:
+        # What yaml.parse does; with the loader at hand, whose place is that of an error.
+        while self.loader.check_event():
+            yield self.loader.get_event()
 
     def document(self) -> Document:
         # The events of a document: stream start, document start, the events of its one node,
@@ -237,6 +281,8 @@ class _Composer:
 
         self.refuse_extras(event, path)
 
+        self.require_characters(event)
+
         # A quoted "1" is a word. Unquoted, `1: x` or `null: x` is not a key of a config.
         key: str = event.value
         if event.implicit[0] and not isinstance(self.plain(key), str):
@@ -265,6 +311,7 @@ class _Composer:
         # Quoted, or a block after | or >: text, whatever it looks like.
         text = event.value
         if not event.implicit[0]:
+            self.require_characters(event)
             return text
 
         value = self.plain(text)
@@ -291,6 +338,18 @@ class _Composer:
         if _FLOAT.fullmatch(text):
             return float(text)
         return text
+
+    def require_characters(self, event: yaml.ScalarEvent) -> None:
+        """Raise ConfigError for text that no file can hold: "\\ud800" is half a character."""
+        if any("\ud800" <= character <= "\udfff" for character in event.value):
+            expected = "whole characters, such as an escape with \\U and 8 digits"
+            raise ConfigError(
+                Problem("the config is not text", self.place(event), expected=expected, id="C2")
+            )
+
+    def here(self) -> str:
+        """Return the place up to which the text was read."""
+        return f"{self.source}:{self.loader.line + 1}:{self.loader.column + 1}"
 
     def place(self, event: yaml.Event) -> str:
         line, column = _position(event)

@@ -12,10 +12,10 @@ import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
 from rnncls.config import Config, parse_saved, sizes
@@ -32,9 +32,17 @@ class VocabularyState(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    tokens: tuple[str, ...]
-    labels: tuple[str, ...]
+    # A model without tokens or classes cannot be built, and one name cannot mean two things.
+    tokens: Annotated[tuple[str, ...], Field(min_length=1)]
+    labels: Annotated[tuple[str, ...], Field(min_length=1)]
     has_unknown: bool
+
+    @field_validator("tokens", "labels")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("a name that is there twice")
+        return names
 
 
 class SavedState(BaseModel):
@@ -43,7 +51,7 @@ class SavedState(BaseModel):
     # A file with other keys is of another program or of another version.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    step: int  # optimizer steps done
+    step: Annotated[int, Field(ge=0, le=2**40)]  # optimizer steps done; no run has more
     config: dict[str, Any]
     counters: dict[str, float | int | None]  # sums since the last log line, best value so far, ...
     versions: dict[str, str]

@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +31,18 @@ MAX_HEADER_BYTES = 16 * 2**20
 # Far beyond any tensor of a model or its optimizer.
 MAX_RANK = 8
 MAX_DIMENSION = 2**40
+
+# The largest model that a config can ask for has 1024 layers of two directions: 8,195 tensors, and
+# Adam has three more for each of them.
+MAX_TENSORS = 33_000
+
+# A tensor's entry has five texts, three brackets and five commas. The parser never begins with a
+# header that has more: the worst would take 20 times its memory, and seconds.
+MAX_TEXTS = 5 * MAX_TENSORS
+MAX_MARKS = 8 * MAX_TENSORS
+
+# A text of JSON. One that does not end goes up to the end, so that no other is sought within it.
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
 # The names that safetensors gives to the types that rnncls writes.
 _DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.int64: "I64"}
@@ -186,6 +199,9 @@ def _read_header(path: Path, head: bytes, size: int) -> dict[str, str]:
         found = f"{size:,} bytes that are not a safetensors file, or a part of one"
         raise damaged(path, found, "K2")
 
+    if _is_crowded(head):
+        raise damaged(path, "a header with far more entries than rnncls writes", "K6")
+
     try:
         header = json.loads(head[8:].decode(), object_pairs_hook=_require_unique)
         metadata: dict[str, str] = header.pop("__metadata__", {})
@@ -200,6 +216,18 @@ def _read_header(path: Path, head: bytes, size: int) -> dict[str, str]:
     if not is_whole:
         raise damaged(path, "missing bytes, or more than its header says", "K2")
     return metadata
+
+
+def _is_crowded(header: bytes) -> bool:
+    """Return whether a header has more texts, brackets and commas than any of rnncls."""
+    # A quote behind a backslash is within a text, or ends one behind an escaped backslash: of the
+    # two quotes of a text, one at least is counted.
+    if header.count(b'"') - header.count(b'\\"') > 2 * MAX_TEXTS:
+        return True
+
+    # The state is one text, with brackets and commas of its own.
+    rest = _TEXT.sub(b"", header)
+    return sum(rest.count(mark) for mark in (b"{", b"[", b",")) > MAX_MARKS
 
 
 def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

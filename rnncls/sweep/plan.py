@@ -307,13 +307,15 @@ def _members(content: SweepFile, seeds: list[int], source: str) -> list[Member]:
         for seed in seeds:
             name = format_setting({**values, "seed": str(seed)}, short=True, separator="_")
 
+            # First, because it refuses values that no name can have.
+            config = parse_saved(content.config, source, [*overrides, f"seed={seed}"])
+
             # Values may be paths of data files.
             name = name.replace("/", "-")
             if len(name.encode()) > MAX_NAME_BYTES:
                 what = "the name of a member's folder is too long"
                 raise ConfigError(Problem(what, source, found=name, id="C17"))
 
-            config = parse_saved(content.config, source, [*overrides, f"seed={seed}"])
             config = _with_files(config, values, content.files)
             members.append(Member(name, values, config))
     return members
