@@ -27,6 +27,7 @@ from rnncls.steps.captured.graphs import Graphs
 from rnncls.steps.chunks import ahead, in_chunks
 from rnncls.steps.compiled import kernels
 from rnncls.steps.compiled.engine import load_program
+from rnncls.steps.compiled.kept import code_folder
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState, next_due
 from rnncls.training.fit import fit
@@ -222,8 +223,8 @@ def test_an_engine_that_cannot_be_is_refused_or_named(
 
 
 @pytest.mark.slow
-@row("R31", "R32")
-def test_a_numba_that_cannot_be_imported_is_named_and_a_strangers_cache_not_used(
+@row("R32")
+def test_a_numba_that_cannot_be_imported_is_named(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "numba").mkdir()
@@ -240,15 +241,83 @@ def test_a_numba_that_cannot_be_imported_is_named_and_a_strangers_cache_not_used
     assert done.returncode == 5, done.stderr
     assert "error[R32]" in done.stderr
 
-    code = """
-from rnncls.steps.compiled.engine import _cache_folder
-path = _cache_folder()
-print(path)
-path.chmod(0o777)
-print(_cache_folder())"""
-    own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    done = run_python(code, env=own)
-    assert done.stdout.split()[1] == "None"
+
+@row("R31")
+def test_code_is_kept_only_where_nobody_else_could_put_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base))
+    place = code_folder(b"sources").path
+    assert place is not None
+    assert place.parent == base / "rnncls"
+    assert [path.stat().st_mode & 0o777 for path in (place, place.parent, base)] == [0o700] * 3
+
+    # The folder itself, and those above it, in which it could be replaced by another.
+    for folder in (place, place.parent, base):
+        for mode in (0o777, 0o702):
+            folder.chmod(mode)
+            assert code_folder(b"sources").path is None
+            said = capsys.readouterr().err
+            assert "warning[R31]: compiled steps are not kept" in said
+            assert f"others may write to {folder}" in said
+        folder.chmod(0o700)
+
+    # Of a sticky folder everybody may rename only what is his own.
+    base.chmod(0o1777)
+    assert code_folder(b"sources").path == place
+    assert not capsys.readouterr().err
+
+
+# Compiles a small function, and then loads it from a file of which one bit is another.
+FLIPS = """
+import sys
+from pathlib import Path
+from numba import njit
+from rnncls.steps.compiled.kept import CodeFolder, KeptCode
+
+def add(left, right):
+    return left + right
+
+def dispatcher(folder):
+    made = njit(add)
+    made._cache = KeptCode("add", CodeFolder(folder))
+    return made
+
+folder = Path(sys.argv[1])
+first = dispatcher(folder)
+assert first(1, 2) == 3
+(signature,) = first.signatures
+(path,) = folder.iterdir()
+content = path.read_bytes()
+
+second = dispatcher(folder)
+assert second(1, 2) == 3
+print(sum(second.stats.cache_hits.values()), "loaded")
+
+third = dispatcher(folder)
+context = third.targetctx
+refused = 0
+places = range(0, 8 * len(content), max(1, 8 * len(content) // 500))
+for place in places:
+    damaged = bytearray(content)
+    damaged[place // 8] ^= 1 << place % 8
+    path.write_bytes(damaged)
+    refused += third._cache.load_overload(signature, context) is None
+for size in (0, 1, 31, 32, 33, len(content) - 1):
+    path.write_bytes(content[:size])
+    refused += third._cache.load_overload(signature, context) is None
+print(len(places) + 6 - refused, "accepted")
+"""
+
+
+@pytest.mark.slow  # a process that compiles
+@row("R31")
+def test_one_flipped_bit_in_compiled_code_is_noticed_before_it_is_loaded(tmp_path: Path) -> None:
+    done = run_python(FLIPS, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1", "loaded", "0", "accepted"]
+    assert "is damaged; it is compiled anew" in done.stderr
 
 
 @pytest.mark.slow  # the whole program is compiled once more
@@ -272,17 +341,24 @@ def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(
     assert first.returncode == 0, first.stderr
     assert "compiling" not in first.stderr
 
-    kept = list((tmp_path / "cache").rglob("*.nb[ic]"))
+    # One flipped bit in the middle of each file: in a pickle or in machine code.
+    kept = list((tmp_path / "cache").rglob("*.code"))
     assert kept
-    assert all(path.stat().st_mode & 0o077 == 0 for path in usual.glob("*"))
-
     for path in kept:
-        path.write_bytes(path.read_bytes()[:100])
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     second = run_process(*words, tmp_path / "2", env=own)
     assert second.returncode == 0, second.stderr
     assert "warning[R31]" in second.stderr
     assert "compiling the training step" in second.stderr
     assert outcome(tmp_path / "2") == outcome(tmp_path / "1")
+
+    # What was damaged has been replaced.
+    third = run_process(*words, tmp_path / "3", env=own)
+    assert third.returncode == 0, third.stderr
+    assert "R31" not in third.stderr
+    assert "compiling" not in third.stderr
 
 
 # --- padded batches and captured steps

@@ -381,7 +381,18 @@ def test_success_on_files_is_by_sequences(tmp_path: Path) -> None:
 
 @row("C4")
 @pytest.mark.parametrize(
-    "content", ["5", "null", '{"accuracy": 1, "by_length": 5}', "{", '{"by_length": [{}]}']
+    "content",
+    [
+        "5",
+        "null",
+        '{"accuracy": 1, "by_length": 5}',
+        "{",
+        '{"by_length": [{}]}',
+        '{"step": 1, "accuracy": 1, "chance": 0.5, "by_length": []}',
+        # No axis can show a length of 10^300.
+        '{"step": 1, "accuracy": 1, "chance": 0.5, "by_length": '
+        f'[{{"length": 1{"0" * 300}, "accuracy": 1, "trained": true}}]}}',
+    ],
 )
 def test_a_damaged_evaluation_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text(content)

@@ -12,7 +12,14 @@ from rnncls.cli.completion import complete_override, complete_word
 from rnncls.cli.options import DataDir, Json, OptionalConfig, require_resuming
 from rnncls.cli.words import config_of, load
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES
-from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem, RnnclsError
+from rnncls.errors import (
+    ConfigError,
+    Interrupted,
+    NonFiniteError,
+    Problem,
+    RnnclsError,
+    on_one_line,
+)
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
@@ -181,7 +188,7 @@ def _run(
     from rnncls.sweep.report import updated_summary
 
     # On stderr, because stdout is for the summary, which may be JSON.
-    print(f"sweep directory: {sweep.folder}", file=sys.stderr, flush=True)
+    print(f"sweep directory: {on_one_line(str(sweep.folder))}", file=sys.stderr, flush=True)
     try:
         failed = run_sweep(sweep, shard, jobs, data_dir)
     except Interrupted:
@@ -203,7 +210,8 @@ def _run(
 
 def _print_failures(failed: "list[tuple[Member, RnnclsError]]") -> None:
     for member, error in failed:
-        print(f"rnncls: member failed: {member.name}\n{error.render()}", file=sys.stderr)
+        name = on_one_line(member.name)
+        print(f"rnncls: member failed: {name}\n{error.render()}", file=sys.stderr)
 
 
 def _print_summary(summary: "Summary", as_json: bool) -> None:

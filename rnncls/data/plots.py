@@ -9,7 +9,7 @@ import torch
 from rnncls.data.report import MOST_SHOWN
 from rnncls.data.sequences import Sequences
 from rnncls.data.task import FilesTask
-from rnncls.errors import printable
+from rnncls.system.pictures import in_picture, png_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def draw(task: FilesTask, path: Path) -> None:
     splits = {name: split for name, split in task.dataset.splits.items() if len(split)}
     _plot_lengths(left, splits)
     _plot_classes(right, splits, task.dataset.vocabulary.labels)
-    figure.savefig(path, dpi=120, format="png")
+    path.write_bytes(png_of(figure))
 
 
 def _plot_lengths(axes: "Axes", splits: dict[str, Sequences]) -> None:
@@ -59,14 +59,8 @@ def _plot_classes(axes: "Axes", splits: dict[str, Sequences], labels: Sequence[s
         places = [index + BAR_STEP * position for index in range(len(shown))]
         axes.bar(places, (counts / len(split)).tolist(), width=BAR_WIDTH)
 
-    names: list[str] = []
-    for label in shown:
-        if len(label) > LETTERS_OF_LABEL:
-            label = label[: LETTERS_OF_LABEL - 1] + "..."
-        names.append(printable(label))
-
     # Below the second of the three bars of a class.
+    names = [in_picture(label, LETTERS_OF_LABEL) for label in shown]
     middles = [index + BAR_STEP for index in range(len(shown))]
-    # A label is text, even if it looks like a formula: $x$.
     axes.set_xticks(middles, names, rotation=30 if len(shown) > 6 else 0, parse_math=False)
     axes.set(ylabel="share of the sequences", title="classes")

@@ -1,12 +1,10 @@
 """The picture of an evaluation: which classes are taken for which others."""
 
-import io
 from pathlib import Path
 
-from rnncls.errors import on_one_line
 from rnncls.evaluation.mistakes import Confused
 from rnncls.system.files import new_file, writing
-from rnncls.system.rows import shortened
+from rnncls.system.pictures import in_picture, png_of
 
 MOST_OF_LABEL = 24  # characters of a label at an axis
 
@@ -50,19 +48,16 @@ def draw_confused(confused: Confused, path: Path) -> None:
                 fontsize="small",
             )
 
-    # A label is text, even if it looks like a formula: $x$.
-    names = [on_one_line(shortened(label, MOST_OF_LABEL)) for label in confused.classes]
+    names = [in_picture(label, MOST_OF_LABEL) for label in confused.classes]
     places = range(num_classes)
     rotation = 90 if max(map(len, names)) > 5 else 0
     axes.set_xticks(places, names, rotation=rotation, parse_math=False)
     axes.set_yticks(places, names, parse_math=False)
     axes.set(xlabel="predicted class", ylabel="true class", title="classes most often confused")
 
-    # Drawn into memory first, so that the file appears whole or not at all.
-    content = io.BytesIO()
-    figure.savefig(content, dpi=120, format="png")
+    content = png_of(figure)
     with writing(path), new_file(path) as file:
-        file.buffer.write(content.getvalue())
+        file.buffer.write(content)
 
 
 def _count(count: int) -> str:

@@ -29,7 +29,8 @@ def plan_groups(members: Sequence[Member], jobs: int | None) -> list[Group]:
     """Decide which members train together.
 
     Members with compiled steps run in parallel threads. On CUDA, members of one shape train as
-    one stack. All others run one after another. `jobs`: the most that train at the same time.
+    one stack. All others run one after another, and so do members that profile. `jobs`: the most
+    that train at the same time.
 
     Raises: MachineError if a member asks for a device that is not there.
     """
@@ -40,6 +41,12 @@ def plan_groups(members: Sequence[Member], jobs: int | None) -> list[Group]:
         # Also for engines that do not ask: a device that is not there ends the sweep here, before
         # any member begins, and not once for each member.
         device = resolve_device(member.config.device)
+
+        # PyTorch has one profiler for the whole process: a second thread that starts or stops it
+        # ends the process with a segmentation fault.
+        if member.config.train.profile:
+            rest.append(member)
+            continue
 
         if _can_run(member, "compiled", device):
             parallel.append(member)

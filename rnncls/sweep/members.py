@@ -3,12 +3,14 @@
 A member is the run that `rnncls train` makes of its config: same code, same batches, same files.
 Members with compiled steps run in parallel threads, because compiled code does not hold Python's
 lock, and are the same to the bit. On CUDA, members of one shape train as one stack (see
-`steps.captured.stack`), and are the same up to rounding. All others run one after another.
+`steps.captured.stack`), and are the same up to rounding. All others run one after another, and so
+do members that profile.
 """
 
 import itertools
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -66,6 +68,7 @@ def run_sweep(
     # here once and not by each member.
     with stop_requests() as stop, reporting_disk_errors_later(), progress.bar:
         shared = Shared(stop, progress.update, search=search, said=set())
+        _say_profiled(members, jobs)
         for group in plan_groups(members, jobs):
             _run_group(sweep, group, stop, progress, shared)
             if stop.number is not None:
@@ -80,6 +83,15 @@ def _members_of_shard(sweep: Sweep, shard: tuple[int, int]) -> list[Member]:
     # Seeds vary fastest, so to take every nth member spreads each setting, and its cost, over the
     # shards.
     return sweep.members[number - 1 :: num_shards]
+
+
+def _say_profiled(members: Sequence[Member], jobs: int | None) -> None:
+    """Say that members which profile take turns, if there could have been several at a time."""
+    profiled = [member for member in members if member.config.train.profile]
+    if len(profiled) > 1 and jobs != 1:
+        text = f"{len(profiled):,} members with train.profile=true train one after another"
+        # Through tqdm, which moves the bar out of the way.
+        tqdm.write(f"rnncls: {text}", file=sys.stderr)
 
 
 class _Progress:

@@ -1,18 +1,26 @@
 """The outcome of each member: how far it came, how it ended, and its accuracy."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rnncls.errors import ConfigError, NonFiniteError
+from rnncls.errors import ConfigError, NonFiniteError, on_one_line
 from rnncls.rundir.status import read_status
 from rnncls.rundir.tables import read_metrics, train_seconds
 from rnncls.sweep.plan import Member, Sweep, tested_lengths
 from rnncls.sweep.results import Evaluation, read_evaluation, trained_accuracy
+from rnncls.system.rows import shortened
 
 # Accuracy from which the task counts as solved: in validation, whose first such step is reported,
 # and at each length of a horizon.
 SOLVED = 0.999
+
+# Far more steps than anybody takes. Beyond them a float, in which axes count, is not exact.
+MOST_STEPS = 2**53
+
+MOST_OF_ID = 40  # characters of an error's id; ours have four at most
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
     damage_id = ""
     try:
         evaluation = read_evaluation(run_dir)
-        metrics = read_metrics(run_dir)
+        metrics = rows_of(run_dir)
     except ConfigError as error:
         evaluation = None
         damage_id = error.problems[0].id
@@ -100,30 +108,57 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
         evaluation = None
         damage_id = "R9"
 
-    # status.json may be from another program, or edited: a step that is not a number counts as 0.
     status = read_status(run_dir)
-    step = status.get("step")
-    if not isinstance(step, int):
-        step = 0
+    step = step_of(status)
 
     # An evaluation of another step is of no use: the member was trained further since.
     if evaluation is not None and evaluation.step != step:
         evaluation = None
 
     # Damage is named first: the run may well have finished before its files were damaged.
-    error_id = damage_id or str(status.get("error_id") or "")
+    error_id = damage_id or error_id_of(status)
+    exit_code = status.get("exit_code")
 
     return Outcome(
         member,
         state=str(status.get("state", "not begun")),
-        exit_code=status.get("exit_code"),
+        exit_code=exit_code if isinstance(exit_code, int) else None,
         error_id=error_id,
         step=step,
         evaluation=evaluation,
         tested=tuple(tested_lengths(sweep, member.config)),
         steps_to_solved=_steps_to_solved(metrics),
-        train_s=train_seconds(metrics, member.config.train.batch_size),
+        train_s=_train_seconds(metrics, member),
     )
+
+
+# The files of a member may be from another program, or edited. What cannot be is left out.
+
+
+def step_of(status: dict[str, Any]) -> int:
+    """Return the step of a status.json; 0 if it has none that a run can reach."""
+    step = status.get("step")
+    return step if isinstance(step, int) and 0 <= step <= MOST_STEPS else 0
+
+
+def error_id_of(status: dict[str, Any]) -> str:
+    """Return the error's id of a status.json as it may be shown; "" without one."""
+    error_id = status.get("error_id")
+    return on_one_line(shortened(error_id, MOST_OF_ID)) if isinstance(error_id, str) else ""
+
+
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl whose step a run can reach. Raises: OSError."""
+    return [row for row in read_metrics(run_dir) if 0 <= row["step"] <= MOST_STEPS]
+
+
+def _train_seconds(metrics: list[dict[str, Any]], member: Member) -> float | None:
+    """Return the seconds spent on training steps; None if the rates give no such number."""
+    try:
+        seconds = train_seconds(metrics, member.config.train.batch_size)
+    except OverflowError:
+        return None
+    return seconds if seconds is not None and math.isfinite(seconds) else None
 
 
 def _steps_to_solved(metrics: list[dict[str, Any]]) -> int | None:

@@ -38,9 +38,10 @@ MAX_SWEEP_FILE_BYTES = 60_000
 # File systems allow names of 255 bytes; the rest is a margin.
 MAX_NAME_BYTES = 200
 
-# Their values are data files.
-
 Grid = dict[str, list[str]]  # the values of each key, as they were written
+
+# No file has a NUL in its path, and the system's calls refuse it with another kind of error.
+FilePath = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ class SweepFile(BaseModel):
     grid: dict[str, Annotated[list[str], Field(strict=False)]]
     lengths: str | None
     samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
-    fingerprints: dict[str, str]
+    fingerprints: dict[FilePath, str]
 
     # What values of the grid stood for that name data files: a folder or a pattern may stand for
     # others later, and a path is relative to where the command was given.
-    files: dict[str, Annotated[list[str], Field(strict=False)]] = {}
+    files: dict[str, Annotated[list[FilePath], Field(strict=False)]] = {}
 
 
 def format_setting(values: dict[str, str], *, short: bool = False, separator: str = " ") -> str:

@@ -3,22 +3,19 @@
 Each member is a thin line in the colour of its setting, and each setting has its median.
 """
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rnncls.rundir.events import log_images
-from rnncls.rundir.tables import read_metrics
-from rnncls.sweep.outcomes import Outcome, accuracies_at, by_setting, outcomes
+from rnncls.sweep.outcomes import Outcome, accuracies_at, by_setting, outcomes, rows_of
 from rnncls.sweep.paths import PLOTS
 from rnncls.sweep.plan import Sweep, format_setting
 from rnncls.sweep.results import LengthResult
 from rnncls.system.files import write_atomically, writing
+from rnncls.system.pictures import add_legend, in_picture, pixels_of, png_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +30,14 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 # Up to so many settings, the legend leaves room for the curves.
 MOST_INSIDE = 3
+
+# So many lines of the legend fit beside the picture, and so many characters into one of them.
+MOST_NAMED = 20
+MOST_OF_NAME = 48
+
+# What a loss in single precision can be. The ends of the axis would overflow with other numbers.
+LEAST_LOSS = 1e-45
+MOST_LOSS = 3.5e38
 
 
 def draw(sweep: Sweep) -> list[Path]:
@@ -52,13 +57,9 @@ def draw(sweep: Sweep) -> list[Path]:
         folder.mkdir(exist_ok=True)
         for name, figure in figures.items():
             path = folder / f"{name}.png"
-
-            # Drawn into memory first, so that the file appears whole or not at all.
-            content = io.BytesIO()
-            figure.savefig(content, dpi=120)
-            write_atomically(path, content.getvalue())
+            write_atomically(path, png_of(figure))
             paths.append(path)
-            images[f"sweep/{name}"] = _pixels(figure)
+            images[f"sweep/{name}"] = pixels_of(figure)
 
         log_images(sweep.folder, images)
     return paths
@@ -158,9 +159,9 @@ def losses(sweep: Sweep, ended: Sequence[Outcome]) -> "Figure":
 def _loss_curve(sweep: Sweep, outcome: Outcome) -> dict[int, float]:
     """Return the training loss by step, where it was logged and finite."""
     curve = {}
-    for row in read_metrics(sweep.run_dir(outcome.member)):
+    for row in rows_of(sweep.run_dir(outcome.member)):
         loss = row.get("train/loss")
-        if loss is not None:
+        if loss is not None and (loss == 0 or LEAST_LOSS <= loss <= MOST_LOSS):
             curve[row["step"]] = loss
     return curve
 
@@ -178,7 +179,7 @@ def _draw_median(
 ) -> None:
     """Draw the median of the members of the `number`th setting."""
     name = format_setting(members[0].member.values, short=True)
-    label = f"{name} median".strip()
+    label = f"{in_picture(name, MOST_OF_NAME)} median".strip()
     colour = f"C{number % NUM_COLOURS}"
     style = LINE_STYLES[number // NUM_COLOURS % len(LINE_STYLES)]
     x = list(points)
@@ -189,9 +190,10 @@ def _draw_median(
 def _legend(axes: "Axes", num_settings: int) -> None:
     """Add the legend, beside the picture where it would hide the curves."""
     if num_settings > MOST_INSIDE:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="x-small")
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+        add_legend(axes, MOST_NAMED, fontsize="x-small", **place)
     else:
-        axes.legend(loc="lower left", fontsize="small")
+        add_legend(axes, MOST_NAMED, fontsize="small", loc="lower left")
 
 
 def _spaced(lengths: list[int]) -> list[int]:
@@ -226,13 +228,3 @@ def _axes(ended: Sequence[Outcome]) -> "tuple[Figure, Axes]":
 def _chances(ended: Sequence[Outcome]) -> list[float]:
     """Return the accuracy of guessing, of which there are several if members differ in classes."""
     return sorted({outcome.evaluation.chance for outcome in ended if outcome.evaluation})
-
-
-def _pixels(figure: "Figure") -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
-    """Return the picture as an array, (height, width, 3)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    # The background is opaque, so the alpha channel says nothing.
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3]

@@ -12,17 +12,20 @@ from rnncls.sweep.summary import Summary, summarize, write_summary
 
 @contextmanager
 def updated_summary(sweep: Sweep, *, plots: bool) -> Iterator[Summary]:
-    """Summarise the sweep for the body, and write summary.json, summary.csv and plots/ after it.
+    """Summarise the sweep for the body, and write summary.json, summary.csv and plots/ after it,
+    also when the body raises.
 
     `plots`: whether to draw, which takes seconds. Raises: WriteError.
     """
     # The folder is held from reading to writing, so that of two shards that end at the same time
     # the later summary is the one that stays. The body comes before the writing, so that a full
-    # disk does not keep a summary from being shown.
+    # disk does not keep a summary from being shown; and the writing follows in any case, so that a
+    # stdout that cannot be written to does not keep it from being stored.
     with holding(sweep.folder, FOLDERS):
         summary = summarize(sweep)
-        yield summary
-
-        write_summary(sweep, summary)
-        if plots:
-            draw(sweep)
+        try:
+            yield summary
+        finally:
+            write_summary(sweep, summary)
+            if plots:
+                draw(sweep)

@@ -43,7 +43,8 @@ class MemberReport:
 class LengthResult(BaseModel):
     """The part of a `LengthReport` that the statistics read."""
 
-    length: Annotated[int, Field(ge=1)]
+    # Longer than any sequence. Beyond it a float, in which axes count, is not exact.
+    length: Annotated[int, Field(ge=1, le=2**53)]
     accuracy: Annotated[float, Field(ge=0, le=1)]
     trained: bool | None
 
@@ -54,7 +55,7 @@ class Evaluation(BaseModel):
     step: int
     accuracy: Annotated[float, Field(ge=0, le=1)]
     chance: Annotated[float, Field(gt=0, le=1)]
-    by_length: list[LengthResult]
+    by_length: Annotated[list[LengthResult], Field(min_length=1)]
 
 
 def evaluate_member(

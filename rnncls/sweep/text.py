@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from rnncls.errors import printable
+from rnncls.errors import on_one_line
 from rnncls.sweep.evaluate import Accuracies
 from rnncls.sweep.outcomes import SOLVED
 from rnncls.sweep.summary import LEVELS, Setting, Statistics, Summary, interquartile_mean
@@ -12,12 +12,13 @@ from rnncls.sweep.summary import LEVELS, Setting, Statistics, Summary, interquar
 
 def accuracy_table(accuracies: Accuracies) -> str:
     """Return a table of accuracies: a line per member, then statistics for each setting."""
-    # A reason may quote a file, whose control characters must not reach the terminal.
+    # Names and settings have values of the grid in them, and a reason may quote a file.
     left_out = []
     for name, reason in accuracies.left_out.items():
-        left_out.append(f"left out: {name}: {printable(reason)}")
+        left_out.append(on_one_line(f"left out: {name}: {reason}"))
 
-    by_member = accuracies.by_member
+    by_member = {on_one_line(name): row for name, row in accuracies.by_member.items()}
+    diverged = {on_one_line(name) for name in accuracies.diverged}
     if not by_member:
         return "\n".join(["no member has finished", *left_out])
 
@@ -33,13 +34,13 @@ def accuracy_table(accuracies: Accuracies) -> str:
 
     for name, by_length in by_member.items():
         cells = "".join(_cell(by_length.get(length)) for length in lengths)
-        note = "   not finite" if name in accuracies.diverged else ""
+        note = "   not finite" if name in diverged else ""
         lines.append(f"{name:<{width}} {cells}{note}")
 
     for setting, members in _by_setting(accuracies).items():
         lines.append("")
         if setting:
-            lines.append(setting)
+            lines.append(on_one_line(setting))
         lines += _statistics_lines(members, lengths, width)
 
     return "\n".join(lines + left_out)
@@ -96,7 +97,7 @@ def summary_text(summary: Summary) -> str:
 def _setting_text(setting: Setting) -> str:
     lines = []
     if setting.name:
-        lines.append(setting.name)
+        lines.append(on_one_line(setting.name))
     lines.append(_progress_line(setting))
 
     statistics = setting.statistics

@@ -1,26 +1,21 @@
 """Runs the compiled steps of `program` on a run's own model and optimizer."""
 
-import hashlib
 import math
-import os
-import stat
-import sys
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numba.core.config as numba_config
 import numpy as np
 import torch
 from numba import njit
-from tqdm import tqdm
 
 from rnncls.config import Config, number
 from rnncls.data import Block, Task
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.compiled import kernels, memory, program
+from rnncls.steps.compiled.kept import CodeFolder, KeptCode, code_folder, warn
 from rnncls.steps.compiled.memory import (
     ADAM,
     ADAMW,
@@ -279,10 +274,10 @@ _loading = threading.Lock()
 
 
 def load_program() -> Functions:
-    """Return the compiled functions, from the cache folder if they are there.
+    """Return the compiled functions, from the folder where they are kept if they are there.
 
-    Otherwise they are compiled, which takes a few seconds, and written to the folder. If there is
-    no folder, or what is in it cannot be read, they are compiled for this process alone.
+    Otherwise they are compiled, which takes a few seconds, and kept. If there is no folder, they
+    are compiled for this process alone.
     """
     with _loading:
         if not _loaded:
@@ -291,91 +286,41 @@ def load_program() -> Functions:
 
 
 def _load_or_compile() -> Functions:
-    """Return the functions, cached if possible; warn if the cache does not work."""
-    folder = _cache_folder()
-    if folder is None:
-        return _compile(None)
-
+    """Return the functions, kept if possible, ready for torch's number of threads."""
+    # All sources of the program, because a function is compiled together with those that it calls.
+    modules = (kernels, memory, program)
+    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
+    folder = code_folder(sources)
     try:
-        return _compile(folder)
-    # The files may be damaged or the disk full, and Numba may then raise anything.
+        return _warmed_up(_functions(folder))
+    # What is kept is whole, but Numba may raise anything when it loads it.
     except Exception as error:
-        print(
-            f"rnncls: warning[R31]: compiled steps cannot be cached in {folder}: {error}",
-            file=sys.stderr,
-        )
-        return _compile(None)
+        if folder.path is None:
+            raise
+        warn(f"compiled steps cannot be kept in {folder.path}: {error}")
+        return _warmed_up(_functions(CodeFolder(None)))
 
 
-def _cache_folder() -> Path | None:
-    """Return the folder for machine code of this source code; None if there is no safe place.
+def _functions(folder: CodeFolder) -> Functions:
+    """Return the functions, which Numba compiles, or reads from `folder`, when first called."""
 
-    The folder is named after the contents of all sources of the program, because Numba by itself
-    only checks the file of the function that is called.
-    """
-    sources = hashlib.sha256()
-    for module in (kernels, memory, program):
-        sources.update(Path(str(module.__file__)).read_bytes())
+    def compiled(function: Callable[..., Any]) -> Any:
+        dispatcher = njit(function, **kernels.OPTIONS)
+        dispatcher._cache = KeptCode(function.__name__, folder)
+        return dispatcher
 
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # 64 bits of the hash are enough to tell versions of the sources apart.
-        folder = base / "rnncls" / sources.hexdigest()[:16]
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.lstat()
-    # RuntimeError: there is no home directory.
-    except (OSError, RuntimeError):
-        return None
-
-    # What is in the folder is run. So it must be ours, and nobody else may have written to it.
-    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-    private = not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if ours and private and os.access(folder, os.W_OK):
-        return folder
-    return None
+    return Functions(
+        make_buffers=compiled(make_buffers),
+        train_steps=compiled(program.train_steps),
+        share_of_step=compiled(program.share_of_step),
+        finish_step=compiled(program.finish_step),
+    )
 
 
-def _compile(folder: Path | None) -> Functions:
-    """Return the functions, ready for torch's number of threads, compiled or read from `folder`."""
-    # Through tqdm, which moves a bar out of the way: that of a sweep is there already.
-    if folder is None:
-        tqdm.write("compiling the training step (about 15 s)", file=sys.stderr)
-    elif not _is_kept(folder):
-        tqdm.write(
-            f"compiling the training step (once, about 15 s); kept in {folder}", file=sys.stderr
-        )
-
-    functions = _jit_functions(folder)
+def _warmed_up(functions: Functions) -> Functions:
+    """Return the functions, of which those that a run needs are compiled."""
     _warm_up(functions, torch.get_num_threads())
     return functions
-
-
-def _is_kept(folder: Path) -> bool:
-    """Return whether every function that this number of threads needs is in the folder."""
-    needed = ["make_buffers", "train_steps"]
-    if torch.get_num_threads() > 1:
-        needed += ["share_of_step", "finish_step"]
-    # Numba's cache has an index file, MODULE.FUNCTION-LINE.VERSION.nbi, for each function.
-    return all(any(folder.rglob(f"*.{name}-*.nbi")) for name in needed)
-
-
-def _jit_functions(folder: Path | None) -> Functions:
-    """Return the functions, which Numba compiles, or reads from `folder`, when first called."""
-    options = {**kernels.OPTIONS, "cache": folder is not None}
-    config: Any = numba_config
-
-    # Numba looks at this setting when a function is decorated, and other code may use it too.
-    before = config.CACHE_DIR
-    config.CACHE_DIR = "" if folder is None else str(folder)
-    try:
-        return Functions(
-            make_buffers=njit(make_buffers, **options),
-            train_steps=njit(program.train_steps, **options),
-            share_of_step=njit(program.share_of_step, **options),
-            finish_step=njit(program.finish_step, **options),
-        )
-    finally:
-        config.CACHE_DIR = before
 
 
 def _warm_up(functions: Functions, threads: int) -> None:

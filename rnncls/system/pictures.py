@@ -1,0 +1,69 @@
+"""What all pictures have in common: how text stands in them, and how they are rendered."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rnncls.errors import on_one_line
+from rnncls.system.rows import shortened
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def in_picture(text: str, most: int) -> str:
+    """Return a label or a value as it stands in a picture: at most `most` characters of one line.
+
+    It must be drawn with `parse_math=False`: it is text, even if it looks like a formula, and half
+    a formula is an error.
+    """
+    # Shortened before, because it may be of any length, and after, because an escape is longer.
+    return shortened(on_one_line(shortened(text, most)), most)
+
+
+def add_legend(axes: "Axes", most: int, **options: Any) -> None:
+    """Add a legend that shows the labels as they are, the first `most` of them.
+
+    It has "..." in place of the others.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > most:
+        # An invisible line of no points stands beside the dots.
+        handles = [*handles[:most], axes.plot([], [], alpha=0)[0]]
+        labels = [*labels[:most], f"... and {len(labels) - most:,} more"]
+
+    # `axes.legend` itself has no `parse_math`.
+    for text in axes.legend(handles, labels, **options).get_texts():
+        text.set_parse_math(False)
+
+
+def png_of(figure: "Figure") -> bytes:
+    """Return the picture as a PNG: in memory, so that a file appears whole or not at all."""
+    content = io.BytesIO()
+    with _any_script():
+        figure.savefig(content, dpi=120, format="png")
+    return content.getvalue()
+
+
+def pixels_of(figure: "Figure") -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+    """Return the picture as an array, (height, width, 3)."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    # The background is opaque, so the alpha channel says nothing.
+    canvas: Any = FigureCanvasAgg(figure)
+    with _any_script():
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]
+
+
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """Silence the warnings about characters that the font lacks: a box stands for each of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        yield
