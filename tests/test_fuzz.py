@@ -1,15 +1,12 @@
 """What the generators of scripts/fuzz.py look for is found when it is there."""
 
+import errno
 import os
-import random
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from scripts import fuzz, fuzz_terminal
-from scripts.file_calls import failing_read
+from scripts import fuzz_terminal
 from scripts.fuzz_scene import Ended, Failed, changes, content_of, outcome_of
 from scripts.processes import HUNG
 from tests.helpers import run_python
@@ -50,7 +47,7 @@ def test_a_write_outside_is_seen(tmp_path: Path) -> None:
 
     (tmp_path / "link").unlink()
     assert str(tmp_path / "link") in changes(before, content_of(tmp_path))
-    assert not changes(before, content_of(tmp_path)) or content_of(tmp_path, [tmp_path / "a"]) == {}
+    assert content_of(tmp_path, [tmp_path / "a"]) == {}
 
 
 def test_a_bad_end_is_seen() -> None:
@@ -69,7 +66,7 @@ def test_a_bad_end_is_seen() -> None:
 
 
 READING = """
-import errno, os, sys
+import errno, sys
 from pathlib import Path
 from scripts.file_calls import failing_read
 root, index, error = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -79,3 +76,20 @@ try:
 except OSError as problem:
     print(errno.errorcode[problem.errno])
 """
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "found"),
+    [
+        (0, errno.ENOENT, "ENOENT"),  # at its opening
+        (1, errno.EIO, "EIO"),
+        (1, 0, ""),  # truncated
+        (99, errno.EIO, "content"),
+    ],
+)
+def test_a_read_fails_where_it_is_told_to(
+    tmp_path: Path, index: int, error: int, found: str
+) -> None:
+    (tmp_path / "file").write_text("content")
+    done = run_python(READING, str(tmp_path), str(index), str(error))
+    assert (done.returncode, done.stdout) == (0, f"{found}\n"), done.stderr
