@@ -371,7 +371,7 @@ KINDS = {
     "link": Kind(one_link, 1500, 20),
     "terminal": Kind(one_terminal, 1500, 20),
     "read": Kind(one_read, 960, 20),
-    "memory": Kind(one_memory, 40, 2),
+    "memory": Kind(one_memory, 40, 6),
 }
 
 # What one process does before it reports: of the kinds that fork, a case takes 0.2 s and more.
