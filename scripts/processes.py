@@ -1,7 +1,9 @@
 """Start processes, wait for them with a limit, and leave none behind when the script ends early."""
 
+import ctypes
 import faulthandler
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +23,8 @@ TIMEOUT_S = 60
 
 # Stands for the exit code of a process that was killed because it did not end in time.
 HUNG = 1000
+
+PR_SET_PDEATHSIG = 1  # of prctl in Linux
 
 # Leaders of the process groups that were started here and not yet waited for.
 _running: set[int] = set()
@@ -48,6 +52,7 @@ def fork(words: list[str], log: Path, prepare: Callable[[], None] = nothing) -> 
 
     exit_code = 99
     try:
+        _die_with_parent()
         os.setpgid(0, 0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
@@ -64,35 +69,53 @@ def fork(words: list[str], log: Path, prepare: Callable[[], None] = nothing) -> 
         os._exit(exit_code)
 
 
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it is killed; Linux alone can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _write_output_to(log: Path) -> None:
     """Let stdout and stderr of this process go to a file, and there its stacks on SIGUSR2."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout = os.fdopen(1, "w", closefd=False)
+    # By the line, as Python's own: what is not flushed would be lost at os._exit.
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     faulthandler.register(signal.SIGUSR2, file=sys.stderr)
 
 
 def wait(pid: int) -> int:
-    """Wait for a fork and return its exit code, negative for a signal as in subprocess.
+    """Wait for a fork and return its exit code, as `wait_and_measure` does."""
+    return wait_and_measure(pid)[0]
 
-    Returns HUNG if it had to be killed after TIMEOUT_S; its log then ends with its stacks.
+
+def wait_and_measure(pid: int, timeout_s: float = TIMEOUT_S) -> tuple[int, float]:
+    """Wait for a fork; return its exit code, negative for a signal as in subprocess, and its peak.
+
+    The exit code is HUNG if it had to be killed after `timeout_s`; its log then ends with its
+    stacks. The peak is that of its memory in MiB, of which it shares some with this process.
     """
-    give_up_at = time.monotonic() + TIMEOUT_S
+    give_up_at = time.monotonic() + timeout_s
     while time.monotonic() < give_up_at:
-        done, status = os.waitpid(pid, os.WNOHANG)
+        done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
             _running.discard(pid)
-            return os.waitstatus_to_exitcode(status)
+            return os.waitstatus_to_exitcode(status), _peak_mib(usage)
         time.sleep(0.002)
 
     os.kill(pid, signal.SIGUSR2)
     time.sleep(0.5)
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    _, _, usage = os.wait4(pid, 0)
     _running.discard(pid)
-    return HUNG
+    return HUNG, _peak_mib(usage)
+
+
+def _peak_mib(usage: resource.struct_rusage) -> float:
+    # In bytes on macOS, in KiB elsewhere.
+    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def run_group(command: Sequence[str], cwd: Path, timeout_s: float) -> int:

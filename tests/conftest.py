@@ -13,18 +13,21 @@ from tests.helpers import Completed, run_rnncls
 
 
 def pytest_configure() -> None:
-    """Give each test process one thread, and let SIGTERM end a session as Ctrl-C does.
+    """Give each test process one thread, and let SIGTERM and SIGHUP end a session as Ctrl-C does.
 
     `make test` runs as many processes as there are cores, so more threads would only wait for each
     other. The processes that tests start take the setting over.
 
-    SIGTERM would end this process at once and leave behind what a test has started.
+    They would end this process at once and leave behind what a test has started. nohup wants a
+    session to live on after SIGHUP.
 
     Hypothesis limits the time of an example unless told otherwise; no test measures time.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     hypothesis.settings.register_profile(
         "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )

@@ -4,6 +4,7 @@
 `run_process` starts a process of its own; it is for tests of signals, streams, limits and kills.
 """
 
+import atexit
 import io
 import json
 import os
@@ -15,8 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -259,20 +261,62 @@ def _written(stream: io.TextIOWrapper) -> str:
 
 # --- processes
 
+# What a watcher does: it knows the process groups that still run, and kills them when its stdin
+# ends, because the process at the other end has ended, however it did.
+WATCHER = """
+import os, signal, sys
+groups = set()
+for line in sys.stdin:
+    number = int(line)
+    groups.add(number) if number > 0 else groups.discard(-number)
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+@cache
+def watcher() -> IO[str]:
+    """Start the watcher of this process and return its stdin."""
+    # In a session of its own, so that what ends a test session does not end it first.
+    process = subprocess.Popen(
+        [PYTHON, "-S", "-E", "-c", WATCHER],
+        stdin=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    atexit.register(process.communicate)
+    return process.stdin
+
+
+@contextmanager
+def watched(group: int) -> Iterator[None]:
+    """Have a process group killed if this process ends inside the block."""
+    print(group, file=watcher(), flush=True)
+    try:
+        yield
+    finally:
+        print(-group, file=watcher(), flush=True)
+
 
 @contextmanager
 def started(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[str]]:
     """Start a process in a group of its own, and kill the whole group at the end of the block.
 
     The group is killed whatever happens: when the process has ended already, when an assertion
-    fails, when the test is interrupted. When this process is killed, the kernel kills the other.
+    fails, when the test is interrupted. When this process is killed, the watcher kills the group,
+    and the kernel a process that the watcher does not know of yet.
     """
+    watcher()
     words = [*map(str, command)]
     if shutil.which("setpriv"):
         words = ["setpriv", "--pdeathsig", "KILL", *words]
 
     settings = {"cwd": ROOT, "text": True, "start_new_session": True, **options}
-    with subprocess.Popen(words, **settings) as process:
+    with subprocess.Popen(words, **settings) as process, watched(process.pid):
         try:
             yield process
         finally:

@@ -47,11 +47,9 @@ def is_refused(path: Path, content: bytes) -> bool:
 
 
 def mutations(_folder: Path, short: bool) -> Result:
-    """Mutated configs, checkpoints, data files and command lines (see fuzz.py)."""
-    counts = fuzz.Counts(200, 200, 200, 40) if short else fuzz.Counts(5000, 5000, 5000, 1000)
+    """Generated inputs of every kind (see fuzz.py)."""
+    counts = fuzz.counts_of(short)
     failures = fuzz.run_all(counts)
-    figure = (
-        f"{counts.configs:,} configs, {counts.checkpoints:,} checkpoints, "
-        f"{counts.datasets:,} data files, {counts.commands:,} command lines, mutated"
-    )
-    return Result(figure, sum(counts), failures)
+    listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    figure = f"{sum(counts.values()):,} generated cases: {listed}"
+    return Result(figure, sum(counts.values()), failures)
