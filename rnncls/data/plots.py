@@ -9,7 +9,7 @@ import torch
 from rnncls.data.report import MOST_SHOWN
 from rnncls.data.sequences import Sequences
 from rnncls.data.task import FilesTask
-from rnncls.errors import printable
+from rnncls.errors import on_one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def _plot_classes(axes: "Axes", splits: dict[str, Sequences], labels: Sequence[s
     for label in shown:
         if len(label) > LETTERS_OF_LABEL:
             label = label[: LETTERS_OF_LABEL - 1] + "..."
-        names.append(printable(label))
+        names.append(on_one_line(label))
 
     # Below the second of the three bars of a class.
     middles = [index + BAR_STEP for index in range(len(shown))]

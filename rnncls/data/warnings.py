@@ -8,7 +8,7 @@ from rnncls.data.dataset import Dataset
 from rnncls.data.files.places import in_tuple, named
 from rnncls.data.sequences import Sequences
 from rnncls.data.splits import SPLITS
-from rnncls.errors import printable
+from rnncls.errors import on_one_line
 
 # Shares above which a warning is worth reading.
 UNKNOWN_SHARE = 0.5
@@ -19,7 +19,7 @@ MOST_FILES_SAID = 5
 
 def dataset_warnings(dataset: Dataset) -> list[str]:
     """Return what the user should know before believing a result, one line each."""
-    return [printable(f"rnncls: warning{text}") for text in _warnings(dataset)]
+    return [on_one_line(f"rnncls: warning{text}") for text in _warnings(dataset)]
 
 
 def _warnings(dataset: Dataset) -> Iterator[str]:
@@ -98,7 +98,7 @@ def files_found(wanted: FilesConfig, found: FilesConfig) -> Iterator[str]:
         if len(files) > MOST_FILES_SAID:
             names += f" and {len(files) - MOST_FILES_SAID:,} more"
         count = "1 file" if len(files) == 1 else f"{len(files):,} files"
-        yield printable(f"rnncls: {count} for {name}: {names}")
+        yield on_one_line(f"rnncls: {count} for {name}: {names}")
 
 
 def how_read(dataset: Dataset) -> Iterator[str]:
@@ -107,4 +107,4 @@ def how_read(dataset: Dataset) -> Iterator[str]:
     for file, read_as in dataset.read_as.items():
         files.setdefault(read_as, []).append(file)
     for read_as, those in files.items():
-        yield printable(f"rnncls: {named(tuple(those))}: read as: {read_as}")
+        yield on_one_line(f"rnncls: {named(tuple(those))}: read as: {read_as}")

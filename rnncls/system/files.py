@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from rnncls.errors import MachineError, Problem, WriteError, printable
+from rnncls.errors import MachineError, Problem, WriteError, on_one_line
 
 TEMPORARY = ".tmp-"  # how the names of temporary files begin
 
@@ -155,8 +155,7 @@ def commented(comment: str, text: str) -> str:
     if not comment:
         return text
     # A file's name may have line breaks, and what follows one would be a part of the YAML.
-    comment = printable(comment).replace("\n", "\\n")
-    return f"# {comment}\n{text}"
+    return f"# {on_one_line(comment)}\n{text}"
 
 
 def fsync_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from rnncls.config import Config, number
 from rnncls.data import Block, Task
+from rnncls.errors import on_one_line
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.compiled import kernels, memory, program
 from rnncls.steps.compiled.memory import (
@@ -38,6 +39,7 @@ from rnncls.steps.compiled.memory import (
 from rnncls.steps.flat import FlatStorage
 from rnncls.steps.optim import CLIP_EPSILON
 from rnncls.steps.state import Sums, TrainState
+from rnncls.system.streams import say
 
 _OPTIMIZERS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
@@ -300,10 +302,7 @@ def _load_or_compile() -> Functions:
         return _compile(folder)
     # The files may be damaged or the disk full, and Numba may then raise anything.
     except Exception as error:
-        print(
-            f"rnncls: warning[R31]: compiled steps cannot be cached in {folder}: {error}",
-            file=sys.stderr,
-        )
+        say(f"rnncls: warning[R31]: compiled steps cannot be cached in {folder}: {error}")
         return _compile(None)
 
 
@@ -341,9 +340,8 @@ def _compile(folder: Path | None) -> Functions:
     if folder is None:
         tqdm.write("compiling the training step (about 15 s)", file=sys.stderr)
     elif not _is_kept(folder):
-        tqdm.write(
-            f"compiling the training step (once, about 15 s); kept in {folder}", file=sys.stderr
-        )
+        kept = f"kept in {on_one_line(folder)}"
+        tqdm.write(f"compiling the training step (once, about 15 s); {kept}", file=sys.stderr)
 
     functions = _jit_functions(folder)
     _warm_up(functions, torch.get_num_threads())
