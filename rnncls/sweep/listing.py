@@ -21,6 +21,7 @@ from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem
 from rnncls.rundir.listing import (
     METRICS,
     RunRow,
+    age_of,
     config_name,
     config_text,
     describe_run,
@@ -70,21 +71,38 @@ def find_rows(folder: Path, members: bool = False) -> list[RunRow]:
         )
 
     rows: list[RunRow | None] = []
-    for name, folders, files in os.walk(folder):
-        path = Path(name)
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        files, folders = _names_in(path)
         if STATUS in files:
             rows.append(describe_run(path))
 
+        # A run has no runs among its checkpoints, but many files.
+        left_out = {CHECKPOINTS}
         # Whoever asks for a sweep wants to see what is in it.
         if SWEEP_FILE in files and path != folder:
             sweep = describe_sweep(path)
             rows.append(sweep)
             if sweep is not None and not members:
-                folders[:] = [folder for folder in folders if folder != MEMBERS]
-
-        # A run has no runs among its checkpoints, but many files.
-        folders[:] = [folder for folder in folders if folder != CHECKPOINTS]
+                left_out.add(MEMBERS)
+        waiting += [path / name for name in folders - left_out]
     return [row for row in rows if row is not None]
+
+
+def _names_in(folder: Path) -> tuple[set[str], set[str]]:
+    """Return the names of the files in a folder, and of the folders; none if it cannot be read."""
+    # Not os.walk: on Python 3.11 a tree of a thousand levels exceeds the limit of recursion.
+    files = set()
+    folders = set()
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            # Links to folders may go in a circle.
+            if entry.is_dir(follow_symlinks=False):
+                folders.add(entry.name)
+            else:
+                files.add(entry.name)
+    return files, folders
 
 
 def sort_rows(rows: Sequence[RunRow], order: str) -> list[RunRow]:
@@ -95,7 +113,8 @@ def sort_rows(rows: Sequence[RunRow], order: str) -> list[RunRow]:
     """
     by_name = sorted(rows, key=lambda row: row.run)
     if order == "age":
-        return sorted(by_name, key=lambda row: row.age_s)
+        # Those of no known age are last.
+        return sorted(by_name, key=lambda row: math.inf if row.age_s is None else row.age_s)
     if order == "step":
         return sorted(by_name, key=lambda row: row.step, reverse=True)
     if order == "best":
@@ -131,25 +150,32 @@ def describe_sweep(folder: Path) -> SweepRow | None:
         best = None
 
     accuracies = [row.best_accuracy for row in rows if row.best_accuracy is not None]
+    ages = [row.age_s for row in rows if row.age_s is not None]
     return SweepRow(
         run=str(folder),
         state=_state(rows, plan.runs),
         step=max((row.step for row in rows), default=0),
         best_accuracy=max(accuracies, default=None),
         exit_code=None,
-        age_s=min((row.age_s for row in rows), default=_age(folder / SWEEP_FILE)),
+        age_s=min(ages) if ages else _age(folder / SWEEP_FILE),
         best_metric=best.best_metric if best else METRICS[0],
         best_value=best.best_value if best else None,
         best_step=best.best_step if best else None,
         config=config_name(folder, text),
         seed=plan.seeds,
-        cell=",".join(map(str, plan.values.get("model.cell", ()))),
+        cell=",".join(map(str, plan.values.get("model.cell", ())))[:20],
         values=plan.values,
         runs=plan.runs,
         ended=len([one for one in solved if one is not None]) + len(diverged),
         solved=solved.count(True) if is_generated else None,
-        median=median(values) if values else None,
+        median=_median(values),
     )
+
+
+def _median(values: Sequence[float]) -> float | None:
+    """Return the median; None of no value, and where it is too large for a number."""
+    middle = median(values) if values else math.inf
+    return middle if math.isfinite(middle) else None
 
 
 def _rank(row: RunRow) -> tuple[int, bool, float]:
@@ -209,8 +235,9 @@ def _parse_plan(text: str) -> Plan | None:
         return None
 
 
-def _age(path: Path) -> float:
-    """Return the seconds since a file was written."""
-    with suppress(OSError):
-        return max(0.0, datetime.now(UTC).timestamp() - path.stat().st_mtime)
-    return math.inf
+def _age(path: Path) -> float | None:
+    """Return the seconds since a file was written; None if that cannot be told."""
+    # A file may have any number as its time, also one that no year has.
+    with suppress(OSError, ValueError, OverflowError):
+        return age_of(datetime.fromtimestamp(path.stat().st_mtime, UTC))
+    return None
