@@ -32,11 +32,22 @@ from tqdm import tqdm
 
 from rnncls.cli import entry
 from rnncls.cli.completion import complete_word
+from rnncls.config import dump_config
 from rnncls.config.load import read_yaml, write_yaml
 from rnncls.errors import MachineError, Problem
 from rnncls.system.rows import json_text, write_json_line
 from rnncls.system.streams import LenientStream, say
-from tests.helpers import PYTHON, ROOT, change_checkpoint, files_config, started
+from rnncls.training.fit import fit
+from tests.helpers import (
+    PYTHON,
+    ROOT,
+    Completed,
+    change_checkpoint,
+    files_config,
+    run_rnncls,
+    started,
+    write_jsonl,
+)
 
 # A title and a clear screen, as two bytes and as one, text from right to left, and forged lines.
 STEERING = "\x1b]0;title\x07\x1b[2J\x9b2J\u202e\u2028\x7f"
@@ -526,6 +537,24 @@ def test_a_changed_sweep_shows_nothing_that_steers(
     exit_code, shown = on_terminal(*words, cwd=sweep.parent)
     assert exit_code != 1, shown
     require_harmless(shown)
+
+
+def test_a_huge_token_or_label_makes_no_huge_line(tmp_path: Path) -> None:
+    huge = "x" * 30_000
+    rows = [([f"{huge}{number % 5}", huge], f"{huge}{number % 3}") for number in range(60)]
+    path = write_jsonl(tmp_path / "d.jsonl", [*rows, ([f"{huge}0", huge], f"{huge}1")])
+    config = files_config(path, {"max_steps": 2}, tokens="words")
+    fit(config, tmp_path / "run")
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    for words in (["data", "check", "c.yaml"], ["data", "stats", "c.yaml"], ["init", "d.jsonl"]):
+        require_short_lines(run_rnncls(*words, cwd=tmp_path))
+    for words in (["data", "sample", "c.yaml"], ["model", "show", "run"], ["eval", "run"]):
+        require_short_lines(run_rnncls(*words, cwd=tmp_path))
+
+
+def require_short_lines(done: Completed) -> None:
+    assert done.returncode == 0, done.stderr
+    assert 0 < max(map(len, (done.stdout + done.stderr).splitlines())) < 1500
 
 
 def hostile_files(folder: Path) -> dict[str, Path]:

@@ -282,7 +282,9 @@ def sample(task: Task, rows: int = 8) -> str:
     for sequence, label, length in zip(shown, labels, lengths, strict=False):
         padding = ["."] * (columns - len(sequence))
         cells = [f"{cell:>{width}}" for cell in sequence[:columns] + padding]
-        name = on_one_line(task.vocabulary.labels[label]) if task.vocabulary else label
+        name = label
+        if task.vocabulary is not None:
+            name = on_one_line(shortened(task.vocabulary.labels[label], MOST_OF_NAME))
         lines.append(f"{' '.join(cells)}   length {length:>4}   label {name}")
 
     padding_share = 1 - len(tokens) / (len(sequences) * len(sizes))
@@ -302,7 +304,7 @@ def _token_names(task: Task, batch: Batch) -> list[str]:
     vocabulary = task.vocabulary
     if vocabulary is None:
         return [str(id) for id in ids]
-    return [visible(vocabulary.tokens[id]) for id in ids]
+    return [visible(shortened(vocabulary.tokens[id], MOST_OF_NAME)) for id in ids]
 
 
 def _unpacked(batch: Batch, tokens: list[str]) -> list[list[str]]:

@@ -9,12 +9,14 @@ from rnncls.data.files.places import in_tuple, named
 from rnncls.data.sequences import Sequences
 from rnncls.data.splits import SPLITS
 from rnncls.errors import on_one_line
+from rnncls.system.rows import shortened
 
 # Shares above which a warning is worth reading.
 UNKNOWN_SHARE = 0.5
 SHARED_SHARE = 0.01
 
 MOST_FILES_SAID = 5
+MOST_LETTERS = 60  # of a label
 
 
 def dataset_warnings(dataset: Dataset) -> list[str]:
@@ -27,7 +29,7 @@ def _warnings(dataset: Dataset) -> Iterator[str]:
     if "val" in dataset.splits and not len(dataset.splits["val"]):
         yield "[D3]: there are no validation sequences; validating on those of training"
     if dataset.vocabulary.num_classes == 1:
-        label = dataset.vocabulary.labels[0]
+        label = shortened(dataset.vocabulary.labels[0], MOST_LETTERS)
         yield f"[D4]: all labels are {label!r}: there is nothing to learn"
 
     yield from _warnings_of_labels(dataset)
