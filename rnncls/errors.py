@@ -36,7 +36,11 @@ class Problem:
     id: str = ""  # the kind of fault; stable, never reused
 
     def render(self) -> str:
-        """Return the problem as one block of lines, safe to print on a terminal."""
+        """Return the problem as one block of lines, safe to print on a terminal.
+
+        Each field is one line, whatever it quotes: a line break in a file's name or in a value
+        could otherwise forge a field, or another error.
+        """
         label = f"error[{self.id}]" if self.id else "error"
         place = f" ({self.where})" if self.where else ""
         lines = [f"rnncls: {label}: {self.what}{place}"]
@@ -48,19 +52,20 @@ class Problem:
                 lines.append(f"  {name:<9} {text}")
 
         # Shortened first, so that no escape is cut in the middle.
-        return "\n".join(printable(_shortened(line)) for line in lines)
+        return "\n".join(on_one_line(_shortened(line)) for line in lines)
 
 
 def _shortened(line: str) -> str:
     return line if len(line) <= MOST_CHARACTERS else line[:MOST_CHARACTERS] + " ..."
 
 
-def on_one_line(text: str) -> str:
-    """Return a text from anywhere as it may be shown: on one line, without control characters.
+def on_one_line(foreign: object) -> str:
+    """Return what comes from anywhere as it may be shown: one line, without control characters.
 
     Everything that a file, a name or a person's input brings goes through here before it is shown,
     because a line break in it could forge a row, and a control character steers a terminal.
     """
+    text = str(foreign)
     # Nearly every text is printable as it is.
     if text.isprintable():
         return text
@@ -166,7 +171,7 @@ class Interrupted(RnnclsError):
     def render(self) -> str:
         """Return the line for stderr: what was saved, and the command that continues."""
         (problem,) = self.problems
-        return printable(f"{problem.what}; resume with: {problem.remedy}")
+        return on_one_line(f"{problem.what}; resume with: {problem.remedy}")
 
 
 def as_out_of_memory(error: Exception, found: str = "") -> OutOfMemory | None:

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tests.helpers import (
     config_of,
     endless_run,
     files_config,
+    run_command,
     run_python,
     run_rnncls,
     some_rows,
@@ -90,6 +93,90 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
     assert lines[0].split() == ["state", "step", "val/accuracy", "seed", "cell", "age", "run"]
     assert lines[1].split()[:2] == ["finished", "40"]
     assert lines[1].endswith("/runs/x/b")
+
+
+# What no run can have: only a file that rnncls did not write says it.
+ODD: dict[str, dict[str, Any]] = {
+    "tomorrow": {"updated_at": "9999-12-31T23:59:59+00:00"},
+    "no clock": {"updated_at": "1970-01-01T00:00:09+00:00"},
+    "long ago": {"updated_at": "0001-01-01T00:00:00+00:00"},
+    "ahead": {"updated_at": (datetime.now(UTC) + timedelta(hours=2)).isoformat()},
+    "large": {"best_metric": "loss", "best_value": 1e308},
+    "a text": {"best_metric": "loss", "best_value": "1e999"},
+    "a digit": {"step": 10**300},
+    "float": {"step": 1e308},
+    "another": {"best_step": -(10**300)},
+    "code": {"exit_code": 1e300},
+    "nothing": {"step": None},
+}
+LEFT_OUT = ["a digit", "another", "code", "float", "nothing"]
+
+
+def test_numbers_that_no_run_has_do_not_break_a_list(tmp_path: Path) -> None:
+    for name, status in ODD.items():
+        make_run(tmp_path / name, status)
+    # As Python writes it, which no other reader takes for JSON.
+    make_run(tmp_path / "nan", {"best_value": float("nan"), "best_metric": "loss"})
+
+    rows = {row["run"]: row for row in listed(tmp_path)}
+    assert sorted(rows) == sorted({*ODD, "nan"} - {*LEFT_OUT})
+    for name in ("tomorrow", "no clock", "long ago"):
+        assert rows[name]["age_s"] is None
+    assert rows["ahead"]["age_s"] == 0
+    assert rows["large"]["best_value"] == 1e308
+    assert rows["nan"]["best_value"] is rows["a text"]["best_value"] is None
+
+    # Those of no known age come last.
+    assert {*names(tmp_path)[-3:]} == {"tomorrow", "no clock", "long ago"}
+    shown = run_rnncls("runs", "ls", tmp_path).stdout
+    assert max(map(len, shown.splitlines())) < 100 + len(str(tmp_path))
+    assert "1e+308" in shown
+
+
+def test_whatever_a_list_has_is_json(tmp_path: Path) -> None:
+    sweep = shutil.copytree(SWEEP, tmp_path / "sweep")
+    for path in sweep.glob("members/*/status.json"):
+        status = {**json.loads(path.read_text()), "best_metric": "loss", "best_value": 1.7e308}
+        path.write_text(json.dumps({**status, "updated_at": "9999-12-31T00:00:00+00:00"}))
+    # Before 1970, and so far ahead that no date has a number for it.
+    for time in (-(10**9), 10**12):
+        with suppress(OSError):
+            os.utime(sweep / "sweep.yaml", (time, time))
+        text = run_rnncls("runs", "ls", tmp_path, "--json").stdout
+        (row,) = json.loads(text, parse_constant=pytest.fail)
+        assert (row["age_s"], row["median"], row["best_value"]) == (None, None, 1.7e308)
+        assert run_rnncls("runs", "ls", tmp_path).returncode == 0
+
+    # What a comparison says comes from the same files, and from those of metrics.
+    one = make_run(tmp_path / "one")
+    other = make_run(tmp_path / "other", {"best_value": float("nan"), "best_metric": "loss"})
+    (other / "metrics.jsonl").write_text('{"step": 1, "train/loss": NaN, "val/loss": Infinity}\n')
+    done = run_rnncls("runs", "diff", one, other, "--json")
+    assert json.loads(done.stdout, parse_constant=pytest.fail)["result"]
+
+
+def test_a_huge_text_does_not_make_a_wide_list(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    make_run(tmp_path / "other", hours=1)
+    config = (run_dir / "config.yaml").read_text()
+    (run_dir / "config.yaml").write_text(f"# from {'x' * 50_000}.yaml\n{config}")
+    shown = run_rnncls("runs", "ls", tmp_path).stdout
+    assert " ... " in shown
+    assert max(map(len, shown.splitlines())) < 150 + len(str(run_dir))
+
+
+def test_a_tree_of_any_depth_is_searched(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        for _ in range(1200):
+            Path("d").mkdir()
+            os.chdir("d")
+        make_run(Path("run"))
+    try:
+        assert len(listed(tmp_path)) == 1
+    finally:
+        # Python's own way to remove it, which pytest goes, exceeds the limit of recursion.
+        run_command(["rm", "-r", tmp_path / "d"])
 
 
 def test_a_running_run_is_running(tmp_path: Path) -> None:

@@ -79,6 +79,9 @@ def _configs(incomplete: str) -> list[str]:
     folders = []
     try:
         for path in sorted(folder.iterdir()):
+            # A line break would make two words of it, and the shell shows what it inserts.
+            if not str(path).isprintable():
+                continue
             if path.is_dir() and not path.name.startswith("."):
                 folders.append(f"{path}/")
             elif path.suffix.lower() in (".yaml", ".yml"):

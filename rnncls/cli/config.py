@@ -10,7 +10,9 @@ import typer
 
 from rnncls.cli.options import Json, OptionalConfig, Overrides
 from rnncls.cli.words import config_of, load
-from rnncls.errors import DataError, printable
+from rnncls.errors import DataError, on_one_line
+from rnncls.system.rows import json_text
+from rnncls.system.streams import say
 
 if TYPE_CHECKING:
     from rnncls.config import Config
@@ -27,7 +29,7 @@ def show(config: OptionalConfig = None, overrides: Overrides = None, as_json: Js
     # The YAML that is printed is a config itself, with which the run can be repeated.
     resolved = _with_numbers(load(config, overrides))
     if as_json:
-        print(json.dumps(resolved.model_dump(mode="json")))
+        print(json_text(resolved.model_dump(mode="json")))
     else:
         print(dump_config(resolved).rstrip())
 
@@ -50,7 +52,7 @@ def _with_numbers(config: "Config") -> "Config":
         problem = error.problems[0]
         where = f" ({problem.where})" if problem.where else ""
         what = f"{unknown} shown as null, to be counted in the files: {problem.what}{where}"
-        print(printable(f"rnncls: warning[{problem.id}]: {what}"), file=sys.stderr)
+        say(f"rnncls: warning[{problem.id}]: {what}")
         return known
 
 
@@ -71,7 +73,8 @@ def check(config: OptionalConfig = None, overrides: Overrides = None) -> None:
 
     train = resolved.train
     path, _ = config_of(config, overrides)
-    print(f"{path}: ok; {size}, {train.max_steps:,} steps of {train.batch_size:,} sequences")
+    size += f", {train.max_steps:,} steps of {train.batch_size:,} sequences"
+    print(f"{on_one_line(path)}: ok; {on_one_line(size)}")
 
 
 def keys(
@@ -96,13 +99,13 @@ def keys(
 
     found = all_keys() if key is None else find_keys(key)
     if as_json:
-        print(json.dumps({"keys": [each.to_json() for each in found]}))
+        print(json_text({"keys": [each.to_json() for each in found]}))
     elif key is None:
         # A line that a terminal breaks is no longer a line; a pipe takes any.
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         print(keys_as_table(found, width))
         if width is not None:
-            print("whole meanings: rnncls config keys KEY", file=sys.stderr)
+            say("whole meanings: rnncls config keys KEY")
     else:
         print(keys_in_full(found))
 
@@ -131,5 +134,5 @@ def schema(
 
     with writing(output), new_file(output) as file:
         file.write(f"{text}\n")
-    print("written; the first line of a config, for editors:", file=sys.stderr)
-    print(f"# yaml-language-server: $schema={output}")
+    say("written; the first line of a config, for editors:")
+    print(f"# yaml-language-server: $schema={on_one_line(output)}")

@@ -1,6 +1,5 @@
 """Defines rnncls data check, stats and sample."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +15,7 @@ from rnncls.cli.init import (
 from rnncls.cli.options import Json, LabelField, OptionalConfig, SequenceField, Tokens, WordsOrData
 from rnncls.cli.words import load, sort_words
 from rnncls.errors import ConfigError, DataError, Problem
+from rnncls.system.rows import json_text
 
 if TYPE_CHECKING:
     from rnncls.config import Config, FilesConfig
@@ -69,7 +69,7 @@ def stats(
     from rnncls.system.files import writing
 
     if as_json:
-        print(json.dumps(report.stats(task).to_json()))
+        print(json_text(report.stats(task).to_json()))
     else:
         print(report.to_text(task))
 

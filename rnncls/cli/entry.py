@@ -8,7 +8,7 @@ import typer
 
 from rnncls.cli.app import app
 from rnncls.cli.usage import describe
-from rnncls.errors import RnnclsError, as_out_of_memory, printable
+from rnncls.errors import RnnclsError, as_out_of_memory, on_one_line
 from rnncls.system.files import error_of_machine
 from rnncls.system.signals import exit_on_signals
 from rnncls.system.streams import make_streams_lenient
@@ -61,7 +61,7 @@ def _bug(error: Exception) -> int:
     # A note says, for example, where the traceback was written.
     lines += [f"  {note}" for note in getattr(error, "__notes__", [])]
     lines.append("  try:      --debug")
-    _print_error(printable("\n".join(lines)))
+    _print_error("\n".join(map(on_one_line, lines)))
     return 1
 
 

@@ -1,8 +1,6 @@
 """rnncls eval"""
 
-import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,8 +19,10 @@ from rnncls.cli.options import (
     require_bad,
 )
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, parse_lengths
-from rnncls.errors import ConfigError, NonFiniteError, Problem
+from rnncls.errors import ConfigError, NonFiniteError, Problem, on_one_line
 from rnncls.sweep.paths import is_sweep
+from rnncls.system.rows import json_text
+from rnncls.system.streams import say
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _evaluate_checkpoint(
 
     # Only a warning: if these weights matter, the loss is not finite either, an error below.
     if not is_finite(loaded):
-        print(f"rnncls: warning[K13]: weights in {loaded.path} are not finite", file=sys.stderr)
+        say(f"rnncls: warning[K13]: weights in {loaded.path} are not finite")
 
     paths = data[0] if data and len(data) == 1 else data
     dataset = held_out_data(
@@ -218,9 +218,9 @@ def _evaluate_checkpoint(
     # Which file a run directory stood for is part of the result.
     step = loaded.state.step
     if as_json:
-        print(json.dumps({"checkpoint": str(loaded.path), "step": step, **report.to_json()}))
+        print(json_text({"checkpoint": str(loaded.path), "step": step, **report.to_json()}))
     else:
-        print(f"checkpoint: {loaded.path}, step {step:,}")
+        print(f"checkpoint: {on_one_line(loaded.path)}, step {step:,}")
         print(report.to_text())
 
     # Last, so that a picture that cannot be written costs no report.
@@ -242,10 +242,10 @@ def _prepare(dataset: "Dataset", wanted: _Wanted, is_new: bool) -> None:
     if is_new:
         say_how_read(dataset)
     for warning in dataset_warnings(dataset):
-        print(warning, file=sys.stderr)
+        say(warning)
     if wanted.samples is not None:
         what = "--samples is for generated data; all sequences of a file are evaluated"
-        print(f"rnncls: warning[C17]: {what}", file=sys.stderr)
+        say(f"rnncls: warning[C17]: {what}")
     if wanted.predictions is not None:
         read = [file for files in dataset.files.values() for file in files]
         _require_writable(wanted.predictions, *read)
@@ -258,7 +258,7 @@ def _draw(confused: "Confused", path: Path) -> None:
     if confused.pairs:
         draw_confused(confused, path)
     else:
-        print(f"rnncls: no errors, so {path} was not drawn", file=sys.stderr)
+        say(f"rnncls: no errors, so {path} was not drawn")
 
 
 def _evaluate_sweep(
@@ -274,6 +274,6 @@ def _evaluate_sweep(
 
     accuracies = evaluate_all(folder, lengths, samples, data_dir)
     if as_json:
-        print(json.dumps(accuracies.to_json()))
+        print(json_text(accuracies.to_json()))
     else:
         print(accuracy_table(accuracies))

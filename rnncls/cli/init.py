@@ -11,7 +11,8 @@ import typer
 from rnncls.cli.completion import complete_word
 from rnncls.cli.options import LabelField, SequenceField, Tokens
 from rnncls.config import READING_KEYS
-from rnncls.errors import ConfigError, DataError, Problem, printable
+from rnncls.errors import ConfigError, DataError, Problem
+from rnncls.system.streams import say
 
 if TYPE_CHECKING:
     from rnncls.config import Config, FilesConfig
@@ -158,7 +159,7 @@ def guess(
         say_how_read(file, reading)
         raise
     for line in made.assumed:
-        print(f"rnncls: {line}", file=sys.stderr)
+        say(f"rnncls: {line}")
     return made
 
 
@@ -172,7 +173,7 @@ def say_how_read(file: Path, reading: "FilesConfig") -> None:
     except DataError:
         return
     if is_remarkable(dialect):
-        print(f"rnncls: {printable(str(file))}: read as: {described(dialect)}", file=sys.stderr)
+        say(f"rnncls: {file}: read as: {described(dialect)}")
 
 
 class WantedFields(NamedTuple):

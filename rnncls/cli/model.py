@@ -1,6 +1,5 @@
 """rnncls model show"""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ from rnncls.cli.completion import complete_word
 from rnncls.cli.options import Json
 from rnncls.cli.words import load
 from rnncls.errors import ConfigError, Problem, on_one_line
+from rnncls.system.rows import json_text, shortened
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # More names of classes than this are counted and not listed.
 MOST_CLASSES_SHOWN = 20
+MOST_OF_NAME = 60  # characters of each
 
 
 def show(
@@ -56,7 +57,7 @@ def show(
         about, description = _of_checkpoint(model)
 
     if as_json:
-        print(json.dumps({**about, **description.to_json()}))
+        print(json_text({**about, **description.to_json()}))
         return
     for key, value in about.items():
         if value is not None:
@@ -123,7 +124,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):
-        names = ", ".join(value[:MOST_CLASSES_SHOWN])
+        shown = [shortened(name, MOST_OF_NAME) for name in value[:MOST_CLASSES_SHOWN]]
+        names = ", ".join(shown)
         left_out = len(value) - MOST_CLASSES_SHOWN
         return f"{names}, ... and {left_out:,} more" if left_out > 0 else names
     return str(value)

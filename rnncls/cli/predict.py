@@ -22,9 +22,10 @@ from rnncls.cli.options import (
     require_bad,
 )
 from rnncls.config import SumModConfig
-from rnncls.errors import ConfigError, Problem, printable
+from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.system.file_kinds import is_data_name, other_kind_by_name, without_packing
 from rnncls.system.rows import format_of_name
+from rnncls.system.streams import say
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def _prompt(predictor: "Predictor", top_k: int) -> None:
     from rnncls.data.files.lines import decode_line
     from rnncls.predict.predictor import encode
 
-    print('one sequence per line; "quit" or Ctrl-D to leave', file=sys.stderr)
+    say('one sequence per line; "quit" or Ctrl-D to leave')
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         # Ctrl-D ends stdin: readline() returns no line, not even an empty one.
@@ -285,7 +286,7 @@ def _answer(predictor: "Predictor", text: str, ids: list[int], top_k: int) -> st
 
     unknown = unknown_tokens(predictor, text)
     if unknown:
-        shown = printable(", ".join(unknown[:MOST_UNKNOWN_SHOWN]))
+        shown = on_one_line(", ".join(unknown[:MOST_UNKNOWN_SHOWN]))
         more = ", ..." if len(unknown) > MOST_UNKNOWN_SHOWN else ""
         parts.append(f"(not in the training data: {shown}{more})")
 

@@ -1,7 +1,5 @@
 """rnncls runs ls and diff"""
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,13 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rnncls.cli.options import Json
-from rnncls.errors import ConfigError, Problem, printable
+from rnncls.errors import ConfigError, Problem, on_one_line
+from rnncls.system.rows import json_text, shortened
+from rnncls.system.streams import say
 
 if TYPE_CHECKING:
     from rnncls.rundir.compare import Comparison
     from rnncls.rundir.listing import RunRow
 
 MOST_SHOWN = 20
+
+# In a cell, of texts that may be of any length. The paths of two runs must not look the same.
+MOST_OF_NAME = 60
+MOST_OF_VALUE = 300
+
+# Of a value with four decimals. Beyond, only its first digits mean anything.
+LARGE = 1e6
 
 Table = dict[str, list[str]]  # the cells of each column, by its heading
 
@@ -82,18 +89,18 @@ def ls(
     shown = rows[:limit]
 
     if as_json:
-        print(json.dumps([row.to_json() for row in shown]))
+        print(json_text([row.to_json() for row in shown]))
     elif shown:
         _print_table(_table_of(shown))
 
     if not found:
-        print(f"no runs below {folder}; rnncls train makes one", file=sys.stderr)
+        say(f"no runs below {folder}; rnncls train makes one")
     elif not rows:
-        print(f"none of {len(found):,} rows matches {' '.join(filters or [])}", file=sys.stderr)
+        say(f"none of {len(found):,} rows matches {' '.join(filters or [])}")
     elif len(shown) < len(rows):
         hidden = len(rows) - len(shown)
         more = f"-n {len(rows)}" if everything else f"-n {len(rows)}, or --all"
-        print(f"... and {hidden:,} more: {more}", file=sys.stderr)
+        say(f"... and {hidden:,} more: {more}")
 
 
 def _table_of(rows: "Sequence[RunRow]") -> Table:
@@ -107,8 +114,8 @@ def _table_of(rows: "Sequence[RunRow]") -> Table:
         "state": [row.state for row in rows],
         "step": [f"{row.step:,}" for row in rows],
         "metric": names,
-        heading: ["" if row.best_value is None else f"{row.best_value:.4f}" for row in rows],
-        "config": [row.config for row in rows],
+        heading: ["" if row.best_value is None else _value(row.best_value) for row in rows],
+        "config": [shortened(row.config, MOST_OF_NAME) for row in rows],
         "seed": [row.seed for row in rows],
         "cell": [row.cell for row in rows],
         "age": [_age(row.age_s) for row in rows],
@@ -129,7 +136,7 @@ def _members_of(row: "RunRow") -> str:
     else:
         parts.append(f"{row.ended:,} ended")
     if row.median is not None:
-        parts.append(f"median {row.median:.4f}")
+        parts.append(f"median {_value(row.median)}")
     return ", ".join(parts)
 
 
@@ -147,10 +154,10 @@ def diff(
 
     comparison = compare(one, other)
     if as_json:
-        print(json.dumps({"a": str(one), "b": str(other), **comparison.to_json()}))
+        print(json_text({"a": str(one), "b": str(other), **comparison.to_json()}))
         return
 
-    print(printable(f"a: {one}\nb: {other}"))
+    print(f"a: {on_one_line(one)}\nb: {on_one_line(other)}")
     results = dict(comparison.result)
     # The best value says it, by the metric that chose it.
     results.pop("best_accuracy", None)
@@ -170,7 +177,9 @@ def _table_of_pairs(pairs: dict[str, tuple[Any, Any]], comparison: "Comparison")
     table: Table = {"key": [], "a": [], "b": [], "b - a": [], "%": [], "better": []}
     for key, (first, second) in pairs.items():
         is_best = key == "best_value" and comparison.metric is not None
-        table["key"].append(f"best {comparison.metric}" if is_best else key)
+        table["key"].append(
+            f"best {comparison.metric}" if is_best else shortened(key, MOST_OF_NAME)
+        )
         table["a"].append(_shown(first))
         table["b"].append(_shown(second))
 
@@ -187,7 +196,7 @@ def _print_table(table: Table, indent: str = "") -> None:
     columns = []
     for heading, texts in table.items():
         if any(texts):
-            cells = [heading, *map(printable, texts)]
+            cells = [heading, *map(on_one_line, texts)]
             width = max(map(len, cells))
             is_text = heading in _TEXTS
             columns.append([cell.ljust(width) if is_text else cell.rjust(width) for cell in cells])
@@ -202,11 +211,17 @@ def _shown(value: Any) -> str:
     # Enough digits to tell two losses apart.
     if isinstance(value, float):
         return f"{value:.6g}"
-    return str(value)
+    return shortened(str(value), MOST_OF_VALUE)
 
 
-def _age(seconds: float) -> str:
-    """Return a duration in its largest unit, such as `3h`."""
+def _value(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < LARGE else f"{value:.4g}"
+
+
+def _age(seconds: float | None) -> str:
+    """Return a duration in its largest unit, such as `3h`; "" if it is not known."""
+    if seconds is None:
+        return ""
     # In seconds, the largest unit first.
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:

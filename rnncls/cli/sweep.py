@@ -1,6 +1,5 @@
 """rnncls sweep"""
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -12,14 +11,9 @@ from rnncls.cli.completion import complete_override, complete_word
 from rnncls.cli.options import DataDir, Json, OptionalConfig, require_resuming
 from rnncls.cli.words import config_of, load
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES
-from rnncls.errors import (
-    ConfigError,
-    Interrupted,
-    NonFiniteError,
-    Problem,
-    RnnclsError,
-    on_one_line,
-)
+from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem, RnnclsError
+from rnncls.system.rows import json_text
+from rnncls.system.streams import say
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
@@ -188,7 +182,7 @@ def _run(
     from rnncls.sweep.report import updated_summary
 
     # On stderr, because stdout is for the summary, which may be JSON.
-    print(f"sweep directory: {on_one_line(str(sweep.folder))}", file=sys.stderr, flush=True)
+    say(f"sweep directory: {sweep.folder}")
     try:
         failed = run_sweep(sweep, shard, jobs, data_dir)
     except Interrupted:
@@ -210,14 +204,14 @@ def _run(
 
 def _print_failures(failed: "list[tuple[Member, RnnclsError]]") -> None:
     for member, error in failed:
-        name = on_one_line(member.name)
-        print(f"rnncls: member failed: {name}\n{error.render()}", file=sys.stderr)
+        say(f"rnncls: member failed: {member.name}")
+        print(error.render(), file=sys.stderr)
 
 
 def _print_summary(summary: "Summary", as_json: bool) -> None:
     from rnncls.sweep.text import summary_text
 
-    text = json.dumps(summary.to_json()) if as_json else summary_text(summary)
+    text = json_text(summary.to_json()) if as_json else summary_text(summary)
     print(text, flush=True)
 
 
@@ -227,7 +221,7 @@ def _warn_without_scipy(summary: "Summary") -> None:
         p_values = setting.p_against_first or {}
         if None in p_values.values():
             message = "comparing settings needs scipy: pip install 'rnncls[sweep]'"
-            print(f"rnncls: warning[R33]: {message}", file=sys.stderr)
+            say(f"rnncls: warning[R33]: {message}")
             return
 
 

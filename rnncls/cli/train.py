@@ -18,8 +18,9 @@ from rnncls.cli.options import (
     require_resuming,
 )
 from rnncls.cli.words import Words, load, sort_words, with_device
-from rnncls.errors import ConfigError, Problem
+from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.system.file_kinds import without_packing
+from rnncls.system.streams import say
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _check(config: "Config", run_dir: Path | None, init_from: Path | None) -> No
         require_unused(run_dir)
     checked = check_training(config, init_from)
     if checked.task.described_split:
-        print(checked.task.described_split, file=sys.stderr)
+        say(checked.task.described_split)
     print(describe_check(checked))
     warning = warning_of_check(checked)
     if warning:
@@ -153,7 +154,7 @@ def _check(config: "Config", run_dir: Path | None, init_from: Path | None) -> No
 def _say_directory(run_dir: Path) -> None:
     # Flushed, because it is said first as soon as the directory is there, so that a run that is
     # killed can be found.
-    print(f"run directory: {run_dir}", flush=True)
+    print(f"run directory: {on_one_line(run_dir)}", flush=True)
 
 
 def _new_run(words: Words, file_options: FileOptions, changes: list[str]) -> _NewRun:

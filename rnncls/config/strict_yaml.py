@@ -41,6 +41,9 @@ _NAMED = {
     ".nan": float("nan"),
 }
 
+# Line breaks are part of every YAML text.
+_OTHER_THAN_ASCII = re.compile(r"[^\n -~]")
+
 # Tells which type YAML 1.1 would give a plain scalar. It parses nothing.
 _YAML_1_1: Any = yaml.SafeLoader("")
 
@@ -173,8 +176,22 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str, source: str) -> Prob
 
 
 def dump(value: dict[str, Any]) -> str:
-    """Return YAML text that `parse` reads back as `value`."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    """Return YAML text that `parse` reads back as `value`, with printable characters only.
+
+    A name or a separator may have a character that steers a terminal, a line break, or a byte that
+    is no UTF-8: such text stands between double quotes, with escapes.
+    """
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    # PyYAML leaves some of these characters as they are. They can only be within double quotes.
+    return _OTHER_THAN_ASCII.sub(_yaml_escape, text)
+
+
+def _yaml_escape(found: re.Match[str]) -> str:
+    character = found[0]
+    if character.isprintable():
+        return character
+    number = ord(character)
+    return f"\\u{number:04X}" if number <= 0xFFFF else f"\\U{number:08X}"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -184,8 +201,12 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    quoted = not isinstance(_Composer.plain(text), str)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if quoted else None)
+    style = None
+    if not text.isprintable():
+        style = '"'
+    elif not isinstance(_Composer.plain(text), str):
+        style = "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _represent_text)

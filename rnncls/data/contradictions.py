@@ -9,10 +9,11 @@ import numpy as np
 
 from rnncls.data.copies import Copies, copies_of
 from rnncls.data.table import Array, SplitRows, Table
+from rnncls.system.rows import shortened
 
 EXAMPLES = 3
 MOST_LABELS = 4  # of an example
-MOST_LETTERS = 60  # of an example's sequence
+MOST_LETTERS = 60  # of an example's sequence, and of each label
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Contradiction:
         parts = []
         for (label, count), place in zip(self.labels.items(), self.places, strict=True):
             number = "" if count == 1 else f", {count:,} rows"
-            parts.append(f"{label!r} ({place}{number})")
+            parts.append(f"{shortened(label, MOST_LETTERS)!r} ({place}{number})")
         return f"{self.sequence!r} is {', '.join(parts)}"
 
 

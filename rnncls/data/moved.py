@@ -1,6 +1,5 @@
 """The data files of a run or a sweep that began earlier: unchanged, though perhaps moved."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,8 @@ from rnncls.data.files.opening import fingerprint
 from rnncls.data.files.places import as_in_config, files_of, in_tuple, named
 from rnncls.data.files.search import Search, find_moved, hash_of
 from rnncls.data.splits import SPLITS
-from rnncls.errors import CheckpointError, DataError, Problem, printable
+from rnncls.errors import CheckpointError, DataError, Problem
+from rnncls.system.streams import say
 
 
 class Remedies(NamedTuple):
@@ -193,4 +193,4 @@ def say_moved(name: str, hashes: dict[str, str], now: dict[str, str], search: Se
         where = folders.pop() if len(folders) == 1 else f"{len(folders):,} folders"
         text = f"{len(moved):,} {name} files are now in {where}, where {old} is {now[old]}"
         text += " (the same SHA-256)"
-    print(printable(f"rnncls: {text}"), file=sys.stderr)
+    say(f"rnncls: {text}")

@@ -14,9 +14,11 @@ from rnncls.data.sequences import Sequences, epoch_order, padding_waste, steps_p
 from rnncls.data.splits import NO_RARE_CLASSES
 from rnncls.data.table import Noticed
 from rnncls.data.task import FilesTask, Task
-from rnncls.errors import printable
+from rnncls.errors import on_one_line
+from rnncls.system.rows import shortened
 
 MOST_SHOWN = 20  # tokens or classes
+MOST_OF_NAME = 60  # characters of a token or a class
 BAR = 40  # characters
 MOST_TEXT_BINS = 16  # of the lengths, as text
 
@@ -196,12 +198,12 @@ def _about_labels(task: FilesTask) -> list[str]:
     lines = []
     rare = task.dataset.rare
     if rare is not None and rare.sequences:
-        lines.append(printable(rare.told))
+        lines.append(on_one_line(rare.told))
 
     contradictions = task.dataset.contradictions
     if contradictions is not None and contradictions.sequences:
-        lines.append(contradictions.shown)
-        lines += [f"  {printable(example.shown)}" for example in contradictions.examples]
+        lines.append(on_one_line(contradictions.shown))
+        lines += [f"  {on_one_line(example.shown)}" for example in contradictions.examples]
     else:
         lines.append("no sequence has different labels")
     return lines
@@ -237,7 +239,7 @@ def _length_bins(sequences: Sequences) -> list[tuple[str, int]]:
 
 def _bars(pairs: list[tuple[str, int]]) -> list[str]:
     """Return a line with a name, its count and a bar for each of the first 20 names."""
-    shown = [(visible(name), count) for name, count in pairs[:MOST_SHOWN]]
+    shown = [(visible(shortened(name, MOST_OF_NAME)), count) for name, count in pairs[:MOST_SHOWN]]
     width = max(len(name) for name, _ in shown)
     # At least 1, so that counts that are all 0 divide by something.
     highest = max(1, *(count for _, count in shown))
@@ -280,7 +282,9 @@ def sample(task: Task, rows: int = 8) -> str:
     for sequence, label, length in zip(shown, labels, lengths, strict=False):
         padding = ["."] * (columns - len(sequence))
         cells = [f"{cell:>{width}}" for cell in sequence[:columns] + padding]
-        name = printable(task.vocabulary.labels[label]) if task.vocabulary else label
+        name = label
+        if task.vocabulary is not None:
+            name = on_one_line(shortened(task.vocabulary.labels[label], MOST_OF_NAME))
         lines.append(f"{' '.join(cells)}   length {length:>4}   label {name}")
 
     padding_share = 1 - len(tokens) / (len(sequences) * len(sizes))
@@ -300,7 +304,7 @@ def _token_names(task: Task, batch: Batch) -> list[str]:
     vocabulary = task.vocabulary
     if vocabulary is None:
         return [str(id) for id in ids]
-    return [visible(vocabulary.tokens[id]) for id in ids]
+    return [visible(shortened(vocabulary.tokens[id], MOST_OF_NAME)) for id in ids]
 
 
 def _unpacked(batch: Batch, tokens: list[str]) -> list[list[str]]:

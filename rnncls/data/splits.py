@@ -20,12 +20,14 @@ from rnncls.config import FilesConfig
 from rnncls.data.copies import Copies, copies_of, order_of
 from rnncls.data.table import Array, SplitRows, Table
 from rnncls.errors import DataError, Problem
+from rnncls.system.rows import shortened
 
 SPLITS = ("train", "val", "test")
 LEAST_SEQUENCES = 3  # of a class with sequences in all splits
 
 TRAIN, VAL, TEST, DROPPED = range(4)  # where a row goes
 MOST_SHOWN = 20  # rare classes
+MOST_LETTERS = 60  # of each
 ROUNDING = 1e-6  # of a share of sequences
 
 
@@ -56,7 +58,9 @@ class RareClasses:
     @property
     def shown(self) -> str:
         """The first of them, each with its number of sequences."""
-        parts = [f"{label} ({count})" for label, count in self.sequences.items()]
+        parts = [
+            f"{shortened(label, MOST_LETTERS)} ({count})" for label, count in self.sequences.items()
+        ]
         return ", ".join(parts[:MOST_SHOWN]) + (", ..." if len(parts) > MOST_SHOWN else "")
 
     @property

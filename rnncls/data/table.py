@@ -24,9 +24,12 @@ from rnncls.data.files.places import named
 from rnncls.data.files.sniffing import sniff
 from rnncls.data.records import read_records
 from rnncls.data.vocabulary import truncate
-from rnncls.errors import Problem
+from rnncls.errors import Problem, on_one_line
+from rnncls.system.rows import shortened
 
 Array = np.ndarray[Any, Any]  # one-dimensional
+
+MOST_OF_NAME = 60  # characters, beside a progress bar
 
 
 @dataclass
@@ -216,8 +219,9 @@ def _progress_bar(paths: tuple[str, ...], progress: bool) -> tqdm[Any]:
 
     # disable=None leaves the bar out unless stderr is a terminal.
     disable = None if progress else True
-    name = named((Path(paths[0]).name, *paths[1:]))
-    return tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=disable)
+    # A name may be of any length, and steer the terminal.
+    name = shortened(named((Path(paths[0]).name, *paths[1:])), MOST_OF_NAME)
+    return tqdm(total=size, unit="B", unit_scale=True, desc=on_one_line(name), disable=disable)
 
 
 def hash_of(tokens: list[str]) -> int:

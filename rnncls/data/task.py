@@ -3,7 +3,6 @@
 `Task` is what training needs to know about data, wherever that comes from.
 """
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
@@ -27,7 +26,8 @@ from rnncls.data.loading import load_dataset
 from rnncls.data.read_tables import with_files_found
 from rnncls.data.vocabulary import Vocabulary
 from rnncls.data.warnings import dataset_warnings, files_found, how_read
-from rnncls.errors import ConfigError, Problem, printable
+from rnncls.errors import ConfigError, Problem, on_one_line
+from rnncls.system.streams import say
 
 MOST_LENGTHS_LOGGED = 20  # a chart with more curves cannot be read
 
@@ -209,14 +209,14 @@ class FilesTask(Task):
             if own is not None:
                 part += f" of {named(own)}"
             parts.append(f"{part} for {purpose}{self._held_out(name)}")
-        return printable(", ".join(parts))
+        return on_one_line(", ".join(parts))
 
     def described_size(self, name: str) -> str:
         """Return how many sequences a split has, in one line."""
         split = self.dataset.splits[name]
         sequences = "1 sequence" if len(split) == 1 else f"{len(split):,} sequences"
         size = f"{sequences}, {len(split.tokens):,} tokens"
-        return printable(f"{name}: {size}{self._held_out(name)}")
+        return on_one_line(f"{name}: {size}{self._held_out(name)}")
 
     def _held_out(self, name: str) -> str:
         """Return which key took a split from the training files, "" if that needs no word.
@@ -277,7 +277,7 @@ def _say_once(lines: Iterable[str], said: set[str]) -> None:
     for line in lines:
         if line not in said:
             said.add(line)
-            print(line, file=sys.stderr)
+            say(line)
 
 
 def say_how_read(dataset: Dataset) -> None:

@@ -8,18 +8,20 @@ from rnncls.data.dataset import Dataset
 from rnncls.data.files.places import in_tuple, named
 from rnncls.data.sequences import Sequences
 from rnncls.data.splits import SPLITS
-from rnncls.errors import printable
+from rnncls.errors import on_one_line
+from rnncls.system.rows import shortened
 
 # Shares above which a warning is worth reading.
 UNKNOWN_SHARE = 0.5
 SHARED_SHARE = 0.01
 
 MOST_FILES_SAID = 5
+MOST_LETTERS = 60  # of a label
 
 
 def dataset_warnings(dataset: Dataset) -> list[str]:
     """Return what the user should know before believing a result, one line each."""
-    return [printable(f"rnncls: warning{text}") for text in _warnings(dataset)]
+    return [on_one_line(f"rnncls: warning{text}") for text in _warnings(dataset)]
 
 
 def _warnings(dataset: Dataset) -> Iterator[str]:
@@ -27,7 +29,7 @@ def _warnings(dataset: Dataset) -> Iterator[str]:
     if "val" in dataset.splits and not len(dataset.splits["val"]):
         yield "[D3]: there are no validation sequences; validating on those of training"
     if dataset.vocabulary.num_classes == 1:
-        label = dataset.vocabulary.labels[0]
+        label = shortened(dataset.vocabulary.labels[0], MOST_LETTERS)
         yield f"[D4]: all labels are {label!r}: there is nothing to learn"
 
     yield from _warnings_of_labels(dataset)
@@ -98,7 +100,7 @@ def files_found(wanted: FilesConfig, found: FilesConfig) -> Iterator[str]:
         if len(files) > MOST_FILES_SAID:
             names += f" and {len(files) - MOST_FILES_SAID:,} more"
         count = "1 file" if len(files) == 1 else f"{len(files):,} files"
-        yield printable(f"rnncls: {count} for {name}: {names}")
+        yield on_one_line(f"rnncls: {count} for {name}: {names}")
 
 
 def how_read(dataset: Dataset) -> Iterator[str]:
@@ -107,4 +109,4 @@ def how_read(dataset: Dataset) -> Iterator[str]:
     for file, read_as in dataset.read_as.items():
         files.setdefault(read_as, []).append(file)
     for read_as, those in files.items():
-        yield printable(f"rnncls: {named(tuple(those))}: read as: {read_as}")
+        yield on_one_line(f"rnncls: {named(tuple(those))}: read as: {read_as}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnncls.errors import on_one_line, printable
+from rnncls.errors import on_one_line
 from rnncls.evaluation.examples import Examples, Readable, unpacked
 from rnncls.evaluation.scores import Scored, Scores
 from rnncls.system.rows import shortened, text_of
@@ -167,7 +167,7 @@ def mistake_lines(mistakes: list[Mistake], errors: int, num_classes: int) -> lis
         return ["no errors"]
 
     file = mistakes[0].file
-    of_file = "" if file is None else f"; lines of {printable(file)}"
+    of_file = "" if file is None else f"; lines of {on_one_line(file)}"
     line_heading = "" if file is None else f"{'line':>9}  "
     rows = [(_label(mistake.predicted), _label(mistake.true)) for mistake in mistakes]
     width = max(9, *(len(label) for labels in rows for label in labels))

@@ -11,9 +11,11 @@ from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.evaluation.metrics import class_counts, confusion_matrix, wilson_interval
 from rnncls.evaluation.mistakes import Confused, Mistake, confused_lines, mistake_lines
 from rnncls.evaluation.scores import Scores, count_by_length
+from rnncls.system.rows import shortened
 
 MOST_CLASSES_SHOWN = 1000  # in a confusion matrix, and by class
 MOST_LENGTHS_SHOWN = 24  # in the text of a report
+MOST_OF_NAME = 60  # characters of a class
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,13 @@ def _length_lines(rows: list[LengthReport]) -> list[str]:
     return lines
 
 
+def _name(label: str) -> str:
+    """Return a label, which comes from the user's files, as the tables show it."""
+    return on_one_line(shortened(label, MOST_OF_NAME))
+
+
 def _class_lines(classes: list[ClassReport]) -> list[str]:
-    # Labels come from the user's files, and may have control characters and line ends.
-    labels = [on_one_line(row.label) for row in classes]
+    labels = [_name(row.label) for row in classes]
     width = max(5, *map(len, labels))
 
     lines = [f"{'class':<{width}}   examples  precision  recall      F1"]
@@ -149,7 +155,7 @@ def _class_lines(classes: list[ClassReport]) -> list[str]:
 
 
 def _confusion_lines(confusion: list[list[int]], classes: list[ClassReport]) -> list[str]:
-    labels = [on_one_line(row.label) for row in classes]
+    labels = [_name(row.label) for row in classes]
     largest = max(max(row) for row in confusion)
 
     # Counts and the labels above them share the columns; the labels at the left have their own.

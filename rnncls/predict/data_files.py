@@ -1,7 +1,6 @@
 """Read the sequences of a data file, with the other fields of its rows."""
 
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from rnncls.data.files.headers import SEQUENCE_NAMES, meant
 from rnncls.data.files.rows import read_rows
 from rnncls.data.files.sniffing import sniff
 from rnncls.data.new_files import as_new_file, with_options
-from rnncls.errors import DataError, Problem, printable
+from rnncls.errors import DataError, Problem
 from rnncls.predict.headers import refuse_names
 from rnncls.predict.predictor import Label, Predictor, encode, no_sequence
 from rnncls.predict.reading import Fields, Row, as_given
+from rnncls.system.streams import say
 
 NO_FIELDS: Fields = {}
 
@@ -113,7 +113,7 @@ def _rows_of_file(
 
     # Behind the last row: an error stands alone.
     if is_remarkable(dialect):
-        print(printable(f"rnncls: {path}: read as: {described(dialect)}"), file=sys.stderr)
+        say(f"rnncls: {path}: read as: {described(dialect)}")
 
 
 def _true_label(value: Any, known: dict[str, Label]) -> Label | None:

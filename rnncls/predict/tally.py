@@ -1,11 +1,9 @@
 """Counts what predictions are worth, and says it on stderr behind the last one."""
 
-import sys
-
 from rnncls.data.vocabulary import UNKNOWN_ID
-from rnncls.errors import printable
 from rnncls.predict.predictor import Prediction, Predictor
 from rnncls.predict.reading import Fields, Row
+from rnncls.system.streams import say
 
 MOST_NAMES_SHOWN = 5
 
@@ -72,7 +70,7 @@ class Tally:
             without = self.count - self.labelled
             rest = f"; {without:,} without a label" if without else ""
             shown = f"accuracy: {accuracy:.4f} ({self.correct:,} of {self.labelled:,}{rest})"
-            print(f"rnncls: {shown}", file=sys.stderr)
+            say(f"rnncls: {shown}")
 
 
 def _predictions(number: int) -> str:
@@ -80,7 +78,7 @@ def _predictions(number: int) -> str:
 
 
 def _warn(id: str, message: str) -> None:
-    print(f"rnncls: warning[{id}]: {message}", file=sys.stderr)
+    say(f"rnncls: warning[{id}]: {message}")
 
 
 class LeftOut:
@@ -110,5 +108,5 @@ class LeftOut:
             _warn(
                 "D14",
                 f"{rows} fields that the first one lacks, which are not in the table: "
-                f"{printable(shown)}{more}",
+                f"{shown}{more}",
             )

@@ -4,7 +4,7 @@ import sys
 from itertools import count
 from pathlib import Path
 
-from rnncls.errors import CheckpointError, Damaged, Problem
+from rnncls.errors import CheckpointError, Damaged, Problem, on_one_line
 from rnncls.model.classifier import RNNClassifier
 from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
@@ -203,7 +203,8 @@ def set_aside(path: Path) -> Path:
 
 
 def _report_and_set_aside(path: Path, error: CheckpointError) -> None:
-    print(f"{error.render()}\n  set aside: {set_aside(path).name}", file=sys.stderr)
+    name = on_one_line(set_aside(path).name)
+    print(f"{error.render()}\n  set aside: {name}", file=sys.stderr)
 
 
 def _repair_best(folder: Path, checkpoint: Checkpoint) -> None:

@@ -1,6 +1,5 @@
 """Claim a directory for a run: a new one, or that of a run to be resumed."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from rnncls.rundir.paths import CHECKPOINTS, FOLDERS, LOCK
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.rundir.status import read_status
 from rnncls.system.files import TEMPORARY, make_numbered, refuse_links, writing
+from rnncls.system.streams import say
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def reopen_run(path: Path) -> Iterator[RunDirectory]:
     died = read_status(path).get("state") == "died"
     with locked(path):
         if died:
-            print("the process ended without a final status (killed?)", file=sys.stderr)
+            say("the process ended without a final status (killed?)")
         yield RunDirectory(path, died=died)
 
 

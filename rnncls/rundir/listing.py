@@ -23,6 +23,13 @@ from rnncls.system.files import read_regular
 # The metrics that can choose the best step, in the order in which a sorted list has them.
 METRICS = ("accuracy", "macro_f1", "loss")
 
+# Of what rnncls counts, and more than any run has. Numbers of 300 digits are not its own.
+_MOST = 2**63
+
+# No run is older, and none is newer than the clock of another machine, of whatever time zone, says.
+_EARLIEST = datetime(1970, 1, 2, tzinfo=UTC)
+_MOST_AHEAD_S = 86_400
+
 # How the default run directory is called; its parent then has the name of the config.
 _DEFAULT_NAME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-.*)?")
 
@@ -39,7 +46,7 @@ class RunRow:
     step: int
     best_accuracy: float | None  # None before the first evaluation
     exit_code: int | None  # None while the run goes on
-    age_s: float  # seconds since the status was written
+    age_s: float | None  # seconds since the status was written; None if its time cannot be true
     best_metric: str  # the one that chooses the best step, one of METRICS
     best_value: float | None  # of that metric; a loss is positive
     best_step: int | None
@@ -67,15 +74,17 @@ def describe_run(run_dir: Path, with_config: bool = True) -> RunRow | None:
 
     # Converted, so that whoever prints the row gets these types whatever the files hold.
     try:
-        age = datetime.now(UTC) - datetime.fromisoformat(status["updated_at"])
+        step = _int(status["step"])
+        if step is None:
+            return None
         metric, value = best_of(status)
         return RunRow(
             run=str(run_dir),
             state=str(status["state"]),
-            step=int(status["step"]),
+            step=step,
             best_accuracy=_float(status["best_accuracy"]),
             exit_code=_int(status["exit_code"]),
-            age_s=age.total_seconds(),
+            age_s=age_of(datetime.fromisoformat(status["updated_at"])),
             best_metric=metric,
             best_value=value,
             best_step=_int(status.get("best_step")),
@@ -86,6 +95,18 @@ def describe_run(run_dir: Path, with_config: bool = True) -> RunRow | None:
         )
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
+
+
+def age_of(time: datetime) -> float | None:
+    """Return the seconds since then, at least 0; None for a time that cannot be true.
+
+    Clocks differ a little, and one without a battery begins at 1970. Raises: TypeError for a time
+    without a time zone.
+    """
+    seconds = (datetime.now(UTC) - time).total_seconds()
+    if time < _EARLIEST or seconds < -_MOST_AHEAD_S:
+        return None
+    return max(0.0, seconds)
 
 
 def best_of(status: dict[str, Any]) -> tuple[str, float | None]:
@@ -196,7 +217,13 @@ def _float(value: Any) -> float | None:
 
 
 def _int(value: Any) -> int | None:
-    return None if value is None else int(value)
+    """Return the value as a whole number; None for None. Raises: ValueError if it is too large."""
+    if value is None:
+        return None
+    number = int(value)
+    if abs(number) >= _MOST:
+        raise ValueError(number)
+    return number
 
 
 def _text(value: Any) -> str:

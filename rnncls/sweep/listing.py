@@ -6,7 +6,6 @@ it reads sweep.yaml by itself, because `plan.py` imports torch, which takes seco
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from typing import Any
 
 from rnncls.config.ranges import parse_seeds
 from rnncls.config.strict_yaml import parse
-from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem, on_one_line
+from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem
 from rnncls.rundir.listing import (
     METRICS,
     RunRow,
+    age_of,
     config_name,
     config_text,
     describe_run,
@@ -30,6 +30,7 @@ from rnncls.rundir.listing import (
 from rnncls.rundir.paths import CHECKPOINTS, STATUS
 from rnncls.sweep.paths import EVALUATION, MEMBERS, SWEEP_FILE
 from rnncls.system.files import read_regular, walk
+from rnncls.system.streams import say
 
 # A report on generated data has some kB. Counting members must not read gigabytes.
 MAX_REPORT_BYTES = 2**20
@@ -75,21 +76,21 @@ def find_rows(folder: Path, members: bool = False) -> list[RunRow]:
         if STATUS in files:
             rows.append(describe_run(path))
 
+        # A run has no runs among its checkpoints, but many files.
+        left_out = {CHECKPOINTS}
         # Whoever asks for a sweep wants to see what is in it.
         if SWEEP_FILE in files and path != folder:
             sweep = describe_sweep(path)
             rows.append(sweep)
             if sweep is not None and not members:
-                folders[:] = [folder for folder in folders if folder != MEMBERS]
-
-        # A run has no runs among its checkpoints, but many files.
-        folders[:] = [folder for folder in folders if folder != CHECKPOINTS]
+                left_out.add(MEMBERS)
+        folders[:] = [name for name in folders if name not in left_out]
 
     # They may be anybody's, and do not end a listing.
     if closed:
-        first = on_one_line(f"{closed[0].filename!s:.300}: {closed[0].strerror}")
+        first = f"{closed[0].filename!s:.300}: {closed[0].strerror}"
         what = f"folders that cannot be looked into: {len(closed):,}; the first is {first}"
-        print(f"rnncls: warning[R30]: {what}", file=sys.stderr)
+        say(f"rnncls: warning[R30]: {what}")
     return [row for row in rows if row is not None]
 
 
@@ -101,7 +102,8 @@ def sort_rows(rows: Sequence[RunRow], order: str) -> list[RunRow]:
     """
     by_name = sorted(rows, key=lambda row: row.run)
     if order == "age":
-        return sorted(by_name, key=lambda row: row.age_s)
+        # Those of no known age are last.
+        return sorted(by_name, key=lambda row: math.inf if row.age_s is None else row.age_s)
     if order == "step":
         return sorted(by_name, key=lambda row: row.step, reverse=True)
     if order == "best":
@@ -137,25 +139,32 @@ def describe_sweep(folder: Path) -> SweepRow | None:
         best = None
 
     accuracies = [row.best_accuracy for row in rows if row.best_accuracy is not None]
+    ages = [row.age_s for row in rows if row.age_s is not None]
     return SweepRow(
         run=str(folder),
         state=_state(rows, plan.runs),
         step=max((row.step for row in rows), default=0),
         best_accuracy=max(accuracies, default=None),
         exit_code=None,
-        age_s=min((row.age_s for row in rows), default=_age(folder / SWEEP_FILE)),
+        age_s=min(ages) if ages else _age(folder / SWEEP_FILE),
         best_metric=best.best_metric if best else METRICS[0],
         best_value=best.best_value if best else None,
         best_step=best.best_step if best else None,
         config=config_name(folder, text),
         seed=plan.seeds,
-        cell=",".join(map(str, plan.values.get("model.cell", ()))),
+        cell=",".join(map(str, plan.values.get("model.cell", ())))[:20],
         values=plan.values,
         runs=plan.runs,
         ended=len([one for one in solved if one is not None]) + len(diverged),
         solved=solved.count(True) if is_generated else None,
-        median=median(values) if values else None,
+        median=_median(values),
     )
+
+
+def _median(values: Sequence[float]) -> float | None:
+    """Return the median; None of no value, and where it is too large for a number."""
+    middle = median(values) if values else math.inf
+    return middle if math.isfinite(middle) else None
 
 
 def _rank(row: RunRow) -> tuple[int, bool, float]:
@@ -215,8 +224,9 @@ def _parse_plan(text: str) -> Plan | None:
         return None
 
 
-def _age(path: Path) -> float:
-    """Return the seconds since a file was written."""
-    with suppress(OSError):
-        return max(0.0, datetime.now(UTC).timestamp() - path.stat().st_mtime)
-    return math.inf
+def _age(path: Path) -> float | None:
+    """Return the seconds since a file was written; None if that cannot be told."""
+    # A file may have any number as its time, also one that no year has.
+    with suppress(OSError, ValueError, OverflowError):
+        return age_of(datetime.fromtimestamp(path.stat().st_mtime, UTC))
+    return None

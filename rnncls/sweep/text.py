@@ -8,17 +8,19 @@ from rnncls.errors import on_one_line
 from rnncls.sweep.evaluate import Accuracies
 from rnncls.sweep.outcomes import SOLVED
 from rnncls.sweep.summary import LEVELS, Setting, Statistics, Summary, interquartile_mean
+from rnncls.system.rows import shortened
+
+MOST_OF_ID = 20  # characters of the id of an error
 
 
 def accuracy_table(accuracies: Accuracies) -> str:
     """Return a table of accuracies: a line per member, then statistics for each setting."""
-    # Names and settings have values of the grid in them, and a reason may quote a file.
+    # A reason may quote a file, a name the values of a grid.
     left_out = []
     for name, reason in accuracies.left_out.items():
         left_out.append(on_one_line(f"left out: {name}: {reason}"))
 
-    by_member = {on_one_line(name): row for name, row in accuracies.by_member.items()}
-    diverged = {on_one_line(name) for name in accuracies.diverged}
+    by_member = accuracies.by_member
     if not by_member:
         return "\n".join(["no member has finished", *left_out])
 
@@ -28,14 +30,15 @@ def accuracy_table(accuracies: Accuracies) -> str:
     lengths = sorted(tested)
 
     # Names are as long as the grid makes them; the titles of the rows fit into eight columns.
-    width = max(8, *(len(name) for name in by_member))
+    names = {name: on_one_line(name) for name in by_member}
+    width = max(8, *map(len, names.values()))
     header = "".join(f"{length:>9,}" for length in lengths)
     lines = [f"{'length':<{width}} {header}"]
 
     for name, by_length in by_member.items():
         cells = "".join(_cell(by_length.get(length)) for length in lengths)
-        note = "   not finite" if name in diverged else ""
-        lines.append(f"{name:<{width}} {cells}{note}")
+        note = "   not finite" if name in accuracies.diverged else ""
+        lines.append(f"{names[name]:<{width}} {cells}{note}")
 
     for setting, members in _by_setting(accuracies).items():
         lines.append("")
@@ -118,8 +121,10 @@ def _progress_line(setting: Setting) -> str:
     if setting.statistics is not None and setting.statistics.diverged:
         line += f", {setting.statistics.diverged} of them not finite"
     if setting.broken:
-        line += f"; others failed ({', '.join(setting.broken)}) and are left out"
-    return line
+        # The ids of a status that may be from anywhere.
+        broken = [shortened(id, MOST_OF_ID) for id in setting.broken]
+        line += f"; others failed ({', '.join(broken)}) and are left out"
+    return on_one_line(line)
 
 
 def _success_lines(setting: Setting, statistics: Statistics) -> list[str]:

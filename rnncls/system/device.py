@@ -2,12 +2,12 @@
 
 import os
 import re
-import sys
 
 import torch
 
 from rnncls.config import DEVICE_PATTERN
 from rnncls.errors import ConfigError, MachineError, Problem
+from rnncls.system.streams import say
 
 
 def resolve_device(name: str) -> torch.device:
@@ -81,10 +81,9 @@ def make_deterministic() -> None:
     """
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if in_use and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
-        print(
+        say(
             "rnncls: warning: CUDA is already in use, so runs may not be reproducible; "
-            "set CUBLAS_WORKSPACE_CONFIG=:16:8 before the start",
-            file=sys.stderr,
+            "set CUBLAS_WORKSPACE_CONFIG=:16:8 before the start"
         )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
 

@@ -23,7 +23,7 @@ from rnncls.errors import (
     Problem,
     RnnclsError,
     WriteError,
-    printable,
+    on_one_line,
 )
 
 TEMPORARY = ".tmp-"  # how the names of temporary files begin
@@ -175,8 +175,7 @@ def commented(comment: str, text: str) -> str:
     if not comment:
         return text
     # A file's name may have line breaks, and what follows one would be a part of the YAML.
-    comment = printable(comment).replace("\n", "\\n")
-    return f"# {comment}\n{text}"
+    return f"# {on_one_line(comment)}\n{text}"
 
 
 def refuse_links(root: Path, *paths: str) -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -17,10 +19,57 @@ def format_of_name(path: Path) -> str:
     return suffix if suffix in FORMATS else ""
 
 
+# What people write in any script stays readable. JSON has no NaN.
+_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+_to_ascii_json = json.JSONEncoder(allow_nan=False).encode
+
+_OTHER_THAN_ASCII = re.compile(r"[^ -~]")
+
+
+def json_text(value: Any, readable: bool = False) -> str:
+    """Return a value as JSON on one line, which any parser reads and no terminal acts upon.
+
+    What is not ASCII is escaped; if `readable`, only what is not printable. NaN and infinity, which
+    JSON lacks, become null.
+    """
+    encode = _to_json if readable else _to_ascii_json
+    try:
+        text = encode(value)
+    except ValueError:
+        text = encode(_finite(value))
+
+    # Nearly every text is printable as it is.
+    return text if text.isprintable() else _OTHER_THAN_ASCII.sub(_json_escape, text)
+
+
+def _json_escape(character: re.Match[str]) -> str:
+    # Two escapes for what is beyond U+FFFF, as JSON wants it.
+    return character[0] if character[0].isprintable() else json.dumps(character[0])[1:-1]
+
+
+def _finite(value: Any) -> Any:
+    """Return a value of JSON with None for each number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
+
+
 def write_json_line(file: IO[str], fields: dict[str, Any]) -> None:
     """Write one row of a JSONL file."""
-    # What people write in any script stays readable. What stdout cannot encode is escaped there.
-    file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+    text = json_text(fields, readable=True)
+    # The escapes of stdout for what its encoding lacks are not those of JSON.
+    if not text.isascii() and not _has_all_characters(file):
+        text = json_text(fields)
+    file.write(text + "\n")
+
+
+def _has_all_characters(file: IO[str]) -> bool:
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    return encoding.lower().startswith("utf")
 
 
 def table_writer(file: IO[str], format: str) -> Callable[[Iterable[Any]], object]:

@@ -1,7 +1,10 @@
-"""Wrap stdout and stderr so that they cannot end a run.
+"""Wrap stdout and stderr so that they cannot end a run, and so that no text steers a terminal.
 
 Their reader may leave, their terminal may hang up, and the disk behind them may be full. Where
 stderr is a terminal, errors and warnings stand out in colour.
+
+What is shown may quote files and names from anywhere. Each is put on one line where it is shown
+(`errors.on_one_line`, `say`); what is written to a terminal is escaped here once more.
 """
 
 import errno
@@ -10,7 +13,7 @@ import re
 import sys
 from typing import Any, TextIO, cast
 
-from rnncls.errors import Problem, WriteError
+from rnncls.errors import Problem, WriteError, on_one_line
 
 # The beginnings of the messages that stand out on a terminal, and the colours of terminals.
 _LABEL = re.compile(
@@ -19,6 +22,10 @@ _LABEL = re.compile(
 _BOLD_RED = "\x1b[1;31m"
 _YELLOW = "\x1b[33m"
 _PLAIN = "\x1b[0m"
+
+# What tqdm writes, as a text of its own, to go up to the line of another bar.
+_LINES_UP = re.compile(r"(?:\x1b\[A)+")
+_OTHER_THAN_ASCII = re.compile(r"[^\n\t -~]")
 
 
 def shows_colour(stream: TextIO) -> bool:
@@ -38,11 +45,39 @@ def colour_labels(text: str) -> str:
     return _LABEL.sub(coloured, text)
 
 
+def without_controls(text: str) -> str:
+    """Escape whatever steers a terminal, but for line breaks and tabs."""
+    # Most texts end here, and most others have few such characters or none.
+    if text.isprintable() or text == "\n":
+        return text
+    return _OTHER_THAN_ASCII.sub(lambda found: on_one_line(found[0]), text)
+
+
+def _of_bar(text: str) -> str:
+    """Escape what steers a terminal in a text for stderr, where tqdm moves the cursor."""
+    if _LINES_UP.fullmatch(text):
+        return text
+    # A bar begins with a carriage return, to write over itself. So does what clears a line, which
+    # ends with one, too. Elsewhere it would hide what stands before it.
+    inner = text.strip("\r")
+    start = "\r" if text.startswith("\r") else ""
+    end = "\r" if inner and text.endswith("\r") else ""
+    return f"{start}{without_controls(inner)}{end}"
+
+
+def say(line: object) -> None:
+    """Print a line on stderr. It stays one line, whatever the text in it comes from."""
+    print(on_one_line(line), file=sys.stderr)
+
+
 class LenientStream:
     """A text stream that falls silent when nobody can read it any more.
 
     stderr falls silent after any error. stdout carries the result: there, only a reader that left
     (EPIPE) is ignored, and any other error is raised as WriteError.
+
+    No control characters of a text reach a terminal, nor stderr at all, which people read. In a
+    file or a pipe, stdout is whole: it carries data.
 
     On a terminal, the errors and warnings that are written to stderr are coloured.
     """
@@ -51,12 +86,19 @@ class LenientStream:
         self.stream = stream
         self.is_result = is_result
         self.in_colour = not is_result and shows_colour(stream)
+        self.is_whole = is_result and not stream.isatty()  # whether nothing is escaped
         self.is_silent = False  # whether nobody can read it any more
 
     def write(self, text: str) -> int:
         """Write as a text stream does. Raises: WriteError."""
+        shown = text
+        if not self.is_whole:
+            shown = without_controls(text) if self.is_result else _of_bar(text)
+        if self.in_colour:
+            shown = colour_labels(shown)
+
         try:
-            self.stream.write(colour_labels(text) if self.in_colour else text)
+            self.stream.write(shown)
         except OSError as error:
             self._fall_silent(error)
         # Also after an error, so that no caller tries the rest again.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rnncls.config import Config
 from rnncls.data import Batch, Task, load_task
+from rnncls.errors import on_one_line
 from rnncls.evaluation.scores import score
 from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint
@@ -159,7 +160,7 @@ def describe_check(check: Check) -> str:
             data,
             f"model: {check.num_parameters:,} parameters, {megabytes:,.1f} MB with gradients and "
             "optimizer",
-            f"engine: {check.engine}",
+            f"engine: {on_one_line(check.engine)}",
             f"one batch of {train.batch_size:,}, {FIT_STEPS} steps on it: "
             f"loss {check.loss_before:.4f} -> {check.loss_after:.4f}",
             f"validation, {check.val_sequences:,} sequences, untrained: loss {check.val_loss:.4f}, "

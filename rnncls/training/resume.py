@@ -1,19 +1,19 @@
 """Resume a run from its newest undamaged checkpoint."""
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rnncls.config import Config, FilesConfig, flatten, parse_config
 from rnncls.data import Task, load_task
-from rnncls.errors import CheckpointError, Problem, printable
+from rnncls.errors import CheckpointError, Problem
 from rnncls.rundir.checkpoint import Checkpoint, versions
 from rnncls.rundir.claim import reopen_run
 from rnncls.rundir.moved import OF_RESUMING, with_files_of_run
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState
+from rnncls.system.streams import say
 from rnncls.training.run import Shared, train
 from rnncls.training.states import restored_state
 
@@ -57,7 +57,7 @@ def resume(
         engine = choose(config, state.device)
 
         if _is_complete(state, task, checkpoint):
-            print(_completion(state, task), file=sys.stderr)
+            say(_completion(state, task))
             # Killed after its last checkpoint, it could not say so itself.
             if run.died:
                 run.note_finished(state)
@@ -127,7 +127,7 @@ def resumed_config(checkpoint: Checkpoint, overrides: Sequence[str]) -> Config:
         )
 
     for key in changed:
-        print(f"changed on resume: {_describe_change(key, before, after)}", file=sys.stderr)
+        say(f"changed on resume: {_describe_change(key, before, after)}")
     return config
 
 
@@ -161,4 +161,4 @@ def _warn_of_other_machine(checkpoint: Checkpoint, state: TrainState) -> None:
 
     if changes:
         what = f"rnncls: warning[K22]: results may differ in the last bits: {', '.join(changes)}"
-        print(printable(what), file=sys.stderr)
+        say(what)

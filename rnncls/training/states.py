@@ -1,7 +1,5 @@
 """Make the state of a run: a fresh one, or the one that a checkpoint holds."""
 
-import sys
-
 import torch
 
 from rnncls.config import FilesConfig
@@ -13,6 +11,7 @@ from rnncls.rundir.restore import fitting_weights, is_finite, restore_optimizer
 from rnncls.steps.optim import build_optimizer, state_names
 from rnncls.steps.state import TrainState
 from rnncls.system.device import make_deterministic, resolve_device, set_precision
+from rnncls.system.streams import say
 
 
 def new_state(task: Task, source: Checkpoint | None = None) -> TrainState:
@@ -62,7 +61,7 @@ def warn_of_other_split(task: Task, source: Checkpoint) -> None:
     if kept != rule and (rule["data.val_fraction"] or rule["data.test_fraction"]):
         keys = " ".join(f"{key}={value}" for key, value in kept.items() if rule[key] != value)
         what = "the weights were trained on other rows of the file, some of them held out now"
-        print(f"rnncls: warning[D17]: {what} (as then: {keys})", file=sys.stderr)
+        say(f"rnncls: warning[D17]: {what} (as then: {keys})")
 
 
 def _rule_of_split(data: FilesConfig) -> dict[str, str | float]:

@@ -1,11 +1,11 @@
 """Collects the bad rows of a file, or skips them, and words what is wrong with them."""
 
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from rnncls.errors import DataError, Problem, printable
+from rnncls.errors import DataError, Problem
+from rnncls.system.streams import say
 
 # Ids among which one is none are mistyped. Where most rows have no ids, they are words.
 NO_ID_REMEDY = "fix the line"
@@ -173,10 +173,9 @@ class Skipping(BadRows):
         if self.count > MOST_SKIPPED_SHOWN:
             return
 
-        # Values from a file are shown, so control characters are escaped.
         detail = f": {problem.found}" if problem.found else ""
         message = f"rnncls: skipped {problem.where}: {problem.what}{detail}"
-        print(printable(message), file=sys.stderr)
+        say(message)
 
     def finish(self, num_good: int) -> None:
         """Report how many rows were skipped. Raises: DataError if there was no good one."""
@@ -186,7 +185,7 @@ class Skipping(BadRows):
         # Of all skipped rows, also those that were not shown.
         total = self.count + num_good
         message = f"rnncls: skipped {self.count:,} of {total:,} {self.rows}"
-        print(printable(message), file=sys.stderr)
+        say(message)
         if not num_good:
             raise DataError(Problem("0 sequences are left", str(self.path), id="D2"))
 

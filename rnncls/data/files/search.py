@@ -1,15 +1,15 @@
 """Finds data files that are no longer where they were: a file is known by its SHA-256."""
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from rnncls.data.files.opening import fingerprint
-from rnncls.errors import DataError, printable
+from rnncls.errors import DataError
 from rnncls.system.file_kinds import ends_of
+from rnncls.system.streams import say
 
 # Below a folder that somebody names, there may be anything.
 MOST_SEEN = 100_000  # files below it whose names are looked at
@@ -87,7 +87,7 @@ class _Below:
             text = (
                 f"no {name} of the run is below {self.folder}: reading {len(files):,} other files"
             )
-            print(printable(f"rnncls: {text}"), file=sys.stderr)
+            say(f"rnncls: {text}")
         for file in files:
             self.by_hash.setdefault(hash_of(file, search), []).append(file)
 

@@ -1,7 +1,6 @@
 """Captured steps of one run: its model and PyTorch's optimizer as CUDA graphs (see `graphs`)."""
 
 import math
-import sys
 from collections.abc import Generator
 from typing import Any
 
@@ -24,6 +23,7 @@ from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.eager import precision
 from rnncls.steps.optim import clip_scale, state_names
 from rnncls.steps.state import TrainState
+from rnncls.system.streams import say
 
 
 def captured_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
@@ -60,10 +60,7 @@ def captured_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
 
 def warn_of_eager_steps(error: Exception) -> None:
     """Tell people that steps are eager from now on, and why."""
-    print(
-        f"rnncls: warning[R32]: eager steps from now on, since no step could be captured: {error}",
-        file=sys.stderr,
-    )
+    say(f"rnncls: warning[R32]: eager steps from now on, since no step could be captured: {error}")
 
 
 class CapturedRun:
