@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from rnncls.config import Config, dump_config
 from rnncls.data import Task
-from rnncls.rundir.events import EventLog, reporting_disk_errors_later
+from rnncls.rundir.events import EventLog
 from rnncls.rundir.paths import CONFIG, METRICS, METRICS_TABLE
 from rnncls.rundir.tables import MetricsTables, keep_metrics
 from rnncls.system.files import commented, write_atomically, writing
@@ -78,10 +78,8 @@ class RunLog:
         self._tables: MetricsTables | None = None
         self._events: EventLog | None = None
 
-        # The members of a sweep share one hook, one bar and one voice.
+        # The members of a sweep share one bar and one voice.
         self.is_quiet = report_steps is not None
-        self._hook = nullcontext() if self.is_quiet else reporting_disk_errors_later()
-        self._hook.__enter__()
         self._bar = tqdm(
             total=task.max_steps,
             initial=step,
@@ -120,9 +118,9 @@ class RunLog:
             if error is None:
                 self.write(EVENTS, self._events.end_session)
             self.write(EVENTS, self._events.close)
-
-        # Only now: closing waits for TensorBoard's threads, which may fail until then.
-        self._hook.__exit__(None, None, None)
+            # Also where that log is off; what is still buffered then fails the same way again.
+            with suppress(OSError):
+                self._events.close()
         if self._tables is not None:
             self._tables.close()
 
