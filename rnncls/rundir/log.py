@@ -15,10 +15,11 @@ from rnncls.data import Task
 from rnncls.rundir.events import EventLog
 from rnncls.rundir.paths import CONFIG, METRICS, METRICS_TABLE
 from rnncls.rundir.tables import MetricsTables, keep_metrics
-from rnncls.system.files import commented, write_atomically, writing
+from rnncls.system.files import commented, open_regular, write_atomically, writing
 
 TABLES = f"{METRICS} and {METRICS_TABLE}"
 EVENTS = "the TensorBoard log"
+MAX_COMMENT_BYTES = 64 * 1024  # the comment of a config has a path, with escapes
 TAGS = (
     "train/loss",
     "train/accuracy",
@@ -44,11 +45,23 @@ def prepare_logs(run_dir: Path, config: Config, last_logged: int, comment: str =
         keep_metrics(run_dir, last_logged)
 
         # The comment says where a run began, which a resumed one cannot know otherwise.
-        if not comment and path.is_file():
-            first_line, _, _ = path.read_text("utf-8", errors="replace").partition("\n")
-            if first_line.startswith("# "):
-                comment = first_line.removeprefix("# ")
+        comment = comment or _comment_of(path)
         write_atomically(path, commented(comment, dump_config(config)).encode())
+
+
+def _comment_of(path: Path) -> str:
+    """Return the comment in the first line of a config; "" without one.
+
+    The file may be anybody's: a link, a pipe and a line without end are none.
+    """
+    try:
+        with open(open_regular(path), "rb") as file:
+            line = file.readline(MAX_COMMENT_BYTES)
+    except OSError:
+        return ""
+    if not line.startswith(b"# ") or not line.endswith(b"\n"):
+        return ""
+    return line.removeprefix(b"# ").removesuffix(b"\n").decode(errors="replace")
 
 
 class RunLog:

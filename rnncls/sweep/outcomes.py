@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rnncls.errors import ConfigError, NonFiniteError
 from rnncls.rundir.status import read_status
-from rnncls.rundir.tables import read_metrics, train_seconds
+from rnncls.rundir.tables import TrainingTime, read_metrics
 from rnncls.sweep.plan import Member, Sweep, tested_lengths
 from rnncls.sweep.results import Evaluation, read_evaluation, trained_accuracy
 
@@ -88,11 +87,17 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
 
     # Damaged files are the trouble of one member; they must not hide the others.
     evaluation: Evaluation | None = None
-    metrics: list[dict[str, Any]] = []
+    time = TrainingTime(member.config.train.batch_size)
+    steps_to_solved: int | None = None
     damage_id = ""
     try:
         evaluation = read_evaluation(run_dir)
-        metrics = read_metrics(run_dir)
+        for row in read_metrics(run_dir):
+            time.add(row)
+            # Most rows are of steps without an evaluation; a value that was not finite is None.
+            accuracy = row.get("val/accuracy")
+            if steps_to_solved is None and accuracy is not None and accuracy >= SOLVED:
+                steps_to_solved = row["step"]
     except ConfigError as error:
         evaluation = None
         damage_id = error.problems[0].id
@@ -121,17 +126,6 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
         step=step,
         evaluation=evaluation,
         tested=tuple(tested_lengths(sweep, member.config)),
-        steps_to_solved=_steps_to_solved(metrics),
-        train_s=train_seconds(metrics, member.config.train.batch_size),
+        steps_to_solved=steps_to_solved,
+        train_s=time.seconds,
     )
-
-
-def _steps_to_solved(metrics: list[dict[str, Any]]) -> int | None:
-    """Return the first step with a validation accuracy of SOLVED; None if there is none."""
-    # Most rows are of steps without an evaluation; a value that was not finite is None.
-    for row in metrics:
-        accuracy = row.get("val/accuracy")
-        if accuracy is not None and accuracy >= SOLVED:
-            step: int = row["step"]
-            return step
-    return None
