@@ -7,20 +7,21 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import plugin_data_pb2
-from tensorboard.summary.writer import event_file_writer
 
 from rnncls.config import load_config
 from rnncls.data import load_task
-from rnncls.rundir import events as events_module
 from rnncls.rundir.events import EventLog
 from rnncls.rundir.paths import default_run_dir
+from rnncls.training.fit import fit
+from rnncls.training.resume import resume
 from tests.helpers import PYTHON, ROOT, SAFETY_S, Completed, config_of, started
 
 TRAIN_TAGS = {"loss", "accuracy", "grad_norm", "clip_fraction", "lr", "sequences_per_second"}
@@ -36,24 +37,67 @@ def events(trained: tuple[Path, Completed]) -> EventAccumulator:
     return accumulator.Reload()
 
 
-def test_event_files_of_one_second_are_read_in_their_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [1000.0]
-
-    def sleep(seconds: float) -> None:
-        now[0] += seconds
-
-    # TensorBoard numbers the event files of a process; these are 9 and 10.
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
-    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: now[0]))
-    monkeypatch.setattr(events_module, "time", SimpleNamespace(sleep=sleep))
-    for step in (5, 10):
-        log = EventLog(tmp_path, config_of(), step, last_logged=5)
+def test_event_files_of_one_second_are_read_in_their_order(tmp_path: Path) -> None:
+    steps = list(range(5, 65, 5))
+    for step in steps:
+        log = EventLog(tmp_path, config_of(), step, last_logged=step - 1)
         log.write(step, {"train/loss": 1.0})
         log.close()
     scalars = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
-    assert [event.step for event in scalars] == [5, 10]
+    assert [event.step for event in scalars] == steps
+
+
+@pytest.mark.parametrize("name", ["9999999999.host.1.0", "9999999998.host.1.0", "zzz", "18\n"])
+def test_an_event_file_comes_behind_those_of_any_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"events.out.tfevents.{name}").touch()
+    live = EventAccumulator(str(tmp_path)).Reload()  # follows the last file that there is
+    for step in (5, 10, 15):
+        log = EventLog(tmp_path, config_of(), step, last_logged=step - 1)
+        log.write(step, {"train/loss": 1.0})
+        log.close()
+    assert [event.step for event in live.Reload().Scalars("train/loss")] == [5, 10, 15]
+
+
+def train_with_a_clock_that_goes_back(run_dir: Path) -> Iterator[None]:
+    """Train 15 steps tomorrow, and 45 more in three parts today; yields after each part."""
+    fit(config_of(train={"max_steps": 15, "log_every": 5, "eval_every": 5}), run_dir)
+    (written,) = run_dir.glob("events.*")
+    name = re.sub(r"\d{10}", lambda second: str(int(second[0]) + 86_400), written.name)
+    written.rename(run_dir / name)
+    yield
+    for max_steps in (30, 45, 60):
+        resume(run_dir, [f"train.max_steps={max_steps}"])
+        yield
+
+
+@pytest.mark.row("R28")
+def test_tensorboard_shows_the_steps_in_order_although_the_clock_went_back(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    live = None
+    for _ in train_with_a_clock_that_goes_back(run_dir):
+        # One that is open all the time reads only what comes behind the file that it has reached.
+        live = live or EventAccumulator(str(run_dir))
+        live.Reload()
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    expected = list(range(5, 65, 5))
+    for tag in ("train/loss", "val/accuracy"):
+        assert live is not None
+        assert [event.step for event in live.Scalars(tag)] == expected
+        assert [event.step for event in multiplexer.Scalars("run", tag)] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.row("R28")
+@pytest.mark.parametrize("load_fast", ["false", "true"])  # two programs that read event files
+def test_a_tensorboard_server_shows_them_in_order_too(load_fast: str, tmp_path: Path) -> None:
+    for _ in train_with_a_clock_that_goes_back(tmp_path / "run"):
+        pass
+    with serving(tmp_path, load_fast) as address:
+        deadline = time.monotonic() + SAFETY_S
+        while not get(f"{address}/data/plugin/scalars/tags") and time.monotonic() < deadline:
+            time.sleep(0.2)
+        points = get(f"{address}/data/plugin/scalars/scalars?tag=train/loss&run=run")
+    assert [step for _, step, _ in points] == list(range(5, 65, 5))
 
 
 def lines_of(run_dir: Path) -> list[dict[str, Any]]:
@@ -147,11 +191,11 @@ def test_hparams_are_in_the_runs_own_stream(run_dir: Path, events: EventAccumula
     assert metrics == {"val/accuracy", "val/loss"} < ALL_TAGS
 
 
-@pytest.fixture(scope="module")
-def tensorboard(trained: tuple[Path, Completed]) -> Iterator[str]:
+@contextmanager
+def serving(folder: Path, load_fast: str = "false") -> Iterator[str]:
     """A real server on a free loopback port; its address."""
-    command = [PYTHON, "-m", "tensorboard.main", "--logdir", str(trained[0].parent.parent)]
-    command += ["--port", "0", "--host", "127.0.0.1", "--load_fast", "false"]
+    command = [PYTHON, "-m", "tensorboard.main", "--logdir", str(folder)]
+    command += ["--port", "0", "--host", "127.0.0.1", "--load_fast", load_fast]
     with started(command, stderr=subprocess.PIPE) as server:
         assert server.stderr is not None
         for line in server.stderr:
@@ -160,6 +204,12 @@ def tensorboard(trained: tuple[Path, Completed]) -> Iterator[str]:
                 break
         else:
             pytest.fail("TensorBoard did not start")
+
+
+@pytest.fixture(scope="module")
+def tensorboard(trained: tuple[Path, Completed]) -> Iterator[str]:
+    with serving(trained[0].parent.parent) as address:
+        yield address
 
 
 def get(url: str, body: dict[str, Any] | None = None) -> Any:

@@ -11,10 +11,11 @@ from rnncls.errors import CheckpointError, ConfigError, Problem
 from rnncls.rundir.listing import best_of
 from rnncls.rundir.paths import CHECKPOINTS, CONFIG
 from rnncls.rundir.status import read_status
-from rnncls.rundir.tables import read_metrics, train_seconds
+from rnncls.rundir.tables import MAX_STEP, Row, TrainingTime, read_metrics
 from rnncls.system.files import read_regular
 
 MAX_CONFIG_BYTES = 2**20
+MAX_TAGS = 1000  # of a run; rnncls logs about 30
 
 Pair = tuple[Any, Any]  # the value in the first run and in the second, None where there is none
 
@@ -161,27 +162,43 @@ def _config_of(run_dir: Path) -> Config:
 
 def _results_of(run_dir: Path, config: Config) -> dict[str, Any]:
     """Return the status of a run, its seconds of training, and the last value of each tag."""
-    status = read_status(run_dir)
-    result = {key: status.get(key) for key in ("state", "step", "best_accuracy")}
-
     # The status may be from anywhere: a value that is no number is not there.
+    status = read_status(run_dir)
+    result = {"state": status.get("state"), "step": _step(status.get("step"))}
     metric = "accuracy"
+    accuracy = None
     value = None
     with suppress(ValueError, TypeError, OverflowError):
+        _, accuracy = best_of({"best_accuracy": status.get("best_accuracy")})
         metric, value = best_of(status)
-    result |= {"best_metric": f"val/{metric}", "best_value": value}
-    result["best_step"] = status.get("best_step")
+    result |= {"best_accuracy": accuracy, "best_metric": f"val/{metric}", "best_value": value}
+    result["best_step"] = _step(status.get("best_step"))
 
-    rows: list[dict[str, Any]] = []
-    with suppress(OSError):
-        rows = read_metrics(run_dir)
-    result["train_seconds"] = train_seconds(rows, config.train.batch_size)
+    try:
+        last, seconds = _last_metrics(run_dir, config.train.batch_size)
+    except OSError:
+        last, seconds = {}, None
+    result["train_seconds"] = seconds
+    # A file of somebody else's may have a tag of any name; it does not replace what is above.
+    return result | last | result
 
+
+def _step(value: Any) -> int | None:
+    """Return a number of steps; None for anything else."""
+    return value if type(value) is int and 0 <= value <= MAX_STEP else None
+
+
+def _last_metrics(run_dir: Path, batch_size: int) -> tuple[Row, float | None]:
+    """Return the last value of each tag, and the seconds of training. Raises: OSError."""
+    time = TrainingTime(batch_size)
+    last: Row = {}
     # Tag by tag, because training and validation are not logged at the same steps.
-    last: dict[str, Any] = {}
-    for row in rows:
-        last |= row
+    for row in read_metrics(run_dir):
+        time.add(row)
+        for tag, value in row.items():
+            if tag in last or len(last) < MAX_TAGS:
+                last[tag] = value
 
     # The status says the step.
     last.pop("step", None)
-    return result | last
+    return last, time.seconds

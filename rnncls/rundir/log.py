@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,13 +13,14 @@ from tqdm import tqdm
 from rnncls.config import Config, dump_config
 from rnncls.data import Task
 from rnncls.errors import printable
-from rnncls.rundir.events import EventLog, reporting_disk_errors_later
+from rnncls.rundir.events import EventLog
 from rnncls.rundir.paths import CONFIG, METRICS, METRICS_TABLE
 from rnncls.rundir.tables import MetricsTables, keep_metrics
-from rnncls.system.files import commented, write_atomically, writing
+from rnncls.system.files import commented, open_regular, write_atomically, writing
 
 TABLES = f"{METRICS} and {METRICS_TABLE}"
 EVENTS = "the TensorBoard log"
+MAX_COMMENT_BYTES = 64 * 1024  # the comment of a config has a path, with escapes
 TAGS = (
     "train/loss",
     "train/accuracy",
@@ -45,11 +46,23 @@ def prepare_logs(run_dir: Path, config: Config, last_logged: int, comment: str =
         keep_metrics(run_dir, last_logged)
 
         # The comment says where a run began, which a resumed one cannot know otherwise.
-        if not comment and path.is_file():
-            first_line, _, _ = path.read_text("utf-8", errors="replace").partition("\n")
-            if first_line.startswith("# "):
-                comment = first_line.removeprefix("# ")
+        comment = comment or _comment_of(path)
         write_atomically(path, commented(comment, dump_config(config)).encode())
+
+
+def _comment_of(path: Path) -> str:
+    """Return the comment in the first line of a config; "" without one.
+
+    The file may be anybody's: a link, a pipe and a line without end are none.
+    """
+    try:
+        with open(open_regular(path), "rb") as file:
+            line = file.readline(MAX_COMMENT_BYTES)
+    except OSError:
+        return ""
+    if not line.startswith(b"# ") or not line.endswith(b"\n"):
+        return ""
+    return line.removeprefix(b"# ").removesuffix(b"\n").decode(errors="replace")
 
 
 class RunLog:
@@ -79,10 +92,8 @@ class RunLog:
         self._tables: MetricsTables | None = None
         self._events: EventLog | None = None
 
-        # The members of a sweep share one hook, one bar and one voice.
+        # The members of a sweep share one bar and one voice.
         self.is_quiet = report_steps is not None
-        self._hook = nullcontext() if self.is_quiet else reporting_disk_errors_later()
-        self._hook.__enter__()
         self._bar = tqdm(
             total=task.max_steps,
             initial=step,
@@ -121,9 +132,9 @@ class RunLog:
             if error is None:
                 self.write(EVENTS, self._events.end_session)
             self.write(EVENTS, self._events.close)
-
-        # Only now: closing waits for TensorBoard's threads, which may fail until then.
-        self._hook.__exit__(None, None, None)
+            # Also where that log is off; what is still buffered then fails the same way again.
+            with suppress(OSError):
+                self._events.close()
         if self._tables is not None:
             self._tables.close()
 

@@ -1,6 +1,7 @@
 """status.json: how a run stands, for `rnncls runs ls`, sweeps and other programs."""
 
 import json
+import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,20 @@ from rnncls.system.files import read_regular, write_atomically, writing
 if TYPE_CHECKING:  # `rnncls runs ls` does without torch
     from rnncls.steps.state import TrainState
 
+# The types of each field.
+_NUMBER = (int, float, type(None))
+_FIELDS = {
+    "state": (str,),
+    "exit_code": (int, type(None)),
+    "error_id": (str,),
+    "step": (int,),
+    "best_accuracy": _NUMBER,
+    "best_metric": (str,),
+    "best_value": _NUMBER,
+    "best_step": (int, type(None)),
+    "pid": (int,),
+    "updated_at": (str,),
+}
 STATES = ("running", "finished", "interrupted", "failed")
 MAX_STATUS_BYTES = 64 * 1024
 
@@ -50,6 +65,8 @@ def write_status(
 def read_status(run_dir: Path) -> dict[str, Any]:
     """Return the status, which is empty if there is none that rnncls wrote.
 
+    A field of another type than rnncls writes is left out; a number that is not finite is None.
+
     A run whose process ended without a final status, because it was killed for example, has the
     state `died`.
     """
@@ -60,6 +77,12 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         return {}
     if not isinstance(status, dict) or status.get("state") not in STATES:
         return {}
+
+    # `type`, not isinstance: true and false are integers to isinstance.
+    status = {key: value for key, value in status.items() if type(value) in _FIELDS.get(key, ())}
+    for key, value in status.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            status[key] = None
 
     # A running process holds the lock; the kernel has released that of a killed one.
     if status["state"] == "running" and not is_locked(run_dir):

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from rnncls.data.files.search import Search
 from rnncls.errors import Interrupted, Problem, RnnclsError, WriteError
-from rnncls.rundir.events import reporting_disk_errors_later
 from rnncls.steps.captured.stack import Stack
 from rnncls.sweep.groups import Group, plan_groups
 from rnncls.sweep.member import InUse, run_member
@@ -64,9 +63,8 @@ def run_sweep(
     members = _members_of_shard(sweep, shard)
 
     progress = _Progress(members)
-    # Signal handlers and the hook for TensorBoard's threads belong to the process, so they are set
-    # here once and not by each member.
-    with stop_requests() as stop, reporting_disk_errors_later(), progress.bar:
+    # Signal handlers belong to the process, so they are set here once and not by each member.
+    with stop_requests() as stop, progress.bar:
         shared = Shared(stop, progress.update, search=search, said=set())
         _say_profiled(members, jobs)
         for group in plan_groups(members, jobs):

@@ -1,14 +1,12 @@
 """The outcome of each member: how far it came, how it ended, and its accuracy."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rnncls.errors import ConfigError, NonFiniteError, on_one_line
 from rnncls.rundir.status import read_status
-from rnncls.rundir.tables import read_metrics, train_seconds
+from rnncls.rundir.tables import TrainingTime, read_metrics
 from rnncls.sweep.plan import Member, Sweep, tested_lengths
 from rnncls.sweep.results import Evaluation, read_evaluation, trained_accuracy
 from rnncls.system.rows import shortened
@@ -96,11 +94,17 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
 
     # Damaged files are the trouble of one member; they must not hide the others.
     evaluation: Evaluation | None = None
-    metrics: list[dict[str, Any]] = []
+    time = TrainingTime(member.config.train.batch_size)
+    steps_to_solved: int | None = None
     damage_id = ""
     try:
         evaluation = read_evaluation(run_dir)
-        metrics = rows_of(run_dir)
+        for row in read_metrics(run_dir):
+            time.add(row)
+            # Most rows are of steps without an evaluation; a value that was not finite is None.
+            accuracy = row.get("val/accuracy")
+            if steps_to_solved is None and accuracy is not None and accuracy >= SOLVED:
+                steps_to_solved = row["step"]
     except ConfigError as error:
         evaluation = None
         damage_id = error.problems[0].id
@@ -127,8 +131,8 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
         step=step,
         evaluation=evaluation,
         tested=tuple(tested_lengths(sweep, member.config)),
-        steps_to_solved=_steps_to_solved(metrics),
-        train_s=_train_seconds(metrics, member),
+        steps_to_solved=steps_to_solved,
+        train_s=time.seconds,
     )
 
 
@@ -145,28 +149,3 @@ def error_id_of(status: dict[str, Any]) -> str:
     """Return the error's id of a status.json as it may be shown; "" without one."""
     error_id = status.get("error_id")
     return on_one_line(shortened(error_id, MOST_OF_ID)) if isinstance(error_id, str) else ""
-
-
-def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl whose step a run can reach. Raises: OSError."""
-    return [row for row in read_metrics(run_dir) if 0 <= row["step"] <= MOST_STEPS]
-
-
-def _train_seconds(metrics: list[dict[str, Any]], member: Member) -> float | None:
-    """Return the seconds spent on training steps; None if the rates give no such number."""
-    try:
-        seconds = train_seconds(metrics, member.config.train.batch_size)
-    except OverflowError:
-        return None
-    return seconds if seconds is not None and math.isfinite(seconds) else None
-
-
-def _steps_to_solved(metrics: list[dict[str, Any]]) -> int | None:
-    """Return the first step with a validation accuracy of SOLVED; None if there is none."""
-    # Most rows are of steps without an evaluation; a value that was not finite is None.
-    for row in metrics:
-        accuracy = row.get("val/accuracy")
-        if accuracy is not None and accuracy >= SOLVED:
-            step: int = row["step"]
-            return step
-    return None

@@ -5,12 +5,14 @@ Each member is a thin line in the colour of its setting, and each setting has it
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rnncls.rundir.events import log_images
-from rnncls.sweep.outcomes import Outcome, accuracies_at, by_setting, outcomes, rows_of
+from rnncls.rundir.tables import read_metrics
+from rnncls.sweep.outcomes import Outcome, accuracies_at, by_setting, outcomes
 from rnncls.sweep.paths import PLOTS
 from rnncls.sweep.plan import Sweep, format_setting
 from rnncls.sweep.results import LengthResult
@@ -159,10 +161,12 @@ def losses(sweep: Sweep, ended: Sequence[Outcome]) -> "Figure":
 def _loss_curve(sweep: Sweep, outcome: Outcome) -> dict[int, float]:
     """Return the training loss by step, where it was logged and finite."""
     curve = {}
-    for row in rows_of(sweep.run_dir(outcome.member)):
-        loss = row.get("train/loss")
-        if loss is not None and (loss == 0 or LEAST_LOSS <= loss <= MOST_LOSS):
-            curve[row["step"]] = loss
+    # Of a member whose metrics cannot be read, the summary names the damage.
+    with suppress(OSError):
+        for row in read_metrics(sweep.run_dir(outcome.member)):
+            loss = row.get("train/loss")
+            if loss is not None and (loss == 0 or LEAST_LOSS <= loss <= MOST_LOSS):
+                curve[row["step"]] = loss
     return curve
 
 
