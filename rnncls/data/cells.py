@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rnncls.data.files.bad_rows import FRACTIONS, FRACTIONS_REMEDY, NO_ID_REMEDY
@@ -13,6 +13,11 @@ from rnncls.errors import Problem
 SEPARATOR = "<sep>"
 
 MOST_LETTERS_OF_NUMBER = 40
+
+# In a row from this length on, equal tokens are one text: each of its own takes up to 80 bytes.
+LONG_ROW = 2**18
+MOST_SHARED = 2**16  # different ones
+_WORD = re.compile(r"\S+")
 
 # What may stand around the items of a list: white space, and the quotes of texts.
 _AROUND_ITEMS = " \t\r\n\"'"
@@ -146,15 +151,28 @@ def _tokens_of_several(values: tuple[Any, ...], kind: str) -> list[str] | Proble
 
 def _tokens_of_text(text: str, kind: str) -> list[str] | Problem:
     if kind == "characters":
-        return list(text)
+        return list(text) if len(text) < LONG_ROW else _shared(iter(text))
 
     # White space of any kind and number, so that no token is empty.
-    tokens = text.split()
+    is_long = len(text) >= LONG_ROW
+    tokens = _shared(match[0] for match in _WORD.finditer(text)) if is_long else text.split()
     if kind == "ids" and not (_has_ids_alone(text) or all(map(_is_id_text, tokens))):
         tokens = _items_of(text)
         if not all(map(_is_id_text, tokens)):
             return _bad_id(tokens, _is_id_text)
     return tokens
+
+
+def _shared(tokens: Iterator[str]) -> list[str]:
+    """Return tokens of which equal ones are the same text, as far as they are not too many."""
+    known: dict[str, str] = {}
+    shared: list[str] = []
+    for token in tokens:
+        if len(known) < MOST_SHARED:
+            shared.append(known.setdefault(token, token))
+        else:
+            shared.append(known.get(token, token))
+    return shared
 
 
 def _items_of(text: str) -> list[str]:
@@ -191,7 +209,7 @@ def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
     if kind == "ids":
         # type() tells True from 1, where isinstance() would not.
         if types <= {int} and (not values or min(values) >= 0):
-            return list(map(str, values))
+            return list(map(str, values)) if len(values) < LONG_ROW else _shared(map(str, values))
         # As a table's cell would hold them.
         if types == {str} and all(map(_is_id_text, values)):
             return values
@@ -222,8 +240,11 @@ def _has_ids_alone(text: str) -> bool:
 
     The whole text is looked at, which takes a fraction of the time of looking at each token.
     """
+    # Asked first, because it takes no time.
+    if not text.isascii():
+        return False
     digits = text.replace(" ", "")
-    return digits.isascii() and digits.isdigit() and _ZERO_IN_FRONT.search(f" {text}") is None
+    return digits.isdigit() and _ZERO_IN_FRONT.search(f" {text}") is None
 
 
 def _is_id_text(text: str) -> bool:

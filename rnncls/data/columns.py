@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnncls.data.cells import is_label, is_measured, tokens_of
-from rnncls.data.files.bad_rows import FRACTIONS, FRACTIONS_REMEDY, BadRows
+from rnncls.data.files.bad_rows import FRACTIONS, FRACTIONS_REMEDY, MOST_BAD_ROWS, BadRows
 from rnncls.data.files.dialect import TABLES, Dialect
 from rnncls.data.files.formats import format_of
 from rnncls.data.files.headers import (
@@ -327,13 +327,20 @@ def _read_columns(path: str | Path, dialect: Dialect, bad: BadRows) -> list[Colu
     Raises: DataError if there is no good row.
     """
     columns: dict[str, Column] = {}
-    for _, row in islice(read_rows(path, dialect, [], bad), MOST_ROWS):
-        for name, value in islice(row.items(), MOST_COLUMNS):
-            # A column without a name, such as that of row numbers, cannot be asked for.
-            if name not in columns and name and len(columns) < MOST_COLUMNS:
-                columns[name] = Column(name)
-            if name in columns:
-                columns[name].add(value)
+    try:
+        for _, row in islice(read_rows(path, dialect, [], bad), MOST_ROWS):
+            for name, value in islice(row.items(), MOST_COLUMNS):
+                # A column without a name, such as that of row numbers, cannot be asked for.
+                if name not in columns and name and len(columns) < MOST_COLUMNS:
+                    columns[name] = Column(name)
+                if name in columns:
+                    columns[name].add(value)
+            # A large row is not kept while the next one is read.
+            del row
+    except DataError:
+        # The rows above very many bad ones tell as much as those above the MOST_ROWS.
+        if not columns or bad.count < MOST_BAD_ROWS:
+            raise
 
     if not columns:
         bad.raise_if_any()

@@ -162,7 +162,7 @@ def _look(path: str | Path, layout: Layout, reading: FilesConfig) -> _Seen:
     )
     seen = _Seen(str(path), layout, reading)
     stops_at_bad = reading.bad == "error"
-    bad = BadRows(path)
+    bad = BadRows(path, stops=stops_at_bad)
     bytes_read: list[int] = []
 
     for record in read_records(path, data, layout.dialect, bad, bytes_read.append):
@@ -177,6 +177,8 @@ def _look(path: str | Path, layout: Layout, reading: FilesConfig) -> _Seen:
         else:
             seen.num_empty += 1
             bad.add_problem(record, empty_sequence("fix the line, or it is left out"))
+        # A large row is not kept while the next one is read.
+        del record
 
     # Empty sequences are no error; they are only named among the errors. Rows to be skipped are
     # named by whoever reads the file next.

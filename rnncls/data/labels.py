@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from rnncls.data.table import Numbering, Table
+from rnncls.data.table import Table
 from rnncls.data.vocabulary import Vocabulary
 
 
@@ -27,7 +27,7 @@ def strip_labels(
     if stripped == labels:
         return labels
 
-    numbers = Numbering()
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(stripped))}
     number_of = np.array([numbers[label] for label in stripped], dtype=np.int32)
     has_space = np.array([new != old for new, old in zip(stripped, labels, strict=True)])
     for table in tables:

@@ -42,8 +42,8 @@ def read_tables(
     them. `progress` shows a bar on stderr if that is a terminal. Raises: DataError.
     """
     # All files share one numbering: the same token has the same number in each of them.
-    token_numbers = Numbering()
-    label_numbers = Numbering()
+    token_numbers = Numbering("tokens")
+    label_numbers = Numbering("labels")
 
     # Hashed before they are read: a file that changes in between is noticed on resume.
     fingerprints = {name: tuple(map(fingerprint, paths)) for name, paths in files.items()}

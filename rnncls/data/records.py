@@ -62,6 +62,8 @@ def read_records(
             if isinstance(value, str) and looks_like_list(value):
                 bad.note_like_list(line)
         yield record
+        # A large row is not kept while the next one is read.
+        del row, record
 
 
 def _record_of(

@@ -5,6 +5,7 @@ One pass numbers tokens and labels in the order in which they first occur, and h
 
 from __future__ import annotations
 
+import sys
 from array import array
 from bisect import bisect_right
 from contextlib import suppress
@@ -24,8 +25,14 @@ from rnncls.data.files.places import named
 from rnncls.data.files.sniffing import sniff
 from rnncls.data.records import read_records
 from rnncls.data.vocabulary import truncate
-from rnncls.errors import Problem, on_one_line
+from rnncls.errors import DataError, Problem, on_one_line
 from rnncls.system.rows import shortened
+
+# What the texts of all different tokens may take in memory, and so those of the labels; with every
+# number of them in the rows, a little more.
+MOST_TEXT_BYTES = 2**28
+BYTES_PER_NUMBER = 4
+_ENTRY_BYTES = 112  # of a dict, and the number in it
 
 Array = np.ndarray[Any, Any]  # one-dimensional
 
@@ -138,12 +145,35 @@ class SplitRows:
 
 
 class Numbering(dict[str, int]):
-    """Gives each new key the next number."""
+    """Gives each new key the next number.
+
+    Raises: TooManyTexts if all keys take more memory than they may.
+    """
+
+    def __init__(self, what: str = "tokens") -> None:
+        super().__init__()
+        self.what = what  # the keys are, for people
+        self.numbered: list[array[int]] = []  # the numbers of what was read, for each table
+        self.size = 0  # bytes
+        self.most = MOST_TEXT_BYTES
 
     def __missing__(self, key: str) -> int:
         number = len(self)
+        self.size += sys.getsizeof(key) + _ENTRY_BYTES
+        if self.size > self.most:
+            self._allow_more()
         self[key] = number
         return number
+
+    def _allow_more(self) -> None:
+        # A large file may have more of them, and is in memory itself.
+        self.most = MOST_TEXT_BYTES + BYTES_PER_NUMBER * sum(map(len, self.numbered))
+        if self.size > self.most:
+            raise TooManyTexts
+
+
+class TooManyTexts(Exception):
+    """Texts that differ from row to row would take more memory than the rows."""
 
 
 def read_table(
@@ -155,11 +185,34 @@ def read_table(
 ) -> Table:
     """Read the rows of files and number their tokens and labels. Raises: DataError."""
     table = Table(paths)
+    token_numbers.numbered.append(table.tokens)
+    label_numbers.numbered.append(table.labels)
     with _progress_bar(paths, progress) as bar:
         for path in paths:
-            _read_file(path, table, data, token_numbers, label_numbers, bar.update)
+            try:
+                _read_file(path, table, data, token_numbers, label_numbers, bar.update)
+            except TooManyTexts:
+                raise _too_many_texts(path, table, token_numbers, label_numbers) from None
             table.ends.append(len(table.lengths))
     return table
+
+
+def _too_many_texts(
+    path: str, table: Table, token_numbers: Numbering, label_numbers: Numbering
+) -> DataError:
+    too_many = next(each for each in (token_numbers, label_numbers) if each.size > each.most)
+    count = len(table.lengths)
+    return DataError(
+        Problem(
+            f"very many different {too_many.what}, or very long ones",
+            path,
+            expected=f"{too_many.what} that occur again, or that take at most "
+            f"{MOST_TEXT_BYTES:,} bytes in memory",
+            found=f"{len(too_many):,} different ones in the first {count:,} sequences",
+            remedy="data.tokens" if too_many is token_numbers else "data.label_field",
+            id="D7",
+        )
+    )
 
 
 def _read_file(
@@ -200,6 +253,8 @@ def _read_file(
         table.lengths.append(len(tokens))
         table.labels.append(label_numbers[record.label])
         table.lines.append(record.line)
+        # A large row is not kept while the next one is read.
+        del record, tokens
 
     # Only after the last row: a user fixes several bad lines at once.
     num_good = len(table.lengths) + noticed.dropped - num_before

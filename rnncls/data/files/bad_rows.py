@@ -16,6 +16,9 @@ FRACTIONS = "numbers with fractions are not tokens"
 FRACTIONS_REMEDY = "bin them into integers first, such as 1.511 into 15: round(10 * value)"
 
 MOST_SHOWN = 5  # bad lines of a file, and lines with the same cause
+# Nobody fixes more of them, and a small packed file may have 2^27: reading stops there.
+MOST_BAD_ROWS = 250_000
+
 MOST_SKIPPED_SHOWN = 100  # the others are counted
 
 
@@ -27,8 +30,9 @@ class BadRows:
 
     remedy = "fix or remove the line"  # of rows that have none of their own
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, stops: bool = True) -> None:
         self.path = path
+        self.stops = stops  # at MOST_BAD_ROWS
         self.count = 0
         self.problems: list[Problem] = []  # the first of each cause
         self.causes: Counter[tuple[str, str, str]] = Counter()
@@ -48,7 +52,10 @@ class BadRows:
         remedy: str = "",
         id: str = "D14",
     ) -> None:
-        """Add a bad row by its line; the other arguments are those of a `Problem`."""
+        """Add a bad row by its line; the other arguments are those of a `Problem`.
+
+        Raises: DataError if they are very many, and nobody wants them skipped.
+        """
         self.count += 1
         self.num_without_ids += id == "D7"
         self.has_fractions = self.has_fractions or what == FRACTIONS
@@ -62,6 +69,8 @@ class BadRows:
                 id=id,
             )
         )
+        if self.stops and self.count >= MOST_BAD_ROWS:
+            self.raise_if_any()
 
     def note(self, problem: Problem) -> None:
         """Keep the problem, if it is one of the first with its cause."""
@@ -120,6 +129,8 @@ class BadRows:
         # The last problem says how many there are in all, if not every one is shown.
         if self.count > num_told:
             what = f"{self.count:,} bad rows in all"
+            if self.count >= MOST_BAD_ROWS:
+                what = f"{self.count:,} bad rows so far: the others were not looked for"
             remedy = "data.bad=skip leaves them out, counted and listed"
             shown.append(Problem(what, str(self.path), remedy=remedy, id=shown[0].id))
         raise DataError(*(self._with_remedy(problem, num_rows) for problem in shown))
@@ -159,7 +170,8 @@ class Skipping(BadRows):
     remedy = "--bad skip"
 
     def __init__(self, path: str | Path, stop: bool = False, rows: str = "sequences") -> None:
-        super().__init__(path)
+        # Whoever skips bad rows wants what is left, however many they are.
+        super().__init__(path, stops=False)
         self.stop = stop
         self.rows = rows  # what they are called where they are counted
 

@@ -17,6 +17,9 @@ from rnncls.errors import DataError, Problem
 
 END_OF_FILE = "the end of the file"
 
+# Of a row: an object in it takes up to 40 times as much memory as its text.
+MOST_BRACKETS = 2**20
+
 BLOCK_BYTES = 2**18  # of an array, read at a time
 
 NumberedRows = Iterator[tuple[int, dict[str, Any]]]  # number of the row's first line, its fields
@@ -28,6 +31,10 @@ def json_rows(lines: Lines, bad: BadRows) -> NumberedRows:
     """Yield the JSON object of each line that has one. Blank lines are skipped."""
     for number, text in lines:
         if not text or text.isspace():
+            continue
+
+        if len(text) > MOST_BRACKETS and _has_many_brackets(text):
+            bad.add_problem(number, _many_brackets())
             continue
 
         # RecursionError is how Python answers thousands of nested brackets.
@@ -42,6 +49,21 @@ def json_rows(lines: Lines, bad: BadRows) -> NumberedRows:
         is_plain = type(row) is dict and "\\u" not in text
         if is_plain or _is_good(row, text, number, bad):
             yield number, row
+        # A large row is not kept while the next one is read.
+        del text, row
+
+
+def _has_many_brackets(text: str) -> bool:
+    return text.count("{") + text.count("[") > MOST_BRACKETS
+
+
+def _many_brackets() -> Problem:
+    return Problem(
+        "very many lists and objects in a row",
+        expected=f"at most {MOST_BRACKETS:,}",
+        remedy="the fields of the sequence and the label alone",
+        id="D13",
+    )
 
 
 def _value_of(text: str) -> Any:
@@ -258,6 +280,11 @@ class _Array:
         match = _TEXT_OR_WORD.match(self.text, self.at)
         if match and match.end() == len(self.text) and not self.has_ended:
             return None, None
+        most = MOST_BRACKETS
+        if len(self.text) - self.at > most and _has_many_brackets(self.text[self.at :]):
+            end = match.end() if match else self._end_of_brackets()
+            if end is None or _has_many_brackets(self.text[self.at : end]):
+                return end, ValueError(_many_brackets().what)
         try:
             value, end = _decode(self.text, self.at)
         except (ValueError, RecursionError) as error:

@@ -21,6 +21,10 @@ from rnncls.errors import DataError, Problem
 # `data.max_record_bytes` does.
 MAX_LINE_BYTES = 16 * 2**20
 
+# A run of blank lines is passed on so far, and what is left of it is skipped as a whole: a packed
+# file can have 2^28 of them in 260 kB. It is as many as a quoted cell may have.
+MOST_BLANK_LINES = 1_000
+
 MOST_RECORD_BYTES = 2**30  # the largest value of that key
 
 Lines = Iterator[tuple[int, str]]  # number of the line, from 1, and its text
@@ -92,34 +96,42 @@ def lines_of(
     With `keeps_return`, a carriage return before a newline is left in the text: whoever reads a
     table takes it away, unless it stands in a quoted cell.
 
-    A line that is no text, or has more than `most` bytes, is added to `bad`.
+    A line that is no text, or has more than `most` bytes, is added to `bad`. Of very many blank
+    lines, some are left out.
 
     Raises: DataError if the file cannot be read any further.
     """
     source = text_of(path, file, encoding)
     number = 0
+    num_blank = 0  # lines above this one
     reported = 0  # bytes of the file passed to `report_bytes`
-    try:
-        # One byte more than allowed tells a line that is too long from one that just fits.
-        while content := source.readline(most + 1):
-            number += 1
-            if number % LINES_PER_REPORT == 0:
-                report_bytes(file.tell() - reported)
-                reported = file.tell()
+    # One byte more than allowed tells a line that is too long from one that just fits.
+    while content := source.readline(most + 1):
+        number += 1
+        if number % LINES_PER_REPORT == 0:
+            report_bytes(file.tell() - reported)
+            reported = file.tell()
 
-            if len(content) > most:
-                bad.add_problem(number, _long_line(most))
-                _skip_line(source, content)
-                continue
+        if len(content) > most:
+            bad.add_problem(number, _long_line(most))
+            _skip_line(source, content)
+            continue
 
-            text = decode_line(content, number == 1, encoding, keeps_return)
-            if isinstance(text, Problem):
-                bad.add_problem(number, text)
-            else:
-                yield number, text
-    except OSError as error:
-        what = f"cannot read the data: {error.strerror}"
-        raise DataError(Problem(what, f"{path}:{number}", id="D1")) from None
+        text = decode_line(content, number == 1, encoding, keeps_return)
+        if isinstance(text, Problem):
+            bad.add_problem(number, text)
+        else:
+            yield number, text
+
+        if text:
+            num_blank = 0
+        else:
+            num_blank += 1
+            if num_blank >= MOST_BLANK_LINES:
+                number += _skip_blank_lines(source)
+
+        # While the next line is read, this one is not kept: it may be a large one.
+        del content, text
 
     report_bytes(file.tell() - reported)
 
@@ -128,6 +140,18 @@ def _skip_line(source: io.BufferedReader, content: bytes) -> None:
     """Read to the end of the line that begins with `content`."""
     while content and not content.endswith(b"\n"):
         content = source.readline(HEAD_BYTES)
+
+
+def _skip_blank_lines(source: io.BufferedReader) -> int:
+    """Read all blank lines that come next, and return how many they are."""
+    number = 0
+    while block := source.peek(HEAD_BYTES):
+        blank = len(block) - len(block.lstrip(b"\n"))
+        source.read(blank)
+        number += blank
+        if blank < len(block):
+            break
+    return number
 
 
 def long_line(path: str | Path, number: int, most: int = MAX_LINE_BYTES) -> DataError:

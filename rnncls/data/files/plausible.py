@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rnncls.data.files.splitting import SplitLines, have_width
 
 MOST_VALUES = 100_000  # kept of a column
+MOST_CHARACTERS = 2**22  # of them
 
 _DIGITS = re.compile(r"[0-9]+")
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -21,10 +22,15 @@ class Column:
         self.count = 0
         self.values: set[str] = set()
         self.shapes: set[str] = set()
+        self.characters = 0
 
     def add(self, value: str) -> None:
         self.count += 1
-        if value and len(self.values) < MOST_VALUES:
+        if not value or len(self.values) >= MOST_VALUES:
+            return
+        # A long text is not what tells rows from parts of a cell, and takes memory.
+        if value not in self.values and self.characters + len(value) <= MOST_CHARACTERS:
+            self.characters += len(value)
             self.values.add(value)
             self.shapes.add(_shape_of(value))
 
@@ -51,9 +57,13 @@ class Plausible:
 
         num_plain = 0  # rows of one line
         firsts: list[str] = []  # lines of the others
+        characters = 0  # of these
         for _, cells, span in rows:
-            if span is not None:
-                firsts += span.texts[:1] if len(firsts) < MOST_VALUES else []
+            if span is not None and characters < MOST_CHARACTERS and len(firsts) < MOST_VALUES:
+                first = span.texts[0]
+                characters += len(first)
+                if characters < MOST_CHARACTERS:
+                    firsts.append(first)
             if len(cells) == self.width:
                 num_plain += span is None
                 for position, column in self.columns.items():

@@ -96,6 +96,8 @@ def quoted_rows(lines: Lines, delimiter: str, most_bytes: int) -> SplitLines:
             cells, span = reader.row_of(number, text, width)
         width = width or len(cells)
         yield number, cells, span
+        # A large row is not kept while the next one is read.
+        del line, text, cells, span
 
 
 class _RowReader:

@@ -80,6 +80,8 @@ def _table_rows(
         # A row without cells is a blank line, which is skipped.
         elif cells:
             bad.add_problem(line, _wrong_width(cells, width, bad, dialect))
+        # A large row is not kept while the next one is read.
+        del cells, span
 
 
 class _Doubts:
