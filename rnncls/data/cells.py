@@ -151,6 +151,8 @@ def _tokens_of_text(text: str, kind: str) -> list[str] | Problem:
     # White space of any kind and number, so that no token is empty.
     tokens = text.split()
     if kind == "ids" and not (_has_ids_alone(text) or all(map(_is_id_text, tokens))):
+        # Of a very long text, one list of tokens is enough.
+        tokens.clear()
         tokens = _items_of(text)
         if not all(map(_is_id_text, tokens)):
             return _bad_id(tokens, _is_id_text)

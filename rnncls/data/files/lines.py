@@ -108,8 +108,8 @@ def lines_of(
                 reported = file.tell()
 
             if len(content) > most:
-                bad.add_problem(number, _long_line(most))
-                _skip_line(source, content)
+                bad.add_problem(number, long_line(most))
+                skip_line(source, content)
                 continue
 
             text = decode_line(content, number == 1, encoding, keeps_return)
@@ -124,24 +124,14 @@ def lines_of(
     report_bytes(file.tell() - reported)
 
 
-def _skip_line(source: io.BufferedReader, content: bytes) -> None:
+def skip_line(source: io.BufferedReader, content: bytes) -> None:
     """Read to the end of the line that begins with `content`."""
     while content and not content.endswith(b"\n"):
         content = source.readline(HEAD_BYTES)
 
 
-def long_line(path: str | Path, number: int, most: int = MAX_LINE_BYTES) -> DataError:
-    """Return the error to raise for a line of more than `most` bytes."""
-    problem = _long_line(most)
-    where = f"{path}:{number}"
-    return DataError(
-        Problem(
-            problem.what, where, expected=problem.expected, remedy="one sequence per line", id="D13"
-        )
-    )
-
-
-def _long_line(most: int) -> Problem:
+def long_line(most: int) -> Problem:
+    """Return the problem of a line of more than `most` bytes."""
     return too_long("a very long line", most, "one sequence per line")
 
 
