@@ -1,6 +1,5 @@
 """Sequences of very many tokens: read piece by piece, and predicted with a few states in memory."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from rnncls.predict.long_sequences import (
     logits_of_long,
 )
 from rnncls.predict.predictor import encode, load
-from tests.helpers import PYTHON, run_command, run_rnncls
+from tests.helpers import PYTHON, run_command
 
 row = pytest.mark.row
 
@@ -141,9 +140,3 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert length == 2**23
     # In KiB; on macOS in bytes.
     assert grown < 256 * (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def test_more_labels_than_there_are_can_be_asked_for(run_dir: Path) -> None:
-    done = run_rnncls("predict", run_dir, "1 2", "2", "--top-k", str(10**30), "--json")
-    assert done.returncode == 0, done.stderr
-    assert [len(json.loads(line)["top"]) for line in done.stdout.splitlines()] == [3, 3]

@@ -11,6 +11,7 @@ from typing import IO
 
 import pytest
 
+from scripts.bench_predict import peak_bytes
 from tests.helpers import PYTHON, SAFETY_S, run_command, run_process, run_rnncls, started
 
 row = pytest.mark.row
@@ -244,3 +245,14 @@ def test_predictions_of_an_evaluation_into_a_pipe_cost_no_report(
     assert heading.startswith("sequence,sum,true,predicted")
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["stdin", "txt", "csv", "jsonl"])
+def test_memory_does_not_grow_with_the_rows(run_dir: Path, tmp_path: Path, kind: str) -> None:
+    # Each row has a label of its own, and every second one a token that the model does not know.
+    output = str(tmp_path / "out.csv")
+    few = peak_bytes(run_dir, tmp_path, kind, 30_000, "--output", output)
+    many = peak_bytes(run_dir, tmp_path, kind, 300_000, "--output", output)
+    # One object of 50 bytes that is kept of a row would take 15 MB.
+    assert many < few + 12 * 2**20

@@ -349,8 +349,7 @@ def _likeliest(logits: Tensor, top_k: int) -> Tensor:
     # classes are equal that an evaluation tells apart.
     if top_k == 1:
         return logits.argmax(1, keepdim=True)
-    most = min(top_k, logits.shape[1])
-    return logits.sort(dim=1, descending=True, stable=True).indices[:, :most]
+    return logits.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
 
 
 def _require_finite(predictor: Predictor, probabilities: Tensor) -> None:
