@@ -2,12 +2,16 @@
 
     python scripts/bench_predict.py --lines 1000 --rows 1000000
     python scripts/bench_predict.py --other ../before --rounds 3
+    python scripts/bench_predict.py --lines 0 --rows 0 --memory 1000000
 
 A pipe: one line is written and its answer read before the next one, in a process that has answered
 a few lines already; percentiles of the times in between.
 
 Files: processor seconds, on one thread, for a JSONL file and for lines on stdin, from the start of
 the process to its end. Other programs on the machine hardly change them.
+
+Memory: the peak of the process for a tenth of the rows and for all of them, of each kind of
+input and output. Nothing is to be kept of a row.
 
 With --other, the path of another checkout of the project, both take turns, and the ratio of their
 medians is printed. The model is that of configs/sum_mod_10.yaml, with its initial weights.
@@ -22,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -105,11 +110,58 @@ def seconds_of_file(checkout: Path, run_dir: Path, folder: Path, kind: str) -> f
     return user + after.children_system - before.children_system
 
 
+def distinct_rows(kind: str, rows: int) -> Iterator[str]:
+    """Yield the lines of an input whose every row has a label and an unknown token of its own."""
+    if kind == "csv":
+        yield "sequence,label\n"
+    for number in range(rows):
+        text = f"{number % 10} {number // 10 % 10} {number if number % 2 else 1}"
+        if kind == "csv":
+            yield f"{text},{number}\n"
+        elif kind == "jsonl":
+            yield json.dumps({"sequence": text, "label": number}) + "\n"
+        else:
+            yield text + "\n"
+
+
+def peak_bytes(run_dir: Path, folder: Path, kind: str, rows: int, *options: str) -> int:
+    """Return the peak of the memory of `rnncls predict` for rows of a kind: stdin or a suffix."""
+    words: list[str | Path] = ["predict", run_dir, "--bad", "skip", *options]
+    path = folder / f"distinct.{'txt' if kind == 'stdin' else kind}"
+    with path.open("w") as file:
+        file.writelines(distinct_rows(kind, rows))
+    if kind != "stdin":
+        words += ["--input", path]
+
+    with path.open() as source:
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(
+            rnncls(*words), env=environment(ROOT), stdin=source, stdout=quiet, stderr=quiet
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
+
+
+def print_memory(run_dir: Path, folder: Path, rows: int) -> None:
+    for kind in ("stdin", "txt", "csv", "jsonl"):
+        for options in (["--json"], ["--output", str(folder / "out.csv")]):
+            few = peak_bytes(run_dir, folder, kind, rows // 10, *options)
+            many = peak_bytes(run_dir, folder, kind, rows, *options)
+            print(
+                f"memory of {kind} {options[0]}: {rows // 10:,} rows {few / 2**20:.0f} MiB, "
+                f"{rows:,} rows {many / 2**20:.0f} MiB",
+                flush=True,
+            )
+
+
 def main(
     lines: Annotated[int, typer.Option(help="Lines that are sent through the pipe.")] = 1000,
     rows: Annotated[int, typer.Option(help="Rows of the files; 0 for none.")] = 1_000_000,
     mean_length: Annotated[int, typer.Option(help="Mean length of a sequence.")] = 5,
     rounds: Annotated[int, typer.Option(help="Times that each file is predicted.")] = 3,
+    memory: Annotated[int, typer.Option(help="Rows whose memory is measured; 0 for none.")] = 0,
     other: Annotated[Path | None, typer.Option(help="Another checkout to compare with.")] = None,
 ) -> None:
     """Make a run and files, measure, print the figures."""
@@ -122,7 +174,7 @@ def main(
         # Each of the two can read a run of the older one.
         make_run(other or ROOT, run_dir)
 
-        for options in ([], ["--json"]):
+        for options in ([], ["--json"]) if lines else ():
             times = sorted(answer_times(ROOT, run_dir, lines, *options))
             shown = ", ".join(
                 f"{percent} %: {times[min(lines - 1, lines * percent // 100)]:.2f} ms"
@@ -134,6 +186,9 @@ def main(
             write_files(folder, rows, mean_length)
             for kind in ("jsonl", "stdin"):
                 print(compare_files(run_dir, folder, kind, rows, rounds, other), flush=True)
+
+        if memory:
+            print_memory(run_dir, folder, memory)
 
 
 def compare_files(

@@ -397,3 +397,46 @@ def test_it_is_said_how_a_new_file_is_read(films: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         said = f"rnncls: {path}: read as: semicolon-separated, standard quoting, UTF-8\n"
         assert done.stderr.count(said) == 1
+
+
+# How a cell begins that a spreadsheet takes for a formula.
+FORMULAS = ["=1+1", "+a", "-b", "@c", "\td", "\re", "\nf", "\uff1dg", "-2+3"]
+HARMLESS = ["-1", "+2.5", "-1e-5", "a=b", "'=", "", "x;=1"]
+
+
+@row("C17")
+def test_a_safe_table_has_no_formulas_and_other_tables_have_what_was_given(
+    films: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    path = tmp_path / "new.jsonl"
+    cells = FORMULAS + HARMLESS
+    path.write_text(
+        "".join(json.dumps({"sequence": "good day", "=note": cell}) + "\n" for cell in cells)
+    )
+    words: list[str | Path] = ["predict", films, "--input", path]
+    for name in ("out.csv", "out.tsv"):
+        plain = run_rnncls(*words, "--output", tmp_path / f"plain-{name}")
+        assert plain.returncode == 0, plain.stderr
+        assert [line["=note"] for line in _table(tmp_path / f"plain-{name}")] == cells
+
+        safe = run_rnncls(*words, "--output", tmp_path / name, "--csv-safe")
+        assert safe.returncode == 0, safe.stderr
+        expected = [f"'{cell}" for cell in FORMULAS] + HARMLESS
+        assert [line["'=note"] for line in _table(tmp_path / name)] == expected
+        # Where another character separates cells, none begins in the middle of one.
+        assert '"x;=1"' in (tmp_path / name).read_text()
+
+    message = fails(2, *words, "--output", tmp_path / "out.jsonl", "--csv-safe")
+    assert "error[C17]: --csv-safe is about a table" in message
+    assert "--csv-safe is about a table" in fails(2, "eval", films, "--csv-safe")
+
+
+def test_a_safe_table_of_an_evaluation_has_no_formulas(films: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new.csv"
+    path.write_text("sequence,label\n=good film,pos\n-1,neg\n")
+    predictions = tmp_path / "out.csv"
+    words: list[str | Path] = ["eval", films, "--data", path, "--predictions", predictions]
+    assert run_rnncls(*words, "--read", "format=csv").returncode == 0
+    assert not any("'" in line["sequence"] for line in _table(predictions))
+    assert run_rnncls(*words, "--csv-safe").returncode == 0
+    assert predictions.read_text().startswith('"line","sequence","true"')

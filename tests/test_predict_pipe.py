@@ -11,6 +11,7 @@ from typing import IO
 
 import pytest
 
+from scripts.bench_predict import peak_bytes
 from tests.helpers import PYTHON, SAFETY_S, run_command, run_process, run_rnncls, started
 
 row = pytest.mark.row
@@ -188,3 +189,70 @@ def test_a_stdin_that_cannot_be_read_is_an_error(run_dir: Path) -> None:
         assert done.returncode == code, done.stderr
         assert message in done.stderr
         assert (done.stdout, "Traceback" in done.stderr) == ("", False)
+
+
+@row("D1")
+def test_a_file_as_stdin_that_is_open_for_writing_only_is_an_error(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    # Unlike a device, it is taken for a file whose lines nobody waits for.
+    for words in ([], ["-", "--json"]):
+        with (tmp_path / "written").open("wb") as file:
+            done = run_process("predict", run_dir, *words, stdin=file)
+        assert done.returncode == 3, done.stderr
+        assert "error[D1]: cannot read: Bad file descriptor (stdin)" in done.stderr
+        assert done.stdout == ""
+
+
+@row("R8")
+def test_predicting_into_a_pipe_by_its_name_ends_when_its_reader_leaves(run_dir: Path) -> None:
+    command = f"yes '1 2' | {PYTHON} -m rnncls predict {run_dir} - --output /dev/stdout | head -1"
+    done = run_command(["bash", "-c", f"{command}; exit ${{PIPESTATUS[1]}}"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+
+
+@row("D13")
+def test_a_long_line_is_skipped_and_those_around_it_are_answered(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.txt"
+    path.write_bytes(b"1 2\n" + b"1 " * (8 * 2**20 + 1) + b"\n2\n")
+    words = ["--bad", "skip", "--json"]
+    with path.open("rb") as file:
+        piped = run_command(
+            ["bash", "-c", f"cat | {PYTHON} -m rnncls predict {run_dir} {' '.join(words)}"],
+            stdin=file,
+        )
+    for done in (run_rnncls("predict", run_dir, "--input", path, *words), piped):
+        assert done.returncode == 0, done.stderr
+        assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [1, 3]
+        assert ":2: a very long line" in done.stderr
+        assert "skipped 1 of 3 sequences" in done.stderr
+
+
+@row("R8")
+def test_predictions_of_an_evaluation_into_a_pipe_cost_no_report(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "pipe.csv"
+    os.mkfifo(path)
+    with started(["head", "-1", str(path)], stdout=subprocess.PIPE) as head:
+        done = run_rnncls(
+            "eval", run_dir, "--lengths", "40", "--samples", "3000", "--predictions", path
+        )
+        heading, _ = head.communicate(timeout=SAFETY_S)
+    assert heading.startswith("sequence,sum,true,predicted")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["stdin", "txt", "csv", "jsonl"])
+def test_memory_does_not_grow_with_the_rows(run_dir: Path, tmp_path: Path, kind: str) -> None:
+    # Each row has a label of its own, and every second one a token that the model does not know.
+    output = str(tmp_path / "out.csv")
+    few = peak_bytes(run_dir, tmp_path, kind, 30_000, "--output", output)
+    many = peak_bytes(run_dir, tmp_path, kind, 300_000, "--output", output)
+    # One object of 50 bytes that is kept of a row would take 15 MB.
+    assert many < few + 12 * 2**20

@@ -9,6 +9,7 @@ import typer
 
 from rnncls.cli.options import (
     Bad,
+    CsvSafe,
     DataDir,
     Device,
     Json,
@@ -17,6 +18,7 @@ from rnncls.cli.options import (
     SequenceFields,
     refuse_to_replace,
     require_bad,
+    require_table,
 )
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem, on_one_line
@@ -79,6 +81,7 @@ def evaluate(
             readable=False,
         ),
     ] = None,
+    csv_safe: CsvSafe = False,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,6 +109,7 @@ def evaluate(
     # Before torch is imported, so that a wrong list is reported at once.
     chosen = None if lengths is None else parse_lengths(lengths)
     require_bad(bad)
+    require_table(csv_safe, "--predictions", predictions)
     if not data and (sequence_field or label_field or read or bad == "skip"):
         what = "--sequence-field, --label-field, --read and --bad are about a file"
         raise ConfigError(Problem(what, remedy="--data FILE", id="C17"))
@@ -136,7 +140,7 @@ def evaluate(
     from rnncls.data.new_files import overrides_of
 
     overrides = overrides_of(sequence_field, label_field, read, bad)
-    wanted = _Wanted(chosen, samples, confusion, errors, plot, predictions, overrides)
+    wanted = _Wanted(chosen, samples, confusion, errors, plot, predictions, csv_safe, overrides)
     _evaluate_checkpoint(checkpoint, wanted, data, data_dir, device, as_json)
 
 
@@ -150,6 +154,7 @@ class _Wanted:
     errors: int | None
     plot: Path | None
     predictions: Path | None
+    csv_safe: bool
     overrides: list[str]  # in what a file of --data differs from those of training
 
 
@@ -206,6 +211,7 @@ def _evaluate_checkpoint(
         dataset=dataset,
         errors=errors,
         predictions=wanted.predictions,
+        csv_safe=wanted.csv_safe,
     )
 
     # Logits that are NaN stand for no class, so the rest of the report would not be meaningful.

@@ -8,6 +8,7 @@ import typer
 
 from rnncls.cli.completion import complete_word
 from rnncls.errors import ConfigError, Problem
+from rnncls.system.rows import TABLES, format_of_name
 
 OptionalConfig = Annotated[
     Path | None,
@@ -108,7 +109,22 @@ DataDir = Annotated[
         readable=False,
     ),
 ]
+CsvSafe = Annotated[
+    bool,
+    typer.Option(
+        "--csv-safe",
+        help="In a .csv or .tsv file, write ' before each text that a spreadsheet would take for a "
+        "formula.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def require_table(csv_safe: bool, option: str, path: Path | None) -> None:
+    """Raise ConfigError for --csv-safe unless a table is written; `option` names its file."""
+    if csv_safe and (path is None or format_of_name(path) not in TABLES):
+        what = "--csv-safe is about a table"
+        raise ConfigError(Problem(what, remedy=f"{option} FILE.csv, or FILE.tsv", id="C17"))
 
 
 def require_resuming(data_dir: Path | None) -> None:

@@ -14,23 +14,25 @@ import typer
 
 from rnncls.cli.options import (
     Bad,
+    CsvSafe,
     Device,
     NewLabelField,
     Read,
     SequenceFields,
     refuse_to_replace,
     require_bad,
+    require_table,
 )
 from rnncls.config import SumModConfig
 from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.system.file_kinds import is_data_name, other_kind_by_name, without_packing
-from rnncls.system.rows import format_of_name
+from rnncls.system.rows import TABLES, format_of_name
 from rnncls.system.streams import say
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
     from rnncls.data.files.bad_rows import Skipping
-    from rnncls.predict.predictor import Predictor
+    from rnncls.predict.predictor import Ids, Predictor
     from rnncls.predict.reading import Row
 
 MOST_UNKNOWN_SHOWN = 5  # tokens of a sequence that was typed
@@ -70,6 +72,7 @@ def predict(
             readable=False,
         ),
     ] = None,
+    csv_safe: CsvSafe = False,
     top_k: Annotated[
         int | None,
         typer.Option(
@@ -99,6 +102,7 @@ def predict(
         raise ConfigError(Problem(what, remedy="--input FILE", id="C17"))
     for text in sequences or []:
         _refuse_file_name(text)
+    require_table(csv_safe, "--output", output)
     if output is not None:
         refuse_to_replace("--output", output, input, checkpoint)
         _refuse_other_format(output)
@@ -111,7 +115,7 @@ def predict(
     from rnncls.data.files.bad_rows import Skipping
     from rnncls.data.new_files import overrides_of
     from rnncls.predict.predictor import load
-    from rnncls.predict.writing import TABLES, write_predictions
+    from rnncls.predict.writing import write_predictions
 
     overrides = overrides_of(sequence_field, label_field, read)
     predictor = load(checkpoint, device)
@@ -136,7 +140,9 @@ def predict(
     keep_fields = output is not None and format_of_name(output) in TABLES
     reading = _Reading(predictor, skipped, overrides, keep_fields)
     with _groups(reading, input, texts) as groups:
-        num_predicted = write_predictions(predictor, groups, top_k or 1, output, format, echo)
+        num_predicted = write_predictions(
+            predictor, groups, top_k or 1, output, format, echo, csv_safe
+        )
         skipped.finish(num_predicted)
 
 
@@ -233,7 +239,7 @@ def _groups(
         yield [rows_of_lines(predictor, zip(texts, count(1), strict=False), skipped)]
     else:
         # Bytes, so that a line that is not UTF-8 is one bad line and not the end.
-        groups = line_groups(sys.stdin.buffer, "stdin")
+        groups = line_groups(sys.stdin.buffer, "stdin", _encoding_and_bound(predictor)[1])
         yield (rows_of_lines(predictor, lines, skipped) for lines in groups)
 
 
@@ -250,14 +256,15 @@ def _encoding_and_bound(predictor: "Predictor") -> tuple[str, int]:
 
 def _prompt(predictor: "Predictor", top_k: int) -> None:
     """Ask for sequences until `quit` or Ctrl-D."""
-    from rnncls.data.files.lines import decode_line
+    from rnncls.data.files.lines import MAX_LINE_BYTES, decode_line
     from rnncls.predict.predictor import encode
+    from rnncls.predict.reading import reading
 
     say('one sequence per line; "quit" or Ctrl-D to leave')
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         # Ctrl-D ends stdin: readline() returns no line, not even an empty one.
-        line = sys.stdin.buffer.readline()
+        line = reading("stdin", sys.stdin.buffer.readline, MAX_LINE_BYTES)
         if not line or line.strip() == b"quit":
             print(file=sys.stderr)
             return
@@ -271,7 +278,7 @@ def _prompt(predictor: "Predictor", top_k: int) -> None:
             print(replace(ids, remedy="").render(), file=sys.stderr)
 
 
-def _answer(predictor: "Predictor", text: str, ids: list[int], top_k: int) -> str:
+def _answer(predictor: "Predictor", text: str, ids: "Ids", top_k: int) -> str:
     """Return the likeliest labels of one sequence and what else is known about it."""
     from rnncls.predict.predictor import predict_ids, unknown_tokens
     from rnncls.predict.writing import to_text

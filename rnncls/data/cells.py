@@ -157,6 +157,8 @@ def _tokens_of_text(text: str, kind: str) -> list[str] | Problem:
     is_long = len(text) >= LONG_ROW
     tokens = _shared(match[0] for match in _WORD.finditer(text)) if is_long else text.split()
     if kind == "ids" and not (_has_ids_alone(text) or all(map(_is_id_text, tokens))):
+        # Of a very long text, one list of tokens is enough.
+        tokens.clear()
         tokens = _items_of(text)
         if not all(map(_is_id_text, tokens)):
             return _bad_id(tokens, _is_id_text)

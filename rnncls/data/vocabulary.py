@@ -1,9 +1,11 @@
 """Maps the tokens and labels of the user's data to numbers."""
 
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
+from typing import TypeVar
 
 from rnncls.config import FilesConfig
 from rnncls.errors import Problem
@@ -13,6 +15,9 @@ UNKNOWN_ID = 0  # in a vocabulary that has it
 
 # Not more than 18 digits, which fit into 64 bits; longer ones are text like any other.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+
+# The tokens of a sequence, or their ids.
+Tokens = TypeVar("Tokens", list[str], "array[int]")
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Vocabulary:
         return list(map(self.index.__getitem__, tokens))
 
 
-def truncate(tokens: list[str], data: FilesConfig) -> list[str] | Problem:
+def truncate(tokens: Tokens, data: FilesConfig) -> Tokens | Problem:
     """Return the tokens of a sequence that `data.max_length` and `data.truncate` leave.
 
     With `truncate: error`, return a Problem for a sequence that is too long.

@@ -37,6 +37,7 @@ def evaluate(
     check: Callable[[], object] | None = None,
     errors: int | None = None,
     predictions: str | Path | None = None,
+    csv_safe: bool = False,
 ) -> Report:
     """Evaluate a model on generated sequences, or on files.
 
@@ -51,8 +52,9 @@ def evaluate(
 
     `errors` asks for that many of the most confident errors, `report.mistakes`, and for the classes
     that are confused, `report.confused`; 0 asks for the classes alone. `predictions` is a .jsonl,
-    .csv or .tsv file for what the model says about every sequence. `progress` shows a bar on stderr
-    if that is a terminal. `check` is called before each batch.
+    .csv or .tsv file for what the model says about every sequence; with `csv_safe`, no cell of a
+    table is a formula to a spreadsheet. `progress` shows a bar on stderr if that is a terminal.
+    `check` is called before each batch.
 
     Raises: ConfigError if a confusion matrix would be huge. DataError if the files cannot be read,
     are not those of training or have no sequence of these lengths. With `predictions`, WriteError,
@@ -71,7 +73,7 @@ def evaluate(
         # disable=None leaves the bar out unless stderr is a terminal.
         tqdm(total=examples.total, unit="seq", disable=None if progress else True) as bar,
         closing(scored(model, _with_progress(examples.batches, bar, check))) as parts,
-        writing_predictions(path, examples) as written,
+        writing_predictions(path, examples, csv_safe) as written,
     ):
         scores = gather(written(confident.watch(parts)))
 

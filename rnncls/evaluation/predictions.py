@@ -1,7 +1,7 @@
 """Writes what a model says about every sequence that it is evaluated on, as a table or as JSONL."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -48,11 +48,14 @@ def format_of_predictions(path: Path) -> str:
 
 
 @contextmanager
-def writing_predictions(path: Path | None, examples: Examples) -> Iterator[Stage]:
+def writing_predictions(
+    path: Path | None, examples: Examples, csv_safe: bool = False
+) -> Iterator[Stage]:
     """Give a stage that writes what passes it into a .jsonl, .csv or .tsv file.
 
     The file appears, or replaces the one that is there, when the body ends without an exception.
-    Without a path, the stage lets everything pass.
+    Without a path, the stage lets everything pass. If the file is a pipe whose reader leaves, it
+    does so from then on. With `csv_safe`, no cell of a table is a formula to a spreadsheet.
 
     Raises: ConfigError for another name. WriteError. NonFiniteError at logits that are not finite.
     """
@@ -61,8 +64,9 @@ def writing_predictions(path: Path | None, examples: Examples) -> Iterator[Stage
         return
 
     format = format_of_predictions(path)
-    with writing(path), new_file(path) as file:
-        write = _writer(file, format, examples)
+    # When the file is closed, what was not written to a pipe without a reader is tried once more.
+    with writing(path), suppress(BrokenPipeError), new_file(path) as file:
+        write = _writer(file, format, examples, csv_safe)
 
         def stage(parts: Iterable[Scored]) -> Generator[Scored, None, None]:
             # Sequences come by length within each chunk of a file: those that come too early wait.
@@ -76,9 +80,14 @@ def writing_predictions(path: Path | None, examples: Examples) -> Iterator[Stage
                     waiting[row.number] = row
                 passed += len(part.batch.labels)
 
-                while following in waiting:
-                    write(waiting.pop(following))
-                    following = next(order, None)
+                try:
+                    while following in waiting:
+                        write(waiting.pop(following))
+                        following = next(order, None)
+                except BrokenPipeError:
+                    yield part
+                    yield from parts
+                    return
                 yield part
 
         yield stage
@@ -124,11 +133,13 @@ def _require_finite(part: Scored, path: Path) -> None:
         raise NonFiniteError(Problem(what, str(path), remedy=remedy, id="K13"))
 
 
-def _writer(file: TextIO, format: str, examples: Examples) -> Callable[[Row], object]:
+def _writer(
+    file: TextIO, format: str, examples: Examples, csv_safe: bool
+) -> Callable[[Row], object]:
     """Return a function that writes a row as `jsonl`, `csv` or `tsv`."""
     if format == "jsonl":
         return _json_writer(file, examples)
-    return _table_writer(file, format, examples)
+    return _table_writer(file, format, examples, csv_safe)
 
 
 def _json_writer(file: TextIO, examples: Examples) -> Callable[[Row], object]:
@@ -154,9 +165,11 @@ def _json_writer(file: TextIO, examples: Examples) -> Callable[[Row], object]:
     return write
 
 
-def _table_writer(file: TextIO, format: str, examples: Examples) -> Callable[[Row], object]:
+def _table_writer(
+    file: TextIO, format: str, examples: Examples, csv_safe: bool
+) -> Callable[[Row], object]:
     """Write one row per sequence below a header row, with a column for each of few classes."""
-    write_row = table_writer(file, format)
+    write_row = table_writer(file, format, csv_safe)
     has_columns = len(examples.labels) <= MOST_PROBABILITIES
     heading = ["sequence", "sum"] if examples.source is None else ["line", "sequence"]
     if _has_files(examples):

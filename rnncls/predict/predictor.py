@@ -18,12 +18,19 @@ import torch
 from torch import Tensor
 
 from rnncls.config import Config, FilesConfig
-from rnncls.data import Vocabulary, pack
+from rnncls.data import Batch, Vocabulary, pack
 from rnncls.data.cells import sequence_of, tokens_of
 from rnncls.data.sequences import cut_for_evaluation
 from rnncls.data.vocabulary import are_integers, truncate
 from rnncls.errors import DataError, NonFiniteError, Problem
 from rnncls.model.classifier import RNNClassifier
+from rnncls.predict.long_sequences import (
+    UnknownToken,
+    ids_of_long,
+    is_long,
+    is_streamed,
+    logits_of_long,
+)
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.checkpoint_files import load_checkpoint
 
@@ -32,6 +39,9 @@ MOST_TOKENS_SHOWN = 12  # in a message about an unknown one
 # Sequences that are sorted by length together; predictions keep the given order. It bounds what is
 # in memory.
 CHUNK = 4096
+
+# Of one sequence: a list, or, of a long one, an array.
+Ids = Sequence[int]
 
 # An int where all labels of a run are integers, as in its files; else text.
 Label = str | int
@@ -137,11 +147,19 @@ def _numbers(checkpoint: Checkpoint) -> Vocabulary:
     return Vocabulary(tokens, labels, has_unknown=False)
 
 
-def encode(predictor: Predictor, value: Any) -> list[int] | Problem:
+def encode(predictor: Predictor, value: Any) -> Ids | Problem:
     """Return the ids of a sequence as a file holds it, truncated as in training, or the problem.
 
     `value` is text or a list of tokens. A problem has no remedy: that depends on where it is.
     """
+    if is_long(value):
+        try:
+            ids = ids_of_long(value, predictor.data, predictor.vocabulary)
+        except UnknownToken as error:
+            return _unknown_token(predictor.vocabulary, error.token, error.position)
+        if ids is not None:
+            return replace(ids, remedy="") if isinstance(ids, Problem) else ids
+
     tokens = tokens_of(value, predictor.data.tokens)
     if isinstance(tokens, Problem):
         return replace(tokens, remedy="")
@@ -156,7 +174,8 @@ def encode(predictor: Predictor, value: Any) -> list[int] | Problem:
     try:
         return predictor.vocabulary.encode(kept)
     except KeyError as error:
-        return _unknown_token(predictor.vocabulary, tokens, error.args[0])
+        token: str = error.args[0]
+        return _unknown_token(predictor.vocabulary, token, tokens.index(token))
 
 
 def no_sequence(row: Mapping[str, Any], names: tuple[str, ...]) -> Problem:
@@ -177,11 +196,11 @@ def unknown_tokens(predictor: Predictor, text: str) -> list[str]:
     return [] if isinstance(tokens, Problem) else [token for token in tokens if token not in known]
 
 
-def _unknown_token(vocabulary: Vocabulary, tokens: list[str], token: str) -> Problem:
+def _unknown_token(vocabulary: Vocabulary, token: str, position: int) -> Problem:
     return Problem(
         "a token unknown to the model",
         expected=_known_tokens(vocabulary.tokens),
-        found=f"{token!r:.60} at position {tokens.index(token) + 1}",
+        found=f"{token!r:.60} at position {position + 1}",
         id="D7",
     )
 
@@ -216,7 +235,7 @@ def _require_items(items: Any) -> None:
     )
 
 
-def _ids_of(predictor: Predictor, item: Any, number: int) -> list[int]:
+def _ids_of(predictor: Predictor, item: Any, number: int) -> Ids:
     """Return the ids of one of the items of `predict`. Raises: DataError, naming the item."""
     if isinstance(item, str):
         ids = encode(predictor, item)
@@ -266,7 +285,7 @@ def _described(value: Any) -> str:
 
 
 @torch.inference_mode()
-def predict_ids(predictor: Predictor, ids: list[list[int]], top_k: int = 1) -> list[Prediction]:
+def predict_ids(predictor: Predictor, ids: list[Ids], top_k: int = 1) -> list[Prediction]:
     """Return a prediction for each list of ids, in their order. None of them is empty.
 
     A prediction does not depend on what else is predicted. All ids are in memory several times:
@@ -287,21 +306,14 @@ def predict_ids(predictor: Predictor, ids: list[list[int]], top_k: int = 1) -> l
     return [predictions[index] for index in range(len(ids))]
 
 
-def _predict_batch(predictor: Predictor, ids: list[list[int]], top_k: int) -> Iterator[Prediction]:
+def _predict_batch(predictor: Predictor, ids: list[Ids], top_k: int) -> Iterator[Prediction]:
     """Yield the predictions for a few sequences, in their order."""
-    # One array of all ids, (S,), from which all rows are filled, (B, T): making a tensor of each
-    # list takes longer.
-    tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int64)
-    lengths = torch.tensor([len(sequence) for sequence in ids])
-    padded = torch.zeros(len(ids), int(lengths.max()), dtype=torch.int64)
-    padded[torch.arange(padded.shape[1]) < lengths[:, None]] = torch.from_numpy(tokens)
-
-    # Labels are required and not read.
-    batch = pack(padded, lengths, labels=torch.zeros(len(ids)))
-
     # (B, N)
     network = predictor.network
-    logits = network(batch.to(network.device).tokens)
+    if is_streamed(network, ids):
+        logits = logits_of_long(network, ids[0])
+    else:
+        logits = network(_packed(ids).to(network.device).tokens)
 
     # (B, top_k) each, best first.
     classes = _likeliest(logits, top_k)
@@ -313,6 +325,19 @@ def _predict_batch(predictor: Predictor, ids: list[list[int]], top_k: int) -> It
         top = list(zip(map(label_of, numbers), of_numbers, strict=True))
         label, probability = top[0]
         yield Prediction(label, probability, top)
+
+
+def _packed(ids: list[Ids]) -> Batch:
+    """Return B sequences as a batch."""
+    # One array of all ids, (S,), from which all rows are filled, (B, T): making a tensor of each
+    # list takes longer.
+    tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int64)
+    lengths = torch.tensor([len(sequence) for sequence in ids])
+    padded = torch.zeros(len(ids), int(lengths.max()), dtype=torch.int64)
+    padded[torch.arange(padded.shape[1]) < lengths[:, None]] = torch.from_numpy(tokens)
+
+    # Labels are required and not read.
+    return pack(padded, lengths, labels=torch.zeros(len(ids)))
 
 
 def _likeliest(logits: Tensor, top_k: int) -> Tensor:

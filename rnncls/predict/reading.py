@@ -18,18 +18,18 @@ from typing import IO, Any, NamedTuple
 from rnncls.data.cells import SEPARATOR
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.encodings import ToUtf8
-from rnncls.data.files.lines import MAX_LINE_BYTES, decode_line, long_line
+from rnncls.data.files.lines import MAX_LINE_BYTES, decode_line, long_line, skip_line
 from rnncls.data.files.lines import text_of as text_of_file
 from rnncls.errors import DataError, Problem, RnnclsError
 from rnncls.predict.headers import refuse_header
-from rnncls.predict.predictor import CHUNK, Label, Predictor, encode
+from rnncls.predict.predictor import CHUNK, Ids, Label, Predictor, encode
 from rnncls.system.rows import text_of
 
 READ_BYTES = 2**16  # as much as a pipe holds
-CHUNK_TOKENS = 2**22  # of long sequences, fewer than CHUNK are predicted together
+CHUNK_TOKENS = 2**20  # of long sequences, fewer than CHUNK are predicted together
 
-NumberedLines = Iterable[tuple[str | bytes, int]]  # each line with its number, from 1
-
+# Each line with its number, from 1. What is wrong with a line that is too long to be kept.
+NumberedLines = Iterable[tuple[str | bytes | Problem, int]]
 
 Fields = dict[str, Any]
 
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
     line: int  # where it came from, counted from 1
     number: int  # of the row, from 1: lines may be blank, or a row have several
-    ids: list[int]  # [] of a row that was skipped
+    ids: Ids  # [] of a row that was skipped
     sequence: Any  # as it was given: text, or a list of tokens
     fields: Fields  # all that the row has, by column; none if nobody asked for them
     true: Label | None = None  # its label, if the file says it
@@ -65,7 +65,8 @@ def rows_of_lines(predictor: Predictor, lines: NumberedLines, bad: BadRows) -> I
         # Text from the command line has been decoded already.
         text = decode_line(line, is_first=number == 1) if isinstance(line, bytes) else line
         if isinstance(text, Problem):
-            bad.add_problem(number, replace(text, remedy=""))
+            remedy = "one sequence per line" if text.id == "D13" else ""
+            bad.add_problem(number, replace(text, remedy=remedy))
             continue
 
         if number == 1 and isinstance(line, bytes):
@@ -82,75 +83,91 @@ def numbered_lines(
 ) -> NumberedLines:
     """Yield the lines of a file in UTF-8, with their numbers, whatever it is packed with.
 
-    `encoding` is that of a file without a mark.
+    `encoding` is that of a file without a mark. Of a line of more than `most` bytes, the problem is
+    yielded, and no more of it than `most` bytes is ever in memory.
 
-    Raises: DataError for a line of more than `most` bytes, or if the file cannot be read.
+    Raises: DataError if the file cannot be read.
     """
     # A stream in memory cannot be looked into before it is read.
     is_buffered = isinstance(file, io.BufferedReader)
     whole: Any = file if is_buffered else io.BufferedReader(file)
-    source = text_of_file(name, whole, encoding)
+    source = reading(name, text_of_file, name, whole, encoding)
     for number in count(1):
         # One byte more than allowed tells a line that is too long from one that just fits.
-        line = _read(name, source.readline, most + 1)
-        if len(line) > most:
-            raise long_line(name, number, most)
+        line = reading(name, source.readline, most + 1)
         if not line:
             return
-        yield line, number
+        if len(line) <= most:
+            yield line, number
+            continue
+
+        yield long_line(most), number
+        reading(name, skip_line, source, line)
 
 
-def line_groups(file: IO[bytes], name: str) -> Iterator[NumberedLines]:
+def line_groups(file: IO[bytes], name: str, most: int = MAX_LINE_BYTES) -> Iterator[NumberedLines]:
     """Yield the lines of a stream with their numbers, in groups, so that none waits for another.
 
     Of a pipe or a terminal, a group is what is there: at least one line, and not many more than
     CHUNK. A regular file is one group. Text is UTF-8 unless it begins with another mark.
 
-    Raises: DataError for a line of more than MAX_LINE_BYTES, once the lines before it were given,
-    or if the stream cannot be read.
+    Of a line of more than `most` bytes, the problem is given as soon as it is that long.
+
+    Raises: DataError if the stream cannot be read.
     """
     # Nobody waits for the lines of a file, and they are read faster so.
     if _never_waits(file):
-        yield numbered_lines(file, name)
+        yield numbered_lines(file, name, most=most)
         return
 
     numbers = count(1)
     lines: list[bytes] = []  # of the next group
     size = 0  # bytes read for it
     line = bytearray()  # whose end has not come yet
+    is_rest = False  # whether that line was given already, because it is too long
     read: Callable[[int], bytes] = file.read1  # type: ignore[attr-defined]  # of a BufferedReader
 
     # read1() waits for the first byte alone, and returns all that is there.
     to_utf_8 = ToUtf8(name, "utf-8")
-    while block := _read(name, read, READ_BYTES):
+    while block := reading(name, read, READ_BYTES):
         first, *others = to_utf_8.feed(block).split(b"\n")
-        line += first
-        if len(line) > MAX_LINE_BYTES:
-            yield list(zip(lines, numbers, strict=False))
-            raise long_line(name, next(numbers))
-
+        if not is_rest:
+            line += first
         if others:
-            lines += [bytes(line), *others[:-1]]
+            lines += others[:-1] if is_rest else [bytes(line), *others[:-1]]
             line = bytearray(others[-1])
+            is_rest = False
+        # Its end may never come.
+        elif len(line) > most:
+            lines.append(bytes(line))
+            line.clear()
+            is_rest = True
 
         # A pipe that is written fast is read in large groups, which take less time in all.
         size += len(block)
-        is_full = len(lines) >= CHUNK or size >= MAX_LINE_BYTES
+        is_full = len(lines) >= CHUNK or size >= MAX_LINE_BYTES or is_rest
         if lines and (is_full or not _has_more(file)):
-            yield list(zip(lines, numbers, strict=False))
+            yield _numbered(lines, numbers, most)
             lines = []
             size = 0
 
     # The last line may have no end.
     line += to_utf_8.feed(b"", is_last=True)
-    if line:
+    if line and not is_rest:
         lines.append(bytes(line))
-    yield list(zip(lines, numbers, strict=False))
+    yield _numbered(lines, numbers, most)
 
 
-def _read(name: str, read: Callable[[int], bytes], most: int) -> bytes:
+def _numbered(lines: list[bytes], numbers: Iterator[int], most: int) -> NumberedLines:
+    """Return the lines with their numbers, and a problem in place of one that is too long."""
+    short = [line if len(line) <= most else long_line(most) for line in lines]
+    return list(zip(short, numbers, strict=False))
+
+
+def reading(name: str, read: Callable[..., Any], *arguments: Any) -> Any:
+    """Call what reads a stream. Raises: DataError, which names the stream, for an OSError."""
     try:
-        return read(most)
+        return read(*arguments)
     except OSError as error:
         raise DataError(Problem(f"cannot read: {error.strerror}", name, id="D1")) from None
 
@@ -169,8 +186,10 @@ def _has_more(file: IO[bytes]) -> bool:
     return bool(ready)
 
 
-def chunks_of(groups: Iterable[Iterable[Row]]) -> Iterator[list[Row]]:
+def chunks_of(groups: Iterable[Iterable[Row]], of_answer: int = 0) -> Iterator[list[Row]]:
     """Yield the rows of each group, at most CHUNK and not many more than CHUNK_TOKENS at a time.
+
+    The answer to a row takes as much memory as `of_answer` tokens.
 
     An error of the groups comes after the rows before it: what is answered does not depend on how
     many lines came through a pipe together.
@@ -181,7 +200,7 @@ def chunks_of(groups: Iterable[Iterable[Row]]) -> Iterator[list[Row]]:
         try:
             for row in group:
                 chunk.append(row)
-                size += len(row.ids)
+                size += len(row.ids) + of_answer
                 if row.fields:
                     size += _size_of(row.fields)
                 if len(chunk) == CHUNK or size >= CHUNK_TOKENS:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -16,6 +16,7 @@ from rnncls.predict.reading import Row, chunks_of
 from rnncls.predict.tally import LeftOut, Tally
 from rnncls.system.files import new_file, writing
 from rnncls.system.rows import (
+    TABLES,
     format_of_name,
     shortened,
     table_writer,
@@ -26,8 +27,6 @@ from rnncls.system.streams import reader_has_left
 
 # Of a sequence, in a line of text. The other formats have all of it.
 MOST_CHARACTERS_SHOWN = 80
-
-TABLES = ("csv", "tsv")
 
 # Columns of a table that are not the input's own.
 PLACE_COLUMNS = ("row", "line")
@@ -43,31 +42,35 @@ def write_predictions(
     output: Path | None,
     format: str,
     echo: bool,
+    csv_safe: bool = False,
 ) -> int:
     """Predict and write the predictions; return how many there were.
 
     They go to `output`, in the format of its name, or else to stdout, in `format`: those of one
     group before the next one is read. The file appears when all of it is written. With `echo`, each
-    prediction has its sequence beside it; a table has all columns of its rows.
+    prediction has its sequence beside it; a table has all columns of its rows. With `csv_safe`,
+    no cell of it is a formula to a spreadsheet.
 
     Raises: DataError at a bad row or if there is no good one, after the predictions of the rows
     before it. ConfigError if the input has a column that the table would have twice. WriteError if
     the disk is full.
     """
-    chunks = chunks_of(groups)
+    # A label and its probability take some four times as much as a token, a logit an eighth of it.
+    num_labels = len(predictor.labels)
+    chunks = chunks_of(groups, 4 * min(top_k, num_labels) + num_labels // 8)
     tally = Tally(predictor)
 
     # The first rows are read before a file is begun: they say which columns there are.
     first = next(chunks, [])
     columns = [*first[0].fields] if first else []
-    added = added_columns(min(top_k, len(predictor.labels)))
+    added = added_columns(min(top_k, num_labels))
     format = (format_of_name(output) if output else "") or ("text" if output else format)
     if format in TABLES:
         _require_new(added, columns, output)
 
     left_out = LeftOut(columns)
     with _opened(output) as file:
-        write = writer(file, format, echo, columns, added, left_out)
+        write = writer(file, format, echo, columns, added, left_out, csv_safe)
 
         # A bar on stderr would run into results on the same terminal. None: only on a terminal.
         no_bar = True if output is None and sys.stdout.isatty() else None
@@ -129,7 +132,8 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
 
-    with writing(output), new_file(output) as file:
+    # The reader of a pipe may leave, as that of stdout may: then there is no point in the rest.
+    with writing(output), suppress(BrokenPipeError), new_file(output) as file:
         yield file
 
 
@@ -140,6 +144,7 @@ def writer(
     columns: list[str],
     added: list[str],
     left_out: LeftOut,
+    csv_safe: bool = False,
 ) -> Writer:
     """Return a function that writes a prediction as `text`, `jsonl`, `csv` or `tsv`.
 
@@ -150,7 +155,7 @@ def writer(
         return _json_writer(file, echo)
     if format == "text":
         return _text_writer(file, echo)
-    return _table_writer(file, format, columns or ["sequence"], added, left_out)
+    return _table_writer(file, format, columns or ["sequence"], added, left_out, csv_safe)
 
 
 def _json_writer(file: TextIO | IO[str], echo: bool) -> Writer:
@@ -213,12 +218,13 @@ def _table_writer(
     columns: list[str],
     added: list[str],
     left_out: LeftOut,
+    csv_safe: bool,
 ) -> Writer:
     """Write one row for each row of the input, below a header row.
 
     A row that was skipped has empty cells where others have their prediction.
     """
-    write_row = table_writer(file, format)
+    write_row = table_writer(file, format, csv_safe)
     write_row([*columns, *added])
     nothing = [""] * (len(added) - len(PLACE_COLUMNS))
 

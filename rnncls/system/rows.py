@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import IO, Any
 
 FORMATS = ("jsonl", "csv", "tsv")
+TABLES = ("csv", "tsv")
+
+# How a cell begins that spreadsheets take for a formula, the wide forms of these signs included. A
+# number with a sign does no harm.
+_FORMULA = re.compile("[-=+@\t\r\n\uff0d\uff1d\uff0b\uff20]")
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
 NEAR = 8  # characters that may be left out so that a token is not cut
 
@@ -72,13 +78,28 @@ def _has_all_characters(file: IO[str]) -> bool:
     return encoding.lower().startswith("utf")
 
 
-def table_writer(file: IO[str], format: str) -> Callable[[Iterable[Any]], object]:
+def table_writer(
+    file: IO[str], format: str, is_safe: bool = False
+) -> Callable[[Iterable[Any]], object]:
     """Return a function that writes one row of a table, of which the header row is the first.
 
-    `format` is csv or tsv.
+    `format` is csv or tsv. A table that `is_safe` has no cell that a spreadsheet takes for a
+    formula; what is read from it again differs where there would have been one.
     """
     delimiter = "\t" if format == "tsv" else ","
-    return csv.writer(_LineEnds(file), delimiter=delimiter).writerow
+    if not is_safe:
+        return csv.writer(_LineEnds(file), delimiter=delimiter).writerow
+
+    # In quotes: a spreadsheet may take another character for what separates cells.
+    write_row = csv.writer(_LineEnds(file), delimiter=delimiter, quoting=csv.QUOTE_ALL).writerow
+    return lambda cells: write_row(map(_as_no_formula, cells))
+
+
+def _as_no_formula(cell: Any) -> Any:
+    """Return a cell with an apostrophe before it if a spreadsheet would take it for a formula."""
+    if not isinstance(cell, str) or not _FORMULA.match(cell) or _NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}"
 
 
 class _LineEnds:

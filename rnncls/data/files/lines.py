@@ -15,7 +15,7 @@ from rnncls.data.files.encodings import (
 from rnncls.data.files.formats import refuse_other_kinds
 from rnncls.data.files.opening import LINES_PER_REPORT, ReportBytes, opened
 from rnncls.data.files.packing import unpacked
-from rnncls.errors import DataError, Problem
+from rnncls.errors import Problem
 
 # Only the current line is in memory: this bounds what a file without line ends can take, where no
 # `data.max_record_bytes` does.
@@ -113,8 +113,8 @@ def lines_of(
             reported = file.tell()
 
         if len(content) > most:
-            bad.add_problem(number, _long_line(most))
-            _skip_line(source, content)
+            bad.add_problem(number, long_line(most))
+            skip_line(source, content)
             continue
 
         text = decode_line(content, number == 1, encoding, keeps_return)
@@ -136,7 +136,7 @@ def lines_of(
     report_bytes(file.tell() - reported)
 
 
-def _skip_line(source: io.BufferedReader, content: bytes) -> None:
+def skip_line(source: io.BufferedReader, content: bytes) -> None:
     """Read to the end of the line that begins with `content`."""
     while content and not content.endswith(b"\n"):
         content = source.readline(HEAD_BYTES)
@@ -154,18 +154,8 @@ def _skip_blank_lines(source: io.BufferedReader) -> int:
     return number
 
 
-def long_line(path: str | Path, number: int, most: int = MAX_LINE_BYTES) -> DataError:
-    """Return the error to raise for a line of more than `most` bytes."""
-    problem = _long_line(most)
-    where = f"{path}:{number}"
-    return DataError(
-        Problem(
-            problem.what, where, expected=problem.expected, remedy="one sequence per line", id="D13"
-        )
-    )
-
-
-def _long_line(most: int) -> Problem:
+def long_line(most: int) -> Problem:
+    """Return the problem of a line of more than `most` bytes."""
     return too_long("a very long line", most, "one sequence per line")
 
 
