@@ -190,15 +190,15 @@ def _step(value: Any) -> int | None:
 
 def _last_metrics(run_dir: Path, batch_size: int) -> tuple[Row, float | None]:
     """Return the last value of each tag, and the seconds of training. Raises: OSError."""
-    time = TrainingTime(batch_size)
+    training_time = TrainingTime(batch_size)
     last: Row = {}
     # Tag by tag, because training and validation are not logged at the same steps.
     for row in read_metrics(run_dir):
-        time.add(row)
+        training_time.add(row)
         for tag, value in row.items():
             if tag in last or len(last) < MAX_TAGS:
                 last[tag] = value
 
     # The status says the step.
     last.pop("step", None)
-    return last, time.seconds
+    return last, training_time.seconds

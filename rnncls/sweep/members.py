@@ -20,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rnncls.data.files.search import Search
-from rnncls.errors import Interrupted, Problem, RnnclsError, WriteError
+from rnncls.errors import Interrupted, Problem, RnnclsError, WriteError, on_one_line
 from rnncls.steps.captured.stack import Stack
 from rnncls.sweep.groups import Group, plan_groups
 from rnncls.sweep.member import InUse, run_member
@@ -89,7 +89,7 @@ def _say_profiled(members: Sequence[Member], jobs: int | None) -> None:
     if len(profiled) > 1 and jobs != 1:
         text = f"{len(profiled):,} members with train.profile=true train one after another"
         # Through tqdm, which moves the bar out of the way.
-        tqdm.write(f"rnncls: {text}", file=sys.stderr)
+        tqdm.write(on_one_line(f"rnncls: {text}"), file=sys.stderr)
 
 
 class _Progress:

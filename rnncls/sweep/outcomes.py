@@ -94,13 +94,13 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
 
     # Damaged files are the trouble of one member; they must not hide the others.
     evaluation: Evaluation | None = None
-    time = TrainingTime(member.config.train.batch_size)
+    training_time = TrainingTime(member.config.train.batch_size)
     steps_to_solved: int | None = None
     damage_id = ""
     try:
         evaluation = read_evaluation(run_dir)
         for row in read_metrics(run_dir):
-            time.add(row)
+            training_time.add(row)
             # Most rows are of steps without an evaluation; a value that was not finite is None.
             accuracy = row.get("val/accuracy")
             if steps_to_solved is None and accuracy is not None and accuracy >= SOLVED:
@@ -132,7 +132,7 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
         evaluation=evaluation,
         tested=tuple(tested_lengths(sweep, member.config)),
         steps_to_solved=steps_to_solved,
-        train_s=time.seconds,
+        train_s=training_time.seconds,
     )
 
 
