@@ -69,15 +69,9 @@ def on_one_line(foreign: object) -> str:
     # Nearly every text is printable as it is.
     if text.isprintable():
         return text
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def printable(text: str) -> str:
-    """Escape the control characters of lines of ours, but for line breaks and tabs."""
     # ascii() escapes the character and puts quotes around it, which are cut off.
     return "".join(
-        character if character.isprintable() or character in "\n\t" else ascii(character)[1:-1]
-        for character in text
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
     )
 
 

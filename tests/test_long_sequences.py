@@ -1,4 +1,4 @@
-"""Sequences of very many tokens: read piece by piece, and predicted with a few states in memory."""
+"""Sequences of very many tokens: read and predicted in little memory."""
 
 import sys
 from pathlib import Path
@@ -7,131 +7,60 @@ from typing import Any
 import pytest
 import torch
 
-from rnncls.config import FilesConfig
-from rnncls.data import Vocabulary, collate
-from rnncls.data.cells import tokens_of
+from rnncls.data import collate
 from rnncls.data.sequences import BATCH_TOKENS
-from rnncls.data.vocabulary import truncate
-from rnncls.errors import Problem
 from rnncls.model.classifier import RNNClassifier
-from rnncls.predict.long_sequences import (
-    PIECE,
-    PIECE_STEPS,
-    UnknownToken,
-    ids_of_long,
-    is_long,
-    is_streamed,
-    logits_of_long,
-)
-from rnncls.predict.predictor import encode, load
+from rnncls.predict import long_sequences
+from rnncls.predict.long_sequences import is_streamed, logits_of_long
 from tests.helpers import PYTHON, run_command
 
 row = pytest.mark.row
 
-KNOWN = ("<unk>", "1", "2", "12", "a", "é", "<sep>")
-
-
-def _data(**keys: Any) -> FilesConfig:
-    return FilesConfig(source="files", train="none", **keys)
-
-
-def _whole(value: Any, data: FilesConfig, vocabulary: Vocabulary) -> list[int]:
-    """Return the ids as those of any shorter sequence."""
-    tokens = tokens_of(value, data.tokens)
-    assert not isinstance(tokens, Problem)
-    kept = truncate(tokens, data)
-    assert not isinstance(kept, Problem)
-    return vocabulary.encode(kept)
-
-
-@pytest.mark.parametrize(
-    ("kind", "value"),
-    [
-        ("ids", "12 1\t2  7\n" * (PIECE // 5)),
-        ("ids", [12, 1, 2, 7] * (PIECE // 3)),
-        ("words", " é a\u2003bb 12" * (PIECE // 7)),
-        ("words", ["a", "bb", "é"] * (PIECE // 2)),
-        ("characters", "1aé " * (PIECE // 3)),
-        ("words", ("a " * PIECE, None, "2")),
-    ],
-)
-@pytest.mark.parametrize("keys", [{}, {"max_length": 7, "truncate": "tail"}])
-def test_the_pieces_of_a_long_sequence_are_its_tokens(
-    kind: str, value: Any, keys: dict[str, Any]
-) -> None:
-    data = _data(tokens=kind, **keys)
-    vocabulary = Vocabulary(KNOWN, ("x",), has_unknown=True)
-    assert is_long(value)
-    ids = ids_of_long(value, data, vocabulary)
-    assert ids is not None
-    assert not isinstance(ids, Problem)
-    assert list(ids) == _whole(value, data, vocabulary)
-
-
-@row("D7", "D16")
-def test_what_is_wrong_with_a_long_sequence_is_said_as_of_a_short_one(run_dir: Path) -> None:
-    vocabulary = Vocabulary(KNOWN[1:], ("x",), has_unknown=False)
-    words = "a " * PIECE
-    with pytest.raises(UnknownToken) as caught:
-        ids_of_long(f"{words}b a", _data(tokens="words"), vocabulary)
-    assert (caught.value.token, caught.value.position) == ("b", PIECE)
-
-    # What is cut off may be unknown, on either side.
-    for text, cut in ((f"{words}b", "head"), (f"b {words}", "tail")):
-        ids = ids_of_long(text, _data(tokens="words", max_length=3, truncate=cut), vocabulary)
-        assert ids is not None
-        assert not isinstance(ids, Problem)
-        assert list(ids) == [3, 3, 3]
-    limited = _data(tokens="words", max_length=3, truncate="error")
-    too_many = ids_of_long(words, limited, vocabulary)
-    assert isinstance(too_many, Problem)
-    assert too_many.id == "D16"
-
-    # Read as a whole: ids with commas, what is no id, lists of several kinds, nothing at all.
-    predictor = load(run_dir, device="cpu")
-    commas = encode(predictor, "1," * PIECE)
-    assert not isinstance(commas, Problem)
-    assert len(commas) == PIECE
-    for bad, id in (
-        ("1 " * PIECE + "x", "D7"),
-        ("1 " * PIECE + "99", "D7"),
-        ([1] * PIECE + ["1"], "D7"),
-        (" " * (PIECE + 1), "D9"),
-    ):
-        problem = encode(predictor, bad)
-        assert isinstance(problem, Problem)
-        assert problem.id == id
-        if id == "D7":
-            assert f"at position {PIECE + 1}" in problem.found
-
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_a_streamed_sequence_has_the_logits_of_the_whole(cell: Any) -> None:
+def test_a_streamed_sequence_has_the_logits_of_the_whole(
+    cell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_sequences, "PIECE_STEPS", 50)
     torch.manual_seed(0)
-    network = RNNClassifier(5, 3, hidden_size=8, num_layers=2, cell=cell).eval()
-    ids = torch.randint(5, (PIECE_STEPS + 9,))
-    assert is_streamed(network, [[0] * (BATCH_TOKENS + 1)])
-    assert not is_streamed(network, [[0], [0] * BATCH_TOKENS])
-    batch = collate([ids], torch.zeros(1))
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            logits_of_long(network, ids.tolist()), network(batch.tokens), rtol=1e-4, atol=1e-5
-        )
+    for num_layers in (1, 2, 3):
+        network = RNNClassifier(5, 3, hidden_size=8, num_layers=num_layers, cell=cell).eval()
+        ids = torch.randint(5, (109,))
+        batch = collate([ids], torch.zeros(1))
+        with torch.inference_mode():
+            streamed = logits_of_long(network, ids.tolist())
+            torch.testing.assert_close(streamed, network(batch.tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_one_long_sequence_of_one_direction_is_streamed() -> None:
+    longer = [0] * (BATCH_TOKENS + 1)
+    network = RNNClassifier(5, 3, hidden_size=8)
+    assert is_streamed(network, [longer])
+    assert not is_streamed(network, [longer[1:]])
+    assert not is_streamed(network, [[0], longer])
+    assert not is_streamed(RNNClassifier(5, 3, hidden_size=8, bidirectional=True), [longer])
 
 
 @pytest.mark.slow
 @row("D13")
-def test_the_longest_line_takes_little_more_memory_than_its_text(run_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("characters", "'\\u0416' * 2**23"), ("ids", "'1,' * 2**23")],
+)
+def test_the_longest_line_takes_little_more_memory_than_its_text(
+    kind: str, text: str, run_dir: Path
+) -> None:
     # The tokens of 16 MiB alone were over 400 MB, and a model's states of them gigabytes.
     code = f"""
 import resource
 from dataclasses import replace
 from rnncls.predict.predictor import encode, load
 predictor = load({str(run_dir)!r}, device="cpu")
-words = replace(predictor, data=predictor.data.model_copy(update={{"tokens": "characters"}}))
-words = replace(words, vocabulary=replace(words.vocabulary, has_unknown=True))
+data = predictor.data.model_copy(update={{"tokens": {kind!r}}})
+known = replace(predictor.vocabulary, has_unknown=True)
+predictor = replace(predictor, data=data, vocabulary=known)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(len(encode(words, "\\u0416" * 2**23)))
+print(len(encode(predictor, {text})))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = run_command([PYTHON, "-c", code])

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -28,7 +29,15 @@ from rnncls.sweep.members import run_sweep
 from rnncls.sweep.plan import load_sweep, plan_sweep
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
-from tests.helpers import files_config, outcome, run_rnncls, some_rows, stop_at, write_jsonl
+from tests.helpers import (
+    files_config,
+    outcome,
+    run_command,
+    run_rnncls,
+    some_rows,
+    stop_at,
+    write_jsonl,
+)
 
 row = pytest.mark.row
 
@@ -399,6 +408,26 @@ def test_a_run_and_its_data_may_be_moved(tmp_path: Path) -> None:
     assert isinstance(data, FilesConfig)
     assert data.train == tuple(str(tmp_path / "moved" / f"{name}.jsonl") for name in "azc")
     assert run_rnncls("eval", "b/run", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+def test_data_dir_may_be_a_tree_of_any_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jsonl(tmp_path / "data.jsonl", some_rows(3))
+    hash = fingerprint(path)
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        for _ in range(1000):
+            Path("d").mkdir()
+            os.chdir("d")
+        path.rename("data.jsonl")
+    try:
+        found = find_moved(str(path), hash, Search(data_dir=tmp_path), set())
+    finally:
+        # shutil.rmtree, with which pytest cleans up, calls itself for each level.
+        run_command(["rm", "-rf", tmp_path / "d"])
+    assert found == str(tmp_path / Path(*["d"] * 1000) / "data.jsonl")
 
 
 @row("D1", "D18")

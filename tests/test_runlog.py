@@ -15,9 +15,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import plugin_data_pb2
+from torch.utils.tensorboard import SummaryWriter
 
 from rnncls.config import load_config
 from rnncls.data import load_task
+from rnncls.rundir import events as events_module
 from rnncls.rundir.events import EventLog
 from rnncls.rundir.paths import default_run_dir
 from rnncls.training.fit import fit
@@ -153,6 +155,12 @@ def test_the_table_equals_the_lines(run_dir: Path) -> None:
     assert rows == lines_of(run_dir)
 
 
+def test_the_limits_of_histograms_are_those_of_torch(tmp_path: Path) -> None:
+    writer: Any = SummaryWriter(str(tmp_path))
+    writer.close()
+    assert writer.default_bins == events_module._LIMITS
+
+
 def test_the_config_and_the_histograms_are_in_tensorboard(events: EventAccumulator) -> None:
     text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "    hidden_size: 64" in text
@@ -265,3 +273,6 @@ def test_default_run_directories_are_named_after_the_config_and_the_time(run_dir
         f"runs/parity/{stamp}-wide", str(default_run_dir(Path("configs/parity.yaml"), "wide"))
     )
     assert re.fullmatch(f"runs/smoke/{stamp}", str(default_run_dir(run_dir / "config.yaml")))
+    # Without `.yaml` it is the name of the folder above.
+    for name in ("..yaml", "...yaml"):
+        assert re.fullmatch(f"runs/{stamp}", str(default_run_dir(Path(name))))

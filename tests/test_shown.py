@@ -436,7 +436,6 @@ LOOKED_AT = {
     "describe_check(checked)",
     "task.described_size(name)",
     "_answer(predictor, str(text), ids, top_k)",
-    "printable(line)",
     # Columns, whose cells were.
     "'  ' + '  '.join(cells).rstrip()",
     "indent + '  '.join(line).rstrip()",

@@ -32,7 +32,7 @@ from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
     from rnncls.data.files.bad_rows import Skipping
-    from rnncls.predict.predictor import Ids, Predictor
+    from rnncls.predict.predictor import Predictor
     from rnncls.predict.reading import Row
 
 MOST_UNKNOWN_SHOWN = 5  # tokens of a sequence that was typed
@@ -278,7 +278,7 @@ def _prompt(predictor: "Predictor", top_k: int) -> None:
             print(replace(ids, remedy="").render(), file=sys.stderr)
 
 
-def _answer(predictor: "Predictor", text: str, ids: "Ids", top_k: int) -> str:
+def _answer(predictor: "Predictor", text: str, ids: list[int], top_k: int) -> str:
     """Return the likeliest labels of one sequence and what else is known about it."""
     from rnncls.predict.predictor import predict_ids, unknown_tokens
     from rnncls.predict.writing import to_text

@@ -25,7 +25,7 @@ from rnncls.data.files.dialect import TABLES, Dialect, described, dialect_of, ke
 from rnncls.data.held_out import MOST_TOKENS_KEPT, SHARES, SMALL_FILE, SmallRow, shares_of
 from rnncls.data.records import Record, read_records
 from rnncls.data.table import hash_of
-from rnncls.errors import DataError, Problem, printable
+from rnncls.errors import DataError, Problem, on_one_line
 from rnncls.system.file_kinds import format_by_name
 
 # The model and the length of a run, chosen on three real sets: docs/data.md has the table, and
@@ -442,7 +442,7 @@ def _to_yaml(seen: _Seen, entries: list[_Entry]) -> str:
 
 
 def _one_line(line: str) -> str:
-    return printable(line.replace("\n", "\\n").replace("\t", " "))
+    return on_one_line(line.replace("\t", " "))
 
 
 def _to_scalar(value: Any) -> str:
@@ -454,5 +454,5 @@ def _to_scalar(value: Any) -> str:
     if _PLAIN.fullmatch(value) and not _MEANS_OTHER.fullmatch(value):
         return value
 
-    # Between double quotes, YAML reads what JSON writes, and the escapes of `printable`.
+    # Between double quotes, YAML reads what JSON writes, and the escapes of `on_one_line`.
     return json.dumps(value, ensure_ascii=False)

@@ -24,13 +24,7 @@ from rnncls.data.sequences import cut_for_evaluation
 from rnncls.data.vocabulary import are_integers, truncate
 from rnncls.errors import DataError, NonFiniteError, Problem
 from rnncls.model.classifier import RNNClassifier
-from rnncls.predict.long_sequences import (
-    UnknownToken,
-    ids_of_long,
-    is_long,
-    is_streamed,
-    logits_of_long,
-)
+from rnncls.predict.long_sequences import is_streamed, logits_of_long
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.checkpoint_files import load_checkpoint
 
@@ -39,9 +33,6 @@ MOST_TOKENS_SHOWN = 12  # in a message about an unknown one
 # Sequences that are sorted by length together; predictions keep the given order. It bounds what is
 # in memory.
 CHUNK = 4096
-
-# Of one sequence: a list, or, of a long one, an array.
-Ids = Sequence[int]
 
 # An int where all labels of a run are integers, as in its files; else text.
 Label = str | int
@@ -147,19 +138,11 @@ def _numbers(checkpoint: Checkpoint) -> Vocabulary:
     return Vocabulary(tokens, labels, has_unknown=False)
 
 
-def encode(predictor: Predictor, value: Any) -> Ids | Problem:
+def encode(predictor: Predictor, value: Any) -> list[int] | Problem:
     """Return the ids of a sequence as a file holds it, truncated as in training, or the problem.
 
     `value` is text or a list of tokens. A problem has no remedy: that depends on where it is.
     """
-    if is_long(value):
-        try:
-            ids = ids_of_long(value, predictor.data, predictor.vocabulary)
-        except UnknownToken as error:
-            return _unknown_token(predictor.vocabulary, error.token, error.position)
-        if ids is not None:
-            return replace(ids, remedy="") if isinstance(ids, Problem) else ids
-
     tokens = tokens_of(value, predictor.data.tokens)
     if isinstance(tokens, Problem):
         return replace(tokens, remedy="")
@@ -174,8 +157,7 @@ def encode(predictor: Predictor, value: Any) -> Ids | Problem:
     try:
         return predictor.vocabulary.encode(kept)
     except KeyError as error:
-        token: str = error.args[0]
-        return _unknown_token(predictor.vocabulary, token, tokens.index(token))
+        return _unknown_token(predictor.vocabulary, tokens, error.args[0])
 
 
 def no_sequence(row: Mapping[str, Any], names: tuple[str, ...]) -> Problem:
@@ -196,11 +178,11 @@ def unknown_tokens(predictor: Predictor, text: str) -> list[str]:
     return [] if isinstance(tokens, Problem) else [token for token in tokens if token not in known]
 
 
-def _unknown_token(vocabulary: Vocabulary, token: str, position: int) -> Problem:
+def _unknown_token(vocabulary: Vocabulary, tokens: list[str], token: str) -> Problem:
     return Problem(
         "a token unknown to the model",
         expected=_known_tokens(vocabulary.tokens),
-        found=f"{token!r:.60} at position {position + 1}",
+        found=f"{token!r:.60} at position {tokens.index(token) + 1}",
         id="D7",
     )
 
@@ -235,7 +217,7 @@ def _require_items(items: Any) -> None:
     )
 
 
-def _ids_of(predictor: Predictor, item: Any, number: int) -> Ids:
+def _ids_of(predictor: Predictor, item: Any, number: int) -> list[int]:
     """Return the ids of one of the items of `predict`. Raises: DataError, naming the item."""
     if isinstance(item, str):
         ids = encode(predictor, item)
@@ -285,7 +267,7 @@ def _described(value: Any) -> str:
 
 
 @torch.inference_mode()
-def predict_ids(predictor: Predictor, ids: list[Ids], top_k: int = 1) -> list[Prediction]:
+def predict_ids(predictor: Predictor, ids: list[list[int]], top_k: int = 1) -> list[Prediction]:
     """Return a prediction for each list of ids, in their order. None of them is empty.
 
     A prediction does not depend on what else is predicted. All ids are in memory several times:
@@ -306,7 +288,7 @@ def predict_ids(predictor: Predictor, ids: list[Ids], top_k: int = 1) -> list[Pr
     return [predictions[index] for index in range(len(ids))]
 
 
-def _predict_batch(predictor: Predictor, ids: list[Ids], top_k: int) -> Iterator[Prediction]:
+def _predict_batch(predictor: Predictor, ids: list[list[int]], top_k: int) -> Iterator[Prediction]:
     """Yield the predictions for a few sequences, in their order."""
     # (B, N)
     network = predictor.network
@@ -327,7 +309,7 @@ def _predict_batch(predictor: Predictor, ids: list[Ids], top_k: int) -> Iterator
         yield Prediction(label, probability, top)
 
 
-def _packed(ids: list[Ids]) -> Batch:
+def _packed(ids: list[list[int]]) -> Batch:
     """Return B sequences as a batch."""
     # One array of all ids, (S,), from which all rows are filled, (B, T): making a tensor of each
     # list takes longer.

@@ -22,7 +22,7 @@ from rnncls.data.files.lines import MAX_LINE_BYTES, decode_line, long_line, skip
 from rnncls.data.files.lines import text_of as text_of_file
 from rnncls.errors import DataError, Problem, RnnclsError
 from rnncls.predict.headers import refuse_header
-from rnncls.predict.predictor import CHUNK, Ids, Label, Predictor, encode
+from rnncls.predict.predictor import CHUNK, Label, Predictor, encode
 from rnncls.system.rows import text_of
 
 READ_BYTES = 2**16  # as much as a pipe holds
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
     line: int  # where it came from, counted from 1
     number: int  # of the row, from 1: lines may be blank, or a row have several
-    ids: Ids  # [] of a row that was skipped
+    ids: list[int]  # [] of a row that was skipped
     sequence: Any  # as it was given: text, or a list of tokens
     fields: Fields  # all that the row has, by column; none if nobody asked for them
     true: Label | None = None  # its label, if the file says it

@@ -7,6 +7,8 @@ import socket
 from collections.abc import Collection
 from contextlib import closing
 from datetime import UTC, datetime
+from itertools import accumulate, repeat
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,10 @@ _NOT_HPARAMS = {
 _NUMBERED = re.compile(r"events\.out\.tfevents\.(\d{10})\..*", re.DOTALL)
 _LARGEST_NUMBER = 10**10 - 1
 
-# The limits of a histogram's buckets: 1e-12, then 10 % more each, to both sides of 0.
-_POSITIVE_LIMITS = [1e-12 * 1.1**n for n in range(774)]
-_LIMITS = [-limit for limit in reversed(_POSITIVE_LIMITS)] + [0.0] + _POSITIVE_LIMITS
+# The limits of a histogram's buckets: 1e-12, then 10 % more each, to both sides of 0. Multiplied
+# one after another, they are SummaryWriter's to the last bit: those of a resumed run do not change.
+_POSITIVE_LIMITS = list(accumulate(repeat(1.1, 773), mul, initial=1e-12))
+_LIMITS = [*(-limit for limit in reversed(_POSITIVE_LIMITS)), 0.0, *_POSITIVE_LIMITS]
 
 
 class EventFile:

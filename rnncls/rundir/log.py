@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from rnncls.config import Config, dump_config
 from rnncls.data import Task
-from rnncls.errors import printable
+from rnncls.errors import on_one_line
 from rnncls.rundir.events import EventLog
 from rnncls.rundir.paths import CONFIG, METRICS, METRICS_TABLE
 from rnncls.rundir.tables import MetricsTables, keep_metrics
@@ -211,4 +211,4 @@ class RunLog:
         """Print a line on stderr that does not tear the progress bar."""
         # Warnings are said by members of a sweep, too.
         if not self.is_quiet or line.startswith("rnncls:"):
-            tqdm.write(printable(line), file=sys.stderr)
+            tqdm.write(on_one_line(line), file=sys.stderr)

@@ -43,6 +43,9 @@ def default_run_dir(config_path: Path, name: str = "") -> Path:
     config_name = config_path.stem
     if config_path.name == CONFIG and (config_path.parent / CHECKPOINTS).is_dir():
         config_name = config_path.resolve().parent.parent.name
+    # A config may be called `...yaml`, and `..` would lead out of the folder.
+    if config_name in (".", ".."):
+        config_name = ""
 
     # Local time, for people who look for a run of this morning.
     time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

@@ -13,7 +13,6 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import TextIO
 
@@ -213,15 +212,16 @@ def make_numbered(folder: Path) -> Path:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder
-    for number in count(2):
+    number = 1
+    while True:
         # Only one process can make it; to ask first whether it is there would not tell which.
         try:
             path.mkdir()
         except FileExistsError:
+            number += 1
             path = folder.with_name(f"{folder.name}-{number}")
         else:
             return path
-    raise AssertionError("unreachable: count() never ends")
 
 
 def fsync_folder(folder: Path) -> None:

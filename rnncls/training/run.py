@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from rnncls.data import Task
 from rnncls.data.files.search import Search
-from rnncls.errors import on_one_line
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.steps.engines import Engine
 from rnncls.steps.state import TrainState
@@ -57,7 +56,7 @@ def train(
 
     # The signals outside: until the last status is written, none may end the process halfway.
     with signals as stop, run.recording(state, task, report_steps, compared) as log:
-        log.say(on_one_line(start))
+        log.say(start)
         if task.described_split:
             log.say(task.described_split)
         used, available = task.validation_sizes

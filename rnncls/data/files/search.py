@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from rnncls.data.files.opening import fingerprint
 from rnncls.errors import DataError
 from rnncls.system.file_kinds import ends_of
+from rnncls.system.files import walk
 from rnncls.system.streams import say
 
 # Below a folder that somebody names, there may be anything.
@@ -153,10 +155,12 @@ def _folder_and_above(path: Path) -> list[Path]:
 
 def _files_below(folder: Path) -> Iterator[str]:
     """Yield the files below a folder, in the order of their names."""
-    # Links to folders are not followed: they may go in a circle.
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in sorted(names))  # noqa: PTH118  # faster
+    # Links to folders are not followed: they may go in a circle. A folder that may not be looked
+    # into has no files.
+    with suppress(OSError):
+        for parent, folders, names in walk(folder, closed=[]):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield from (os.path.join(parent, name) for name in sorted(names))  # noqa: PTH118  # faster
 
 
 def hash_of(path: str, search: Search) -> str:
