@@ -14,6 +14,7 @@ Each error carries one or more `Problem`s: what is wrong and where, what was exp
 found, what to try. The command line prints them and nothing else; `str(error)` is the same text.
 """
 
+import errno
 from dataclasses import KW_ONLY, dataclass
 
 # A file of data may have a problem in each of its lines.
@@ -180,6 +181,7 @@ def as_out_of_memory(error: Exception, found: str = "") -> OutOfMemory | None:
     message = str(error)
     in_main_memory = (
         isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or "can't allocate memory" in message
         or "bad_alloc" in message
     )

@@ -226,7 +226,7 @@ def test_wrong_usage_is_explained(arguments: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.row("R17")
+@pytest.mark.row("R17", by="unit")
 def test_cuda_without_cuda_is_a_clear_error(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

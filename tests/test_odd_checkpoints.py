@@ -4,17 +4,34 @@ The checksum says that nothing was changed, not that rnncls wrote the file.
 """
 
 import json
+import math
+import random
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from rnncls.errors import CheckpointError
+from rnncls.config import FilesConfig
+from rnncls.config.load import parse_config
+from rnncls.data.files.headers import nearest
+from rnncls.errors import CheckpointError, ConfigError, RnnclsError
+from rnncls.model.describe import describe_model
+from rnncls.predict.predictor import load
 from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.moved import OF_RESUMING, with_files_of_run
 from rnncls.training.fit import fit
+from rnncls.training.resume import (
+    _completion,
+    _is_complete,
+    _warn_of_other_machine,
+    restored_task,
+    resumed_config,
+)
+from rnncls.training.states import restored_state, warn_of_other_split
 from tests.helpers import change_checkpoint, files_config, run_rnncls, some_rows, write_jsonl
 
 row = pytest.mark.row
@@ -111,6 +128,7 @@ def test_a_vocabulary_that_no_model_can_have_is_refused_by_every_command(tmp_pat
         lambda state, tensors: without("labels", "head", state, tensors),
         lambda state, _: with_twice("tokens", state),
         lambda state, _: with_twice("labels", state),
+        lambda state, _: state["vocabulary"]["tokens"].reverse(),
         lambda state, _: state.update(step=-2),
         lambda state, _: state.update(step=10**400),
     ):
@@ -124,3 +142,154 @@ def test_a_vocabulary_that_no_model_can_have_is_refused_by_every_command(tmp_pat
             assert done.returncode == 4, (words, done.stderr)
             assert "error[K" in done.stderr
             assert "internal error" not in done.stderr
+
+
+# --- every field
+
+ODD_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    2**31,
+    2**63,
+    10**300,
+    0.5,
+    -0.0,
+    1e-320,
+    1e308,
+    math.nan,
+    math.inf,
+    "",
+    "nan",
+    "<unk>",
+    "a\nb\x1b[2J",
+    "\0",
+    "\ud800",
+    "x" * 10**5,
+    [],
+    [""],
+    [1, [2]],
+    ["a", "a"],
+    ["\ud800"],
+    {},
+    {"": None},
+    {"a": {"b": [{}]}},
+)
+
+KINDS: dict[str, dict[str, Any]] = {
+    "sum_mod": {"model": {"cell": "rnn"}},
+    "ids": {"data": {"tokens": "ids"}, "model": {"cell": "gru"}},
+    "words": {"data": {"tokens": "words"}, "model": {"cell": "lstm", "bidirectional": True}},
+    "characters": {"data": {"tokens": "characters"}, "optimizer": {"name": "sgd", "momentum": 0.5}},
+}
+
+
+def made_run(kind: str, folder: Path) -> Path:
+    """Train two steps on data of a kind and return the newest checkpoint."""
+    sections = {name: dict(values) for name, values in KINDS[kind].items()}
+    if kind != "sum_mod":
+        texts = [(" ".join(map(str, sequence)), label) for sequence, label in some_rows(40)]
+        data = write_jsonl(folder / "data.jsonl", some_rows(40) if kind == "ids" else texts)
+        sections["data"] = {"source": "files", "train": str(data), **sections["data"]}
+    sections.setdefault("model", {}).update(embedding_dim=2, hidden_size=3)
+    train = {"max_steps": 2, "batch_size": 4, "eval_samples": 4, "engine": "eager"}
+    fit(parse_config({**sections, "train": train, "device": "cpu"}, "test"), folder / "run")
+    return find_newest(folder / "run")
+
+
+Places = list[tuple[str | int, ...]]
+
+
+def places_of(value: Any, place: tuple[str | int, ...] = ()) -> Places:
+    """Return where there is a value in a state: all keys, and the first of each list."""
+    places = [place]
+    if isinstance(value, dict):
+        for key in value:
+            places += places_of(value[key], (*place, key))
+    elif isinstance(value, list) and value:
+        places += places_of(value[0], (*place, 0))
+    return places
+
+
+def replaced(state: Any, place: tuple[str | int, ...], odd: Any) -> Any:
+    """Return a copy of a state with another value in one place."""
+    if not place:
+        return odd
+    copy = state.copy()
+    copy[place[0]] = replaced(copy[place[0]], place[1:], odd)
+    return copy
+
+
+def use(path: Path) -> None:
+    """Do everything that is done with a checkpoint but training. Raises: RnnclsError."""
+    predictor = load(path, "cpu")
+    predictor.predict([[1, 2] if predictor.data.tokens == "ids" else "1 2"])
+    describe_model(predictor.config, (len(predictor.vocabulary.tokens), len(predictor.labels)))
+
+    checkpoint = read_checkpoint(path)
+    task = restored_task(checkpoint, resumed_config(checkpoint, ()), set())
+    state = restored_state(checkpoint, task)
+    _completion(state, task)
+    _is_complete(state, task, checkpoint)
+    _warn_of_other_machine(checkpoint, state)
+    warn_of_other_split(task, checkpoint)
+    state.totals.averages()
+    if isinstance(task.config.data, FilesConfig):
+        with_files_of_run(checkpoint, task.config.data, OF_RESUMING)
+
+
+def replace_all(newest: Path, most: int | None) -> None:
+    """Replace the values in all places of a state by odd ones, or in `most` cases drawn at random.
+
+    Nothing but a RnnclsError may come, and the file is refused or used at once.
+    """
+    text, tensors = tensorfile.read(newest)
+    whole = json.loads(text)
+    use(newest)
+    cases = [(place, odd) for place in places_of(whole) for odd in ODD_VALUES]
+    if most is not None:
+        cases = random.Random(5).sample(cases, most)
+
+    refusals = []
+    threads = torch.get_num_threads()
+    for place, odd in cases:
+        tensorfile.write(newest, json.dumps(replaced(whole, place, odd)), tensors)
+        try:
+            use(newest)
+        except RnnclsError as error:
+            refusals.append(error)
+        except Exception as error:
+            error.add_note(f"{place} = {odd!r:.100}")
+            raise
+        finally:
+            torch.set_num_threads(threads)
+
+    assert len(refusals) > len(cases) // 2
+    assert all(error.exit_code > 1 and len(error.render()) < 10_000 for error in refusals)
+
+
+@pytest.mark.slow
+@row("K4", "K9", by="unit")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_replaced_by_every_odd_value_is_refused_or_harmless(
+    tmp_path: Path, kind: str
+) -> None:
+    replace_all(made_run(kind, tmp_path), None)
+
+
+@row("K4", "K9", by="unit")
+def test_some_fields_replaced_by_odd_values_are_refused_or_harmless(tmp_path: Path) -> None:
+    replace_all(made_run("words", tmp_path), 25)
+
+
+@row("K9")
+def test_a_long_name_of_a_field_is_compared_with_nothing() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        # Neither is called: comparing takes seconds for a name of megabytes.
+        patch.setattr("difflib.get_close_matches", None)
+        assert nearest("x" * 10**6, ["sequence"]) == ""
+        with pytest.raises(ConfigError):
+            parse_config({"model": {"cell": "x" * 10**6}}, "test")

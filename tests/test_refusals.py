@@ -4,15 +4,18 @@ import errno
 import json
 import os
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rnncls.errors import RnnclsError
-from rnncls.system.files import error_of_machine
+from rnncls.errors import OutOfMemory
+from rnncls.rundir.status import read_status
+from rnncls.system.files import error_of_machine, writing
 from rnncls.training.fit import fit
 from rnncls.version import __version__
-from tests.helpers import ROOT, config_of, run_command, run_python, run_rnncls
+from tests.helpers import ROOT, at_step, config_of, run_command, run_python, run_rnncls
 
 row = pytest.mark.row
 
@@ -169,6 +172,7 @@ for number in range(int(sys.argv[2])):
             assert "name too long" in done.stderr
 
 
+@row("R9", "R16", "R30")
 @pytest.mark.parametrize(
     ("number", "exit_code", "id"),
     [
@@ -177,16 +181,72 @@ for number in range(int(sys.argv[2])):
         (errno.ELOOP, 5, "R30"),
         (errno.EMFILE, 5, "R30"),
         (errno.ENAMETOOLONG, 5, "R30"),
+        (errno.EAGAIN, 5, "R30"),
         (errno.ENOSPC, 6, "R9"),
         (errno.EROFS, 6, "R9"),
+        (errno.ENOMEM, 8, "R16"),
     ],
 )
 def test_any_other_refusal_has_its_reason_and_its_path(
     number: int, exit_code: int, id: str
 ) -> None:
     for error in (OSError(number, "a reason", b"a/path"), OSError(number, "a reason")):
-        shown: RnnclsError = error_of_machine(error)
+        shown = error_of_machine(error)
+        assert shown is not None
         assert shown.exit_code == exit_code
         assert shown.problems[0].id == id
-        assert "a reason" in shown.render()
-        assert ("a/path" in shown.render()) == (error.filename is not None)
+        if exit_code != 8:
+            assert "a reason" in shown.render()
+        if number not in (errno.EAGAIN, errno.ENOMEM):
+            assert ("a/path" in shown.render()) == (error.filename is not None)
+
+
+@row("R16")
+def test_no_memory_while_a_file_is_written_is_no_full_disk() -> None:
+    with pytest.raises(OutOfMemory), writing(Path("file")):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+@pytest.fixture
+def no_threads() -> Iterator[None]:
+    """Let the system refuse each new thread: none can have a stack of 64 TiB."""
+    before = threading.stack_size(2**46)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+@pytest.mark.usefixtures("no_threads")
+@pytest.mark.parametrize("command", [pytest.param("train", marks=pytest.mark.slow), "sweep"])
+@row("R30")
+def test_a_thread_that_the_system_refuses(tmp_path: Path, command: str) -> None:
+    words = ["configs/smoke.yaml", "device=cpu", "train.max_steps=4"]
+    if command == "train":
+        # These steps draw the batches that come next in a thread.
+        words += ["train.engine=compiled", "--run-dir"]
+    else:
+        words += ["train.engine=eager", "--seeds", "0-2", "--jobs", "2", "--sweep-dir"]
+
+    done = run_rnncls(command, *words, tmp_path / "new")
+    assert done.returncode == 5, done.stderr
+    assert "error[R30]: the system starts no more threads" in done.stderr
+    assert "ulimit -u" in done.stderr
+    assert "--jobs" in done.stderr
+    assert "internal error" not in done.stderr
+    if command == "train":
+        status = read_status(tmp_path / "new")
+        assert (status["state"], status["exit_code"], status["error_id"]) == ("failed", 5, "R30")
+        assert not (tmp_path / "new" / "crash.log").exists()
+
+
+@row("R30")
+def test_a_refusal_in_a_run_is_in_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(monkeypatch, 3, lambda _: Path("x" * 5000).stat())
+    words = ["configs/smoke.yaml", "device=cpu", "train.engine=eager"]
+    done = run_rnncls("train", *words, "--run-dir", tmp_path / "run")
+    assert done.returncode == 5, done.stderr
+    status = read_status(tmp_path / "run")
+    assert (status["state"], status["exit_code"], status["error_id"]) == ("failed", 5, "R30")

@@ -227,7 +227,7 @@ def test_random_sigkills_change_nothing(tmp_path: Path) -> None:
             assert read_status(run.result())["state"] == "finished"
 
 
-@pytest.mark.row("K2", "K16")
+@pytest.mark.row("K2", "K3", "K16")
 def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(
     whole: Path, tmp_path: Path
 ) -> None:
@@ -237,7 +237,9 @@ def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(
     content = (folder / "step-00000024.safetensors").read_bytes()
     (folder / "best.safetensors").unlink()
     (folder / "step-00000024.safetensors").write_bytes(content[:-7])
-    (folder / "best.safetensors").write_bytes(b"")
+    # One bit of the weights.
+    flipped = content[:-1] + bytes([content[-1] ^ 1])
+    (folder / "best.safetensors").write_bytes(flipped)
     resume(run_dir)
     assert outcome(run_dir) == outcome(whole)
     names = {path.name for path in folder.iterdir()}
@@ -439,6 +441,8 @@ def test_damaged_lines_and_statuses_are_passed_over(damage: str, tmp_path: Path)
         {"best_accuracy": 2.0},
         {"best_step": 3.5},
         {"best_step": 41},
+        {"totals_steps": 1},
+        {"totals_loss": 1e308},
         {"due": 2},
         {"another": 1},
     ],

@@ -188,7 +188,7 @@ def test_gradients_and_histograms_are_there_after_compiled_steps(tmp_path: Path)
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-5)
 
 
-@row("R32")
+@row("R32", by="unit")
 def test_an_engine_that_cannot_be_is_refused_or_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

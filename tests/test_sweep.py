@@ -288,7 +288,7 @@ def test_a_plan_is_read_back(tmp_path: Path) -> None:
         load_sweep(tmp_path / "s")
 
 
-@row("R33")
+@row("R33", by="unit")
 def test_without_scipy_groups_are_shown_but_not_compared(
     swept: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

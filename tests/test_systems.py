@@ -106,7 +106,7 @@ def on_windows(code: str) -> Completed:
     return run_python(f"{AS_ON_WINDOWS}\n{code}")
 
 
-@pytest.mark.row("R34")
+@pytest.mark.row("R34", by="unit")
 @pytest.mark.parametrize(
     "words",
     ["train --config configs/smoke.yaml", "runs ls", "predict x", "--version", "--help", "no-such"],
@@ -122,7 +122,7 @@ def test_on_windows_every_command_names_wsl2_and_exits_with_5(words: str) -> Non
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.row("R34")
+@pytest.mark.row("R34", by="unit")
 def test_on_windows_the_package_can_be_imported_and_says_the_same() -> None:
     done = on_windows(
         "import rnncls\n"

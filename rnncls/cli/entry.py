@@ -8,7 +8,7 @@ import typer
 
 from rnncls.cli.app import app
 from rnncls.cli.usage import describe
-from rnncls.errors import RnnclsError, as_out_of_memory, on_one_line
+from rnncls.errors import RnnclsError, on_one_line
 from rnncls.system.files import error_of_machine
 from rnncls.system.signals import exit_on_signals
 from rnncls.system.streams import make_streams_lenient
@@ -42,13 +42,11 @@ def run() -> int:
     except UsageError as error:
         _print_error(describe(error, sys.argv[1:]))
         return int(error.exit_code)
-    # Any path of any command can be too long, or closed to this user.
-    except OSError as error:
-        return _fail(as_out_of_memory(error) or error_of_machine(error))
     except Exception as error:
-        # Memory can also run out outside training, for example while a checkpoint is read.
-        out_of_memory = as_out_of_memory(error)
-        return _fail(out_of_memory) if out_of_memory else _bug(error)
+        # Any path of any command can be too long, or closed to this user, and memory can also run
+        # out outside training, for example while a checkpoint is read.
+        of_machine = error_of_machine(error)
+        return _fail(of_machine) if of_machine else _bug(error)
 
 
 def _fail(error: RnnclsError) -> int:

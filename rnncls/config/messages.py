@@ -21,6 +21,7 @@ from rnncls.errors import Problem
 
 SOURCES = ("sum_mod", "files")  # the values of data.source
 MOST_LETTERS_OF_VALUE = 60
+MOST_COMPARED = 1000  # letters of a word for which a similar one is sought
 
 _THOUSANDS = re.compile(r"[1-9][0-9]{0,2}(,[0-9]{3})+")
 
@@ -261,6 +262,9 @@ def _source_with(key: str) -> str:
 
 def _closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     """Return the most similar of the words; "" if none is similar enough."""
+    # A checkpoint may hold words of megabytes, which would take minutes to compare.
+    if len(word) > MOST_COMPARED:
+        return ""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)
     return close[0] if close else ""
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from rnncls.config import Config, parse_saved, sizes
 from rnncls.data import Task, Vocabulary
+from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID
 from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem
 from rnncls.rundir import tensorfile
 from rnncls.rundir.paths import STEP_PREFIX, step_path
@@ -43,6 +44,12 @@ class VocabularyState(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError("a name that is there twice")
         return names
+
+    @model_validator(mode="after")
+    def _unknown_first(self) -> "VocabularyState":
+        if self.has_unknown and self.tokens[UNKNOWN_ID] != UNKNOWN:
+            raise ValueError("another token in the place of <unk>")
+        return self
 
 
 class SavedState(BaseModel):

@@ -120,11 +120,12 @@ class RunDirectory:
             error_id = error.problems[0].id
             raise
         except Exception as error:
-            # What the command line will end with.
-            if isinstance(error, OSError):
-                of_machine = error_of_machine(error)
+            of_machine = error_of_machine(error)
+            if of_machine is not None:
+                # What the command line will end with.
                 exit_code = of_machine.exit_code
                 error_id = of_machine.problems[0].id
+                raise
 
             # Most likely a bug. The command line shows one line of it, and where to find the rest.
             crash_log = self.path / CRASH_LOG

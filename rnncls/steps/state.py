@@ -192,7 +192,7 @@ class TrainState:
 # Checkpoints are input like any other. These bounds are far beyond every real run, and what is
 # added to a number within them still fits into 64 bits.
 NonNegative = Annotated[int, Field(ge=0, le=2**62)]
-Sum = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Sum = Annotated[float, Field(ge=0, le=1e300)]
 
 
 class Counters(BaseModel):
@@ -235,4 +235,8 @@ def _validated(counters: dict[str, Any], step: int) -> Counters:
         raise ValueError("best_step, best_score, best_accuracy")
     if kept.best_step is not None and kept.best_step > step:
         raise ValueError("best_step, best_score, best_accuracy")
+
+    # A step has sequences and takes time, and averages divide by both.
+    if kept.totals_steps and not (kept.totals_sequences and kept.totals_seconds):
+        raise ValueError("totals_steps, totals_sequences, totals_seconds")
     return kept

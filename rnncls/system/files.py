@@ -22,6 +22,7 @@ from rnncls.errors import (
     Problem,
     RnnclsError,
     WriteError,
+    as_out_of_memory,
     on_one_line,
 )
 
@@ -32,6 +33,9 @@ _LIMITS = (errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
 
 # There is no more room, or writing is not allowed at all.
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+# The message of Python's RuntimeError.
+_NO_THREAD = "can't start new thread"
 
 # What file systems without hard links answer. The two "not supported" are one number on Linux and
 # two on macOS.
@@ -294,11 +298,15 @@ def writing(path: Path, what: str = "cannot write", needed: int = 0) -> Iterator
     `what` begins the message, and `needed` is the number of bytes to be written, if known.
 
     Raises: MachineError if a limit of the machine was reached (open files, length of a name).
-    WriteError for any other OSError, with the free space if that ran out.
+    OutOfMemory. WriteError for any other OSError, with the free space if that ran out.
     """
     try:
         yield
     except OSError as error:
+        out_of_memory = as_out_of_memory(error)
+        if out_of_memory is not None:
+            raise out_of_memory from None
+
         what = f"{what}: {error.strerror}"
         if error.errno in _LIMITS:
             raise _limit_reached(what, str(path)) from None
@@ -311,12 +319,28 @@ def writing(path: Path, what: str = "cannot write", needed: int = 0) -> Iterator
         raise WriteError(Problem(what, str(path), found=space, remedy=remedy, id="R9")) from None
 
 
-def error_of_machine(error: OSError) -> RnnclsError:
-    """Return the error to end with for an OSError that nothing closer to its cause has explained.
+def error_of_machine(error: Exception) -> RnnclsError | None:
+    """Return the error to end with for what the machine refuses, and None for anything else.
 
-    Files, folders and disks refuse in more ways than there are places that could ask: a folder
-    that may not be entered, a disk that fails, a current folder that was deleted.
+    This is for what nothing closer to its cause has explained. Machines refuse in more ways than
+    there are places that could ask: memory or threads that they have not, a folder that may not be
+    entered, a disk that fails, a current folder that was deleted.
     """
+    out_of_memory = as_out_of_memory(error)
+    if out_of_memory is not None:
+        return out_of_memory
+
+    # Python says no more than this of a thread that the system has not started. To start a process
+    # fails with EAGAIN.
+    is_refused_thread = isinstance(error, RuntimeError) and str(error) == _NO_THREAD
+    if is_refused_thread or isinstance(error, BlockingIOError):
+        what = "the system starts no more threads or processes for this user"
+        remedy = "a higher limit (ulimit -u), fewer --jobs, or fewer other programs"
+        return MachineError(Problem(what, found=str(error), remedy=remedy, id="R30"))
+    return _error_of_system(error) if isinstance(error, OSError) else None
+
+
+def _error_of_system(error: OSError) -> RnnclsError:
     reason = error.strerror or str(error)
     place = error.filename
     where = os.fsdecode(place) if isinstance(place, str | bytes | os.PathLike) else ""

@@ -10,10 +10,11 @@ from rnncls.errors import as_out_of_memory
 @contextmanager
 def reporting_memory(config: Config) -> Iterator[None]:
     """Turn what Python and torch raise without memory into OutOfMemory."""
-    # RuntimeError is what torch raises, and the base class of its OutOfMemoryError.
+    # RuntimeError is what torch raises, and the base class of its OutOfMemoryError. OSError is what
+    # the system answers.
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         asked_for = f"batches of {config.train.batch_size:,} sequences"
         if config.data.max_length:
             asked_for += f" of up to {config.data.max_length:,} tokens"

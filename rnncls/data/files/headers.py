@@ -29,6 +29,7 @@ _NUMBERS = re.compile(r"[-+0-9.,;\s\[\]]*[0-9][-+0-9.,;\s\[\]]*")
 _PLAIN = re.compile(r"[^\W\d](?:[\w .-]*[\w.-])?")
 _MEANS_OTHER = re.compile(r"true|false|null|yes|no|on|off|y|n", re.IGNORECASE)
 
+MOST_COMPARED = 1000  # letters of a name for which a similar one is sought
 MOST_SHOWN = 20  # columns
 SHOWN_CHARACTERS = 60  # of the name of a column
 
@@ -208,6 +209,9 @@ def no_header(where: str, header: Sequence[str], or_else: str = "") -> Problem:
 
 def nearest(name: str, names: Sequence[str]) -> str:
     """Return the name that was most likely meant, "" if none is near."""
+    # A checkpoint may name a field of megabytes, which each row would be compared with.
+    if len(name) > MOST_COMPARED:
+        return ""
     by_lower = {known.strip().lower(): known for known in names[:1_000]}
     close = difflib.get_close_matches(name.strip().lower(), list(by_lower), n=1)
     return by_lower[close[0]] if close else ""
