@@ -4,13 +4,15 @@ import errno
 import hashlib
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from scripts.chaos.machines import Mounts, can_mount, in_namespace
+from scripts.chaos.machines import Mounts, can_mount, in_namespace, weights_of
 from scripts.chaos.part import SHORTER, Part, Result
 from scripts.file_calls import Prepare, failing, killing, listing
 from scripts.processes import fork, nothing, wait_and_measure
@@ -35,7 +37,7 @@ def compiling(folder: Path, short: bool) -> Result:
     part = Part(folder, *SHORTER)
     counts = [] if short else [whole_program(part)]
 
-    # After the program, which is compiled with other options: Numba reads them when it is imported.
+    # Numba is imported once, and not by each of many starts.
     import_module("rnncls.steps.compiled.kept")
     counts += [
         at_once(part, (2,) if short else (2, 4, 8)),
@@ -68,7 +70,7 @@ def small(cache: Path, prepare: Prepare = nothing) -> Prepare:
         from rnncls.steps.compiled.kept import KeptCode, code_folder
 
         prepare()
-        made = njit(doubled)
+        made: Any = njit(doubled)
         made._cache = KeptCode("doubled", code_folder(b"small"))
         raise SystemExit(0 if made(21) == 42 else 1)
 
@@ -214,97 +216,85 @@ def small_disks(part: Part, kilobytes: Sequence[int]) -> int:
 
 def whole_program(part: Part) -> int:
     """Compile the program itself: two runs at once, killed ones, full disks, flipped bits."""
-    cache = new_cache(part)
-    runs = part.folder / "runs"
-    runs.mkdir()
-
-    # Each of the two takes all its time, as they begin with nothing.
-    pids = [start_run(part, runs / name, cache) for name in ("first", "second")]
-    for pid, name in zip(pids, ("first", "second"), strict=True):
-        check_run(part, pid, runs / name, "two cold starts at once")
+    cache = part.folder / "cache"
+    cache.mkdir(mode=0o700)
+    first = start_run(part, "first", cache)
+    second = start_run(part, "second", cache)
+    check_run(part, first, "first")
+    check_run(part, second, "second")
     check_whole(part, cache, "two cold starts at once")
-    part.check(
-        weights(runs / "first") == weights(runs / "second"), "two cold starts: other weights"
-    )
+    check_same(part, "second")
 
-    starts = 2 + kill_program(part, runs)
-    starts += damage_program(part, runs, cache)
-    if can_mount():
-        starts += starve_program(part, runs)
-    return starts
+    return 2 + damage_program(part, cache) + starve_program(part)
 
 
-def start_run(part: Part, run_dir: Path, cache: Path, prepare: Prepare = nothing) -> int:
+def start_run(part: Part, name: str, cache: Path, prepare: Prepare = nothing) -> int:
     """Start a run with compiled steps in a fork and return its process id."""
 
     def changed() -> None:
         os.environ["XDG_CACHE_HOME"] = str(cache)
-        # Numba then hardly optimizes, which takes half as long; what is kept is of the same kind.
-        os.environ["NUMBA_OPT"] = "0"
         prepare()
 
-    log = run_dir.with_suffix(".log")
-    return fork([*part.command(run_dir), *COMPILED], log, changed)
+    words = [*part.command(part.folder / name), *COMPILED]
+    return fork(words, part.folder / f"{name}.log", changed)
 
 
-def check_run(part: Part, pid: int, run_dir: Path, what: str) -> str:
+def check_run(part: Part, pid: int, name: str) -> str:
     """Wait for a run, check that it ended with 0, and return what it said."""
-    part.log = run_dir.with_suffix(".log")
-    part.check_exit(wait_and_measure(pid, PATIENCE_S)[0], 0, what)
+    part.log = part.folder / f"{name}.log"
+    part.check_exit(wait_and_measure(pid, PATIENCE_S)[0], 0, f"the program: {name}")
     return part.last_words()
 
 
-def weights(run_dir: Path) -> dict[str, bytes]:
-    """Return the bytes of the checkpoints by their name."""
-    return {path.name: path.read_bytes() for path in run_dir.glob("checkpoints/*")}
+def check_same(part: Part, name: str) -> None:
+    """Check that a run ended as the first one did."""
+    same = weights_of(part.folder / name) == weights_of(part.folder / "first")
+    part.check(same, f"the program: {name}: other weights")
 
 
-def kill_program(part: Part, runs: Path) -> int:
-    """Kill a run several times while it compiles, then let it end."""
-    cache = new_cache(part)
+def damage_program(part: Part, cache: Path) -> int:
+    """Flip a bit of each kept function: it is compiled anew, and the run is the same."""
+    rng = random.Random(1)
+    names = [path.name for path in sorted(cache.rglob("[!.]*.code"))]
+    pids = []
+    for number, name in enumerate(names):
+        copied = part.folder / f"damaged-{number}"
+        shutil.copytree(cache, copied)
+        (path,) = copied.rglob(name)
+        flip(path, rng)
+        pids.append(start_run(part, f"flipped-{number}", copied))
+
+    for number, (pid, name) in enumerate(zip(pids, names, strict=True)):
+        words = check_run(part, pid, f"flipped-{number}")
+        part.check(f"{name} is damaged" in words, f"a flipped bit of {name}: no warning")
+        check_whole(part, part.folder / f"damaged-{number}", f"a flipped bit of {name}")
+        check_same(part, f"flipped-{number}")
+    return len(pids)
+
+
+def starve_program(part: Part) -> int:
+    """Kill a run while it compiles and start it anew, beside runs whose caches are too small."""
+    cache = part.folder / "cache-of-killed"
+    cache.mkdir(mode=0o700)
     moments = (1.0, 3.0, 6.0)
     for number, seconds in enumerate(moments):
-        pid = start_run(part, runs / f"killed-{number}", cache)
+        pid = start_run(part, f"killed-{number}", cache)
         time.sleep(seconds)
         os.kill(pid, signal.SIGKILL)
         exit_code = wait_and_measure(pid, PATIENCE_S)[0]
-        part.check_exit(exit_code, -signal.SIGKILL, f"killed after {seconds} s")
+        part.check_exit(exit_code, -signal.SIGKILL, f"the program: killed after {seconds} s")
 
-    pid = start_run(part, runs / "after-kills", cache)
-    check_run(part, pid, runs / "after-kills", "the start after kills")
-    check_whole(part, cache, "kills")
-    part.check(weights(runs / "after-kills") == weights(runs / "first"), "kills: other weights")
-    return len(moments)
+    pids = {"after-kills": start_run(part, "after-kills", cache)}
+    for size in ("100k", "400k") if can_mount() else ():
+        place = part.folder / f"cache-{size}"
+        place.mkdir(mode=0o700)
+        full = in_namespace(disk_of(place, f"size={size}"))
+        pids[f"starved-{size}"] = start_run(part, f"starved-{size}", place, full)
 
-
-def damage_program(part: Part, runs: Path, cache: Path) -> int:
-    """Flip a bit of one kept function at a time: it is compiled anew, and the run is the same."""
-    rng = random.Random(1)
-    files = sorted(cache.rglob("[!.]*.code"))
-    for number in range(4):
-        path = files[number % len(files)]
-        flip(path, rng)
-        run_dir = runs / f"flipped-{number}"
-        words = check_run(part, start_run(part, run_dir, cache), run_dir, f"a bit of {path.name}")
-        part.check(f"{path.name} is damaged" in words, f"a bit of {path.name}: no warning")
-        check_whole(part, cache, f"a bit of {path.name}")
-        part.check(weights(run_dir) == weights(runs / "first"), f"a bit of {path.name}: weights")
-    return 4
-
-
-def starve_program(part: Part, runs: Path) -> int:
-    """Start two runs whose caches lie on disks too small for what they keep."""
-    sizes = ("size=100k", "size=400k")
-    pids = []
-    for number, size in enumerate(sizes):
-        cache = part.folder / f"disk-{number}"
-        cache.mkdir(mode=0o700)
-        mounts = disk_of(cache, size)
-        pids.append(start_run(part, runs / f"starved-{number}", cache, in_namespace(mounts)))
-
-    for number, (pid, size) in enumerate(zip(pids, sizes, strict=True)):
-        run_dir = runs / f"starved-{number}"
-        words = check_run(part, pid, run_dir, f"the program's cache with {size}")
-        part.check(WARNED in words, f"the program's cache with {size}: no warning")
-        part.check(weights(run_dir) == weights(runs / "first"), f"cache with {size}: weights")
-    return len(sizes)
+    for name, pid in pids.items():
+        words = check_run(part, pid, name)
+        is_starved = name.startswith("starved")
+        part.check((WARNED in words) == is_starved, f"the program: {name}: {words}")
+        check_same(part, name)
+    check_whole(part, cache, "the program: after-kills")
+    return len(moments) + len(pids)

@@ -60,7 +60,7 @@ def crowds(folder: Path, short: bool) -> Result:
 
     mounted = can_mount()
     if mounted:
-        for share in (0.5,) if short else (0.2, 0.5, 0.8):
+        for share in (0.5,) if short else (0.2, 0.4, 0.6):
             full_disk(part, share)
             tries += 1
 
