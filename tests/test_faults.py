@@ -800,7 +800,10 @@ def test_chaos() -> None:
 
     That is every fail point of a shorter run, ten kills, and samples of the rest.
     """
-    halves = [["failpoints", "signals", "stops"], ["disk_errors", "kills", "damage", "mutations"]]
+    halves = [
+        ["failpoints", "signals", "stops", "limits", "crowds"],
+        ["disk_errors", "kills", "damage", "mutations", "rights", "clocks", "compiling"],
+    ]
 
     def run(parts: list[str]) -> Completed:
         return run_command([PYTHON, "-m", "scripts.chaos", "--short", *parts])

@@ -27,7 +27,7 @@ from rnncls.steps.captured.graphs import Graphs
 from rnncls.steps.chunks import ahead, in_chunks
 from rnncls.steps.compiled import kernels
 from rnncls.steps.compiled.engine import load_program
-from rnncls.steps.compiled.kept import code_folder
+from rnncls.steps.compiled.kept import CodeFolder, code_folder
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState, next_due
 from rnncls.training.fit import fit
@@ -267,6 +267,17 @@ def test_code_is_kept_only_where_nobody_else_could_put_some(
     base.chmod(0o1777)
     assert code_folder(b"sources").path == place
     assert not capsys.readouterr().err
+
+
+def test_what_a_killed_process_left_beside_the_code_is_removed(tmp_path: Path) -> None:
+    old, new = tmp_path / ".tmp-1-ab-f.code", tmp_path / ".tmp-2-ab-f.code"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
+
+    CodeFolder(tmp_path).write("f.code", b"whole")
+    # Another process may just be writing the other one.
+    assert {path.name for path in tmp_path.iterdir()} == {new.name, "f.code"}
 
 
 # Compiles a small function, and then loads it from a file of which one bit is another.

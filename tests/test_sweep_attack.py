@@ -21,7 +21,7 @@ from rnncls.sweep.results import Evaluation, LengthResult
 from rnncls.sweep.summary import _as_csv, summarize
 from rnncls.sweep.text import summary_text
 from rnncls.system.pictures import png_of
-from tests.helpers import PYTHON, config_of, run_process, run_rnncls, started, wait_for
+from tests.helpers import PYTHON, config_of, run_command, run_process, run_rnncls, started, wait_for
 
 row = pytest.mark.row
 
@@ -107,6 +107,21 @@ def test_a_full_stdout_does_not_keep_the_summary_from_being_stored(
     assert json.loads((sweep / "summary.json").read_text())["groups"][0]["ended"] == 1
     assert (sweep / "summary.csv").exists()
     assert (sweep / "plots" / "loss.png").exists()
+
+
+@pytest.mark.slow  # a process for each
+@row("R9")
+@pytest.mark.parametrize("redirected", ["2>/dev/full", ">&-", "2>&-", ">&- 2>&-", "| head -0"])
+def test_a_sweep_ends_whatever_becomes_of_its_streams(
+    redirected: str, config: Path, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    command = f'"{PYTHON}" -m rnncls sweep --config "{config}" --seeds 0 --samples 20'
+    script = f'{command} --sweep-dir "{sweep}" {redirected}\nexit ${{PIPESTATUS[0]}}'
+    done = run_command(["bash", "-c", script])
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((sweep / "summary.json").read_text())["groups"][0]["ended"] == 1
 
 
 # --- text in pictures

@@ -25,6 +25,8 @@ import torch
 import typer
 
 from scripts import fuzz
+from scripts.chaos.compiling import compiling
+from scripts.chaos.crowds import crowds
 from scripts.chaos.damage import damage, mutations
 from scripts.chaos.file_errors import disk_errors, failpoints
 from scripts.chaos.kernel import strace
@@ -44,6 +46,8 @@ PARTS: dict[str, Callable[[Path, bool], Result]] = {
     "limits": limits,
     "rights": rights,
     "clocks": clocks,
+    "compiling": compiling,
+    "crowds": crowds,
     "strace": strace,
 }
 

@@ -12,6 +12,8 @@ import hashlib
 import os
 import stat
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from rnncls.errors import on_one_line
 from rnncls.system.files import read_regular, write_atomically
 
 MAX_CODE_BYTES = 64 * 2**20  # of one file; the largest has about 1 MB
+
+LEFTOVER_S = 3600  # from when a temporary file is nobody's any more
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -62,8 +66,19 @@ class CodeFolder:
         try:
             # A file that a power cut destroys is noticed, and compiled anew.
             write_atomically(self.path / name, _digest(name, content) + content, durable=False)
+            self._remove_leftovers()
         except OSError as error:
             warn(f"compiled steps cannot be kept in {self.path}: {error.strerror}")
+
+    def _remove_leftovers(self) -> None:
+        """Remove what processes left that were killed while they wrote. Raises: OSError."""
+        if self.path is None:
+            return
+        for path in self.path.glob(".tmp-*"):
+            # Another process may be writing it. That takes less than a second.
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                    path.unlink()
 
     def _say_compiling(self) -> None:
         if self.is_said:
