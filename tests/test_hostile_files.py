@@ -164,11 +164,20 @@ def test_more_different_texts_in_large_file() -> None:
     """With the rows that are kept, their texts may take more."""
     numbering = Numbering()
     numbering.most = 0
-    numbering.numbered.append(array("i", [0] * 10))
+    numbering.kept += [(array("i", [0] * 10), 4), (array("q", [0] * 2), 32)]
 
     assert [numbering[text] for text in ("a", "b", "a")] == [0, 1, 0]
-    assert numbering.most > table.MOST_TEXT_BYTES
+    assert numbering.most == table.MOST_TEXT_BYTES + 104
     assert numbering.size > sys.getsizeof("a")
+
+
+def test_words_of_a_large_corpus_are_not_too_many() -> None:
+    """Ten million rows of twenty words, of which eight million of nine letters are different."""
+    tokens, rows, words = 200_000_000, 10_000_000, 8_000_000
+
+    most = table.MOST_TEXT_BYTES + tokens * table.BYTES_PER_NUMBER + rows * table.BYTES_PER_ROW
+
+    assert words * (sys.getsizeof("ninechars") + table._ENTRY_BYTES) < most
 
 
 def test_values_of_column_are_bounded() -> None:

@@ -356,6 +356,7 @@ def test_a_resumed_run_names_its_directory_at_once(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[0] == f"run directory: {tmp_path / 'run'}"
 
 
+@pytest.mark.usefixtures("signals_not_ignored")
 def test_an_interrupted_run_says_how_to_resume_and_not_error(tmp_path: Path) -> None:
     config = saved(config_of(), tmp_path / "c.yaml")
     run_dir = tmp_path / "a run"

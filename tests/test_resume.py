@@ -356,7 +356,7 @@ def test_a_lengthened_run_that_is_stopped_or_killed_resumes(
     overrides = [f"train.{key}={json.dumps(getattr(config.train, key))}" for key in first]
     fit(config, tmp_path / "whole")
     begun_at = fit(began, tmp_path / "begun").step
-    for step in range(begun_at, 23, 3):
+    for step in range(begun_at, 23, 5):
         run_dir = tmp_path / str(step)
         shutil.copytree(tmp_path / "begun", run_dir)
         with monkeypatch.context() as patch:
@@ -508,7 +508,13 @@ def test_a_run_directory_has_one_owner(tmp_path: Path, fails: Callable[..., str]
 
 
 @pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("number", "exit_code"),
+    [
+        # Ctrl-C of `rnncls train` has a quick test in test_cli.py.
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
+    ],
 )
 @pytest.mark.row("R4", "R5", "R6")
 @pytest.mark.usefixtures("signals_not_ignored")

@@ -35,6 +35,12 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+def words_of(config: Path, sweep: Path, seeds: str = "0") -> list[str | Path]:
+    """Return the command line of a sweep."""
+    words: list[str | Path] = ["sweep", "--config", config, "--seeds", seeds, "--samples", "20"]
+    return [*words, "--sweep-dir", sweep]
+
+
 # --- one profiler for the whole process
 
 
@@ -56,19 +62,9 @@ def test_a_sweep_that_profiles_ends_with_a_trace_of_each_member(
 ) -> None:
     sweep = tmp_path / "sweep"
     own = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words: list[str | Path] = [
-        "sweep",
-        "--config",
-        config,
-        "--seeds",
-        "0-3",
-        "--samples",
-        "20",
-        "--jobs",
-        "2",
-    ]
+    words = [*words_of(config, sweep, seeds="0-3"), "--jobs", "2"]
     words += ["train.profile=true", "train.engine=auto", "train.max_steps=3000"]
-    with started([PYTHON, "-m", "rnncls", *words, "--sweep-dir", sweep], env=own) as process:
+    with started([PYTHON, "-m", "rnncls", *words], env=own) as process:
         wait_for(lambda: list(sweep.rglob("*.trace.json")))
         process.terminate()
         assert process.wait() == 143
@@ -89,19 +85,8 @@ def test_a_full_stdout_does_not_keep_the_summary_from_being_stored(
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     sweep = tmp_path / "sweep"
-    words: list[str | Path] = [
-        "sweep",
-        "--config",
-        config,
-        "--seeds",
-        "0",
-        "--samples",
-        "20",
-        "--sweep-dir",
-        sweep,
-    ]
     with open("/dev/full", "w") as full:
-        done = run_process(*words, stdout=full)
+        done = run_process(*words_of(config, sweep), stdout=full)
     assert done.returncode == 6, done.stderr
     assert "error[R9]" in done.stderr
     assert json.loads((sweep / "summary.json").read_text())["groups"][0]["ended"] == 1
@@ -284,18 +269,7 @@ def test_an_error_id_and_a_rate_from_elsewhere_are_shown_safely(swept: Sweep) ->
 @pytest.mark.parametrize("line", ['  "a\\0b.jsonl": abc', "  ? [1]\n  : abc"])
 def test_a_damaged_fingerprint_is_named(line: str, config: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    words: list[str | Path] = [
-        "sweep",
-        "--config",
-        config,
-        "--seeds",
-        "0",
-        "--samples",
-        "20",
-        "--sweep-dir",
-        sweep,
-    ]
-    assert run_rnncls(*words).returncode == 0
+    assert run_rnncls(*words_of(config, sweep)).returncode == 0
     path = sweep / "sweep.yaml"
     path.write_text(path.read_text().replace("fingerprints: {}", f"fingerprints:\n{line}"))
     done = run_rnncls("sweep", "--resume", sweep)

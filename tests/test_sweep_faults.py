@@ -470,7 +470,13 @@ def test_progress_is_shown_on_a_terminal(config: Path, tmp_path: Path) -> None:
 # --- signals and time
 
 
-@pytest.mark.parametrize("kind", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        signal.SIGUSR1,  # and SIGTERM after it
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_every_running_member_hears_a_signal(
     kind: signal.Signals, config: Path, tmp_path: Path
 ) -> None:

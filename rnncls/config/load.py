@@ -25,7 +25,7 @@ from rnncls.config.messages import (
     told_once,
 )
 from rnncls.config.schema import Config
-from rnncls.config.strict_yaml import Document, KeyPath
+from rnncls.config.strict_yaml import Document, KeyPath, is_text
 from rnncls.errors import MOST_PROBLEMS_SHOWN, ConfigError, Problem
 
 LocatedProblem = tuple[KeyPath, Problem]  # a problem and the key that has it, () for none
@@ -165,7 +165,7 @@ def _require_words(value: Any, path: KeyPath, document: Document) -> None:
     if not isinstance(value, dict):
         return
     for key, inner in value.items():
-        if not isinstance(key, str) or not _is_text(key):
+        if not isinstance(key, str) or not is_text(key):
             what = f"a key must be a word: {key!r}"
             raise ConfigError(Problem(what, document.where(path), expected="a word", id="C4"))
         _require_words(inner, (*path, key), document)
@@ -303,16 +303,7 @@ def _set_values(
 def _path_of(key: str) -> KeyPath:
     """Return the parts of an override's key, one or two; () if it cannot be a key."""
     parts = tuple(key.strip().split("."))
-    return parts if all(parts) and len(parts) <= 2 and _is_text(key) else ()
-
-
-def _is_text(text: str) -> bool:
-    """Return whether a file can hold a text: bytes of a command line that are no UTF-8 are none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return parts if all(parts) and len(parts) <= 2 and is_text(key) else ()
 
 
 def _malformed(override: str) -> Problem:

@@ -91,6 +91,10 @@ def read(path: Path, pipes: bool = True) -> Document:
             Problem(f"cannot read the config {path}: {reason}", remedy=remedy, id="C1")
         ) from None
 
+    if not raw and path.is_fifo():
+        what = f"cannot read the config {path}: nobody writes to this pipe"
+        raise ConfigError(Problem(what, remedy="begin to write before, or name a file", id="C1"))
+
     if len(raw) > MAX_BYTES:
         expected = f"at most {MAX_BYTES} bytes"
         raise ConfigError(
@@ -155,6 +159,17 @@ def parse(text: str, source: str) -> Document:
     except (ValueError, OverflowError):
         what = "not YAML: a number out of range, in an escape or as version"
         raise ConfigError(Problem(what, composer.here(), id="C3")) from None
+
+
+def is_text(text: str) -> bool:
+    """Return whether a file can hold a text. Half a character, of a pair that makes one, is none;
+    Python has such halves for bytes of a command line that are no UTF-8, too.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, text: str, source: str) -> Problem:
@@ -362,7 +377,7 @@ class _Composer:
 
     def require_characters(self, event: yaml.ScalarEvent) -> None:
         """Raise ConfigError for text that no file can hold: "\\ud800" is half a character."""
-        if any("\ud800" <= character <= "\udfff" for character in event.value):
+        if not is_text(event.value):
             expected = "whole characters, such as an escape with \\U and 8 digits"
             raise ConfigError(
                 Problem("the config is not text", self.place(event), expected=expected, id="C2")

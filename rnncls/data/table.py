@@ -29,9 +29,11 @@ from rnncls.errors import DataError, Problem, on_one_line
 from rnncls.system.rows import shortened
 
 # What the texts of all different tokens may take in memory, and so those of the labels; with every
-# number of them in the rows, a little more.
+# number of them in the rows, a little more, and for tokens with every row, too. Ten million short
+# messages have about eight million different words, most of them names, links and typing errors.
 MOST_TEXT_BYTES = 2**28
 BYTES_PER_NUMBER = 4
+BYTES_PER_ROW = 32
 _ENTRY_BYTES = 112  # of a dict, and the number in it
 
 Array = np.ndarray[Any, Any]  # one-dimensional
@@ -153,7 +155,8 @@ class Numbering(dict[str, int]):
     def __init__(self, what: str = "tokens") -> None:
         super().__init__()
         self.what = what  # the keys are, for people
-        self.numbered: list[array[int]] = []  # the numbers of what was read, for each table
+        # What was read, and the bytes that texts may take for each number in it.
+        self.kept: list[tuple[array[int], int]] = []
         self.size = 0  # bytes
         self.most = MOST_TEXT_BYTES
 
@@ -167,7 +170,7 @@ class Numbering(dict[str, int]):
 
     def _allow_more(self) -> None:
         # A large file may have more of them, and is in memory itself.
-        self.most = MOST_TEXT_BYTES + BYTES_PER_NUMBER * sum(map(len, self.numbered))
+        self.most = MOST_TEXT_BYTES + sum(len(numbers) * size for numbers, size in self.kept)
         if self.size > self.most:
             raise TooManyTexts
 
@@ -185,8 +188,8 @@ def read_table(
 ) -> Table:
     """Read the rows of files and number their tokens and labels. Raises: DataError."""
     table = Table(paths)
-    token_numbers.numbered.append(table.tokens)
-    label_numbers.numbered.append(table.labels)
+    token_numbers.kept += [(table.tokens, BYTES_PER_NUMBER), (table.lengths, BYTES_PER_ROW)]
+    label_numbers.kept.append((table.labels, BYTES_PER_NUMBER))
     with _progress_bar(paths, progress) as bar:
         for path in paths:
             try:
@@ -207,7 +210,7 @@ def _too_many_texts(
             f"very many different {too_many.what}, or very long ones",
             path,
             expected=f"{too_many.what} that occur again, or that take at most "
-            f"{MOST_TEXT_BYTES:,} bytes in memory",
+            f"{too_many.most:,} bytes in memory",
             found=f"{len(too_many):,} different ones in the first {count:,} sequences",
             remedy="data.tokens" if too_many is token_numbers else "data.label_field",
             id="D7",

@@ -15,7 +15,7 @@ from rnncls.config import Config, number
 from rnncls.data import Block, Task
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.compiled import kernels, memory, program
-from rnncls.steps.compiled.kept import CodeFolder, KeptCode, code_folder, warn
+from rnncls.steps.compiled.kept import CodeFolder, KeptCode, code_folder, say_compiling, warn
 from rnncls.steps.compiled.memory import (
     ADAM,
     ADAMW,
@@ -291,22 +291,24 @@ def _load_or_compile() -> Functions:
     modules = (kernels, memory, program)
     sources = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     folder = code_folder(sources)
-    try:
-        return _warmed_up(_functions(folder))
-    # What is kept is whole, but Numba may raise anything when it loads it.
-    except Exception as error:
-        if folder.path is None:
-            raise
-        warn(f"compiled steps cannot be kept in {folder.path}: {error}")
-        return _warmed_up(_functions(CodeFolder(None)))
+    if folder is not None:
+        try:
+            return _warmed_up(_functions(folder))
+        # What is kept is whole, but Numba may raise anything when it loads it.
+        except Exception as error:
+            warn(f"compiled steps cannot be kept in {folder.path}: {error}")
+
+    say_compiling("(about 15 s)")
+    return _warmed_up(_functions(None))
 
 
-def _functions(folder: CodeFolder) -> Functions:
+def _functions(folder: CodeFolder | None) -> Functions:
     """Return the functions, which Numba compiles, or reads from `folder`, when first called."""
 
     def compiled(function: Callable[..., Any]) -> Any:
         dispatcher = njit(function, **kernels.OPTIONS)
-        dispatcher._cache = KeptCode(function.__name__, folder)
+        if folder is not None:
+            dispatcher._cache = KeptCode(function.__name__, folder)
         return dispatcher
 
     return Functions(

@@ -20,9 +20,6 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
-from numba.core.caching import NullCache
-from numba.core.compiler import CompileResult
-from numba.core.serialize import dumps, loads
 from tqdm import tqdm
 
 from rnncls.errors import on_one_line
@@ -36,33 +33,33 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class CodeFolder:
-    """The folder of the files. `path` is None if there is none: then nothing is kept."""
+    """The folder of the files."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.is_said = False  # that something is compiled
 
     def read(self, name: str) -> bytes | None:
         """Return what was written under this name; None, and say so, if it has to be compiled."""
-        if self.path is not None:
-            try:
-                content = read_regular(self.path / name, MAX_CODE_BYTES)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                warn(f"compiled steps cannot be read from {self.path}: {error.strerror}")
-            else:
-                if content[:_DIGEST_BYTES] == _digest(name, content[_DIGEST_BYTES:]):
-                    return content[_DIGEST_BYTES:]
-                warn(f"{self.path / name} is damaged; it is compiled anew")
+        try:
+            content = read_regular(self.path / name, MAX_CODE_BYTES)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            warn(f"compiled steps cannot be read from {self.path}: {error.strerror}")
+        else:
+            code = content[_DIGEST_BYTES:]
+            if content[:_DIGEST_BYTES] == _digest(name, code):
+                return code
+            warn(f"{self.path / name} is damaged; it is compiled anew")
 
-        self._say_compiling()
+        if not self.is_said:
+            self.is_said = True
+            say_compiling(f"(once, about 15 s); kept in {self.path}")
         return None
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file. A warning says if it cannot be written: that costs time, and no run."""
-        if self.path is None:
-            return
         try:
             # A file that a power cut destroys is noticed, and compiled anew.
             write_atomically(self.path / name, _digest(name, content) + content, durable=False)
@@ -80,24 +77,15 @@ class CodeFolder:
                 if time.time() - path.stat().st_mtime > LEFTOVER_S:
                     path.unlink()
 
-    def _say_compiling(self) -> None:
-        if self.is_said:
-            return
-        self.is_said = True
 
-        # Through tqdm, which moves a bar out of the way: that of a sweep is there already.
-        text = "compiling the training step (about 15 s)"
-        if self.path is not None:
-            kept = on_one_line(str(self.path))
-            text = f"compiling the training step (once, about 15 s); kept in {kept}"
-        tqdm.write(text, file=sys.stderr)
-
-
-class KeptCode(NullCache):
+class KeptCode:
     """What Numba asks for the machine code of one function before it compiles it.
 
     Not Numba's own cache: that has an index beside the files, which two processes can bring out of
     step, and loads both unchecked.
+
+    It has to use private parts of Numba. Where another version does not have them, the first call
+    raises, before anything is compiled.
     """
 
     def __init__(self, function: str, folder: CodeFolder) -> None:
@@ -106,6 +94,9 @@ class KeptCode(NullCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the code for these types of arguments; None if there is none."""
+        from numba.core.compiler import CompileResult
+        from numba.core.serialize import loads
+
         target_context.refresh()
         content = self.folder.read(self._name(sig, target_context.codegen()))
         if content is None:
@@ -114,6 +105,8 @@ class KeptCode(NullCache):
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep the code for these types of arguments."""
+        from numba.core.serialize import dumps
+
         # Addresses in this process mean nothing in another one.
         if not data.library.has_dynamic_globals:
             self.folder.write(self._name(sig, data.codegen), dumps(data._reduce()))
@@ -139,8 +132,11 @@ def _digest(name: str, content: bytes) -> bytes:
     return digest.digest()
 
 
-def code_folder(sources: bytes) -> CodeFolder:
-    """Return the folder for the machine code of these sources; warn if there is no safe place."""
+def code_folder(sources: bytes) -> CodeFolder | None:
+    """Return the folder for the machine code of these sources.
+
+    Warn and return None if there is no safe place.
+    """
     # 64 bits of the hash are enough to tell versions of the sources apart.
     version = hashlib.sha256(sources).hexdigest()[:16]
     try:
@@ -158,7 +154,7 @@ def code_folder(sources: bytes) -> CodeFolder:
 
     if reason:
         warn(f"compiled steps are not kept, and compiled at every start: {reason}")
-        return CodeFolder(None)
+        return None
     return CodeFolder(folder)
 
 
@@ -199,6 +195,12 @@ def _others_may_rename(status: os.stat_result) -> bool:
     # Where every user has a group of his own, with his number, folders may be open to the group.
     by_group = status.st_mode & stat.S_IWGRP and status.st_gid != os.geteuid()
     return bool(by_group or status.st_mode & stat.S_IWOTH)
+
+
+def say_compiling(how: str) -> None:
+    """Say on stderr what the process is busy with."""
+    # Through tqdm, which moves a bar out of the way: that of a sweep is there already.
+    tqdm.write(on_one_line(f"compiling the training step {how}"), file=sys.stderr)
 
 
 def warn(text: str) -> None:
