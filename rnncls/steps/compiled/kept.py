@@ -12,8 +12,8 @@ import hashlib
 import os
 import stat
 import sys
-import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from rnncls.errors import on_one_line
-from rnncls.system.files import read_regular, write_atomically
+from rnncls.system.files import TEMPORARY, read_regular, write_atomically
 
 MAX_CODE_BYTES = 64 * 2**20  # of one file; the largest has about 1 MB
 
-LEFTOVER_S = 3600  # from when a temporary file is nobody's any more
+LEFTOVER_S = 3600  # the age from which a temporary file is nobody's any more
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -69,12 +69,11 @@ class CodeFolder:
 
     def _remove_leftovers(self) -> None:
         """Remove what processes left that were killed while they wrote. Raises: OSError."""
-        if self.path is None:
-            return
-        for path in self.path.glob(".tmp-*"):
+        now = datetime.now(UTC).timestamp()
+        for path in self.path.glob(f"{TEMPORARY}*"):
             # Another process may be writing it. That takes less than a second.
             with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                if now - path.stat().st_mtime > LEFTOVER_S:
                     path.unlink()
 
 
