@@ -26,6 +26,9 @@ from rnncls.model.classifier import RNNClassifier
 PIECE = 2**18  # characters of a text, or items of a list
 PIECE_STEPS = 2**13  # as many as nn.RNN runs at a time by itself
 
+# What the states of a sequence may take that are in memory together.
+MOST_STATE_BYTES = 3 * 2**27
+
 NO_ID = -1  # of a token that the model does not know and has no <unk> for
 
 _SPACE = re.compile(r"\s")
@@ -111,6 +114,28 @@ def is_streamed(network: RNNClassifier, ids: Sequence[Sequence[int]]) -> bool:
     """
     is_one = len(ids) == 1 and len(ids[0]) > BATCH_TOKENS
     return is_one and network.num_directions == 1
+
+
+def too_long_for(network: RNNClassifier, length: int) -> Problem | None:
+    """Return the problem of a sequence whose states do not fit in memory, None if they do.
+
+    Two directions need the states of a whole layer.
+    """
+    if network.num_directions == 1:
+        return None
+    rnn = network.rnn
+    # Of each step: its embedding; its gates, the states of both directions, and those below.
+    of_step = network.embedding.embedding_dim
+    of_step += rnn.get_parameter("weight_hh_l0").shape[0] + 6 * rnn.hidden_size
+    most = MOST_STATE_BYTES // (4 * of_step)
+    if length <= most:
+        return None
+    return Problem(
+        "a sequence too long for a model of two directions",
+        expected=f"at most {most:,} tokens: shorter lines, or a run with data.max_length",
+        found=f"{length:,} tokens",
+        id="D13",
+    )
 
 
 def logits_of_long(network: RNNClassifier, ids: Sequence[int]) -> Tensor:

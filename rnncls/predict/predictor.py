@@ -30,6 +30,7 @@ from rnncls.predict.long_sequences import (
     is_long,
     is_streamed,
     logits_of_long,
+    too_long_for,
 )
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.checkpoint_files import load_checkpoint
@@ -152,6 +153,13 @@ def encode(predictor: Predictor, value: Any) -> Ids | Problem:
 
     `value` is text or a list of tokens. A problem has no remedy: that depends on where it is.
     """
+    ids = _encoded(predictor, value)
+    if isinstance(ids, Problem):
+        return ids
+    return too_long_for(predictor.network, len(ids)) or ids
+
+
+def _encoded(predictor: Predictor, value: Any) -> Ids | Problem:
     if is_long(value):
         try:
             ids = ids_of_long(value, predictor.data, predictor.vocabulary)
