@@ -27,6 +27,9 @@ from rnncls.data.files.opening import ReportBytes
 from rnncls.data.files.packing import MAX_RATIO, RATIO_FROM, archive_of, damaged
 from rnncls.errors import DataError, Problem
 
+# To find the longest text of its dictionaries, a group of rows of a Parquet file is read so far.
+MOST_PROBED_BYTES = 2**26
+
 # All texts of an Excel file are in memory while it is read. Short ones take three times as much as
 # in the file.
 MOST_SHEET_BYTES = 2**27
@@ -143,9 +146,12 @@ def _parquet_batches(table: Any, file: io.BufferedReader) -> Iterator[Any]:
         about = table.metadata.row_group(group)
         size = about.total_byte_size // max(1, about.num_rows)
         rows = max(1, min(BATCH_ROWS, PIECE_BYTES // max(1, size)))
-        first = next(as_numbers.iter_batches(batch_size=1, row_groups=[group]), None)
-        is_large = first is not None and longest_of_dictionaries(first) * rows > MOST_BATCH_BYTES
-        source = as_numbers if is_large else table
+        source = table
+        # A larger group has mostly texts of its own, and looking at it would take much memory.
+        if about.total_byte_size <= MOST_PROBED_BYTES:
+            first = next(as_numbers.iter_batches(batch_size=1, row_groups=[group]), None)
+            if first is not None and longest_of_dictionaries(first) * rows > MOST_BATCH_BYTES:
+                source = as_numbers
         yield from source.iter_batches(batch_size=rows, row_groups=[group])
 
 
@@ -157,7 +163,9 @@ def _arrow(path: str | Path, file: io.BufferedReader) -> tuple[list[str], Iterat
     is_file = file.peek(6).startswith(b"ARROW1")
     _require_small(path, largest_batch(path, is_file))
     if is_file:
-        file.read(8)
+        # It may be cut off there. Batches are read in their order, as their sizes were.
+        pyarrow.ipc.open_file(file)
+        file.seek(8)
     stream = pyarrow.ipc.open_stream(file)
     return list(stream.schema.names), iter(stream)
 
