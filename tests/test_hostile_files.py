@@ -2,7 +2,11 @@
 
 import gzip
 import json
+import lzma
+import struct
 import sys
+import zipfile
+import zlib
 from array import array
 from pathlib import Path
 
@@ -11,11 +15,14 @@ import pytest
 from rnncls.config import FilesConfig
 from rnncls.data import table
 from rnncls.data.cells import LONG_ROW, tokens_of
-from rnncls.data.files import bad_rows, json_rows, lines
+from rnncls.data.files import bad_rows, batch_sizes, json_rows, lines, packing
 from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.dialect import dialect_of
 from rnncls.data.files.lines import lines_of
 from rnncls.data.files.opening import fingerprint, opened
 from rnncls.data.files.plausible import MOST_CHARACTERS, Plausible
+from rnncls.data.files.rows import read_rows
+from rnncls.data.files.sniffing import sniff
 from rnncls.data.files.splitting import Span
 from rnncls.data.table import Numbering, read_table
 from rnncls.errors import DataError
@@ -189,3 +196,124 @@ def test_values_of_column_are_bounded() -> None:
 
     assert sum(map(len, plausible.columns[1].values)) <= MOST_CHARACTERS
     assert sum(map(len, plausible.firsts)) <= MOST_CHARACTERS
+
+
+@pytest.mark.row("D20")
+def test_zip_of_very_many_files(tmp_path: Path) -> None:
+    """Their names take 50 times as much memory, and are not read."""
+    path = tmp_path / "many.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(10):
+            archive.writestr(f"{number}{'n' * 60_000}", "")
+        archive.writestr("last" + "n" * 65_000, "")
+        for number in range(8):
+            archive.writestr(f"more{number}{'n' * 60_000}", "")
+
+    with pytest.raises(DataError, match="bytes of names of files"), opened(path) as file:
+        packing.unpacked(path, file)
+
+
+def _xz_that_asks_for(exponent: int, content: bytes) -> bytes:
+    """Return an xz file whose header says which size its dictionary has."""
+    packed = bytearray(lzma.compress(content, lzma.FORMAT_XZ, preset=0))
+    end = 12 + 4 * (packed[12] + 1) - 4
+    packed[packed.index(b"\x21\x01", 12) + 2] = exponent
+    packed[end : end + 4] = struct.pack("<I", zlib.crc32(bytes(packed[12:end])))
+    return bytes(packed)
+
+
+@pytest.mark.row("D20")
+def test_xz_with_very_large_dictionary(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv.xz"
+    path.write_bytes(_xz_that_asks_for(39, b"a,b\n"))
+
+    with pytest.raises(DataError, match="xz file is damaged or a bomb"):
+        _lines_of(path)
+
+
+def test_xz_of_several_streams(tmp_path: Path) -> None:
+    """With zeros between them and at the end, as the format allows."""
+    path = tmp_path / "rows.csv.xz"
+    zeros = b"\0" * 200_000
+    path.write_bytes(lzma.compress(b"a\n") + zeros + lzma.compress(b"b\n" * 100_000) + zeros)
+
+    found = _lines_of(path)
+
+    assert len(found) == 100_001
+    assert found[-1] == (100_001, "b")
+
+    path.write_bytes(lzma.compress(b"b\n" * 100_000)[:-20])
+    with pytest.raises(DataError, match="xz file is damaged"):
+        _lines_of(path)
+
+
+@pytest.mark.row("D13")
+@pytest.mark.parametrize("is_file", [True, False])
+@pytest.mark.parametrize("compression", ["zstd", "lz4", None])
+def test_size_of_arrow_batches(tmp_path: Path, is_file: bool, compression: str | None) -> None:
+    """It is what pyarrow then allocates, and a little more: known before anything is read."""
+    pyarrow = pytest.importorskip("pyarrow")
+    columns = {"s": ["a b " * 250] * 1_000, "n": list(range(1_000))}
+    columns["d"] = pyarrow.array(["x" * 100_000, "y"] * 500).dictionary_encode()
+    rows = pyarrow.table(columns)
+    path = tmp_path / "rows.arrow"
+    options = pyarrow.ipc.IpcWriteOptions(compression=compression)
+    make = pyarrow.ipc.new_file if is_file else pyarrow.ipc.new_stream
+    with make(str(path), rows.schema, options=options) as writer:
+        writer.write_table(rows, max_chunksize=500)
+
+    size = batch_sizes.largest_batch(path, is_file)
+
+    # Of 500 rows: their texts, their numbers, and the two texts of the dictionary.
+    least = 500 * (1_000 + 8) + 100_001
+    assert least < size < 1.2 * least
+
+
+@pytest.mark.row("D13")
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.feather"])
+def test_long_text_of_dictionary(tmp_path: Path, name: str) -> None:
+    """Each row that refers to it has its own: a few of them are made at a time, and long ones not.
+
+    All of them together would take gigabytes.
+    """
+    pyarrow = pytest.importorskip("pyarrow")
+    texts = pyarrow.array(["a b " * 2**14, "b " * 2**18 + "c"])
+    numbers = pyarrow.array([0, *[1] * 1_000], pyarrow.int32())
+    column = pyarrow.DictionaryArray.from_arrays(numbers, texts)
+    table_of_rows = pyarrow.table({"sequence": column, "label": ["x", "y", *["x"] * 999]})
+    path = tmp_path / name
+    if name == "rows.parquet":
+        pytest.importorskip("pyarrow.parquet").write_table(table_of_rows, path)
+    else:
+        pytest.importorskip("pyarrow.feather").write_feather(table_of_rows, str(path))
+    bad = BadRows(path, stops=False)
+    fields = ["sequence", "label"]
+    dialect = sniff(path, dialect_of(FilesConfig(source="files", train=str(path))), fields)
+    dialect = dialect._replace(max_record_bytes=2**18)
+
+    rows = read_rows(path, dialect, fields, bad)
+
+    assert len(next(rows)[1]["sequence"]) == 2**16
+    assert not list(rows)
+    assert bad.count == 1_000
+    assert bad.problems[0].what == "a very long row"
+
+
+def test_sizes_of_columns() -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    text = pyarrow.array(["abc", "d" * 1_000] * 10)
+    encoded = text.dictionary_encode()
+    batch = pyarrow.record_batch(
+        {
+            "view": text.cast(pyarrow.string_view()),
+            "list": pyarrow.ListArray.from_arrays(list(range(21)), encoded),
+            "struct": pyarrow.StructArray.from_arrays([encoded], ["text"]),
+            "number": pyarrow.array([7] * 20).dictionary_encode(),
+        }
+    )
+
+    sizes = [batch_sizes.size_of(batch.slice(0, number)) for number in (1, 2, 20)]
+
+    assert 3 * 3 <= sizes[0] < 100
+    assert 3 * 1_003 <= sizes[1] < 3 * 1_003 + 200
+    assert 30 * 1_003 <= sizes[2] < 30 * 1_003 + 2_000

@@ -1,6 +1,7 @@
 """Sequences of very many tokens: read and predicted in little memory."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 
 from rnncls.data import collate
 from rnncls.data.sequences import BATCH_TOKENS
+from rnncls.errors import Problem
 from rnncls.model.classifier import RNNClassifier
 from rnncls.predict import long_sequences
-from rnncls.predict.long_sequences import is_streamed, logits_of_long
+from rnncls.predict.long_sequences import is_streamed, logits_of_long, too_long_for
+from rnncls.predict.predictor import encode, load
 from tests.helpers import PYTHON, run_command
 
 row = pytest.mark.row
@@ -69,3 +72,31 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert length == 2**23
     # In KiB; on macOS in bytes.
     assert grown < 256 * (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@row("D13")
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_a_model_of_two_directions_refuses_what_its_states_have_no_room_for(cell: Any) -> None:
+    """Their states of all steps are in memory together: gigabytes for a line of 16 MiB."""
+    one = RNNClassifier(10, 2, cell=cell)
+    two = RNNClassifier(10, 2, cell=cell, bidirectional=True, hidden_size=128)
+
+    assert too_long_for(one, 10**8) is None
+    assert too_long_for(two, 20_000) is None
+    problem = too_long_for(two, 200_000)
+    assert problem is not None
+    assert problem.id == "D13"
+    assert "data.max_length" in problem.expected
+
+
+@row("D13")
+def test_a_long_line_is_a_bad_row_of_a_model_of_two_directions(run_dir: Path) -> None:
+    predictor = load(run_dir)
+    network = RNNClassifier(10, 2, bidirectional=True, hidden_size=256)
+    predictor = replace(predictor, network=network)
+
+    assert isinstance(encode(predictor, "1 " * 100), list)
+    for size in (100_000, 2**20):
+        problem = encode(predictor, "1 " * size)
+        assert isinstance(problem, Problem)
+        assert problem.id == "D13"

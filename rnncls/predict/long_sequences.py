@@ -9,9 +9,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.data.sequences import BATCH_TOKENS
+from rnncls.errors import Problem
 from rnncls.model.classifier import RNNClassifier
 
 PIECE_STEPS = 2**13  # time steps at a time
+
+# What the states of a sequence may take that are in memory together.
+MOST_STATE_BYTES = 3 * 2**27
 
 
 def is_streamed(network: RNNClassifier, ids: Sequence[Sequence[int]]) -> bool:
@@ -21,6 +25,28 @@ def is_streamed(network: RNNClassifier, ids: Sequence[Sequence[int]]) -> bool:
     """
     is_one = len(ids) == 1 and len(ids[0]) > BATCH_TOKENS
     return is_one and network.num_directions == 1
+
+
+def too_long_for(network: RNNClassifier, length: int) -> Problem | None:
+    """Return the problem of a sequence whose states do not fit in memory, None if they do.
+
+    Two directions need the states of a whole layer.
+    """
+    if network.num_directions == 1:
+        return None
+    rnn = network.rnn
+    # Of each step: its embedding; its gates, the states of both directions, and those below.
+    of_step = network.embedding.embedding_dim
+    of_step += rnn.get_parameter("weight_hh_l0").shape[0] + 6 * rnn.hidden_size
+    most = MOST_STATE_BYTES // (4 * of_step)
+    if length <= most:
+        return None
+    return Problem(
+        "a sequence too long for a model of two directions",
+        expected=f"at most {most:,} tokens: shorter lines, or a run with data.max_length",
+        found=f"{length:,} tokens",
+        id="D13",
+    )
 
 
 def logits_of_long(network: RNNClassifier, ids: Sequence[int]) -> Tensor:

@@ -152,6 +152,9 @@ def encode(predictor: Predictor, value: Any) -> list[int] | Problem:
     kept = truncate(tokens, predictor.data)
     if isinstance(kept, Problem):
         return replace(kept, remedy="")
+    too_long = too_long_for(predictor.network, len(kept))
+    if too_long is not None:
+        return too_long
 
     # With <unk> in the vocabulary there is no KeyError.
     try:

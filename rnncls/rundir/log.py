@@ -207,8 +207,9 @@ class RunLog:
             what = f"{log} cannot be written and stops here: {error.strerror}"
             self.say(f"rnncls: warning[R10]: {what}; training continues")
 
-    def say(self, line: str) -> None:
-        """Print a line on stderr that does not tear the progress bar."""
+    def say(self, first: str, *more: str) -> None:
+        """Print lines on stderr that do not tear the progress bar. Each of them stays one line."""
         # Warnings are said by members of a sweep, too.
-        if not self.is_quiet or line.startswith("rnncls:"):
-            tqdm.write(on_one_line(line), file=sys.stderr)
+        if not self.is_quiet or first.startswith("rnncls:"):
+            for line in (first, *more):
+                tqdm.write(on_one_line(line), file=sys.stderr)

@@ -102,7 +102,7 @@ def after_step(
         log.log(step, scalars)
         log.show(step, averages | scalars, is_better)
     for note in filter(None, notes):
-        log.say(note)
+        log.say(*note.splitlines())
     if due.histograms:
         log.log_histograms(step, state.model)
 

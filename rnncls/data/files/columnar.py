@@ -3,29 +3,36 @@
 import datetime
 import importlib
 import io
-import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from rnncls.data.files.bad_rows import BadRows
+from rnncls.data.files.batch_sizes import (
+    BATCH_ROWS,
+    MOST_BATCH_BYTES,
+    PIECE_BYTES,
+    largest_batch,
+    longest_of_dictionaries,
+    pieces_of,
+)
 from rnncls.data.files.dialect import Dialect
 from rnncls.data.files.encodings import can_be_written
 from rnncls.data.files.formats import COLUMNAR
 from rnncls.data.files.headers import bad_columns, many_columns
 from rnncls.data.files.json_rows import NumberedRows
+from rnncls.data.files.lines import too_long
 from rnncls.data.files.opening import ReportBytes
-from rnncls.data.files.packing import MAX_RATIO, RATIO_FROM, damaged
+from rnncls.data.files.packing import MAX_RATIO, RATIO_FROM, archive_of, damaged
 from rnncls.errors import DataError, Problem
 
-BATCH_ROWS = 1_024
+# To find the longest text of its dictionaries, a group of rows of a Parquet file is read so far.
+MOST_PROBED_BYTES = 2**26
 
-# A whole batch of an Arrow file is in memory while its rows are read.
-MOST_BATCH_BYTES = 2**28
-
-# All texts of an Excel file are in memory while it is read.
-MOST_SHEET_BYTES = 2**28
+# All texts of an Excel file are in memory while it is read. Short ones take three times as much as
+# in the file.
+MOST_SHEET_BYTES = 2**27
 
 # The number of each row, and what is wrong with it if it cannot be read.
 RowsOrProblems = Iterator[tuple[int, dict[str, Any] | Problem]]
@@ -89,18 +96,21 @@ def _arrow_rows(
     report: ReportBytes,
 ) -> RowsOrProblems:
     is_parquet = dialect.format == "parquet"
-    names, batches = _parquet(path, file) if is_parquet else _arrow(file)
+    names, batches = _parquet(path, file) if is_parquet else _arrow(path, file)
     _require_columns(str(path), names, fields, dialect)
 
     number = 0
     reported = 0  # bytes
     for batch in batches:
-        if not is_parquet:
-            _require_small(path, batch.get_total_buffer_size())
         # What is in the file is not to be trusted: an offset may point anywhere.
         batch.validate(full=True)
-        for start in range(0, batch.num_rows, BATCH_ROWS):
-            for row in batch.slice(start, BATCH_ROWS).to_pylist():
+        most = dialect.max_record_bytes
+        for piece, size in pieces_of(batch, min(most, PIECE_BYTES)):
+            if size > most:
+                number += 1
+                yield number, too_long("a very long row", most, "a shorter sequence")
+                continue
+            for row in piece.to_pylist():
                 number += 1
                 try:
                     _make_json(row)
@@ -121,17 +131,41 @@ def _parquet(path: str | Path, file: io.BufferedReader) -> tuple[list[str], Iter
     metadata = table.metadata
     size = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
     _require_ratio(path, COLUMNAR["parquet"], size, Path(path).stat().st_size)
-    return list(table.schema_arrow.names), table.iter_batches(batch_size=BATCH_ROWS)
+    return list(table.schema_arrow.names), _parquet_batches(table, file)
 
 
-def _arrow(file: io.BufferedReader) -> tuple[list[str], Iterator[Any]]:
+def _parquet_batches(table: Any, file: io.BufferedReader) -> Iterator[Any]:
+    """Yield the rows of a Parquet file, at most BATCH_ROWS at a time, and fewer of large ones."""
+    import pyarrow.parquet
+
+    # As numbers of its dictionary's values, a column takes little memory, but more time.
+    columns = table.metadata.num_columns
+    names = [table.metadata.schema.column(number).path for number in range(columns)]
+    as_numbers = pyarrow.parquet.ParquetFile(file, metadata=table.metadata, read_dictionary=names)
+    for group in range(table.metadata.num_row_groups):
+        about = table.metadata.row_group(group)
+        size = about.total_byte_size // max(1, about.num_rows)
+        rows = max(1, min(BATCH_ROWS, PIECE_BYTES // max(1, size)))
+        source = table
+        # A larger group has mostly texts of its own, and looking at it would take much memory.
+        if about.total_byte_size <= MOST_PROBED_BYTES:
+            first = next(as_numbers.iter_batches(batch_size=1, row_groups=[group]), None)
+            if first is not None and longest_of_dictionaries(first) * rows > MOST_BATCH_BYTES:
+                source = as_numbers
+        yield from source.iter_batches(batch_size=rows, row_groups=[group])
+
+
+def _arrow(path: str | Path, file: io.BufferedReader) -> tuple[list[str], Iterator[Any]]:
     """Return the names of the columns of an Arrow file or stream, and its batches of rows."""
     import pyarrow.ipc
 
-    if file.peek(6).startswith(b"ARROW1"):
-        reader = pyarrow.ipc.open_file(file)
-        batches = map(reader.get_batch, range(reader.num_record_batches))
-        return list(reader.schema.names), batches
+    # A file is a stream as well, between its first bytes and a table of where its batches are.
+    is_file = file.peek(6).startswith(b"ARROW1")
+    _require_small(path, largest_batch(path, is_file))
+    if is_file:
+        # It may be cut off there. Batches are read in their order, as their sizes were.
+        pyarrow.ipc.open_file(file)
+        file.seek(8)
     stream = pyarrow.ipc.open_stream(file)
     return list(stream.schema.names), iter(stream)
 
@@ -230,7 +264,7 @@ def _sheet_rows(
 
 def _require_small_sheets(path: str | Path, file: io.BufferedReader) -> None:
     """Raise DataError for an Excel file that takes more memory than it may."""
-    with zipfile.ZipFile(file) as archive:
+    with archive_of(file) as archive:
         size = 0
         for info in archive.infolist():
             _require_ratio(path, COLUMNAR["xlsx"], info.file_size, info.compress_size)

@@ -5,10 +5,12 @@ None of them may grow beyond reason: a bomb is refused before it has taken memor
 
 import gzip
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import PurePath
 from typing import IO, NamedTuple
 
@@ -21,6 +23,13 @@ RATIO_FROM = 64 * 2**20
 BLOCK_BYTES = 2**17  # unpacked at a time
 
 MOST_MEMBERS_SHOWN = 5  # of a zip
+
+# What names the files of a zip, which is read as a whole: an Excel file has a few kB of it.
+MOST_DIRECTORY_BYTES = 2**20
+_END_BYTES = 2**16 + 22
+
+# xz asks for as much as its packer was told to use: 65 MiB with `xz -9`.
+MOST_XZ_BYTES = 2**27
 
 # What zipfile and the packers raise for content that they cannot make sense of.
 _DAMAGED = (EOFError, ValueError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
@@ -164,15 +173,48 @@ def _open(path: object, file: IO[bytes], module: str) -> IO[bytes]:
 
         return bz2.BZ2File(file)
     if module == "lzma":
+        return _Xz(file)  # type: ignore[return-value]  # is read as one
+    return _open_member(path, file)
+
+
+class _Xz:
+    """The text in an xz file of one or several streams, which is refused if it takes much memory.
+
+    `lzma.LZMAFile` knows no such limit.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
         import lzma
 
-        return lzma.LZMAFile(file)
-    return _open_member(path, file)
+        self.file = file
+        self.new = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, MOST_XZ_BYTES)
+        self.stream = self.new()
+
+    def read(self, size: int) -> bytes:
+        """Return at most `size` bytes, b"" at the end. Raises: EOFError, LZMAError."""
+        while True:
+            block = b""
+            if self.stream.eof:
+                # Zeros may stand between two streams, and at the end.
+                block = self.stream.unused_data.lstrip(b"\0")
+                while not block and (more := self.file.read(BLOCK_BYTES)):
+                    block = more.lstrip(b"\0")
+                if not block:
+                    return b""
+                self.stream = self.new()
+            elif self.stream.needs_input:
+                block = self.file.read(BLOCK_BYTES)
+                if not block:
+                    raise EOFError("the file ends before the end of the stream")
+
+            content = self.stream.decompress(block, size)
+            if content:
+                return content
 
 
 def _open_member(path: object, file: IO[bytes]) -> IO[bytes]:
     """Return the only file in a zip. Raises: DataError if there is none, or more than one."""
-    archive = zipfile.ZipFile(file)
+    archive = archive_of(file)
     members = members_of(archive)
     if len(members) != 1:
         found = "no file" if not members else f"{len(members):,} files: {_listed(members)}"
@@ -185,6 +227,21 @@ def _open_member(path: object, file: IO[bytes]) -> IO[bytes]:
     if members[0].flag_bits & 1:
         raise DataError(_unreadable(path, "an encrypted zip", "unpack it first"))
     return archive.open(members[0])
+
+
+def archive_of(file: IO[bytes]) -> zipfile.ZipFile:
+    """Open a zip. Raises: zipfile.BadZipFile, also if the names of its files are very many."""
+    # The end of a zip, which says how large its directory is, has 22 bytes and a comment.
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _END_BYTES))
+    end = file.read(_END_BYTES)
+    at = end.rfind(b"PK\x05\x06")
+    if at >= 0 and len(end) >= at + 16:
+        (of_directory,) = struct.unpack_from("<I", end, at + 12)
+        if of_directory > MOST_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"{of_directory:,} bytes of names of files")
+    file.seek(0)
+    return zipfile.ZipFile(file)
 
 
 def members_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
@@ -202,7 +259,7 @@ def members_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 def member_names(file: IO[bytes]) -> list[str]:
     """Return the names of the files in a zip, [] if it cannot be read. The position moves."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with archive_of(file) as archive:
             return [info.filename for info in members_of(archive)]
     except (OSError, *_DAMAGED):
         return []
