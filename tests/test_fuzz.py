@@ -1,4 +1,4 @@
-"""What the generators of scripts/fuzz.py look for is found when it is there."""
+"""What the generators of scripts/fuzz look for is found when it is there."""
 
 import errno
 import os
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import fuzz_terminal
-from scripts.fuzz_scene import Ended, Failed, changes, content_of, outcome_of
+from scripts.fuzz.scene import Ended, Failed, changes, content_of, outcome_of
+from scripts.fuzz.terminal import what_is_wrong
 from scripts.processes import HUNG
 from tests.helpers import run_python
 
@@ -29,7 +29,7 @@ from tests.helpers import run_python
     ],
 )
 def test_what_steers_a_terminal_is_seen(output: str, wrong: str | None) -> None:
-    found = fuzz_terminal.what_is_wrong(output)
+    found = what_is_wrong(output)
     assert (found and found[0]) == wrong
 
 

@@ -24,13 +24,13 @@ from typing import Annotated
 import torch
 import typer
 
-from scripts import fuzz
 from scripts.chaos.damage import damage, mutations
 from scripts.chaos.file_errors import disk_errors, failpoints
 from scripts.chaos.kernel import strace
 from scripts.chaos.machines import clocks, limits, rights
 from scripts.chaos.part import Result
 from scripts.chaos.signals import kills, signals, stops
+from scripts.fuzz.inputs import whole_checkpoint
 from scripts.processes import end_all, exit_on_signals
 
 PARTS: dict[str, Callable[[Path, bool], Result]] = {
@@ -82,7 +82,7 @@ def main(
     try:
         with tempfile.TemporaryDirectory() as folder:
             # A run in this process: all that is imported late is there before the first fork.
-            fuzz.whole_checkpoint()
+            whole_checkpoint()
             results = {name: run_part(name, Path(folder) / name, short) for name in chosen}
     finally:
         end_all()

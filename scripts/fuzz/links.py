@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.fuzz_scene import (
+from scripts.fuzz.scene import (
     HALF_COMMANDS,
     RUN_COMMANDS,
     SWEEP_COMMANDS,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rnncls.rundir import tensorfile
-from scripts.fuzz_scene import (
+from scripts.fuzz.scene import (
     RUN_COMMANDS,
     SWEEP_COMMANDS,
     Command,
