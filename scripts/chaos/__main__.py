@@ -9,8 +9,9 @@ exit code is 1 if anything went wrong. A part that injected no fault has shown n
 as a failure too.
 
 Every attempt is `rnncls` in a process of its own, forked from this one so that torch is imported
-once. The part `strace` starts real processes and has the kernel inject the faults; where strace is
-not installed, or may not trace, it is skipped and the last line says how many cases that were.
+once. The parts `strace` and `failing_reads` start real processes and have the kernel inject the
+faults; where strace is not installed, or may not trace, they are skipped and the last line says how
+many cases that were.
 """
 
 import sys
@@ -26,7 +27,7 @@ import typer
 
 from scripts.chaos.damage import damage, mutations
 from scripts.chaos.file_errors import disk_errors, failpoints
-from scripts.chaos.kernel import strace
+from scripts.chaos.kernel import failing_reads, strace
 from scripts.chaos.machines import clocks, limits, rights
 from scripts.chaos.part import Result
 from scripts.chaos.signals import kills, signals, stops
@@ -45,6 +46,7 @@ PARTS: dict[str, Callable[[Path, bool], Result]] = {
     "rights": rights,
     "clocks": clocks,
     "strace": strace,
+    "failing_reads": failing_reads,
 }
 
 
