@@ -258,7 +258,8 @@ def kept_rows(work: Path, rng: random.Random) -> Command:
     row = b"1 2 " * (TOKENS_PER_ROW // 2)
     write(work / "rows.csv", [b"text,label\n", *repeat(row + b",L0\n" + row + b",L1\n", ROWS // 2)])
     columns = ["--text-column", "text", "--label-column", "label"]
-    options = ["train.max_steps=1", "train.batch_size=4", "train.engine=eager", "--run-dir", "new"]
+    small = ["model.hidden_size=2", "model.embedding_dim=2", "train.batch_size=4"]
+    options = [*small, "train.max_steps=1", "train.engine=eager", "--run-dir", "new"]
     return rng.choice(
         [
             Command(["train", "rows.csv", *columns, *options], ("new",)),
