@@ -1,13 +1,18 @@
-"""What the generators of scripts/fuzz.py look for is found when it is there."""
+"""What the generators of scripts/fuzz look for is found when it is there."""
 
 import errno
 import os
+import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from scripts import fuzz_terminal
-from scripts.fuzz_scene import Ended, Failed, changes, content_of, outcome_of
+from scripts.fuzz.links import second_name
+from scripts.fuzz.memory import SKIPPED
+from scripts.fuzz.running import report
+from scripts.fuzz.scene import Ended, Failed, changes, content_of, outcome_of
+from scripts.fuzz.terminal import what_is_wrong
 from scripts.processes import HUNG
 from tests.helpers import run_python
 
@@ -29,7 +34,7 @@ from tests.helpers import run_python
     ],
 )
 def test_what_steers_a_terminal_is_seen(output: str, wrong: str | None) -> None:
-    found = fuzz_terminal.what_is_wrong(output)
+    found = what_is_wrong(output)
     assert (found and found[0]) == wrong
 
 
@@ -48,6 +53,28 @@ def test_a_write_outside_is_seen(tmp_path: Path) -> None:
     (tmp_path / "link").unlink()
     assert str(tmp_path / "link") in changes(before, content_of(tmp_path))
     assert content_of(tmp_path, [tmp_path / "a"]) == {}
+
+
+def test_a_write_through_a_second_name_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text("{}\n")
+    (tmp_path / "outside/file").write_text("yours\n")
+    rng = random.Random(1)
+    second_name(tmp_path / "run/metrics.jsonl", tmp_path / "outside", rng)
+    second_name(tmp_path / "run/.lock", tmp_path / "outside", rng)
+    before = content_of(tmp_path, [tmp_path / "run"])
+
+    for name in ("metrics.jsonl", ".lock"):
+        with (tmp_path / "run" / name).open("a") as file:
+            file.write("ours\n")
+    assert changes(before, content_of(tmp_path, [tmp_path / "run"])).count("outside/") == 2
+
+
+def test_a_kind_that_cannot_be_run_is_no_failure() -> None:
+    assert report("memory", Counter({SKIPPED: 6})) == 0
+    assert report("memory", Counter({"accepted": 6})) == 1
+    assert report("memory", Counter({"accepted": 5, "FAILED (exit 1)": 1, "exit 3": 1})) == 1
 
 
 def test_a_bad_end_is_seen() -> None:

@@ -24,7 +24,7 @@ from rnncls.data.sequences import cut_for_evaluation
 from rnncls.data.vocabulary import are_integers, truncate
 from rnncls.errors import DataError, NonFiniteError, Problem
 from rnncls.model.classifier import RNNClassifier
-from rnncls.predict.long_sequences import is_streamed, logits_of_long
+from rnncls.predict.long_sequences import is_streamed, logits_of_long, too_long_for
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.checkpoint_files import load_checkpoint
 

@@ -9,8 +9,9 @@ exit code is 1 if anything went wrong. A part that injected no fault has shown n
 as a failure too.
 
 Every attempt is `rnncls` in a process of its own, forked from this one so that torch is imported
-once. The part `strace` starts real processes and has the kernel inject the faults; where strace is
-not installed, or may not trace, it is skipped and the last line says how many cases that were.
+once. The parts `strace` and `failing_reads` start real processes and have the kernel inject the
+faults; where strace is not installed, or may not trace, they are skipped and the last line says how
+many cases that were.
 """
 
 import sys
@@ -24,15 +25,15 @@ from typing import Annotated
 import torch
 import typer
 
-from scripts import fuzz
 from scripts.chaos.compiling import compiling
 from scripts.chaos.crowds import crowds
 from scripts.chaos.damage import damage, mutations
 from scripts.chaos.file_errors import disk_errors, failpoints
-from scripts.chaos.kernel import strace
+from scripts.chaos.kernel import failing_reads, strace
 from scripts.chaos.machines import clocks, limits, rights
 from scripts.chaos.part import Result
 from scripts.chaos.signals import kills, signals, stops
+from scripts.fuzz.inputs import whole_checkpoint
 from scripts.processes import end_all, exit_on_signals
 
 PARTS: dict[str, Callable[[Path, bool], Result]] = {
@@ -49,6 +50,7 @@ PARTS: dict[str, Callable[[Path, bool], Result]] = {
     "compiling": compiling,
     "crowds": crowds,
     "strace": strace,
+    "failing_reads": failing_reads,
 }
 
 
@@ -86,7 +88,7 @@ def main(
     try:
         with tempfile.TemporaryDirectory() as folder:
             # A run in this process: all that is imported late is there before the first fork.
-            fuzz.whole_checkpoint()
+            whole_checkpoint()
             results = {name: run_part(name, Path(folder) / name, short) for name in chosen}
     finally:
         end_all()

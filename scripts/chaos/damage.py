@@ -6,8 +6,8 @@ from pathlib import Path
 from rnncls.errors import CheckpointError
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
-from scripts import fuzz
 from scripts.chaos.part import Part, Result
+from scripts.fuzz.running import counts_of, run_all
 
 
 def damage(folder: Path, short: bool) -> Result:
@@ -47,9 +47,9 @@ def is_refused(path: Path, content: bytes) -> bool:
 
 
 def mutations(_folder: Path, short: bool) -> Result:
-    """Generated inputs of every kind (see fuzz.py)."""
-    counts = fuzz.counts_of(short)
-    failures = fuzz.run_all(counts)
+    """Generated inputs of every kind (see `scripts.fuzz`)."""
+    counts = counts_of(short)
+    failures = run_all(counts)
     listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     figure = f"{sum(counts.values()):,} generated cases: {listed}"
     return Result(figure, sum(counts.values()), failures)

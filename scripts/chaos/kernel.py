@@ -13,6 +13,7 @@ from typing import NamedTuple
 from scripts.chaos.file_errors import list_calls
 from scripts.chaos.part import Part, Result
 from scripts.file_calls import without_random_part
+from scripts.fuzz.scene import GOOD_EXITS, copied
 from scripts.processes import ROOT, TIMEOUT_S, end_all, run_group
 
 
@@ -75,6 +76,46 @@ def strace(folder: Path, short: bool) -> Result:
         f"order of the calls: {order}"
     )
     return Result(figure, num_hits, part.failures)
+
+
+# What is run on the scene of `scripts.fuzz`, and the file whose first read fails.
+READS = (
+    ("predict run --input data.csv --bad skip", "data.csv"),
+    ("predict run 1,2", "run/checkpoints/best.safetensors"),
+    ("data check data.csv", "data.csv"),
+    ("config show tiny.yaml", "tiny.yaml"),
+    ("runs diff run other", "run/metrics.jsonl"),
+    ("train --resume run train.max_steps=6", "run/metrics.jsonl"),
+    ("train --resume run train.max_steps=6", "run/config.yaml"),
+    ("sweep --resume half --jobs 1", "half/sweep.yaml"),
+)
+
+
+def failing_reads(folder: Path, short: bool) -> Result:
+    """Have the first read of a file fail with EIO in a real process: no exit code but ours."""
+    reason = "the short form" if short else why_no_strace()
+    if reason:
+        return Result(f"skipped {len(READS)} cases: {reason}", 0, 0, skipped=True)
+
+    folder.mkdir()
+    num_hits = 0
+    failures = 0
+    for line, name in READS:
+        work = copied(folder, "run", "other", "half")
+        log = folder / "strace.log"
+        command = ["strace", "-f", "-o", str(log), "-P", str(work / name)]
+        command += ["-e", "inject=read,pread64:error=EIO:when=1"]
+        command += [sys.executable, "-m", "rnncls", *line.split()]
+        exit_code = run_group(command, work, 10 * TIMEOUT_S)
+
+        hit = "(INJECTED)" in log.read_text()
+        num_hits += hit
+        if not hit or exit_code not in GOOD_EXITS:
+            what = f"exit code {exit_code}" if hit else "never hit it"
+            print(f"FAILED: EIO at the first read of {name}: {line}: {what}", file=sys.stderr)
+            failures += 1
+
+    return Result(f"{num_hits} reads failed by the kernel: EIO", num_hits, failures)
 
 
 def why_no_strace() -> str:

@@ -1,68 +1,33 @@
-"""Make thousands of broken inputs of every kind, and look at what comes of them.
+"""Configs, checkpoints, data files and command lines, mutated and read in this process.
 
-    python -m scripts.fuzz                       20,000 cases (a part of make chaos)
-    python -m scripts.fuzz --short               what the tests run
-    python -m scripts.fuzz --only link --first 4711 --cases 1
-
-    config, checkpoint, dataset, command line    mutated; read in this process
-    link         links, pipes and odd things in a run or a sweep: nothing outside is changed
-    terminal     foreign text in what is shown: no control character reaches the terminal
-    read         a call that looks at, opens or reads a file fails
-    memory       large files and streams, under a limit of memory
-
-Each must be accepted, or refused with an error of ours. A case is made from its kind and number,
-and what fails is printed with the command that runs it again. The exit code is 1 then. A damaged
-checkpoint that is accepted counts as a failure too, and so does a kind of input of which all cases
-are accepted, or all refused: then nothing was tested. A case that takes longer than SLOW_S is
-printed and counted, and is no failure: the machine may have been busy.
+Bad ones must be refused with an error of ours. A damaged checkpoint that is accepted is a failure.
 """
 
 import gzip
 import json
-import multiprocessing
-import os
 import random
 import sys
 import tempfile
-import time
 import unittest.mock
-from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
-import torch
-import typer
 
 import rnncls
 from rnncls.cli import entry as cli
 from rnncls.config import Config, FilesConfig, dump_config, flatten
 from rnncls.data.loading import load_dataset
-from rnncls.errors import RnnclsError
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.rundir.restore import restore_model
 from rnncls.rundir.tensorfile import FORMAT, _digest
 from rnncls.training.resume import restored_task
 from rnncls.training.states import restored_state
-from scripts.fuzz_links import one_link
-from scripts.fuzz_memory import one_memory
-from scripts.fuzz_reads import one_read
-from scripts.fuzz_scene import GOOD_EXITS, Failed, remove_all, scene
-from scripts.fuzz_terminal import one_terminal
-from scripts.processes import end_all, exit_on_signals
-
-# Cases that take longer are printed.
-SLOW_S = 10.0
-SLOW = "slow"
-
-# Of a failure. What a user's files bring may be long.
-MOST_SHOWN = 1000
+from scripts.fuzz.scene import GOOD_EXITS, Failed
 
 # What is put into texts, at the place of a YAML value or anywhere.
 # fmt: off
@@ -122,10 +87,6 @@ JSONL = """{"sequence": [1, 2, 3], "label": 0}
 """
 CSV = 'sequence,label,n\n1 2 3,0,"a"\n"4 5",x,"b, c"\n6,0,\n'
 TEXTS = {"jsonl": JSONL, "csv": CSV, "tsv": CSV.replace(",", "\t")}
-
-# A case makes a broken input in a folder and reads it. It returns "accepted", or how it was
-# refused; an RnnclsError means refused, and every other exception is a failure.
-Case = Callable[[random.Random, Path], str]
 
 
 # --- texts
@@ -350,150 +311,3 @@ def mutated_words(words: list[str], rng: random.Random) -> list[str]:
         else:
             words[at] = broken_text(words[at], rng).replace("\0", "")
     return words
-
-
-# --- running
-
-
-class Kind(NamedTuple):
-    """A kind of input, and how many cases of it there are, in full and in short."""
-
-    case: Case
-    cases: int
-    short: int
-
-
-KINDS = {
-    "config": Kind(one_config, 5000, 200),
-    "checkpoint": Kind(one_checkpoint, 5000, 200),
-    "dataset": Kind(one_dataset, 5000, 200),
-    "command line": Kind(one_command_line, 1000, 40),
-    "link": Kind(one_link, 1500, 20),
-    "terminal": Kind(one_terminal, 1500, 20),
-    "read": Kind(one_read, 960, 20),
-    "memory": Kind(one_memory, 40, 6),
-}
-
-# What one process does before it reports: of the kinds that fork, a case takes 0.2 s and more.
-SHARE = 100
-
-
-class Share(NamedTuple):
-    """Some cases of a kind."""
-
-    kind: str
-    first: int
-    cases: int
-
-
-def run_all(counts: dict[str, int], first: int = 0) -> int:
-    """Run the cases of each kind and return the number of failures."""
-    # Here, so that the processes that follow have it, and all that was imported late.
-    whole_checkpoint()
-    scene()
-
-    shares = []
-    for kind, count in counts.items():
-        # One that needs memory begins first, because it takes longest.
-        size = SHARE if kind != "memory" else 10
-        last = first + count
-        shares += [Share(kind, at, min(size, last - at)) for at in range(first, last, size)]
-
-    outcomes: dict[str, Counter[str]] = {kind: Counter() for kind in counts}
-    workers = min(os.cpu_count() or 1, len(shares))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-        for share, ended in zip(shares, pool.map(run_share, shares), strict=True):
-            outcomes[share.kind] += ended
-    failures = sum(report(kind, outcomes[kind]) for kind in counts)
-    summarise(sum(outcomes.values(), Counter()))
-    return failures
-
-
-def run_share(share: Share) -> Counter[str]:
-    """Run some cases in this process; print what fails, and return how they ended."""
-    outcomes: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(share.first, share.first + share.cases):
-            started_at = time.perf_counter()
-            outcomes[run_one(share.kind, number, Path(folder).resolve())] += 1
-            seconds = time.perf_counter() - started_at
-            if seconds > SLOW_S and share.kind != "memory":
-                outcomes[SLOW] += 1
-                print(f"{share.kind} {number}: slow, {seconds:.1f} s", flush=True)
-        remove_all(Path(folder))
-    return outcomes
-
-
-def run_one(kind: str, number: int, folder: Path) -> str:
-    """Run one case and return how it ended."""
-    try:
-        return KINDS[kind].case(random.Random(f"{kind}-{number}"), folder)
-    except RnnclsError as error:
-        if error.exit_code in (2, 3, 4) and error.render():
-            return "refused"
-        failed = Failed(f"exit {error.exit_code}", error.render())
-    except Failed as error:
-        failed = error
-    except Exception as error:
-        failed = Failed(type(error).__name__, str(error))
-
-    print(
-        f"FAILED: python -m scripts.fuzz --only {kind!r} --first {number} --cases 1: "
-        f"{str(failed)[:MOST_SHOWN]}",
-        flush=True,
-    )
-    return f"FAILED ({failed.kind})"
-
-
-def report(kind: str, outcomes: Counter[str]) -> int:
-    """Print the line of a kind and return its number of failures."""
-    num_slow = outcomes.pop(SLOW, 0)
-    listed = ", ".join(f"{key} {value}" for key, value in sorted(outcomes.items()))
-    slow = f"; {num_slow} slow" if num_slow else ""
-    print(f"{kind}: {outcomes.total()} cases; {listed}{slow}")
-
-    failures = sum(value for key, value in outcomes.items() if key.startswith("FAILED"))
-    # One case, which is run again, is accepted or refused.
-    if outcomes.total() > 1 and not 0 < outcomes["accepted"] < outcomes.total() - failures:
-        print(f"{kind}: FAILED: all were accepted, or all refused")
-        failures += 1
-    return failures
-
-
-def summarise(total: Counter[str]) -> None:
-    """Print what came of all cases together."""
-    kinds = ("exit 1", "traceback", "wrote outside")
-    found = ", ".join(f"{total[f'FAILED ({kind})']} {kind}" for kind in kinds)
-    print(f"{total.total():,} generated cases: {found}")
-
-
-def main(
-    only: Annotated[str | None, typer.Option(help=", ".join(KINDS))] = None,
-    first: Annotated[int, typer.Option(help="Number of the first case of each kind.")] = 0,
-    cases: Annotated[int | None, typer.Option(help="Cases of each kind.")] = None,
-    short: Annotated[bool, typer.Option("--short", help="A few cases of each kind.")] = False,
-) -> None:
-    """Run cases of each kind; exit code 1 if any of them failed."""
-    if only is not None and only not in KINDS:
-        raise typer.BadParameter(f"no kind {only}; there are {', '.join(KINDS)}")
-    torch.set_num_threads(1)
-    exit_on_signals()
-    counts = counts_of(short)
-    if cases is not None:
-        counts = dict.fromkeys(counts, cases)
-    if only is not None:
-        counts = {only: counts[only]}
-    try:
-        failures = run_all(counts, first)
-    finally:
-        end_all()
-    raise typer.Exit(1 if failures else 0)
-
-
-def counts_of(short: bool) -> dict[str, int]:
-    """Return how many cases there are of each kind, the slowest first."""
-    return {name: kind.short if short else kind.cases for name, kind in reversed(KINDS.items())}
-
-
-if __name__ == "__main__":
-    typer.run(main)

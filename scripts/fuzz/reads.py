@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from scripts.file_calls import failing_read, listing_reads
-from scripts.fuzz_scene import (
+from scripts.fuzz.scene import (
     HALF_COMMANDS,
     RUN_COMMANDS,
     SWEEP_COMMANDS,

@@ -1,4 +1,4 @@
-"""Runs and sweeps of a stranger: links, pipes and odd things in every place of them.
+"""Runs and sweeps of a stranger: links, second names, pipes and odd things in every place of them.
 
 Whatever is there, a command may change the run or sweep that it was given, and nothing else.
 """
@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.fuzz_scene import (
+from scripts.fuzz.scene import (
     HALF_COMMANDS,
     RUN_COMMANDS,
     SWEEP_COMMANDS,
@@ -145,6 +145,15 @@ def link_to_file(place: Path, outside: Path, rng: random.Random) -> None:
     place.symlink_to(rng.choice([to, os.path.relpath(to, place.parent)]))
 
 
+def second_name(place: Path, outside: Path, rng: random.Random) -> None:
+    """Leave a file that has another name outside, as in a copy that shares its files (`cp -al`)."""
+    if place.is_file() and not place.is_symlink() and rng.random() < 0.7:
+        os.link(place, outside / f"shared-{rng.randrange(2**32)}")
+        return
+    removed(place)
+    os.link(outside / "file", place)
+
+
 def link_to_nothing(place: Path, outside: Path, rng: random.Random) -> None:
     """Leave a link to a name outside that is not there, or in a folder that is not there."""
     removed(place)
@@ -204,6 +213,6 @@ def removed(place: Path) -> None:
 
 
 PLANTS: list[Callable[[Path, Path, random.Random], None]] = [
-    link_to_its_content, link_to_its_content, link_to_folder, link_to_file, link_to_nothing,
-    link_to_itself, pipe, folder_or_file, odd_content, locked_up,
+    link_to_its_content, link_to_its_content, link_to_folder, link_to_file, second_name,
+    second_name, link_to_nothing, link_to_itself, pipe, folder_or_file, odd_content, locked_up,
 ]  # fmt: skip

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from rnncls.rundir import tensorfile
-from scripts.fuzz_scene import (
+from scripts.fuzz.scene import (
     HALF_COMMANDS,
     RUN_COMMANDS,
     SWEEP_COMMANDS,

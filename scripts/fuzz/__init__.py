@@ -1,0 +1,1 @@
+"""Broken inputs of every kind; see `__main__`."""
