@@ -124,6 +124,21 @@ def test_very_many_objects_in_a_row(
     assert "very many lists and objects in a row" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_brackets_that_are_characters_of_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(json_rows, "MOST_BRACKETS", 1_000)
+    text = '[ { \\ " é ' * 700
+    rows = [json.dumps({"sequence": text, "label": label}) for label in (0, 1, 0)]
+    path = tmp_path / name
+    path.write_text("\n".join(rows) if name.endswith("l") else f"[{', '.join(rows)}]")
+
+    result = run_rnncls("data", "check", str(path))
+
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("kind", ["words", "characters"])
 def test_tokens_of_long_row(kind: str) -> None:
     """Equal ones are one text, and the same as in a short row."""

@@ -24,6 +24,9 @@ BLOCK_BYTES = 2**18  # of an array, read at a time
 
 NumberedRows = Iterator[tuple[int, dict[str, Any]]]  # number of the row's first line, its fields
 
+# Possessive: what was matched is not tried again, and takes no memory.
+_QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -54,7 +57,11 @@ def json_rows(lines: Lines, bad: BadRows) -> NumberedRows:
 
 
 def _has_many_brackets(text: str) -> bool:
-    return text.count("{") + text.count("[") > MOST_BRACKETS
+    # Most texts have few of them even where they are characters of a text.
+    if text.count("{") + text.count("[") <= MOST_BRACKETS:
+        return False
+    outside = _QUOTED.sub("", text)
+    return outside.count("{") + outside.count("[") > MOST_BRACKETS
 
 
 def _many_brackets() -> Problem:
