@@ -101,11 +101,16 @@ def _arrow_rows(
 
     number = 0
     reported = 0  # bytes
+    unpacked = 0
+    packed = Path(path).stat().st_size
     for batch in batches:
         # What is in the file is not to be trusted: an offset may point anywhere.
         batch.validate(full=True)
         most = dialect.max_record_bytes
         for piece, size in pieces_of(batch, min(most, PIECE_BYTES)):
+            # What the file says of its size counts a text of a dictionary once.
+            unpacked += size
+            _require_ratio(path, COLUMNAR[dialect.format], unpacked, packed)
             if size > most:
                 number += 1
                 yield number, too_long("a very long row", most, "a shorter sequence")
