@@ -284,23 +284,25 @@ def test_size_of_arrow_batches(tmp_path: Path, is_file: bool, compression: str |
     assert least < size < 1.2 * least
 
 
-@pytest.mark.row("D13")
-@pytest.mark.parametrize("name", ["rows.parquet", "rows.feather"])
-def test_long_text_of_dictionary(tmp_path: Path, name: str) -> None:
-    """Each row that refers to it has its own: a few of them are made at a time, and long ones not.
-
-    All of them together would take gigabytes.
-    """
+def write_dictionary(path: Path, count: int) -> None:
+    """Write a short row, and `count` rows of a text of 512 KiB that the file has once."""
     pyarrow = pytest.importorskip("pyarrow")
     texts = pyarrow.array(["a b " * 2**14, "b " * 2**18 + "c"])
-    numbers = pyarrow.array([0, *[1] * 1_000], pyarrow.int32())
+    numbers = pyarrow.array([0, *[1] * count], pyarrow.int32())
     column = pyarrow.DictionaryArray.from_arrays(numbers, texts)
-    table_of_rows = pyarrow.table({"sequence": column, "label": ["x", "y", *["x"] * 999]})
-    path = tmp_path / name
-    if name == "rows.parquet":
+    table_of_rows = pyarrow.table({"sequence": column, "label": ["x", "y", *["x"] * (count - 1)]})
+    if path.suffix == ".parquet":
         pytest.importorskip("pyarrow.parquet").write_table(table_of_rows, path)
     else:
         pytest.importorskip("pyarrow.feather").write_feather(table_of_rows, str(path))
+
+
+@pytest.mark.row("D13")
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.feather"])
+def test_long_text_of_dictionary(tmp_path: Path, name: str) -> None:
+    """Each row that refers to it has its own: a few are made at a time, and long ones not."""
+    path = tmp_path / name
+    write_dictionary(path, 100)
     bad = BadRows(path, stops=False)
     fields = ["sequence", "label"]
     dialect = sniff(path, dialect_of(FilesConfig(source="files", train=str(path))), fields)
@@ -310,8 +312,20 @@ def test_long_text_of_dictionary(tmp_path: Path, name: str) -> None:
 
     assert len(next(rows)[1]["sequence"]) == 2**16
     assert not list(rows)
-    assert bad.count == 1_000
+    assert bad.count == 100
     assert bad.problems[0].what == "a very long row"
+
+
+@pytest.mark.row("D20")
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.feather"])
+def test_dictionary_that_stands_for_gigabytes(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_dictionary(path, 10_000)
+
+    result = run_rnncls("data", "check", str(path))
+
+    assert result.returncode == 3
+    assert "it unpacks to more than 500 times its size" in result.stderr
 
 
 def test_sizes_of_columns() -> None:
