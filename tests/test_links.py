@@ -197,6 +197,17 @@ def test_a_link_in_place_of_a_folder_of_a_sweep(
 
 
 @row("K7")
+def test_a_link_in_place_of_a_log_is_named(made: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(made / "run", tmp_path / "run")
+    plant(path, "metrics.jsonl", tmp_path / "nowhere", soft)
+    done = run_rnncls("train", "--resume", path, "train.max_steps=8")
+    assert done.returncode == 6, done.stderr
+    message = f"cannot write: symbolic links are not followed ({path / 'metrics.jsonl'})"
+    assert message in done.stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
+@row("K7")
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [soft, hard])
 @pytest.mark.parametrize("name", FILES_OF_RUN)

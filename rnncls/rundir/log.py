@@ -42,9 +42,10 @@ def prepare_logs(run_dir: Path, config: Config, last_logged: int, comment: str =
     Raises: WriteError.
     """
     path = run_dir / CONFIG
-    with writing(run_dir):
+    with writing(run_dir / METRICS):
         keep_metrics(run_dir, last_logged)
 
+    with writing(run_dir):
         # The comment says where a run began, which a resumed one cannot know otherwise.
         comment = comment or _comment_of(path)
         write_atomically(path, commented(comment, dump_config(config)).encode())
@@ -204,7 +205,7 @@ class RunLog:
             action()
         except OSError as error:
             self._off.add(log)
-            what = f"{log} cannot be written and stops here: {error.strerror}"
+            what = f"cannot write {log} any more: {error.strerror}"
             self.say(f"rnncls: warning[R10]: {what}; training continues")
 
     def say(self, first: str, *more: str) -> None:

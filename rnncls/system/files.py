@@ -137,7 +137,14 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     Raises: OSError, also for anything that is not such a file.
     """
     # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        # The system's own words, of too many levels of links, would mislead.
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "symbolic links are not followed", path) from None
+        raise
     # Asked of the open file: the path may lead to another one by now.
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
