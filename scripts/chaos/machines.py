@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -63,6 +64,8 @@ def let_others_in(folder: Path) -> None:
     folder.parent.chmod(0o711)
     # Python may be installed where other users may not read.
     "".encode("utf-8-sig")
+    import_module("matplotlib.backends.backend_agg")
+    import_module("matplotlib.figure")
 
 
 def limited(kind: int, most: int) -> Prepare:
