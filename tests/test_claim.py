@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rnncls.rundir.status import read_status
-from rnncls.system.files import make_numbered
+from rnncls.system.folders import make_numbered
 from tests.helpers import ROOT, run_python, run_rnncls
 
 

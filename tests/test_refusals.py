@@ -12,7 +12,7 @@ import pytest
 
 from rnncls.errors import OutOfMemory
 from rnncls.rundir.status import read_status
-from rnncls.system.files import error_of_machine, writing
+from rnncls.system.refusals import error_of_machine, writing
 from rnncls.training.fit import fit
 from rnncls.version import __version__
 from tests.helpers import ROOT, at_step, config_of, run_command, run_python, run_rnncls

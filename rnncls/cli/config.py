@@ -130,7 +130,8 @@ def schema(
         print(text)
         return
 
-    from rnncls.system.files import new_file, writing
+    from rnncls.system.files import new_file
+    from rnncls.system.refusals import writing
 
     with writing(output), new_file(output) as file:
         file.write(f"{text}\n")

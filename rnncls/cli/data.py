@@ -66,7 +66,7 @@ def stats(
     task = _load_files(config, overrides, file_options)
     from rnncls.data import report
     from rnncls.data.plots import draw
-    from rnncls.system.files import writing
+    from rnncls.system.refusals import writing
 
     if as_json:
         print(json_text(report.stats(task).to_json()))

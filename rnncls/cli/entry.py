@@ -9,7 +9,7 @@ import typer
 from rnncls.cli.app import app
 from rnncls.cli.usage import describe
 from rnncls.errors import RnnclsError, on_one_line
-from rnncls.system.files import error_of_machine
+from rnncls.system.refusals import error_of_machine
 from rnncls.system.signals import exit_on_signals
 from rnncls.system.streams import make_streams_lenient
 

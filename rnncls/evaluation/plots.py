@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from rnncls.evaluation.mistakes import Confused
-from rnncls.system.files import new_file, writing
+from rnncls.system.files import new_file
 from rnncls.system.pictures import in_picture, png_of
+from rnncls.system.refusals import writing
 
 MOST_OF_LABEL = 24  # characters of a label at an axis
 

@@ -10,7 +10,8 @@ from rnncls.errors import ConfigError, NonFiniteError, Problem
 from rnncls.evaluation.examples import Examples, unpacked
 from rnncls.evaluation.mistakes import probability_of
 from rnncls.evaluation.scores import Scored
-from rnncls.system.files import new_file, writing
+from rnncls.system.files import new_file
+from rnncls.system.refusals import writing
 from rnncls.system.rows import format_of_name, table_writer, text_of, write_json_line
 
 # Of one sequence. With more classes, JSONL has the likeliest, and a table none of their own.

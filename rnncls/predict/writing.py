@@ -14,7 +14,8 @@ from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.predict.predictor import Prediction, Predictor, predict_ids
 from rnncls.predict.reading import Row, chunks_of
 from rnncls.predict.tally import LeftOut, Tally
-from rnncls.system.files import new_file, writing
+from rnncls.system.files import new_file
+from rnncls.system.refusals import writing
 from rnncls.system.rows import (
     TABLES,
     format_of_name,

@@ -11,7 +11,8 @@ from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
 from rnncls.rundir.paths import BEST, CHECKPOINTS, STEP_FILES, STEP_PREFIX, step_path
 from rnncls.rundir.restore import restore_model
 from rnncls.system.device import resolve_device
-from rnncls.system.files import link, writing
+from rnncls.system.files import link
+from rnncls.system.refusals import writing
 
 MOST_LISTED = 5  # files or runs, in a message
 

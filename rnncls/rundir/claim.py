@@ -9,7 +9,9 @@ from rnncls.rundir.lock import locked
 from rnncls.rundir.paths import CHECKPOINTS, FOLDERS, LOCK
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.rundir.status import read_status
-from rnncls.system.files import TEMPORARY, make_numbered, refuse_links, writing
+from rnncls.system.files import TEMPORARY
+from rnncls.system.folders import make_numbered, refuse_links
+from rnncls.system.refusals import writing
 from rnncls.system.streams import say
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from rnncls.errors import MachineError, Problem
 from rnncls.rundir.paths import CHECKPOINTS, FOLDERS, LOCK
-from rnncls.system.files import open_regular, refuse_links, remove_leftovers, writing
+from rnncls.system.files import open_regular, remove_leftovers
+from rnncls.system.folders import refuse_links
+from rnncls.system.refusals import writing
 
 
 @contextmanager

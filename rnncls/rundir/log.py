@@ -16,7 +16,8 @@ from rnncls.errors import on_one_line
 from rnncls.rundir.events import EventLog
 from rnncls.rundir.paths import CONFIG, METRICS, METRICS_TABLE
 from rnncls.rundir.tables import MetricsTables, keep_metrics
-from rnncls.system.files import commented, open_regular, write_atomically, writing
+from rnncls.system.files import commented, open_regular, write_atomically
+from rnncls.system.refusals import writing
 
 TABLES = f"{METRICS} and {METRICS_TABLE}"
 EVENTS = "the TensorBoard log"

@@ -25,8 +25,9 @@ from rnncls.rundir.log import RunLog, prepare_logs
 from rnncls.rundir.paths import CHECKPOINTS, CRASH_LOG
 from rnncls.rundir.status import write_status
 from rnncls.steps.state import TrainState
-from rnncls.system.files import error_of_machine, free_bytes, write_atomically
+from rnncls.system.files import write_atomically
 from rnncls.system.memory import reporting_memory
+from rnncls.system.refusals import error_of_machine, free_bytes
 
 
 class RunDirectory:

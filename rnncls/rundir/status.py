@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rnncls.rundir.lock import is_locked
 from rnncls.rundir.paths import STATUS
-from rnncls.system.files import read_regular, write_atomically, writing
+from rnncls.system.files import read_regular, write_atomically
+from rnncls.system.refusals import writing
 
 if TYPE_CHECKING:  # `rnncls runs ls` does without torch
     from rnncls.steps.state import TrainState

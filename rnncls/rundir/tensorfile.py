@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from rnncls.errors import CheckpointError, Damaged, MachineError, Problem
-from rnncls.system.files import open_regular, write_atomically, writing
+from rnncls.system.files import open_regular, write_atomically
+from rnncls.system.refusals import writing
 
 FORMAT = "rnncls-checkpoint/1"
 MAX_HEADER_BYTES = 16 * 2**20

@@ -29,7 +29,8 @@ from rnncls.rundir.listing import (
 )
 from rnncls.rundir.paths import CHECKPOINTS, STATUS
 from rnncls.sweep.paths import EVALUATION, MEMBERS, SWEEP_FILE
-from rnncls.system.files import read_regular, walk
+from rnncls.system.files import read_regular
+from rnncls.system.folders import walk
 from rnncls.system.streams import say
 
 # A report on generated data has some kB. Counting members must not read gigabytes.

@@ -16,7 +16,7 @@ from rnncls.sweep.results import (
     trained_accuracy,
     write_evaluation,
 )
-from rnncls.system.files import refuse_links
+from rnncls.system.folders import refuse_links
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from rnncls.training.run import Shared

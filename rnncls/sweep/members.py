@@ -27,7 +27,7 @@ from rnncls.sweep.member import InUse, run_member
 from rnncls.sweep.moved import with_files_of_sweep
 from rnncls.sweep.paths import FOLDERS
 from rnncls.sweep.plan import Member, Sweep
-from rnncls.system.files import refuse_links
+from rnncls.system.folders import refuse_links
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.run import Shared
 

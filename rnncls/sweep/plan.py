@@ -27,7 +27,9 @@ from rnncls.errors import ConfigError, Problem
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
 from rnncls.sweep.paths import FOLDERS, MEMBERS, SWEEP_FILE
-from rnncls.system.files import TEMPORARY, commented, make_numbered, write_atomically, writing
+from rnncls.system.files import TEMPORARY, commented, write_atomically
+from rnncls.system.folders import make_numbered
+from rnncls.system.refusals import writing
 
 # All members are kept in memory, each with its config.
 MOST_MEMBERS = 100_000

@@ -16,8 +16,9 @@ from rnncls.sweep.outcomes import Outcome, accuracies_at, by_setting, outcomes
 from rnncls.sweep.paths import PLOTS
 from rnncls.sweep.plan import Sweep, format_setting
 from rnncls.sweep.results import LengthResult
-from rnncls.system.files import write_atomically, writing
+from rnncls.system.files import write_atomically
 from rnncls.system.pictures import add_legend, in_picture, pixels_of, png_of
+from rnncls.system.refusals import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,8 @@ from rnncls.rundir.checkpoint_files import find_newest, model_on_device
 from rnncls.rundir.restore import held_out_data
 from rnncls.sweep.paths import EVALUATION
 from rnncls.sweep.plan import Member, Sweep, tested_lengths
-from rnncls.system.files import read_regular, write_atomically, writing
+from rnncls.system.files import read_regular, write_atomically
+from rnncls.system.refusals import writing
 
 # A report has a row per length, and on data files there may be a million lengths. The bound keeps a
 # file that is not a report from filling the memory.

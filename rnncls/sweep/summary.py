@@ -17,7 +17,8 @@ from rnncls.evaluation.metrics import wilson_interval
 from rnncls.sweep.outcomes import SOLVED, Outcome, accuracies_at, by_setting, outcomes
 from rnncls.sweep.paths import SUMMARY_CSV, SUMMARY_JSON
 from rnncls.sweep.plan import Sweep
-from rnncls.system.files import write_atomically, writing
+from rnncls.system.files import write_atomically
+from rnncls.system.refusals import writing
 
 # Accuracies from which a member counts as a success. Their text is a key of summary.json.
 LEVELS = (0.99, 0.999, 1.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rnncls.data.files.opening import fingerprint
 from rnncls.errors import DataError
 from rnncls.system.file_kinds import ends_of
-from rnncls.system.files import walk
+from rnncls.system.folders import walk
 from rnncls.system.streams import say
 
 # Below a folder that somebody names, there may be anything.
