@@ -1,7 +1,6 @@
 """How two runs differ: `rnncls runs diff`."""
 
 import math
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from rnncls.errors import CheckpointError, ConfigError, Problem
 from rnncls.rundir.listing import best_of
 from rnncls.rundir.paths import CHECKPOINTS, CONFIG
 from rnncls.rundir.status import read_status
-from rnncls.rundir.tables import MAX_STEP, Row, TrainingTime, read_metrics
+from rnncls.rundir.tables import Row, TrainingTime, read_metrics
 from rnncls.system.files import read_regular
 
 MAX_CONFIG_BYTES = 2**20
@@ -162,17 +161,16 @@ def _config_of(run_dir: Path) -> Config:
 
 def _results_of(run_dir: Path, config: Config) -> dict[str, Any]:
     """Return the status of a run, its seconds of training, and the last value of each tag."""
-    # The status may be from anywhere: a value that is no number is not there.
     status = read_status(run_dir)
-    result = {"state": status.get("state"), "step": _step(status.get("step"))}
-    metric = "accuracy"
-    accuracy = None
-    value = None
-    with suppress(ValueError, TypeError, OverflowError):
-        _, accuracy = best_of({"best_accuracy": status.get("best_accuracy")})
-        metric, value = best_of(status)
-    result |= {"best_accuracy": accuracy, "best_metric": f"val/{metric}", "best_value": value}
-    result["best_step"] = _step(status.get("best_step"))
+    metric, value = best_of(status)
+    result = {
+        "state": status.get("state"),
+        "step": status.get("step"),
+        "best_accuracy": status.get("best_accuracy"),
+        "best_metric": f"val/{metric}",
+        "best_value": value,
+        "best_step": status.get("best_step"),
+    }
 
     try:
         last, seconds = _last_metrics(run_dir, config.train.batch_size)
@@ -181,11 +179,6 @@ def _results_of(run_dir: Path, config: Config) -> dict[str, Any]:
     result["train_seconds"] = seconds
     # A file of somebody else's may have a tag of any name; it does not replace what is above.
     return result | last | result
-
-
-def _step(value: Any) -> int | None:
-    """Return a number of steps; None for anything else."""
-    return value if type(value) is int and 0 <= value <= MAX_STEP else None
 
 
 def _last_metrics(run_dir: Path, batch_size: int) -> tuple[Row, float | None]:

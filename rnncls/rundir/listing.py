@@ -4,7 +4,6 @@ The folders that are listed may be anybody's. A file that rnncls did not write i
 leaves the columns empty that it would have filled; it never ends a listing.
 """
 
-import math
 import re
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -22,9 +21,6 @@ from rnncls.system.files import read_regular
 
 # The metrics that can choose the best step, in the order in which a sorted list has them.
 METRICS = ("accuracy", "macro_f1", "loss")
-
-# Of what rnncls counts, and more than any run has. Numbers of 300 digits are not its own.
-_MOST = 2**63
 
 # No run is older, and none is newer than the clock of another machine, of whatever time zone, says.
 _EARLIEST = datetime(1970, 1, 2, tzinfo=UTC)
@@ -72,22 +68,18 @@ def describe_run(run_dir: Path, with_config: bool = True) -> RunRow | None:
     text = config_text(run_dir / CONFIG) if with_config else ""
     values = saved_values(text)
 
-    # Converted, so that whoever prints the row gets these types whatever the files hold.
+    metric, value = best_of(status)
     try:
-        step = _int(status["step"])
-        if step is None:
-            return None
-        metric, value = best_of(status)
         return RunRow(
             run=str(run_dir),
-            state=str(status["state"]),
-            step=step,
-            best_accuracy=_float(status["best_accuracy"]),
-            exit_code=_int(status["exit_code"]),
+            state=status["state"],
+            step=status["step"],
+            best_accuracy=status.get("best_accuracy"),
+            exit_code=status["exit_code"],
             age_s=age_of(datetime.fromisoformat(status["updated_at"])),
             best_metric=metric,
             best_value=value,
-            best_step=_int(status.get("best_step")),
+            best_step=status.get("best_step"),
             config=config_name(run_dir, text),
             seed=_text(values.get("seed")),
             cell=_text(values.get("model.cell")),
@@ -116,8 +108,8 @@ def best_of(status: dict[str, Any]) -> tuple[str, float | None]:
     """
     metric = status.get("best_metric")
     if metric not in METRICS:
-        return "accuracy", _float(status.get("best_accuracy"))
-    return metric, _float(status.get("best_value"))
+        return "accuracy", status.get("best_accuracy")
+    return metric, status.get("best_value")
 
 
 def config_text(path: Path) -> str:
@@ -206,24 +198,6 @@ def _parse_sections(text: str) -> dict[str, Any]:
 def _parse_mapping(text: str) -> dict[str, Any]:
     value = parse(text, CONFIG).value
     return value if isinstance(value, dict) else {}
-
-
-def _float(value: Any) -> float | None:
-    """Return the value as a number that can be compared; None for None and for NaN."""
-    if value is None:
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _int(value: Any) -> int | None:
-    """Return the value as a whole number; None for None. Raises: ValueError if it is too large."""
-    if value is None:
-        return None
-    number = int(value)
-    if abs(number) >= _MOST:
-        raise ValueError(number)
-    return number
 
 
 def _text(value: Any) -> str:

@@ -9,26 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from rnncls.rundir.lock import is_locked
 from rnncls.rundir.paths import STATUS
+from rnncls.rundir.tables import MAX_STEP
 from rnncls.system.files import read_regular, write_atomically
 from rnncls.system.refusals import writing
 
 if TYPE_CHECKING:  # `rnncls runs ls` does without torch
     from rnncls.steps.state import TrainState
 
-# The types of each field.
-_NUMBER = (int, float, type(None))
-_FIELDS = {
-    "state": (str,),
-    "exit_code": (int, type(None)),
-    "error_id": (str,),
-    "step": (int,),
-    "best_accuracy": _NUMBER,
-    "best_metric": (str,),
-    "best_value": _NUMBER,
-    "best_step": (int, type(None)),
-    "pid": (int,),
-    "updated_at": (str,),
-}
+# The fields, by what they hold.
+_COUNTS = ("exit_code", "step", "best_step", "pid")
+_NUMBERS = ("best_accuracy", "best_value")
+_WORDS = ("state", "error_id", "best_metric", "updated_at")
+_LONGEST_WORD = 64
+
 STATES = ("running", "finished", "interrupted", "failed")
 MAX_STATUS_BYTES = 64 * 1024
 
@@ -66,7 +59,8 @@ def write_status(
 def read_status(run_dir: Path) -> dict[str, Any]:
     """Return the status, which is empty if there is none that rnncls wrote.
 
-    A field of another type than rnncls writes is left out; a number that is not finite is None.
+    A field that does not hold what rnncls writes there is left out: so a step can be reached by a
+    run, a number is finite, and a text is a word that may be shown.
 
     A run whose process ended without a final status, because it was killed for example, has the
     state `died`.
@@ -79,13 +73,25 @@ def read_status(run_dir: Path) -> dict[str, Any]:
     if not isinstance(status, dict) or status.get("state") not in STATES:
         return {}
 
-    # `type`, not isinstance: true and false are integers to isinstance.
-    status = {key: value for key, value in status.items() if type(value) in _FIELDS.get(key, ())}
-    for key, value in status.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            status[key] = None
+    status = {key: value for key, value in status.items() if _is_ours(key, value)}
 
     # A running process holds the lock; the kernel has released that of a killed one.
     if status["state"] == "running" and not is_locked(run_dir):
         return status | {"state": "died"}
     return status
+
+
+def _is_ours(field: str, value: Any) -> bool:
+    """Return whether rnncls may have written this value."""
+    if field in _WORDS:
+        is_text = isinstance(value, str) and value.isascii() and value.isprintable()
+        return is_text and len(value) <= _LONGEST_WORD
+
+    # There is no best step before the first evaluation, and no exit code before the end.
+    if value is None:
+        return field in (*_COUNTS, *_NUMBERS) and field != "step"
+
+    # `type`, not isinstance: true and false are integers to isinstance.
+    is_count = type(value) is int and 0 <= value <= MAX_STEP
+    is_number = type(value) is float and math.isfinite(value)
+    return (field in _COUNTS and is_count) or (field in _NUMBERS and (is_count or is_number))

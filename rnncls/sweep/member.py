@@ -7,7 +7,6 @@ from rnncls.rundir.checkpoint_files import step_files
 from rnncls.rundir.lock import is_locked
 from rnncls.rundir.paths import CHECKPOINTS
 from rnncls.rundir.status import read_status
-from rnncls.sweep.outcomes import error_id_of, step_of
 from rnncls.sweep.paths import MEMBERS
 from rnncls.sweep.plan import Member, Sweep
 from rnncls.sweep.results import (
@@ -41,7 +40,7 @@ def run_member(sweep: Sweep, member: Member, shared: Shared) -> bool:
 
     # An evaluation of another step is out of date: the run was resumed with more steps since.
     evaluation = read_evaluation(run_dir)
-    step = step_of(read_status(run_dir))
+    step = read_status(run_dir).get("step", 0)
     if evaluation is None or evaluation.step != step:
         report = evaluate_member(
             member,
@@ -65,7 +64,7 @@ def _train_member(member: Member, run_dir: Path, shared: Shared) -> None:
     if status.get("exit_code") == NonFiniteError.exit_code:
         # It would diverge again, at the same step.
         what = "not finite, in an earlier call"
-        error_id = error_id_of(status) or "R12"
+        error_id = status.get("error_id") or "R12"
         raise NonFiniteError(Problem(what, str(run_dir), id=error_id))
 
     try:

@@ -2,23 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rnncls.errors import ConfigError, NonFiniteError, on_one_line
+from rnncls.errors import ConfigError, NonFiniteError
 from rnncls.rundir.status import read_status
 from rnncls.rundir.tables import TrainingTime, read_metrics
 from rnncls.sweep.plan import Member, Sweep, tested_lengths
 from rnncls.sweep.results import Evaluation, read_evaluation, trained_accuracy
-from rnncls.system.rows import shortened
 
 # Accuracy from which the task counts as solved: in validation, whose first such step is reported,
 # and at each length of a horizon.
 SOLVED = 0.999
-
-# Far more steps than anybody takes. Beyond them a float, in which axes count, is not exact.
-MOST_STEPS = 2**53
-
-MOST_OF_ID = 40  # characters of an error's id; ours have four at most
 
 
 @dataclass(frozen=True)
@@ -113,20 +106,19 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
         damage_id = "R9"
 
     status = read_status(run_dir)
-    step = step_of(status)
+    step = status.get("step", 0)
 
     # An evaluation of another step is of no use: the member was trained further since.
     if evaluation is not None and evaluation.step != step:
         evaluation = None
 
     # Damage is named first: the run may well have finished before its files were damaged.
-    error_id = damage_id or error_id_of(status)
-    exit_code = status.get("exit_code")
+    error_id = damage_id or status.get("error_id", "")
 
     return Outcome(
         member,
-        state=str(status.get("state", "not begun")),
-        exit_code=exit_code if isinstance(exit_code, int) else None,
+        state=status.get("state", "not begun"),
+        exit_code=status.get("exit_code"),
         error_id=error_id,
         step=step,
         evaluation=evaluation,
@@ -134,18 +126,3 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
         steps_to_solved=steps_to_solved,
         train_s=training_time.seconds,
     )
-
-
-# The files of a member may be from another program, or edited. What cannot be is left out.
-
-
-def step_of(status: dict[str, Any]) -> int:
-    """Return the step of a status.json; 0 if it has none that a run can reach."""
-    step = status.get("step")
-    return step if isinstance(step, int) and 0 <= step <= MOST_STEPS else 0
-
-
-def error_id_of(status: dict[str, Any]) -> str:
-    """Return the error's id of a status.json as it may be shown; "" without one."""
-    error_id = status.get("error_id")
-    return on_one_line(shortened(error_id, MOST_OF_ID)) if isinstance(error_id, str) else ""
