@@ -66,12 +66,8 @@ def reopen_run(path: Path) -> Iterator[RunDirectory]:
         yield RunDirectory(path, died=died)
 
 
-def require_unused(path: Path, numbered: bool = False) -> None:
-    """Raise unless a new run may use this directory, or the name with a number (`numbered`).
-
-    Raises: ConfigError if something is in it. CheckpointError if one of its folders is a link.
-    MachineError if its name cannot be printed. WriteError if it cannot be looked at.
-    """
+def require_text(path: Path) -> None:
+    """Raise MachineError if the name of a run directory cannot be printed."""
     # Python shows bytes that are not text in this locale as halves of surrogate pairs.
     if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
         raise MachineError(
@@ -84,9 +80,14 @@ def require_unused(path: Path, numbered: bool = False) -> None:
             )
         )
 
-    if numbered:
-        return
 
+def require_unused(path: Path) -> None:
+    """Raise unless a new run may use this directory.
+
+    Raises: ConfigError if something is in it. CheckpointError if one of its folders is a link.
+    MachineError if its name cannot be printed. WriteError if it cannot be looked at.
+    """
+    require_text(path)
     with writing(path):
         refuse_links(path, *FOLDERS)
         names: set[str] = set()

@@ -10,7 +10,7 @@ from rnncls.config import Config
 from rnncls.data import load_task
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint
-from rnncls.rundir.claim import create_run, require_unused
+from rnncls.rundir.claim import create_run, require_text, require_unused
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState
 from rnncls.system.memory import reporting_memory
@@ -41,7 +41,10 @@ def fit(
     """
     run_dir = Path(run_dir)
     # Asked before files are read, which may take long, and again under the lock.
-    require_unused(run_dir, numbered)
+    if numbered:
+        require_text(run_dir)
+    else:
+        require_unused(run_dir)
 
     source = None
     vocabulary = None

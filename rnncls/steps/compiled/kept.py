@@ -106,8 +106,10 @@ class KeptCode:
         """Keep the code for these types of arguments."""
         from numba.core.serialize import dumps
 
-        # Addresses in this process mean nothing in another one.
-        if not data.library.has_dynamic_globals:
+        # `data` is a CompileResult, a named tuple. Addresses in this process, which its globals may
+        # have, mean nothing in another one.
+        code = data._asdict()["library"]
+        if not code.has_dynamic_globals:
             self.folder.write(self._name(sig, data.codegen), dumps(data._reduce()))
 
     def _name(self, sig: Any, codegen: Any) -> str:
