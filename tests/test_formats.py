@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnncls.data.files import columnar
+from rnncls.data.files import arrow
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import Dialect, described
 from rnncls.data.files.encodings import ToUtf8
@@ -361,7 +361,7 @@ def test_an_arrow_file_is_read_in_batches_that_memory_can_hold(
 ) -> None:
     path = tmp_path / "d.arrow"
     write_typed(path)
-    monkeypatch.setattr(columnar, "MOST_BATCH_BYTES", 8)
+    monkeypatch.setattr(arrow, "MOST_BATCH_BYTES", 8)
     assert "a very large batch of rows" in refused(path)
 
 

@@ -4,7 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-from rnncls.errors import Problem
+from rnncls.data.files.dialect import Dialect
+from rnncls.errors import DataError, Problem
 
 # The usual names, the likeliest first.
 # fmt: off
@@ -223,3 +224,14 @@ def shown_names(names: Sequence[str]) -> str:
     if len(names) > MOST_SHOWN:
         shown += f", ... ({len(names):,} columns)"
     return shown
+
+
+def require_columns(where: str, names: Sequence[str], fields: list[str], dialect: Dialect) -> None:
+    """Raise DataError unless there are the fields, each column once, and not too many of them."""
+    # Only a sheet may lack names.
+    is_named = dialect.header or dialect.format != "xlsx"
+    label = dialect.label_in(fields)
+    problem = many_columns(names, dialect.max_columns, where)
+    problem = problem or bad_columns(names, fields, label, where, is_named)
+    if problem is not None:
+        raise DataError(problem)

@@ -272,3 +272,9 @@ def _listed(members: list[zipfile.ZipInfo]) -> str:
 
 def _unreadable(path: object, what: str, remedy: str, found: str = "") -> Problem:
     return Problem(what, str(path), found=found, remedy=remedy, id="D14")
+
+
+def require_ratio(path: object, kind: str, size: int, packed: int) -> None:
+    """Raise DataError if content of `size` bytes is beyond reason for so few packed ones."""
+    if size > RATIO_FROM and size > MAX_RATIO * packed:
+        raise damaged(path, kind, f"it unpacks to more than {MAX_RATIO} times its size")
