@@ -228,6 +228,29 @@ def test_zip_of_very_many_files(tmp_path: Path) -> None:
         packing.unpacked(path, file)
 
 
+@pytest.mark.parametrize("is_large", [False, True])
+def test_zip_with_longer_end(tmp_path: Path, is_large: bool) -> None:
+    """Its directory's size is in the longer end where the usual one has no room for it."""
+    path = tmp_path / "rows.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("rows.txt", "a b\n")
+    content = path.read_bytes()
+    at = content.rindex(b"PK\x05\x06")
+    (of_directory, start) = struct.unpack_from("<II", content, at + 12)
+    said = 2**21 if is_large else of_directory
+    longer = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, said, start)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, at, 1)
+    usual = struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, 1, 1, 2**32 - 1, 2**32 - 1, 0)
+    path.write_bytes(content[:at] + longer + locator + usual)
+
+    with opened(path) as file:
+        if is_large:
+            with pytest.raises(DataError, match="bytes of names of files"):
+                packing.unpacked(path, file)
+        else:
+            assert packing.unpacked(path, file).read() == b"a b\n"
+
+
 def _xz_that_asks_for(exponent: int, content: bytes) -> bytes:
     """Return an xz file whose header says which size its dictionary has."""
     packed = bytearray(lzma.compress(content, lzma.FORMAT_XZ, preset=0))

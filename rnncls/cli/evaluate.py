@@ -241,12 +241,12 @@ def _prepare(dataset: "Dataset", wanted: _Wanted, is_new: bool) -> None:
 
     Raises: ConfigError if the predictions would replace one of the files.
     """
-    from rnncls.data.task import say_how_read
-    from rnncls.data.warnings import dataset_warnings
+    from rnncls.data.warnings import dataset_warnings, how_read
 
     # How its own files are read, a run has said before it trained.
     if is_new:
-        say_how_read(dataset)
+        for line in how_read(dataset):
+            say(line)
     for warning in dataset_warnings(dataset):
         say(warning)
     if wanted.samples is not None:

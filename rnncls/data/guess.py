@@ -125,7 +125,7 @@ def guess_config(
     asked: Set[str] = frozenset(),
     reading: FilesConfig | None = None,
 ) -> Guess:
-    """Make a config from a JSONL, CSV or TSV file. What is not None is taken as it is.
+    """Make a config from a data file. What is not None is taken as it is.
 
     The path stands in the config as it is given here; in its text `path_in_text` stands, if given.
     `asked` are the keys that others will replace: nothing is said to be assumed of them. `reading`

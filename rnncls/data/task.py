@@ -280,11 +280,6 @@ def _say_once(lines: Iterable[str], said: set[str]) -> None:
             say(line)
 
 
-def say_how_read(dataset: Dataset) -> None:
-    """Say on stderr how the files were read."""
-    _say_once(how_read(dataset), set())
-
-
 def _warnings_of_length(task: FilesTask) -> Iterator[str]:
     """Yield warnings about a run that ends before the config's epochs or within its warm-up."""
     train = task.config.train

@@ -26,7 +26,7 @@ MOST_MEMBERS_SHOWN = 5  # of a zip
 
 # What names the files of a zip, which is read as a whole: an Excel file has a few kB of it.
 MOST_DIRECTORY_BYTES = 2**20
-_END_BYTES = 2**16 + 22
+_END_BYTES = 2**16 + 22 + 76  # with a comment, and with the two parts of a longer end
 
 # xz asks for as much as its packer was told to use: 65 MiB with `xz -9`.
 MOST_XZ_BYTES = 2**27
@@ -235,13 +235,22 @@ def archive_of(file: IO[bytes]) -> zipfile.ZipFile:
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _END_BYTES))
     end = file.read(_END_BYTES)
-    at = end.rfind(b"PK\x05\x06")
-    if at >= 0 and len(end) >= at + 16:
-        (of_directory,) = struct.unpack_from("<I", end, at + 12)
-        if of_directory > MOST_DIRECTORY_BYTES:
-            raise zipfile.BadZipFile(f"{of_directory:,} bytes of names of files")
+    of_directory = _number_at(end, b"PK\x05\x06", "<I", 12)
+    # Of a file above 4 GiB, some packers say so in a longer end before that one.
+    if of_directory == 2**32 - 1:
+        of_directory = _number_at(end, b"PK\x06\x06", "<Q", 40)
+    if of_directory > MOST_DIRECTORY_BYTES:
+        raise zipfile.BadZipFile(f"{of_directory:,} bytes of names of files")
     file.seek(0)
     return zipfile.ZipFile(file)
+
+
+def _number_at(content: bytes, mark: bytes, kind: str, offset: int) -> int:
+    """Return the number at an offset behind the last `mark`, 0 if there is none."""
+    at = content.rfind(mark)
+    if at < 0 or at + offset + struct.calcsize(kind) > len(content):
+        return 0
+    return int(struct.unpack_from(kind, content, at + offset)[0])
 
 
 def members_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
