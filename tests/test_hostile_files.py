@@ -195,7 +195,9 @@ def test_more_different_texts_in_large_file() -> None:
 
 def test_words_of_a_large_corpus_are_not_too_many() -> None:
     """Ten million rows of twenty words, of which eight million of nine letters are different."""
-    tokens, rows, words = 200_000_000, 10_000_000, 8_000_000
+    tokens = 200_000_000
+    rows = 10_000_000
+    words = 8_000_000
 
     most = table.MOST_TEXT_BYTES + tokens * table.BYTES_PER_NUMBER + rows * table.BYTES_PER_ROW
 

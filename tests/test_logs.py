@@ -242,11 +242,13 @@ def test_two_runs_with_long_logs_are_compared_within_a_limit_of_memory(run: Path
     """120 MB of real rows and a line of 30 MB; the process may take 128 MiB more than it has."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     row = json.loads(lines[-1])
+
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 1, "a" * 30_000_000: 1}) + "\n")
         block = "".join(json.dumps(row | {"step": 21 + step}) + "\n" for step in range(10_000))
         for _ in range(120_000_000 // len(block)):
             file.write(block)
+
     code = """
 import resource, sys
 from pathlib import Path
@@ -257,6 +259,7 @@ print(compare(Path(sys.argv[1]), Path(sys.argv[1])).result)
 """
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")
+
     done = run_python(code, run)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "{}\n"

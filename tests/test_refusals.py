@@ -125,6 +125,7 @@ def test_a_current_folder_that_was_deleted(tmp_path: Path) -> None:
         ["predict", str(tmp_path), "1 2"],
         ["model", "show", str(tmp_path / "x.safetensors")],
     ]
+
     code = """
 import json, os, sys
 from rnncls.cli import entry
@@ -135,6 +136,7 @@ for words in json.loads(sys.argv[2]):
     sys.argv = ["rnncls", *words]
     print(entry.run(), flush=True)
 """
+
     done = run_python(code, tmp_path / "gone", json.dumps([*commands, ["--version"]]))
     assert done.stdout.split() == [*["5"] * len(commands), "rnncls", __version__, "0"], done.stderr
     assert done.stderr.count("rnncls: error[R30]: the current folder was deleted") == len(commands)

@@ -273,12 +273,14 @@ def test_code_is_kept_only_where_nobody_else_could_put_some(
 
 
 def test_what_a_killed_process_left_beside_the_code_is_removed(tmp_path: Path) -> None:
-    old, new = tmp_path / ".tmp-1-ab-f.code", tmp_path / ".tmp-2-ab-f.code"
+    old = tmp_path / ".tmp-1-ab-f.code"
+    new = tmp_path / ".tmp-2-ab-f.code"
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200, time.time() - 7200))
 
     CodeFolder(tmp_path).write("f.code", b"whole")
+
     # Another process may just be writing the other one.
     assert {path.name for path in tmp_path.iterdir()} == {new.name, "f.code"}
 

@@ -175,7 +175,9 @@ def _results_of(run_dir: Path, config: Config) -> dict[str, Any]:
     try:
         last, seconds = _last_metrics(run_dir, config.train.batch_size)
     except OSError:
-        last, seconds = {}, None
+        last = {}
+        seconds = None
+
     result["train_seconds"] = seconds
     # A file of somebody else's may have a tag of any name; it does not replace what is above.
     return result | last | result

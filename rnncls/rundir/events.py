@@ -115,7 +115,8 @@ class EventLog:
 
         # Four spaces make a code block of Markdown, which TensorBoard renders.
         indented = [f"    {line}" for line in dump_config(config).splitlines()]
-        self._add_summary(text("config", "\n".join(indented)), step)  # type: ignore[no-untyped-call]
+        summary = text("config", "\n".join(indented))  # type: ignore[no-untyped-call]
+        self._add_summary(summary, step)
         self._begin_session(config, compared)
 
     def _begin_session(self, config: Config, compared: Collection[str]) -> None:

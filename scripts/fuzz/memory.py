@@ -187,6 +187,7 @@ def checkpoint(work: Path, rng: random.Random) -> Command:
     path = work / "run/checkpoints/best.safetensors"
     text, tensors = tensorfile.read(path)
     state = json.loads(text)
+
     kind = rng.randrange(4)
     if kind == 0:
         write_sparse(path, (2**24).to_bytes(8, "little") + b"{", 2**31)
@@ -199,6 +200,7 @@ def checkpoint(work: Path, rng: random.Random) -> Command:
         state["versions"] = {f"k{number}": "x" * 20 for number in range(200_000)}
         with contextlib.suppress(Exception):
             tensorfile.write(path, json.dumps(state), tensors)
+
     return rng.choice(
         [command("eval run"), command("predict run 1,2"), command("model show run"),
          command("train --config tiny.yaml --init-from run --run-dir new", "new")]
@@ -276,6 +278,7 @@ def columnar_data(work: Path, rng: random.Random) -> Command:
         from pyarrow import parquet
     except ImportError:
         return text_data(work, rng)
+
     kind = rng.randrange(3)
     if kind == 0:
         texts = pyarrow.array(["1 2 " * 2**18] * 256)
@@ -285,8 +288,10 @@ def columnar_data(work: Path, rng: random.Random) -> Command:
         texts = pyarrow.DictionaryArray.from_arrays(indices, dictionary)
     else:
         texts = pyarrow.array(["1 2"] * 3_000_000)
+
     labels = pyarrow.array(["L0"] * len(texts))
     table = pyarrow.table({"text": texts, "label": labels})
+
     name = rng.choice(["data.parquet", "data.arrow"])
     if name == "data.parquet":
         parquet.write_table(table, work / name, compression="zstd")
@@ -294,6 +299,7 @@ def columnar_data(work: Path, rng: random.Random) -> Command:
         options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
         with pyarrow.ipc.new_file(str(work / name), table.schema, options=options) as file:
             file.write_table(table)
+
     return data_command(name, rng)
 
 

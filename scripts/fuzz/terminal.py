@@ -213,6 +213,7 @@ def data_cell(text: str, folder: Path, rng: random.Random) -> Command:
     clean = text.encode("utf-8", "replace").decode()
     with (work / "data.csv").open(newline="") as file:
         rows = list(csv.reader(file))
+
     column = rng.randrange(2)
     if rng.random() < 0.3:
         rows[0][column] = clean
@@ -220,6 +221,7 @@ def data_cell(text: str, folder: Path, rng: random.Random) -> Command:
         for index in range(1, len(rows)):
             if index % 4 == 1:
                 rows[index][column] = clean
+
     name = rng.choice(["data.csv", "data.jsonl"])
     if name == "data.csv":
         with (work / name).open("w", newline="") as file:
@@ -227,6 +229,7 @@ def data_cell(text: str, folder: Path, rng: random.Random) -> Command:
     else:
         lines = [json.dumps(dict(zip(rows[0], row, strict=True))) for row in rows[1:]]
         (work / name).write_text("\n".join([*lines, ""]))
+
     columns = ["--text-column", rows[0][0], "--label-column", rows[0][1]]
     return rng.choice(data_commands(name, columns))
 
@@ -297,13 +300,16 @@ def config_text(text: str, folder: Path, rng: random.Random) -> Command:
     key = rng.choice(["data.train", "device", "model.cell", "seed", "optimizer.lr", "data.layout"])
     quoted = rng.choice([json.dumps(text), text, f"# {text}"])
     section, _, name = key.rpartition(".")
+
     if rng.random() < 0.5:
         name = name if rng.random() < 0.5 else quoted
         line = f"{section}: {{{name}: {quoted}}}" if section else f"{name}: {quoted}"
     else:
         line = f"{quoted}: 1"
+
     with (work / "tiny.yaml").open("a", errors="replace", newline="") as file:
         file.write(f"{line}\n")
+
     return rng.choice(
         [
             command("config show tiny.yaml"),
@@ -323,6 +329,8 @@ def words(text: str, folder: Path, rng: random.Random) -> Command:
     config = ["--config", "tiny.yaml"]
     key = rng.choice(["data.train", "device", "seed", "data.sequence_field", "optimizer.lr"])
     text = text.replace("\0", "")
+
+    grid = ["sweep", *config, f"data.sequence_field=text,{text}"]
     lines = [
         ["config", "show", *config, f"{key}={text}"],
         ["config", "check", *config, text],
@@ -337,15 +345,7 @@ def words(text: str, folder: Path, rng: random.Random) -> Command:
         ["sweep", *config, "--grid", f"data.train={text},b", "--sweep-dir", "new"],
         ["sweep", *config, "--seeds", text],
         ["sweep", "--resume", text],
-        [
-            "sweep",
-            *config,
-            f"data.sequence_field=text,{text}",
-            "--seeds",
-            "0",
-            "--sweep-dir",
-            "new",
-        ],
+        [*grid, "--seeds", "0", "--sweep-dir", "new"],
         ["eval", text],
         ["eval", "run", "--lengths", text],
         ["eval", "run", "--data", "data.csv", "--predictions", f"out{text}.csv"],
@@ -365,6 +365,7 @@ def words(text: str, folder: Path, rng: random.Random) -> Command:
         ["runs", text],
         ["eval", f"--{text}"],
     ]
+
     return Command(rng.choice(lines), ())
 
 

@@ -20,7 +20,8 @@ PIECE_BYTES = 2**24  # of rows that become Python's objects together
 # Fields of the tables of FlatBuffers in an Arrow file, by their position in Arrow's schema.
 _HEADER = 2  # of a message
 _ID, _BATCH, _IS_DELTA = range(3)  # of a dictionary
-_BUFFERS, _COMPRESSION = 2, 3  # of a batch
+_BUFFERS = 2  # of a batch
+_COMPRESSION = 3
 
 
 def largest_batch(path: str | Path, is_file: bool) -> int:
