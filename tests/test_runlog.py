@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from rnncls.config import load_config
 from rnncls.data import load_task
 from rnncls.rundir import events as events_module
-from rnncls.rundir.events import EventLog
+from rnncls.rundir.events import EventLog, _next_name
 from rnncls.rundir.paths import default_run_dir
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
@@ -86,6 +86,19 @@ def test_tensorboard_shows_the_steps_in_order_although_the_clock_went_back(tmp_p
         assert live is not None
         assert [event.step for event in live.Scalars(tag)] == expected
         assert [event.step for event in multiplexer.Scalars("run", tag)] == expected
+
+
+@pytest.mark.parametrize("last", ["4000000000.host.1.0", "x"])
+def test_the_name_of_an_event_file_comes_behind_all_others(last: str) -> None:
+    """Many times over, and without growing where the names are those of TensorBoard."""
+    names = [f"events.out.tfevents.{last}"]
+    for _ in range(20):
+        names.append(_next_name(names))
+    assert names == sorted(names)
+    assert len(set(names)) == 21
+
+    is_numbered = last != "x"
+    assert (len(names[-1]) == len(names[1])) == is_numbered
 
 
 @pytest.mark.slow
