@@ -15,6 +15,7 @@ found, what to try. The command line prints them and nothing else; `str(error)` 
 """
 
 import errno
+import os
 from dataclasses import KW_ONLY, dataclass
 
 # A file of data may have a problem in each of its lines.
@@ -197,3 +198,22 @@ def as_out_of_memory(error: Exception, found: str = "") -> OutOfMemory | None:
             Problem("out of memory on the GPU", found=found, remedy=remedy, id="R15")
         )
     return OutOfMemory(Problem("out of memory", found=found, remedy=remedy, id="R16"))
+
+
+def require_more_files(error: Exception, what: str, where: str = "") -> None:
+    """Raise MachineError if `error` says that no more files can be open, whichever came next.
+
+    `what` and `where` are those of the problem.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise limit_reached(what, where) from None
+
+
+def limit_reached(
+    what: str, where: str, remedy: str = "ulimit -n, or a shorter path"
+) -> MachineError:
+    """Return what to raise for more open files, or a longer name, than the system allows."""
+    open_files = os.sysconf("SC_OPEN_MAX")
+    name_bytes = os.pathconf("/", "PC_NAME_MAX")
+    expected = f"at most {open_files:,} open files, names of {name_bytes} bytes"
+    return MachineError(Problem(what, where, expected=expected, remedy=remedy, id="R30"))

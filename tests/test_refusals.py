@@ -3,14 +3,21 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from rnncls.errors import OutOfMemory
+from rnncls.config import load_config
+from rnncls.data.files.opening import fingerprint
+from rnncls.data.files.places import files_of
+from rnncls.errors import MachineError, OutOfMemory
+from rnncls.rundir.checkpoint import read_checkpoint
+from rnncls.rundir.compare import compare
 from rnncls.rundir.status import read_status
 from rnncls.system.refusals import error_of_machine, writing
 from rnncls.training.fit import fit
@@ -201,6 +208,46 @@ def test_any_other_refusal_has_its_reason_and_its_path(
             assert "a reason" in shown.render()
         if number not in (errno.EAGAIN, errno.ENOMEM):
             assert ("a/path" in shown.render()) == (error.filename is not None)
+
+
+@pytest.fixture
+def no_more_files() -> Iterator[None]:
+    """Let the system refuse each further open file, the next one already."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open("rb") as newest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (newest.fileno(), limits[1]))
+    # Descriptors below the limit may be free; each of them is taken.
+    taken = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    yield
+    for descriptor in taken:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@row("R30")
+@pytest.mark.parametrize(
+    "open_one",
+    [
+        load_config,
+        fingerprint,
+        lambda path: files_of(str(path.parent)),
+        lambda path: compare(path.parent, path.parent),
+        read_checkpoint,
+    ],
+)
+def test_no_more_open_files_is_never_a_fault_of_the_next_file(
+    open_one: Callable[[Path], object], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+
+    request.getfixturevalue("no_more_files")
+    with pytest.raises(MachineError, match="Too many open files"):
+        open_one(path)
 
 
 @row("R16")

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from rnncls.errors import ConfigError, Problem
+from rnncls.errors import ConfigError, Problem, require_more_files
 
 KeyPath = tuple[str | int, ...]  # ("optimizer", "betas", 0)
 
@@ -77,7 +77,7 @@ def read(path: Path, pipes: bool = True) -> Document:
     `pipes`: whether it may be a pipe, as bash makes one of `<(command)`. One that nobody writes to
     is never waited for.
 
-    Raises: ConfigError if it cannot be read.
+    Raises: ConfigError if it cannot be read. MachineError if no more files can be open.
     """
     try:
         # One byte more than allowed tells that a file is too large, without reading all of it.
@@ -86,10 +86,10 @@ def read(path: Path, pipes: bool = True) -> Document:
     # ValueError: a name that no file can have, with a NUL for example.
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        what = f"cannot read the config {path}: {reason}"
+        require_more_files(error, what)
         remedy = "check the path; a config is a YAML file"
-        raise ConfigError(
-            Problem(f"cannot read the config {path}: {reason}", remedy=remedy, id="C1")
-        ) from None
+        raise ConfigError(Problem(what, remedy=remedy, id="C1")) from None
 
     if not raw and path.is_fifo():
         what = f"cannot read the config {path}: nobody writes to this pipe"

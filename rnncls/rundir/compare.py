@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rnncls.config import Config, flatten, load_config
-from rnncls.errors import CheckpointError, ConfigError, Problem
+from rnncls.errors import CheckpointError, ConfigError, Problem, require_more_files
 from rnncls.rundir.listing import best_of
 from rnncls.rundir.paths import CHECKPOINTS, CONFIG
 from rnncls.rundir.status import read_status
@@ -153,6 +153,7 @@ def _config_of(run_dir: Path) -> Config:
         read_regular(config_path, MAX_CONFIG_BYTES)
     except OSError as error:
         what = f"cannot read the config: {error.strerror}"
+        require_more_files(error, what, str(config_path))
         raise ConfigError(
             Problem(what, str(config_path), remedy="a run directory", id="C1")
         ) from None

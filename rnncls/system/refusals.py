@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rnncls.errors import MachineError, Problem, RnnclsError, WriteError, as_out_of_memory
+from rnncls.errors import (
+    MachineError,
+    Problem,
+    RnnclsError,
+    WriteError,
+    as_out_of_memory,
+    limit_reached,
+)
 
 # A limit of the machine was reached; another place to write would not help.
 _LIMITS = (errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
@@ -37,7 +44,7 @@ def writing(path: Path, what: str = "cannot write", needed: int = 0) -> Iterator
 
         what = f"{what}: {error.strerror}"
         if error.errno in _LIMITS:
-            raise _limit_reached(what, str(path)) from None
+            raise limit_reached(what, str(path)) from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             space = _space(path, needed)
             remedy = "free some space; what was saved before is unharmed"
@@ -74,9 +81,9 @@ def _error_of_system(error: OSError) -> RnnclsError:
     where = os.fsdecode(place) if isinstance(place, str | bytes | os.PathLike) else ""
     if error.errno == errno.ENAMETOOLONG:
         # Whole, it would be the longest line of the message.
-        return _limit_reached(f"{reason}: {where:.60}...", "", "a shorter path")
+        return limit_reached(f"{reason}: {where:.60}...", "", "a shorter path")
     if error.errno in _LIMITS:
-        return _limit_reached(reason, where)
+        return limit_reached(reason, where)
     if error.errno in _CANNOT_WRITE:
         remedy = "free some space, or another folder; what was saved before is unharmed"
         return WriteError(Problem(f"cannot write: {reason}", where, remedy=remedy, id="R9"))
@@ -96,22 +103,6 @@ def _has_current_folder() -> bool:
     except OSError:
         return False
     return True
-
-
-def _limit_reached(
-    what: str, where: str, remedy: str = "ulimit -n, or a shorter path"
-) -> MachineError:
-    open_files = os.sysconf("SC_OPEN_MAX")
-    name_bytes = os.pathconf("/", "PC_NAME_MAX")
-    return MachineError(
-        Problem(
-            what,
-            where,
-            expected=f"at most {open_files:,} open files, names of {name_bytes} bytes",
-            remedy=remedy,
-            id="R30",
-        )
-    )
 
 
 def free_bytes(path: Path) -> int:

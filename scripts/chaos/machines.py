@@ -40,7 +40,7 @@ def limits(folder: Path, short: bool) -> Result:
     """
     part = Part(folder, *SHORTER)
     let_others_in(folder)
-    open_files = (24,) if short else range(6, 40, 2)
+    open_files = (4, 24) if short else range(3, 40)
     file_sizes = (4_000,) if short else (0, 100, 1_000, 4_000, 8_000, 16_000, 64_000)
     threads = (1,) if short else (1, 2, 3, 4)
 

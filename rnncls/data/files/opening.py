@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rnncls.errors import DataError, Problem
+from rnncls.errors import DataError, Problem, require_more_files
 
 # A progress bar does not need more, and asking a file for its position takes a system call.
 LINES_PER_REPORT = 1024  # lines between two calls of `report_bytes`
@@ -24,12 +24,14 @@ def opened(path: str | Path) -> Iterator[io.BufferedReader]:
     """Open a regular file for reading bytes; never blocks.
 
     Raises: DataError if it cannot be opened or is not a regular file; so does reading, if it fails.
+    MachineError if no more files can be open.
     """
     try:
         # Without O_NONBLOCK, opening a pipe that nobody writes to would wait forever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         what = f"cannot read the data: {error.strerror}"
+        require_more_files(error, what, str(path))
         raise DataError(Problem(what, str(path), remedy=_REMEDY, id="D1")) from None
     # No file has a NUL in its name.
     except ValueError as error:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from rnncls.errors import DataError, Problem
+from rnncls.errors import DataError, Problem, require_more_files
 from rnncls.system.file_kinds import is_data_name_in_folder
 
 # All of them stand in the config that a run saves, which is read again as any config is.
@@ -86,6 +86,7 @@ def _files_in(folder: str) -> list[str]:
         names = sorted(entry.name for entry in Path(folder).iterdir())
     except OSError as error:
         what = f"cannot read the folder: {error.strerror}"
+        require_more_files(error, what, folder)
         raise DataError(Problem(what, folder, remedy="a data file", id="D1")) from None
 
     names = [name for name in names if not name.startswith(".")]
