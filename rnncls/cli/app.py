@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rnncls.cli import config, data, evaluate, init, model, predict, runs, sweep, train
+from rnncls.cli import config, data, evaluate, explain, init, model, predict, runs, sweep, train
 from rnncls.cli.command import App
 from rnncls.version import __version__
 
@@ -25,6 +25,7 @@ app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("explain")(explain.explain)
 _add_group(
     "config",
     "Inspect a config without running it.",

@@ -9,7 +9,7 @@ from rnncls.cli.completion import complete_word
 from rnncls.cli.options import Json
 from rnncls.cli.words import load
 from rnncls.errors import ConfigError, Problem, on_one_line
-from rnncls.system.rows import json_text, shortened
+from rnncls.system.rows import aligned, json_text, shortened
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
@@ -136,10 +136,8 @@ def _print_layers(description: "ModelDescription") -> None:
     rows = [("layer", "kind", "input", "output")]
     for layer in description.layers:
         rows.append((layer.name, layer.kind, layer.input, layer.output))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  " + "  ".join(cells).rstrip())
+    for line in aligned(rows, texts=4):
+        print(f"  {line}")
 
 
 def _print_tensors(description: "ModelDescription") -> None:

@@ -47,6 +47,16 @@ class Sequences(NamedTuple):
         padded = rectangle(self.tokens, self.offsets[rows], lengths)
         return pack(padded, lengths, self.labels[rows])
 
+    def select(self, rows: Tensor) -> "Sequences":
+        """Return the sequences with the numbers `rows` (B,) alone, in that order."""
+        lengths = self.lengths_of(rows)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+
+        # Token k of the selection stands so far from the beginning of its sequence.
+        within = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(lengths)
+        tokens = self.tokens[self.offsets[rows].repeat_interleave(lengths) + within]
+        return Sequences(tokens, offsets, self.labels[rows])
+
     def lengths_of(self, rows: Tensor) -> Tensor:
         """Return the lengths (B,) of the sequences with the numbers `rows` (B,)."""
         return self.offsets[rows + 1] - self.offsets[rows]

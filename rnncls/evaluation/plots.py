@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from rnncls.evaluation.mistakes import Confused
-from rnncls.system.files import new_file
-from rnncls.system.pictures import in_picture, png_of
-from rnncls.system.refusals import writing
+from rnncls.system.pictures import in_picture, write_png
 
 MOST_OF_LABEL = 24  # characters of a label at an axis
 
@@ -56,9 +54,7 @@ def draw_confused(confused: Confused, path: Path) -> None:
     axes.set_yticks(places, names, parse_math=False)
     axes.set(xlabel="predicted class", ylabel="true class", title="classes most often confused")
 
-    content = png_of(figure)
-    with writing(path), new_file(path) as file:
-        file.buffer.write(content)
+    write_png(figure, path)
 
 
 def _count(count: int) -> str:

@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -154,34 +155,52 @@ class RNNClassifier(nn.Module):
 
         Returns the last layer's outputs and the final hidden states of all layers, longest first.
         """
-        rnn = self.rnn
-        run = _RNN_FUNCTIONS[rnn.mode]
-
-        # h_0 = 0 and, for the LSTM, c_0 = 0 of one layer: (num_directions, B, hidden_size).
-        num_sequences = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
-        zeros = data.new_zeros(self.num_directions, num_sequences, rnn.hidden_size)
-        start: Any = [zeros, zeros] if rnn.mode == "LSTM" else zeros
-
         finals = []
-        for layer in range(rnn.num_layers):
+        for layer in range(self.rnn.num_layers):
             if layer > 0:
                 data = F.dropout(data, self.dropout)
-
-            # torch.nn keeps one list of weights for each layer and direction, in this order.
-            first = layer * self.num_directions
-            directions = rnn.all_weights[first : first + self.num_directions]
-            weights = list(chain.from_iterable(directions))
-
-            # weights, has_biases, num_layers, dropout, train, bidirectional
-            options = (weights, rnn.bias, 1, 0.0, True, rnn.bidirectional)
-            if batch_sizes is None:
-                batch_first = False
-                data, final, *_ = run(data, start, *options, batch_first)
-            else:
-                data, final, *_ = run(data, batch_sizes, start, *options)
-            finals.append(final)
+            data, final = outputs_of_layer(self.rnn, layer, data, batch_sizes)
+            finals.append(final[0])
 
         return data, torch.cat(finals)
+
+
+def outputs_of_layer(
+    rnn: nn.RNNBase,
+    layer: int,
+    data: Tensor,
+    batch_sizes: Tensor | None,
+    start: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Run one layer of a torch.nn module, without dropout.
+
+    `data` is packed, (S, width), with its batch sizes, or padded, (T, B, width), with None. `start`
+    is h_0, and for the LSTM c_0, in a list, (num_directions, B, hidden_size) each; None for zeros.
+
+    Returns the outputs, (S, D * H) or (T, B, D * H) for D directions, and the final states in the
+    form of `start`. Sequences stand longest first.
+    """
+    num_directions = 2 if rnn.bidirectional else 1
+    if start is None:
+        num_sequences = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
+        zeros = data.new_zeros(num_directions, num_sequences, rnn.hidden_size)
+        start = [zeros, zeros] if rnn.mode == "LSTM" else [zeros]
+
+    # torch.nn keeps one list of weights for each layer and direction, in this order.
+    first = layer * num_directions
+    directions = rnn.all_weights[first : first + num_directions]
+    weights = list(chain.from_iterable(directions))
+
+    # weights, has_biases, num_layers, dropout, train, bidirectional
+    options = (weights, rnn.bias, 1, 0.0, True, rnn.bidirectional)
+    run = _RNN_FUNCTIONS[rnn.mode]
+    state = start if rnn.mode == "LSTM" else start[0]
+    if batch_sizes is None:
+        batch_first = False
+        outputs, *finals = run(data, state, *options, batch_first)
+    else:
+        outputs, *finals = run(data, batch_sizes, state, *options)
+    return outputs, finals
 
 
 def ignore_compaction() -> None:

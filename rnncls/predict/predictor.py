@@ -105,8 +105,11 @@ def load(path: str | Path, device: str | None = None) -> Predictor:
     Raises: CheckpointError if there is no checkpoint, or it is damaged. MachineError without the
     device.
     """
-    checkpoint, network = load_checkpoint(path, device)
+    return predictor_of(*load_checkpoint(path, device))
 
+
+def predictor_of(checkpoint: Checkpoint, network: RNNClassifier) -> Predictor:
+    """Return the predictor of a checkpoint, whose network is that of `load_checkpoint`."""
     vocabulary = checkpoint.vocabulary or _numbers(checkpoint)
     labels: tuple[Label, ...] = vocabulary.labels
     if are_integers(vocabulary.labels):
@@ -143,6 +146,20 @@ def encode(predictor: Predictor, value: Any) -> list[int] | Problem:
 
     `value` is text or a list of tokens. A problem has no remedy: that depends on where it is.
     """
+    read = read_tokens(predictor, value)
+    return read if isinstance(read, Problem) else read.ids
+
+
+class ReadTokens(NamedTuple):
+    """A sequence as the model sees it, T tokens."""
+
+    ids: list[int]
+    names: list[str]  # as they were given, also those that the model does not know
+    num_left_out: int  # how many tokens more there were, before the sequence was truncated
+
+
+def read_tokens(predictor: Predictor, value: Any) -> ReadTokens | Problem:
+    """Return the tokens of a sequence and their ids, or the problem, as `encode`."""
     tokens = tokens_of(value, predictor.data.tokens)
     if isinstance(tokens, Problem):
         return replace(tokens, remedy="")
@@ -158,9 +175,10 @@ def encode(predictor: Predictor, value: Any) -> list[int] | Problem:
 
     # With <unk> in the vocabulary there is no KeyError.
     try:
-        return predictor.vocabulary.encode(kept)
+        ids = predictor.vocabulary.encode(kept)
     except KeyError as error:
         return _unknown_token(predictor.vocabulary, tokens, error.args[0])
+    return ReadTokens(ids, kept, len(tokens) - len(kept))
 
 
 def no_sequence(row: Mapping[str, Any], names: tuple[str, ...]) -> Problem:

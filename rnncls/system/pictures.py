@@ -4,9 +4,12 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnncls.errors import on_one_line
+from rnncls.system.files import new_file
+from rnncls.system.refusals import writing
 from rnncls.system.rows import shortened
 
 if TYPE_CHECKING:
@@ -47,6 +50,13 @@ def png_of(figure: "Figure") -> bytes:
     with _any_script():
         figure.savefig(content, dpi=120, format="png")
     return content.getvalue()
+
+
+def write_png(figure: "Figure", path: Path) -> None:
+    """Write the picture as a PNG, whole or not at all. Raises: WriteError."""
+    content = png_of(figure)
+    with writing(path), new_file(path) as file:
+        file.buffer.write(content)
 
 
 def pixels_of(figure: "Figure") -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":

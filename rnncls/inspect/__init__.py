@@ -1,0 +1,1 @@
+"""What happens inside a trained network, for people: tables, pictures, JSON."""

@@ -1,0 +1,83 @@
+"""What is looked into: a trained model, a sequence for it, and sequences of its own data."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from rnncls.config import SumModConfig
+from rnncls.data.sequences import Sequences
+from rnncls.data.sum_mod import draw
+from rnncls.errors import DataError, Problem
+from rnncls.model.classifier import RNNClassifier
+from rnncls.predict.predictor import Predictor, ReadTokens, predictor_of, read_tokens
+from rnncls.rundir.checkpoint import Checkpoint
+from rnncls.rundir.checkpoint_files import load_checkpoint
+from rnncls.rundir.restore import held_out_data, is_finite
+from rnncls.seeds import mix
+from rnncls.system.streams import say
+
+
+class Subject(NamedTuple):
+    """A trained model, with all that is known about it."""
+
+    checkpoint: Checkpoint
+    predictor: Predictor
+
+    @property
+    def network(self) -> RNNClassifier:
+        """The model itself, in evaluation mode."""
+        return self.predictor.network
+
+
+def load_subject(path: Path, device: str | None = None) -> Subject:
+    """Load a checkpoint file, or the best checkpoint of a run. Weights that are NaN are warned of.
+
+    Raises: CheckpointError, MachineError, as `load_checkpoint`.
+    """
+    checkpoint, network = load_checkpoint(path, device)
+    if not is_finite(checkpoint):
+        say(f"rnncls: warning[K13]: weights in {checkpoint.path} are not finite")
+    return Subject(checkpoint, predictor_of(checkpoint, network))
+
+
+def tokens_of_text(predictor: Predictor, text: str) -> ReadTokens:
+    """Return a sequence as a person types it; that it was truncated is said.
+
+    Raises: DataError if it is empty, or has a token that the model does not know.
+    """
+    read = read_tokens(predictor, text)
+    if isinstance(read, Problem):
+        raise DataError(read)
+    if read.num_left_out:
+        data = predictor.data
+        side = "first" if data.truncate == "head" else "last"
+        kept = f"the {side} {len(read.ids):,} of {len(read.ids) + read.num_left_out:,} tokens"
+        say(f"rnncls: {kept} are looked at: data.max_length, as in training")
+    return read
+
+
+def own_sequences(
+    subject: Subject, count: int, progress: bool = False, data_dir: Path | None = None
+) -> Sequences:
+    """Return `count` labelled sequences of the model's own data, always the same ones.
+
+    Generated ones are drawn as for validation. Of files they are from the split that an evaluation
+    uses, and may be fewer.
+
+    Raises: DataError if files are missing or bad. CheckpointError if they have changed.
+    """
+    config = subject.checkpoint.config
+    generator = torch.Generator().manual_seed(mix(config.seed, "inspect"))
+    if isinstance(config.data, SumModConfig):
+        digits, lengths, labels = draw(config.data, count, generator)
+        is_token = torch.arange(digits.shape[1]) < lengths.unsqueeze(1)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        return Sequences(digits[is_token].int(), offsets, labels)
+
+    dataset = held_out_data(subject.checkpoint, progress=progress, data_dir=data_dir)
+    if dataset is None:
+        raise ValueError("a model of files without a vocabulary")
+    split = dataset.splits[dataset.held_out()]
+    rows = torch.randperm(len(split), generator=generator)[:count].sort().values
+    return split.select(rows)

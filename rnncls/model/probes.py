@@ -1,0 +1,144 @@
+"""Measures what happens inside a network: its states, and the gradient through time.
+
+Everything here takes a network and packed sequences, and changes neither: training can call it
+beside a step. Letters as in recurrence.py: S tokens in all, of B sequences, hidden_size H, D
+directions; packed rows stand time step by time step, longest sequence first.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from rnncls.model.cells import State, step, weights_of, zero_state
+from rnncls.model.classifier import RNNClassifier, outputs_of_layer
+from rnncls.model.losses import sequence_losses
+from rnncls.model.recurrence import last_rows
+
+
+class LayerStates(NamedTuple):
+    """What one layer got and what it made of it, packed."""
+
+    inputs: Tensor  # (S, input_size): embeddings, or the outputs of the layer below
+    directions: tuple[Tensor, ...]  # h_t after every token, (S, H) for each direction
+
+
+def states_of(network: RNNClassifier, tokens: PackedSequence) -> list[LayerStates]:
+    """Return the inputs and the states of every layer, without dropout; the last layer is last."""
+    data = network.embedding(tokens.data)
+    layers = []
+    for layer in range(network.rnn.num_layers):
+        outputs, _ = outputs_of_layer(network.rnn, layer, data, tokens.batch_sizes)
+        layers.append(LayerStates(data, outputs.chunk(network.num_directions, dim=1)))
+        data = outputs
+    return layers
+
+
+def summary_of(directions: Sequence[Tensor], batch_sizes: Tensor) -> Tensor:
+    """Return what the head sees, (B, D * H), from the last layer's states, longest first.
+
+    It is the state at each sequence's own last token and, in reverse, that at its first.
+    """
+    # Forwards a sequence ends at its last token.
+    summary = [directions[0].index_select(0, last_rows_of(batch_sizes))]
+    if len(directions) == 2:
+        # The first tokens are the first rows.
+        summary.append(directions[1][: int(batch_sizes[0])])
+    return torch.cat(summary, 1)
+
+
+def gradients_through_time(
+    network: RNNClassifier, tokens: PackedSequence, labels: Tensor
+) -> list[tuple[Tensor, ...]]:
+    """Return dL/dh_t after every token, (S, H) for each layer and, in a tuple, each direction.
+
+    L is the sum of the cross-entropies of all sequences, so that each row is the gradient of its
+    own sequence's loss. It is the whole derivative: through the layers above, and through every
+    later step. `labels` (B,) stand in the order in which the sequences were given. The network runs
+    step by step, in its own precision and without dropout.
+    """
+    sizes = tokens.batch_sizes.tolist()
+    rnn = network.rnn
+
+    # Zeros that are added to the states: the gradient of a zero is that of its state.
+    taps: list[tuple[Tensor, ...]] = []
+    with torch.enable_grad():
+        data = network.embedding(tokens.data)
+        for layer in range(rnn.num_layers):
+            outputs = []
+            of_layer = []
+            for direction in range(network.num_directions):
+                tap = data.new_zeros(len(data), rnn.hidden_size).requires_grad_()
+                of_layer.append(tap)
+                outputs.append(_tapped(network, layer, direction, data, sizes, tap))
+            taps.append(tuple(of_layer))
+            data = torch.cat(outputs, 1)
+
+        logits = network.head(summary_of(outputs, tokens.batch_sizes))
+        if tokens.sorted_indices is not None:
+            labels = labels.index_select(0, tokens.sorted_indices)
+        loss = sequence_losses(logits, labels).sum()
+
+    flat = [tap for of_layer in taps for tap in of_layer]
+    gradients = iter(torch.autograd.grad(loss, flat))
+    return [tuple(next(gradients) for _ in of_layer) for of_layer in taps]
+
+
+def _tapped(
+    network: RNNClassifier,
+    layer: int,
+    direction: int,
+    inputs: Tensor,
+    sizes: list[int],
+    tap: Tensor,
+) -> Tensor:
+    """Run one direction of one layer step by step, with `tap` (S, H) added to its states (S, H)."""
+    rnn = network.rnn
+    weights = weights_of(rnn, layer, direction)
+    inputs_of = torch.split(inputs, sizes)
+    taps_of = torch.split(tap, sizes)
+
+    # In reverse the longest sequences begin, alone; forwards all begin together.
+    order = range(len(sizes))
+    steps = reversed(order) if direction == 1 else order
+    hidden: dict[int, Tensor] = {}
+    state = zero_state(rnn, 0)
+    for t in steps:
+        state = step(rnn.mode, weights, inputs_of[t], _resized(state, sizes[t]))
+        state = state._replace(hidden=state.hidden + taps_of[t])
+        hidden[t] = state.hidden
+    return torch.cat([hidden[t] for t in order])
+
+
+def _resized(state: State, size: int) -> State:
+    """Return the state of the first `size` sequences; those that begin have a state of zeros."""
+
+    def resized(part: Tensor) -> Tensor:
+        if len(part) >= size:
+            return part[:size]
+        return torch.cat([part, part.new_zeros(size - len(part), part.shape[1])])
+
+    return State(*(None if part is None else resized(part) for part in state))  # type: ignore[arg-type]
+
+
+def distances_from_end(batch_sizes: Tensor, reverse: bool) -> Tensor:
+    """Return how many steps of its sequence come after each token, (S,), packed.
+
+    In reverse, those steps are the tokens before it.
+    """
+    sizes = batch_sizes.tolist()
+    positions = torch.cat([torch.full((size,), t) for t, size in enumerate(sizes)])
+    if reverse:
+        return positions
+
+    # Longest first: row i of a step belongs to sequence i.
+    lengths = positions[last_rows_of(batch_sizes)] + 1
+    numbers = torch.cat([torch.arange(size) for size in sizes])
+    return lengths[numbers] - 1 - positions
+
+
+def last_rows_of(batch_sizes: Tensor) -> Tensor:
+    """Return the row of each sequence's last token, (B,), longest sequence first."""
+    return torch.tensor(last_rows(batch_sizes.tolist()))
