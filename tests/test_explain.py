@@ -1,0 +1,188 @@
+"""rnncls explain as a command: which options go together, what it refuses, old runs."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import ROOT, Completed, change_checkpoint, run_process, run_rnncls
+
+row = pytest.mark.row
+
+BEFORE = ROOT / "tests" / "before"
+
+
+@pytest.fixture(scope="module")
+def words_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run on a file of words, not to be changed."""
+    folder = tmp_path_factory.mktemp("words")
+    lines = ["sequence,label"]
+    for number in range(40):
+        lines.append(f"good film number{number % 3},yes")
+        lines.append(f"poor film number{number % 3},no")
+    (folder / "films.csv").write_text("\n".join(lines) + "\n")
+    small = ["train.max_steps=30", "model.hidden_size=8", "train.engine=eager"]
+    done = run_rnncls("train", folder / "films.csv", "--run-dir", folder / "run", *small)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def refused(done: Completed, exit_code: int, *parts: str) -> None:
+    """Check that a command ended with one clear message."""
+    assert done.returncode == exit_code, done.stderr
+    assert not done.stdout
+    assert done.stderr.count("rnncls: error[") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "try:" in done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+@row("C17", by="injection")
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "nothing to show"),
+        (["--padding", "--gradients"], "--padding and --gradients"),
+        (["--states", "s.png", "--graph", "g.svg"], "--states and --graph"),
+        (["1 2", "--padding"], "--padding takes no sequence"),
+        (["1 2", "--rolled"], "--rolled is about --graph"),
+        (["1 2", "--graph", "graph.pdf"], ".svg, .dot or .mmd"),
+        (["1 2", "--output", "o.png"], "--output is about --padding and --gradients"),
+        (["1 2", "--graph", "g.svg", "--html", "o.html"], "--html and --label"),
+        (["--padding", "--label", "1"], "--html and --label"),
+        (["--graph", "g.svg"], "sequence"),
+        (["--demo"], "--demo has a network of its own"),
+        (["1 2", "--html", "o.html"], "--html"),
+        (["1 2", "--label", "7"], "label"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    words: list[str], part: str, run_dir: Path, tmp_path: Path
+) -> None:
+    refused(run_rnncls("explain", run_dir, *words, cwd=tmp_path), 2, "error[C17]", part)
+    assert not list(tmp_path.iterdir())
+
+
+@row("C17", by="injection")
+def test_there_must_be_a_run() -> None:
+    refused(run_rnncls("explain"), 2, "error[C17]", "--demo")
+
+
+@row("K1", by="injection")
+def test_no_run_and_a_sweep(tmp_path: Path) -> None:
+    refused(run_rnncls("explain", tmp_path / "no", "1"), 4, "error[K1]")
+
+    sweep = shutil.copytree(BEFORE / "sweep", tmp_path / "sweep")
+    first = min((sweep / "members").iterdir())
+    refused(run_rnncls("explain", sweep, "1"), 4, "error[K1]", str(first))
+    assert run_rnncls("explain", first, "1").returncode == 0
+
+
+@row("D7", by="injection")
+@row("D9", by="injection")
+@pytest.mark.parametrize(
+    ("text", "id"), [("1 77", "D7"), ("", "D9"), ("   ", "D9"), ("1 x", "D7")]
+)
+def test_a_sequence_that_is_none(text: str, id: str, run_dir: Path) -> None:
+    refused(run_rnncls("explain", run_dir, text), 3, f"error[{id}]")
+
+
+@row("K13", by="injection")
+@pytest.mark.parametrize("view", [["1 2 0"], ["--padding"], ["--gradients"], ["--states", "s.png"]])
+def test_weights_that_are_nan_are_warned_of(
+    view: list[str], run_dir: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    checkpoint = copy / "checkpoints" / "best.safetensors"
+    content = checkpoint.read_bytes()
+    checkpoint.unlink()
+    checkpoint.write_bytes(content)
+
+    def spoil(_: dict[str, Any], tensors: dict[str, Any]) -> None:
+        tensors["model/head.bias"].fill_(float("nan"))
+
+    change_checkpoint(checkpoint, spoil)
+    done = run_rnncls("explain", copy, *view, cwd=tmp_path)
+    assert "rnncls: warning[K13]" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 7)
+
+
+@row("R9", by="injection")
+@pytest.mark.parametrize(
+    "view",
+    [
+        ["1 2 0", "--graph", "{}/g.svg"],
+        ["1 2 0", "--graph", "{}/g.dot"],
+        ["--padding", "--output", "{}/p.png"],
+        ["--gradients", "--output", "{}/g.png"],
+        ["--states", "{}/s.png"],
+    ],
+)
+def test_a_folder_for_pictures_that_is_missing(
+    view: list[str], run_dir: Path, tmp_path: Path
+) -> None:
+    words = [word.format(tmp_path / "missing") for word in view]
+    done = run_rnncls("explain", run_dir, *words)
+    assert done.returncode == 6, done.stderr
+    assert "error[R9]" in done.stderr
+    assert os.strerror(errno.ENOENT) in done.stderr
+
+
+@row("R9", by="injection")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")  # noqa: PTH110
+def test_results_for_a_full_disk(run_dir: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = run_process("explain", run_dir, "1 2 0", stdout=full)
+    assert done.returncode == 6
+    assert "error[R9]" in done.stderr
+
+
+def test_no_terminal_of_forty_columns_changes_anything(run_dir: Path) -> None:
+    wide = run_process("explain", run_dir, "1 2 0")
+    narrow = run_process(
+        "explain", run_dir, "1 2 0", env={**os.environ, "COLUMNS": "40", "TERM": "dumb"}
+    )
+    assert wide.returncode == narrow.returncode == 0
+    assert wide.stdout == narrow.stdout
+    assert max(map(len, wide.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("view", [["1 2 0"], ["--padding"], ["--gradients"], ["--states", "s.png"]])
+def test_every_view_prints_tables_of_80_columns_and_json(
+    view: list[str], run_dir: Path, tmp_path: Path
+) -> None:
+    done = run_rnncls("explain", run_dir, *view, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "\x1b" not in done.stdout
+
+    done = run_rnncls("explain", run_dir, *view, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        assert isinstance(json.loads(line), dict)
+
+
+@pytest.mark.parametrize("view", [["good film"], ["--padding"], ["--gradients"], ["--states", "s.png"]])
+def test_every_view_of_a_run_on_files(view: list[str], words_run: Path, tmp_path: Path) -> None:
+    done = run_rnncls("explain", words_run, *view, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_words_are_coloured_by_how_much_they_matter(words_run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "out.html"
+    done = run_rnncls("explain", words_run, "good film", "--label", "yes", "--html", page)
+    assert done.returncode == 0, done.stderr
+    assert "good" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("view", [["1 2 0"], ["--padding"], ["--gradients"], ["--states", "s.png"]])
+def test_a_run_from_before_can_be_looked_into(view: list[str], tmp_path: Path) -> None:
+    done = run_rnncls("explain", BEFORE / "run", *view, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
