@@ -192,8 +192,8 @@ class PaddingView:
         return (
             "The naive ways take the state after the padding: the model has read on behind the "
             f"end. {self.why_id_0} With id 0 the accuracy is {naive.accuracy:.3f}, against "
-            f"{packed.accuracy:.3f} packed, but the logits move by {naive.largest_difference:.2g}: "
-            "not a way to rely on."
+            f"{packed.accuracy:.3f} packed, and the logits move by {naive.largest_difference:.2g}: "
+            "no way to rely on."
         )
 
     def _labels(self) -> list[str]:
