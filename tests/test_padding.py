@@ -14,15 +14,10 @@ from torch.nn.utils.rnn import pack_sequence
 
 from rnncls.data.sequences import Sequences
 from rnncls.inspect import padding
-from rnncls.inspect.padding import (
-    PaddingView,
-    compare_padding,
-    gathered_logits,
-    masked_logits,
-    naive_logits,
-    padded_of,
-)
+from rnncls.inspect.padded_runs import gathered_logits, masked_logits, naive_logits, padded_of
+from rnncls.inspect.padding import compare_padding
 from rnncls.inspect.padding_plot import columns_shown, draw_padding
+from rnncls.inspect.padding_view import PaddingView
 from rnncls.inspect.subject import load_subject, own_sequences
 from rnncls.model.classifier import RNNClassifier
 from rnncls.rundir.checkpoint_files import find_newest
