@@ -66,7 +66,7 @@ def packed(ids: list[Tensor]) -> PackedSequence:
 
 def autograd_of(model: RNNClassifier, ids: Tensor, label: Tensor) -> list[list[Tensor]]:
     """dL/dh_t of one sequence, (T, H) by layer and direction: torch's cells, and retain_grad."""
-    options = {"bias": model.rnn.bias, "dtype": torch.float64}
+    options: Any = {"bias": model.rnn.bias, "dtype": torch.float64}
     data = list(model.embedding(ids))
     kept: list[list[list[Tensor]]] = []
     for layer in range(model.rnn.num_layers):
@@ -123,9 +123,9 @@ def test_gradients_are_those_of_autograd(
 
     # In the order in which they were given, (B, T, H).
     padded = []
-    for of_layer in found:
-        assert len(of_layer) == model.num_directions
-        rows = [pad_packed_sequence(tokens._replace(data=one), True)[0] for one in of_layer]
+    for directions in found:
+        assert len(directions) == model.num_directions
+        rows = [pad_packed_sequence(tokens._replace(data=one), True)[0] for one in directions]
         padded.append(rows)
 
     for number, (sequence, label) in enumerate(zip(ids, labels, strict=True)):
@@ -154,7 +154,7 @@ def test_gradients_on_a_gpu_are_those_on_the_cpu() -> None:
     tokens = packed(some_ids(LENGTHS))
     labels = torch.tensor([0, 1, 2, 1, 0])
     expected = gradients_through_time(model, tokens, labels)
-    found = gradients_through_time(model.cuda(), tokens.to("cuda"), labels.cuda())
+    found = gradients_through_time(model.cuda(), tokens.cuda(), labels.cuda())
     for one, other in zip(found, expected, strict=True):
         for gradient, wanted in zip(one, other, strict=True):
             torch.testing.assert_close(gradient.cpu(), wanted)

@@ -23,6 +23,7 @@ def draw_gradients(gradients: Gradients, path: Path) -> None:
     # Imported here because it takes long. A Figure without pyplot needs no display.
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -61,7 +62,7 @@ def draw_gradients(gradients: Gradients, path: Path) -> None:
     )
     if longest > 1:
         axes.set_xlim(-0.02 * longest, 1.02 * (longest - 1))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     what = MEANINGS[gradients.kind].split(".")[0]
     axes.set(
         xlabel="distance from the end of the sequence (time steps)",
@@ -69,7 +70,7 @@ def draw_gradients(gradients: Gradients, path: Path) -> None:
         title=f"gradient through time: {what}",
     )
     axes.grid(alpha=0.3)
-    add_legend(axes, MOST_IN_LEGEND, fontsize="small", loc="best")
+    add_legend(axes, MOST_IN_LEGEND, fontsize="small", loc="lower left")
     write_png(figure, path)
 
 

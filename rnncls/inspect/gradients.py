@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from rnncls.config import Config, number
 from rnncls.data.sequences import Sequences
@@ -31,8 +32,8 @@ COUNT = 64  # sequences that are measured together
 
 # What the states of all steps may take, which are in memory together for the way back, and the most
 # steps of a sequence: each costs a fraction of a millisecond.
-MOST_BYTES = 2**28
-MOST_STEPS = 2**13
+MOST_BYTES = 2**27
+MOST_STEPS = 2**12
 
 MOST_ROWS = 40  # of a table
 MOST_COLUMNS = 6  # of a table: what fits into 80 columns of a terminal
@@ -213,7 +214,8 @@ def gradients_of(subject: Subject, data_dir: Path | None = None) -> Gradients:
     most_steps = max(1, min(MOST_STEPS, most_tokens))
     sequences = bounded(all_sequences, most_steps, most_tokens)
 
-    network = copy.deepcopy(subject.network).cpu().double()
+    # The weights' own gradients are not asked for, and nothing need be kept for them.
+    network = copy.deepcopy(subject.network).cpu().double().requires_grad_(False)
     batch = sequences.batch(torch.arange(len(sequences)))
     with torch.no_grad():
         loss = sequence_losses(network(batch.tokens), batch.labels).mean().item()
@@ -276,7 +278,7 @@ def bounded(sequences: Sequences, most_steps: int, most_tokens: int) -> Sequence
 
     `most_steps` is for each sequence, `most_tokens` for all of them together.
     """
-    kept = []
+    kept: list[Tensor] = []
     num_tokens = 0
     for start, end in pairwise(sequences.offsets.tolist()):
         tokens = sequences.tokens[max(start, end - most_steps) : end]
