@@ -198,7 +198,7 @@ def test_a_flow_compares_the_same_sequences(reverse: bool) -> None:
 
 def test_norms_of_small_numbers_are_not_zero() -> None:
     # The square of 1e-30 is 0 in float32.
-    flow = flow_of(torch.full((1, 4), 1e-30), torch.tensor([1]), reverse=False)
+    flow = flow_of(torch.full((3, 4), 1e-30), torch.tensor([3]), reverse=False)
     assert flow.norms.item() == pytest.approx(2e-30)
 
 
@@ -272,7 +272,7 @@ def test_a_gradient_that_outgrows_the_numbers_explodes() -> None:
     assert not flow.norms[39].isfinite()
     assert verdict_of(flow) == Verdict("exploding", None, 1)
 
-    norms = torch.tensor([1.0, 10.0, float("inf"), float("nan")]).double()
+    norms = torch.tensor([1.0, 10.0, float("nan"), float("inf")]).double()
     beyond = Flow(torch.ones(4), norms, norms / norms[0])
     assert verdict_of(beyond) == Verdict("exploding", None, 2)
 
