@@ -220,7 +220,17 @@ def _show_padding(
 def _show_gradients(
     subject: "Subject", output: Path | None, data_dir: Path | None, as_json: bool
 ) -> None:
-    raise NotImplementedError
+    """Print, and draw, how much of the gradient reaches each step.
+
+    Raises: DataError, CheckpointError, as `own_sequences`. WriteError for the picture.
+    """
+    from rnncls.inspect.gradient_plot import draw_gradients
+    from rnncls.inspect.gradients import gradients_of
+
+    gradients = gradients_of(subject, data_dir)
+    if output is not None:
+        draw_gradients(gradients, output)
+    _print(gradients, as_json)
 
 
 def _show_states(subject: "Subject", picture: Path, data_dir: Path | None, as_json: bool) -> None:

@@ -1,0 +1,545 @@
+"""The gradient through time: its numbers, its verdicts, and what rnncls explain shows of it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
+
+from rnncls.data.sequences import Sequences
+from rnncls.inspect import gradients as gradients_module
+from rnncls.inspect.gradients import (
+    MOST_BYTES,
+    Gradients,
+    LayerGradients,
+    bounded,
+    gradients_of,
+    remedies_of,
+)
+from rnncls.inspect.subject import load_subject
+from rnncls.model.classifier import RNNClassifier
+from rnncls.model.probes import (
+    Flow,
+    Kind,
+    Verdict,
+    distances_from_end,
+    flow_of,
+    gradients_through_time,
+    verdict_in_all,
+    verdict_of,
+)
+from tests.helpers import change_checkpoint, config_of, needs_cuda, run_rnncls
+
+LENGTHS = [4, 9, 1, 6, 9]
+
+CELLS: list[dict[str, Any]] = [
+    {"cell": "rnn", "nonlinearity": "tanh"},
+    {"cell": "rnn", "nonlinearity": "relu"},
+    {"cell": "gru"},
+    {"cell": "lstm"},
+]
+
+
+def model_of(dtype: torch.dtype = torch.float64, **options: Any) -> RNNClassifier:
+    torch.manual_seed(0)
+    options = {"embedding_dim": 5, "hidden_size": 6, **options}
+    return RNNClassifier(7, 3, **options).to(dtype).eval()
+
+
+def some_ids(lengths: list[int], num_tokens: int = 7) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(num_tokens, (length,), generator=generator) for length in lengths]
+
+
+def packed(ids: list[Tensor]) -> PackedSequence:
+    return pack_sequence(ids, enforce_sorted=False)
+
+
+# --- the gradient
+
+
+def autograd_of(model: RNNClassifier, ids: Tensor, label: Tensor) -> list[list[Tensor]]:
+    """dL/dh_t of one sequence, (T, H) by layer and direction: torch's cells, and retain_grad."""
+    options: Any = {"bias": model.rnn.bias, "dtype": torch.float64}
+    data = list(model.embedding(ids))
+    kept: list[list[list[Tensor]]] = []
+    for layer in range(model.rnn.num_layers):
+        of_layer = []
+        for suffix in [f"l{layer}", f"l{layer}_reverse"][: model.num_directions]:
+            sizes = (len(data[0]), model.rnn.hidden_size)
+            cell: Any
+            if model.rnn.mode == "LSTM":
+                cell = nn.LSTMCell(*sizes, **options)
+            elif model.rnn.mode == "GRU":
+                cell = nn.GRUCell(*sizes, **options)
+            else:
+                nonlinearity = model.rnn.mode.removeprefix("RNN_").lower()
+                cell = nn.RNNCell(*sizes, nonlinearity=nonlinearity, **options)
+            for name, parameter in cell.named_parameters():
+                parameter.data = model.rnn.get_parameter(f"{name}_{suffix}").detach()
+
+            states: dict[int, Tensor] = {}
+            state = None
+            order = range(len(ids))
+            for t in reversed(order) if suffix.endswith("reverse") else order:
+                state = cell(data[t][None], state)
+                states[t] = state[0] if isinstance(state, tuple) else state
+                states[t].retain_grad()
+            of_layer.append([states[t] for t in order])
+        kept.append(of_layer)
+        data = [torch.cat(row, 1)[0] for row in zip(*of_layer, strict=True)]
+
+    ends = [of_direction[at] for of_direction, at in zip(kept[-1], (-1, 0), strict=False)]
+    logits = model.head(torch.cat(ends, 1))
+    nn.CrossEntropyLoss()(logits, label[None]).backward()
+
+    return [[torch.stack(list(map(grad_of, states))) for states in of_layer] for of_layer in kept]
+
+
+def grad_of(state: Tensor) -> Tensor:
+    assert state.grad is not None
+    return state.grad[0]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_are_those_of_autograd(
+    cell: dict[str, Any], bidirectional: bool, num_layers: int, bias: bool
+) -> None:
+    model = model_of(**cell, bidirectional=bidirectional, num_layers=num_layers, bias=bias)
+    ids = some_ids(LENGTHS)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    tokens = packed(ids)
+    found = gradients_through_time(model, tokens, labels)
+    assert len(found) == num_layers
+
+    # In the order in which they were given, (B, T, H).
+    padded = []
+    for directions in found:
+        assert len(directions) == model.num_directions
+        rows = [pad_packed_sequence(tokens._replace(data=one), True)[0] for one in directions]
+        padded.append(rows)
+
+    for number, (sequence, label) in enumerate(zip(ids, labels, strict=True)):
+        for of_layer, wanted in zip(padded, autograd_of(model, sequence, label), strict=True):
+            for one, expected in zip(of_layer, wanted, strict=True):
+                assert expected.norm() > 0
+                actual = one[number, : len(sequence)]
+                torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_the_network_stays_as_it_is() -> None:
+    model = model_of(torch.float32, bidirectional=True, num_layers=2, cell="gru")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        found = gradients_through_time(model, packed(some_ids([3, 2])), torch.tensor([0, 1]))
+    assert found[0][0].dtype == torch.float32
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@needs_cuda
+def test_gradients_on_a_gpu_are_those_on_the_cpu() -> None:
+    model = model_of(bidirectional=True, num_layers=2, cell="lstm")
+    tokens = packed(some_ids(LENGTHS))
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    expected = gradients_through_time(model, tokens, labels)
+    found = gradients_through_time(model.cuda(), tokens.cuda(), labels.cuda())
+    for one, other in zip(found, expected, strict=True):
+        for gradient, wanted in zip(one, other, strict=True):
+            torch.testing.assert_close(gradient.cpu(), wanted)
+            flow = flow_of(gradient, tokens.batch_sizes, reverse=False)
+            assert flow.norms.device.type == "cpu"
+
+
+# --- by distance
+
+
+def test_distances_of_sequences_of_several_lengths() -> None:
+    sizes = packed(some_ids([2, 3, 1])).batch_sizes
+    # Longest first: lengths 3, 2, 1. Rows are those of step 0, then 1, then 2.
+    assert distances_from_end(sizes, reverse=False).tolist() == [2, 1, 0, 1, 0, 0]
+    assert distances_from_end(sizes, reverse=True).tolist() == [0, 0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_flow_compares_the_same_sequences(reverse: bool) -> None:
+    # Rows of sequences of 3, 2 and 1 tokens, whose gradients have norms of 5 times these.
+    sizes = torch.tensor([3, 2, 1])
+    lengths = [3, 2, 1]
+    by_sequence = [[2.0, 3.0, 4.0], [0.5, 0.25], [7.0]]
+    rows = [by_sequence[0][0], by_sequence[1][0], by_sequence[2][0]]
+    rows += [by_sequence[0][1], by_sequence[1][1], by_sequence[0][2]]
+    gradient = torch.tensor([[3.0, -4.0]]) * torch.tensor(rows)[:, None]
+
+    flow = flow_of(gradient, sizes, reverse)
+    for distance in range(3):
+        norms = []
+        lasts = []
+        for values, length in zip(by_sequence, lengths, strict=True):
+            if length > distance:
+                norms.append(5 * (values[distance] if reverse else values[length - 1 - distance]))
+                lasts.append(5 * (values[0] if reverse else values[-1]))
+        assert flow.counts[distance] == len(norms)
+        assert flow.norms[distance].item() == pytest.approx(np.mean(norms))
+        assert flow.ratios[distance].item() == pytest.approx(sum(norms) / sum(lasts))
+    assert flow.ratios[0] == 1
+
+
+def test_norms_of_small_numbers_are_not_zero() -> None:
+    # The square of 1e-30 is 0 in float32.
+    flow = flow_of(torch.full((3, 4), 1e-30), torch.tensor([3]), reverse=False)
+    assert flow.norms.item() == pytest.approx(2e-30, rel=1e-6, abs=0)
+
+
+# --- verdicts
+
+
+def flows(model: RNNClassifier, length: int = 50, count: int = 64) -> list[Flow]:
+    tokens = packed(some_ids([length] * count))
+    labels = torch.arange(count) % 3
+    found = []
+    for of_layer in gradients_through_time(model, tokens, labels):
+        for reverse, gradient in enumerate(of_layer):
+            found.append(flow_of(gradient, tokens.batch_sizes, reverse=bool(reverse)))
+    return found
+
+
+def test_a_default_tanh_network_loses_the_gradient() -> None:
+    (flow,) = flows(model_of(nonlinearity="tanh", hidden_size=64))
+    verdict = verdict_of(flow)
+    assert verdict.kind == "vanishing"
+    assert 1e-17 < flow.ratios[49] < 1e-13
+    assert verdict.vanishing_from is not None
+    assert flow.ratios[verdict.vanishing_from] < 1e-4 < flow.ratios[verdict.vanishing_from - 1]
+
+
+def test_recurrent_weights_that_are_six_times_as_large_explode() -> None:
+    model = model_of(nonlinearity="tanh", hidden_size=64)
+    with torch.no_grad():
+        model.rnn.get_parameter("weight_hh_l0").mul_(6)
+    (flow,) = flows(model)
+    verdict = verdict_of(flow)
+    assert verdict.kind == "exploding"
+    assert 1e6 < flow.ratios[49] < 1e10
+    assert verdict.exploding_from is not None
+    assert flow.ratios[verdict.exploding_from] > 1e2 > flow.ratios[verdict.exploding_from - 1]
+
+
+def test_an_orthogonal_map_keeps_the_gradient() -> None:
+    # No input, states that stay far below 1: tanh is linear.
+    model = model_of(nonlinearity="tanh", hidden_size=64, bias=False)
+    with torch.no_grad():
+        model.embedding.weight.mul_(1e-5)
+        nn.init.orthogonal_(model.rnn.get_parameter("weight_hh_l0"))
+    (flow,) = flows(model)
+    assert verdict_of(flow) == Verdict("neither", None, None)
+    torch.testing.assert_close(flow.ratios, torch.ones(50).double(), rtol=1e-6, atol=0)
+
+
+def test_a_permutation_of_positive_states_keeps_the_gradient() -> None:
+    model = model_of(nonlinearity="relu", hidden_size=8)
+    with torch.no_grad():
+        for name, parameter in model.rnn.named_parameters():
+            parameter.copy_(torch.eye(8).roll(1, 0) if name == "weight_hh_l0" else parameter.abs())
+        model.embedding.weight.abs_()
+    (flow,) = flows(model)
+    assert verdict_of(flow).kind == "neither"
+    torch.testing.assert_close(flow.ratios, torch.ones(50).double())
+
+
+def test_a_gradient_that_outgrows_the_numbers_explodes() -> None:
+    model = model_of(nonlinearity="relu", hidden_size=8)
+    with torch.no_grad():
+        # Tiny states, and a factor of 1e10 in each step.
+        model.rnn.get_parameter("weight_hh_l0").copy_(1e10 * torch.eye(8).double())
+        for name in ("bias_ih_l0", "bias_hh_l0"):
+            model.rnn.get_parameter(name).fill_(1e-300)
+        model.embedding.weight.zero_()
+        model.head.weight.mul_(1e-10)
+    (flow,) = flows(model, length=40, count=2)
+    assert flow.norms[0].isfinite()
+    assert not flow.norms[39].isfinite()
+    assert verdict_of(flow) == Verdict("exploding", None, 1)
+
+    norms = torch.tensor([1.0, 10.0, float("nan"), float("inf")]).double()
+    beyond = Flow(torch.ones(4), norms, norms / norms[0])
+    assert verdict_of(beyond) == Verdict("exploding", None, 2)
+
+
+def flow_with(*ratios: float, last: float = 1.0) -> Flow:
+    values = torch.tensor(ratios, dtype=torch.float64)
+    return Flow(torch.ones(len(ratios)), values * last, values)
+
+
+@pytest.mark.parametrize(
+    ("flow", "verdict"),
+    [
+        (flow_with(1), Verdict("neither", None, None)),
+        (flow_with(1, 1e-4, 1e2), Verdict("neither", None, None)),
+        (flow_with(1, 0.9e-4, 1), Verdict("vanishing", 1, None)),
+        (flow_with(1, 1, 1.1e2), Verdict("exploding", None, 2)),
+        (flow_with(1, 200, 1e-5, 0), Verdict("vanishing and exploding", 2, 1)),
+        (
+            flow_with(float("nan"), float("nan"), last=float("nan")),
+            Verdict("not finite", None, None),
+        ),
+        # Sequences that are so long, of which the network is sure: 0 / 0.
+        (
+            Flow(torch.ones(2), torch.tensor([1.0, 0.0]), torch.tensor([1.0, float("nan")])),
+            Verdict("neither", None, None),
+        ),
+        (
+            Flow(torch.ones(2), torch.tensor([0.0, 0.0]), torch.tensor([float("nan")] * 2)),
+            Verdict("zero", None, None),
+        ),
+    ],
+)
+def test_verdicts(flow: Flow, verdict: Verdict) -> None:
+    assert verdict_of(flow) == verdict
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kind"),
+    [
+        (["neither", "neither"], "neither"),
+        (["neither", "zero"], "neither"),
+        (["zero", "zero"], "zero"),
+        (["neither", "vanishing"], "vanishing"),
+        (["exploding", "neither"], "exploding"),
+        (["exploding", "vanishing"], "vanishing and exploding"),
+        (["vanishing and exploding", "neither"], "vanishing and exploding"),
+        (["vanishing", "not finite"], "not finite"),
+    ],
+)
+def test_one_verdict_on_all_layers(kinds: list[Kind], kind: Kind) -> None:
+    assert verdict_in_all(Verdict(one, None, None) for one in kinds) == kind
+
+
+def test_a_network_that_is_sure_has_no_gradient_in_float32_but_in_float64() -> None:
+    model = model_of(torch.float32)
+    with torch.no_grad():
+        model.head.bias.copy_(torch.tensor([150.0, 0.0, 0.0]))
+    tokens = packed(some_ids([3, 2]))
+    labels = torch.tensor([0, 0])
+
+    def verdict() -> Kind:
+        ((gradient,),) = gradients_through_time(model, tokens, labels)
+        return verdict_of(flow_of(gradient, tokens.batch_sizes, reverse=False)).kind
+
+    assert verdict() == "zero"
+    model.double()
+    assert verdict() == "neither"
+
+
+# --- remedies
+
+
+@pytest.mark.parametrize(
+    ("kind", "sections", "has", "has_not"),
+    [
+        (
+            "vanishing",
+            {"model": {"recurrent_init": "default"}},
+            ["model.recurrent_init=orthogonal", "model.cell=gru", "data.max_length (now 5)"],
+            ["max_grad_norm"],
+        ),
+        (
+            "vanishing",
+            {"model": {"cell": "gru", "recurrent_init": "orthogonal"}},
+            ["data.max_length"],
+            ["model.cell", "recurrent_init", "max_grad_norm"],
+        ),
+        (
+            "exploding",
+            {"train": {"max_grad_norm": None}, "model": {"init_gain": 6}},
+            ["train.max_grad_norm=1,", "model.init_gain=1,"],
+            [],
+        ),
+        ("exploding", {"train": {"max_grad_norm": 0.5}}, ["max_grad_norm below 0.5"], ["gain"]),
+        ("neither", {"model": {"recurrent_init": "default"}}, [], ["model"]),
+    ],
+)
+def test_remedies_are_what_the_run_does_not_have(
+    kind: Kind, sections: dict[str, Any], has: list[str], has_not: list[str]
+) -> None:
+    sections = {"data": {"max_length": 5}, **sections}
+    remedies = "\n".join(remedies_of(kind, config_of(**sections)))
+    assert all(part in remedies for part in has), remedies
+    assert not any(part in remedies for part in has_not), remedies
+
+
+# --- bounds
+
+
+def sequences_of(lengths: list[int]) -> Sequences:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    tokens = torch.arange(sum(lengths), dtype=torch.int32)
+    return Sequences(tokens, offsets, torch.arange(len(lengths)))
+
+
+def test_long_sequences_are_fewer_and_very_long_ones_are_cut() -> None:
+    all_of_them = sequences_of([3, 8, 2, 4])
+    same = bounded(all_of_them, most_steps=8, most_tokens=17)
+    assert [one.tolist() for one in same] == [one.tolist() for one in all_of_them]
+
+    fewer = bounded(all_of_them, most_steps=8, most_tokens=12)
+    assert fewer.lengths.tolist() == [3, 8]
+    assert fewer.labels.tolist() == [0, 1]
+
+    cut = bounded(all_of_them, most_steps=3, most_tokens=100)
+    assert cut.lengths.tolist() == [3, 3, 2, 3]
+    assert cut.tokens.tolist() == [0, 1, 2, 8, 9, 10, 11, 12, 14, 15, 16]
+
+    assert len(bounded(all_of_them, most_steps=3, most_tokens=1)) == 1
+
+
+# --- what is shown
+
+
+def edited(run_dir: Path, copy: Path, edit: Callable[[dict[str, Tensor]], object]) -> Path:
+    """Copy a run, and change the weights of its best checkpoint."""
+    shutil.copytree(run_dir, copy)
+    checkpoint = copy / "checkpoints" / "best.safetensors"
+    content = checkpoint.read_bytes()
+    checkpoint.unlink()
+    checkpoint.write_bytes(content)
+    change_checkpoint(checkpoint, lambda _, tensors: edit(tensors))
+    return copy
+
+
+def patched_sequences(patch: pytest.MonkeyPatch, lengths: list[int], label: int = 0) -> None:
+    """Let the own data of each model be sequences of token 1 with these lengths."""
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    tokens = torch.ones(sum(lengths), dtype=torch.int32)
+    sequences = Sequences(tokens, offsets, torch.full((len(lengths),), label))
+    patch.setattr(gradients_module, "own_sequences", lambda *_, **__: sequences)
+
+
+def test_explain_gradients_prints_and_draws_them(run_dir: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "grad.png"
+    done = run_rnncls("explain", run_dir, "--gradients", "--output", picture)
+    assert done.returncode == 0, done.stderr
+    assert "in all: " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    found = json.loads(run_rnncls("explain", run_dir, "--gradients", "--json").stdout)
+    (layer,) = found["layers"]
+    assert layer["counts"][0] == found["sequences"] == 64
+    assert sum(layer["counts"]) == found["tokens"]
+    assert layer["ratios"][0] == 1
+    subject = load_subject(run_dir)
+    expected = gradients_of(subject)
+    assert layer["norms"] == expected.layers[0].flow.norms.tolist()
+    assert f"{layer['norms'][0]:.1e}" in done.stdout
+    # The network itself stays in float32, for whatever else is shown of it.
+    assert subject.network.head.weight.dtype == torch.float32
+
+
+def test_a_table_has_at_most_forty_rows_and_json_all(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched_sequences(monkeypatch, [100, 3])
+    gradients = gradients_of(load_subject(run_dir))
+    rows = [line.split() for line in gradients.to_text().splitlines()]
+    distances = [row[0] for row in rows if len(row) == 4 and row[0].isdigit()]
+    assert distances == [str(distance) for distance in [*range(20), *range(80, 100)]]
+    assert len(gradients.to_json()["layers"][0]["norms"]) == 100
+
+
+def test_very_long_sequences_are_cut_and_it_is_said(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched_sequences(monkeypatch, [300, 300, 300])
+    monkeypatch.setattr(gradients_module, "MOST_STEPS", 100)
+    gradients = gradients_of(load_subject(run_dir))
+    assert (gradients.num_sequences, gradients.num_tokens) == (3, 300)
+    assert "only the last 100 tokens of longer sequences" in gradients.to_text()
+
+    monkeypatch.setattr(gradients_module, "MOST_BYTES", MOST_BYTES // 2**12)
+    gradients = gradients_of(load_subject(run_dir))
+    assert gradients.num_sequences < 3
+
+
+def test_a_network_that_is_sure_of_every_sequence_is_told_from_one_without_gradient(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched_sequences(monkeypatch, [2, 3])
+
+    def sure(of: float) -> Callable[[dict[str, Tensor]], object]:
+        return lambda tensors: tensors["model/head.bias"][0].fill_(of)
+
+    # p - y is 0 in float32 already, and in float64 only for the second.
+    barely = gradients_of(load_subject(edited(run_dir, tmp_path / "a", sure(200))))
+    assert barely.kind != "zero"
+    assert 0 < barely.layers[0].flow.norms[0] < 1e-40
+
+    surest = gradients_of(load_subject(edited(run_dir, tmp_path / "b", sure(1e4))))
+    assert surest.kind == "zero"
+    assert "sure of every sequence (p - y is 0)" in surest.to_text()
+
+    run = edited(run_dir, tmp_path / "c", lambda tensors: tensors["model/head.weight"].zero_())
+    cut_off = gradients_of(load_subject(run))
+    assert cut_off.kind == "zero"
+    assert "not sure of every sequence" in cut_off.to_text()
+    for gradients in (barely, surest, cut_off):
+        assert max(map(len, gradients.to_text().splitlines())) <= 80
+
+
+@pytest.mark.row("K13")
+def test_weights_that_are_nan_have_no_verdict(run_dir: Path, tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        tensors["model/rnn.weight_hh_l0"][0, 0] = float("nan")
+
+    run = edited(run_dir, tmp_path / "run", spoil)
+    picture = tmp_path / "grad.png"
+    done = run_rnncls("explain", run, "--gradients", "--output", picture)
+    assert done.returncode == 0, done.stderr
+    assert "warning[K13]" in done.stderr
+    assert "in all: not finite" in done.stdout
+    assert picture.exists()
+    done = run_rnncls("explain", run, "--gradients", "--json")
+    assert json.loads(done.stdout)["layers"][0]["norms"][0] is None
+
+
+def view_of(num_layers: int, directions: list[str], verdict: Verdict) -> Gradients:
+    flow = flow_with(*[1e-10] * 50)
+    layers = []
+    for layer in range(1, num_layers + 1):
+        layers += [LayerGradients(layer, direction, flow, verdict) for direction in directions]
+    return Gradients(
+        checkpoint=Path("run"),
+        step=1,
+        num_sequences=64,
+        num_tokens=3200,
+        cut_to=8192,
+        loss=123.456,
+        layers=layers,
+        kind=verdict.kind,
+        remedies=remedies_of(verdict.kind, config_of(model={"recurrent_init": "identity"})),
+    )
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4, 100])
+@pytest.mark.parametrize("directions", [["forward"], ["forward", "backward"]])
+def test_tables_of_many_layers_fit_into_eighty_columns(
+    num_layers: int, directions: list[str]
+) -> None:
+    view = view_of(num_layers, directions, Verdict("vanishing and exploding", 8191, 8190))
+    lines = view.to_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 80
+    assert len(view.to_json()["layers"]) == num_layers * len(directions)
+    has_many = num_layers * len(directions) > 6
+    assert ("--json has all" in view.to_text()) is has_many
