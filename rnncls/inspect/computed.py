@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.errors import Problem, RnnclsError
 from rnncls.model.cells import weights_of
-from rnncls.model.classifier import RNNClassifier, outputs_of_layer
+from rnncls.model.classifier import RNNClassifier, ignore_compaction, outputs_of_layer
 from rnncls.model.probes import states_of
 
 PIECE_STEPS = 1024  # time steps whose numbers are in memory together
@@ -146,6 +146,7 @@ def pieces_of(network: RNNClassifier, ids: Tensor) -> Iterator[Piece]:
 
     Raises: RnnclsError if the parts do not give the network's own states, which is a bug.
     """
+    ignore_compaction()
     if network.num_directions == 1:
         yield from _streamed(network, ids)
     else:
