@@ -480,6 +480,8 @@ def test_foreign_tokens_stay_in_their_cell(words: Path) -> None:
     predictor = replace(unknown, vocabulary=vocabulary, data=data)
     token = "\x1b[31m" + "y" * 500
     text = text_of(traced(subject._replace(predictor=predictor), f"{token} 1"))
+    (unknown,) = [line for line in text.splitlines() if line.startswith("unknown")]
+    assert "y" in unknown
     assert "\x1b" not in text
     _, *blocks = text.split("\n\n")
     assert max(len(line) for block in blocks for line in block.splitlines()) <= WIDTH

@@ -205,7 +205,17 @@ def _print(result: _Shown, as_json: bool) -> None:
 def _show_padding(
     subject: "Subject", output: Path | None, data_dir: Path | None, as_json: bool
 ) -> None:
-    raise NotImplementedError
+    """Print what padding does to one batch. Raises: DataError, CheckpointError, WriteError."""
+    from rnncls.inspect.padding import compare_padding
+
+    shown = compare_padding(subject, progress=True, data_dir=data_dir)
+    _print(shown, as_json)
+
+    # Last, so that a picture that cannot be written costs no numbers.
+    if output is not None:
+        from rnncls.inspect.padding_plot import draw_padding
+
+        draw_padding(shown, output)
 
 
 def _show_gradients(

@@ -79,6 +79,11 @@ def _heading(question: Question) -> str:
         "model": _model(question),
         "sequence": f"{_counted(count, 'token')}: {shown}",
     }
+    known = question.subject.predictor.vocabulary.index
+    unknown = dict.fromkeys(name for name in question.names if name not in known)
+    if unknown:
+        listed = ", ".join(map(_name, list(unknown)[: WIDTH // 2]))
+        lines["unknown"] = f"{shortened(listed, WIDTH - 32)} (not in the training data)"
     return "\n".join(f"{name:<10}  {line}" for name, line in lines.items())
 
 
@@ -242,7 +247,7 @@ def _number(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return _number(value) if value < 0 or math.isnan(value) else f"+{_number(value)}"
+    return _number(value) if value <= 0 or math.isnan(value) else f"+{_number(value)}"
 
 
 def _share(value: float) -> str:
