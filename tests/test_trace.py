@@ -474,14 +474,14 @@ def test_a_small_network_has_one_table(run_dir: Path) -> None:
 @pytest.mark.usefixtures("importance")
 def test_foreign_tokens_stay_in_their_cell(words: Path) -> None:
     subject = load_subject(words)
-    unknown = subject.predictor
-    vocabulary = replace(unknown.vocabulary, has_unknown=True)
-    data = unknown.data.model_copy(update={"tokens": "words"})
-    predictor = replace(unknown, vocabulary=vocabulary, data=data)
+    known = subject.predictor
+    vocabulary = replace(known.vocabulary, has_unknown=True)
+    data = known.data.model_copy(update={"tokens": "words"})
+    predictor = replace(known, vocabulary=vocabulary, data=data)
     token = "\x1b[31m" + "y" * 500
     text = text_of(traced(subject._replace(predictor=predictor), f"{token} 1"))
     (unknown,) = [line for line in text.splitlines() if line.startswith("unknown")]
-    assert "y" in unknown
+    assert "yyy" in unknown
     assert "\x1b" not in text
     _, *blocks = text.split("\n\n")
     assert max(len(line) for block in blocks for line in block.splitlines()) <= WIDTH
