@@ -74,8 +74,9 @@ def _heading(question: Question) -> str:
     tokens = " ".join(map(on_one_line, question.names[: WIDTH // 2]))
     more = " ..." if count > WIDTH // 2 else ""
     shown = shortened(tokens + more, WIDTH - 32)
+    step = f", step {checkpoint.state.step:,}"
     lines = {
-        "checkpoint": f"{on_one_line(checkpoint.path)}, step {checkpoint.state.step:,}",
+        "checkpoint": f"{shortened(on_one_line(checkpoint.path), WIDTH - 12 - len(step))}{step}",
         "model": _model(question),
         "sequence": f"{_counted(count, 'token')}: {shown}",
     }
