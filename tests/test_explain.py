@@ -85,18 +85,14 @@ def test_no_run_and_a_sweep(tmp_path: Path) -> None:
 
 @row("D7", by="injection")
 @row("D9", by="injection")
-@pytest.mark.parametrize(
-    ("text", "id"), [("1 77", "D7"), ("", "D9"), ("   ", "D9"), ("1 x", "D7")]
-)
+@pytest.mark.parametrize(("text", "id"), [("1 77", "D7"), ("", "D9"), ("   ", "D9"), ("1 x", "D7")])
 def test_a_sequence_that_is_none(text: str, id: str, run_dir: Path) -> None:
     refused(run_rnncls("explain", run_dir, text), 3, f"error[{id}]")
 
 
 @row("K13", by="injection")
 @pytest.mark.parametrize("view", [["1 2 0"], ["--padding"], ["--gradients"], ["--states", "s.png"]])
-def test_weights_that_are_nan_are_warned_of(
-    view: list[str], run_dir: Path, tmp_path: Path
-) -> None:
+def test_weights_that_are_nan_are_warned_of(view: list[str], run_dir: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run_dir, tmp_path / "run")
     checkpoint = copy / "checkpoints" / "best.safetensors"
     content = checkpoint.read_bytes()
@@ -168,7 +164,9 @@ def test_every_view_prints_tables_of_80_columns_and_json(
         assert isinstance(json.loads(line), dict)
 
 
-@pytest.mark.parametrize("view", [["good film"], ["--padding"], ["--gradients"], ["--states", "s.png"]])
+@pytest.mark.parametrize(
+    "view", [["good film"], ["--padding"], ["--gradients"], ["--states", "s.png"]]
+)
 def test_every_view_of_a_run_on_files(view: list[str], words_run: Path, tmp_path: Path) -> None:
     done = run_rnncls("explain", words_run, *view, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """rnncls explain"""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -246,4 +247,13 @@ def _write_graph(
 def _show_trace(
     subject: "Subject", sequence: str, label: str | None, html: Path | None, as_json: bool
 ) -> None:
-    raise NotImplementedError
+    from rnncls.inspect.trace import ask, trace
+    from rnncls.inspect.trace_text import text_of, write_json
+
+    question = ask(subject, sequence, label)
+    if html is not None:
+        raise NotImplementedError
+    if as_json:
+        write_json(question, sys.stdout)
+    else:
+        print(text_of(trace(question)))

@@ -1,4 +1,4 @@
-"""Measures what happens inside a network: its states, and the gradient through time.
+"""Measures what happens inside a network: states, saturation, and the gradient through time.
 
 Everything here takes a network and packed sequences, and changes neither: training can call it
 beside a step. Letters as in recurrence.py: S tokens in all, of B sequences, hidden_size H, D
@@ -17,6 +17,8 @@ from rnncls.model.cells import State, step, weights_of, zero_state
 from rnncls.model.classifier import RNNClassifier, outputs_of_layer
 from rnncls.model.losses import sequence_losses
 from rnncls.model.recurrence import last_rows
+
+SATURATED = 0.99  # of |tanh|
 
 # Of the gradient at the last step. A step that gets less learns nothing beside the last one, and
 # one that gets more drowns it.
@@ -255,3 +257,14 @@ def distances_from_end(batch_sizes: Tensor, reverse: bool) -> Tensor:
 def last_rows_of(batch_sizes: Tensor) -> Tensor:
     """Return the row of each sequence's last token, (B,), longest sequence first."""
     return torch.tensor(last_rows(batch_sizes.tolist()))
+
+
+def saturation(activations: Tensor, is_relu: bool) -> Tensor:
+    """Return the share of units that pass on hardly any gradient, (S,) for activations (S, H).
+
+    Of tanh they are those beyond +-0.99, where its derivative is below 0.02; of ReLU those that are
+    0, which is its derivative there. `activations` are what the nonlinearity returned: h_t of
+    nn.RNN, tanh(c_t) of the LSTM, n_t of the GRU.
+    """
+    passes_little = activations <= 0 if is_relu else activations.abs() > SATURATED
+    return passes_little.to(activations.dtype).mean(1)
