@@ -235,7 +235,13 @@ def _show_gradients(
 
 
 def _show_states(subject: "Subject", picture: Path, data_dir: Path | None, as_json: bool) -> None:
-    raise NotImplementedError
+    """Draw the states, and print what the picture says."""
+    from rnncls.inspect.state_plot import draw_states
+    from rnncls.inspect.states import states_shown
+
+    states = states_shown(subject, progress=True, data_dir=data_dir)
+    draw_states(states, picture)
+    _print(states, as_json)
 
 
 def _write_graph(

@@ -7,12 +7,14 @@ directions; packed rows stand time step by time step, longest sequence first.
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from rnncls.data.sequences import Sequences, rows_of_batches
 from rnncls.model.cells import State, step, weights_of, zero_state
 from rnncls.model.classifier import RNNClassifier, outputs_of_layer
 from rnncls.model.losses import sequence_losses
@@ -50,8 +52,7 @@ def summary_of(directions: Sequence[Tensor], batch_sizes: Tensor) -> Tensor:
     It is the state at each sequence's own last token and, in reverse, that at its first.
     """
     # Forwards a sequence ends at its last token.
-    last = last_rows_of(batch_sizes).to(directions[0].device)
-    summary = [directions[0].index_select(0, last)]
+    summary = [directions[0][last_rows_of(batch_sizes)]]
     if len(directions) == 2:
         # The first tokens are the first rows.
         summary.append(directions[1][: int(batch_sizes[0])])
@@ -268,3 +269,84 @@ def saturation(activations: Tensor, is_relu: bool) -> Tensor:
     """
     passes_little = activations <= 0 if is_relu else activations.abs() > SATURATED
     return passes_little.to(activations.dtype).mean(1)
+
+
+@torch.no_grad()
+def states_after(network: RNNClassifier, sequences: Sequences, places: Tensor) -> Tensor:
+    """Return the last layer's state after the prefixes that end at `places`, (P, H), on the CPU.
+
+    A place is that of a token in `sequences.tokens`; the prefix begins where its sequence does.
+    The network has one direction: a second one would not know where a prefix ends.
+    """
+    # The places of all tokens, cut and packed as the tokens themselves.
+    every_place = torch.arange(len(sequences.tokens))
+    numbered = Sequences(every_place, sequences.offsets, sequences.labels)
+    row_of = torch.full_like(every_place, -1)
+    row_of[places] = torch.arange(len(places))
+
+    states = network.head.weight.new_empty(len(places), network.rnn.hidden_size, device="cpu")
+    for rows in rows_of_batches(sequences, torch.arange(len(sequences))):
+        wanted = row_of[numbered.batch(rows).tokens.data]
+        is_wanted = wanted >= 0
+        if bool(is_wanted.any()):
+            tokens = sequences.batch(rows).to(network.device).tokens
+            (hidden,) = states_of(network, tokens)[-1].directions
+            states[wanted[is_wanted]] = hidden.cpu()[is_wanted]
+    return states
+
+
+@torch.no_grad()
+def summaries_of(network: RNNClassifier, sequences: Sequences) -> Tensor:
+    """Return what the head sees of each sequence, (R, D * H), in their order, on the CPU."""
+    width = network.num_directions * network.rnn.hidden_size
+    summaries = network.head.weight.new_empty(len(sequences), width, device="cpu")
+    for rows in rows_of_batches(sequences, torch.arange(len(sequences))):
+        tokens = sequences.batch(rows).to(network.device).tokens
+        summary = summary_of(states_of(network, tokens)[-1].directions, tokens.batch_sizes)
+        summaries[rows] = summary[tokens.unsorted_indices].cpu()
+    return summaries
+
+
+def distinct_prefixes(sequences: Sequences) -> Tensor:
+    """Return the places where different prefixes end, (P,), each prefix once.
+
+    A place is that of a token in `sequences.tokens`.
+    """
+    # Each prefix has a number: a prefix is the one before it and one more token.
+    number_of: dict[tuple[int, int], int] = {}
+    places = []
+    tokens = sequences.tokens.tolist()
+    for first, last in pairwise(sequences.offsets.tolist()):
+        prefix = 0
+        for place in range(first, last):
+            longer = (prefix, tokens[place])
+            if longer not in number_of:
+                number_of[longer] = len(number_of) + 1
+                places.append(place)
+            prefix = number_of[longer]
+    return torch.tensor(places, dtype=torch.int64)
+
+
+def running_sums(sequences: Sequences, modulus: int) -> Tensor:
+    """Return the sum of each token and those before it in its sequence, modulo N, (L,)."""
+    sums = sequences.tokens.long().cumsum(0)
+    before = torch.cat([torch.zeros(1, dtype=torch.int64), sums])[sequences.offsets[:-1]]
+    return (sums - before.repeat_interleave(sequences.lengths)) % modulus
+
+
+@torch.no_grad()
+def eigenvalues_of(network: RNNClassifier, layer: int, direction: int) -> Tensor:
+    """Return the eigenvalues of W_hh of one layer and direction, (H,), complex, on the CPU.
+
+    Of a gated cell it is the block that makes the candidate: g of the LSTM, n of the GRU. A weight
+    that is NaN or infinite makes them all NaN.
+    """
+    _, w_hh = weights_of(network.rnn, layer, direction)[:2]
+    size = network.rnn.hidden_size
+    if len(w_hh) > size:
+        # i, f, g, o of the LSTM; r, z, n of the GRU.
+        w_hh = w_hh[2 * size : 3 * size]
+    if not bool(w_hh.isfinite().all()):
+        return torch.full((size,), float("nan"), dtype=torch.complex128)
+    eigenvalues: Tensor = torch.linalg.eigvals(w_hh.cpu().double())
+    return eigenvalues
