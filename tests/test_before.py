@@ -62,6 +62,9 @@ def test_a_checkpoint_from_before_is_evaluated_as_it_was_then(before: Path) -> N
     report = json.loads(done.stdout)
     expected = json.loads((before / "run" / "eval.json").read_text())
 
+    # What an evaluation has learned to say since then.
+    assert 0 <= report.pop("ece") <= 1
+    assert 0 <= report.pop("shuffled") <= 1
     assert list(report) == list(expected)  # the order of the keys, too
     assert report.pop("checkpoint").endswith(expected.pop("checkpoint"))
     assert math.isclose(report.pop("loss"), expected.pop("loss"), rel_tol=1e-5)

@@ -1,6 +1,8 @@
 """Reports against counting by hand."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from rnncls.config import Config
-from rnncls.data import batches
+from rnncls.data import batches, collate
 from rnncls.errors import ConfigError
+from rnncls.evaluation.calibration import shuffled_rows
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.evaluation.report import Report
 from rnncls.evaluation.scores import score
-from rnncls.model.classifier import build_model
-from tests.helpers import config_of, data_of
+from rnncls.model.classifier import RNNClassifier, build_model
+from tests.helpers import config_of, data_of, files_config, some_rows, write_jsonl
 
 
 class Oracle(nn.Module):
@@ -123,3 +126,122 @@ def test_scoring_puts_the_training_mode_back_and_draws_no_random_number() -> Non
     assert torch.equal(
         first.predictions, score(model, batches(data_of(config), 0, "val", 8, 0, 3)).predictions
     )
+
+
+# --- calibration and shuffling
+
+
+class FirstToken(nn.Module):
+    """Answers with the first token alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = torch.device("cpu")
+        self.seen: list[list[int]] = []
+
+    def forward(self, tokens: PackedSequence) -> Tensor:
+        padded, lengths = pad_packed_sequence(tokens, batch_first=True)
+        self.seen += [row[:length].tolist() for row, length in zip(padded, lengths, strict=True)]
+        return 3.0 * nn.functional.one_hot(padded[:, 0], 10)
+
+
+def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
+    """The oracle has one confidence, whatever it says: one bin."""
+    report = report_of(config_of(data={"modulus": 10, "min_length": 1, "max_length": 3}), blind=7)
+    confidence = math.exp(5) / (math.exp(5) + 9)
+    assert report.ece == pytest.approx(abs(report.accuracy - confidence), abs=1e-6)
+    assert f"expected calibration error: {report.ece:.4f}; predictions" in report.to_text()
+
+
+def test_a_model_that_knows_the_sum_survives_shuffling_and_one_of_the_first_token_does_not() -> (
+    None
+):
+    config = config_of(data={"modulus": 10, "min_length": 1, "max_length": 3})
+    assert report_of(config).shuffled == 1.0
+    # Right or wrong: what it calls 0 it calls 0 in any order.
+    assert report_of(config, blind=7).shuffled == 1.0
+
+    first = FirstToken()
+    report = evaluate(first, config)  # type: ignore[arg-type]
+    assert report.shuffled is not None
+    assert 0.2 < report.shuffled < 0.35
+    # All 1,110 sequences are seen, and again the 825 or so that a shuffle changes.
+    assert 1110 + 700 < len(first.seen) < 1110 + 950
+
+
+def test_the_share_that_survives_is_that_of_the_sequences_that_changed() -> None:
+    """Counted again from what the model was shown."""
+    config = config_of(data={"modulus": 10, "min_length": 2, "max_length": 2})
+    first = FirstToken()
+    report = evaluate(first, config)  # type: ignore[arg-type]
+    shown, shuffled = first.seen[:100], first.seen[100:]
+    assert shown == [[a, b] for a in range(10) for b in range(10)]
+    # Reversed they have another first token; those of two equal tokens are not shuffled.
+    assert all(a != b for a, b in shuffled)
+    assert 30 < len(shuffled) < 60
+    assert report.shuffled == 0.0
+
+
+def test_shuffles_are_the_same_each_time_and_keep_each_sequence_its_tokens() -> None:
+    sequences = [torch.tensor(ids) for ids in ([3], [5, 5, 5], [1, 2, 3, 4, 5, 6], [7, 8])] * 50
+    batch = collate(sequences, torch.arange(200))
+
+    def draw(seed: int, share: float = 1.0) -> tuple[list[int], list[list[int]]]:
+        rows, shuffled = shuffled_rows(batch, share, torch.Generator().manual_seed(seed))
+        assert shuffled is not None
+        assert shuffled.labels.tolist() == rows.tolist()
+        padded, lengths = pad_packed_sequence(shuffled.tokens, batch_first=True)
+        found = [row[:length].tolist() for row, length in zip(padded, lengths, strict=True)]
+        return rows.tolist(), found
+
+    rows, found = draw(0)
+    assert draw(0) == (rows, found)
+    assert draw(1) != (rows, found)
+    for row, ids in zip(rows, found, strict=True):
+        assert sorted(ids) == sequences[row].tolist()
+        assert ids != sequences[row].tolist()
+    assert {row % 4 for row in rows} == {2, 3}
+    assert sum(row % 4 == 2 for row in rows) == 50
+    assert {tuple(ids) for ids in found if len(ids) == 2} == {(8, 7)}
+
+    assert 25 < len(draw(0, share=0.5)[0]) < 50
+    assert shuffled_rows(batch, 0.0, torch.Generator())[1] is None
+    short = collate([torch.tensor([1]), torch.tensor([2, 2])], torch.zeros(2))
+    assert shuffled_rows(short, 1.0, torch.Generator())[1] is None
+
+
+def test_of_many_sequences_few_are_shuffled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rnncls.evaluation.calibration.MOST_SHUFFLED", 200)
+    first = FirstToken()
+    config = config_of(data={"modulus": 10, "min_length": 9, "max_length": 9})
+    evaluate(first, config, num_samples=5000)  # type: ignore[arg-type]
+    assert 5000 + 140 < len(first.seen) < 5000 + 260
+
+
+def test_what_cannot_be_shuffled_has_no_share(tmp_path: Path) -> None:
+    report = report_of(config_of(data={"modulus": 10, "max_length": 3}), lengths=[1])
+    assert report.shuffled is None
+    assert report.to_json()["shuffled"] is None
+    assert "shuffling" not in report.to_text()
+
+    # The order of words matters to most models of text.
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(100))
+    config = files_config(path)
+    report = evaluate(RNNClassifier(6, 3), config)
+    assert report.shuffled is None
+    assert report.to_text().splitlines()[3] == f"expected calibration error: {report.ece:.4f}"
+
+
+def test_an_evaluation_is_the_same_each_time_and_has_null_for_no_number() -> None:
+    config = config_of(data={"modulus": 10})
+    model = build_model(config)
+    before = torch.get_rng_state()
+    first = evaluate(model, config).to_json()
+    assert evaluate(model, config).to_json() == first
+    assert torch.equal(torch.get_rng_state(), before)
+    assert 0 < first["shuffled"] <= 1
+
+    torch.nn.init.constant_(model.head.bias, math.nan)
+    content = evaluate(model, config).to_json()
+    assert content["ece"] is content["loss"] is None
+    assert "NaN" not in json.dumps(content)

@@ -1,11 +1,15 @@
 """Sums, intervals and counts against their definitions."""
 
+import math
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnncls.evaluation.metrics import confusion_matrix, wilson_interval
+from rnncls.evaluation.metrics import calibration_error, confusion_matrix, wilson_interval
 from rnncls.model.losses import sequence_losses
 from rnncls.seeds import mix
 from rnncls.steps.state import Totals
@@ -65,6 +69,90 @@ def test_wilson_bounds_solve_the_score_equation(counts: tuple[int, int]) -> None
 def test_the_confusion_matrix_counts_pairs() -> None:
     labels, predictions = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 1, 1, 2, 2, 0])
     assert confusion_matrix(labels, predictions, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+
+
+def reference_error(confidences: list[float], correct: list[bool], bins: int = 15) -> float:
+    """The expected calibration error, bin by bin, from Guo et al.'s formula (3)."""
+    values = np.asarray(confidences, dtype=np.float64)
+    right = np.asarray(correct, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    values, right = values[order], right[order]
+
+    count = len(values)
+    error = 0.0
+    for number in range(bins):
+        # Bin b has the places from b N / 15 to (b + 1) N / 15; ties move to where they begin.
+        first, last = math.ceil(number * count / bins), math.ceil((number + 1) * count / bins)
+        begins = np.searchsorted(values, values)
+        members = (first <= begins) & (begins < last)
+        if members.any():
+            gap = abs(right[members].mean() - values[members].mean())
+            error += members.sum() / count * gap
+    return error
+
+
+# Few different values, so that there are ties.
+EXAMPLES = st.lists(
+    st.tuples(
+        st.sampled_from([0.1, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1, width=32), st.booleans()
+    ),
+    min_size=1,
+    max_size=80,
+)
+
+
+@given(EXAMPLES, st.randoms(use_true_random=False))
+def test_the_calibration_error_is_that_of_its_definition_in_any_order(
+    examples: list[tuple[float, bool]], random: Any
+) -> None:
+    def error() -> float:
+        confidences, correct = zip(*examples, strict=True)
+        return calibration_error(torch.tensor(confidences), torch.tensor(correct))
+
+    found = error()
+    assert 0 <= found <= 1
+    confidences, correct = zip(*examples, strict=True)
+    # In float32, as the model's own.
+    exact = torch.tensor(confidences).tolist()
+    assert found == pytest.approx(reference_error(exact, list(correct)), abs=1e-12)
+
+    random.shuffle(examples)
+    assert error() == pytest.approx(found, abs=1e-12)
+
+
+def test_a_calibrated_model_has_no_calibration_error() -> None:
+    """Of 100 examples with confidence c/100, c are right, for each of 15 confidences."""
+    confidences = torch.tensor([6 * number / 100 for number in range(1, 16)]).repeat_interleave(100)
+    correct = torch.cat([torch.arange(100) < 6 * number for number in range(1, 16)])
+    assert calibration_error(confidences, correct) < 1e-7
+    # Half as often right as it says: the mean of c / 2.
+    half = torch.cat([torch.arange(100) < 3 * number for number in range(1, 16)])
+    assert calibration_error(confidences, half) == pytest.approx(0.24)
+
+
+def test_outcomes_drawn_with_the_confidence_itself_have_nearly_no_calibration_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    confidences = torch.rand(100_000, generator=generator)
+    correct = torch.rand(100_000, generator=generator) < confidences
+    assert calibration_error(confidences, correct) < 0.01
+
+
+@pytest.mark.parametrize("examples", [1, 7, 15, 1000])
+def test_who_is_always_sure_and_wrong_has_a_calibration_error_of_1(examples: int) -> None:
+    sure = torch.ones(examples)
+    assert calibration_error(sure, torch.zeros(examples, dtype=torch.bool)) == 1
+    assert calibration_error(sure, torch.ones(examples, dtype=torch.bool)) == 0
+
+
+def test_of_fewer_examples_than_bins_each_has_its_own() -> None:
+    """Gaps do not cancel: 0.4 and 0.6, one right and one wrong, are 0.6 off each."""
+    error = calibration_error(torch.tensor([0.6, 0.4]), torch.tensor([False, True]))
+    assert error == pytest.approx(0.6)
+
+
+def test_a_confidence_that_is_not_a_number_makes_the_error_none() -> None:
+    confidences = torch.tensor([0.5, math.nan, 0.7])
+    assert math.isnan(calibration_error(confidences, torch.tensor([True, False, True])))
 
 
 def test_sequence_losses_are_negative_log_probabilities() -> None:

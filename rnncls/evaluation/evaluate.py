@@ -13,6 +13,7 @@ from rnncls.config.ranges import DEFAULT_SAMPLES
 from rnncls.data import Batch
 from rnncls.data.dataset import Dataset
 from rnncls.data.loading import load_dataset
+from rnncls.evaluation.calibration import Confidences, Shuffled
 from rnncls.evaluation.examples import (
     Examples,
     generated_examples,
@@ -68,6 +69,12 @@ def evaluate(
 
     # One pass over the model: what looks at single predictions stands between it and the scores.
     confident = MostConfident(errors or 0, examples)
+    confidences = Confidences()
+
+    # The label of a generated sequence does not depend on the order of its tokens.
+    shuffled = None
+    if examples.source is None:
+        shuffled = Shuffled(model, examples.total, config.seed)
     path = None if predictions is None else Path(predictions)
     with (
         # disable=None leaves the bar out unless stderr is a terminal.
@@ -75,10 +82,21 @@ def evaluate(
         closing(scored(model, _with_progress(examples.batches, bar, check))) as parts,
         writing_predictions(path, examples, csv_safe) as written,
     ):
-        scores = gather(written(confident.watch(parts)))
+        watched = confidences.watch(confident.watch(parts))
+        if shuffled is not None:
+            watched = shuffled.watch(watched)
+        scores = gather(written(watched))
 
-    report = make_report(scores, examples.labels, examples.trained, examples.exhaustive, confusion)
-    report = replace(report, data=examples.data)
+    report = make_report(
+        scores,
+        confidences.all(),
+        examples.labels,
+        examples.trained,
+        examples.exhaustive,
+        confusion,
+    )
+    surviving = None if shuffled is None else shuffled.surviving()
+    report = replace(report, data=examples.data, shuffled=surviving)
     if errors is None:
         return report
 

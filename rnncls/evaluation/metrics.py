@@ -9,6 +9,8 @@ from torch import Tensor
 # The 97.5 % quantile of the standard normal distribution: 2.5 % lie above it, 2.5 % below -_Z_95.
 _Z_95 = 1.959963984540054
 
+CALIBRATION_BINS = 15  # as in Guo et al. 2017
+
 
 def wilson_interval(correct: int, examples: int) -> tuple[float, float]:
     """Return the 95 % confidence interval of a success rate; (0, 1) for no examples.
@@ -80,3 +82,34 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> T
     pairs = labels * num_classes + predictions
     counts = torch.bincount(pairs, minlength=num_classes**2)
     return counts.view(num_classes, num_classes)
+
+
+def calibration_error(confidences: Tensor, correct: Tensor) -> float:
+    """Return the expected calibration error of R examples, R > 0; NaN if a confidence is.
+
+    `confidences` (R,) are the probabilities of the predicted classes, `correct` (R,) says which
+    predictions are right. By their confidence examples are put into CALIBRATION_BINS bins of equal
+    count, whose differences between accuracy and mean confidence are averaged over the examples:
+    sum over bins of |number of right ones - sum of confidences| / R. 0 is perfect.
+
+    Equal confidences share a bin, that of the first of them: the result does not depend on the
+    order of the examples. Of fewer examples than bins each has its own, so that chance alone gives
+    a large error.
+
+    Source: Guo et al. 2017, "On calibration of modern neural networks", with the bins of Nguyen and
+    O'Connor 2015, "Posterior calibration and exploratory analysis for natural language processing".
+
+    >>> always_sure = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    >>> calibration_error(always_sure, torch.tensor([True, False, False, False]))
+    0.75
+    """
+    confidences, order = confidences.sort()
+    excess = correct[order].double() - confidences.double()
+
+    # Of each group of equal confidences, the place of the first; then the bin of that place.
+    _, counts = torch.unique_consecutive(confidences, return_counts=True)
+    first = counts.cumsum(0) - counts
+    bins = first * CALIBRATION_BINS // len(confidences)
+
+    sums = torch.bincount(bins.repeat_interleave(counts), weights=excess)
+    return float(sums.abs().sum()) / len(confidences)

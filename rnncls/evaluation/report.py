@@ -6,9 +6,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rnncls.errors import ConfigError, Problem, on_one_line
-from rnncls.evaluation.metrics import class_counts, confusion_matrix, wilson_interval
+from rnncls.evaluation.metrics import (
+    calibration_error,
+    class_counts,
+    confusion_matrix,
+    wilson_interval,
+)
 from rnncls.evaluation.mistakes import Confused, Mistake, confused_lines, mistake_lines
 from rnncls.evaluation.scores import Scores, count_by_length
 from rnncls.system.rows import shortened
@@ -60,22 +66,27 @@ class Report:
     chance: float  # accuracy of guessing each class alike
     majority: float  # accuracy of always predicting the most frequent class of these examples
     macro_f1: float  # mean F1 of the classes that occur
+    ece: float  # expected calibration error: mean gap between confidence and accuracy
     by_class: list[ClassReport] | None  # None for very many classes
     by_length: list[LengthReport]
     confusion: list[list[int]] | None = None  # rows: true class; columns: predicted class
     data: str | None = None  # which file or split was evaluated; None: generated sequences
+
+    # Of generated sequences: the share of predictions that stay the same when tokens are shuffled.
+    shuffled: float | None = None
 
     # Only on request: the most confident errors, best first, and the classes that are confused.
     mistakes: list[Mistake] | None = None
     confused: Confused | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return a dictionary for JSON; a loss that is not finite is null, as JSON has no NaN.
+        """Return a dictionary for JSON; a number that is not finite is null, as JSON has no NaN.
 
         What it gets wrong is there only if it was asked for.
         """
-        # `|` replaces the value and keeps the place of the key.
-        content = asdict(self) | {"loss": self.loss if math.isfinite(self.loss) else None}
+        content = asdict(self)
+        for name in ("loss", "ece"):
+            content[name] = content[name] if math.isfinite(content[name]) else None
         for name in ("mistakes", "confused"):
             if content[name] is None:
                 del content[name]
@@ -120,6 +131,11 @@ def _summary_lines(report: Report) -> list[str]:
         f"loss: {report.loss:.4g}; macro-F1: {report.macro_f1:.4f}; chance: {report.chance:.4f}; "
         f"majority-class baseline: {report.majority:.4f}"
     )
+
+    calibration = f"expected calibration error: {report.ece:.4f}"
+    if report.shuffled is not None:
+        calibration += f"; predictions that survive shuffling: {report.shuffled:.4f}"
+    lines.append(calibration)
     return lines
 
 
@@ -234,6 +250,7 @@ def _yes_or_no(answer: bool | None) -> str:
 
 def make_report(
     scores: Scores,
+    confidences: Tensor,
     labels: tuple[str, ...],
     trained: Container[int] | None,
     exhaustive: Container[int],
@@ -241,6 +258,7 @@ def make_report(
 ) -> Report:
     """Turn the scores of at least one sequence into a report.
 
+    `confidences` (R,) are the probabilities of the predicted classes, in the order of the scores.
     `labels` are the names of the classes, `trained` the lengths seen in training (None: unknown),
     `exhaustive` the lengths of which every sequence was scored. `confusion` asks for the matrix.
     """
@@ -275,6 +293,7 @@ def make_report(
         chance=1 / num_classes,
         majority=int(torch.bincount(scores.labels).max()) / examples,
         macro_f1=counts.macro_f1(),
+        ece=calibration_error(confidences, ~scores.wrong()),
         by_class=by_class if num_classes <= MOST_CLASSES_SHOWN else None,
         by_length=by_length,
         confusion=matrix,

@@ -203,6 +203,27 @@ def outputs_of_layer(
     return outputs, finals
 
 
+def outputs_of_direction(
+    rnn: nn.RNNBase, layer: int, direction: int, data: Tensor, start: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Run one direction of one layer of a torch.nn module over one sequence, without dropout.
+
+    `data` (T, width) stands in the order in which the direction reads it: in reverse, the last
+    token first. `start` is h_0, and for the LSTM c_0, in a list, (1, 1, H) each.
+
+    Returns the outputs (T, H) in that order, and the final states in the form of `start`. Unlike
+    that of packed rows, its derivative takes time linear in T for every cell.
+    """
+    num_directions = 2 if rnn.bidirectional else 1
+    weights = rnn.all_weights[layer * num_directions + direction]
+    state = start if rnn.mode == "LSTM" else start[0]
+
+    # weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
+    options = (weights, rnn.bias, 1, 0.0, True, False, False)
+    outputs, *finals = _RNN_FUNCTIONS[rnn.mode](data.unsqueeze(1), state, *options)
+    return outputs.squeeze(1), finals
+
+
 def ignore_compaction() -> None:
     """Ignore PyTorch's warning that weights are copied together for each call of cuDNN.
 
