@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from rnncls.inspect.subject import Subject
 
 _GRAPHS = (".svg", ".dot", ".mmd")
+_PICTURES = (".png",)
+_PAGES = (".html", ".htm")
+
+MOST_LABELS = 5  # on the page of a sequence
 
 
 def explain(
@@ -99,7 +103,7 @@ def explain(
         has_graph=graph is not None,
         has_sequence=sequence is not None,
     )
-    _require_options(view, graph, rolled, html, label, output)
+    _require_options(view, graph, rolled, states, html, label, output)
     if demo:
         _show_demo(checkpoint, as_json)
         return
@@ -151,6 +155,7 @@ def _require_options(
     view: str,
     graph: Path | None,
     rolled: bool,
+    states: Path | None,
     html: Path | None,
     label: str | None,
     output: Path | None,
@@ -158,8 +163,15 @@ def _require_options(
     """Raise ConfigError for an option that says something about another view."""
     if rolled and graph is None:
         raise _misfit("--rolled is about --graph", "--graph FILE.svg --rolled")
-    if graph is not None and graph.suffix.lower() not in _GRAPHS:
-        raise _misfit(f"--graph {graph}: a name of an unknown kind", ".svg, .dot or .mmd")
+    # By its name, no run's own file can be meant, either.
+    for option, path, kinds in (
+        ("--graph", graph, _GRAPHS),
+        ("--states", states, _PICTURES),
+        ("--output", output, _PICTURES),
+        ("--html", html, _PAGES),
+    ):
+        if path is not None and path.suffix.lower() not in kinds:
+            raise _misfit(f"{option} {path}: a name of an unknown kind", " or ".join(kinds))
     if output is not None and view not in ("--padding", "--gradients"):
         raise _misfit("--output is about --padding and --gradients", "one of them")
     if (html is not None or label is not None) and (view or graph is not None):
@@ -253,13 +265,21 @@ def _write_graph(
 def _show_trace(
     subject: "Subject", sequence: str, label: str | None, html: Path | None, as_json: bool
 ) -> None:
+    from rnncls.inspect.html import require_files, write_html
     from rnncls.inspect.trace import ask, trace
     from rnncls.inspect.trace_text import text_of, write_json
+    from rnncls.predict.predictor import ReadTokens, predict_ids
 
-    question = ask(subject, sequence, label)
     if html is not None:
-        raise NotImplementedError
+        require_files(subject)
+    question = ask(subject, sequence, label)
     if as_json:
         write_json(question, sys.stdout)
     else:
         print(text_of(trace(question)))
+
+    # Last, so that a page that cannot be written costs no number.
+    if html is not None and question.importance is not None:
+        tokens = ReadTokens(question.ids.tolist(), question.names, question.num_left_out)
+        (prediction,) = predict_ids(subject.predictor, [tokens.ids], MOST_LABELS)
+        write_html(html, subject.predictor, tokens, question.importance, prediction)

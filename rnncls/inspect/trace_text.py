@@ -7,6 +7,7 @@ from typing import IO, Any, NamedTuple
 from rnncls.config import SumModConfig
 from rnncls.errors import on_one_line
 from rnncls.inspect.computed import Computed
+from rnncls.inspect.importance import Importance
 from rnncls.inspect.trace import (
     GATES,
     Answers,
@@ -158,13 +159,19 @@ def _answers(traced: Trace, rows: list[int]) -> list[_Group]:
     importance = traced.question.importance
     if importance is not None:
         columns = []
-        if importance.left_out is not None:
-            left_out = importance.left_out
-            columns.append(_Column("left out", [_signed(left_out[row]) for row in rows]))
-        gradient = importance.gradient
-        columns.append(_Column("gradient", [_signed(gradient[row]) for row in rows]))
-        groups.append(_Group("how much each token matters", columns))
+        for name, values in _measures(importance).items():
+            if values is not None:
+                columns.append(
+                    _Column(name.replace("_", " "), [_signed(values[row]) for row in rows])
+                )
+        if columns:
+            groups.append(_Group("how much each token matters", columns))
     return groups
+
+
+def _measures(importance: Importance) -> dict[str, list[float] | None]:
+    """Return what is known about each token, by the name in the JSON."""
+    return {"left_out": importance.left_out, "gradient": importance.gradient}
 
 
 def _answer_columns(traced: Trace, answers: Answers, rows: list[int]) -> list[_Column]:
@@ -288,7 +295,8 @@ def _legend(traced: Trace) -> str:
         label = _name(str(question.label(importance.label)))
         if importance.left_out is not None:
             parts.append(f"left out = log p({label}) less that without the token, in nats")
-        parts.append(f"gradient = that of log p({label}) times the embedding")
+        if importance.gradient is not None:
+            parts.append(f"gradient = that of log p({label}) times the embedding")
     return textwrap.fill("; ".join(parts), WIDTH)
 
 
@@ -405,9 +413,8 @@ def _lines_of(question: Question, steps: Steps) -> Any:
             fields |= _answer(question, answers, number, row)
             fields["logits"] = logits[number].tolist()
         if importance is not None:
-            left_out = importance.left_out
-            fields["left_out"] = None if left_out is None else left_out[row]
-            fields["gradient"] = importance.gradient[row]
+            for name, values in _measures(importance).items():
+                fields[name] = None if values is None else values[row]
 
         fields["layers"] = []
         for layer, directions in enumerate(shown):
