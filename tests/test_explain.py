@@ -22,8 +22,9 @@ def words_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("words")
     lines = ["sequence,label"]
     for number in range(40):
-        lines.append(f"good film number{number % 3},yes")
-        lines.append(f"poor film number{number % 3},no")
+        rest = f"film{number % 8} on a day{number // 8}"
+        lines.append(f"good {rest},yes")
+        lines.append(f"poor {rest},no")
     (folder / "films.csv").write_text("\n".join(lines) + "\n")
     small = ["train.max_steps=30", "model.hidden_size=8", "train.engine=eager"]
     done = run_rnncls("train", folder / "films.csv", "--run-dir", folder / "run", *small)
@@ -168,7 +169,7 @@ def test_every_view_prints_tables_of_80_columns_and_json(
 
 
 @pytest.mark.parametrize(
-    "view", [["good film"], ["--padding"], ["--gradients"], ["--states", "s.png"]]
+    "view", [["good film1"], ["--padding"], ["--gradients"], ["--states", "s.png"]]
 )
 def test_every_view_of_a_run_on_files(view: list[str], words_run: Path, tmp_path: Path) -> None:
     done = run_rnncls("explain", words_run, *view, cwd=tmp_path)
@@ -178,7 +179,7 @@ def test_every_view_of_a_run_on_files(view: list[str], words_run: Path, tmp_path
 
 def test_words_are_coloured_by_how_much_they_matter(words_run: Path, tmp_path: Path) -> None:
     page = tmp_path / "out.html"
-    done = run_rnncls("explain", words_run, "good film", "--label", "yes", "--html", page)
+    done = run_rnncls("explain", words_run, "good film1", "--label", "yes", "--html", page)
     assert done.returncode == 0, done.stderr
     assert "good" in page.read_text(encoding="utf-8")
 

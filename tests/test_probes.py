@@ -532,7 +532,7 @@ def view_of(num_layers: int, directions: list[str], verdict: Verdict) -> Gradien
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4, 100])
-@pytest.mark.parametrize("directions", [["forward"], ["forward", "backward"]])
+@pytest.mark.parametrize("directions", [["forward"], ["forward", "reverse"]])
 def test_tables_of_many_layers_fit_into_eighty_columns(
     num_layers: int, directions: list[str]
 ) -> None:

@@ -319,11 +319,11 @@ def test_json_has_every_number(run_dir: Path, kind: str) -> None:
     assert [step["true"] for step in steps] == [1, 0, 0, 1, 2]
     assert steps[-1]["logits"] == header["logits"]
 
-    places = [(layer, reverse) for layer in range(3) for reverse in (False, True)]
+    places = [(layer, name) for layer in range(3) for name in ("forward", "reverse")]
     for t, step in enumerate(steps):
-        assert [(one["layer"], one["reverse"]) for one in step["layers"]] == places
+        assert [(one["layer"], one["direction"]) for one in step["layers"]] == places
         for one in step["layers"]:
-            expected = layers[one["layer"]][int(one["reverse"])]
+            expected = layers[one["layer"]][int(one["direction"] == "reverse")]
             require_numbers(one, expected, t, kind)
 
 

@@ -1,6 +1,7 @@
 """rnncls explain"""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -15,9 +16,13 @@ from rnncls.system.waiting import load_torch
 if TYPE_CHECKING:
     from rnncls.inspect.subject import Subject
 
-_GRAPHS = (".svg", ".dot", ".mmd")
-_PICTURES = (".png",)
-_PAGES = (".html", ".htm")
+# How the names of files end that are written.
+_ENDINGS = {
+    "--graph": (".svg", ".dot", ".mmd"),
+    "--states": (".png",),
+    "--output": (".png",),
+    "--html": (".html", ".htm"),
+}
 
 MOST_LABELS = 5  # on the page of a sequence
 
@@ -93,27 +98,17 @@ def explain(
         rnncls explain runs/first --states states.png
         rnncls explain --demo
     """
-    view = _view_of(
-        {
-            "--demo": demo,
-            "--padding": padding,
-            "--gradients": gradients,
-            "--states": states is not None,
-        },
-        has_graph=graph is not None,
-        has_sequence=sequence is not None,
+    wanted = _Wanted(
+        checkpoint, sequence, graph, rolled, padding, gradients, states, html, label, output, demo
     )
-    _require_options(view, graph, rolled, states, html, label, output)
-    if demo:
-        _show_demo(checkpoint, as_json)
+    view = _view_of(wanted)
+    _require_options(view, wanted)
+    if checkpoint is None:
+        _show_demo(as_json)
         return
 
-    if checkpoint is None:
-        raise _misfit("no run to look into", "rnncls explain RUN, or --demo")
-    written = {"--graph": graph, "--states": states, "--html": html, "--output": output}
-    for option, path in written.items():
-        if path is not None:
-            refuse_to_replace(option, path, checkpoint)
+    for option, path in wanted.written().items():
+        refuse_to_replace(option, path, checkpoint)
     _refuse_sweep(checkpoint)
 
     load_torch()
@@ -128,54 +123,81 @@ def explain(
         _show_states(subject, states, data_dir, as_json)
     elif graph is not None:
         _write_graph(subject, sequence, graph, rolled, as_json)
-    else:
-        _show_trace(subject, sequence or "", label, html, as_json)
+    elif sequence is not None:
+        _show_trace(subject, sequence, label, html, as_json)
 
 
-def _view_of(flags: dict[str, bool], has_graph: bool, has_sequence: bool) -> str:
-    """Return the option that says what to show; "" for the sequence itself, or its graph.
+@dataclass(frozen=True)
+class _Wanted:
+    """What the command line asks for."""
 
-    Raises: ConfigError unless exactly one thing is to be shown.
+    checkpoint: Path | None
+    sequence: str | None
+    graph: Path | None
+    rolled: bool
+    padding: bool
+    gradients: bool
+    states: Path | None
+    html: Path | None
+    label: str | None
+    output: Path | None
+    demo: bool
+
+    def written(self) -> dict[str, Path]:
+        """Return the files that are to be written, by their options."""
+        files = {
+            "--graph": self.graph,
+            "--states": self.states,
+            "--output": self.output,
+            "--html": self.html,
+        }
+        return {option: path for option, path in files.items() if path is not None}
+
+
+def _view_of(wanted: _Wanted) -> str:
+    """Return the option that says what to show; "" for the steps of a sequence.
+
+    Raises: ConfigError unless exactly one thing is to be shown, and there is a run to show it of.
     """
-    chosen = [option for option, is_on in flags.items() if is_on]
-    if len(chosen) > 1 or (chosen and has_graph):
-        raise _misfit(
-            f"{' and '.join([*chosen, *(['--graph'] if has_graph else [])])}", "one at a time"
-        )
-    if chosen and has_sequence:
-        raise _misfit(f"{chosen[0]} takes no sequence", f"rnncls explain RUN {chosen[0]}")
-    if not (chosen or has_graph or has_sequence):
-        raise _misfit(
-            "nothing to show", 'a sequence, such as "3 7 1 9", --padding, --gradients or --states'
-        )
-    return chosen[0] if chosen else ""
+    views = {
+        "--demo": wanted.demo,
+        "--padding": wanted.padding,
+        "--gradients": wanted.gradients,
+        "--states": wanted.states is not None,
+        "--graph": wanted.graph is not None,
+    }
+    chosen = [option for option, is_on in views.items() if is_on]
+    if len(chosen) > 1:
+        raise _misfit(" and ".join(chosen), "one of them at a time")
+    view = chosen[0] if chosen else ""
+
+    if wanted.demo and wanted.checkpoint is not None:
+        raise _misfit("--demo has a network of its own", "rnncls explain --demo")
+    if wanted.checkpoint is None and not wanted.demo:
+        raise _misfit("no run to look into", "rnncls explain RUN, or --demo")
+
+    if wanted.sequence is not None and view not in ("", "--graph"):
+        raise _misfit(f"{view} takes no sequence", f"rnncls explain RUN {view}")
+    if wanted.sequence is None and not view:
+        remedy = 'a sequence, such as "3 7 1 9", or --padding, --gradients, --states, --graph'
+        raise _misfit("nothing to show", remedy)
+    return view
 
 
-def _require_options(
-    view: str,
-    graph: Path | None,
-    rolled: bool,
-    states: Path | None,
-    html: Path | None,
-    label: str | None,
-    output: Path | None,
-) -> None:
+def _require_options(view: str, wanted: _Wanted) -> None:
     """Raise ConfigError for an option that says something about another view."""
-    if rolled and graph is None:
+    if wanted.rolled and view != "--graph":
         raise _misfit("--rolled is about --graph", "--graph FILE.svg --rolled")
-    # By its name, no run's own file can be meant, either.
-    for option, path, kinds in (
-        ("--graph", graph, _GRAPHS),
-        ("--states", states, _PICTURES),
-        ("--output", output, _PICTURES),
-        ("--html", html, _PAGES),
-    ):
-        if path is not None and path.suffix.lower() not in kinds:
-            raise _misfit(f"{option} {path}: a name of an unknown kind", " or ".join(kinds))
-    if output is not None and view not in ("--padding", "--gradients"):
+    if wanted.output is not None and view not in ("--padding", "--gradients"):
         raise _misfit("--output is about --padding and --gradients", "one of them")
-    if (html is not None or label is not None) and (view or graph is not None):
-        raise _misfit("--html and --label are about a sequence alone", "a sequence")
+    if view and (wanted.html is not None or wanted.label is not None):
+        raise _misfit("--html and --label are about the steps of a sequence", "a sequence alone")
+
+    # By its name, no file of a run can be meant.
+    for option, path in wanted.written().items():
+        endings = _ENDINGS[option]
+        if path.suffix.lower() not in endings:
+            raise _misfit(f"{option} {path}: a name of an unknown kind", " or ".join(endings))
 
 
 def _misfit(what: str, remedy: str) -> ConfigError:
@@ -193,10 +215,8 @@ def _refuse_sweep(path: Path) -> None:
     )
 
 
-def _show_demo(checkpoint: Path | None, as_json: bool) -> None:
-    """Print the smallest network. Raises: ConfigError if there is another one."""
-    if checkpoint is not None:
-        raise _misfit("--demo has a network of its own", "rnncls explain --demo")
+def _show_demo(as_json: bool) -> None:
+    """Print the smallest network."""
     load_torch()
     from rnncls.inspect.demo import demo
 

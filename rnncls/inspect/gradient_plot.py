@@ -29,17 +29,17 @@ def draw_gradients(gradients: Gradients, path: Path) -> None:
     axes = figure.subplots()
     axes.set_yscale("log")
 
-    num_layers = gradients.layers[-1].layer
+    top = gradients.layers[-1].layer
     longest = len(gradients.layers[0].flow.norms)
     for one in gradients.layers:
         # From dark to light, from the lowest layer to the highest; the last ones would be too pale.
-        colour = colormaps["viridis"](0.85 * (one.layer - 1) / max(1, num_layers - 1))
+        colour = colormaps["viridis"](0.85 * one.layer / max(1, top))
         axes.plot(
             range(longest),
             _drawn(one),
             label=_label(one, gradients),
             color=colour,
-            linestyle="--" if one.direction == "backward" else "-",
+            linestyle="--" if one.direction == "reverse" else "-",
             marker="." if longest <= 60 else None,
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from rnncls.config import Config, number
 from rnncls.data.sequences import Sequences
 from rnncls.inspect.subject import Subject, own_sequences
+from rnncls.model.cells import DIRECTIONS
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.losses import sequence_losses
 from rnncls.model.probes import (
@@ -62,8 +63,8 @@ nothing passes from the answer back to the states. Its head may be all zeros."""
 class LayerGradients(NamedTuple):
     """The gradient that reaches one layer in one direction."""
 
-    layer: int  # from 1 on
-    direction: str  # forward or backward
+    layer: int  # from 0 on
+    direction: str  # forward or reverse
     flow: Flow
     verdict: Verdict
 
@@ -96,7 +97,7 @@ class Gradients:
 
         lines.append("of last: divided by that of the same sequences at their last step")
         if self.has_two_directions:
-            lines.append("back: in reverse, where the end of a sequence is its first token")
+            lines.append("rev: in reverse, where the end of a sequence is its first token")
 
         lines += ["", *self._table(), "", *self._verdicts(), ""]
         lines.append(f"in all: {MEANINGS[self.kind]}")
@@ -137,13 +138,13 @@ class Gradients:
     @property
     def has_two_directions(self) -> bool:
         """Whether the layers run in reverse as well."""
-        return any(layer.direction == "backward" for layer in self.layers)
+        return any(layer.direction == "reverse" for layer in self.layers)
 
     def name(self, layer: LayerGradients) -> str:
         """Return the short name of one of the layers, with its direction if there are two."""
         if not self.has_two_directions:
             return f"layer {layer.layer}"
-        return f"{layer.layer} {'back' if layer.direction == 'backward' else 'fwd'}"
+        return f"{layer.layer} {'rev' if layer.direction == 'reverse' else 'fwd'}"
 
     def _table(self) -> list[str]:
         """Return the table: at most 40 distances, at most 6 layers and directions."""
@@ -222,11 +223,11 @@ def gradients_of(subject: Subject, data_dir: Path | None = None) -> Gradients:
 
     layers = []
     for number_of_layer, gradients in enumerate(
-        gradients_through_time(network, batch.tokens, batch.labels), 1
+        gradients_through_time(network, batch.tokens, batch.labels)
     ):
         for reverse, gradient in enumerate(gradients):
             flow = flow_of(gradient, batch.tokens.batch_sizes, reverse=bool(reverse))
-            direction = "backward" if reverse else "forward"
+            direction = DIRECTIONS[reverse]
             layers.append(LayerGradients(number_of_layer, direction, flow, verdict_of(flow)))
 
     kind = verdict_in_all(layer.verdict for layer in layers)

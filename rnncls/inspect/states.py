@@ -25,6 +25,7 @@ from rnncls.inspect.planes import (
     told_apart,
 )
 from rnncls.inspect.subject import Subject, own_sequences
+from rnncls.model.cells import DIRECTIONS
 from rnncls.model.probes import (
     distinct_prefixes,
     eigenvalues_of,
@@ -70,8 +71,8 @@ MATRICES = {"RNN_TANH": "W_hh", "RNN_RELU": "W_hh", "LSTM": "W_hg", "GRU": "W_hn
 class Memory(NamedTuple):
     """The eigenvalues of the recurrent matrix of one layer and direction."""
 
-    layer: int  # from 1
-    direction: str  # forwards or backwards
+    layer: int  # from 0
+    direction: str  # forward or reverse
     eigenvalues: tuple[complex, ...]  # H of them
 
     @property
@@ -387,8 +388,7 @@ def _memories_of(subject: Subject) -> list[Memory]:
     for layer in range(network.rnn.num_layers):
         for direction in range(network.num_directions):
             eigenvalues = eigenvalues_of(network, layer, direction).tolist()
-            name = "backwards" if direction else "forwards"
-            memories.append(Memory(layer + 1, name, tuple(eigenvalues)))
+            memories.append(Memory(layer, DIRECTIONS[direction], tuple(eigenvalues)))
     return memories
 
 

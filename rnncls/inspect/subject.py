@@ -1,5 +1,6 @@
 """What is looked into: a trained model, a sequence for it, and sequences of its own data."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ def tokens_of_text(predictor: Predictor, text: str) -> ReadTokens:
     """
     read = read_tokens(predictor, text)
     if isinstance(read, Problem):
-        raise DataError(read)
+        raise DataError(replace(read, remedy=read.remedy or "a sequence of tokens that it knows"))
     if read.num_left_out:
         data = predictor.data
         side = "first" if data.truncate == "head" else "last"

@@ -19,6 +19,7 @@ from rnncls.inspect.trace import (
     in_short,
     steps_of,
 )
+from rnncls.model.cells import DIRECTIONS
 from rnncls.system.rows import aligned, shortened, write_json_line
 from rnncls.system.streams import reader_has_left
 
@@ -419,7 +420,7 @@ def _lines_of(question: Question, steps: Steps) -> Any:
         fields["layers"] = []
         for layer, directions in enumerate(shown):
             for direction, arrays in enumerate(directions):
-                place = {"layer": layer, "reverse": direction == 1}
+                place = {"layer": layer, "direction": DIRECTIONS[direction]}
                 fields["layers"].append(place | _row_of(arrays, number))
         yield fields
 

@@ -18,6 +18,11 @@ _CELLS: dict[str, Any] = {
 }
 
 
+# What the directions of a layer are called, in their order. Layers have numbers from 0 on, as in
+# the names of PyTorch's weights: weight_ih_l0, weight_ih_l0_reverse.
+DIRECTIONS = ("forward", "reverse")
+
+
 class State(NamedTuple):
     """What a cell remembers of B sequences: h_t and, for the LSTM, c_t. (B, hidden_size) each."""
 
