@@ -231,7 +231,10 @@ def _cut(tokens: ReadTokens) -> str:
 def _span(token: str, value: float, classes: str, is_known: bool) -> str:
     """Return a token with its colour, and its number for the pointer."""
     unknown = "" if is_known else f" (unknown, read as {escape(UNKNOWN)})"
-    return f'<span class="{classes}" title="{value:+.4g}{unknown}">{_text(token)}</span>'
+    # In a line from right to left, the backslash of an escape would stand on its other side.
+    direction = "" if token.isprintable() else ' dir="ltr"'
+    title = f"{value:+.4g}{unknown}"
+    return f'<span class="{classes}" title="{title}"{direction}>{_text(token)}</span>'
 
 
 def _most_lines(tokens: ReadTokens, importance: Importance) -> list[str]:
