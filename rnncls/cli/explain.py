@@ -24,7 +24,7 @@ _ENDINGS = {
     "--html": (".html", ".htm"),
 }
 
-MOST_LABELS = 5  # on the page of a sequence
+MOST_LABELS = 10  # on the page of a sequence
 
 
 def explain(
