@@ -80,8 +80,8 @@ def _dot_node(graph: Graph, node: Node, box: Box) -> str:
         f"width={box.width:.2f}",
         f"height={box.height:.2f}",
     ]
-    # A token may need more space.
-    if not node.token:
+    # A token may need more space, and what was left out as well.
+    if not node.token and node.kind != "gap":
         attributes.append("fixedsize=true")
     if node.kind == "cell":
         attributes.append("fontsize=10")
