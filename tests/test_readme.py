@@ -23,6 +23,7 @@ README = "README.md"
 CHINESE = "README.zh-CN.md"
 ARCHITECTURE = "docs/architecture.md"
 RUNS = "docs/runs.md"
+INSIDE = "docs/inside.md"
 
 PAGES = [README, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 LINKED = [*sorted(path.name for path in ROOT.glob("*.md")), *PAGES[1:]]
@@ -38,6 +39,7 @@ SHORTER = {
     "rnncls train clicks": SMALL,
     "rnncls train --resume": "train.max_steps=9",
     "rnncls eval runs/mine": "--samples 50",
+    "rnncls eval runs/vanishing": "--samples 50",
     "rnncls sweep configs": f"--seeds 0-1 {SMALL}",
     "python scripts/bench_data": "--rounds 1 --count 4",
     "python scripts/bench_checkpoint": "--rounds 1 --config configs/smoke.yaml",
@@ -175,6 +177,47 @@ def test_the_output_of_the_readme_has_the_words_of_the_program(run_command: Run)
 
 def without_numbers(line: str) -> str:
     return re.sub(r"[\d.,]+", "#", line)
+
+
+def test_the_smallest_network_is_shown_as_the_program_shows_it(run_command: Run) -> None:
+    printed = run_command("rnncls explain --demo").splitlines()
+    (shown,) = [block for block in blocks(INSIDE, "") if block.startswith("The smallest network")]
+    assert set(shown.splitlines()) - {"..."} <= set(printed)
+
+
+def test_the_graph_in_a_page_is_the_one_that_the_program_writes(
+    home: Path, run_command: Run
+) -> None:
+    run_command(f"rnncls train configs/sum_mod_10.yaml --run-dir runs/mine {SMALL}")
+    run_command("rnncls explain runs/mine --graph rolled.mmd --rolled")
+
+    # A smaller network has the same graph with other sizes.
+    (shown,) = blocks(INSIDE, "mermaid")
+    assert shown == (home / "rolled.mmd").read_text().replace(" 8", " 256")
+
+
+@pytest.mark.slow
+def test_what_the_inside_page_shows_is_what_its_commands_print(run_command: Run) -> None:
+    """The whole runs, not the shorter ones: the page says what comes out and what it means."""
+    printed = "".join(run_command(command) for command in runnable(INSIDE, slow=False))
+    of_the_program = set(map(words_of, printed.splitlines()))
+
+    # The equation, and what the run on files prints, which takes minutes to train.
+    left_out = ("h_t = f(", "after each token\nt  token     says")
+    for block in blocks(INSIDE, ""):
+        if not block.startswith(left_out):
+            assert {words_of(line) for line in block.splitlines()} <= {*of_the_program, "..."}, (
+                block
+            )
+
+
+def words_of(line: str) -> str:
+    """Return a line of a table or a sentence with "#" for each number, and single spaces.
+
+    Whether classes lie in a circle can be another matter on another machine.
+    """
+    words = re.sub(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", "#", re.sub(r" (yes|no)$", "", line))
+    return " ".join(words.split())
 
 
 def test_every_command_of_the_program_is_on_a_page() -> None:
@@ -317,7 +360,7 @@ def modules_on_the_map(package: str) -> set[str]:
 def test_the_map_says_where_to_add_what_and_names_real_files() -> None:
     table = TEXT[ARCHITECTURE].split("\n## I want to add ...\n")[1].split("\n## ")[0]
     added = ("a cell", "a file format", "a metric", "an optimizer", "an engine", "a command")
-    for what in added:
+    for what in (*added, "a view of explain"):
         assert f"\n| {what} |" in table
 
     for named in re.findall(r"`((?:[\w]+/)+[\w]+\.py)`", table):
