@@ -121,21 +121,18 @@ def _run(
         order = reversed(range(num_steps))
 
     states = inputs.new_empty(num_steps, num_rows, rnn.hidden_size)
-    state = zero_state(rnn, num_rows)
+    state = zero_state(rnn, inputs, num_rows)
     for t in order:
         new = step(rnn.mode, weights, inputs[t], state)
         state = new if is_token is None else _carried(is_token[t], new, state)
-        states[t] = state.hidden
+        states[t] = state[0]
     return states
 
 
 def _carried(is_token: Tensor, new: State, old: State) -> State:
     """Return the new state of the rows (B,) that read a token, and the old one of the others."""
     mask = is_token.unsqueeze(1)
-    hidden = torch.where(mask, new.hidden, old.hidden)
-    if new.cell is None or old.cell is None:
-        return State(hidden)
-    return State(hidden, torch.where(mask, new.cell, old.cell))
+    return tuple(torch.where(mask, *parts) for parts in zip(new, old, strict=True))
 
 
 def _reversed(data: Tensor, lengths: Tensor) -> Tensor:
