@@ -14,26 +14,20 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequenc
 
 from rnncls.data.sequences import Sequences
 from rnncls.inspect import gradients as gradients_module
-from rnncls.inspect.gradients import (
-    MOST_BYTES,
-    Gradients,
-    LayerGradients,
-    bounded,
-    gradients_of,
-    remedies_of,
-)
+from rnncls.inspect.gradient_view import Gradients, LayerGradients
+from rnncls.inspect.gradients import MOST_BYTES, bounded, gradients_of, remedies_of
 from rnncls.inspect.subject import load_subject
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.probes import (
+from rnncls.model.gradient_flow import (
     Flow,
     Kind,
     Verdict,
     distances_from_end,
     flow_of,
-    gradients_through_time,
     verdict_in_all,
     verdict_of,
 )
+from rnncls.model.probes import gradients_through_time
 from tests.helpers import change_checkpoint, config_of, needs_cuda, run_rnncls
 
 LENGTHS = [4, 9, 1, 6, 9]

@@ -12,28 +12,14 @@ import torch
 
 from rnncls.data.sequences import Sequences
 from rnncls.inspect import states as states_module
-from rnncls.inspect.planes import (
-    Array,
-    Halves,
-    accuracy_everywhere,
-    accuracy_of,
-    discriminant_plane,
-    fisher_whitening,
-    frequency_planes,
-    halves_of,
-    ledoit_wolf,
-    principal_plane,
-)
+from rnncls.inspect.halves import Array, Halves, accuracy_of, halves_of
+from rnncls.inspect.planes import discriminant_plane, frequency_planes, principal_plane
+from rnncls.inspect.prefixes import distinct_prefixes, running_sums
 from rnncls.inspect.states import states_shown
 from rnncls.inspect.subject import load_subject
+from rnncls.inspect.whitening import accuracy_everywhere, fisher_whitening, ledoit_wolf
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.probes import (
-    distinct_prefixes,
-    eigenvalues_of,
-    running_sums,
-    states_after,
-    summaries_of,
-)
+from rnncls.model.probes import eigenvalues_of, states_after, summaries_of
 from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.system.rows import json_text
 from rnncls.training.fit import fit
@@ -207,7 +193,7 @@ def test_halves_have_no_state_in_common() -> None:
 
 
 def test_the_nearest_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnncls.inspect.planes.MOST_DISTANCES", 30)
+    monkeypatch.setattr("rnncls.inspect.halves.MOST_DISTANCES", 30)
     rng = np.random.default_rng(0)
     rows, means = rng.normal(size=(50, 3)), rng.normal(size=(4, 3))
     classes = rng.integers(0, 4, 50)

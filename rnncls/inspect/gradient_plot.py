@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from rnncls.inspect.gradients import MEANINGS, Gradients, LayerGradients
-from rnncls.model.probes import EXPLODING, VANISHING
+from rnncls.inspect.gradient_view import MEANINGS, Gradients, LayerGradients
+from rnncls.model.gradient_flow import EXPLODING, VANISHING
 from rnncls.system.pictures import add_legend, write_png
 
 MOST_IN_LEGEND = 12

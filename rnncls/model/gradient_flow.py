@@ -135,5 +135,3 @@ def distances_from_end(batch_sizes: Tensor, reverse: bool) -> Tensor:
 
     lengths = positions[last_rows_of(batch_sizes)] + 1
     return lengths[sequence_numbers(batch_sizes)] - 1 - positions
-
-

@@ -7,10 +7,8 @@ beside a step. Letters as in recurrence.py: S tokens in all, of B sequences, hid
 directions; packed rows stand time step by time step, longest sequence first.
 """
 
-import math
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
