@@ -15,12 +15,14 @@ import torch
 
 from rnncls.errors import RnnclsError
 from rnncls.inspect import computed as computed_module
-from rnncls.inspect import trace as trace_module
+from rnncls.inspect import question as question_module
 from rnncls.inspect.computed import Computed, pieces_of
 from rnncls.inspect.importance import Importance
+from rnncls.inspect.question import ask
 from rnncls.inspect.subject import Subject, load_subject
-from rnncls.inspect.trace import Trace, ask, trace
-from rnncls.inspect.trace_text import MOST_ROWS, WIDTH, text_of, write_json
+from rnncls.inspect.trace import Trace, trace
+from rnncls.inspect.trace_json import write_json
+from rnncls.inspect.trace_text import MOST_ROWS, WIDTH, text_of
 from rnncls.model.cells import weights_of
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.probes import saturation
@@ -229,7 +231,7 @@ def fake_importance(_: RNNClassifier, ids: list[int], label: int) -> Importance:
 
 @pytest.fixture
 def importance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace_module, "importance_of", fake_importance)
+    monkeypatch.setattr(question_module, "importance_of", fake_importance)
 
 
 def lines_of(subject: Subject, text: str, label: str | None = None) -> list[dict[str, Any]]:
@@ -286,7 +288,7 @@ def test_truth_and_answer_part_at_the_first_wrong_prefix(run_dir: Path) -> None:
 def test_two_directions_have_no_prefixes_of_a_long_sequence(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trace_module, "MOST_PREFIXES", 4)
+    monkeypatch.setattr(question_module, "MOST_PREFIXES", 4)
     subject = subject_with(run_dir, network_of("lstm", bidirectional=True))
     with_prefixes = traced(subject, "1 2 0 1")
     assert with_prefixes.answers is not None
@@ -512,7 +514,7 @@ def test_a_sequence_too_long_to_leave_tokens_out_has_no_such_column(
     def too_long(network: RNNClassifier, ids: list[int], label: int) -> Importance:
         return fake_importance(network, ids, label)._replace(left_out=None)
 
-    monkeypatch.setattr(trace_module, "importance_of", too_long)
+    monkeypatch.setattr(question_module, "importance_of", too_long)
     text = text_of(traced(load_subject(words), "1 2 0"))
     assert "left out" not in text
     assert "gradient" in text

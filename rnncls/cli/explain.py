@@ -286,9 +286,11 @@ def _show_trace(
     subject: "Subject", sequence: str, label: str | None, html: Path | None, as_json: bool
 ) -> None:
     from rnncls.inspect.html import require_files, write_html
-    from rnncls.inspect.trace import ask, trace
-    from rnncls.inspect.trace_text import text_of, write_json
-    from rnncls.predict.predictor import ReadTokens, predict_ids
+    from rnncls.inspect.question import ask
+    from rnncls.inspect.trace import trace
+    from rnncls.inspect.trace_json import write_json
+    from rnncls.inspect.trace_text import text_of
+    from rnncls.predict.predictor import predict_ids
 
     if html is not None:
         require_files(subject)
@@ -300,6 +302,5 @@ def _show_trace(
 
     # Last, so that a page that cannot be written costs no number.
     if html is not None and question.importance is not None:
-        tokens = ReadTokens(question.ids.tolist(), question.names, question.num_left_out)
-        (prediction,) = predict_ids(subject.predictor, [tokens.ids], MOST_LABELS)
-        write_html(html, subject.predictor, tokens, question.importance, prediction)
+        (prediction,) = predict_ids(subject.predictor, [question.tokens.ids], MOST_LABELS)
+        write_html(html, subject.predictor, question.tokens, question.importance, prediction)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnncls.model.gradient_flow import EXPLODING, VANISHING, Flow, Kind, Verdict
-from rnncls.system.rows import aligned
+from rnncls.system.rows import aligned, ends_of
 
 MOST_ROWS = 40  # of a table
 MOST_COLUMNS = 6  # of a table: what fits into 80 columns of a terminal
@@ -134,15 +134,15 @@ class Gradients:
 
         rows = [header]
         num_distances = len(shown[0].flow.norms)
-        for distance in _shown_distances(num_distances):
+        for distance in ends_of(num_distances, MOST_ROWS // 2, MOST_ROWS // 2):
             if distance is None:
                 rows.append(["..."] * len(header))
                 continue
             row = [f"{distance:,}", f"{int(shown[0].flow.counts[distance]):,}"]
             for layer in shown:
-                row.append(_number(layer.flow.norms[distance].item()))
+                row.append(_power(layer.flow.norms[distance].item()))
                 if has_ratios:
-                    row.append(_number(layer.flow.ratios[distance].item()))
+                    row.append(_power(layer.flow.ratios[distance].item()))
             rows.append(row)
 
         lines = aligned(rows)
@@ -159,8 +159,8 @@ class Gradients:
                 [
                     self.name(layer),
                     layer.verdict.kind,
-                    _number(min(ratios, default=math.nan)),
-                    _number(max(ratios, default=math.nan)),
+                    _power(min(ratios, default=math.nan)),
+                    _power(max(ratios, default=math.nan)),
                     _distance(layer.verdict.vanishing_from),
                     _distance(layer.verdict.exploding_from),
                 ]
@@ -173,15 +173,7 @@ class Gradients:
         return lines
 
 
-def _shown_distances(count: int) -> list[int | None]:
-    """Return the distances of a table of at most 40 rows; None stands for those left out."""
-    if count <= MOST_ROWS:
-        return list(range(count))
-    half = MOST_ROWS // 2
-    return [*range(half), None, *range(count - half, count)]
-
-
-def _number(value: float) -> str:
+def _power(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1e}"
 
 

@@ -5,11 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rnncls.data import pack
-from rnncls.data.sequences import cut_for_evaluation
 from rnncls.model.cells import State, zero_state
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.layers import ignore_compaction, outputs_of_direction
+from rnncls.predict.logits import logits_in_batches, logits_of
 
 # Each token is left out in a run of its own: the work grows with the square of the length.
 MOST_LEFT_OUT = 512  # tokens
@@ -33,6 +32,10 @@ class Importance(NamedTuple):
     # where the sequence is too long.
     gradient: list[float] | None
 
+    def measures(self) -> dict[str, list[float] | None]:
+        """Return both by their names."""
+        return {"left_out": self.left_out, "gradient": self.gradient}
+
 
 def importance_of(network: RNNClassifier, ids: list[int], label: int) -> Importance:
     """Return how much each token matters for the class `label`.
@@ -45,39 +48,28 @@ def importance_of(network: RNNClassifier, ids: list[int], label: int) -> Importa
 
     Beyond MOST_LEFT_OUT tokens no token is left out, and beyond MOST_GRADIENT there is no gradient.
     """
-    tokens = torch.tensor(ids)
     left_out = None
     if 1 < len(ids) <= MOST_LEFT_OUT:
-        left_out = _left_out(network, tokens, label).tolist()
+        left_out = _left_out(network, ids, label).tolist()
 
     gradient = None
     if len(ids) <= MOST_GRADIENT:
+        tokens = torch.tensor(ids)
         embeddings, gradients = gradient_at_embeddings(network, tokens, label)
         gradient = (embeddings * gradients).sum(1).tolist()
     return Importance(label, left_out, gradient)
 
 
 @torch.inference_mode()
-def _left_out(network: RNNClassifier, ids: Tensor, label: int) -> Tensor:
-    """Return log p of a class less log p without each of at least two tokens (T,), (T,)."""
-    length = len(ids)
-
-    # Row t lacks token t: (T, T - 1).
-    all_but_one = ~torch.eye(length, dtype=torch.bool)
-    rows = ids.expand(length, length)[all_but_one].view(length, length - 1)
-
-    parts = []
-    for first, last in cut_for_evaluation([length - 1] * length):
-        parts.append(_log_probabilities(network, rows[first:last], label))
-    return _log_probabilities(network, ids.unsqueeze(0), label) - torch.cat(parts)
+def _left_out(network: RNNClassifier, ids: list[int], label: int) -> Tensor:
+    """Return log p of a class less log p without each of T tokens, at least two, (T,)."""
+    all_but_one = [ids[:place] + ids[place + 1 :] for place in range(len(ids))]
+    without = logits_in_batches(network, all_but_one)
+    return _log_probability(logits_of(network, [ids]), label) - _log_probability(without, label)
 
 
-def _log_probabilities(network: RNNClassifier, rows: Tensor, label: int) -> Tensor:
-    """Return log p of a class for sequences (B, T) of one length, (B,) in float64."""
-    lengths = torch.full((len(rows),), rows.shape[1])
-    batch = pack(rows, lengths, labels=torch.zeros(len(rows)))
-    logits: Tensor = network(batch.to(network.device).tokens)
-
+def _log_probability(logits: Tensor, label: int) -> Tensor:
+    """Return log p of a class, (B,) in float64 on the CPU, by logits (B, N)."""
     # In float64: of a probability close to 1 the logarithm is a difference of near numbers.
     return logits.double().log_softmax(1)[:, label].cpu()
 

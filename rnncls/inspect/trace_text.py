@@ -1,27 +1,14 @@
-"""Writes a trace: tables of at most 80 columns for people, JSON lines for programs."""
+"""Writes a trace for people: tables of at most 80 columns, what they mean, and the answer."""
 
 import math
 import textwrap
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 from rnncls.config import SumModConfig
 from rnncls.errors import on_one_line
-from rnncls.inspect.computed import Computed
-from rnncls.inspect.importance import Importance
-from rnncls.inspect.trace import (
-    GATES,
-    Answers,
-    Numbers,
-    Question,
-    Steps,
-    Trace,
-    answers_of,
-    in_short,
-    steps_of,
-)
-from rnncls.model.cells import DIRECTIONS
-from rnncls.system.rows import aligned, shortened, write_json_line
-from rnncls.system.streams import reader_has_left
+from rnncls.inspect.question import Question
+from rnncls.inspect.trace import GATES, Answers, Numbers, Trace, answers_of
+from rnncls.system.rows import aligned, counted, on_short_line, shortened
 
 WIDTH = 80
 MOST_ROWS = 40  # of a table
@@ -43,13 +30,10 @@ class _Group(NamedTuple):
     columns: list[_Column]
 
 
-# --- for people
-
-
 def text_of(traced: Trace) -> str:
     """Return a trace as a person reads it."""
     question = traced.question
-    rows = _rows_shown(len(question.names), traced.parting)
+    rows = _rows_shown(len(question.tokens.names), traced.parting)
     answers = _answers(traced, rows)
 
     blocks = [_heading(question)]
@@ -72,18 +56,18 @@ def text_of(traced: Trace) -> str:
 
 def _heading(question: Question) -> str:
     checkpoint = question.subject.checkpoint
-    count = len(question.names)
-    tokens = " ".join(map(on_one_line, question.names[: WIDTH // 2]))
+    count = len(question.tokens.names)
+    tokens = " ".join(map(on_one_line, question.tokens.names[: WIDTH // 2]))
     more = " ..." if count > WIDTH // 2 else ""
     shown = shortened(tokens + more, WIDTH - 32)
     step = f", step {checkpoint.state.step:,}"
     lines = {
         "checkpoint": f"{shortened(on_one_line(checkpoint.path), WIDTH - 12 - len(step))}{step}",
         "model": _model(question),
-        "sequence": f"{_counted(count, 'token')}: {shown}",
+        "sequence": f"{counted(count, 'token')}: {shown}",
     }
     known = question.subject.predictor.vocabulary.index
-    unknown = dict.fromkeys(name for name in question.names if name not in known)
+    unknown = dict.fromkeys(name for name in question.tokens.names if name not in known)
     if unknown:
         listed = ", ".join(map(_name, list(unknown)[: WIDTH // 2]))
         lines["unknown"] = f"{shortened(listed, WIDTH - 32)} (not in the training data)"
@@ -94,14 +78,9 @@ def _model(question: Question) -> str:
     network = question.network
     rnn = network.rnn
     kind = _CELLS[rnn.mode] + (", both directions" if rnn.bidirectional else "")
-    layers = f"{_counted(rnn.num_layers, 'layer')} of {_counted(rnn.hidden_size, 'unit')}"
-    classes = _counted(network.head.out_features, "class")
+    layers = f"{counted(rnn.num_layers, 'layer')} of {counted(rnn.hidden_size, 'unit')}"
+    classes = counted(network.head.out_features, "class")
     return f"{kind}, {layers}, {classes}"
-
-
-def _counted(count: int, noun: str) -> str:
-    plural = "es" if noun.endswith(("s", "x")) else "s"
-    return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 def _rows_shown(count: int, parting: int | None) -> list[int]:
@@ -160,7 +139,7 @@ def _answers(traced: Trace, rows: list[int]) -> list[_Group]:
     importance = traced.question.importance
     if importance is not None:
         columns = []
-        for name, values in _measures(importance).items():
+        for name, values in importance.measures().items():
             if values is not None:
                 columns.append(
                     _Column(name.replace("_", " "), [_signed(values[row]) for row in rows])
@@ -170,17 +149,12 @@ def _answers(traced: Trace, rows: list[int]) -> list[_Group]:
     return groups
 
 
-def _measures(importance: Importance) -> dict[str, list[float] | None]:
-    """Return what is known about each token, by the name in the JSON."""
-    return {"left_out": importance.left_out, "gradient": importance.gradient}
-
-
 def _answer_columns(traced: Trace, answers: Answers, rows: list[int]) -> list[_Column]:
     question = traced.question
     probabilities = answers.probability
     said = []
     for row in rows:
-        label = str(question.label(int(answers.predicted[row])))
+        label = question.label(int(answers.predicted[row]))
         said.append("-" if math.isnan(probabilities[row]) else _name(label))
     columns = [
         _Column("says", said),
@@ -200,7 +174,7 @@ def _tables(question: Question, rows: list[int], groups: list[_Group]) -> list[s
     width = max(map(len, steps))
     keys = [
         _Column("t".rjust(width), [step.rjust(width) for step in steps]),
-        _Column("token", [_name(question.names[row]) for row in rows]),
+        _Column("token", [_name(question.tokens.names[row]) for row in rows]),
     ]
 
     titles: list[str] = []
@@ -235,9 +209,9 @@ def _with_gaps(columns: list[_Column], rows: list[int]) -> list[list[str]]:
     return lines
 
 
-def _name(text: str) -> str:
-    # Shortened before, because it may be of any length, and after, because an escape is longer.
-    return shortened(on_one_line(shortened(text, MOST_OF_TOKEN)), MOST_OF_TOKEN)
+def _name(foreign: object) -> str:
+    """Return a token or a label as it stands in a table."""
+    return on_short_line(foreign, MOST_OF_TOKEN)
 
 
 def _number(value: float) -> str:
@@ -293,7 +267,7 @@ def _legend(traced: Trace) -> str:
 
     importance = question.importance
     if importance is not None:
-        label = _name(str(question.label(importance.label)))
+        label = _name(question.label(importance.label))
         if importance.left_out is not None:
             parts.append(f"left out = log p({label}) less that without the token, in nats")
         if importance.gradient is not None:
@@ -313,7 +287,7 @@ def _conclusion(traced: Trace) -> str:
     if math.isnan(probability):
         return "The model's answer is not a number."
 
-    label = _name(str(question.label(int(predicted))))
+    label = _name(question.label(int(predicted)))
     sentence = f"The model says {label}, with probability {_probability(probability)}"
     data = question.subject.checkpoint.config.data
     if question.truth is None or not isinstance(data, SumModConfig):
@@ -334,118 +308,5 @@ def _conclusion(traced: Trace) -> str:
             trained = " to ".join(f"{length:,}" for length in lengths)
             sentence += f" (trained on lengths of {trained})"
         right = len(wrong) - int(wrong.sum())
-        sentence += f"; {right:,} of {_counted(len(wrong), 'prefix')} are answered right."
+        sentence += f"; {right:,} of {counted(len(wrong), 'prefix')} are answered right."
     return textwrap.fill(sentence, WIDTH)
-
-
-# --- for programs
-
-
-def write_json(question: Question, file: IO[str]) -> None:
-    """Write one line about the sequence and one for each time step, while they are computed.
-
-    Raises: RnnclsError after the last line, as `steps_of`.
-    """
-    write_json_line(file, _about(question))
-    file.flush()
-    for steps in steps_of(question):
-        for fields in _lines_of(question, steps):
-            write_json_line(file, fields)
-            if reader_has_left(file):
-                return
-        # Whoever waits at the other end of a pipe gets the numbers now.
-        file.flush()
-
-
-def _about(question: Question) -> dict[str, Any]:
-    checkpoint = question.subject.checkpoint
-    network = question.network
-    rnn = network.rnn
-    importance = question.importance
-    about: dict[str, Any] = {
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.state.step,
-        "cell": checkpoint.config.model.cell,
-        "mode": rnn.mode,
-        "num_layers": rnn.num_layers,
-        "num_directions": network.num_directions,
-        "hidden_size": rnn.hidden_size,
-        "embedding_dim": network.embedding.embedding_dim,
-        "labels": list(question.subject.predictor.labels),
-        "num_tokens": len(question.names),
-        "num_left_out": question.num_left_out,
-        "tokens": question.names,
-        "logits": question.logits.tolist(),
-        "probabilities": question.logits.softmax(0).tolist(),
-        **_answer(question, answers_of(question.logits[None]), 0, len(question.names) - 1),
-    }
-    if importance is not None:
-        about["importance_of"] = question.label(importance.label)
-    return about
-
-
-def _answer(question: Question, answers: Answers, number: int, row: int) -> dict[str, Any]:
-    """Return one of some answers, for the prefix that ends with the token `row`."""
-    probability = float(answers.probability[number])
-    known = not math.isnan(probability)
-    truth = question.truth
-    return {
-        "predicted": question.label(int(answers.predicted[number])) if known else None,
-        "probability": probability,
-        "true": None if truth is None else question.label(int(truth[row])),
-    }
-
-
-def _lines_of(question: Question, steps: Steps) -> Any:
-    """Yield the fields of each time step."""
-    mode = question.network.rnn.mode
-    shown = [
-        [_arrays_of(mode, computed) for computed in directions] for directions in steps.piece.layers
-    ]
-    answers = None if steps.logits is None else answers_of(steps.logits)
-    logits = None if steps.logits is None else steps.logits.cpu().numpy()
-    importance = question.importance
-
-    for number in range(len(steps.piece.layers[0][0].state)):
-        row = steps.piece.first + number
-        fields: dict[str, Any] = {"t": row + 1, "token": question.names[row]}
-        fields["id"] = int(question.ids[row])
-        if answers is not None and logits is not None:
-            fields |= _answer(question, answers, number, row)
-            fields["logits"] = logits[number].tolist()
-        if importance is not None:
-            for name, values in _measures(importance).items():
-                fields[name] = None if values is None else values[row]
-
-        fields["layers"] = []
-        for layer, directions in enumerate(shown):
-            for direction, arrays in enumerate(directions):
-                place = {"layer": layer, "direction": DIRECTIONS[direction]}
-                fields["layers"].append(place | _row_of(arrays, number))
-        yield fields
-
-
-def _arrays_of(mode: str, computed: Computed) -> dict[str, Any]:
-    """Return everything that is known about P steps of one direction: arrays of P rows."""
-    short = {name: value.cpu().numpy() for name, value in in_short(mode, computed).items()}
-    means = {name: short.pop(name) for name in GATES.get(mode, "")}
-    arrays: dict[str, Any] = {**short}
-    if computed.gates:
-        arrays["gate_means"] = means
-    arrays["input"] = computed.input.cpu().numpy()
-    arrays["memory"] = computed.memory.cpu().numpy()
-    arrays["pre_activation"] = computed.pre_activation.cpu().numpy()
-    if computed.gates:
-        arrays["gates"] = {name: gate.cpu().numpy() for name, gate in computed.gates.items()}
-    if computed.cell is not None:
-        arrays["cell"] = computed.cell.cpu().numpy()
-    arrays["state"] = computed.state.cpu().numpy()
-    return arrays
-
-
-def _row_of(arrays: dict[str, Any], number: int) -> dict[str, Any]:
-    """Return one row of each array."""
-    return {
-        name: _row_of(array, number) if isinstance(array, dict) else array[number].tolist()
-        for name, array in arrays.items()
-    }

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnncls.errors import on_one_line
 from rnncls.system.files import new_file
 from rnncls.system.refusals import writing
-from rnncls.system.rows import shortened
+from rnncls.system.rows import on_short_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +23,7 @@ def in_picture(text: str, most: int) -> str:
     It must be drawn with `parse_math=False`: it is text, even if it looks like a formula, and half
     a formula is an error.
     """
-    # Shortened before, because it may be of any length, and after, because an escape is longer.
-    return shortened(on_one_line(shortened(text, most)), most)
+    return on_short_line(text, most)
 
 
 def add_legend(axes: "Axes", most: int, **options: Any) -> None:
