@@ -279,7 +279,28 @@ def _show_states(subject: "Subject", picture: Path, data_dir: Path | None, as_js
 def _write_graph(
     subject: "Subject", sequence: str | None, path: Path, rolled: bool, as_json: bool
 ) -> None:
-    raise NotImplementedError
+    """Draw the graph, and print how large it is.
+
+    Raises: ConfigError if a sequence is missing. DataError if it is bad. WriteError.
+    """
+    from rnncls.inspect import graph
+    from rnncls.inspect.graph_file import write_graph
+    from rnncls.inspect.subject import tokens_of_text
+
+    architecture = graph.architecture_of(subject.network)
+    if rolled:
+        # A sequence changes nothing here, and what is wrong with it is said all the same.
+        if sequence is not None:
+            tokens_of_text(subject.predictor, sequence)
+        found = graph.rolled(architecture)
+    elif sequence is None:
+        raise _misfit(
+            "--graph draws the steps of a sequence", 'a sequence, such as "3 7 1 9", or --rolled'
+        )
+    else:
+        read = tokens_of_text(subject.predictor, sequence)
+        found = graph.unrolled(architecture, read.names)
+    _print(write_graph(found, path), as_json)
 
 
 def _show_trace(

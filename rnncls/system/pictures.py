@@ -45,7 +45,7 @@ def add_legend(axes: "Axes", most: int, **options: Any) -> None:
 def png_of(figure: "Figure") -> bytes:
     """Return the picture as a PNG: in memory, so that a file appears whole or not at all."""
     content = io.BytesIO()
-    with _any_script():
+    with any_script():
         figure.savefig(content, dpi=120, format="png")
     return content.getvalue()
 
@@ -64,13 +64,13 @@ def pixels_of(figure: "Figure") -> "np.ndarray[tuple[int, ...], np.dtype[np.uint
 
     # The background is opaque, so the alpha channel says nothing.
     canvas: Any = FigureCanvasAgg(figure)
-    with _any_script():
+    with any_script():
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3]
 
 
 @contextmanager
-def _any_script() -> Iterator[None]:
+def any_script() -> Iterator[None]:
     """Silence the warnings about characters that the font lacks: a box stands for each of them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
