@@ -22,10 +22,9 @@ from rnncls.inspect.graph import (
     Graph,
     Node,
     architecture_of,
-    counted,
-    rolled,
-    unrolled,
+    drawn_counts,
 )
+from rnncls.inspect.graph_build import rolled_graph, unrolled_graph
 from rnncls.inspect.graph_layout import layout_of
 from rnncls.inspect.graph_plot import svg_of
 from rnncls.inspect.graph_text import MOST_OF_TOKEN, dot_of, mermaid_of
@@ -90,9 +89,9 @@ def test_the_counts_of_a_plain_rnn_are_those_of_the_formula(
     expected = Counts(nodes, edges, T * L * D)
 
     # What is drawn has gaps, and the counts have none.
-    assert unrolled(architecture, digits(T)).whole == expected
-    complete = unrolled(architecture, digits(T), ALL, ALL)
-    assert counted(complete) == expected
+    assert unrolled_graph(architecture, digits(T)).whole == expected
+    complete = unrolled_graph(architecture, digits(T), ALL, ALL)
+    assert drawn_counts(complete) == expected
     assert counts_in_dot(dot_of(complete)) == expected
     assert counts_in_mermaid(mermaid_of(complete)) == expected
 
@@ -104,28 +103,28 @@ def test_the_counts_are_those_of_the_nodes_and_edges(
     cell: str, num_steps: int, num_layers: int, num_directions: int
 ) -> None:
     architecture = Architecture(cell, num_layers=num_layers, num_directions=num_directions)
-    complete = unrolled(architecture, digits(num_steps), ALL, ALL)
-    assert counted(complete) == complete.whole
+    complete = unrolled_graph(architecture, digits(num_steps), ALL, ALL)
+    assert drawn_counts(complete) == complete.whole
     assert counts_in_dot(dot_of(complete)) == complete.whole
 
     names = [node.name for node in complete.nodes]
     assert len(set(names)) == len(names)
     assert {name for edge in complete.edges for name in edge[:2]} == set(names)
 
-    in_loops = rolled(architecture, ALL)
-    assert counted(in_loops) == in_loops.whole == rolled(architecture, 2).whole
+    in_loops = rolled_graph(architecture, ALL)
+    assert drawn_counts(in_loops) == in_loops.whole == rolled_graph(architecture, 2).whole
     assert counts_in_dot(dot_of(in_loops)) == in_loops.whole
 
 
 def test_the_states_of_gated_cells_have_recurrent_edges_of_their_own() -> None:
     tokens = digits(5)
-    lstm = unrolled(Architecture("lstm"), tokens)
+    lstm = unrolled_graph(Architecture("lstm"), tokens)
     assert [edge.carries for edge in lstm.edges].count("c") == 5
     assert [edge.carries for edge in lstm.edges].count("h") == 5
     assert sorted(node.label for node in lstm.nodes if node.kind == "start") == ["c_0", "h_0"]
 
     # To W_hh, and directly to z ⊙ h_(t-1).
-    gru = unrolled(Architecture("gru"), tokens)
+    gru = unrolled_graph(Architecture("gru"), tokens)
     assert [edge.carries for edge in gru.edges].count("h") == 10
 
 
@@ -149,7 +148,7 @@ def test_what_the_graph_says_is_what_the_network_computes(
         cell=cell,
     ).double()
     ids = [3, 0, 6, 2]
-    graph = unrolled(architecture_of(network), [str(id) for id in ids])
+    graph = unrolled_graph(architecture_of(network), [str(id) for id in ids])
     logits = network(pack_sequence([torch.tensor(ids)]))[0]
     torch.testing.assert_close(evaluated(graph, network), logits, rtol=1e-9, atol=1e-9)
 
@@ -212,7 +211,7 @@ def part_of(value: Tensor, role: str, network: RNNClassifier) -> Tensor:
 
 def test_of_a_long_sequence_and_of_many_layers_the_ends_are_drawn() -> None:
     architecture = Architecture("gru", num_layers=1024, num_directions=2)
-    graph = unrolled(architecture, digits(100_000))
+    graph = unrolled_graph(architecture, digits(100_000))
     assert graph.steps == [1, 2, 3, 4, 5, 6, None, *range(99_995, 100_001)]
     assert graph.layers == [0, 1, 2, None, 1021, 1022, 1023]
     assert graph.whole.recurrent_edges == 2 * 100_000 * 1024 * 2
@@ -228,7 +227,7 @@ def test_of_a_long_sequence_and_of_many_layers_the_ends_are_drawn() -> None:
 
 
 def test_in_reverse_the_last_token_comes_first() -> None:
-    graph = unrolled(Architecture("rnn", num_directions=2), digits(3))
+    graph = unrolled_graph(Architecture("rnn", num_directions=2), digits(3))
     recurrent = [edge[:2] for edge in graph.edges if edge.carries and "reverse" in edge.source]
     assert recurrent == [
         ("h_0_reverse_start", "W_hh_0_reverse_3"),
@@ -240,7 +239,7 @@ def test_in_reverse_the_last_token_comes_first() -> None:
 
 
 def test_a_rolled_cell_names_its_shared_weights_and_the_step_of_its_loops() -> None:
-    graph = rolled(
+    graph = rolled_graph(
         Architecture("lstm", num_layers=2, num_directions=2, embedding_dim=3, hidden_size=5)
     )
     shown = {node.name: node.label.split("\n") for node in graph.nodes if node.kind == "cell"}
@@ -266,7 +265,9 @@ def test_nodes_do_not_overlap_and_edges_pass_by_all_others(
     cell: str, num_layers: int, num_directions: int, num_steps: int
 ) -> None:
     architecture = Architecture(cell, num_layers=num_layers, num_directions=num_directions)
-    graph = unrolled(architecture, digits(num_steps)) if num_steps else rolled(architecture)
+    graph = (
+        unrolled_graph(architecture, digits(num_steps)) if num_steps else rolled_graph(architecture)
+    )
     layout = layout_of(graph)
 
     # (number of boxes, 2): x and y
@@ -300,7 +301,7 @@ def passes(begin: Points, end: Points, lowest: Points, highest: Points) -> Any:
 def test_time_goes_to_the_right_and_layers_upwards() -> None:
     for cell, directions in product(CELLS, (1, 2)):
         architecture = Architecture(cell, num_layers=3, num_directions=directions)
-        graph = unrolled(architecture, digits(30))
+        graph = unrolled_graph(architecture, digits(30))
         boxes = layout_of(graph).boxes
         nodes = {node.name: node for node in graph.nodes}
         tokens = [boxes[node.name].x for node in graph.nodes if node.role == "x"]
@@ -379,7 +380,7 @@ def counts_in_mermaid(text: str) -> Counts:
 
 def test_tokens_of_any_script_and_markup_come_out_as_they_are() -> None:
     # All of them are drawn.
-    graph = unrolled(Architecture("rnn"), HOSTILE, ALL)
+    graph = unrolled_graph(Architecture("rnn"), HOSTILE, ALL)
     tokens = [in_picture(token, MOST_OF_TOKEN) for token in HOSTILE]
     names = [f"x_{step}" for step in range(1, len(tokens) + 1)]
 
@@ -405,7 +406,7 @@ def texts_in(svg: bytes) -> list[str]:
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_picture_is_well_formed_and_always_the_same(cell: str) -> None:
     architecture = Architecture(cell, num_directions=2)
-    for graph in (unrolled(architecture, digits(1)), rolled(architecture)):
+    for graph in (unrolled_graph(architecture, digits(1)), rolled_graph(architecture)):
         picture = svg_of(graph)
         assert picture == svg_of(graph)
         assert b"<dc:date>" not in picture
@@ -415,7 +416,7 @@ def test_a_picture_is_well_formed_and_always_the_same(cell: str) -> None:
 
 
 def test_recurrent_edges_have_a_colour_of_their_own() -> None:
-    graph = unrolled(Architecture("lstm"), digits(3))
+    graph = unrolled_graph(Architecture("lstm"), digits(3))
     picture = svg_of(graph).decode()
     _, edges = parsed_dot(dot_of(graph))
     colours = {"h": "#d1495b", "c": "#2e5aac"}

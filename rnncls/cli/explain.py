@@ -283,24 +283,25 @@ def _write_graph(
 
     Raises: ConfigError if a sequence is missing. DataError if it is bad. WriteError.
     """
-    from rnncls.inspect import graph
+    from rnncls.inspect.graph import architecture_of
+    from rnncls.inspect.graph_build import rolled_graph, unrolled_graph
     from rnncls.inspect.graph_file import write_graph
     from rnncls.inspect.subject import tokens_of_text
 
-    architecture = graph.architecture_of(subject.network)
+    architecture = architecture_of(subject.network)
     if rolled:
         # A sequence changes nothing here, and what is wrong with it is said all the same.
         if sequence is not None:
             tokens_of_text(subject.predictor, sequence)
-        found = graph.rolled(architecture)
+        graph = rolled_graph(architecture)
     elif sequence is None:
         raise _misfit(
             "--graph draws the steps of a sequence", 'a sequence, such as "3 7 1 9", or --rolled'
         )
     else:
         read = tokens_of_text(subject.predictor, sequence)
-        found = graph.unrolled(architecture, read.names)
-    _print(write_graph(found, path), as_json)
+        graph = unrolled_graph(architecture, read.names)
+    _print(write_graph(graph, path), as_json)
 
 
 def _show_trace(

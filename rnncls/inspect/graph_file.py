@@ -7,8 +7,7 @@ from rnncls.errors import on_one_line
 from rnncls.inspect.graph import Graph, title_of
 from rnncls.inspect.graph_plot import svg_of
 from rnncls.inspect.graph_text import dot_of, mermaid_of
-from rnncls.system.files import new_file
-from rnncls.system.refusals import writing
+from rnncls.system.refusals import write_whole
 from rnncls.system.rows import aligned
 
 
@@ -68,8 +67,7 @@ def write_graph(graph: Graph, path: Path) -> WrittenGraph:
     else:
         content = mermaid_of(graph).encode()
 
-    with writing(path), new_file(path) as file:
-        file.buffer.write(content)
+    write_whole(path, content)
     return WrittenGraph(graph, path)
 
 

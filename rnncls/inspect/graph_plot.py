@@ -4,16 +4,16 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from rnncls.inspect.graph import Graph, Kind, Node, title_of
-from rnncls.inspect.graph_layout import Box, Layout, Point, layout_of
+from rnncls.inspect.graph import ROUND, Graph, Node, title_of
+from rnncls.inspect.graph_cells import Kind
+from rnncls.inspect.graph_layout import layout_of
+from rnncls.inspect.graph_places import Box, Layout, Point
 from rnncls.inspect.graph_text import BORDER, FILLS, LINE, MOST_OF_TOKEN, RECURRENT
 from rnncls.system.pictures import any_script, in_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_ROUND = ("token", "operation", "state", "start")
 
 # Inches.
 _CORNER = 0.08  # radius of the corners of edges
@@ -114,12 +114,14 @@ def _draw_edge(axes: "Axes", path: list[Point], carries: str, label: str, is_loo
 
     # Beside a loop, and upon any other edge.
     if is_loop:
-        x, y = path[1][0], (path[1][1] + path[2][1]) / 2
+        x = path[1][0]
+        y = (path[1][1] + path[2][1]) / 2
         is_left = x < path[0][0]
         x += -0.08 if is_left else 0.08
         align = "right" if is_left else "left"
     else:
-        x, y = (path[0][0] + path[-1][0]) / 2, (path[0][1] + path[-1][1]) / 2
+        x = (path[0][0] + path[-1][0]) / 2
+        y = (path[0][1] + path[-1][1]) / 2
         align = "center"
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.9}
     axes.text(x, y, label, ha=align, va="center", fontsize=8, bbox=box, zorder=4)
@@ -139,7 +141,8 @@ def _rounded(points: list[Point]) -> Any:
 
 def _near(corner: Point, other: Point) -> Point:
     """Return the point at the radius of corners from a corner, and at most half way to `other`."""
-    dx, dy = other[0] - corner[0], other[1] - corner[1]
+    dx = other[0] - corner[0]
+    dy = other[1] - corner[1]
     length = max(1e-9, (dx**2 + dy**2) ** 0.5)
     part = min(_CORNER / length, 0.5)
     return corner[0] + part * dx, corner[1] + part * dy
@@ -162,7 +165,7 @@ def _draw_node(axes: "Axes", node: Node, box: Box) -> None:
     if node.kind == "start":
         look["linestyle"] = "dashed"
     patch: Patch
-    if node.kind in _ROUND:
+    if node.kind in ROUND:
         patch = Ellipse((box.x, box.y), box.width, box.height, zorder=3, **look)
     else:
         patch = FancyBboxPatch(

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnncls.system.files import new_file
-from rnncls.system.refusals import writing
+from rnncls.system.refusals import write_whole
 from rnncls.system.rows import on_short_line
 
 if TYPE_CHECKING:
@@ -52,9 +51,7 @@ def png_of(figure: "Figure") -> bytes:
 
 def write_png(figure: "Figure", path: Path) -> None:
     """Write the picture as a PNG, whole or not at all. Raises: WriteError."""
-    content = png_of(figure)
-    with writing(path), new_file(path) as file:
-        file.buffer.write(content)
+    write_whole(path, png_of(figure))
 
 
 def pixels_of(figure: "Figure") -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
