@@ -22,11 +22,12 @@ from rnncls.inspect.question import ask
 from rnncls.inspect.subject import Subject, load_subject
 from rnncls.inspect.trace import Trace, trace
 from rnncls.inspect.trace_json import write_json
-from rnncls.inspect.trace_text import MOST_ROWS, WIDTH, text_of
+from rnncls.inspect.trace_text import MOST_ROWS, text_of
 from rnncls.model.cells import weights_of
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.probes import saturation
 from rnncls.rundir.checkpoint_files import find_checkpoint
+from rnncls.system.shown import WIDTH
 from rnncls.training.fit import fit
 from tests.helpers import (
     PYTHON,

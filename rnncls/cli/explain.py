@@ -24,8 +24,6 @@ _ENDINGS = {
     "--html": (".html", ".htm"),
 }
 
-MOST_LABELS = 10  # on the page of a sequence
-
 
 def explain(
     checkpoint: Annotated[
@@ -307,7 +305,7 @@ def _write_graph(
 def _show_trace(
     subject: "Subject", sequence: str, label: str | None, html: Path | None, as_json: bool
 ) -> None:
-    from rnncls.inspect.html import require_files, write_html
+    from rnncls.inspect.html import MOST_LABELS_SHOWN, require_files, write_html
     from rnncls.inspect.question import ask
     from rnncls.inspect.trace import trace
     from rnncls.inspect.trace_json import write_json
@@ -324,5 +322,5 @@ def _show_trace(
 
     # Last, so that a page that cannot be written costs no number.
     if html is not None and question.importance is not None:
-        (prediction,) = predict_ids(subject.predictor, [question.tokens.ids], MOST_LABELS)
+        (prediction,) = predict_ids(subject.predictor, [question.tokens.ids], MOST_LABELS_SHOWN)
         write_html(html, subject.predictor, question.tokens, question.importance, prediction)

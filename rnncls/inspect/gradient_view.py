@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnncls.model.gradient_flow import EXPLODING, VANISHING, Flow, Kind, Verdict
-from rnncls.system.rows import aligned, ends_of
+from rnncls.system.shown import aligned, ends_of
 
 MOST_ROWS = 40  # of a table
 MOST_COLUMNS = 6  # of a table: what fits into 80 columns of a terminal

@@ -36,7 +36,7 @@ from typing import Literal, NamedTuple
 from rnncls.inspect.graph_cells import CELLS, Kind
 from rnncls.model.cells import DIRECTIONS
 from rnncls.model.classifier import RNNClassifier
-from rnncls.system.rows import counted
+from rnncls.system.shown import counted
 
 # What is drawn with a round outline.
 ROUND = ("token", "operation", "state", "start")

@@ -13,7 +13,7 @@ from rnncls.inspect.graph import (
 )
 from rnncls.inspect.graph_cells import CELLS, CellGraph
 from rnncls.model.cells import DIRECTIONS
-from rnncls.system.rows import ends_of
+from rnncls.system.shown import ends_of
 
 # Of more, the first and the last half are drawn.
 MOST_STEPS = 12

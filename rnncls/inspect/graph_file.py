@@ -8,7 +8,7 @@ from rnncls.inspect.graph import Graph, title_of
 from rnncls.inspect.graph_plot import svg_of
 from rnncls.inspect.graph_text import dot_of, mermaid_of
 from rnncls.system.refusals import write_whole
-from rnncls.system.rows import aligned
+from rnncls.system.shown import aligned
 
 
 class WrittenGraph(NamedTuple):

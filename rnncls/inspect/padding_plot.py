@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rnncls.errors import on_one_line
 from rnncls.inspect.padding_view import PaddingView, Way
 from rnncls.system.pictures import write_png
-from rnncls.system.rows import ends_of
+from rnncls.system.shown import ends_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

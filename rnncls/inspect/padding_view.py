@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from rnncls.errors import on_one_line
 from rnncls.predict.predictor import Label
-from rnncls.system.rows import aligned, counted, on_short_line, shortened
+from rnncls.system.rows import shortened
+from rnncls.system.shown import WIDTH, aligned, counted, on_short_line
 
 MOST_CLASSES = 5  # whose logits are printed
 MOST_OF_NAME = 10  # characters of a label or a token in a table
-WIDTH = 80
 
 
 class Way(NamedTuple):

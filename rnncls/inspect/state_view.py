@@ -8,7 +8,7 @@ import numpy as np
 
 from rnncls.inspect.halves import Halves
 from rnncls.inspect.planes import Plane, told_apart
-from rnncls.system.rows import aligned
+from rnncls.system.shown import aligned
 
 MOST_IN_ORDER = 12  # classes that are named in a sentence
 

@@ -2,32 +2,19 @@
 
 import math
 import textwrap
-from typing import NamedTuple
 
 from rnncls.config import SumModConfig
 from rnncls.errors import on_one_line
 from rnncls.inspect.question import Question
 from rnncls.inspect.trace import GATES, Answers, Numbers, Trace, answers_of
-from rnncls.system.rows import aligned, counted, on_short_line, shortened
+from rnncls.inspect.trace_tables import Column, Group, name_of, tables_of
+from rnncls.system.rows import shortened
+from rnncls.system.shown import WIDTH, counted
 
-WIDTH = 80
 MOST_ROWS = 40  # of a table
-MOST_OF_TOKEN = 14  # characters in a table
 
 # What a layer is, by the mode of its nn.RNNBase.
 _CELLS = {"RNN_TANH": "RNN, tanh", "RNN_RELU": "RNN, relu", "LSTM": "LSTM", "GRU": "GRU"}
-
-
-class _Column(NamedTuple):
-    name: str
-    cells: list[str]  # of the rows that are shown
-
-
-class _Group(NamedTuple):
-    """Columns that stand in one table."""
-
-    title: str  # of the table, where they are its first ones
-    columns: list[_Column]
 
 
 def text_of(traced: Trace) -> str:
@@ -45,9 +32,9 @@ def text_of(traced: Trace) -> str:
             # A network of one layer has one table, where it fits.
             if is_single:
                 groups += answers
-            blocks += _tables(question, rows, groups)
+            blocks += tables_of(question.tokens.names, rows, groups)
     if not is_single:
-        blocks += _tables(question, rows, answers)
+        blocks += tables_of(question.tokens.names, rows, answers)
 
     blocks.append(_legend(traced))
     blocks.append(_conclusion(traced))
@@ -55,6 +42,7 @@ def text_of(traced: Trace) -> str:
 
 
 def _heading(question: Question) -> str:
+    """Return the lines above the tables: run, model, sequence, and tokens that are unknown."""
     checkpoint = question.subject.checkpoint
     count = len(question.tokens.names)
     tokens = " ".join(map(on_one_line, question.tokens.names[: WIDTH // 2]))
@@ -69,12 +57,13 @@ def _heading(question: Question) -> str:
     known = question.subject.predictor.vocabulary.index
     unknown = dict.fromkeys(name for name in question.tokens.names if name not in known)
     if unknown:
-        listed = ", ".join(map(_name, list(unknown)[: WIDTH // 2]))
+        listed = ", ".join(map(name_of, list(unknown)[: WIDTH // 2]))
         lines["unknown"] = f"{shortened(listed, WIDTH - 32)} (not in the training data)"
     return "\n".join(f"{name:<10}  {line}" for name, line in lines.items())
 
 
 def _model(question: Question) -> str:
+    """Return the kind of model, and its sizes."""
     network = question.network
     rnn = network.rnn
     kind = _CELLS[rnn.mode] + (", both directions" if rnn.bidirectional else "")
@@ -97,19 +86,19 @@ def _rows_shown(count: int, parting: int | None) -> list[int]:
 
 def _groups(
     title: str, numbers: dict[str, Numbers], question: Question, rows: list[int]
-) -> list[_Group]:
+) -> list[Group]:
     """Return the columns of one layer and direction."""
 
-    def column(name: str, key: str) -> _Column:
-        return _Column(name, [_number(numbers[key][row]) for row in rows])
+    def column(name: str, key: str) -> Column:
+        return Column(name, [_number(numbers[key][row]) for row in rows])
 
-    def range_column(name: str, key: str) -> _Column:
+    def range_column(name: str, key: str) -> Column:
         low = numbers[f"{key}_min"]
         high = numbers[f"{key}_max"]
-        return _Column(name, [f"{_number(low[row])}..{_number(high[row])}" for row in rows])
+        return Column(name, [f"{_number(low[row])}..{_number(high[row])}" for row in rows])
 
-    def share_column(name: str, key: str) -> _Column:
-        return _Column(name, [_share(numbers[key][row]) for row in rows])
+    def share_column(name: str, key: str) -> Column:
+        return Column(name, [_share(numbers[key][row]) for row in rows])
 
     contributions = [
         column("input", "input_norm"),
@@ -126,15 +115,15 @@ def _groups(
         state.append(share_column("off", "off"))
     else:
         state.append(share_column("sat", "saturated"))
-    return [_Group(title, columns) for columns in (contributions, gates, state) if columns]
+    return [Group(title, columns) for columns in (contributions, gates, state) if columns]
 
 
-def _answers(traced: Trace, rows: list[int]) -> list[_Group]:
+def _answers(traced: Trace, rows: list[int]) -> list[Group]:
     """Return the columns about each prefix, and about how much each token matters."""
     groups = []
     if traced.answers is not None:
         columns = _answer_columns(traced, traced.answers, rows)
-        groups.append(_Group("after each token", columns))
+        groups.append(Group("after each token", columns))
 
     importance = traced.question.importance
     if importance is not None:
@@ -142,76 +131,30 @@ def _answers(traced: Trace, rows: list[int]) -> list[_Group]:
         for name, values in importance.measures().items():
             if values is not None:
                 columns.append(
-                    _Column(name.replace("_", " "), [_signed(values[row]) for row in rows])
+                    Column(name.replace("_", " "), [_signed(values[row]) for row in rows])
                 )
         if columns:
-            groups.append(_Group("how much each token matters", columns))
+            groups.append(Group("how much each token matters", columns))
     return groups
 
 
-def _answer_columns(traced: Trace, answers: Answers, rows: list[int]) -> list[_Column]:
+def _answer_columns(traced: Trace, answers: Answers, rows: list[int]) -> list[Column]:
     question = traced.question
     probabilities = answers.probability
     said = []
     for row in rows:
         label = question.label(int(answers.predicted[row]))
-        said.append("-" if math.isnan(probabilities[row]) else _name(label))
+        said.append("-" if math.isnan(probabilities[row]) else name_of(label))
     columns = [
-        _Column("says", said),
-        _Column("p", [_probability(probabilities[row]) for row in rows]),
+        Column("says", said),
+        Column("p", [_probability(probabilities[row]) for row in rows]),
     ]
     if question.truth is not None:
         truth = question.truth
-        columns.append(_Column("true", [str(question.label(int(truth[row]))) for row in rows]))
+        columns.append(Column("true", [str(question.label(int(truth[row]))) for row in rows]))
     if traced.parting in rows:
-        columns.append(_Column("", ["<- parts" if row == traced.parting else "" for row in rows]))
+        columns.append(Column("", ["<- parts" if row == traced.parting else "" for row in rows]))
     return columns
-
-
-def _tables(question: Question, rows: list[int], groups: list[_Group]) -> list[str]:
-    """Return tables with all columns: as many groups in each as fit in its width."""
-    steps = [f"{row + 1:,}" for row in rows]
-    width = max(map(len, steps))
-    keys = [
-        _Column("t".rjust(width), [step.rjust(width) for step in steps]),
-        _Column("token", [_name(question.tokens.names[row]) for row in rows]),
-    ]
-
-    titles: list[str] = []
-    tables: list[list[_Column]] = []
-    for group in groups:
-        if tables and _width_of([*tables[-1], *group.columns]) <= WIDTH:
-            tables[-1] += group.columns
-        else:
-            is_more = group.title in titles
-            titles.append(f"{group.title}, continued" if is_more else group.title)
-            tables.append([*keys, *group.columns])
-
-    blocks = []
-    for title, table in zip(titles, tables, strict=True):
-        lines = aligned(_with_gaps(table, rows), texts=2)
-        blocks.append("\n".join([title, *lines]))
-    return blocks
-
-
-def _width_of(columns: list[_Column]) -> int:
-    widths = [max(map(len, [column.name, *column.cells])) for column in columns]
-    return sum(widths) + 2 * (len(widths) - 1)
-
-
-def _with_gaps(columns: list[_Column], rows: list[int]) -> list[list[str]]:
-    """Return the lines of a table, with dots where rows are left out."""
-    lines = [[column.name for column in columns]]
-    for number, row in enumerate(rows):
-        if number > 0 and row > rows[number - 1] + 1:
-            lines.append(["...", *[""] * (len(columns) - 1)])
-        lines.append([column.cells[number] for column in columns])
-    return lines
-
-
-def _name(foreign: object) -> str:
-    """Return a token or a label as it stands in a table."""
-    return on_short_line(foreign, MOST_OF_TOKEN)
 
 
 def _number(value: float) -> str:
@@ -230,6 +173,7 @@ def _number(value: float) -> str:
 
 
 def _signed(value: float) -> str:
+    """Return a number as `_number` does, with its sign."""
     return _number(value) if value <= 0 or math.isnan(value) else f"+{_number(value)}"
 
 
@@ -254,12 +198,14 @@ def _legend(traced: Trace) -> str:
         parts.append("i, f, o = means of the gates; |c| = norm of c_t")
     elif mode == "GRU":
         parts.append("r, z = means of the gates (in the sum for n, memory is multiplied by r)")
+
     parts.append("|h|, h = norm and range of h_t")
     if mode == "RNN_RELU":
         parts.append("off = units at 0")
     else:
         of = {"LSTM": "tanh(c_t)", "GRU": "n_t"}.get(mode, "h_t")
         parts.append(f"sat = units with |{of}| > 0.99")
+
     if question.network.num_directions == 2:
         parts.append("in reverse, memory is of h_(t+1)")
     if traced.answers is not None:
@@ -267,7 +213,7 @@ def _legend(traced: Trace) -> str:
 
     importance = question.importance
     if importance is not None:
-        label = _name(question.label(importance.label))
+        label = name_of(question.label(importance.label))
         if importance.left_out is not None:
             parts.append(f"left out = log p({label}) less that without the token, in nats")
         if importance.gradient is not None:
@@ -287,7 +233,7 @@ def _conclusion(traced: Trace) -> str:
     if math.isnan(probability):
         return "The model's answer is not a number."
 
-    label = _name(question.label(int(predicted)))
+    label = name_of(question.label(int(predicted)))
     sentence = f"The model says {label}, with probability {_probability(probability)}"
     data = question.subject.checkpoint.config.data
     if question.truth is None or not isinstance(data, SumModConfig):

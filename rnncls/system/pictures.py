@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnncls.system.refusals import write_whole
-from rnncls.system.rows import on_short_line
+from rnncls.system.shown import on_short_line
 
 if TYPE_CHECKING:
     import numpy as np
