@@ -2,14 +2,14 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, Completed, change_checkpoint, run_process, run_rnncls
+from tests.helpers import ROOT, Completed, copy_of_run, run_process, run_rnncls
 
 row = pytest.mark.row
 
@@ -97,20 +97,13 @@ def test_a_sequence_that_is_none(text: str, id: str, run_dir: Path) -> None:
 @row("K13", by="injection")
 @pytest.mark.parametrize("view", [["1 2 0"], ["--padding"], ["--gradients"], ["--states", "s.png"]])
 def test_weights_that_are_nan_are_warned_of(view: list[str], run_dir: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(run_dir, tmp_path / "run")
-    checkpoint = copy / "checkpoints" / "best.safetensors"
-    content = checkpoint.read_bytes()
-    checkpoint.unlink()
-    checkpoint.write_bytes(content)
-
-    def spoil(_: dict[str, Any], tensors: dict[str, Any]) -> None:
-        tensors["model/head.bias"].fill_(float("nan"))
-
-    change_checkpoint(checkpoint, spoil)
+    copy = copy_of_run(
+        run_dir, tmp_path / "run", lambda tensors: tensors["model/head.bias"].fill_(math.nan)
+    )
     done = run_rnncls("explain", copy, *view, cwd=tmp_path)
+    # The states are numbers, whatever the head makes of them.
+    assert done.returncode == 0, done.stderr
     assert "rnncls: warning[K13]" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.returncode in (0, 7)
 
 
 @row("R9", by="injection")
@@ -135,6 +128,7 @@ def test_a_folder_for_pictures_that_is_missing(
 
 
 @row("R9", by="injection")
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")  # noqa: PTH110
 def test_results_for_a_full_disk(run_dir: Path) -> None:
     with open("/dev/full", "wb") as full:
@@ -143,11 +137,13 @@ def test_results_for_a_full_disk(run_dir: Path) -> None:
     assert "error[R9]" in done.stderr
 
 
-def test_no_terminal_of_forty_columns_changes_anything(run_dir: Path) -> None:
-    wide = run_process("explain", run_dir, "1 2 0")
-    narrow = run_process(
-        "explain", run_dir, "1 2 0", env={**os.environ, "COLUMNS": "40", "TERM": "dumb"}
-    )
+def test_no_terminal_of_forty_columns_changes_anything(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = run_rnncls("explain", run_dir, "1 2 0")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "dumb")
+    narrow = run_rnncls("explain", run_dir, "1 2 0")
     assert wide.returncode == narrow.returncode == 0
     assert wide.stdout == narrow.stdout
     assert max(map(len, wide.stdout.splitlines())) <= 80

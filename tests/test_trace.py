@@ -544,12 +544,6 @@ def test_what_training_cuts_is_cut_and_said(
     assert "the last 20 of 25 tokens" in capsys.readouterr().err
 
 
-@row("D7", "D9")
-def test_bad_sequences_are_refused(run_dir: Path, fails: Callable[..., str]) -> None:
-    assert "error[D7]" in fails(3, "explain", run_dir, "1 2 7")
-    assert "error[D9]" in fails(3, "explain", run_dir, " ")
-
-
 # --- the trace is what the model computes
 
 
