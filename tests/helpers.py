@@ -27,7 +27,7 @@ import torch
 from rnncls.cli import entry
 from rnncls.config import Config, SumModConfig
 from rnncls.config.load import parse_config
-from rnncls.data.sequences import Sequences
+from rnncls.data.sequences import Sequences, offsets_of
 from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint, find_newest
@@ -165,8 +165,8 @@ def some_rows(count: int, seed: int = 0, longest: int = 6) -> Rows:
 
 def sequences_of(rows: Sequence[Sequence[int]], labels: Sequence[int] | None = None) -> Sequences:
     """Return rows of ids as sequences, labelled with their numbers unless labels are given."""
-    offsets = torch.tensor([0, *map(len, rows)]).cumsum(0)
     tokens = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int32)
+    offsets = offsets_of(torch.tensor(list(map(len, rows))))
     return Sequences(tokens, offsets, torch.tensor(labels or range(len(rows))))
 
 

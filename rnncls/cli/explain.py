@@ -253,15 +253,16 @@ def _show_gradients(
 ) -> None:
     """Print, and draw, how much of the gradient reaches each step.
 
-    Raises: DataError, CheckpointError, as `own_sequences`. WriteError for the picture.
+    Raises: DataError, CheckpointError, as `own_sequences`. WriteError for the picture, after the
+    numbers.
     """
     from rnncls.inspect.gradient_plot import draw_gradients
     from rnncls.inspect.gradients import gradients_of
 
     gradients = gradients_of(subject, data_dir)
+    _print(gradients, as_json)
     if output is not None:
         draw_gradients(gradients, output)
-    _print(gradients, as_json)
 
 
 def _show_states(subject: "Subject", picture: Path, data_dir: Path | None, as_json: bool) -> None:

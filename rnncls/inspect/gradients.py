@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rnncls.config import Config, number
 from rnncls.data import Batch
-from rnncls.data.sequences import Sequences
+from rnncls.data.sequences import Sequences, offsets_of
 from rnncls.inspect.gradient_view import Gradients, LayerGradients
 from rnncls.inspect.subject import Subject, own_sequences
 from rnncls.model.cells import DIRECTIONS
@@ -117,8 +117,8 @@ def bounded(sequences: Sequences, most_steps: int, most_tokens: int) -> Sequence
             break
         kept.append(tokens)
 
-    lengths = torch.tensor([0, *map(len, kept)])
-    return Sequences(torch.cat(kept), lengths.cumsum(0), sequences.labels[: len(kept)])
+    offsets = offsets_of(torch.tensor(list(map(len, kept))))
+    return Sequences(torch.cat(kept), offsets, sequences.labels[: len(kept)])
 
 
 def _bytes_per_token(network: RNNClassifier) -> int:

@@ -147,13 +147,6 @@ def rolled_counts(architecture: Architecture) -> Counts:
     return Counts(2 + num_layers * num_directions, edges, loops)
 
 
-def drawn_counts(graph: Graph) -> Counts:
-    """Count what is drawn, without the gaps and what leads to them."""
-    names = {node.name for node in graph.nodes if node.kind != "gap"}
-    edges = [edge for edge in graph.edges if edge.source in names and edge.target in names]
-    return Counts(len(names), len(edges), sum(edge.carries != "" for edge in edges))
-
-
 def title_of(graph: Graph) -> str:
     """Return what the graph is of: cell, layers, directions, steps."""
     architecture = graph.architecture

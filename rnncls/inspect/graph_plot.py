@@ -14,6 +14,7 @@ from rnncls.system.pictures import any_script, in_picture
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import FancyBboxPatch
 
 # Inches.
 _CORNER = 0.08  # radius of the corners of edges
@@ -81,19 +82,9 @@ def draw(graph: Graph) -> "Figure":
 
 
 def _draw_bands(axes: "Axes", layout: Layout) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
     for title, _, box in layout.bands:
-        patch = FancyBboxPatch(
-            (box.left, box.bottom),
-            box.width,
-            box.height,
-            boxstyle="round,pad=0,rounding_size=0.12",
-            facecolor="#f7f7f7",
-            edgecolor="#dddddd",
-            zorder=0,
-        )
-        axes.add_patch(patch)
+        look = {"facecolor": "#f7f7f7", "edgecolor": "#dddddd", "zorder": 0}
+        axes.add_patch(_rounded_box(box, 0.12, look))
         axes.text(box.left - 0.12, box.y, title, ha="right", va="center", fontsize=10)
 
 
@@ -149,34 +140,20 @@ def _near(corner: Point, other: Point) -> Point:
 
 
 def _draw_node(axes: "Axes", node: Node, box: Box) -> None:
-    from matplotlib.patches import Ellipse, FancyBboxPatch, Patch
+    from matplotlib.patches import Ellipse
 
     if node.kind == "gap":
-        axes.text(box.x, box.y, "···", ha="center", va="center", fontsize=14, zorder=4)
-        _, _, more = node.label.partition("\n")
-        # Below the gap among the tokens, and beside that between rolled layers, where edges are.
-        if node.role == "x":
-            axes.text(box.x, box.y - _BELOW, more, ha="center", va="center", fontsize=9)
-        else:
-            axes.text(box.right, box.y, more, ha="left", va="center", fontsize=9)
+        _draw_gap(axes, node, box)
         return
 
-    look: dict[str, Any] = {"facecolor": FILLS[node.kind], "edgecolor": BORDER, "linewidth": 0.9}
+    look: dict[str, Any] = {"facecolor": FILLS[node.kind], "edgecolor": BORDER}
+    look |= {"linewidth": 0.9, "zorder": 3}
     if node.kind == "start":
         look["linestyle"] = "dashed"
-    patch: Patch
     if node.kind in ROUND:
-        patch = Ellipse((box.x, box.y), box.width, box.height, zorder=3, **look)
+        axes.add_patch(Ellipse((box.x, box.y), box.width, box.height, **look))
     else:
-        patch = FancyBboxPatch(
-            (box.left, box.bottom),
-            box.width,
-            box.height,
-            boxstyle="round,pad=0,rounding_size=0.06",
-            zorder=3,
-            **look,
-        )
-    axes.add_patch(patch)
+        axes.add_patch(_rounded_box(box, 0.06, look))
 
     if node.kind == "cell":
         _write_lines(axes, node.label.split("\n"), box)
@@ -195,6 +172,26 @@ def _draw_node(axes: "Axes", node: Node, box: Box) -> None:
             weight="bold",
             parse_math=False,
         )
+
+
+def _draw_gap(axes: "Axes", node: Node, box: Box) -> None:
+    """Draw dots, and say how much is left out."""
+    axes.text(box.x, box.y, "···", ha="center", va="center", fontsize=14, zorder=4)
+    _, _, more = node.label.partition("\n")
+
+    # Below the gap among the tokens, and beside that between rolled layers, where edges are.
+    if node.role == "x":
+        axes.text(box.x, box.y - _BELOW, more, ha="center", va="center", fontsize=9)
+    else:
+        axes.text(box.right, box.y, more, ha="left", va="center", fontsize=9)
+
+
+def _rounded_box(box: Box, radius: float, look: dict[str, Any]) -> "FancyBboxPatch":
+    """Return a rectangle whose corners have a radius in inches."""
+    from matplotlib.patches import FancyBboxPatch
+
+    style = f"round,pad=0,rounding_size={radius}"
+    return FancyBboxPatch((box.left, box.bottom), box.width, box.height, boxstyle=style, **look)
 
 
 def _write_lines(axes: "Axes", lines: list[str], box: Box) -> None:

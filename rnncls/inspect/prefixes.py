@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rnncls.data.sequences import Sequences
+from rnncls.data.sequences import Sequences, offsets_of
 
 
 def beginnings(sequences: Sequences, most: int) -> Sequences:
@@ -19,8 +19,7 @@ def beginnings(sequences: Sequences, most: int) -> Sequences:
 
     within = torch.arange(len(sequences.tokens))
     within -= sequences.offsets[:-1].repeat_interleave(lengths)
-    ends = lengths.clamp(max=most).cumsum(0)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
+    offsets = offsets_of(lengths.clamp(max=most))
     return Sequences(sequences.tokens[within < most], offsets, sequences.labels)
 
 
@@ -47,5 +46,5 @@ def distinct_prefixes(sequences: Sequences) -> Tensor:
 def running_sums(sequences: Sequences, modulus: int) -> Tensor:
     """Return the sum of each token and those before it in its sequence, modulo N, (L,)."""
     sums = sequences.tokens.long().cumsum(0)
-    before = torch.cat([torch.zeros(1, dtype=torch.int64), sums])[sequences.offsets[:-1]]
+    before = (sums - sequences.tokens)[sequences.offsets[:-1]]
     return (sums - before.repeat_interleave(sequences.lengths)) % modulus

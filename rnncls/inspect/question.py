@@ -40,11 +40,6 @@ class Question(NamedTuple):
         """The model itself, in evaluation mode."""
         return self.subject.network
 
-    @property
-    def has_answers(self) -> bool:
-        """Whether there is an answer for every prefix."""
-        return self.network.num_directions == 1 or self.prefix_logits is not None
-
     def label(self, number: int) -> Label:
         """Return the name of a class."""
         return self.subject.predictor.labels[number]

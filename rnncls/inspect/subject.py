@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from rnncls.config import SumModConfig
-from rnncls.data.sequences import Sequences
+from rnncls.data.sequences import Sequences, offsets_of
 from rnncls.data.sum_mod import draw
 from rnncls.errors import DataError, Problem
 from rnncls.model.classifier import RNNClassifier
@@ -73,8 +73,7 @@ def own_sequences(
     if isinstance(config.data, SumModConfig):
         digits, lengths, labels = draw(config.data, count, generator)
         is_token = torch.arange(digits.shape[1]) < lengths.unsqueeze(1)
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        return Sequences(digits[is_token].int(), offsets, labels)
+        return Sequences(digits[is_token].int(), offsets_of(lengths), labels)
 
     dataset = held_out_data(subject.checkpoint, progress=progress, data_dir=data_dir)
     if dataset is None:
