@@ -280,7 +280,8 @@ def states_shown(subject: Subject, progress: bool = False, data_dir: Path | None
     """Return what the states of a model encode, on sequences of its own data.
 
     A model of one direction on `sum_mod` has a state after every prefix that should tell its sum.
-    For any other, it is what the head sees of a whole sequence.
+    For any other, it is what the head sees of a whole sequence. Of sums the planes are those of
+    frequencies, of other classes that of the first two discriminants.
 
     Raises: DataError if there are too few states of different classes, or files are missing or bad.
     CheckpointError if they have changed. NonFiniteError if the states are NaN or infinite.
@@ -310,7 +311,7 @@ def states_shown(subject: Subject, progress: bool = False, data_dir: Path | None
     memories = _memories_of(subject)
     _require_finite(subject, states, memories)
 
-    if modulus is not None and of_prefixes:
+    if modulus is not None:
         planes = frequency_planes(halves, modulus)
         num_more = modulus // 2 - len(planes[:MOST_FREQUENCIES])
         planes = planes[:MOST_FREQUENCIES]
