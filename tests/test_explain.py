@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers import ROOT, Completed, change_checkpoint, run_process, run_rnncls
 
@@ -182,6 +184,34 @@ def test_words_are_coloured_by_how_much_they_matter(words_run: Path, tmp_path: P
     done = run_rnncls("explain", words_run, "good film1", "--label", "yes", "--html", page)
     assert done.returncode == 0, done.stderr
     assert "good" in page.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def as_torch_begins() -> Iterator[None]:
+    """Several threads and TF32 in cuDNN, as torch begins; restored afterwards."""
+    num_threads = torch.get_num_threads()
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(num_threads + 1)
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.set_num_threads(num_threads)
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@pytest.mark.usefixtures("as_torch_begins")
+def test_threads_are_those_of_training(run_dir: Path) -> None:
+    assert run_rnncls("explain", run_dir, "1 2 0").returncode == 0
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.usefixtures("as_torch_begins")
+@pytest.mark.parametrize(
+    "words", [["explain", "{}", "1 2 0"], ["predict", "{}", "1 2 0"], ["eval", "{}"]]
+)
+def test_precision_is_that_of_training(words: list[str], run_dir: Path) -> None:
+    done = run_rnncls(*(word.format(run_dir) for word in words))
+    assert done.returncode == 0, done.stderr
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("view", [["1 2 0"], ["--padding"], ["--gradients"], ["--states", "s.png"]])
