@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from rnncls.rundir.checkpoint import read_checkpoint
 from tests.helpers import ROOT, Completed, change_checkpoint, run_process, run_rnncls
 
 row = pytest.mark.row
@@ -168,6 +169,34 @@ def test_every_view_prints_tables_of_80_columns_and_json(
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         assert isinstance(json.loads(line), dict)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        ["1 2 0"],
+        ["1 2 0", "--graph", "g.svg"],
+        ["--graph", "g.svg", "--rolled"],
+        ["--padding"],
+        ["--gradients"],
+        ["--states", "s.png"],
+    ],
+)
+def test_every_view_says_what_it_is_about(view: list[str], run_dir: Path, tmp_path: Path) -> None:
+    done = run_rnncls("explain", run_dir, *view, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    checkpoint, model, *_ = done.stdout.splitlines()
+    step = read_checkpoint(run_dir / "checkpoints" / "best.safetensors").state.step
+    assert checkpoint.startswith("checkpoint  ")
+    assert checkpoint.endswith(f"best.safetensors, step {step:,}")
+    assert model == "model       RNN, relu, 1 layer of 64 units, 3 classes"
+
+    done = run_rnncls("explain", run_dir, *view, "--json", cwd=tmp_path)
+    first = json.loads(done.stdout.splitlines()[0])
+    assert first["checkpoint"] == str(run_dir / "checkpoints" / "best.safetensors")
+    assert first["step"] == step
+    assert first["labels"] == [0, 1, 2]
+    assert (first["cell"], first["num_layers"], first["num_directions"]) == ("rnn", 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -288,12 +288,12 @@ def explain(run: Path, picture: Path) -> tuple[str, dict[str, Any]]:
 def test_a_run_on_sums(run_dir: Path, tmp_path: Path) -> None:
     text, found = explain(run_dir, tmp_path / "states.png")
     as_json = run_rnncls("explain", run_dir, "--states", tmp_path / "states.png", "--json")
-    assert json.loads(as_json.stdout) == found
+    assert json.loads(as_json.stdout).items() >= found.items()
     assert "frequency 1" in text
     assert "principal plane" in text
     assert "chance" in text
     assert found["encoded"] == "running sum modulo 3"
-    assert found["classes"] == ["0", "1", "2"]
+    assert found["classes"] == [0, 1, 2]
 
     # Every sequence of up to four digits below three: 3 + 9 + 27 + 81.
     assert found["num_fit"] + found["num_held_out"] == 120

@@ -17,10 +17,11 @@ from rnncls.errors import RnnclsError
 from rnncls.inspect import computed as computed_module
 from rnncls.inspect import trace as trace_module
 from rnncls.inspect.computed import Computed, pieces_of
+from rnncls.inspect.heading import WIDTH
 from rnncls.inspect.importance import Importance
 from rnncls.inspect.subject import Subject, load_subject
 from rnncls.inspect.trace import Trace, ask, trace
-from rnncls.inspect.trace_text import MOST_ROWS, WIDTH, text_of, write_json
+from rnncls.inspect.trace_text import MOST_ROWS, text_of, write_json
 from rnncls.model.cells import weights_of
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.probes import saturation

@@ -73,8 +73,6 @@ class LayerGradients(NamedTuple):
 class Gradients:
     """|dL/dh_t| by layer, direction and distance from the end, over sequences of the own data."""
 
-    checkpoint: Path
-    step: int  # training steps behind it
     num_sequences: int
     num_tokens: int
     cut_to: int | None  # how many of its last tokens a longer sequence was cut to, if one was
@@ -122,10 +120,8 @@ class Gradients:
                 }
             )
         return {
-            "checkpoint": str(self.checkpoint),
-            "step": self.step,
-            "sequences": self.num_sequences,
-            "tokens": self.num_tokens,
+            "num_sequences": self.num_sequences,
+            "num_tokens": self.num_tokens,
             "cut_to": self.cut_to,
             "loss": self.loss,
             "vanishing_below": VANISHING,
@@ -233,8 +229,6 @@ def gradients_of(subject: Subject, data_dir: Path | None = None) -> Gradients:
     kind = verdict_in_all(layer.verdict for layer in layers)
     is_cut = int(all_sequences.lengths.max()) > most_steps
     return Gradients(
-        checkpoint=subject.checkpoint.path,
-        step=subject.predictor.step,
         num_sequences=len(sequences),
         num_tokens=len(sequences.tokens),
         cut_to=most_steps if is_cut else None,

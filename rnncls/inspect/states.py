@@ -33,6 +33,7 @@ from rnncls.model.probes import (
     states_after,
     summaries_of,
 )
+from rnncls.predict.predictor import Label
 from rnncls.seeds import mix
 from rnncls.system.rows import aligned
 from rnncls.system.streams import say
@@ -94,7 +95,7 @@ class States:
     unit: str  # of which there are many different ones: prefixes or sequences
     encoded: str  # what the classes are: "running sum modulo 10"
     modulus: int | None  # N, where classes are numbers modulo N
-    labels: tuple[str, ...]  # of the classes in `halves`
+    labels: tuple[Label, ...]  # of the classes in `halves`
     halves: Halves
     planes: list[Plane]  # the best one first, the principal one last
     num_more: int  # planes of frequencies that are left out
@@ -239,7 +240,7 @@ class States:
             "classes": list(self.labels),
             "num_fit": len(self.halves.fit),
             "num_held_out": len(self.halves.held_out),
-            "classes_left_out": self.num_left_out,
+            "num_classes_left_out": self.num_left_out,
             "chance": self.chance,
             "accuracy_in_all_directions": self.accuracy_everywhere,
             "planes": [self._plane_json(plane) for plane in self.planes],
@@ -327,7 +328,7 @@ def states_shown(subject: Subject, progress: bool = False, data_dir: Path | None
         unit=unit,
         encoded=encoded,
         modulus=modulus,
-        labels=tuple(str(labels[number]) for number in halves.numbers),
+        labels=tuple(labels[number] for number in halves.numbers),
         halves=halves,
         planes=[*planes, principal_plane(halves)],
         num_more=num_more,

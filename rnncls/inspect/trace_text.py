@@ -7,6 +7,7 @@ from typing import IO, Any, NamedTuple
 from rnncls.config import SumModConfig
 from rnncls.errors import on_one_line
 from rnncls.inspect.computed import Computed
+from rnncls.inspect.heading import WIDTH, about, counted, heading_of
 from rnncls.inspect.importance import Importance
 from rnncls.inspect.trace import (
     GATES,
@@ -23,12 +24,8 @@ from rnncls.model.cells import DIRECTIONS
 from rnncls.system.rows import aligned, shortened, write_json_line
 from rnncls.system.streams import reader_has_left
 
-WIDTH = 80
 MOST_ROWS = 40  # of a table
 MOST_OF_TOKEN = 14  # characters in a table
-
-# What a layer is, by the mode of its nn.RNNBase.
-_CELLS = {"RNN_TANH": "RNN, tanh", "RNN_RELU": "RNN, relu", "LSTM": "LSTM", "GRU": "GRU"}
 
 
 class _Column(NamedTuple):
@@ -71,37 +68,18 @@ def text_of(traced: Trace) -> str:
 
 
 def _heading(question: Question) -> str:
-    checkpoint = question.subject.checkpoint
     count = len(question.names)
     tokens = " ".join(map(on_one_line, question.names[: WIDTH // 2]))
     more = " ..." if count > WIDTH // 2 else ""
     shown = shortened(tokens + more, WIDTH - 32)
-    step = f", step {checkpoint.state.step:,}"
-    lines = {
-        "checkpoint": f"{shortened(on_one_line(checkpoint.path), WIDTH - 12 - len(step))}{step}",
-        "model": _model(question),
-        "sequence": f"{_counted(count, 'token')}: {shown}",
-    }
+    lines = {"sequence": f"{counted(count, 'token')}: {shown}"}
+
     known = question.subject.predictor.vocabulary.index
     unknown = dict.fromkeys(name for name in question.names if name not in known)
     if unknown:
         listed = ", ".join(map(_name, list(unknown)[: WIDTH // 2]))
         lines["unknown"] = f"{shortened(listed, WIDTH - 32)} (not in the training data)"
-    return "\n".join(f"{name:<10}  {line}" for name, line in lines.items())
-
-
-def _model(question: Question) -> str:
-    network = question.network
-    rnn = network.rnn
-    kind = _CELLS[rnn.mode] + (", both directions" if rnn.bidirectional else "")
-    layers = f"{_counted(rnn.num_layers, 'layer')} of {_counted(rnn.hidden_size, 'unit')}"
-    classes = _counted(network.head.out_features, "class")
-    return f"{kind}, {layers}, {classes}"
-
-
-def _counted(count: int, noun: str) -> str:
-    plural = "es" if noun.endswith(("s", "x")) else "s"
-    return f"{count:,} {noun}{'' if count == 1 else plural}"
+    return heading_of(question.subject, **lines)
 
 
 def _rows_shown(count: int, parting: int | None) -> list[int]:
@@ -334,7 +312,7 @@ def _conclusion(traced: Trace) -> str:
             trained = " to ".join(f"{length:,}" for length in lengths)
             sentence += f" (trained on lengths of {trained})"
         right = len(wrong) - int(wrong.sum())
-        sentence += f"; {right:,} of {_counted(len(wrong), 'prefix')} are answered right."
+        sentence += f"; {right:,} of {counted(len(wrong), 'prefix')} are answered right."
     return textwrap.fill(sentence, WIDTH)
 
 
@@ -358,20 +336,9 @@ def write_json(question: Question, file: IO[str]) -> None:
 
 
 def _about(question: Question) -> dict[str, Any]:
-    checkpoint = question.subject.checkpoint
-    network = question.network
-    rnn = network.rnn
     importance = question.importance
-    about: dict[str, Any] = {
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.state.step,
-        "cell": checkpoint.config.model.cell,
-        "mode": rnn.mode,
-        "num_layers": rnn.num_layers,
-        "num_directions": network.num_directions,
-        "hidden_size": rnn.hidden_size,
-        "embedding_dim": network.embedding.embedding_dim,
-        "labels": list(question.subject.predictor.labels),
+    fields: dict[str, Any] = {
+        **about(question.subject),
         "num_tokens": len(question.names),
         "num_left_out": question.num_left_out,
         "tokens": question.names,
@@ -380,8 +347,8 @@ def _about(question: Question) -> dict[str, Any]:
         **_answer(question, answers_of(question.logits[None]), 0, len(question.names) - 1),
     }
     if importance is not None:
-        about["importance_of"] = question.label(importance.label)
-    return about
+        fields["importance_of"] = question.label(importance.label)
+    return fields
 
 
 def _answer(question: Question, answers: Answers, number: int, row: int) -> dict[str, Any]:
