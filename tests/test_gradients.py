@@ -91,8 +91,8 @@ def test_explain_gradients_prints_and_draws_them(run_dir: Path, tmp_path: Path) 
 
     found = json.loads(run_rnncls("explain", run_dir, "--gradients", "--json").stdout)
     (layer,) = found["layers"]
-    assert layer["counts"][0] == found["sequences"] == 64
-    assert sum(layer["counts"]) == found["tokens"]
+    assert layer["counts"][0] == found["num_sequences"] == 64
+    assert sum(layer["counts"]) == found["num_tokens"]
     assert layer["ratios"][0] == 1
     subject = load_subject(run_dir)
     expected = gradients_of(subject)
@@ -175,8 +175,6 @@ def view_of(num_layers: int, directions: list[str], verdict: Verdict) -> Gradien
     for layer in range(1, num_layers + 1):
         layers += [LayerGradients(layer, direction, flow, verdict) for direction in directions]
     return Gradients(
-        checkpoint=Path("run"),
-        step=1,
         num_sequences=64,
         num_tokens=3200,
         cut_to=8192,

@@ -447,7 +447,7 @@ def test_the_command_draws_a_sequence_and_prints_the_counts(
     path = tmp_path / f"graph.{kind}"
     done = run_rnncls("explain", run_dir, "1 2 0 1", "--graph", path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[:5] == [
+    assert done.stdout.splitlines()[3:8] == [
         "rnn, 1 layer, forward, 4 steps",
         "  nodes            26",
         "  edges            25",

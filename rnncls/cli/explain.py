@@ -53,7 +53,11 @@ def explain(
         typer.Option("--rolled", help="Draw the graph once for all time steps, with its loops."),
     ] = False,
     padding: Annotated[
-        bool, typer.Option("--padding", help="Run one batch with padding in it, in four ways.")
+        bool,
+        typer.Option(
+            "--padding",
+            help="Run one batch in ways that read its padding, and in ways that do not.",
+        ),
     ] = False,
     gradients: Annotated[
         bool,
@@ -218,7 +222,8 @@ def _show_demo(as_json: bool) -> None:
     load_torch()
     from rnncls.inspect.demo import demo
 
-    _print(demo(), as_json)
+    shown = demo()
+    print(json_text(shown.to_json()) if as_json else shown.to_text())
 
 
 class _Shown(Protocol):
@@ -228,8 +233,14 @@ class _Shown(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
-def _print(result: _Shown, as_json: bool) -> None:
-    print(json_text(result.to_json()) if as_json else result.to_text())
+def _print(subject: "Subject", result: _Shown, as_json: bool) -> None:
+    """Print what was found out, after what it is about."""
+    from rnncls.inspect.heading import about, heading_of
+
+    if as_json:
+        print(json_text(about(subject) | result.to_json()))
+    else:
+        print(f"{heading_of(subject)}\n\n{result.to_text()}")
 
 
 def _show_padding(
@@ -239,7 +250,7 @@ def _show_padding(
     from rnncls.inspect.padding import compare_padding
 
     shown = compare_padding(subject, progress=True, data_dir=data_dir)
-    _print(shown, as_json)
+    _print(subject, shown, as_json)
 
     # Last, so that a picture that cannot be written costs no numbers.
     if output is not None:
@@ -253,26 +264,29 @@ def _show_gradients(
 ) -> None:
     """Print, and draw, how much of the gradient reaches each step.
 
-    Raises: DataError, CheckpointError, as `own_sequences`. WriteError for the picture, after the
-    numbers.
+    Raises: DataError, CheckpointError, as `own_sequences`. WriteError for the picture.
     """
     from rnncls.inspect.gradient_plot import draw_gradients
     from rnncls.inspect.gradients import gradients_of
 
     gradients = gradients_of(subject, data_dir)
-    _print(gradients, as_json)
+    _print(subject, gradients, as_json)
+
+    # Last, so that a picture that cannot be written costs no numbers.
     if output is not None:
         draw_gradients(gradients, output)
 
 
 def _show_states(subject: "Subject", picture: Path, data_dir: Path | None, as_json: bool) -> None:
-    """Draw the states, and print what the picture says."""
+    """Print what the states encode, and draw it."""
     from rnncls.inspect.state_plot import draw_states
     from rnncls.inspect.states import states_shown
 
     states = states_shown(subject, progress=True, data_dir=data_dir)
+    _print(subject, states, as_json)
+
+    # Last, so that a picture that cannot be written costs no numbers.
     draw_states(states, picture)
-    _print(states, as_json)
 
 
 def _write_graph(
@@ -300,7 +314,7 @@ def _write_graph(
     else:
         read = tokens_of_text(subject.predictor, sequence)
         graph = unrolled_graph(architecture, read.names)
-    _print(write_graph(graph, path), as_json)
+    _print(subject, write_graph(graph, path), as_json)
 
 
 def _show_trace(

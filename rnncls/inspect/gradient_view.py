@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnncls.model.gradient_flow import EXPLODING, VANISHING, Flow, Kind, Verdict
@@ -45,8 +44,6 @@ class LayerGradients(NamedTuple):
 class Gradients:
     """|dL/dh_t| by layer, direction and distance from the end, over sequences of the own data."""
 
-    checkpoint: Path
-    step: int  # training steps behind it
     num_sequences: int
     num_tokens: int
     cut_to: int | None  # how many of its last tokens a longer sequence was cut to, if one was
@@ -94,10 +91,8 @@ class Gradients:
                 }
             )
         return {
-            "checkpoint": str(self.checkpoint),
-            "step": self.step,
-            "sequences": self.num_sequences,
-            "tokens": self.num_tokens,
+            "num_sequences": self.num_sequences,
+            "num_tokens": self.num_tokens,
             "cut_to": self.cut_to,
             "loss": self.loss,
             "vanishing_below": VANISHING,

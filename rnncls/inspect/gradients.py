@@ -50,8 +50,6 @@ def gradients_of(subject: Subject, data_dir: Path | None = None) -> Gradients:
     kind = verdict_in_all(layer.verdict for layer in layers)
     is_cut = int(all_sequences.lengths.max()) > most_steps
     return Gradients(
-        checkpoint=subject.checkpoint.path,
-        step=subject.predictor.step,
         num_sequences=len(sequences),
         num_tokens=len(sequences.tokens),
         cut_to=most_steps if is_cut else None,

@@ -83,13 +83,12 @@ class PaddingView:
 
         return {
             "sequences": sequences,
-            "classes": list(self.labels),
             "time_steps": len(self.batch_sizes),
             "batch_sizes": self.batch_sizes,
             "order": self.order,
             "ways": ways,
-            "scored": self.num_scored,
-            "left_out": self.num_too_long,
+            "num_scored": self.num_scored,
+            "num_left_out": self.num_too_long,
         }
 
     def _batch(self) -> list[str]:

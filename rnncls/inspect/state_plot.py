@@ -209,7 +209,7 @@ def _add_legend(figure: "Figure", states: States, colours: Sequence[Colour]) -> 
 
     handles = []
     for number, label, colour in zip(states.halves.numbers, states.labels, colours, strict=True):
-        name = in_picture(label, MOST_OF_LABEL)
+        name = in_picture(str(label), MOST_OF_LABEL)
         name = name if states.modulus is not None else f"{number}  {name}"
         handles.append(Line2D([], [], marker="o", linestyle="", color=colour, label=name))
     left_out = len(handles) - MOST_NAMED

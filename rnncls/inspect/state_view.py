@@ -8,6 +8,7 @@ import numpy as np
 
 from rnncls.inspect.halves import Halves
 from rnncls.inspect.planes import Plane, told_apart
+from rnncls.predict.predictor import Label
 from rnncls.system.shown import aligned
 
 MOST_IN_ORDER = 12  # classes that are named in a sentence
@@ -51,7 +52,7 @@ class States:
     unit: str  # of which there are many different ones: prefixes or sequences
     encoded: str  # what the classes are: "running sum modulo 10"
     modulus: int | None  # N, where classes are numbers modulo N
-    labels: tuple[str, ...]  # of the classes in `halves`
+    labels: tuple[Label, ...]  # of the classes in `halves`
     halves: Halves
     planes: list[Plane]  # the best one first, the principal one last
     num_more: int  # planes of frequencies that are left out
@@ -196,7 +197,7 @@ class States:
             "classes": list(self.labels),
             "num_fit": len(self.halves.fit),
             "num_held_out": len(self.halves.held_out),
-            "classes_left_out": self.num_left_out,
+            "num_classes_left_out": self.num_left_out,
             "chance": self.chance,
             "accuracy_in_all_directions": self.accuracy_everywhere,
             "planes": [self._plane_json(plane) for plane in self.planes],

@@ -42,7 +42,8 @@ def states_shown(subject: Subject, progress: bool = False, data_dir: Path | None
     """Return what the states of a model encode, on sequences of its own data.
 
     A model of one direction on `sum_mod` has a state after every prefix that should tell its sum.
-    For any other, it is what the head sees of a whole sequence.
+    For any other, it is what the head sees of a whole sequence. Of sums the planes are those of
+    frequencies, of other classes that of the first two discriminants.
 
     Raises: DataError if there are too few states of different classes, or files are missing or bad.
     CheckpointError if they have changed. NonFiniteError if the states are NaN or infinite.
@@ -70,13 +71,13 @@ def states_shown(subject: Subject, progress: bool = False, data_dir: Path | None
     memories = _memories_of(subject)
     _require_finite(subject, states, memories)
 
-    planes, num_more, in_all = _planes_of(halves, of_running)
+    planes, num_more, in_all = _planes_of(halves, modulus)
     return States(
         what=what,
         unit=unit,
         encoded=encoded,
         modulus=modulus,
-        labels=tuple(str(labels[number]) for number in halves.numbers),
+        labels=tuple(labels[number] for number in halves.numbers),
         halves=halves,
         planes=planes,
         num_more=num_more,
@@ -131,8 +132,8 @@ def _of_sequences(subject: Subject, sequences: Sequences) -> tuple[Tensor, Tenso
 def _planes_of(halves: Halves, modulus: int | None) -> tuple[list[Plane], int, float]:
     """Return the planes, the principal one last, how many are left out, and the accuracy in all.
 
-    `modulus` is that of running sums, whose planes are those of frequencies; None for classes
-    without an order.
+    `modulus` is that of sums, whose planes are those of frequencies; None for classes without an
+    order.
     """
     if modulus is None:
         whitening = shrunk_whitening(halves)

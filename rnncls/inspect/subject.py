@@ -16,6 +16,7 @@ from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.checkpoint_files import load_checkpoint
 from rnncls.rundir.restore import held_out_data, is_finite
 from rnncls.seeds import mix
+from rnncls.system.device import set_precision, set_threads
 from rnncls.system.streams import say
 
 
@@ -34,9 +35,13 @@ class Subject(NamedTuple):
 def load_subject(path: Path, device: str | None = None) -> Subject:
     """Load a checkpoint file, or the best checkpoint of a run. Weights that are NaN are warned of.
 
+    From here on the process computes with the threads and the precision of the run's training.
+
     Raises: CheckpointError, MachineError, as `load_checkpoint`.
     """
     checkpoint, network = load_checkpoint(path, device)
+    set_threads(checkpoint.config.train.num_threads)
+    set_precision(checkpoint.config.train.precision)
     if not is_finite(checkpoint):
         say(f"rnncls: warning[K13]: weights in {checkpoint.path} are not finite")
     return Subject(checkpoint, predictor_of(checkpoint, network))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from rnncls.inspect.computed import Computed
+from rnncls.inspect.heading import about
 from rnncls.inspect.question import Question
 from rnncls.inspect.trace import GATES, Answers, Steps, answers_of, in_short, steps_of
 from rnncls.model.cells import DIRECTIONS
@@ -29,30 +30,20 @@ def write_json(question: Question, file: IO[str]) -> None:
 
 
 def _about(question: Question) -> dict[str, Any]:
-    checkpoint = question.subject.checkpoint
-    network = question.network
-    rnn = network.rnn
-    importance = question.importance
-    about: dict[str, Any] = {
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.state.step,
-        "cell": checkpoint.config.model.cell,
-        "mode": rnn.mode,
-        "num_layers": rnn.num_layers,
-        "num_directions": network.num_directions,
-        "hidden_size": rnn.hidden_size,
-        "embedding_dim": network.embedding.embedding_dim,
-        "labels": list(question.subject.predictor.labels),
-        "num_tokens": len(question.tokens.names),
-        "num_left_out": question.tokens.num_left_out,
-        "tokens": question.tokens.names,
+    """Return the first line: the model, the sequence, and the model's answer."""
+    tokens = question.tokens
+    fields: dict[str, Any] = {
+        **about(question.subject),
+        "num_tokens": len(tokens.names),
+        "num_left_out": tokens.num_left_out,
+        "tokens": tokens.names,
         "logits": question.logits.tolist(),
         "probabilities": question.logits.softmax(0).tolist(),
-        **_answer(question, answers_of(question.logits[None]), 0, len(question.tokens.names) - 1),
+        **_answer(question, answers_of(question.logits[None]), 0, len(tokens.names) - 1),
     }
-    if importance is not None:
-        about["importance_of"] = question.label(importance.label)
-    return about
+    if question.importance is not None:
+        fields["importance_of"] = question.label(question.importance.label)
+    return fields
 
 
 def _answer(question: Question, answers: Answers, number: int, row: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import textwrap
 
 from rnncls.config import SumModConfig
 from rnncls.errors import on_one_line
+from rnncls.inspect.heading import heading_of
 from rnncls.inspect.question import Question
 from rnncls.inspect.trace import GATES, Answers, Numbers, Trace, answers_of
 from rnncls.inspect.trace_tables import Column, Group, name_of, tables_of
@@ -12,9 +13,6 @@ from rnncls.system.rows import shortened
 from rnncls.system.shown import WIDTH, counted
 
 MOST_ROWS = 40  # of a table
-
-# What a layer is, by the mode of its nn.RNNBase.
-_CELLS = {"RNN_TANH": "RNN, tanh", "RNN_RELU": "RNN, relu", "LSTM": "LSTM", "GRU": "GRU"}
 
 
 def text_of(traced: Trace) -> str:
@@ -43,33 +41,18 @@ def text_of(traced: Trace) -> str:
 
 def _heading(question: Question) -> str:
     """Return the lines above the tables: run, model, sequence, and tokens that are unknown."""
-    checkpoint = question.subject.checkpoint
-    count = len(question.tokens.names)
-    tokens = " ".join(map(on_one_line, question.tokens.names[: WIDTH // 2]))
-    more = " ..." if count > WIDTH // 2 else ""
+    names = question.tokens.names
+    tokens = " ".join(map(on_one_line, names[: WIDTH // 2]))
+    more = " ..." if len(names) > WIDTH // 2 else ""
     shown = shortened(tokens + more, WIDTH - 32)
-    step = f", step {checkpoint.state.step:,}"
-    lines = {
-        "checkpoint": f"{shortened(on_one_line(checkpoint.path), WIDTH - 12 - len(step))}{step}",
-        "model": _model(question),
-        "sequence": f"{counted(count, 'token')}: {shown}",
-    }
+    lines = {"sequence": f"{counted(len(names), 'token')}: {shown}"}
+
     known = question.subject.predictor.vocabulary.index
-    unknown = dict.fromkeys(name for name in question.tokens.names if name not in known)
+    unknown = dict.fromkeys(name for name in names if name not in known)
     if unknown:
         listed = ", ".join(map(name_of, list(unknown)[: WIDTH // 2]))
         lines["unknown"] = f"{shortened(listed, WIDTH - 32)} (not in the training data)"
-    return "\n".join(f"{name:<10}  {line}" for name, line in lines.items())
-
-
-def _model(question: Question) -> str:
-    """Return the kind of model, and its sizes."""
-    network = question.network
-    rnn = network.rnn
-    kind = _CELLS[rnn.mode] + (", both directions" if rnn.bidirectional else "")
-    layers = f"{counted(rnn.num_layers, 'layer')} of {counted(rnn.hidden_size, 'unit')}"
-    classes = counted(network.head.out_features, "class")
-    return f"{kind}, {layers}, {classes}"
+    return heading_of(question.subject, **lines)
 
 
 def _rows_shown(count: int, parting: int | None) -> list[int]:
