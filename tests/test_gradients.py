@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnncls.inspect import gradients as gradients_module
-from rnncls.inspect.gradient_view import Gradients, LayerGradients
-from rnncls.inspect.gradients import MOST_BYTES, bounded, gradients_of, remedies_of
+from rnncls.inspect.gradients import measure as gradients_module
+from rnncls.inspect.gradients.measure import MOST_BYTES, bounded, gradients_of, remedies_of
+from rnncls.inspect.gradients.view import Gradients, LayerGradients
 from rnncls.inspect.subject import load_subject
 from rnncls.model.gradient_flow import Flow, Kind, Verdict
 from tests.helpers import config_of, copy_of_run, run_rnncls, sequences_of

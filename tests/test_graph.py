@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from rnncls.inspect.graph import (
+from rnncls.inspect.graph.build import rolled_graph, unrolled_graph
+from rnncls.inspect.graph.graph import (
     Architecture,
     Counts,
     Graph,
     Node,
     architecture_of,
 )
-from rnncls.inspect.graph_build import rolled_graph, unrolled_graph
-from rnncls.inspect.graph_layout import layout_of
-from rnncls.inspect.graph_plot import svg_of
-from rnncls.inspect.graph_text import MOST_OF_TOKEN, dot_of, mermaid_of
+from rnncls.inspect.graph.layout import layout_of
+from rnncls.inspect.graph.plot import svg_of
+from rnncls.inspect.graph.text import MOST_OF_TOKEN, dot_of, mermaid_of
 from rnncls.model.classifier import RNNClassifier
 from rnncls.system.pictures import in_picture
 from tests.helpers import run_rnncls

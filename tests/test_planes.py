@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnncls.inspect.halves import Array, Halves, accuracy_of, halves_of
-from rnncls.inspect.planes import discriminant_plane, frequency_planes, principal_plane
-from rnncls.inspect.whitening import accuracy_everywhere, fisher_whitening, ledoit_wolf
+from rnncls.inspect.states.halves import Array, Halves, accuracy_of, halves_of
+from rnncls.inspect.states.planes import discriminant_plane, frequency_planes, principal_plane
+from rnncls.inspect.states.whitening import accuracy_everywhere, fisher_whitening, ledoit_wolf
 
 
 def ring(
@@ -106,7 +106,7 @@ def test_halves_have_no_state_in_common() -> None:
 
 
 def test_the_nearest_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnncls.inspect.halves.MOST_DISTANCES", 30)
+    monkeypatch.setattr("rnncls.inspect.states.halves.MOST_DISTANCES", 30)
     rng = np.random.default_rng(0)
     rows, means = rng.normal(size=(50, 3)), rng.normal(size=(4, 3))
     classes = rng.integers(0, 4, 50)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from rnncls.inspect import states as states_module
-from rnncls.inspect.prefixes import distinct_prefixes, running_sums
-from rnncls.inspect.states import PREFIXES, SUMMARIES, states_shown
+from rnncls.inspect.states import measure as states_module
+from rnncls.inspect.states.measure import PREFIXES, SUMMARIES, states_shown
+from rnncls.inspect.states.prefixes import distinct_prefixes, running_sums
 from rnncls.inspect.subject import load_subject
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.probes import eigenvalues_of, states_after, summaries_of

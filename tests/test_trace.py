@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from rnncls.errors import RnnclsError
-from rnncls.inspect import computed as computed_module
-from rnncls.inspect import question as question_module
-from rnncls.inspect.computed import Computed, pieces_of
 from rnncls.inspect.importance import Importance
-from rnncls.inspect.question import ask
 from rnncls.inspect.subject import Subject, load_subject
-from rnncls.inspect.trace import Trace, trace
-from rnncls.inspect.trace_json import write_json
-from rnncls.inspect.trace_text import MOST_ROWS, text_of
+from rnncls.inspect.trace import computed as computed_module
+from rnncls.inspect.trace import question as question_module
+from rnncls.inspect.trace.computed import Computed, pieces_of
+from rnncls.inspect.trace.json_lines import write_json
+from rnncls.inspect.trace.question import ask
+from rnncls.inspect.trace.text import MOST_ROWS, text_of
+from rnncls.inspect.trace.trace import Trace, trace
 from rnncls.model.cells import weights_of
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.probes import saturation
@@ -632,7 +632,7 @@ def test_a_long_sequence_is_traced_in_little_memory(kind: str) -> None:
     code = f"""
 import resource, sys
 import torch
-from rnncls.inspect.computed import pieces_of
+from rnncls.inspect.trace.computed import pieces_of
 from tests.test_trace import network_of
 network = network_of({kind!r}, num_layers=2)
 ids = torch.randint(7, (100_000,))

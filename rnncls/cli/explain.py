@@ -247,14 +247,14 @@ def _show_padding(
     subject: "Subject", output: Path | None, data_dir: Path | None, as_json: bool
 ) -> None:
     """Print what padding does to one batch. Raises: DataError, CheckpointError, WriteError."""
-    from rnncls.inspect.padding import compare_padding
+    from rnncls.inspect.padding.compare import compare_padding
 
     shown = compare_padding(subject, progress=True, data_dir=data_dir)
     _print(subject, shown, as_json)
 
     # Last, so that a picture that cannot be written costs no numbers.
     if output is not None:
-        from rnncls.inspect.padding_plot import draw_padding
+        from rnncls.inspect.padding.plot import draw_padding
 
         draw_padding(shown, output)
 
@@ -266,8 +266,8 @@ def _show_gradients(
 
     Raises: DataError, CheckpointError, as `own_sequences`. WriteError for the picture.
     """
-    from rnncls.inspect.gradient_plot import draw_gradients
-    from rnncls.inspect.gradients import gradients_of
+    from rnncls.inspect.gradients.measure import gradients_of
+    from rnncls.inspect.gradients.plot import draw_gradients
 
     gradients = gradients_of(subject, data_dir)
     _print(subject, gradients, as_json)
@@ -279,8 +279,8 @@ def _show_gradients(
 
 def _show_states(subject: "Subject", picture: Path, data_dir: Path | None, as_json: bool) -> None:
     """Print what the states encode, and draw it."""
-    from rnncls.inspect.state_plot import draw_states
-    from rnncls.inspect.states import states_shown
+    from rnncls.inspect.states.measure import states_shown
+    from rnncls.inspect.states.plot import draw_states
 
     states = states_shown(subject, progress=True, data_dir=data_dir)
     _print(subject, states, as_json)
@@ -296,9 +296,9 @@ def _write_graph(
 
     Raises: ConfigError if a sequence is missing. DataError if it is bad. WriteError.
     """
-    from rnncls.inspect.graph import architecture_of
-    from rnncls.inspect.graph_build import rolled_graph, unrolled_graph
-    from rnncls.inspect.graph_file import write_graph
+    from rnncls.inspect.graph.build import rolled_graph, unrolled_graph
+    from rnncls.inspect.graph.file import write_graph
+    from rnncls.inspect.graph.graph import architecture_of
     from rnncls.inspect.subject import tokens_of_text
 
     architecture = architecture_of(subject.network)
@@ -321,10 +321,10 @@ def _show_trace(
     subject: "Subject", sequence: str, label: str | None, html: Path | None, as_json: bool
 ) -> None:
     from rnncls.inspect.html import MOST_LABELS_SHOWN, require_files, write_html
-    from rnncls.inspect.question import ask
-    from rnncls.inspect.trace import trace
-    from rnncls.inspect.trace_json import write_json
-    from rnncls.inspect.trace_text import text_of
+    from rnncls.inspect.trace.json_lines import write_json
+    from rnncls.inspect.trace.question import ask
+    from rnncls.inspect.trace.text import text_of
+    from rnncls.inspect.trace.trace import trace
     from rnncls.predict.predictor import predict_ids
 
     if html is not None:

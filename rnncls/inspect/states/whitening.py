@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnncls.inspect.halves import Array, Halves, accuracy_of, class_means
+from rnncls.inspect.states.halves import Array, Halves, accuracy_of, class_means
 
 # How much of the mean variance is added to every direction before whitening. It only keeps the
 # numbers finite where units are dead: what a state encodes may lie in very small directions. For

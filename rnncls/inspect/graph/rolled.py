@@ -1,7 +1,7 @@
 """Where everything of a rolled graph stands: a cell for each layer and direction, and its loops."""
 
-from rnncls.inspect.graph import Edge, Graph, Node
-from rnncls.inspect.graph_places import (
+from rnncls.inspect.graph.graph import Edge, Graph, Node
+from rnncls.inspect.graph.places import (
     HEADING,
     LEAST_WIDTH,
     LEGEND,

@@ -6,9 +6,9 @@ import textwrap
 from rnncls.config import SumModConfig
 from rnncls.errors import on_one_line
 from rnncls.inspect.heading import heading_of
-from rnncls.inspect.question import Question
-from rnncls.inspect.trace import GATES, Answers, Numbers, Trace, answers_of
-from rnncls.inspect.trace_tables import Column, Group, name_of, tables_of
+from rnncls.inspect.trace.question import Question
+from rnncls.inspect.trace.tables import Column, Group, name_of, tables_of
+from rnncls.inspect.trace.trace import GATES, Answers, Numbers, Trace, answers_of
 from rnncls.system.rows import shortened
 from rnncls.system.shown import WIDTH, counted
 

@@ -9,8 +9,8 @@ other only where what they carry is read together.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rnncls.inspect.graph import ROUND, Graph, Node, cell_name
-from rnncls.inspect.graph_places import (
+from rnncls.inspect.graph.graph import ROUND, Graph, Node, cell_name
+from rnncls.inspect.graph.places import (
     HEADING,
     LEAST_WIDTH,
     LEGEND,
@@ -22,7 +22,7 @@ from rnncls.inspect.graph_places import (
     Layout,
     Point,
 )
-from rnncls.inspect.graph_rolled import rolled_layout
+from rnncls.inspect.graph.rolled import rolled_layout
 
 PER_DIGIT = 0.07  # of a step's number beyond two digits
 TITLES = 0.95  # to the left of the bands, for their names

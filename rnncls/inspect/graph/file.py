@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnncls.errors import on_one_line
-from rnncls.inspect.graph import Graph, title_of
-from rnncls.inspect.graph_plot import svg_of
-from rnncls.inspect.graph_text import dot_of, mermaid_of
+from rnncls.inspect.graph.graph import Graph, title_of
+from rnncls.inspect.graph.plot import svg_of
+from rnncls.inspect.graph.text import dot_of, mermaid_of
 from rnncls.system.refusals import write_whole
 from rnncls.system.shown import aligned
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnncls.inspect.halves import Halves
-from rnncls.inspect.planes import Plane, told_apart
+from rnncls.inspect.states.halves import Halves
+from rnncls.inspect.states.planes import Plane, told_apart
 from rnncls.predict.predictor import Label
 from rnncls.system.shown import aligned
 

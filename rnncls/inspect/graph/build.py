@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from rnncls.inspect.graph import (
+from rnncls.inspect.graph.cells import CELLS, CellGraph
+from rnncls.inspect.graph.graph import (
     Architecture,
     Edge,
     Graph,
@@ -11,7 +12,6 @@ from rnncls.inspect.graph import (
     rolled_counts,
     unrolled_counts,
 )
-from rnncls.inspect.graph_cells import CELLS, CellGraph
 from rnncls.model.cells import DIRECTIONS
 from rnncls.system.shown import ends_of
 

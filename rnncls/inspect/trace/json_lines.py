@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator
 from typing import IO, Any
 
-from rnncls.inspect.computed import Computed
 from rnncls.inspect.heading import about
-from rnncls.inspect.question import Question
-from rnncls.inspect.trace import GATES, Answers, Steps, answers_of, in_short, steps_of
+from rnncls.inspect.trace.computed import Computed
+from rnncls.inspect.trace.question import Question
+from rnncls.inspect.trace.trace import GATES, Answers, Steps, answers_of, in_short, steps_of
 from rnncls.model.cells import DIRECTIONS
 from rnncls.system.rows import write_json_line
 from rnncls.system.streams import reader_has_left

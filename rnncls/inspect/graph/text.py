@@ -6,10 +6,10 @@ Both have the colours of the picture, which are here because a picture is not al
 import re
 from collections.abc import Iterator, Sequence
 
-from rnncls.inspect.graph import ROUND, Edge, Graph, Node, cell_name, title_of
-from rnncls.inspect.graph_cells import Kind
-from rnncls.inspect.graph_layout import layout_of
-from rnncls.inspect.graph_places import Box
+from rnncls.inspect.graph.cells import Kind
+from rnncls.inspect.graph.graph import ROUND, Edge, Graph, Node, cell_name, title_of
+from rnncls.inspect.graph.layout import layout_of
+from rnncls.inspect.graph.places import Box
 from rnncls.system.pictures import in_picture
 
 MOST_OF_TOKEN = 12  # characters of a token under its node

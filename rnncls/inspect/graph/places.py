@@ -5,7 +5,7 @@ Lengths are inches, and y points up.
 
 from typing import NamedTuple
 
-from rnncls.inspect.graph_cells import Kind
+from rnncls.inspect.graph.cells import Kind
 
 Point = tuple[float, float]
 

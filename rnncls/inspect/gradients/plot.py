@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rnncls.inspect.gradient_view import MEANINGS, Gradients, LayerGradients
+from rnncls.inspect.gradients.view import MEANINGS, Gradients, LayerGradients
 from rnncls.model.gradient_flow import EXPLODING, VANISHING
 from rnncls.system.pictures import add_legend, write_png
 

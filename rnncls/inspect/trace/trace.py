@@ -1,8 +1,7 @@
 """One sequence on its way through a network: every time step in numbers, every prefix's answer.
 
 `steps_of` takes what the model computes apart, piece by piece, and compares it with what the model
-itself says, and `trace` keeps the numbers of whole layers. trace_text.py and trace_json.py write
-them.
+itself says, and `trace` keeps the numbers of whole layers. text.py and json_lines.py write them.
 """
 
 import copy
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnncls.inspect.computed import (
+from rnncls.inspect.trace.computed import (
     Computed,
     Piece,
     difference,
@@ -21,7 +20,7 @@ from rnncls.inspect.computed import (
     pieces_of,
     tolerance_of,
 )
-from rnncls.inspect.question import Classes, Question
+from rnncls.inspect.trace.question import Classes, Question
 from rnncls.model.probes import saturation
 from rnncls.predict.logits import logits_of
 from rnncls.system.streams import say

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rnncls.inspect.halves import Array
-from rnncls.inspect.planes import Plane
-from rnncls.inspect.state_view import Memory, States
+from rnncls.inspect.states.halves import Array
+from rnncls.inspect.states.planes import Plane
+from rnncls.inspect.states.view import Memory, States
 from rnncls.system.pictures import in_picture, write_png
 
 if TYPE_CHECKING:

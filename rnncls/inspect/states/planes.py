@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rnncls.inspect.halves import Array, Halves, Numbers, accuracy_of, class_means
-from rnncls.inspect.whitening import fisher_whitening, shrunk_whitening
+from rnncls.inspect.states.halves import Array, Halves, Numbers, accuracy_of, class_means
+from rnncls.inspect.states.whitening import fisher_whitening, shrunk_whitening
 
 # Frequencies whose accuracy is measured: those with the largest shares of the power.
 MOST_TRIED = 50

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rnncls.errors import on_one_line
-from rnncls.inspect.padding_view import PaddingView, Way
+from rnncls.inspect.padding.view import PaddingView, Way
 from rnncls.system.pictures import write_png
 from rnncls.system.shown import ends_of
 

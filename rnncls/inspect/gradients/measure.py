@@ -10,7 +10,7 @@ from torch import Tensor
 from rnncls.config import Config, number
 from rnncls.data import Batch
 from rnncls.data.sequences import Sequences, offsets_of
-from rnncls.inspect.gradient_view import Gradients, LayerGradients
+from rnncls.inspect.gradients.view import Gradients, LayerGradients
 from rnncls.inspect.subject import Subject, own_sequences
 from rnncls.model.cells import DIRECTIONS
 from rnncls.model.classifier import RNNClassifier

@@ -1,7 +1,6 @@
 """The graph of what a network computes: unrolled over the time steps, or rolled into its loops.
 
-Plain data that graph_build.py makes, graph_layout.py places, graph_plot.py draws and graph_text.py
-writes down.
+Plain data that build.py makes, layout.py places, plot.py draws and text.py writes down.
 
 In an unrolled graph each operation of each step is a node of its own. For T steps, L layers and D
 directions of a cell that has p nodes, e edges beside that of its input, r recurrent edges among
@@ -33,7 +32,7 @@ In a rolled graph each layer and direction is one node, with s loops:
 
 from typing import Literal, NamedTuple
 
-from rnncls.inspect.graph_cells import CELLS, Kind
+from rnncls.inspect.graph.cells import CELLS, Kind
 from rnncls.model.cells import DIRECTIONS
 from rnncls.model.classifier import RNNClassifier
 from rnncls.system.shown import counted

@@ -4,11 +4,11 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from rnncls.inspect.graph import ROUND, Graph, Node, title_of
-from rnncls.inspect.graph_cells import Kind
-from rnncls.inspect.graph_layout import layout_of
-from rnncls.inspect.graph_places import Box, Layout, Point
-from rnncls.inspect.graph_text import BORDER, FILLS, LINE, MOST_OF_TOKEN, RECURRENT
+from rnncls.inspect.graph.cells import Kind
+from rnncls.inspect.graph.graph import ROUND, Graph, Node, title_of
+from rnncls.inspect.graph.layout import layout_of
+from rnncls.inspect.graph.places import Box, Layout, Point
+from rnncls.inspect.graph.text import BORDER, FILLS, LINE, MOST_OF_TOKEN, RECURRENT
 from rnncls.system.pictures import any_script, in_picture
 
 if TYPE_CHECKING:

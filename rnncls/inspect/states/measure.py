@@ -8,12 +8,17 @@ from torch import Tensor
 from rnncls.config import Config, SumModConfig
 from rnncls.data.sequences import Sequences
 from rnncls.errors import DataError, NonFiniteError, Problem
-from rnncls.inspect.halves import Halves, halves_of
-from rnncls.inspect.planes import Plane, discriminant_plane, frequency_planes, principal_plane
-from rnncls.inspect.prefixes import beginnings, distinct_prefixes, running_sums
-from rnncls.inspect.state_view import Memory, States
+from rnncls.inspect.states.halves import Halves, halves_of
+from rnncls.inspect.states.planes import (
+    Plane,
+    discriminant_plane,
+    frequency_planes,
+    principal_plane,
+)
+from rnncls.inspect.states.prefixes import beginnings, distinct_prefixes, running_sums
+from rnncls.inspect.states.view import Memory, States
+from rnncls.inspect.states.whitening import accuracy_everywhere, fisher_whitening, shrunk_whitening
 from rnncls.inspect.subject import Subject, own_sequences
-from rnncls.inspect.whitening import accuracy_everywhere, fisher_whitening, shrunk_whitening
 from rnncls.model.cells import DIRECTIONS
 from rnncls.model.probes import eigenvalues_of, states_after, summaries_of
 from rnncls.seeds import mix

@@ -15,14 +15,14 @@ from torch import Tensor
 from rnncls.config import SumModConfig
 from rnncls.data.sequences import Sequences
 from rnncls.errors import DataError, Problem
-from rnncls.inspect.padded_runs import (
+from rnncls.inspect.padding.runs import (
     Rectangle,
     gathered_logits,
     masked_logits,
     naive_logits,
     padded_of,
 )
-from rnncls.inspect.padding_view import PaddingView, Way, quoted
+from rnncls.inspect.padding.view import PaddingView, Way, quoted
 from rnncls.inspect.subject import Subject, own_sequences
 from rnncls.model.classifier import RNNClassifier
 
