@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,9 +27,10 @@ import torch
 from rnncls.cli import entry
 from rnncls.config import Config, SumModConfig
 from rnncls.config.load import parse_config
+from rnncls.data.sequences import Sequences, offsets_of
 from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint import read_checkpoint
-from rnncls.rundir.checkpoint_files import find_newest
+from rnncls.rundir.checkpoint_files import find_checkpoint, find_newest
 from rnncls.steps import eager
 from rnncls.steps.state import TrainState
 from rnncls.training.fit import fit
@@ -161,6 +163,13 @@ def some_rows(count: int, seed: int = 0, longest: int = 6) -> Rows:
     return [(sequence, sum(sequence) % 3) for sequence in sequences]
 
 
+def sequences_of(rows: Sequence[Sequence[int]], labels: Sequence[int] | None = None) -> Sequences:
+    """Return rows of ids as sequences, labelled with their numbers unless labels are given."""
+    tokens = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int32)
+    offsets = offsets_of(torch.tensor(list(map(len, rows))))
+    return Sequences(tokens, offsets, torch.tensor(labels or range(len(rows))))
+
+
 def write_jsonl(path: Path, rows: Rows) -> Path:
     """Write one JSON object per row; returns the path."""
     lines = [json.dumps({"sequence": sequence, "label": label}) for sequence, label in rows]
@@ -200,6 +209,15 @@ def change_checkpoint(
     state = json.loads(text)
     edit(state, tensors)
     tensorfile.write(path, json.dumps(state), tensors)
+
+
+def copy_of_run(
+    run_dir: Path, copy: Path, edit: Callable[[dict[str, torch.Tensor]], object]
+) -> Path:
+    """Copy a run, and change the tensors of its best checkpoint; returns the copy."""
+    shutil.copytree(run_dir, copy)
+    change_checkpoint(find_checkpoint(copy), lambda _, tensors: edit(tensors))
+    return copy
 
 
 class Killed(BaseException):

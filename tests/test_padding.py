@@ -6,24 +6,22 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from rnncls.data.sequences import Sequences
-from rnncls.inspect import padding
-from rnncls.inspect.padded_runs import gathered_logits, masked_logits, naive_logits, padded_of
-from rnncls.inspect.padding import compare_padding
-from rnncls.inspect.padding_plot import columns_shown, draw_padding
-from rnncls.inspect.padding_view import PaddingView
+from rnncls.inspect.padding import compare as padding
+from rnncls.inspect.padding.compare import compare_padding
+from rnncls.inspect.padding.plot import columns_shown, draw_padding
+from rnncls.inspect.padding.runs import gathered_logits, masked_logits, naive_logits, padded_of
+from rnncls.inspect.padding.view import PaddingView
 from rnncls.inspect.subject import load_subject, own_sequences
 from rnncls.model.classifier import RNNClassifier
 from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.system.rows import json_text
 from rnncls.training.fit import fit
-from tests.helpers import change_checkpoint, files_config, run_rnncls, write_jsonl
+from tests.helpers import change_checkpoint, files_config, run_rnncls, sequences_of, write_jsonl
 
 row = pytest.mark.row
 CPU = torch.device("cpu")
@@ -48,12 +46,6 @@ def network_of(cell: str, num_layers: int, bidirectional: bool) -> RNNClassifier
     for parameter in network.parameters():
         parameter.data *= 2
     return network.eval()
-
-
-def sequences_of(rows: list[list[int]], labels: list[int] | None = None) -> Sequences:
-    tokens = torch.tensor([token for ids in rows for token in ids], dtype=torch.int32)
-    offsets = torch.tensor([0, *np.cumsum([len(ids) for ids in rows])])
-    return Sequences(tokens, offsets, torch.tensor(labels or [0] * len(rows)))
 
 
 def logits_of(network: RNNClassifier, rows: list[list[int]]) -> Tensor:

@@ -181,8 +181,10 @@ def _evaluate_checkpoint(
     from rnncls.evaluation.evaluate import evaluate
     from rnncls.rundir.checkpoint_files import load_checkpoint
     from rnncls.rundir.restore import held_out_data, is_finite
+    from rnncls.system.device import set_precision
 
     loaded, model = load_checkpoint(checkpoint, device)
+    set_precision(loaded.config.train.precision)
 
     # Only a warning: if these weights matter, the loss is not finite either, an error below.
     if not is_finite(loaded):

@@ -24,8 +24,6 @@ _ENDINGS = {
     "--html": (".html", ".htm"),
 }
 
-MOST_LABELS = 10  # on the page of a sequence
-
 
 def explain(
     checkpoint: Annotated[
@@ -55,7 +53,11 @@ def explain(
         typer.Option("--rolled", help="Draw the graph once for all time steps, with its loops."),
     ] = False,
     padding: Annotated[
-        bool, typer.Option("--padding", help="Run one batch with padding in it, in four ways.")
+        bool,
+        typer.Option(
+            "--padding",
+            help="Run one batch in ways that read its padding, and in ways that do not.",
+        ),
     ] = False,
     gradients: Annotated[
         bool,
@@ -220,7 +222,8 @@ def _show_demo(as_json: bool) -> None:
     load_torch()
     from rnncls.inspect.demo import demo
 
-    _print(demo(), as_json)
+    shown = demo()
+    print(json_text(shown.to_json()) if as_json else shown.to_text())
 
 
 class _Shown(Protocol):
@@ -230,22 +233,28 @@ class _Shown(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
-def _print(result: _Shown, as_json: bool) -> None:
-    print(json_text(result.to_json()) if as_json else result.to_text())
+def _print(subject: "Subject", result: _Shown, as_json: bool) -> None:
+    """Print what was found out, after what it is about."""
+    from rnncls.inspect.heading import about, heading_of
+
+    if as_json:
+        print(json_text(about(subject) | result.to_json()))
+    else:
+        print(f"{heading_of(subject)}\n\n{result.to_text()}")
 
 
 def _show_padding(
     subject: "Subject", output: Path | None, data_dir: Path | None, as_json: bool
 ) -> None:
     """Print what padding does to one batch. Raises: DataError, CheckpointError, WriteError."""
-    from rnncls.inspect.padding import compare_padding
+    from rnncls.inspect.padding.compare import compare_padding
 
     shown = compare_padding(subject, progress=True, data_dir=data_dir)
-    _print(shown, as_json)
+    _print(subject, shown, as_json)
 
     # Last, so that a picture that cannot be written costs no numbers.
     if output is not None:
-        from rnncls.inspect.padding_plot import draw_padding
+        from rnncls.inspect.padding.plot import draw_padding
 
         draw_padding(shown, output)
 
@@ -257,23 +266,27 @@ def _show_gradients(
 
     Raises: DataError, CheckpointError, as `own_sequences`. WriteError for the picture.
     """
-    from rnncls.inspect.gradient_plot import draw_gradients
-    from rnncls.inspect.gradients import gradients_of
+    from rnncls.inspect.gradients.measure import gradients_of
+    from rnncls.inspect.gradients.plot import draw_gradients
 
     gradients = gradients_of(subject, data_dir)
+    _print(subject, gradients, as_json)
+
+    # Last, so that a picture that cannot be written costs no numbers.
     if output is not None:
         draw_gradients(gradients, output)
-    _print(gradients, as_json)
 
 
 def _show_states(subject: "Subject", picture: Path, data_dir: Path | None, as_json: bool) -> None:
-    """Draw the states, and print what the picture says."""
-    from rnncls.inspect.state_plot import draw_states
-    from rnncls.inspect.states import states_shown
+    """Print what the states encode, and draw it."""
+    from rnncls.inspect.states.measure import states_shown
+    from rnncls.inspect.states.plot import draw_states
 
     states = states_shown(subject, progress=True, data_dir=data_dir)
+    _print(subject, states, as_json)
+
+    # Last, so that a picture that cannot be written costs no numbers.
     draw_states(states, picture)
-    _print(states, as_json)
 
 
 def _write_graph(
@@ -283,33 +296,36 @@ def _write_graph(
 
     Raises: ConfigError if a sequence is missing. DataError if it is bad. WriteError.
     """
-    from rnncls.inspect import graph
-    from rnncls.inspect.graph_file import write_graph
+    from rnncls.inspect.graph.build import rolled_graph, unrolled_graph
+    from rnncls.inspect.graph.file import write_graph
+    from rnncls.inspect.graph.graph import architecture_of
     from rnncls.inspect.subject import tokens_of_text
 
-    architecture = graph.architecture_of(subject.network)
+    architecture = architecture_of(subject.network)
     if rolled:
         # A sequence changes nothing here, and what is wrong with it is said all the same.
         if sequence is not None:
             tokens_of_text(subject.predictor, sequence)
-        found = graph.rolled(architecture)
+        graph = rolled_graph(architecture)
     elif sequence is None:
         raise _misfit(
             "--graph draws the steps of a sequence", 'a sequence, such as "3 7 1 9", or --rolled'
         )
     else:
         read = tokens_of_text(subject.predictor, sequence)
-        found = graph.unrolled(architecture, read.names)
-    _print(write_graph(found, path), as_json)
+        graph = unrolled_graph(architecture, read.names)
+    _print(subject, write_graph(graph, path), as_json)
 
 
 def _show_trace(
     subject: "Subject", sequence: str, label: str | None, html: Path | None, as_json: bool
 ) -> None:
-    from rnncls.inspect.html import require_files, write_html
-    from rnncls.inspect.trace import ask, trace
-    from rnncls.inspect.trace_text import text_of, write_json
-    from rnncls.predict.predictor import ReadTokens, predict_ids
+    from rnncls.inspect.html import MOST_LABELS_SHOWN, require_files, write_html
+    from rnncls.inspect.trace.json_lines import write_json
+    from rnncls.inspect.trace.question import ask
+    from rnncls.inspect.trace.text import text_of
+    from rnncls.inspect.trace.trace import trace
+    from rnncls.predict.predictor import predict_ids
 
     if html is not None:
         require_files(subject)
@@ -321,6 +337,5 @@ def _show_trace(
 
     # Last, so that a page that cannot be written costs no number.
     if html is not None and question.importance is not None:
-        tokens = ReadTokens(question.ids.tolist(), question.names, question.num_left_out)
-        (prediction,) = predict_ids(subject.predictor, [tokens.ids], MOST_LABELS)
-        write_html(html, subject.predictor, tokens, question.importance, prediction)
+        (prediction,) = predict_ids(subject.predictor, [question.tokens.ids], MOST_LABELS_SHOWN)
+        write_html(html, subject.predictor, question.tokens, question.importance, prediction)

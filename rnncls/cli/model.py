@@ -9,7 +9,8 @@ from rnncls.cli.completion import complete_word
 from rnncls.cli.options import Json
 from rnncls.cli.words import load
 from rnncls.errors import ConfigError, Problem, on_one_line
-from rnncls.system.rows import aligned, json_text, shortened
+from rnncls.system.rows import json_text, shortened
+from rnncls.system.shown import aligned
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:

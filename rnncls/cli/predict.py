@@ -116,9 +116,11 @@ def predict(
     from rnncls.data.new_files import overrides_of
     from rnncls.predict.predictor import load
     from rnncls.predict.writing import write_predictions
+    from rnncls.system.device import set_precision
 
     overrides = overrides_of(sequence_field, label_field, read)
     predictor = load(checkpoint, device)
+    set_precision(predictor.config.train.precision)
 
     # Nothing given and nothing piped in: a person sits there. Whoever wants JSON or a file gets it
     # of what is typed as of what comes through a pipe.

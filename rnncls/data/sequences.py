@@ -50,7 +50,7 @@ class Sequences(NamedTuple):
     def select(self, rows: Tensor) -> "Sequences":
         """Return the sequences with the numbers `rows` (B,) alone, in that order."""
         lengths = self.lengths_of(rows)
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        offsets = offsets_of(lengths)
 
         # Token k of the selection stands so far from the beginning of its sequence.
         within = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(lengths)
@@ -60,6 +60,11 @@ class Sequences(NamedTuple):
     def lengths_of(self, rows: Tensor) -> Tensor:
         """Return the lengths (B,) of the sequences with the numbers `rows` (B,)."""
         return self.offsets[rows + 1] - self.offsets[rows]
+
+
+def offsets_of(lengths: Tensor) -> Tensor:
+    """Return where sequences of these lengths (R,) begin and the last one ends, (R + 1,) int64."""
+    return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
 
 
 def steps_per_epoch(sequences: Sequences, batch_size: int) -> int:

@@ -37,8 +37,9 @@ OTHER_ORDER = ("b", "b", "a")
 # Rounding in float64 is far below it, and an error of a formula far above.
 TOLERANCE = 1e-12
 
-WIDTH = 16  # of what is computed, in front of its formula
-FORMULA = 44
+# Characters of a line: what is computed, and the formula behind it.
+NAME_WIDTH = 16
+FORMULA_WIDTH = 44
 
 
 class Step(NamedTuple):
@@ -306,7 +307,7 @@ def _rows(name: str, formulas: Sequence[str], results: Sequence[float]) -> list[
     lines = []
     for number, (formula, result) in enumerate(zip(formulas, results, strict=True)):
         first = name if number == 0 else ""
-        lines.append(f"  {first:<{WIDTH}} {formula:<{FORMULA}} = {result:7.4f}")
+        lines.append(f"  {first:<{NAME_WIDTH}} {formula:<{FORMULA_WIDTH}} = {result:7.4f}")
     return lines
 
 

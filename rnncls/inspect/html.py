@@ -10,9 +10,8 @@ from rnncls.errors import ConfigError, Problem
 from rnncls.inspect.importance import MOST_GRADIENT, MOST_LEFT_OUT, Importance
 from rnncls.inspect.subject import Subject
 from rnncls.predict.predictor import Prediction, Predictor, ReadTokens
-from rnncls.system.files import new_file
 from rnncls.system.pictures import in_picture
-from rnncls.system.refusals import writing
+from rnncls.system.refusals import write_whole
 
 STRENGTHS = 10  # shades for each sign
 MOST_LABELS_SHOWN = 10
@@ -85,8 +84,7 @@ def write_html(
     Raises: WriteError.
     """
     content = html_of(predictor, tokens, importance, prediction)
-    with writing(path), new_file(path) as file:
-        file.write(content)
+    write_whole(path, content.encode())
 
 
 def html_of(

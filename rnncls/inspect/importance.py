@@ -1,14 +1,14 @@
 """How much each token of a sequence matters for a class."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rnncls.data import pack
-from rnncls.data.sequences import cut_for_evaluation
-from rnncls.model.classifier import RNNClassifier, ignore_compaction, outputs_of_direction
+from rnncls.model.cells import State, zero_state
+from rnncls.model.classifier import RNNClassifier
+from rnncls.model.layers import ignore_compaction, outputs_of_direction
+from rnncls.predict.logits import logits_in_batches, logits_of
 
 # Each token is left out in a run of its own: the work grows with the square of the length.
 MOST_LEFT_OUT = 512  # tokens
@@ -32,6 +32,10 @@ class Importance(NamedTuple):
     # where the sequence is too long.
     gradient: list[float] | None
 
+    def measures(self) -> dict[str, list[float] | None]:
+        """Return both by their names."""
+        return {"left_out": self.left_out, "gradient": self.gradient}
+
 
 def importance_of(network: RNNClassifier, ids: list[int], label: int) -> Importance:
     """Return how much each token matters for the class `label`.
@@ -44,39 +48,28 @@ def importance_of(network: RNNClassifier, ids: list[int], label: int) -> Importa
 
     Beyond MOST_LEFT_OUT tokens no token is left out, and beyond MOST_GRADIENT there is no gradient.
     """
-    tokens = torch.tensor(ids)
     left_out = None
     if 1 < len(ids) <= MOST_LEFT_OUT:
-        left_out = _left_out(network, tokens, label).tolist()
+        left_out = _left_out(network, ids, label).tolist()
 
     gradient = None
     if len(ids) <= MOST_GRADIENT:
+        tokens = torch.tensor(ids)
         embeddings, gradients = gradient_at_embeddings(network, tokens, label)
         gradient = (embeddings * gradients).sum(1).tolist()
     return Importance(label, left_out, gradient)
 
 
 @torch.inference_mode()
-def _left_out(network: RNNClassifier, ids: Tensor, label: int) -> Tensor:
-    """Return log p of a class less log p without each of at least two tokens (T,), (T,)."""
-    length = len(ids)
-
-    # Row t lacks token t: (T, T - 1).
-    all_but_one = ~torch.eye(length, dtype=torch.bool)
-    rows = ids.expand(length, length)[all_but_one].view(length, length - 1)
-
-    parts = []
-    for first, last in cut_for_evaluation([length - 1] * length):
-        parts.append(_log_probabilities(network, rows[first:last], label))
-    return _log_probabilities(network, ids.unsqueeze(0), label) - torch.cat(parts)
+def _left_out(network: RNNClassifier, ids: list[int], label: int) -> Tensor:
+    """Return log p of a class less log p without each of T tokens, at least two, (T,)."""
+    all_but_one = [ids[:place] + ids[place + 1 :] for place in range(len(ids))]
+    without = logits_in_batches(network, all_but_one)
+    return _log_probability(logits_of(network, [ids]), label) - _log_probability(without, label)
 
 
-def _log_probabilities(network: RNNClassifier, rows: Tensor, label: int) -> Tensor:
-    """Return log p of a class for sequences (B, T) of one length, (B,) in float64."""
-    lengths = torch.full((len(rows),), rows.shape[1])
-    batch = pack(rows, lengths, labels=torch.zeros(len(rows)))
-    logits: Tensor = network(batch.to(network.device).tokens)
-
+def _log_probability(logits: Tensor, label: int) -> Tensor:
+    """Return log p of a class, (B,) in float64 on the CPU, by logits (B, N)."""
     # In float64: of a probability close to 1 the logarithm is a difference of near numbers.
     return logits.double().log_softmax(1)[:, label].cpu()
 
@@ -100,26 +93,26 @@ def gradient_at_embeddings(
 
         # (T, width) each: what a layer gets, and last what the head does.
         inputs = [embeddings]
-        starts = []
+        starts_of_layers = []
         for layer in range(rnn.num_layers):
             outputs = []
-            of_layer = []
+            starts_of_layer = []
             for direction in range(network.num_directions):
-                states, begun = _forward(rnn, layer, direction, inputs[-1])
+                states, starts = _forward(rnn, layer, direction, inputs[-1])
                 outputs.append(states)
-                of_layer.append(begun)
+                starts_of_layer.append(starts)
             inputs.append(torch.cat(outputs, 1))
-            starts.append(of_layer)
+            starts_of_layers.append(starts_of_layer)
 
-        d_outputs = _gradient_at_last_layer(network, inputs.pop(), label)
+        grad_outputs = _gradient_at_last_layer(network, inputs.pop(), label)
         for layer in reversed(range(rnn.num_layers)):
-            d_inputs = torch.zeros_like(inputs[layer])
-            d_states = d_outputs.chunk(network.num_directions, dim=1)
-            for direction, d_of_direction in enumerate(d_states):
-                begun = starts[layer][direction]
-                d_inputs += _backward(rnn, layer, direction, inputs[layer], begun, d_of_direction)
-            d_outputs = d_inputs
-    return embeddings, d_outputs
+            grad_inputs = torch.zeros_like(inputs[layer])
+            grad_states = grad_outputs.chunk(network.num_directions, dim=1)
+            for direction, grad in enumerate(grad_states):
+                starts = starts_of_layers[layer][direction]
+                grad_inputs += _backward(rnn, layer, direction, inputs[layer], starts, grad)
+            grad_outputs = grad_inputs
+    return embeddings, grad_outputs
 
 
 def _gradient_at_last_layer(network: RNNClassifier, states: Tensor, label: int) -> Tensor:
@@ -134,28 +127,26 @@ def _gradient_at_last_layer(network: RNNClassifier, states: Tensor, label: int) 
     summary = torch.cat([states[place] for place in seen]).requires_grad_()
     with torch.enable_grad():
         log_probability = network.head(summary).log_softmax(0)[label]
-    (d_summary,) = torch.autograd.grad(log_probability, summary)
+    (grad_summary,) = torch.autograd.grad(log_probability, summary)
 
     gradient = torch.zeros_like(states)
-    for place, part in zip(seen, torch.split(d_summary, hidden_size), strict=True):
+    for place, part in zip(seen, torch.split(grad_summary, hidden_size), strict=True):
         gradient[place] = part
     return gradient
 
 
 def _forward(
     rnn: nn.RNNBase, layer: int, direction: int, inputs: Tensor
-) -> tuple[Tensor, list[Sequence[Tensor]]]:
+) -> tuple[Tensor, list[State]]:
     """Return the states of one direction (T, H), from (T, width), and that before each piece."""
-    zeros = inputs.new_zeros(1, 1, rnn.hidden_size)
-    state: Sequence[Tensor] = [zeros, zeros] if rnn.mode == "LSTM" else [zeros]
-
-    begun = []
+    state = zero_state(rnn, inputs, 1, 1)
+    starts = []
     outputs = []
     for piece in torch.split(_in_order(inputs, direction), PIECE_STEPS):
-        begun.append(state)
+        starts.append(state)
         states, state = outputs_of_direction(rnn, layer, direction, piece, state)
         outputs.append(states)
-    return _in_order(torch.cat(outputs), direction), begun
+    return _in_order(torch.cat(outputs), direction), starts
 
 
 def _backward(
@@ -163,25 +154,25 @@ def _backward(
     layer: int,
     direction: int,
     inputs: Tensor,
-    begun: list[Sequence[Tensor]],
-    d_outputs: Tensor,
+    starts: list[State],
+    grad_outputs: Tensor,
 ) -> Tensor:
     """Return the gradient with respect to `inputs` (T, width), given that of the states (T, H)."""
     pieces = torch.split(_in_order(inputs, direction), PIECE_STEPS)
-    d_pieces = torch.split(_in_order(d_outputs, direction), PIECE_STEPS)
+    grad_pieces = torch.split(_in_order(grad_outputs, direction), PIECE_STEPS)
 
     # The gradient of the state that a piece hands to the next one; nothing comes after the last.
-    d_state = [torch.zeros_like(part) for part in begun[0]]
+    grad_state = [torch.zeros_like(part) for part in starts[0]]
     found = []
-    for piece, start, d_piece in reversed(list(zip(pieces, begun, d_pieces, strict=True))):
+    for piece, start, grad_piece in reversed(list(zip(pieces, starts, grad_pieces, strict=True))):
         piece = piece.detach().requires_grad_()
-        start = [part.detach().requires_grad_() for part in start]
+        start = tuple(part.detach().requires_grad_() for part in start)
         with torch.enable_grad():
             states, finals = outputs_of_direction(rnn, layer, direction, piece, start)
-        d_input, *d_state = torch.autograd.grad(
-            [states, *finals], [piece, *start], [d_piece, *d_state]
+        grad_input, *grad_state = torch.autograd.grad(
+            [states, *finals], [piece, *start], [grad_piece, *grad_state]
         )
-        found.append(d_input)
+        found.append(grad_input)
     return _in_order(torch.cat(found[::-1]), direction)
 
 

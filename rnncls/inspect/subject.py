@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from rnncls.config import SumModConfig
-from rnncls.data.sequences import Sequences
+from rnncls.data.sequences import Sequences, offsets_of
 from rnncls.data.sum_mod import draw
 from rnncls.errors import DataError, Problem
 from rnncls.model.classifier import RNNClassifier
@@ -16,6 +16,7 @@ from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.checkpoint_files import load_checkpoint
 from rnncls.rundir.restore import held_out_data, is_finite
 from rnncls.seeds import mix
+from rnncls.system.device import set_precision, set_threads
 from rnncls.system.streams import say
 
 
@@ -34,9 +35,13 @@ class Subject(NamedTuple):
 def load_subject(path: Path, device: str | None = None) -> Subject:
     """Load a checkpoint file, or the best checkpoint of a run. Weights that are NaN are warned of.
 
+    From here on the process computes with the threads and the precision of the run's training.
+
     Raises: CheckpointError, MachineError, as `load_checkpoint`.
     """
     checkpoint, network = load_checkpoint(path, device)
+    set_threads(checkpoint.config.train.num_threads)
+    set_precision(checkpoint.config.train.precision)
     if not is_finite(checkpoint):
         say(f"rnncls: warning[K13]: weights in {checkpoint.path} are not finite")
     return Subject(checkpoint, predictor_of(checkpoint, network))
@@ -73,8 +78,7 @@ def own_sequences(
     if isinstance(config.data, SumModConfig):
         digits, lengths, labels = draw(config.data, count, generator)
         is_token = torch.arange(digits.shape[1]) < lengths.unsqueeze(1)
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        return Sequences(digits[is_token].int(), offsets, labels)
+        return Sequences(digits[is_token].int(), offsets_of(lengths), labels)
 
     dataset = held_out_data(subject.checkpoint, progress=progress, data_dir=data_dir)
     if dataset is None:

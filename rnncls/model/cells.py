@@ -4,7 +4,7 @@ Training never comes here: its engines run whole sequences. What looks inside a 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,12 @@ _CELLS: dict[str, Any] = {
     "LSTM": torch.lstm_cell,
 }
 
-
 # What the directions of a layer are called, in their order. Layers have numbers from 0 on, as in
 # the names of PyTorch's weights: weight_ih_l0, weight_ih_l0_reverse.
 DIRECTIONS = ("forward", "reverse")
 
-
-class State(NamedTuple):
-    """What a cell remembers of B sequences: h_t and, for the LSTM, c_t. (B, hidden_size) each."""
-
-    hidden: Tensor
-    cell: Tensor | None = None
+# What a network remembers between two time steps: (h_t,) or, of the LSTM, (h_t, c_t).
+State = tuple[Tensor, ...]
 
 
 def weights_of(rnn: nn.RNNBase, layer: int, direction: int) -> Sequence[Tensor]:
@@ -37,18 +32,22 @@ def weights_of(rnn: nn.RNNBase, layer: int, direction: int) -> Sequence[Tensor]:
     return weights
 
 
-def zero_state(rnn: nn.RNNBase, num_sequences: int) -> State:
-    """Return h_0 = 0 and, for the LSTM, c_0 = 0."""
-    zeros = rnn.get_parameter("weight_hh_l0").new_zeros(num_sequences, rnn.hidden_size)
-    return State(zeros, zeros if rnn.mode == "LSTM" else None)
+def zero_state(rnn: nn.RNNBase, data: Tensor, *sizes: int) -> State:
+    """Return h_0 = 0 and, for the LSTM, c_0 = 0: (*sizes, hidden_size) each, of the kind of `data`.
+
+    A cell wants (B, hidden_size), and a layer (num_directions, B, hidden_size).
+    """
+    zeros = data.new_zeros(*sizes, rnn.hidden_size)
+    return (zeros, zeros) if rnn.mode == "LSTM" else (zeros,)
 
 
 def step(mode: str, weights: Sequence[Tensor], inputs: Tensor, state: State) -> State:
-    """Return the state after one more token, from its input (B, input_size).
+    """Return the state after one more token, (B, hidden_size), from its input (B, input_size).
 
     `mode` is that of the nn.RNNBase, and `weights` those of `weights_of`.
     """
     cell = _CELLS[mode]
     if mode == "LSTM":
-        return State(*cell(inputs, [state.hidden, state.cell], *weights))
-    return State(cell(inputs, state.hidden, *weights))
+        return tuple(cell(inputs, state, *weights))
+    (hidden,) = state
+    return (cell(inputs, hidden, *weights),)

@@ -1,9 +1,6 @@
 """The classifier: an embedding, then nn.RNN, nn.LSTM or nn.GRU, then a linear head."""
 
 import threading
-import warnings
-from collections.abc import Sequence
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -14,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnncls.config import Config, number
 from rnncls.config import sizes as sizes_of
 from rnncls.data import Padded
+from rnncls.model.layers import ignore_compaction, outputs_of_layer
 from rnncls.model.recurrence import PackedRNN
 from rnncls.seeds import mix
 
@@ -21,14 +19,6 @@ from rnncls.seeds import mix
 _DRAWING = threading.Lock()
 
 _MODULES: dict[str, Any] = {"rnn": PackedRNN, "lstm": nn.LSTM, "gru": nn.GRU}
-
-# The functions that nn.RNN, nn.LSTM and nn.GRU call, by the name in their `mode`.
-_RNN_FUNCTIONS: dict[str, Any] = {
-    "RNN_TANH": torch.rnn_tanh,
-    "RNN_RELU": torch.rnn_relu,
-    "LSTM": torch.lstm,
-    "GRU": torch.gru,
-}
 
 
 class RNNClassifier(nn.Module):
@@ -163,73 +153,6 @@ class RNNClassifier(nn.Module):
             finals.append(final[0])
 
         return data, torch.cat(finals)
-
-
-def outputs_of_layer(
-    rnn: nn.RNNBase,
-    layer: int,
-    data: Tensor,
-    batch_sizes: Tensor | None,
-    start: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """Run one layer of a torch.nn module, without dropout.
-
-    `data` is packed, (S, width), with its batch sizes, or padded, (T, B, width), with None. `start`
-    is h_0, and for the LSTM c_0, in a list, (num_directions, B, hidden_size) each; None for zeros.
-
-    Returns the outputs, (S, D * H) or (T, B, D * H) for D directions, and the final states in the
-    form of `start`. Sequences stand longest first.
-    """
-    num_directions = 2 if rnn.bidirectional else 1
-    if start is None:
-        num_sequences = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
-        zeros = data.new_zeros(num_directions, num_sequences, rnn.hidden_size)
-        start = [zeros, zeros] if rnn.mode == "LSTM" else [zeros]
-
-    # torch.nn keeps one list of weights for each layer and direction, in this order.
-    first = layer * num_directions
-    directions = rnn.all_weights[first : first + num_directions]
-    weights = list(chain.from_iterable(directions))
-
-    # weights, has_biases, num_layers, dropout, train, bidirectional
-    options = (weights, rnn.bias, 1, 0.0, True, rnn.bidirectional)
-    run = _RNN_FUNCTIONS[rnn.mode]
-    state = start if rnn.mode == "LSTM" else start[0]
-    if batch_sizes is None:
-        batch_first = False
-        outputs, *finals = run(data, state, *options, batch_first)
-    else:
-        outputs, *finals = run(data, batch_sizes, state, *options)
-    return outputs, finals
-
-
-def outputs_of_direction(
-    rnn: nn.RNNBase, layer: int, direction: int, data: Tensor, start: Sequence[Tensor]
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """Run one direction of one layer of a torch.nn module over one sequence, without dropout.
-
-    `data` (T, width) stands in the order in which the direction reads it: in reverse, the last
-    token first. `start` is h_0, and for the LSTM c_0, in a list, (1, 1, H) each.
-
-    Returns the outputs (T, H) in that order, and the final states in the form of `start`. Unlike
-    that of packed rows, its derivative takes time linear in T for every cell.
-    """
-    num_directions = 2 if rnn.bidirectional else 1
-    weights = rnn.all_weights[layer * num_directions + direction]
-    state = start if rnn.mode == "LSTM" else start[0]
-
-    # weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
-    options = (weights, rnn.bias, 1, 0.0, True, False, False)
-    outputs, *finals = _RNN_FUNCTIONS[rnn.mode](data.unsqueeze(1), state, *options)
-    return outputs.squeeze(1), finals
-
-
-def ignore_compaction() -> None:
-    """Ignore PyTorch's warning that weights are copied together for each call of cuDNN.
-
-    cuDNN wants the weights of a call in one chunk of memory, which those of a single layer are not.
-    """
-    warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
 
 
 def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClassifier:

@@ -1,14 +1,14 @@
 """Measures what happens inside a network: states, saturation, and the gradient through time.
 
+What becomes of the gradient on its way back, gradient_flow.py says.
+
 Everything here takes a network and packed sequences, and changes neither: training can call it
 beside a step. Letters as in recurrence.py: S tokens in all, of B sequences, hidden_size H, D
 directions; packed rows stand time step by time step, longest sequence first.
 """
 
-import math
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,16 +16,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.data.sequences import Sequences, rows_of_batches
 from rnncls.model.cells import State, step, weights_of, zero_state
-from rnncls.model.classifier import RNNClassifier, outputs_of_layer
+from rnncls.model.classifier import RNNClassifier
+from rnncls.model.layers import outputs_of_layer
 from rnncls.model.losses import sequence_losses
 from rnncls.model.recurrence import last_rows
 
 SATURATED = 0.99  # of |tanh|
-
-# Of the gradient at the last step. A step that gets less learns nothing beside the last one, and
-# one that gets more drowns it.
-VANISHING = 1e-4
-EXPLODING = 1e2
 
 
 class LayerStates(NamedTuple):
@@ -117,11 +113,11 @@ def _tapped(
     order = range(len(sizes))
     steps = reversed(order) if direction == 1 else order
     hidden: dict[int, Tensor] = {}
-    state = zero_state(rnn, 0)
+    state = zero_state(rnn, inputs, 0)
     for t in steps:
-        state = step(rnn.mode, weights, inputs_of[t], _resized(state, sizes[t]))
-        state = state._replace(hidden=state.hidden + taps_of[t])
-        hidden[t] = state.hidden
+        new_hidden, *cell = step(rnn.mode, weights, inputs_of[t], _resized(state, sizes[t]))
+        hidden[t] = new_hidden + taps_of[t]
+        state = (hidden[t], *cell)
     return torch.cat([hidden[t] for t in order])
 
 
@@ -133,126 +129,7 @@ def _resized(state: State, size: int) -> State:
             return part[:size]
         return torch.cat([part, part.new_zeros(size - len(part), part.shape[1])])
 
-    return State(*(None if part is None else resized(part) for part in state))  # type: ignore[arg-type]
-
-
-class Flow(NamedTuple):
-    """How much of the gradient reaches the states of one layer and direction.
-
-    K is the length of the longest sequence. Index k stands for the states that are k steps before
-    the end of their sequence; where a layer runs in reverse, its end is the first token.
-    """
-
-    counts: Tensor  # how many sequences are longer than k, (K,)
-
-    # The mean over those sequences of |dL/dh|, each with the loss of its own, (K,) in nats.
-    norms: Tensor
-
-    # The same mean divided by that of the same sequences at their last step, (K,): 1 at k = 0. NaN
-    # where theirs is 0. Without the same sequences, this would tell how sure the network is of long
-    # ones.
-    ratios: Tensor
-
-
-Kind = Literal["vanishing", "exploding", "vanishing and exploding", "neither", "zero", "not finite"]
-
-
-class Verdict(NamedTuple):
-    """What becomes of a gradient on its way back through time."""
-
-    # neither: between the two thresholds. zero: nothing reaches even the last step.
-    kind: Kind
-    vanishing_from: int | None  # the first distance whose ratio is below VANISHING
-    exploding_from: int | None  # the first distance whose ratio is above EXPLODING
-
-
-def flow_of(gradient: Tensor, batch_sizes: Tensor, reverse: bool) -> Flow:
-    """Return how much of a gradient dL/dh_t (S, H), packed, stands at each distance from the end.
-
-    The result is in float64, on the CPU: the square of a small float32 would be 0.
-    """
-    norms = torch.linalg.vector_norm(gradient.detach().double(), dim=1).cpu()
-    distances = distances_from_end(batch_sizes, reverse)
-
-    # At distance 0 stand all sequences, each once.
-    at_end = distances == 0
-    numbers = sequence_numbers(batch_sizes)
-    last = torch.empty(int(batch_sizes[0]), dtype=norms.dtype)
-    last[numbers[at_end]] = norms[at_end]
-
-    counts = torch.bincount(distances)
-    sums = torch.bincount(distances, norms)
-    sums_of_last = torch.bincount(distances, last[numbers])
-    return Flow(counts, sums / counts, sums / sums_of_last)
-
-
-def verdict_of(flow: Flow) -> Verdict:
-    """Return whether the gradient vanishes or explodes on its way."""
-    last = float(flow.norms[0])
-    if not math.isfinite(last):
-        return Verdict("not finite", None, None)
-    if last == 0:
-        return Verdict("zero", None, None)
-
-    # Of finite weights only: what is not finite on the way has outgrown the numbers. A NaN where
-    # the sequences that are so long have no gradient at all says nothing.
-    outgrown = ~flow.norms.isfinite()
-    vanishing = _first(flow.ratios < VANISHING)
-    exploding = _first((flow.ratios > EXPLODING) | outgrown)
-    kinds = {
-        (False, False): "neither",
-        (True, False): "vanishing",
-        (False, True): "exploding",
-        (True, True): "vanishing and exploding",
-    }
-    kind = kinds[vanishing is not None, exploding is not None]
-    return Verdict(kind, vanishing, exploding)  # type: ignore[arg-type]
-
-
-def verdict_in_all(verdicts: Iterable[Verdict]) -> Kind:
-    """Return one kind for all layers and directions.
-
-    Those whose gradient is zero do not count among others.
-    """
-    kinds = {verdict.kind for verdict in verdicts}
-    if "not finite" in kinds:
-        return "not finite"
-    if kinds == {"zero"}:
-        return "zero"
-
-    vanishing = bool(kinds & {"vanishing", "vanishing and exploding"})
-    exploding = bool(kinds & {"exploding", "vanishing and exploding"})
-    if vanishing and exploding:
-        return "vanishing and exploding"
-    if vanishing:
-        return "vanishing"
-    return "exploding" if exploding else "neither"
-
-
-def _first(conditions: Tensor) -> int | None:
-    """Return the first index at which a condition holds."""
-    indices = conditions.nonzero()
-    return int(indices[0]) if len(indices) else None
-
-
-def sequence_numbers(batch_sizes: Tensor) -> Tensor:
-    """Return which sequence each token belongs to, (S,), packed; the longest one is number 0."""
-    # Row i of a step belongs to sequence i.
-    return torch.cat([torch.arange(size) for size in batch_sizes.tolist()])
-
-
-def distances_from_end(batch_sizes: Tensor, reverse: bool) -> Tensor:
-    """Return how many steps of its sequence come after each token, (S,), packed.
-
-    In reverse, those steps are the tokens before it.
-    """
-    sizes = batch_sizes.tolist()
-    positions = torch.repeat_interleave(torch.arange(len(sizes)), batch_sizes)
-    if reverse:
-        return positions
-
-    lengths = positions[last_rows_of(batch_sizes)] + 1
-    return lengths[sequence_numbers(batch_sizes)] - 1 - positions
+    return tuple(map(resized, state))
 
 
 def last_rows_of(batch_sizes: Tensor) -> Tensor:
@@ -305,33 +182,6 @@ def summaries_of(network: RNNClassifier, sequences: Sequences) -> Tensor:
         summary = summary_of(states_of(network, tokens)[-1].directions, tokens.batch_sizes)
         summaries[rows] = summary[tokens.unsorted_indices].cpu()
     return summaries
-
-
-def distinct_prefixes(sequences: Sequences) -> Tensor:
-    """Return the places where different prefixes end, (P,), each prefix once.
-
-    A place is that of a token in `sequences.tokens`.
-    """
-    # Each prefix has a number: a prefix is the one before it and one more token.
-    number_of: dict[tuple[int, int], int] = {}
-    places = []
-    tokens = sequences.tokens.tolist()
-    for first, last in pairwise(sequences.offsets.tolist()):
-        prefix = 0
-        for place in range(first, last):
-            longer = (prefix, tokens[place])
-            if longer not in number_of:
-                number_of[longer] = len(number_of) + 1
-                places.append(place)
-            prefix = number_of[longer]
-    return torch.tensor(places, dtype=torch.int64)
-
-
-def running_sums(sequences: Sequences, modulus: int) -> Tensor:
-    """Return the sum of each token and those before it in its sequence, modulo N, (L,)."""
-    sums = sequences.tokens.long().cumsum(0)
-    before = torch.cat([torch.zeros(1, dtype=torch.int64), sums])[sequences.offsets[:-1]]
-    return (sums - before.repeat_interleave(sequences.lengths)) % modulus
 
 
 @torch.no_grad()

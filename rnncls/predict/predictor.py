@@ -9,7 +9,7 @@ given, and writing.py writes what was predicted.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from rnncls.config import Config, FilesConfig
-from rnncls.data import Batch, Vocabulary, pack
+from rnncls.data import Vocabulary
 from rnncls.data.cells import sequence_of, tokens_of
 from rnncls.data.sequences import cut_for_evaluation
 from rnncls.data.vocabulary import are_integers, truncate
 from rnncls.errors import DataError, NonFiniteError, Problem
 from rnncls.model.classifier import RNNClassifier
-from rnncls.predict.long_sequences import is_streamed, logits_of_long, too_long_for
+from rnncls.predict.logits import logits_of
+from rnncls.predict.long_sequences import too_long_for
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.checkpoint_files import load_checkpoint
 
@@ -312,11 +313,7 @@ def predict_ids(predictor: Predictor, ids: list[list[int]], top_k: int = 1) -> l
 def _predict_batch(predictor: Predictor, ids: list[list[int]], top_k: int) -> Iterator[Prediction]:
     """Yield the predictions for a few sequences, in their order."""
     # (B, N)
-    network = predictor.network
-    if is_streamed(network, ids):
-        logits = logits_of_long(network, ids[0])
-    else:
-        logits = network(_packed(ids).to(network.device).tokens)
+    logits = logits_of(predictor.network, ids)
 
     # (B, top_k) each, best first.
     classes = _likeliest(logits, top_k)
@@ -328,19 +325,6 @@ def _predict_batch(predictor: Predictor, ids: list[list[int]], top_k: int) -> It
         top = list(zip(map(label_of, numbers), of_numbers, strict=True))
         label, probability = top[0]
         yield Prediction(label, probability, top)
-
-
-def _packed(ids: list[list[int]]) -> Batch:
-    """Return B sequences as a batch."""
-    # One array of all ids, (S,), from which all rows are filled, (B, T): making a tensor of each
-    # list takes longer.
-    tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int64)
-    lengths = torch.tensor([len(sequence) for sequence in ids])
-    padded = torch.zeros(len(ids), int(lengths.max()), dtype=torch.int64)
-    padded[torch.arange(padded.shape[1]) < lengths[:, None]] = torch.from_numpy(tokens)
-
-    # Labels are required and not read.
-    return pack(padded, lengths, labels=torch.zeros(len(ids)))
 
 
 def _likeliest(logits: Tensor, top_k: int) -> Tensor:

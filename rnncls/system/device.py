@@ -73,6 +73,17 @@ def describe(device: torch.device) -> str:
     return f"{device}, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def set_threads(count: int | None) -> None:
+    """Let each operation on the CPU use so many threads, for the whole process.
+
+    None leaves torch's own choice: a thread for each core. One time step of a small model is so
+    little work that several threads mostly wait for each other, and the longer the busier the cores
+    are.
+    """
+    if count is not None:
+        torch.set_num_threads(count)
+
+
 def make_deterministic() -> None:
     """Make CUDA compute the same bits every time, for the whole process, at some cost in speed.
 

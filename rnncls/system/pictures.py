@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnncls.errors import on_one_line
-from rnncls.system.files import new_file
-from rnncls.system.refusals import writing
-from rnncls.system.rows import shortened
+from rnncls.system.refusals import write_whole
+from rnncls.system.shown import on_short_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +22,7 @@ def in_picture(text: str, most: int) -> str:
     It must be drawn with `parse_math=False`: it is text, even if it looks like a formula, and half
     a formula is an error.
     """
-    # Shortened before, because it may be of any length, and after, because an escape is longer.
-    return shortened(on_one_line(shortened(text, most)), most)
+    return on_short_line(text, most)
 
 
 def add_legend(axes: "Axes", most: int, **options: Any) -> None:
@@ -54,9 +51,7 @@ def png_of(figure: "Figure") -> bytes:
 
 def write_png(figure: "Figure", path: Path) -> None:
     """Write the picture as a PNG, whole or not at all. Raises: WriteError."""
-    content = png_of(figure)
-    with writing(path), new_file(path) as file:
-        file.buffer.write(content)
+    write_whole(path, png_of(figure))
 
 
 def pixels_of(figure: "Figure") -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":

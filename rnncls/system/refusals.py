@@ -15,6 +15,7 @@ from rnncls.errors import (
     as_out_of_memory,
     limit_reached,
 )
+from rnncls.system.files import new_file
 
 # A limit of the machine was reached; another place to write would not help.
 _LIMITS = (errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE)
@@ -52,6 +53,12 @@ def writing(path: Path, what: str = "cannot write", needed: int = 0) -> Iterator
             space = ""
             remedy = "another folder; what was saved before is unharmed"
         raise WriteError(Problem(what, str(path), found=space, remedy=remedy, id="R9")) from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that somebody asked for, whole or not at all. Raises: WriteError."""
+    with writing(path), new_file(path) as file:
+        file.buffer.write(content)
 
 
 def error_of_machine(error: Exception) -> RnnclsError | None:

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -115,21 +115,6 @@ class _LineEnds:
     def write(self, row: str) -> int:
         """Write a row, which ends in CRLF."""
         return self._write(row[:-2] + "\n")
-
-
-def aligned(rows: Sequence[Sequence[str]], texts: int = 0) -> list[str]:
-    """Return the rows of a table as lines of columns, of which the first `texts` begin at the left.
-
-    The other columns hold numbers, which end at the right. A header is a row like any other.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = []
-        for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            cells.append(cell.ljust(width) if number < texts else cell.rjust(width))
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def text_of(sequence: Any) -> str:

@@ -1,7 +1,5 @@
 """Make the state of a run: a fresh one, or the one that a checkpoint holds."""
 
-import torch
-
 from rnncls.config import FilesConfig
 from rnncls.data import Task
 from rnncls.errors import CheckpointError, Problem
@@ -10,7 +8,7 @@ from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.restore import fitting_weights, is_finite, restore_optimizer
 from rnncls.steps.optim import build_optimizer, state_names
 from rnncls.steps.state import TrainState
-from rnncls.system.device import make_deterministic, resolve_device, set_precision
+from rnncls.system.device import make_deterministic, resolve_device, set_precision, set_threads
 from rnncls.system.streams import say
 
 
@@ -25,8 +23,7 @@ def new_state(task: Task, source: Checkpoint | None = None) -> TrainState:
     weights = None if source is None else fitting_weights(source, config, task.sizes)
 
     # Before CUDA is first used: it reads some of these settings only then.
-    if config.train.num_threads is not None:
-        torch.set_num_threads(config.train.num_threads)
+    set_threads(config.train.num_threads)
     if config.train.deterministic:
         make_deterministic()
     set_precision(config.train.precision)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from rnncls.config import Config, SumModConfig, number
 from rnncls.data import Block, Task
-from rnncls.model.classifier import ignore_compaction
+from rnncls.model.layers import ignore_compaction
 from rnncls.steps.captured.engine import warn_of_eager_steps
 from rnncls.steps.captured.graphs import (
     Graphs,

@@ -1,40 +1,11 @@
-"""The gradient through time of a trained model: how much of it reaches each earlier step."""
+"""The gradient through time, as text and as JSON."""
 
-import copy
 import math
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-from rnncls.config import Config, number
-from rnncls.data.sequences import Sequences
-from rnncls.inspect.subject import Subject, own_sequences
-from rnncls.model.cells import DIRECTIONS
-from rnncls.model.classifier import RNNClassifier
-from rnncls.model.losses import sequence_losses
-from rnncls.model.probes import (
-    EXPLODING,
-    VANISHING,
-    Flow,
-    Kind,
-    Verdict,
-    flow_of,
-    gradients_through_time,
-    verdict_in_all,
-    verdict_of,
-)
-from rnncls.system.rows import aligned
-
-COUNT = 64  # sequences that are measured together
-
-# What the states of all steps may take, which are in memory together for the way back, and the most
-# steps of a sequence: each costs a fraction of a millisecond.
-MOST_BYTES = 2**27
-MOST_STEPS = 2**12
+from rnncls.model.gradient_flow import EXPLODING, VANISHING, Flow, Kind, Verdict
+from rnncls.system.shown import aligned, ends_of
 
 MOST_ROWS = 40  # of a table
 MOST_COLUMNS = 6  # of a table: what fits into 80 columns of a terminal
@@ -73,8 +44,6 @@ class LayerGradients(NamedTuple):
 class Gradients:
     """|dL/dh_t| by layer, direction and distance from the end, over sequences of the own data."""
 
-    checkpoint: Path
-    step: int  # training steps behind it
     num_sequences: int
     num_tokens: int
     cut_to: int | None  # how many of its last tokens a longer sequence was cut to, if one was
@@ -122,10 +91,8 @@ class Gradients:
                 }
             )
         return {
-            "checkpoint": str(self.checkpoint),
-            "step": self.step,
-            "sequences": self.num_sequences,
-            "tokens": self.num_tokens,
+            "num_sequences": self.num_sequences,
+            "num_tokens": self.num_tokens,
             "cut_to": self.cut_to,
             "loss": self.loss,
             "vanishing_below": VANISHING,
@@ -162,15 +129,15 @@ class Gradients:
 
         rows = [header]
         num_distances = len(shown[0].flow.norms)
-        for distance in _shown_distances(num_distances):
+        for distance in ends_of(num_distances, MOST_ROWS // 2, MOST_ROWS // 2):
             if distance is None:
                 rows.append(["..."] * len(header))
                 continue
             row = [f"{distance:,}", f"{int(shown[0].flow.counts[distance]):,}"]
             for layer in shown:
-                row.append(_number(layer.flow.norms[distance].item()))
+                row.append(_power(layer.flow.norms[distance].item()))
                 if has_ratios:
-                    row.append(_number(layer.flow.ratios[distance].item()))
+                    row.append(_power(layer.flow.ratios[distance].item()))
             rows.append(row)
 
         lines = aligned(rows)
@@ -187,8 +154,8 @@ class Gradients:
                 [
                     self.name(layer),
                     layer.verdict.kind,
-                    _number(min(ratios, default=math.nan)),
-                    _number(max(ratios, default=math.nan)),
+                    _power(min(ratios, default=math.nan)),
+                    _power(max(ratios, default=math.nan)),
                     _distance(layer.verdict.vanishing_from),
                     _distance(layer.verdict.exploding_from),
                 ]
@@ -201,117 +168,7 @@ class Gradients:
         return lines
 
 
-def gradients_of(subject: Subject, data_dir: Path | None = None) -> Gradients:
-    """Measure the gradient through time on up to 64 sequences of the model's own data.
-
-    A copy of the network in float64, on the CPU, is measured: a trained one is so sure that p - y
-    is 0 in float32. Of long sequences there are fewer, and of very long ones the last tokens alone,
-    run as if nothing came before them: the states of all steps are in memory together.
-
-    Raises: DataError if files are missing or bad. CheckpointError if they have changed.
-    """
-    all_sequences = own_sequences(subject, COUNT, progress=True, data_dir=data_dir)
-    most_tokens = MOST_BYTES // _bytes_per_token(subject.network)
-    most_steps = max(1, min(MOST_STEPS, most_tokens))
-    sequences = bounded(all_sequences, most_steps, most_tokens)
-
-    # The weights' own gradients are not asked for, and nothing need be kept for them.
-    network = copy.deepcopy(subject.network).cpu().double().requires_grad_(False)
-    batch = sequences.batch(torch.arange(len(sequences)))
-    with torch.no_grad():
-        loss = sequence_losses(network(batch.tokens), batch.labels).mean().item()
-
-    layers = []
-    for number_of_layer, gradients in enumerate(
-        gradients_through_time(network, batch.tokens, batch.labels)
-    ):
-        for reverse, gradient in enumerate(gradients):
-            flow = flow_of(gradient, batch.tokens.batch_sizes, reverse=bool(reverse))
-            direction = DIRECTIONS[reverse]
-            layers.append(LayerGradients(number_of_layer, direction, flow, verdict_of(flow)))
-
-    kind = verdict_in_all(layer.verdict for layer in layers)
-    is_cut = int(all_sequences.lengths.max()) > most_steps
-    return Gradients(
-        checkpoint=subject.checkpoint.path,
-        step=subject.predictor.step,
-        num_sequences=len(sequences),
-        num_tokens=len(sequences.tokens),
-        cut_to=most_steps if is_cut else None,
-        loss=loss,
-        layers=layers,
-        kind=kind,
-        remedies=remedies_of(kind, subject.checkpoint.config),
-    )
-
-
-def remedies_of(kind: Kind, config: Config) -> list[str]:
-    """Return what could help, as settings that this run does not have yet."""
-    if kind not in ("vanishing", "exploding", "vanishing and exploding"):
-        return []
-
-    model = config.model
-    remedies = []
-    if kind != "vanishing":
-        clip = config.train.max_grad_norm
-        if clip is None:
-            remedies.append("train.max_grad_norm=1, which clips the gradient (now null)")
-        else:
-            remedies.append(f"train.max_grad_norm below {clip:g}, which clips the gradient now")
-        gain = number(model.init_gain)
-        if gain > 1:
-            remedies.append(f"model.init_gain=1, smaller weights to begin with (now {gain:g})")
-
-    if model.recurrent_init != "orthogonal":
-        now = f"(now {model.recurrent_init})"
-        remedies.append(f"model.recurrent_init=orthogonal, which keeps lengths {now}")
-    if model.cell == "rnn":
-        remedies.append("model.cell=gru or lstm, whose gates let the gradient pass (now rnn)")
-
-    longest = config.data.max_length
-    now = "no limit" if longest is None else f"{longest:,}"
-    remedies.append(f"shorter sequences, at first: data.max_length (now {now})")
-    return remedies
-
-
-def bounded(sequences: Sequences, most_steps: int, most_tokens: int) -> Sequences:
-    """Return the last tokens of the first sequences, within both bounds; of one at least.
-
-    `most_steps` is for each sequence, `most_tokens` for all of them together.
-    """
-    kept: list[Tensor] = []
-    num_tokens = 0
-    for start, end in pairwise(sequences.offsets.tolist()):
-        tokens = sequences.tokens[max(start, end - most_steps) : end]
-        num_tokens += len(tokens)
-        if kept and num_tokens > most_tokens:
-            break
-        kept.append(tokens)
-
-    lengths = torch.tensor([0, *map(len, kept)])
-    return Sequences(torch.cat(kept), lengths.cumsum(0), sequences.labels[: len(kept)])
-
-
-def _bytes_per_token(network: RNNClassifier) -> int:
-    """Return about how much is kept of each token until its gradient is known."""
-    rnn = network.rnn
-    # Of each direction of a layer: its gates; h, c, their sums and gradients. In float64.
-    gates = rnn.get_parameter("weight_hh_l0").shape[0]
-    of_direction = 2 * gates + 8 * rnn.hidden_size
-    return 8 * (
-        network.embedding.embedding_dim + rnn.num_layers * network.num_directions * of_direction
-    )
-
-
-def _shown_distances(count: int) -> list[int | None]:
-    """Return the distances of a table of at most 40 rows; None stands for those left out."""
-    if count <= MOST_ROWS:
-        return list(range(count))
-    half = MOST_ROWS // 2
-    return [*range(half), None, *range(count - half, count)]
-
-
-def _number(value: float) -> str:
+def _power(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1e}"
 
 

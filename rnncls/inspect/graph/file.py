@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnncls.errors import on_one_line
-from rnncls.inspect.graph import Graph, title_of
-from rnncls.inspect.graph_plot import svg_of
-from rnncls.inspect.graph_text import dot_of, mermaid_of
-from rnncls.system.files import new_file
-from rnncls.system.refusals import writing
-from rnncls.system.rows import aligned
+from rnncls.inspect.graph.graph import Graph, title_of
+from rnncls.inspect.graph.plot import svg_of
+from rnncls.inspect.graph.text import dot_of, mermaid_of
+from rnncls.system.refusals import write_whole
+from rnncls.system.shown import aligned
 
 
 class WrittenGraph(NamedTuple):
@@ -68,8 +67,7 @@ def write_graph(graph: Graph, path: Path) -> WrittenGraph:
     else:
         content = mermaid_of(graph).encode()
 
-    with writing(path), new_file(path) as file:
-        file.buffer.write(content)
+    write_whole(path, content)
     return WrittenGraph(graph, path)
 
 

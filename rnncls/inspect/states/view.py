@@ -1,57 +1,17 @@
-"""What the states of a network encode: which planes through them show it, and how well."""
+"""Planes through the states of a network, as text and as JSON."""
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from rnncls.config import SumModConfig
-from rnncls.data.sequences import Sequences
-from rnncls.errors import DataError, NonFiniteError, Problem
-from rnncls.inspect.planes import (
-    Halves,
-    Plane,
-    accuracy_everywhere,
-    discriminant_plane,
-    fisher_whitening,
-    frequency_planes,
-    halves_of,
-    principal_plane,
-    shrunk_whitening,
-    told_apart,
-)
-from rnncls.inspect.subject import Subject, own_sequences
-from rnncls.model.cells import DIRECTIONS
-from rnncls.model.probes import (
-    distinct_prefixes,
-    eigenvalues_of,
-    running_sums,
-    states_after,
-    summaries_of,
-)
-from rnncls.seeds import mix
-from rnncls.system.rows import aligned
-from rnncls.system.streams import say
+from rnncls.inspect.states.halves import Halves
+from rnncls.inspect.states.planes import Plane, told_apart
+from rnncls.predict.predictor import Label
+from rnncls.system.shown import aligned
 
-NUM_SEQUENCES = 4000
-
-# Of generated sequences, which may be of any length: so many tokens in all, and of each sequence.
-MOST_TOKENS = 2**18
-MOST_LENGTH = 2**16
-
-# Of prefixes, so that states of any width fit in memory.
-MOST_STATES = 20_000
-
-MOST_FREQUENCIES = 5  # planes that are drawn
 MOST_IN_ORDER = 12  # classes that are named in a sentence
-
-# What the states are.
-PREFIXES = "The last layer's state after a prefix"
-SUMMARIES = "What the head sees of a sequence"
 
 # What a plane has a share of, in the table.
 SHARES = {
@@ -60,12 +20,10 @@ SHARES = {
     "principal": "of the variance",
 }
 
-# From here on a plane is said to show the answer, and below the middle one it is said not to.
+# Accuracies: from SHOWS on a plane is said to show the answer, and what is better than chance, or
+# than another plane, by less than BETTER is said not to be.
 SHOWS = 0.9
 BETTER = 0.2
-
-# Which block of W_hh the eigenvalues are those of.
-MATRICES = {"RNN_TANH": "W_hh", "RNN_RELU": "W_hh", "LSTM": "W_hg", "GRU": "W_hn"}
 
 
 class Memory(NamedTuple):
@@ -94,7 +52,7 @@ class States:
     unit: str  # of which there are many different ones: prefixes or sequences
     encoded: str  # what the classes are: "running sum modulo 10"
     modulus: int | None  # N, where classes are numbers modulo N
-    labels: tuple[str, ...]  # of the classes in `halves`
+    labels: tuple[Label, ...]  # of the classes in `halves`
     halves: Halves
     planes: list[Plane]  # the best one first, the principal one last
     num_more: int  # planes of frequencies that are left out
@@ -239,7 +197,7 @@ class States:
             "classes": list(self.labels),
             "num_fit": len(self.halves.fit),
             "num_held_out": len(self.halves.held_out),
-            "classes_left_out": self.num_left_out,
+            "num_classes_left_out": self.num_left_out,
             "chance": self.chance,
             "accuracy_in_all_directions": self.accuracy_everywhere,
             "planes": [self._plane_json(plane) for plane in self.planes],
@@ -274,148 +232,3 @@ class States:
 def _percent(share: float) -> str:
     """Return a share as a person reads it; it may be that of nothing."""
     return "-" if math.isnan(share) else f"{100 * share:.1f} %"
-
-
-def states_shown(subject: Subject, progress: bool = False, data_dir: Path | None = None) -> States:
-    """Return what the states of a model encode, on sequences of its own data.
-
-    A model of one direction on `sum_mod` has a state after every prefix that should tell its sum.
-    For any other, it is what the head sees of a whole sequence.
-
-    Raises: DataError if there are too few states of different classes, or files are missing or bad.
-    CheckpointError if they have changed. NonFiniteError if the states are NaN or infinite.
-    """
-    data = subject.checkpoint.config.data
-    seed = subject.checkpoint.config.seed
-    modulus = data.modulus if isinstance(data, SumModConfig) else None
-
-    # Generated sequences are drawn at their longest, whatever fits in memory.
-    count = NUM_SEQUENCES
-    if isinstance(data, SumModConfig):
-        count = max(1, min(count, MOST_TOKENS // data.max_length))
-    sequences = own_sequences(subject, count, progress, data_dir)
-
-    of_prefixes = modulus is not None and subject.network.num_directions == 1
-    if modulus is not None and of_prefixes:
-        states, classes = _of_prefixes(subject, sequences, modulus, seed)
-        encoded = f"running sum modulo {modulus:,}"
-    else:
-        states, classes = _of_sequences(subject, sequences)
-        encoded = "class" if modulus is None else f"sum modulo {modulus:,}"
-
-    unit = "prefixes" if of_prefixes else "sequences"
-    num_classes = len(subject.predictor.labels)
-    halves = halves_of(states.double().numpy(), classes.numpy(), seed)
-    _require_states(halves, len(states), num_classes, unit)
-    memories = _memories_of(subject)
-    _require_finite(subject, states, memories)
-
-    if modulus is not None and of_prefixes:
-        planes = frequency_planes(halves, modulus)
-        num_more = modulus // 2 - len(planes[:MOST_FREQUENCIES])
-        planes = planes[:MOST_FREQUENCIES]
-        whitening = fisher_whitening(halves)
-    else:
-        planes = [discriminant_plane(halves)]
-        num_more = 0
-        whitening = shrunk_whitening(halves)
-
-    labels = subject.predictor.labels
-    return States(
-        what=PREFIXES if of_prefixes else SUMMARIES,
-        unit=unit,
-        encoded=encoded,
-        modulus=modulus,
-        labels=tuple(str(labels[number]) for number in halves.numbers),
-        halves=halves,
-        planes=[*planes, principal_plane(halves)],
-        num_more=num_more,
-        accuracy_everywhere=accuracy_everywhere(halves, whitening),
-        num_left_out=num_classes - halves.num_classes,
-        memories=memories,
-        matrix=MATRICES[subject.network.rnn.mode],
-    )
-
-
-def _of_prefixes(
-    subject: Subject, sequences: Sequences, modulus: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Return the states after different prefixes, (P, H), and their sums modulo N, (P,)."""
-    sequences = _beginnings(sequences, MOST_LENGTH)
-    places = distinct_prefixes(sequences)
-    if len(places) > MOST_STATES:
-        generator = torch.Generator().manual_seed(mix(seed, "prefixes"))
-        chosen = torch.randperm(len(places), generator=generator)[:MOST_STATES]
-        places = places[chosen.sort().values]
-    states = states_after(subject.network, sequences, places)
-    return states, running_sums(sequences, modulus)[places]
-
-
-def _of_sequences(subject: Subject, sequences: Sequences) -> tuple[Tensor, Tensor]:
-    """Return the summaries of different sequences, (R, D * H), and their classes, (R,)."""
-    first_of: dict[bytes, int] = {}
-    tokens = sequences.tokens.numpy()
-    num_long = 0
-    for row, length in enumerate(sequences.lengths.tolist()):
-        if length > MOST_LENGTH:
-            num_long += 1
-            continue
-        begin = int(sequences.offsets[row])
-        first_of.setdefault(tokens[begin : begin + length].tobytes(), row)
-
-    if num_long:
-        say(f"rnncls: sequences of more than {MOST_LENGTH:,} tokens are left out: {num_long:,}")
-    different = sequences.select(torch.tensor(list(first_of.values()), dtype=torch.int64))
-    return summaries_of(subject.network, different), different.labels
-
-
-def _beginnings(sequences: Sequences, most: int) -> Sequences:
-    """Return the first `most` tokens of each sequence; the labels stay those of the whole."""
-    lengths = sequences.lengths
-    if int(lengths.max()) <= most:
-        return sequences
-    within = torch.arange(len(sequences.tokens))
-    within -= sequences.offsets[:-1].repeat_interleave(lengths)
-    ends = lengths.clamp(max=most).cumsum(0)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
-    return Sequences(sequences.tokens[within < most], offsets, sequences.labels)
-
-
-def _memories_of(subject: Subject) -> list[Memory]:
-    """Return the eigenvalues of every layer and direction."""
-    network = subject.network
-    memories = []
-    for layer in range(network.rnn.num_layers):
-        for direction in range(network.num_directions):
-            eigenvalues = eigenvalues_of(network, layer, direction).tolist()
-            memories.append(Memory(layer, DIRECTIONS[direction], tuple(eigenvalues)))
-    return memories
-
-
-def _require_states(halves: Halves, num_states: int, num_classes: int, unit: str) -> None:
-    """Raise DataError unless there are states to fit and to hold out, of two classes."""
-    if num_states >= num_classes and halves.num_classes >= 2:
-        return
-    found = f"{num_states:,} different {unit}"
-    if num_states >= num_classes:
-        found += f", and classes with two of them: {halves.num_classes}"
-    raise DataError(
-        Problem(
-            "too few states to look for what they encode",
-            expected=f"one for each of {num_classes:,} classes, and two classes with two of them",
-            found=found,
-            remedy="a run with more sequences of each class, or longer ones",
-            id="D23",
-        )
-    )
-
-
-def _require_finite(subject: Subject, states: Tensor, memories: list[Memory]) -> None:
-    """Raise NonFiniteError if a state or a recurrent matrix is not finite."""
-    radii = torch.tensor([memory.radius for memory in memories])
-    if bool(states.isfinite().all()) and bool(radii.isfinite().all()):
-        return
-    what = "the model's states are not numbers"
-    remedy = "an earlier checkpoint of the run"
-    place = str(subject.checkpoint.path)
-    raise NonFiniteError(Problem(what, place, remedy=remedy, id="K13"))

@@ -42,13 +42,7 @@ def naive_logits(network: RNNClassifier, batch: Rectangle, padding_id: int | Non
     The padding is a token like any other; if `padding_id` is None, vectors of zeros. In reverse the
     padding comes first.
     """
-    data = _embedded(network, batch, padding_id)
-    for layer in range(network.rnn.num_layers):
-        outputs = [
-            _run(network, layer, direction, data) for direction in range(network.num_directions)
-        ]
-        data = torch.cat(outputs, 2)
-    return _logits_of_finals(network, outputs)
+    return _logits_of_finals(network, _embedded(network, batch, padding_id))
 
 
 def masked_logits(network: RNNClassifier, batch: Rectangle) -> Tensor:
@@ -57,14 +51,7 @@ def masked_logits(network: RNNClassifier, batch: Rectangle) -> Tensor:
     h_t = m_t h_new + (1 - m_t) h_(t-1), where m_t is 1 for a token and 0 for padding; c_t as well.
     In reverse the state is still that of zeros when the first token comes.
     """
-    data = _embedded(network, batch, 0)
-    for layer in range(network.rnn.num_layers):
-        outputs = [
-            _run(network, layer, direction, data, batch.is_token)
-            for direction in range(network.num_directions)
-        ]
-        data = torch.cat(outputs, 2)
-    return _logits_of_finals(network, outputs)
+    return _logits_of_finals(network, _embedded(network, batch, 0), batch.is_token)
 
 
 def gathered_logits(network: RNNClassifier, batch: Rectangle) -> Tensor:
@@ -87,7 +74,27 @@ def gathered_logits(network: RNNClassifier, batch: Rectangle) -> Tensor:
     summary = [outputs[0].gather(0, last)[0]]
     # Reversed back, the end of the backward direction is the first time step.
     summary += [backward[0] for backward in outputs[1:]]
-    return _head(network, summary)
+    return _logits_of(network, summary)
+
+
+def _logits_of_finals(
+    network: RNNClassifier, data: Tensor, is_token: Tensor | None = None
+) -> Tensor:
+    """Return the logits (B, N) of the states that are computed last, from data (T, B, width).
+
+    Where `is_token` (T, B) is False, states are carried over.
+    """
+    for layer in range(network.rnn.num_layers):
+        outputs = [
+            _run(network, layer, direction, data, is_token)
+            for direction in range(network.num_directions)
+        ]
+        data = torch.cat(outputs, 2)
+
+    # In reverse, the first time step comes last.
+    summary = [outputs[0][-1]]
+    summary += [backward[0] for backward in outputs[1:]]
+    return _logits_of(network, summary)
 
 
 def _embedded(network: RNNClassifier, batch: Rectangle, padding_id: int | None) -> Tensor:
@@ -121,21 +128,18 @@ def _run(
         order = reversed(range(num_steps))
 
     states = inputs.new_empty(num_steps, num_rows, rnn.hidden_size)
-    state = zero_state(rnn, num_rows)
+    state = zero_state(rnn, inputs, num_rows)
     for t in order:
         new = step(rnn.mode, weights, inputs[t], state)
         state = new if is_token is None else _carried(is_token[t], new, state)
-        states[t] = state.hidden
+        states[t] = state[0]
     return states
 
 
 def _carried(is_token: Tensor, new: State, old: State) -> State:
     """Return the new state of the rows (B,) that read a token, and the old one of the others."""
     mask = is_token.unsqueeze(1)
-    hidden = torch.where(mask, new.hidden, old.hidden)
-    if new.cell is None or old.cell is None:
-        return State(hidden)
-    return State(hidden, torch.where(mask, new.cell, old.cell))
+    return tuple(torch.where(mask, *parts) for parts in zip(new, old, strict=True))
 
 
 def _reversed(data: Tensor, lengths: Tensor) -> Tensor:
@@ -146,14 +150,7 @@ def _reversed(data: Tensor, lengths: Tensor) -> Tensor:
     return data.gather(0, source.unsqueeze(2).expand_as(data))
 
 
-def _logits_of_finals(network: RNNClassifier, outputs: list[Tensor]) -> Tensor:
-    """Return the logits of the last state of each direction, whatever came last."""
-    finals = [outputs[0][-1]]
-    finals += [backward[0] for backward in outputs[1:]]
-    return _head(network, finals)
-
-
-def _head(network: RNNClassifier, summary: list[Tensor]) -> Tensor:
+def _logits_of(network: RNNClassifier, summary: list[Tensor]) -> Tensor:
     """Return the logits (B, N) from the state (B, H) of each direction."""
     logits: Tensor = network.head(torch.cat(summary, 1))
     return logits

@@ -6,8 +6,10 @@ Both have the colours of the picture, which are here because a picture is not al
 import re
 from collections.abc import Iterator, Sequence
 
-from rnncls.inspect.graph import Edge, Graph, Kind, Node, cell_name, title_of
-from rnncls.inspect.graph_layout import Box, layout_of
+from rnncls.inspect.graph.cells import Kind
+from rnncls.inspect.graph.graph import ROUND, Edge, Graph, Node, cell_name, title_of
+from rnncls.inspect.graph.layout import layout_of
+from rnncls.inspect.graph.places import Box
 from rnncls.system.pictures import in_picture
 
 MOST_OF_TOKEN = 12  # characters of a token under its node
@@ -31,7 +33,6 @@ LINE = "#777777"
 # Recurrent edges, by the state that they carry. The two differ in lightness, too.
 RECURRENT = {"h": "#d1495b", "c": "#2e5aac"}
 
-_ROUND = ("token", "operation", "state", "start", "gap")
 _FONT = "Helvetica,Arial,sans-serif"
 
 
@@ -68,7 +69,7 @@ def dot_of(graph: Graph) -> str:
 
 
 def _dot_node(graph: Graph, node: Node, box: Box) -> str:
-    shape = "ellipse" if node.kind in _ROUND else "box"
+    shape = "ellipse" if node.kind in ROUND else "box"
     if node.kind == "gap":
         shape = "plaintext"
     attributes = [
@@ -155,7 +156,7 @@ def _without_second_loops(edges: Sequence[Edge]) -> Iterator[Edge]:
 
 def _mermaid_node(node: Node) -> str:
     text = _mermaid_text(_label(node))
-    shape = f'(["{text}"])' if node.kind in _ROUND else f'["{text}"]'
+    shape = f'(["{text}"])' if node.kind in (*ROUND, "gap") else f'["{text}"]'
     return f"{node.name}{shape}:::{node.kind}"
 
 

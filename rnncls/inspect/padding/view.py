@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from rnncls.errors import on_one_line
 from rnncls.predict.predictor import Label
-from rnncls.system.rows import aligned, shortened
+from rnncls.system.rows import shortened
+from rnncls.system.shown import WIDTH, aligned, counted, on_short_line
 
 MOST_CLASSES = 5  # whose logits are printed
 MOST_OF_NAME = 10  # characters of a label or a token in a table
-WIDTH = 80
 
 
 class Way(NamedTuple):
@@ -83,13 +83,12 @@ class PaddingView:
 
         return {
             "sequences": sequences,
-            "classes": list(self.labels),
             "time_steps": len(self.batch_sizes),
             "batch_sizes": self.batch_sizes,
             "order": self.order,
             "ways": ways,
-            "scored": self.num_scored,
-            "left_out": self.num_too_long,
+            "num_scored": self.num_scored,
+            "num_left_out": self.num_too_long,
         }
 
     def _batch(self) -> list[str]:
@@ -104,8 +103,8 @@ class PaddingView:
         order = " ".join(map(str, self.order))
         sizes = shortened(" ".join(map(str, self.batch_sizes)), WIDTH - len("batch_sizes: "))
         return [
-            f"{_counted(len(self.ids), 'sequence')} of the model's own data, in "
-            f"{_counted(longest, 'time step')}",
+            f"{counted(len(self.ids), 'sequence')} of the model's own data, in "
+            f"{counted(longest, 'time step')}",
             "",
             *aligned(rows, texts=2),
             "",
@@ -139,7 +138,7 @@ class PaddingView:
         )
         remarks = [legend, self._lesson()]
         if self.num_too_long:
-            left_out = _counted(self.num_too_long, "sequence")
+            left_out = counted(self.num_too_long, "sequence")
             remarks.append(f"{left_out} of more than {self.most_tokens:,} tokens were left out.")
         return [line for remark in remarks for line in textwrap.wrap(remark, WIDTH)]
 
@@ -189,17 +188,13 @@ class PaddingView:
         return [title, "", *aligned(rows, texts=1)]
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def quoted(token: str) -> str:
     """Return a token as a table shows it, in quotes."""
     return f'"{_name(token)}"'
 
 
 def _name(label: Label) -> str:
-    return shortened(on_one_line(label), MOST_OF_NAME)
+    return on_short_line(label, MOST_OF_NAME)
 
 
 def _likeliest(logits: list[float]) -> int:

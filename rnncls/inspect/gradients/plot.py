@@ -1,14 +1,18 @@
 """The picture of the gradient through time."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rnncls.inspect.gradients import MEANINGS, Gradients, LayerGradients
-from rnncls.model.probes import EXPLODING, VANISHING
+from rnncls.inspect.gradients.view import MEANINGS, Gradients, LayerGradients
+from rnncls.model.gradient_flow import EXPLODING, VANISHING
 from rnncls.system.pictures import add_legend, write_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_IN_LEGEND = 12
 
-# A ratio of 1e-300 would flatten all that is above it.
+# Bounds of the axis, as ratios: one of 1e-300 would flatten all that is above it.
 LOWEST = 1e-20
 HIGHEST = 1e20
 
@@ -43,26 +47,17 @@ def draw_gradients(gradients: Gradients, path: Path) -> None:
             marker="." if longest <= 60 else None,
         )
 
-    for threshold, name in ((VANISHING, "vanishing below"), (EXPLODING, "exploding above")):
-        axes.axhline(threshold, color="tab:red", linestyle=":", linewidth=1.2)
-        axes.annotate(
-            f"{name} {threshold:.0e}",
-            (1, threshold),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4, 3),
-            textcoords="offset points",
-            ha="right",
-            color="tab:red",
-            fontsize="small",
-        )
+    _draw_threshold(axes, VANISHING, "vanishing below")
+    _draw_threshold(axes, EXPLODING, "exploding above")
 
+    # Both thresholds are in the picture, and nothing that would flatten the rest.
     lowest, highest = axes.get_ylim()
-    axes.set_ylim(
-        max(LOWEST, min(lowest, VANISHING / 10)), min(HIGHEST, max(highest, EXPLODING * 10))
-    )
+    bottom = max(LOWEST, min(lowest, VANISHING / 10))
+    axes.set_ylim(bottom, min(HIGHEST, max(highest, EXPLODING * 10)))
     if longest > 1:
         axes.set_xlim(-0.02 * longest, 1.02 * (longest - 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
     what = MEANINGS[gradients.kind].split(".")[0]
     axes.set(
         xlabel="distance from the end of the sequence (time steps)",
@@ -72,6 +67,21 @@ def draw_gradients(gradients: Gradients, path: Path) -> None:
     axes.grid(alpha=0.3)
     add_legend(axes, MOST_IN_LEGEND, fontsize="small", loc="lower left")
     write_png(figure, path)
+
+
+def _draw_threshold(axes: "Axes", threshold: float, name: str) -> None:
+    """Draw a line across the picture, with its name at the right."""
+    axes.axhline(threshold, color="tab:red", linestyle=":", linewidth=1.2)
+    axes.annotate(
+        f"{name} {threshold:.0e}",
+        (1, threshold),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4, 3),
+        textcoords="offset points",
+        ha="right",
+        color="tab:red",
+        fontsize="small",
+    )
 
 
 def _drawn(layer: LayerGradients) -> list[float]:

@@ -1,7 +1,7 @@
 """One sequence on its way through a network: every time step in numbers, every prefix's answer.
 
-`ask` runs the model itself, `steps_of` takes what it computes apart, piece by piece, and compares,
-and `trace` keeps the numbers of whole layers. trace_text.py writes them.
+`steps_of` takes what the model computes apart, piece by piece, and compares it with what the model
+itself says, and `trace` keeps the numbers of whole layers. text.py and json_lines.py write them.
 """
 
 import copy
@@ -12,11 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnncls.config import SumModConfig
-from rnncls.data import collate
-from rnncls.data.sequences import cut_for_evaluation
-from rnncls.errors import ConfigError, Problem, on_one_line
-from rnncls.inspect.computed import (
+from rnncls.inspect.trace.computed import (
     Computed,
     Piece,
     difference,
@@ -24,53 +20,16 @@ from rnncls.inspect.computed import (
     pieces_of,
     tolerance_of,
 )
-from rnncls.inspect.importance import Importance, importance_of
-from rnncls.inspect.subject import Subject, tokens_of_text
-from rnncls.model.classifier import RNNClassifier
+from rnncls.inspect.trace.question import Classes, Question
 from rnncls.model.probes import saturation
-from rnncls.predict.long_sequences import is_streamed, logits_of_long
-from rnncls.predict.predictor import Label
-from rnncls.system.rows import shortened
+from rnncls.predict.logits import logits_of
 from rnncls.system.streams import say
-
-# A network of two directions is run anew for each prefix of a sequence of at most so many tokens.
-MOST_PREFIXES = 512
-
-MOST_LABELS_SHOWN = 20  # in a message about an unknown one
 
 # The gates whose means are shown. The candidates g and n are no gates, but in the JSON.
 GATES = {"LSTM": "ifo", "GRU": "rz"}
 
 Numbers = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Flags = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-Classes = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-
-
-class Question(NamedTuple):
-    """A sequence of T tokens, and what the model itself says about it; N classes."""
-
-    subject: Subject
-    ids: Tensor  # (T,), on the network's device
-    names: list[str]  # of the tokens, as they were given
-    num_left_out: int  # how many tokens more there were
-    logits: Tensor  # (N,) of the whole sequence
-    prefix_logits: Tensor | None  # (T, N), of two directions only, where they are known beforehand
-    truth: Classes | None  # (T,): the right class of every prefix, where the task says it
-    importance: Importance | None  # of the tokens, for runs on files
-
-    @property
-    def network(self) -> RNNClassifier:
-        """The model itself, in evaluation mode."""
-        return self.subject.network
-
-    @property
-    def has_answers(self) -> bool:
-        """Whether there is an answer for every prefix."""
-        return self.network.num_directions == 1 or self.prefix_logits is not None
-
-    def label(self, number: int) -> Label:
-        """Return the name of a class."""
-        return self.subject.predictor.labels[number]
 
 
 class Steps(NamedTuple):
@@ -108,96 +67,6 @@ class Trace(NamedTuple):
             return None
         wrong: Flags = self.answers.predicted != truth
         return wrong | np.isnan(self.answers.probability)
-
-
-def ask(subject: Subject, text: str, label: str | None = None) -> Question:
-    """Run the model on a sequence as a person types it.
-
-    `label` is the class that tokens matter for, in runs on files; by default the predicted one.
-
-    Raises: ConfigError for a label that the model does not have, or of generated data. DataError,
-    as `tokens_of_text`.
-    """
-    wanted = _class_of(subject, label)
-    read = tokens_of_text(subject.predictor, text)
-    network = subject.network
-    logits = own_logits(network, read.ids)
-
-    truth = None
-    importance = None
-    data = subject.checkpoint.config.data
-    if isinstance(data, SumModConfig):
-        truth = np.cumsum(np.asarray(read.ids, dtype=np.int64)) % data.modulus
-    else:
-        predicted = int(logits.argmax())
-        importance = importance_of(network, read.ids, predicted if wanted is None else wanted)
-
-    prefix_logits = None
-    if network.num_directions == 2:
-        prefix_logits = _logits_of_prefixes(network, read.ids)
-        if prefix_logits is None:
-            say(
-                f"rnncls: no predictions after each token: a model of two directions is run anew "
-                f"for each prefix, which is done for at most {MOST_PREFIXES} tokens"
-            )
-
-    ids = torch.tensor(read.ids, device=network.device)
-    return Question(
-        subject, ids, read.names, read.num_left_out, logits, prefix_logits, truth, importance
-    )
-
-
-def _class_of(subject: Subject, label: str | None) -> int | None:
-    """Return the number of the class with this name. Raises: ConfigError."""
-    if label is None:
-        return None
-    if isinstance(subject.checkpoint.config.data, SumModConfig):
-        what = "--label is about a run on files: of sum_mod the true sums are known"
-        raise ConfigError(Problem(what, remedy="leave it out", id="C17"))
-
-    names = [str(name) for name in subject.predictor.labels]
-    if label in names:
-        return names.index(label)
-
-    shown = [shortened(on_one_line(name), 40) for name in names[:MOST_LABELS_SHOWN]]
-    if len(names) > MOST_LABELS_SHOWN:
-        shown.append(f"... and {len(names) - MOST_LABELS_SHOWN:,} more")
-    raise ConfigError(
-        Problem(
-            "a label unknown to the model",
-            f"--label {shortened(label, 60)}",
-            expected=", ".join(shown),
-            id="C17",
-        )
-    )
-
-
-@torch.no_grad()
-def own_logits(network: RNNClassifier, ids: list[int]) -> Tensor:
-    """Return the model's own logits of a sequence, (N,), those that predict has."""
-    if is_streamed(network, [ids]):
-        return logits_of_long(network, ids)[0]
-    return _logits_of([ids], network)[0]
-
-
-def _logits_of(sequences: list[list[int]], network: RNNClassifier) -> Tensor:
-    """Return the logits of B sequences, (B, N)."""
-    # Labels are required and not read.
-    batch = collate([torch.tensor(ids) for ids in sequences], torch.zeros(len(sequences)))
-    logits: Tensor = network(batch.to(network.device).tokens)
-    return logits
-
-
-@torch.no_grad()
-def _logits_of_prefixes(network: RNNClassifier, ids: list[int]) -> Tensor | None:
-    """Return the logits of every prefix, (T, N), each run alone; None for too many."""
-    if len(ids) > MOST_PREFIXES:
-        return None
-    prefixes = [ids[:length] for length in range(1, len(ids) + 1)]
-
-    # In batches of an evaluation's size: all of 512 prefixes are 131,328 tokens.
-    batches = cut_for_evaluation(range(1, len(ids) + 1))
-    return torch.cat([_logits_of(prefixes[first:last], network) for first, last in batches])
 
 
 @torch.no_grad()
@@ -263,8 +132,8 @@ def _moved_by_rounding(question: Question) -> float:
     signs[:, ::2] = -1
     weight.mul_(1 + tolerance_of(weight.device) / 100 * signs)
 
-    ids = question.ids.tolist()
-    return difference(own_logits(changed, ids), own_logits(question.network, ids))
+    ids = [question.tokens.ids]
+    return difference(logits_of(changed, ids), logits_of(question.network, ids))
 
 
 def trace(question: Question) -> Trace:

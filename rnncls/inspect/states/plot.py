@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rnncls.inspect.planes import Array, Plane
-from rnncls.inspect.states import Memory, States
+from rnncls.inspect.states.halves import Array
+from rnncls.inspect.states.planes import Plane
+from rnncls.inspect.states.view import Memory, States
 from rnncls.system.pictures import in_picture, write_png
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _add_legend(figure: "Figure", states: States, colours: Sequence[Colour]) -> 
 
     handles = []
     for number, label, colour in zip(states.halves.numbers, states.labels, colours, strict=True):
-        name = in_picture(label, MOST_OF_LABEL)
+        name = in_picture(str(label), MOST_OF_LABEL)
         name = name if states.modulus is not None else f"{number}  {name}"
         handles.append(Line2D([], [], marker="o", linestyle="", color=colour, label=name))
     left_out = len(handles) - MOST_NAMED

@@ -1,8 +1,6 @@
 """Planes through states that show what the states encode, and how well a plane tells the classes.
 
-States stand in rows, n of them, each with `width` numbers and one of C classes. Half of the states
-of each class fit everything here: means, covariances, planes. Accuracies are those of the other
-half. All is float64.
+Letters as in halves.py: n states of `width` numbers each, C classes.
 """
 
 import math
@@ -11,48 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rnncls.seeds import mix
-
-Array = NDArray[np.float64]
-Numbers = NDArray[np.int64]
-
-# How much of the mean variance is added to every direction before whitening. It only keeps the
-# numbers finite where units are dead: what a state encodes may lie in very small directions. For
-# eight networks of three cells on sum_mod with N = 3, 7 and 10, any share from 1e-14 to 1e-2 gives
-# the best plane the same accuracy within 0.022, and 1e-6 within 0.001 of next to no addition.
-RIDGE = 1e-6
-
-# Distances to class means that are in memory together.
-MOST_DISTANCES = 2**22
+from rnncls.inspect.states.halves import Array, Halves, Numbers, accuracy_of, class_means
+from rnncls.inspect.states.whitening import fisher_whitening, shrunk_whitening
 
 # Frequencies whose accuracy is measured: those with the largest shares of the power.
 MOST_TRIED = 50
-
-
-class Halves(NamedTuple):
-    """States to fit, and states that are held out. Class i has the number numbers[i]."""
-
-    fit: Array  # (n, width)
-    fit_classes: Numbers  # (n,), from 0 to C - 1
-    held_out: Array  # (m, width)
-    held_out_classes: Numbers  # (m,)
-    numbers: Numbers  # (C,), rising
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return len(self.numbers)
-
-
-class Whitening(NamedTuple):
-    """z = (x - centre) matrix has about the unit matrix for its covariance within the classes."""
-
-    centre: Array  # (width,)
-    matrix: Array  # (width, width)
-
-    def of(self, states: Array) -> Array:
-        """Return whitened states."""
-        return (states - self.centre) @ self.matrix
 
 
 class Plane(NamedTuple):
@@ -74,130 +35,6 @@ class Plane(NamedTuple):
     def of(self, states: Array) -> Array:
         """Return the coordinates of states in the plane, (n, 2 or 1)."""
         return (states - self.centre) @ self.directions
-
-
-def halves_of(states: Array, classes: Numbers, seed: int) -> Halves:
-    """Return the states in two halves of each class; classes with one state alone are left out."""
-    # A plane needs two dimensions, even of a network with one unit.
-    if states.shape[1] == 1:
-        states = np.pad(states, ((0, 0), (0, 1)))
-
-    numbers, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
-    order = np.random.default_rng(mix(seed, "halves")).permutation(len(states))
-    fit: list[int] = []
-    held_out: list[int] = []
-    for number in np.flatnonzero(counts > 1):
-        rows = order[inverse[order] == number].tolist()
-        half = (len(rows) + 1) // 2
-        fit += rows[:half]
-        held_out += rows[half:]
-
-    kept = numbers[counts > 1]
-    fit_classes = np.searchsorted(kept, classes[fit])
-    held_out_classes = np.searchsorted(kept, classes[held_out])
-    return Halves(states[fit], fit_classes, states[held_out], held_out_classes, kept)
-
-
-def class_means(rows: Array, classes: Numbers, num_classes: int) -> Array:
-    """Return the mean of each class, (C, width); every class has a row."""
-    sums = np.zeros((num_classes, rows.shape[1]))
-    np.add.at(sums, classes, rows)
-    return sums / np.bincount(classes, minlength=num_classes)[:, None]
-
-
-def accuracy_of(rows: Array, classes: Numbers, means: Array) -> float:
-    """Return the share of rows (m, width) whose nearest class mean, of (C, width), is their own."""
-    squares = (means**2).sum(1)
-    num_right = 0
-    size = max(1, MOST_DISTANCES // len(means))
-    for first in range(0, len(rows), size):
-        # Squared distances, but for the square of the row itself, which is the same for all means.
-        part = rows[first : first + size]
-        nearest = (squares - 2 * part @ means.T).argmin(1)
-        num_right += int((nearest == classes[first : first + size]).sum())
-    return num_right / len(rows)
-
-
-def accuracy_everywhere(halves: Halves, whitening: Whitening) -> float:
-    """Return the accuracy of the nearest class mean in the whole whitened space, held out."""
-    means = class_means(whitening.of(halves.fit), halves.fit_classes, halves.num_classes)
-    return accuracy_of(whitening.of(halves.held_out), halves.held_out_classes, means)
-
-
-# --- whitening
-
-
-def fisher_whitening(halves: Halves) -> Whitening:
-    """Whiten by the pooled covariance within the classes, with next to nothing added to it."""
-    covariance = _covariance_within(halves)
-    mean_variance = float(np.trace(covariance)) / len(covariance)
-    ridge = RIDGE * mean_variance * np.eye(len(covariance))
-    return _whitening(halves, covariance + ridge)
-
-
-def shrunk_whitening(halves: Halves) -> Whitening:
-    """Whiten by the pooled covariance within the classes, shrunk as Ledoit and Wolf do."""
-    covariance = _covariance_within(halves)
-    mean_variance = float(np.trace(covariance)) / len(covariance)
-    shrinkage = ledoit_wolf(_residuals(halves))
-    target = mean_variance * np.eye(len(covariance))
-    return _whitening(halves, (1 - shrinkage) * covariance + shrinkage * target)
-
-
-def ledoit_wolf(rows: Array) -> float:
-    """Return how far to shrink the covariance of `rows` (n, p), whose mean is 0: from 0 to 1.
-
-    With S = rows' rows / n and m = tr(S) / p, the estimate is (1 - r) S + r m I, and r is
-    b^2 / d^2 with d^2 = |S - m I|^2 and b^2 = min(d^2, sum over k of |x_k x_k' - S|^2 / n^2), where
-    |A|^2 is the sum of squares: Ledoit and Wolf 2004, "A well-conditioned estimator for
-    large-dimensional covariance matrices", section 3.2.
-    """
-    number, width = rows.shape
-
-    # The formula has no unit. Squares of squares of large states would overflow.
-    largest = np.abs(rows).max()
-    if largest == 0:
-        return 1.0
-    rows = rows / largest
-    sample = rows.T @ rows / number
-    mean_variance = np.trace(sample) / width
-    distance = ((sample - mean_variance * np.eye(width)) ** 2).sum()
-
-    # |x x' - S|^2 = |x|^4 - 2 x' S x + |S|^2, and the mean of x' S x over the rows is |S|^2.
-    fourth_powers = ((rows**2).sum(1) ** 2).mean()
-    spread = (fourth_powers - (sample**2).sum()) / number
-    return float(min(spread, distance) / distance) if distance > 0 else 1.0
-
-
-def _residuals(halves: Halves) -> Array:
-    """Return the states to fit less the mean of their class."""
-    means = class_means(halves.fit, halves.fit_classes, halves.num_classes)
-    residuals: Array = halves.fit - means[halves.fit_classes]
-    return residuals
-
-
-def _covariance_within(halves: Halves) -> Array:
-    residuals = _residuals(halves)
-    degrees = max(1, len(residuals) - halves.num_classes)
-    covariance: Array = residuals.T @ residuals / degrees
-    return covariance
-
-
-def _whitening(halves: Halves, covariance: Array) -> Whitening:
-    """Return the whitening by a covariance, about the mean of the class means."""
-    variances, vectors = np.linalg.eigh(covariance)
-    largest = variances[-1]
-    if largest > 0:
-        # Rounding makes a variance of 0 negative, and in single precision a state of its own.
-        scales = 1 / np.sqrt(variances.clip(largest * 1e-12))
-    else:
-        scales = np.ones(len(variances))
-
-    means = class_means(halves.fit, halves.fit_classes, halves.num_classes)
-    return Whitening(means.mean(0), vectors * scales)
-
-
-# --- planes
 
 
 def principal_plane(halves: Halves) -> Plane:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rnncls.errors import on_one_line
-from rnncls.inspect.padding_view import PaddingView, Way
+from rnncls.inspect.padding.view import PaddingView, Way
 from rnncls.system.pictures import write_png
+from rnncls.system.shown import ends_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,9 +75,9 @@ def columns_shown(num_steps: int) -> list[int | None]:
     """
     if num_steps <= MOST_COLUMNS:
         return list(range(num_steps))
+    # The ellipsis is a column as well.
     first = MOST_COLUMNS // 2
-    last = MOST_COLUMNS - first - 1
-    return [*range(first), None, *range(num_steps - last, num_steps)]
+    return ends_of(num_steps, first, MOST_COLUMNS - first - 1)
 
 
 def _draw_rectangle(axes: "Axes", view: PaddingView, columns: list[int | None], most: int) -> None:

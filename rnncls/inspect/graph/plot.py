@@ -4,16 +4,17 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from rnncls.inspect.graph import Graph, Kind, Node, title_of
-from rnncls.inspect.graph_layout import Box, Layout, Point, layout_of
-from rnncls.inspect.graph_text import BORDER, FILLS, LINE, MOST_OF_TOKEN, RECURRENT
+from rnncls.inspect.graph.cells import Kind
+from rnncls.inspect.graph.graph import ROUND, Graph, Node, title_of
+from rnncls.inspect.graph.layout import layout_of
+from rnncls.inspect.graph.places import Box, Layout, Point
+from rnncls.inspect.graph.text import BORDER, FILLS, LINE, MOST_OF_TOKEN, RECURRENT
 from rnncls.system.pictures import any_script, in_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_ROUND = ("token", "operation", "state", "start")
+    from matplotlib.patches import FancyBboxPatch
 
 # Inches.
 _CORNER = 0.08  # radius of the corners of edges
@@ -81,19 +82,9 @@ def draw(graph: Graph) -> "Figure":
 
 
 def _draw_bands(axes: "Axes", layout: Layout) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
     for title, _, box in layout.bands:
-        patch = FancyBboxPatch(
-            (box.left, box.bottom),
-            box.width,
-            box.height,
-            boxstyle="round,pad=0,rounding_size=0.12",
-            facecolor="#f7f7f7",
-            edgecolor="#dddddd",
-            zorder=0,
-        )
-        axes.add_patch(patch)
+        look = {"facecolor": "#f7f7f7", "edgecolor": "#dddddd", "zorder": 0}
+        axes.add_patch(_rounded_box(box, 0.12, look))
         axes.text(box.left - 0.12, box.y, title, ha="right", va="center", fontsize=10)
 
 
@@ -114,12 +105,14 @@ def _draw_edge(axes: "Axes", path: list[Point], carries: str, label: str, is_loo
 
     # Beside a loop, and upon any other edge.
     if is_loop:
-        x, y = path[1][0], (path[1][1] + path[2][1]) / 2
+        x = path[1][0]
+        y = (path[1][1] + path[2][1]) / 2
         is_left = x < path[0][0]
         x += -0.08 if is_left else 0.08
         align = "right" if is_left else "left"
     else:
-        x, y = (path[0][0] + path[-1][0]) / 2, (path[0][1] + path[-1][1]) / 2
+        x = (path[0][0] + path[-1][0]) / 2
+        y = (path[0][1] + path[-1][1]) / 2
         align = "center"
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.9}
     axes.text(x, y, label, ha=align, va="center", fontsize=8, bbox=box, zorder=4)
@@ -139,41 +132,28 @@ def _rounded(points: list[Point]) -> Any:
 
 def _near(corner: Point, other: Point) -> Point:
     """Return the point at the radius of corners from a corner, and at most half way to `other`."""
-    dx, dy = other[0] - corner[0], other[1] - corner[1]
+    dx = other[0] - corner[0]
+    dy = other[1] - corner[1]
     length = max(1e-9, (dx**2 + dy**2) ** 0.5)
     part = min(_CORNER / length, 0.5)
     return corner[0] + part * dx, corner[1] + part * dy
 
 
 def _draw_node(axes: "Axes", node: Node, box: Box) -> None:
-    from matplotlib.patches import Ellipse, FancyBboxPatch, Patch
+    from matplotlib.patches import Ellipse
 
     if node.kind == "gap":
-        axes.text(box.x, box.y, "···", ha="center", va="center", fontsize=14, zorder=4)
-        _, _, more = node.label.partition("\n")
-        # Below the gap among the tokens, and beside that between rolled layers, where edges are.
-        if node.role == "x":
-            axes.text(box.x, box.y - _BELOW, more, ha="center", va="center", fontsize=9)
-        else:
-            axes.text(box.right, box.y, more, ha="left", va="center", fontsize=9)
+        _draw_gap(axes, node, box)
         return
 
-    look: dict[str, Any] = {"facecolor": FILLS[node.kind], "edgecolor": BORDER, "linewidth": 0.9}
+    look: dict[str, Any] = {"facecolor": FILLS[node.kind], "edgecolor": BORDER}
+    look |= {"linewidth": 0.9, "zorder": 3}
     if node.kind == "start":
         look["linestyle"] = "dashed"
-    patch: Patch
-    if node.kind in _ROUND:
-        patch = Ellipse((box.x, box.y), box.width, box.height, zorder=3, **look)
+    if node.kind in ROUND:
+        axes.add_patch(Ellipse((box.x, box.y), box.width, box.height, **look))
     else:
-        patch = FancyBboxPatch(
-            (box.left, box.bottom),
-            box.width,
-            box.height,
-            boxstyle="round,pad=0,rounding_size=0.06",
-            zorder=3,
-            **look,
-        )
-    axes.add_patch(patch)
+        axes.add_patch(_rounded_box(box, 0.06, look))
 
     if node.kind == "cell":
         _write_lines(axes, node.label.split("\n"), box)
@@ -192,6 +172,26 @@ def _draw_node(axes: "Axes", node: Node, box: Box) -> None:
             weight="bold",
             parse_math=False,
         )
+
+
+def _draw_gap(axes: "Axes", node: Node, box: Box) -> None:
+    """Draw dots, and say how much is left out."""
+    axes.text(box.x, box.y, "···", ha="center", va="center", fontsize=14, zorder=4)
+    _, _, more = node.label.partition("\n")
+
+    # Below the gap among the tokens, and beside that between rolled layers, where edges are.
+    if node.role == "x":
+        axes.text(box.x, box.y - _BELOW, more, ha="center", va="center", fontsize=9)
+    else:
+        axes.text(box.right, box.y, more, ha="left", va="center", fontsize=9)
+
+
+def _rounded_box(box: Box, radius: float, look: dict[str, Any]) -> "FancyBboxPatch":
+    """Return a rectangle whose corners have a radius in inches."""
+    from matplotlib.patches import FancyBboxPatch
+
+    style = f"round,pad=0,rounding_size={radius}"
+    return FancyBboxPatch((box.left, box.bottom), box.width, box.height, boxstyle=style, **look)
 
 
 def _write_lines(axes: "Axes", lines: list[str], box: Box) -> None:

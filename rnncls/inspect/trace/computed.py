@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.errors import Problem, RnnclsError
-from rnncls.model.cells import weights_of
-from rnncls.model.classifier import RNNClassifier, ignore_compaction, outputs_of_layer
+from rnncls.model.cells import weights_of, zero_state
+from rnncls.model.classifier import RNNClassifier
+from rnncls.model.layers import ignore_compaction, outputs_of_layer
 from rnncls.model.probes import states_of
 
 PIECE_STEPS = 1024  # time steps whose numbers are in memory together
@@ -155,10 +156,8 @@ def pieces_of(network: RNNClassifier, ids: Tensor) -> Iterator[Piece]:
 
 def _streamed(network: RNNClassifier, ids: Tensor) -> Iterator[Piece]:
     rnn = network.rnn
-    # h, and c of the LSTM, with which each layer goes on: (1, 1, H) each.
-    num_parts = 2 if rnn.mode == "LSTM" else 1
-    zeros = network.embedding.weight.new_zeros(1, 1, rnn.hidden_size)
-    starts: list[Sequence[Tensor]] = [[zeros] * num_parts for _ in range(rnn.num_layers)]
+    # The state with which each layer goes on, (1, 1, H) each.
+    starts = [zero_state(rnn, network.embedding.weight, 1, 1)] * rnn.num_layers
 
     first = 0
     for part in torch.split(ids, PIECE_STEPS):
@@ -168,7 +167,7 @@ def _streamed(network: RNNClassifier, ids: Tensor) -> Iterator[Piece]:
             start = starts[layer]
             outputs, starts[layer] = outputs_of_layer(rnn, layer, data, _one_each(data), start)
             before = torch.cat([start[0][0], outputs[:-1]])
-            cell = start[1][0, 0] if num_parts == 2 else None
+            cell = start[1][0, 0] if rnn.mode == "LSTM" else None
             computed = compute(rnn.mode, weights_of(rnn, layer, 0), data, before, cell)
             layers.append([_checked(computed, outputs, layer, first)])
             data = outputs

@@ -4,9 +4,10 @@ Packing, which the model itself does, is right as well, and computes no padding 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,14 +15,14 @@ from torch import Tensor
 from rnncls.config import SumModConfig
 from rnncls.data.sequences import Sequences
 from rnncls.errors import DataError, Problem
-from rnncls.inspect.padded_runs import (
+from rnncls.inspect.padding.runs import (
     Rectangle,
     gathered_logits,
     masked_logits,
     naive_logits,
     padded_of,
 )
-from rnncls.inspect.padding_view import PaddingView, Way, quoted
+from rnncls.inspect.padding.view import PaddingView, Way, quoted
 from rnncls.inspect.subject import Subject, own_sequences
 from rnncls.model.classifier import RNNClassifier
 
@@ -41,6 +42,15 @@ OTHER_ID = 7  # pads in the third naive way, or the last id of a smaller vocabul
 
 # Runs the sequences with these numbers (B,); returns their logits (B, N).
 Run = Callable[[Sequences, Tensor], Tensor]
+
+
+class _Method(NamedTuple):
+    """A way to run a batch, before it has run."""
+
+    name: str  # as short as the head of a column
+    description: str
+    is_right: bool  # by how it works
+    run: Run
 
 
 @torch.inference_mode()
@@ -66,23 +76,8 @@ def compare_padding(
     if packed.sorted_indices is None:
         raise ValueError("a packed batch without its order")
 
-    ways = []
-    for name, description, is_right, run in _ways_of(subject):
-        logits = run(shown, everyone)
-        num_tokens = len(shown.tokens)
-        cells = num_tokens if name == "packed" else len(shown) * int(shown.lengths.max())
-        ways.append(
-            Way(
-                name,
-                description,
-                is_right,
-                logits.tolist(),
-                float((logits - alone).abs().max()),
-                cells,
-                cells - num_tokens,
-                _accuracy(run, sequences),
-            )
-        )
+    methods = _methods_of(subject)
+    ways = [_way_of(method, shown, alone, sequences) for method in methods]
 
     vocabulary = subject.predictor.vocabulary
     ids = [shown.tokens[start:end].tolist() for start, end in pairwise(shown.offsets.tolist())]
@@ -148,8 +143,26 @@ def _rows_shown(lengths: Tensor) -> Tensor:
 # --- the ways
 
 
-def _ways_of(subject: Subject) -> Iterator[tuple[str, str, bool, Run]]:
-    """Yield name, description, whether it is right, and how it runs, of each way."""
+def _way_of(method: _Method, shown: Sequences, alone: Tensor, scored: Sequences) -> Way:
+    """Run a batch in one way, whose logits of each sequence alone are known, and score the way."""
+    logits = method.run(shown, torch.arange(len(shown)))
+    num_tokens = len(shown.tokens)
+    is_padded = method.name != "packed"
+    cells = len(shown) * int(shown.lengths.max()) if is_padded else num_tokens
+    return Way(
+        name=method.name,
+        description=method.description,
+        is_right=method.is_right,
+        logits=logits.tolist(),
+        largest_difference=float((logits - alone).abs().max()),
+        cells=cells,
+        num_padding=cells - num_tokens,
+        accuracy=_accuracy(method.run, scored),
+    )
+
+
+def _methods_of(subject: Subject) -> list[_Method]:
+    """Return the naive ways, then those that are right; the last one is packed."""
     network = subject.network
 
     def padded(run: Callable[[RNNClassifier, Rectangle], Tensor]) -> Run:
@@ -166,13 +179,15 @@ def _ways_of(subject: Subject) -> Iterator[tuple[str, str, bool, Run]]:
     with_0 = f"naive, padded with id 0, {quoted(tokens[0])}"
     with_other = f"naive, padded with id {other}, {quoted(tokens[other])}"
 
-    yield "id 0", with_0, False, naive(0)
-    yield "zeros", "naive, padded with vectors of zeros", False, naive(None)
-    yield f"id {other}", with_other, False, naive(other)
-
-    yield "gather", "padded, the state at each own end", True, padded(gathered_logits)
-    yield "masked", "padded, masked and carried", True, padded(masked_logits)
-    yield "packed", "packed", True, packed
+    with_zeros = "naive, padded with vectors of zeros"
+    return [
+        _Method("id 0", with_0, False, naive(0)),
+        _Method("zeros", with_zeros, False, naive(None)),
+        _Method(f"id {other}", with_other, False, naive(other)),
+        _Method("gather", "padded, the state at each own end", True, padded(gathered_logits)),
+        _Method("masked", "padded, masked and carried", True, padded(masked_logits)),
+        _Method("packed", "packed", True, packed),
+    ]
 
 
 def _why_id_0(subject: Subject) -> str:

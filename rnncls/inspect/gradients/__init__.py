@@ -1,0 +1,1 @@
+"""The gradient through time of a trained model: measured, told and drawn."""

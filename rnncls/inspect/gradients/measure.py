@@ -1,0 +1,130 @@
+"""The gradient through time of a trained model: how much of it reaches each earlier step."""
+
+import copy
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rnncls.config import Config, number
+from rnncls.data import Batch
+from rnncls.data.sequences import Sequences, offsets_of
+from rnncls.inspect.gradients.view import Gradients, LayerGradients
+from rnncls.inspect.subject import Subject, own_sequences
+from rnncls.model.cells import DIRECTIONS
+from rnncls.model.classifier import RNNClassifier
+from rnncls.model.gradient_flow import Kind, flow_of, verdict_in_all, verdict_of
+from rnncls.model.losses import sequence_losses
+from rnncls.model.probes import gradients_through_time
+
+NUM_SEQUENCES = 64  # sequences that are measured together
+
+# What the states of all steps may take, which are in memory together for the way back, and the most
+# steps of a sequence: each costs a fraction of a millisecond.
+MOST_BYTES = 2**27
+MOST_STEPS = 2**12
+
+
+def gradients_of(subject: Subject, data_dir: Path | None = None) -> Gradients:
+    """Measure the gradient through time on up to 64 sequences of the model's own data.
+
+    A copy of the network in float64, on the CPU, is measured: a trained one is so sure that p - y
+    is 0 in float32. Of long sequences there are fewer, and of very long ones the last tokens alone,
+    run as if nothing came before them: the states of all steps are in memory together.
+
+    Raises: DataError if files are missing or bad. CheckpointError if they have changed.
+    """
+    all_sequences = own_sequences(subject, NUM_SEQUENCES, progress=True, data_dir=data_dir)
+    most_tokens = MOST_BYTES // _bytes_per_token(subject.network)
+    most_steps = max(1, min(MOST_STEPS, most_tokens))
+    sequences = bounded(all_sequences, most_steps, most_tokens)
+
+    # The weights' own gradients are not asked for, and nothing need be kept for them.
+    network = copy.deepcopy(subject.network).cpu().double().requires_grad_(False)
+    batch = sequences.batch(torch.arange(len(sequences)))
+    with torch.no_grad():
+        loss = sequence_losses(network(batch.tokens), batch.labels).mean().item()
+
+    layers = _layers_of(network, batch)
+    kind = verdict_in_all(layer.verdict for layer in layers)
+    is_cut = int(all_sequences.lengths.max()) > most_steps
+    return Gradients(
+        num_sequences=len(sequences),
+        num_tokens=len(sequences.tokens),
+        cut_to=most_steps if is_cut else None,
+        loss=loss,
+        layers=layers,
+        kind=kind,
+        remedies=remedies_of(kind, subject.checkpoint.config),
+    )
+
+
+def _layers_of(network: RNNClassifier, batch: Batch) -> list[LayerGradients]:
+    """Return the gradient of every layer and direction, the lowest layer first."""
+    layers = []
+    of_layers = gradients_through_time(network, batch.tokens, batch.labels)
+    for layer, of_directions in enumerate(of_layers):
+        for direction, gradient in enumerate(of_directions):
+            flow = flow_of(gradient, batch.tokens.batch_sizes, reverse=direction == 1)
+            name = DIRECTIONS[direction]
+            layers.append(LayerGradients(layer, name, flow, verdict_of(flow)))
+    return layers
+
+
+def remedies_of(kind: Kind, config: Config) -> list[str]:
+    """Return what could help, as settings that this run does not have yet."""
+    if kind not in ("vanishing", "exploding", "vanishing and exploding"):
+        return []
+
+    model = config.model
+    remedies = []
+    if kind != "vanishing":
+        clip = config.train.max_grad_norm
+        if clip is None:
+            remedies.append("train.max_grad_norm=1, which clips the gradient (now null)")
+        else:
+            remedies.append(f"train.max_grad_norm below {clip:g}, which clips the gradient now")
+        gain = number(model.init_gain)
+        if gain > 1:
+            remedies.append(f"model.init_gain=1, smaller weights to begin with (now {gain:g})")
+
+    if model.recurrent_init != "orthogonal":
+        now = f"(now {model.recurrent_init})"
+        remedies.append(f"model.recurrent_init=orthogonal, which keeps lengths {now}")
+    if model.cell == "rnn":
+        remedies.append("model.cell=gru or lstm, whose gates let the gradient pass (now rnn)")
+
+    longest = config.data.max_length
+    now = "no limit" if longest is None else f"{longest:,}"
+    remedies.append(f"shorter sequences, at first: data.max_length (now {now})")
+    return remedies
+
+
+def bounded(sequences: Sequences, most_steps: int, most_tokens: int) -> Sequences:
+    """Return the last tokens of the first sequences, within both bounds; of one at least.
+
+    `most_steps` is for each sequence, `most_tokens` for all of them together.
+    """
+    kept: list[Tensor] = []
+    num_tokens = 0
+    for start, end in pairwise(sequences.offsets.tolist()):
+        tokens = sequences.tokens[max(start, end - most_steps) : end]
+        num_tokens += len(tokens)
+        if kept and num_tokens > most_tokens:
+            break
+        kept.append(tokens)
+
+    offsets = offsets_of(torch.tensor(list(map(len, kept))))
+    return Sequences(torch.cat(kept), offsets, sequences.labels[: len(kept)])
+
+
+def _bytes_per_token(network: RNNClassifier) -> int:
+    """Return about how much is kept of each token until its gradient is known."""
+    rnn = network.rnn
+    # Of each direction of a layer: its gates; h, c, their sums and gradients. In float64.
+    gates = rnn.get_parameter("weight_hh_l0").shape[0]
+    of_direction = 2 * gates + 8 * rnn.hidden_size
+    return 8 * (
+        network.embedding.embedding_dim + rnn.num_layers * network.num_directions * of_direction
+    )

@@ -1,0 +1,1 @@
+"""One batch with padding in it, run in the ways that are common."""

@@ -1,0 +1,1 @@
+"""What the states of a network encode: planes through them, measured, told and drawn."""

@@ -1,0 +1,1 @@
+"""One sequence step by step: what is asked, what is computed, and how it is written."""
