@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rnncls.config import Config, number
 from rnncls.data.sequences import Sequences
-from rnncls.inspect.subject import Subject, own_sequences
+from rnncls.inspect.subject import Subject, own_sequences, rows_together
 from rnncls.model.cells import DIRECTIONS
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.losses import sequence_losses
@@ -210,7 +210,8 @@ def gradients_of(subject: Subject, data_dir: Path | None = None) -> Gradients:
 
     Raises: DataError if files are missing or bad. CheckpointError if they have changed.
     """
-    all_sequences = own_sequences(subject, COUNT, progress=True, data_dir=data_dir)
+    count = min(COUNT, rows_together(subject.network))
+    all_sequences = own_sequences(subject, count, progress=True, data_dir=data_dir)
     most_tokens = MOST_BYTES // _bytes_per_token(subject.network)
     most_steps = max(1, min(MOST_STEPS, most_tokens))
     sequences = bounded(all_sequences, most_steps, most_tokens)

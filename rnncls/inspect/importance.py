@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rnncls.data import pack
 from rnncls.data.sequences import cut_for_evaluation
+from rnncls.inspect.subject import rows_together
 from rnncls.model.classifier import RNNClassifier, ignore_compaction, outputs_of_direction
 
 # Each token is left out in a run of its own: the work grows with the square of the length.
@@ -67,7 +68,8 @@ def _left_out(network: RNNClassifier, ids: Tensor, label: int) -> Tensor:
 
     parts = []
     for first, last in cut_for_evaluation([length - 1] * length):
-        parts.append(_log_probabilities(network, rows[first:last], label))
+        for some in torch.split(rows[first:last], rows_together(network)):
+            parts.append(_log_probabilities(network, some, label))
     return _log_probabilities(network, ids.unsqueeze(0), label) - torch.cat(parts)
 
 

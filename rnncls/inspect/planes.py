@@ -242,11 +242,11 @@ def frequency_planes(halves: Halves, modulus: int) -> list[Plane]:
     whitening = fisher_whitening(halves)
     means = class_means(whitening.of(halves.fit), halves.fit_classes, halves.num_classes)
 
-    # (N // 2, C) and (N // 2, width); a sum that never occurs adds nothing.
+    # (N, width): a sum that never occurs adds nothing. Of it (N // 2, width), without frequency 0.
+    of_all = np.zeros((modulus, means.shape[1]))
+    of_all[halves.numbers] = means
+    components = np.fft.rfft(of_all, axis=0)[1:]
     frequencies = np.arange(1, modulus // 2 + 1)
-    # Reduced before they become angles: whole turns of large numbers would be rounded.
-    turns = np.outer(frequencies, halves.numbers) % modulus / modulus
-    components = np.exp(-2j * np.pi * turns) @ means
     power = (np.abs(components) ** 2).sum(1) * np.where(2 * frequencies == modulus, 1, 2)
     shares = power / power.sum() if power.sum() > 0 else np.full(len(power), np.nan)
 

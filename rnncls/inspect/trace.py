@@ -25,7 +25,7 @@ from rnncls.inspect.computed import (
     tolerance_of,
 )
 from rnncls.inspect.importance import Importance, importance_of
-from rnncls.inspect.subject import Subject, tokens_of_text
+from rnncls.inspect.subject import Subject, rows_together, tokens_of_text
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.probes import saturation
 from rnncls.predict.long_sequences import is_streamed, logits_of_long
@@ -35,6 +35,7 @@ from rnncls.system.streams import say
 
 # A network of two directions is run anew for each prefix of a sequence of at most so many tokens.
 MOST_PREFIXES = 512
+MOST_PREFIX_LOGITS = 2**24
 
 MOST_LABELS_SHOWN = 20  # in a message about an unknown one
 
@@ -138,7 +139,7 @@ def ask(subject: Subject, text: str, label: str | None = None) -> Question:
         if prefix_logits is None:
             say(
                 f"rnncls: no predictions after each token: a model of two directions is run anew "
-                f"for each prefix, which is done for at most {MOST_PREFIXES} tokens"
+                f"for each prefix, which is done for at most {_most_prefixes(network)} tokens"
             )
 
     ids = torch.tensor(read.ids, device=network.device)
@@ -188,10 +189,15 @@ def _logits_of(sequences: list[list[int]], network: RNNClassifier) -> Tensor:
     return logits
 
 
+def _most_prefixes(network: RNNClassifier) -> int:
+    # All of their logits are in memory: of a million classes those of a few prefixes.
+    return min(MOST_PREFIXES, rows_together(network, MOST_PREFIX_LOGITS))
+
+
 @torch.no_grad()
 def _logits_of_prefixes(network: RNNClassifier, ids: list[int]) -> Tensor | None:
     """Return the logits of every prefix, (T, N), each run alone; None for too many."""
-    if len(ids) > MOST_PREFIXES:
+    if len(ids) > _most_prefixes(network):
         return None
     prefixes = [ids[:length] for length in range(1, len(ids) + 1)]
 
@@ -211,7 +217,9 @@ def steps_of(question: Question) -> Iterator[Steps]:
     network = question.network
     num_steps = len(question.ids)
     final: list[Tensor] = []
-    for piece in pieces_of(network, question.ids):
+    most = rows_together(network)
+    pieces = (part for piece in pieces_of(network, question.ids) for part in piece.parts(most))
+    for piece in pieces:
         top = [computed.state for computed in piece.layers[-1]]
         end = piece.first + len(top[0])
         if network.num_directions == 1:
