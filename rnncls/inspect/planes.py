@@ -25,8 +25,11 @@ RIDGE = 1e-6
 # Distances to class means that are in memory together.
 MOST_DISTANCES = 2**22
 
-# Frequencies whose accuracy is measured: those with the largest shares of the power.
+# Frequencies whose accuracy is measured: those with the largest shares of the power. Of thousands
+# of classes they are fewer, as each compares all states with all class means.
 MOST_TRIED = 50
+LEAST_TRIED = 5
+MOST_COMPARED = 2**29
 
 
 class Halves(NamedTuple):
@@ -251,7 +254,9 @@ def frequency_planes(halves: Halves, modulus: int) -> list[Plane]:
     shares = power / power.sum() if power.sum() > 0 else np.full(len(power), np.nan)
 
     planes = []
-    for index in np.argsort(-power, kind="stable")[:MOST_TRIED]:
+    most = MOST_COMPARED // (len(halves.fit) * halves.num_classes)
+    num_tried = min(MOST_TRIED, max(LEAST_TRIED, most))
+    for index in np.argsort(-power, kind="stable")[:num_tried]:
         frequency = int(frequencies[index])
         axes = _axes_of(components[index], is_line=2 * frequency == modulus)
         directions = whitening.matrix @ axes

@@ -1,7 +1,7 @@
 """One sequence on its way through a network: every time step in numbers, every prefix's answer.
 
 `ask` runs the model itself, `steps_of` takes what it computes apart, piece by piece, and compares,
-and `trace` keeps the numbers of whole layers. trace_text.py writes them.
+and `trace` keeps a few numbers of some steps. trace_text.py writes them.
 """
 
 import copy
@@ -36,6 +36,9 @@ from rnncls.system.streams import say
 # A network of two directions is run anew for each prefix of a sequence of at most so many tokens.
 MOST_PREFIXES = 512
 MOST_PREFIX_LOGITS = 2**24
+
+# At each end of a sequence, the numbers of so many steps are kept for a table.
+MOST_KEPT = 40
 
 MOST_LABELS_SHOWN = 20  # in a message about an unknown one
 
@@ -89,17 +92,17 @@ class Answers(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A sequence with the numbers of all its steps; none of them of a single unit."""
+    """A sequence with the numbers of its first and last steps; none of them of a single unit."""
 
     question: Question
-    layers: list[list[dict[str, Numbers]]]  # of each layer and direction: (T,) each, as `in_short`
+    rows: list[int]  # the indices of the R steps whose numbers are kept, rising
+    layers: list[list[dict[str, Numbers]]]  # of each layer and direction: (R,) each, as `in_short`
     answers: Answers | None
 
     @property
     def parting(self) -> int | None:
         """The index of the first prefix whose answer is not the truth; None without either."""
-        wrong = self.wrong
-        return int(wrong.argmax()) if wrong is not None and wrong.any() else None
+        return None if self.wrong is None else _first(self.wrong)
 
     @property
     def wrong(self) -> Flags | None:
@@ -107,8 +110,7 @@ class Trace(NamedTuple):
         truth = self.question.truth
         if self.answers is None or truth is None:
             return None
-        wrong: Flags = self.answers.predicted != truth
-        return wrong | np.isnan(self.answers.probability)
+        return _wrong(self.answers, truth)
 
 
 def ask(subject: Subject, text: str, label: str | None = None) -> Question:
@@ -276,22 +278,60 @@ def _moved_by_rounding(question: Question) -> float:
 
 
 def trace(question: Question) -> Trace:
-    """Return the numbers of all steps. Raises: RnnclsError, as `steps_of`."""
+    """Return the numbers of the first and the last steps, and of that where answers go wrong.
+
+    Those of all steps of many layers would not fit in memory. Raises: RnnclsError, as `steps_of`.
+    """
     network = question.network
     num_layers = network.rnn.num_layers
     pieces: list[list[list[dict[str, Tensor]]]] = [
         [[] for _ in range(network.num_directions)] for _ in range(num_layers)
     ]
     answers: list[Answers] = []
+    rows: list[int] = []
+    parting = None
     for steps in steps_of(question):
-        for layer, directions in enumerate(steps.piece.layers):
-            for direction, computed in enumerate(directions):
-                pieces[layer][direction].append(in_short(network.rnn.mode, computed))
+        first = steps.piece.first
         if steps.logits is not None:
             answers.append(answers_of(steps.logits))
+            if question.truth is not None and parting is None:
+                truth = question.truth[first : first + len(steps.logits)]
+                found = _first(_wrong(answers[-1], truth))
+                parting = None if found is None else first + found
+
+        kept = _kept(question, steps, parting)
+        rows += [first + place for place in kept]
+        for layer, directions in enumerate(steps.piece.layers):
+            for direction, computed in enumerate(directions):
+                short = in_short(network.rnn.mode, computed)
+                of_kept = {name: values[kept] for name, values in short.items()}
+                pieces[layer][direction].append(of_kept)
 
     layers = [[_joined(parts) for parts in directions] for directions in pieces]
-    return Trace(question, layers, _all_answers(answers))
+    return Trace(question, rows, layers, _all_answers(answers))
+
+
+def _kept(question: Question, steps: Steps, parting: int | None) -> list[int]:
+    """Return which of P steps are kept."""
+    first = steps.piece.first
+    last = len(question.ids) - MOST_KEPT
+    places = range(len(steps.piece.layers[0][0].state))
+    return [
+        place
+        for place in places
+        if first + place < MOST_KEPT or first + place >= last or first + place == parting
+    ]
+
+
+def _wrong(answers: Answers, truth: Classes) -> Flags:
+    """Return which answers (P,) are not the truth (P,)."""
+    wrong: Flags = answers.predicted != truth
+    return wrong | np.isnan(answers.probability)
+
+
+def _first(flags: Flags) -> int | None:
+    """Return the index of the first flag that is set; None if none is."""
+    return int(flags.argmax()) if flags.any() else None
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Numbers]:

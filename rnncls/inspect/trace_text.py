@@ -52,12 +52,13 @@ def text_of(traced: Trace) -> str:
     rows = _rows_shown(len(question.names), traced.parting)
     answers = _answers(traced, rows)
 
+    places = [traced.rows.index(row) for row in rows]
     blocks = [_heading(question)]
     is_single = len(traced.layers) == 1 and len(traced.layers[0]) == 1
     for layer, directions in enumerate(traced.layers):
         for direction, numbers in enumerate(directions):
             title = f"layer {layer}" + (", reverse" if direction == 1 else "")
-            groups = _groups(title, numbers, question, rows)
+            groups = _groups(title, numbers, question, places)
             # A network of one layer has one table, where it fits.
             if is_single:
                 groups += answers
@@ -119,7 +120,7 @@ def _rows_shown(count: int, parting: int | None) -> list[int]:
 def _groups(
     title: str, numbers: dict[str, Numbers], question: Question, rows: list[int]
 ) -> list[_Group]:
-    """Return the columns of one layer and direction."""
+    """Return the columns of one layer and direction, of some rows of its numbers."""
 
     def column(name: str, key: str) -> _Column:
         return _Column(name, [_number(numbers[key][row]) for row in rows])
