@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from rnncls.cli.options import DataDir, Device, refuse_to_replace
+from rnncls.cli.sequences import require_sequence
 from rnncls.errors import CheckpointError, ConfigError, Problem
 from rnncls.sweep.paths import MEMBERS, is_sweep
 from rnncls.system.rows import json_text
@@ -180,6 +181,8 @@ def _view_of(wanted: _Wanted) -> str:
 
     if wanted.sequence is not None and view not in ("", "--graph"):
         raise _misfit(f"{view} takes no sequence", f"rnncls explain RUN {view}")
+    if wanted.sequence is not None:
+        require_sequence(wanted.sequence)
     if wanted.sequence is None and not view:
         remedy = 'a sequence, such as "3 7 1 9", or --padding, --gradients, --states, --graph'
         raise _misfit("nothing to show", remedy)

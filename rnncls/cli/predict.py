@@ -1,7 +1,5 @@
 """Defines rnncls predict."""
 
-import os
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from rnncls.cli.options import (
     require_bad,
     require_table,
 )
+from rnncls.cli.sequences import KEEPS_ITS_CONFIG, is_file_name, is_override
 from rnncls.config import SumModConfig
 from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.system.file_kinds import is_data_name, other_kind_by_name, without_packing
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from rnncls.predict.reading import Row
 
 MOST_UNKNOWN_SHOWN = 5  # tokens of a sequence that was typed
-
-_OVERRIDE = re.compile(r"(data|model|train|optimizer|schedule)\.[a-z_]+=\S*")
 
 
 def predict(
@@ -150,20 +147,19 @@ def predict(
 
 def _refuse_override(text: str) -> None:
     """Raise ConfigError for a sequence that is a key of a config with its value."""
-    if _OVERRIDE.fullmatch(text) is None:
+    if not is_override(text):
         return
     # Imports torch, and so only here.
     from rnncls.data.new_files import with_options
 
-    otherwise = "nothing in its place: a run keeps the config that it was trained with"
     problem = Problem(
         "a key of a config in place of a sequence",
         expected='sequences, such as "3 7 1 9", or --input FILE',
         found=text,
-        remedy=text if text.startswith("data.") else otherwise,
+        remedy=text if text.startswith("data.") else KEEPS_ITS_CONFIG,
         id="C17",
     )
-    raise with_options(ConfigError(problem), otherwise)
+    raise with_options(ConfigError(problem), KEEPS_ITS_CONFIG)
 
 
 def _refuse_other_format(output: Path) -> None:
@@ -186,14 +182,7 @@ def _refuse_other_format(output: Path) -> None:
 
 def _refuse_file_name(text: str) -> None:
     """Raise ConfigError for a sequence that is the name of a file of sequences."""
-    if any(map(str.isspace, text)):
-        return
-
-    # A word such as "home" may be the name of a file by chance, and is a sequence all the same.
-    looks_like_path = "." in text or "/" in text
-    # os.path answers False where pathlib raises, for example for a long sequence of characters.
-    is_file = looks_like_path and os.path.isfile(text)  # noqa: PTH113
-    if is_file or is_data_name(text):
+    if is_file_name(text):
         raise ConfigError(
             Problem(
                 f"a file's name as a sequence: did you mean --input {text}?",

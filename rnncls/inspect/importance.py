@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rnncls.inspect.subject import rows_together
 from rnncls.model.cells import State, zero_state
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.layers import ignore_compaction, outputs_of_direction
@@ -64,8 +65,13 @@ def importance_of(network: RNNClassifier, ids: list[int], label: int) -> Importa
 def _left_out(network: RNNClassifier, ids: list[int], label: int) -> Tensor:
     """Return log p of a class less log p without each of T tokens, at least two, (T,)."""
     all_but_one = [ids[:place] + ids[place + 1 :] for place in range(len(ids))]
-    without = logits_in_batches(network, all_but_one)
-    return _log_probability(logits_of(network, [ids]), label) - _log_probability(without, label)
+
+    parts = []
+    together = rows_together(network)
+    for first in range(0, len(ids), together):
+        logits = logits_in_batches(network, all_but_one[first : first + together])
+        parts.append(_log_probability(logits, label))
+    return _log_probability(logits_of(network, [ids]), label) - torch.cat(parts)
 
 
 def _log_probability(logits: Tensor, label: int) -> Tensor:

@@ -19,6 +19,14 @@ from rnncls.seeds import mix
 from rnncls.system.device import set_precision, set_threads
 from rnncls.system.streams import say
 
+# Of generated sequences, which are drawn at their longest, so many digits are in memory; so many
+# sequences are drawn however long they may be.
+MOST_DRAWN = 2**23
+LEAST_DRAWN = 8
+
+# A model may have a million classes: so many logits are in memory together.
+MOST_LOGITS = 2**22
+
 
 class Subject(NamedTuple):
     """A trained model, with all that is known about it."""
@@ -47,6 +55,11 @@ def load_subject(path: Path, device: str | None = None) -> Subject:
     return Subject(checkpoint, predictor_of(checkpoint, network))
 
 
+def rows_together(network: RNNClassifier, most_logits: int = MOST_LOGITS) -> int:
+    """Return of how many sequences at a time the logits may be in memory; of one at least."""
+    return max(1, most_logits // network.head.out_features)
+
+
 def tokens_of_text(predictor: Predictor, text: str) -> ReadTokens:
     """Return a sequence as a person types it; that it was truncated is said.
 
@@ -68,14 +81,15 @@ def own_sequences(
 ) -> Sequences:
     """Return `count` labelled sequences of the model's own data, always the same ones.
 
-    Generated ones are drawn as for validation. Of files they are from the split that an evaluation
-    uses, and may be fewer.
+    Generated ones are drawn as for validation, and fewer if they may be very long. Of files they
+    are from the split that an evaluation uses, and may be fewer.
 
     Raises: DataError if files are missing or bad. CheckpointError if they have changed.
     """
     config = subject.checkpoint.config
     generator = torch.Generator().manual_seed(mix(config.seed, "inspect"))
     if isinstance(config.data, SumModConfig):
+        count = min(count, max(LEAST_DRAWN, MOST_DRAWN // config.data.max_length))
         digits, lengths, labels = draw(config.data, count, generator)
         is_token = torch.arange(digits.shape[1]) < lengths.unsqueeze(1)
         return Sequences(digits[is_token].int(), offsets_of(lengths), labels)

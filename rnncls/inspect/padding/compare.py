@@ -23,7 +23,7 @@ from rnncls.inspect.padding.runs import (
     padded_of,
 )
 from rnncls.inspect.padding.view import PaddingView, Way, quoted
-from rnncls.inspect.subject import Subject, own_sequences
+from rnncls.inspect.subject import Subject, own_sequences, rows_together
 from rnncls.model.classifier import RNNClassifier
 
 SHOWN = 8  # sequences in the batch that is shown
@@ -34,9 +34,11 @@ SCORED = 2000  # sequences whose labels are predicted in each way
 MOST_TOKENS = 2000
 MOST_CELLS = 2**20
 
-MOST_DRAWN = 2**23  # digits of generated sequences, of which too long ones are left out
-
 SCORED_TOGETHER = 128  # sequences of a batch, each batch padded to its longest
+
+# What keeps the answers of a model with a million classes small: sequences that are scored times
+# classes.
+MOST_SCORES = 2**28
 
 OTHER_ID = 7  # pads in the third naive way, or the last id of a smaller vocabulary
 
@@ -65,7 +67,9 @@ def compare_padding(
     the files have changed.
     """
     network = subject.network
-    drawn = own_sequences(subject, _num_drawn(subject), progress, data_dir)
+    num_scored = max(SHOWN, min(SCORED, rows_together(network, MOST_SCORES)))
+    together = min(SCORED_TOGETHER, rows_together(network))
+    drawn = own_sequences(subject, num_scored, progress, data_dir)
     sequences = _short_enough(drawn)
     num_too_long = int((drawn.lengths > MOST_TOKENS).sum())
 
@@ -77,7 +81,7 @@ def compare_padding(
         raise ValueError("a packed batch without its order")
 
     methods = _methods_of(subject)
-    ways = [_way_of(method, shown, alone, sequences) for method in methods]
+    ways = [_way_of(method, shown, alone, sequences, together) for method in methods]
 
     vocabulary = subject.predictor.vocabulary
     ids = [shown.tokens[start:end].tolist() for start, end in pairwise(shown.offsets.tolist())]
@@ -86,30 +90,19 @@ def compare_padding(
         tokens=[[vocabulary.tokens[token] for token in of_one] for of_one in ids],
         true=[subject.predictor.labels[label] for label in shown.labels.tolist()],
         labels=subject.predictor.labels,
-        alone=alone.tolist(),
+        alone=alone.cpu(),
         ways=ways,
         batch_sizes=packed.batch_sizes.tolist(),
         order=packed.sorted_indices.tolist(),
         num_scored=len(sequences),
         num_too_long=num_too_long,
         most_tokens=MOST_TOKENS,
-        scored_together=SCORED_TOGETHER,
+        scored_together=together,
         why_id_0=_why_id_0(subject),
     )
 
 
 # --- which sequences
-
-
-def _num_drawn(subject: Subject) -> int:
-    """Return how many sequences to begin with: fewer where they are generated and very long.
-
-    They are drawn as a rectangle as wide as the longest may be.
-    """
-    data = subject.checkpoint.config.data
-    if not isinstance(data, SumModConfig):
-        return SCORED
-    return max(SHOWN, min(SCORED, MOST_DRAWN // data.max_length))
 
 
 def _short_enough(sequences: Sequences) -> Sequences:
@@ -143,8 +136,13 @@ def _rows_shown(lengths: Tensor) -> Tensor:
 # --- the ways
 
 
-def _way_of(method: _Method, shown: Sequences, alone: Tensor, scored: Sequences) -> Way:
-    """Run a batch in one way, whose logits of each sequence alone are known, and score the way."""
+def _way_of(
+    method: _Method, shown: Sequences, alone: Tensor, scored: Sequences, together: int
+) -> Way:
+    """Run a batch in one way, whose logits of each sequence alone are known, and score the way.
+
+    So many of the sequences that are `scored` are run `together`.
+    """
     logits = method.run(shown, torch.arange(len(shown)))
     num_tokens = len(shown.tokens)
     is_padded = method.name != "packed"
@@ -153,11 +151,11 @@ def _way_of(method: _Method, shown: Sequences, alone: Tensor, scored: Sequences)
         name=method.name,
         description=method.description,
         is_right=method.is_right,
-        logits=logits.tolist(),
+        logits=logits.cpu(),
         largest_difference=float((logits - alone).abs().max()),
         cells=cells,
         num_padding=cells - num_tokens,
-        accuracy=_accuracy(method.run, scored),
+        accuracy=_accuracy(method.run, scored, together),
     )
 
 
@@ -208,10 +206,10 @@ def _packed_logits(network: RNNClassifier, sequences: Sequences, rows: Tensor) -
     return logits
 
 
-def _accuracy(run: Run, sequences: Sequences) -> float:
+def _accuracy(run: Run, sequences: Sequences, together: int) -> float:
     """Return the share of all sequences whose label is predicted, in batches as they come."""
     num_right = 0
-    for rows in torch.split(torch.arange(len(sequences)), SCORED_TOGETHER):
+    for rows in torch.split(torch.arange(len(sequences)), together):
         logits = run(sequences, rows)
         if not bool(logits.isfinite().all()):
             # What is not a number stands for no label.

@@ -4,12 +4,15 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from rnncls.errors import on_one_line
 from rnncls.predict.predictor import Label
 from rnncls.system.rows import shortened
 from rnncls.system.shown import WIDTH, aligned, counted, on_short_line
 
 MOST_CLASSES = 5  # whose logits are printed
+MOST_CLASSES_IN_JSON = 2**14  # with the logits of more, it would be a gigabyte
 MOST_OF_NAME = 10  # characters of a label or a token in a table
 
 
@@ -19,7 +22,7 @@ class Way(NamedTuple):
     name: str  # as short as the head of a column
     description: str
     is_right: bool  # by how it works, not by what came out
-    logits: list[list[float]]  # (B, N)
+    logits: Tensor  # (B, N), on the CPU
     largest_difference: float  # of a logit to that of the sequence run alone
     cells: int  # time steps times rows that are computed, for each layer and direction
     num_padding: int  # of these cells
@@ -31,7 +34,7 @@ class Way(NamedTuple):
         return self.num_padding / self.cells
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PaddingView:
     """One batch of the model's own data, run in six ways."""
 
@@ -39,7 +42,7 @@ class PaddingView:
     tokens: list[list[str]]
     true: list[Label]
     labels: tuple[Label, ...]  # of the N classes
-    alone: list[list[float]]  # (B, N): the logits of each sequence, run by itself
+    alone: Tensor  # (B, N), on the CPU: the logits of each sequence, run by itself
     ways: list[Way]
     batch_sizes: list[int]  # of the packed batch, (T,): how many sequences still run
     order: list[int]  # of its rows, (B,): the longest sequence first
@@ -52,7 +55,7 @@ class PaddingView:
     @property
     def largest_logit(self) -> float:
         """Return the largest absolute value of the logits of the sequences run alone."""
-        return max(abs(logit) for logits in self.alone for logit in logits)
+        return float(self.alone.abs().max())
 
     @property
     def most_padded(self) -> int:
@@ -66,19 +69,25 @@ class PaddingView:
         return "\n\n".join("\n".join(lines) for lines in parts)
 
     def to_json(self) -> dict[str, Any]:
-        """Return every number. `relative` divides by the largest logit, if that is above 1."""
+        """Return every number, but for the logits of very many classes, which are null.
+
+        `relative` divides by the largest logit, if that is above 1. Where logits are not numbers,
+        nothing is predicted.
+        """
         sequences = []
         for ids, tokens, label, logits in zip(
             self.ids, self.tokens, self.true, self.alone, strict=True
         ):
-            sequences.append({"ids": ids, "tokens": tokens, "label": label, "logits": logits})
+            numbers = self._numbers(logits)
+            sequences.append({"ids": ids, "tokens": tokens, "label": label, "logits": numbers})
 
         ways = []
         for way in self.ways:
             fields = way._asdict()
             fields["share_of_padding"] = way.share_of_padding
             fields["relative"] = way.largest_difference / max(1.0, self.largest_logit)
-            fields["predicted"] = [self.labels[_likeliest(logits)] for logits in way.logits]
+            fields["logits"] = self._numbers(way.logits)
+            fields["predicted"] = [self._predicted(logits) for logits in way.logits]
             ways.append(fields)
 
         return {
@@ -90,6 +99,15 @@ class PaddingView:
             "num_scored": self.num_scored,
             "num_left_out": self.num_too_long,
         }
+
+    def _numbers(self, logits: Tensor) -> list[Any] | None:
+        return logits.tolist() if len(self.labels) <= MOST_CLASSES_IN_JSON else None
+
+    def _predicted(self, logits: Tensor) -> Label | None:
+        """Return the likeliest label by logits (N,), the first of several; None for NaN."""
+        if bool(logits.isnan().any()):
+            return None
+        return self.labels[int(logits.argmax())]
 
     def _batch(self) -> list[str]:
         """Return the sequences, and how they are packed."""
@@ -160,12 +178,12 @@ class PaddingView:
         naive = [way for way in self.ways if not way.is_right]
         rows = [["sequence", "true", "alone", *(way.name for way in naive)]]
         for number, (label, logits) in enumerate(zip(self.true, self.alone, strict=True)):
-            alone = _likeliest(logits)
-            row = [str(number), _name(label), _name(self.labels[alone])]
+            alone = self._predicted(logits)
+            row = [str(number), _name(label), _name(alone)]
             for way in naive:
-                predicted = _likeliest(way.logits[number])
+                predicted = self._predicted(way.logits[number])
                 mark = " " if predicted == alone else "*"
-                row.append(_name(self.labels[predicted]) + mark)
+                row.append(_name(predicted) + mark)
             rows.append(row)
         title = "predicted labels; * not that of the sequence alone"
         return [title, "", *aligned(rows, texts=0)]
@@ -173,8 +191,8 @@ class PaddingView:
     def _logits(self) -> list[str]:
         """Return the logits of the sequence with most padding, for the classes likeliest alone."""
         alone = self.alone[self.most_padded]
-        likeliest = sorted(range(len(alone)), key=lambda label: -alone[label])[:MOST_CLASSES]
-        classes = sorted(likeliest)
+        likeliest = alone.sort(descending=True, stable=True).indices[:MOST_CLASSES]
+        classes = sorted(likeliest.tolist())
 
         rows = [["way", *(_name(self.labels[label]) for label in classes)]]
         for name, logits in [
@@ -193,10 +211,5 @@ def quoted(token: str) -> str:
     return f'"{_name(token)}"'
 
 
-def _name(label: Label) -> str:
-    return on_short_line(label, MOST_OF_NAME)
-
-
-def _likeliest(logits: list[float]) -> int:
-    """Return the number of the likeliest class, the first of several."""
-    return logits.index(max(logits))
+def _name(label: Label | None) -> str:
+    return "-" if label is None else on_short_line(label, MOST_OF_NAME)

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from rnncls.inspect.states.halves import Array, Halves, Numbers, accuracy_of, class_means
 from rnncls.inspect.states.whitening import fisher_whitening, shrunk_whitening
 
-# Frequencies whose accuracy is measured: those with the largest shares of the power.
+# Frequencies whose accuracy is measured: those with the largest shares of the power. Of thousands
+# of classes they are fewer, as each compares all states with all class means.
 MOST_TRIED = 50
+LEAST_TRIED = 5
+MOST_COMPARED = 2**29
 
 
 class Plane(NamedTuple):
@@ -79,16 +82,18 @@ def frequency_planes(halves: Halves, modulus: int) -> list[Plane]:
     whitening = fisher_whitening(halves)
     means = class_means(whitening.of(halves.fit), halves.fit_classes, halves.num_classes)
 
-    # (N // 2, C) and (N // 2, width); a sum that never occurs adds nothing.
+    # (N, width): a sum that never occurs adds nothing. Of it (N // 2, width), without frequency 0.
+    of_all = np.zeros((modulus, means.shape[1]))
+    of_all[halves.numbers] = means
+    components = np.fft.rfft(of_all, axis=0)[1:]
     frequencies = np.arange(1, modulus // 2 + 1)
-    # Reduced before they become angles: whole turns of large numbers would be rounded.
-    turns = np.outer(frequencies, halves.numbers) % modulus / modulus
-    components = np.exp(-2j * np.pi * turns) @ means
     power = (np.abs(components) ** 2).sum(1) * np.where(2 * frequencies == modulus, 1, 2)
     shares = power / power.sum() if power.sum() > 0 else np.full(len(power), np.nan)
 
     planes = []
-    for index in np.argsort(-power, kind="stable")[:MOST_TRIED]:
+    most = MOST_COMPARED // (len(halves.fit) * halves.num_classes)
+    num_tried = min(MOST_TRIED, max(LEAST_TRIED, most))
+    for index in np.argsort(-power, kind="stable")[:num_tried]:
         frequency = int(frequencies[index])
         axes = _axes_of(components[index], is_line=2 * frequency == modulus)
         directions = whitening.matrix @ axes

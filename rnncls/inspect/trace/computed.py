@@ -8,7 +8,7 @@ Letters: T tokens, of which P are looked at together; hidden_size H; G blocks of
 W_hh, one for each gate (1, of the GRU 3, of the LSTM 4).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,16 +43,23 @@ class Computed(NamedTuple):
 
     def reversed(self) -> "Computed":
         """Return the same with the last step first."""
-        gates = {name: gate.flip(0) for name, gate in self.gates.items()}
-        cell = None if self.cell is None else self.cell.flip(0)
+        return self._with(lambda numbers: numbers.flip(0))
+
+    def part(self, first: int, last: int) -> "Computed":
+        """Return the same of the steps from `first` to before `last`."""
+        return self._with(lambda numbers: numbers[first:last])
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Computed":
+        gates = {name: change(gate) for name, gate in self.gates.items()}
+        cell = None if self.cell is None else change(self.cell)
         return Computed(
-            self.input.flip(0),
-            self.memory.flip(0),
-            self.pre_activation.flip(0),
+            change(self.input),
+            change(self.memory),
+            change(self.pre_activation),
             gates,
             cell,
-            self.activation.flip(0),
-            self.state.flip(0),
+            change(self.activation),
+            change(self.state),
         )
 
 
@@ -61,6 +68,14 @@ class Piece(NamedTuple):
 
     first: int  # the index of the first one
     layers: list[list[Computed]]  # for each layer and, in it, each direction; in time order
+
+    def parts(self, most: int) -> "Iterator[Piece]":
+        """Yield the same in pieces of at most `most` steps."""
+        num_steps = len(self.layers[0][0].state)
+        for first in range(0, num_steps, most):
+            last = first + most
+            layers = [[one.part(first, last) for one in layer] for layer in self.layers]
+            yield Piece(self.first + first, layers)
 
 
 def compute(

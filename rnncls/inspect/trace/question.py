@@ -9,7 +9,7 @@ from torch import Tensor
 from rnncls.config import SumModConfig
 from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.inspect.importance import Importance, importance_of
-from rnncls.inspect.subject import Subject, tokens_of_text
+from rnncls.inspect.subject import Subject, rows_together, tokens_of_text
 from rnncls.model.classifier import RNNClassifier
 from rnncls.predict.logits import logits_in_batches, logits_of
 from rnncls.predict.predictor import Label, ReadTokens
@@ -18,6 +18,7 @@ from rnncls.system.streams import say
 
 # A network of two directions is run anew for each prefix of a sequence of at most so many tokens.
 MOST_PREFIXES = 512
+MOST_PREFIX_LOGITS = 2**24
 
 MOST_LABELS_SHOWN = 20  # in a message about an unknown one
 
@@ -74,7 +75,7 @@ def ask(subject: Subject, text: str, label: str | None = None) -> Question:
         if prefix_logits is None:
             say(
                 f"rnncls: no predictions after each token: a model of two directions is run anew "
-                f"for each prefix, which is done for at most {MOST_PREFIXES} tokens"
+                f"for each prefix, which is done for at most {_most_prefixes(network)} tokens"
             )
 
     ids = torch.tensor(read.ids, device=network.device)
@@ -106,9 +107,14 @@ def _class_of(subject: Subject, label: str | None) -> int | None:
     )
 
 
+def _most_prefixes(network: RNNClassifier) -> int:
+    # All of their logits are in memory: of a million classes those of a few prefixes.
+    return min(MOST_PREFIXES, rows_together(network, MOST_PREFIX_LOGITS))
+
+
 @torch.no_grad()
 def _logits_of_prefixes(network: RNNClassifier, ids: list[int]) -> Tensor | None:
     """Return the logits of every prefix, (T, N), each run alone; None for too many."""
-    if len(ids) > MOST_PREFIXES:
+    if len(ids) > _most_prefixes(network):
         return None
     return logits_in_batches(network, [ids[:length] for length in range(1, len(ids) + 1)])

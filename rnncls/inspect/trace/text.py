@@ -21,12 +21,15 @@ def text_of(traced: Trace) -> str:
     rows = _rows_shown(len(question.tokens.names), traced.parting)
     answers = _answers(traced, rows)
 
+    # Their places among the rows whose numbers were kept.
+    places = [traced.rows.index(row) for row in rows]
+
     blocks = [_heading(question)]
     is_single = len(traced.layers) == 1 and len(traced.layers[0]) == 1
     for layer, directions in enumerate(traced.layers):
         for direction, numbers in enumerate(directions):
             title = f"layer {layer}" + (", reverse" if direction == 1 else "")
-            groups = _groups(title, numbers, question, rows)
+            groups = _groups(title, numbers, question, places)
             # A network of one layer has one table, where it fits.
             if is_single:
                 groups += answers

@@ -1,7 +1,7 @@
 """One sequence on its way through a network: every time step in numbers, every prefix's answer.
 
 `steps_of` takes what the model computes apart, piece by piece, and compares it with what the model
-itself says, and `trace` keeps the numbers of whole layers. text.py and json_lines.py write them.
+itself says, and `trace` keeps a few numbers of some steps. text.py and json_lines.py write them.
 """
 
 import copy
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rnncls.inspect.subject import rows_together
 from rnncls.inspect.trace.computed import (
     Computed,
     Piece,
@@ -24,6 +25,9 @@ from rnncls.inspect.trace.question import Classes, Question
 from rnncls.model.probes import saturation
 from rnncls.predict.logits import logits_of
 from rnncls.system.streams import say
+
+# At each end of a sequence, the numbers of so many steps are kept for a table.
+MOST_KEPT = 40
 
 # The gates whose means are shown. The candidates g and n are no gates, but in the JSON.
 GATES = {"LSTM": "ifo", "GRU": "rz"}
@@ -47,17 +51,17 @@ class Answers(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A sequence with the numbers of all its steps; none of them of a single unit."""
+    """A sequence with the numbers of its first and last steps; none of them of a single unit."""
 
     question: Question
-    layers: list[list[dict[str, Numbers]]]  # of each layer and direction: (T,) each, as `in_short`
+    rows: list[int]  # the indices of the R steps whose numbers are kept, rising
+    layers: list[list[dict[str, Numbers]]]  # of each layer and direction: (R,) each, as `in_short`
     answers: Answers | None
 
     @property
     def parting(self) -> int | None:
         """The index of the first prefix whose answer is not the truth; None without either."""
-        wrong = self.wrong
-        return int(wrong.argmax()) if wrong is not None and wrong.any() else None
+        return None if self.wrong is None else _first(self.wrong)
 
     @property
     def wrong(self) -> Flags | None:
@@ -65,8 +69,7 @@ class Trace(NamedTuple):
         truth = self.question.truth
         if self.answers is None or truth is None:
             return None
-        wrong: Flags = self.answers.predicted != truth
-        return wrong | np.isnan(self.answers.probability)
+        return _wrong(self.answers, truth)
 
 
 @torch.no_grad()
@@ -80,7 +83,9 @@ def steps_of(question: Question) -> Iterator[Steps]:
     network = question.network
     num_steps = len(question.ids)
     final: list[Tensor] = []
-    for piece in pieces_of(network, question.ids):
+    most = rows_together(network)
+    pieces = (part for piece in pieces_of(network, question.ids) for part in piece.parts(most))
+    for piece in pieces:
         top = [computed.state for computed in piece.layers[-1]]
         end = piece.first + len(top[0])
         if network.num_directions == 1:
@@ -137,22 +142,60 @@ def _moved_by_rounding(question: Question) -> float:
 
 
 def trace(question: Question) -> Trace:
-    """Return the numbers of all steps. Raises: RnnclsError, as `steps_of`."""
+    """Return the numbers of the first and the last steps, and of that where answers go wrong.
+
+    Those of all steps of many layers would not fit in memory. Raises: RnnclsError, as `steps_of`.
+    """
     network = question.network
     num_layers = network.rnn.num_layers
     pieces: list[list[list[dict[str, Tensor]]]] = [
         [[] for _ in range(network.num_directions)] for _ in range(num_layers)
     ]
     answers: list[Answers] = []
+    rows: list[int] = []
+    parting = None
     for steps in steps_of(question):
-        for layer, directions in enumerate(steps.piece.layers):
-            for direction, computed in enumerate(directions):
-                pieces[layer][direction].append(in_short(network.rnn.mode, computed))
+        first = steps.piece.first
         if steps.logits is not None:
             answers.append(answers_of(steps.logits))
+            if question.truth is not None and parting is None:
+                truth = question.truth[first : first + len(steps.logits)]
+                found = _first(_wrong(answers[-1], truth))
+                parting = None if found is None else first + found
+
+        kept = _kept(question, steps, parting)
+        rows += [first + place for place in kept]
+        for layer, directions in enumerate(steps.piece.layers):
+            for direction, computed in enumerate(directions):
+                short = in_short(network.rnn.mode, computed)
+                of_kept = {name: values[kept] for name, values in short.items()}
+                pieces[layer][direction].append(of_kept)
 
     layers = [[_joined(parts) for parts in directions] for directions in pieces]
-    return Trace(question, layers, _all_answers(answers))
+    return Trace(question, rows, layers, _all_answers(answers))
+
+
+def _kept(question: Question, steps: Steps, parting: int | None) -> list[int]:
+    """Return which of P steps are kept."""
+    first = steps.piece.first
+    last = len(question.ids) - MOST_KEPT
+    places = range(len(steps.piece.layers[0][0].state))
+    return [
+        place
+        for place in places
+        if first + place < MOST_KEPT or first + place >= last or first + place == parting
+    ]
+
+
+def _wrong(answers: Answers, truth: Classes) -> Flags:
+    """Return which answers (P,) are not the truth (P,)."""
+    wrong: Flags = answers.predicted != truth
+    return wrong | np.isnan(answers.probability)
+
+
+def _first(flags: Flags) -> int | None:
+    """Return the index of the first flag that is set; None if none is."""
+    return int(flags.argmax()) if flags.any() else None
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Numbers]:
