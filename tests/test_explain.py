@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
 
 from rnncls.rundir.checkpoint import read_checkpoint
-from tests.helpers import ROOT, Completed, copy_of_run, run_process, run_rnncls
+from tests.helpers import PYTHON, ROOT, Completed, copy_of_run, run_process, run_rnncls, started
 
 row = pytest.mark.row
 
@@ -95,6 +96,51 @@ def test_no_run_and_a_sweep(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "id"), [("1 77", "D7"), ("", "D9"), ("   ", "D9"), ("1 x", "D7")])
 def test_a_sequence_that_is_none(text: str, id: str, run_dir: Path) -> None:
     refused(run_rnncls("explain", run_dir, text), 3, f"error[{id}]")
+
+
+def test_a_sequence_can_come_from_stdin(run_dir: Path) -> None:
+    # Linux takes no argument of more than 128 KiB, and people have sequences of 100,000 tokens.
+    text = "1 2 0 " * 25_000
+    done = run_process("explain", run_dir, "-", input=f"{text}\nnot looked at\n")
+    assert done.returncode == 0, done.stderr
+    assert "sequence    75,000 tokens: 1 2 0 1" in done.stdout
+
+    given = run_rnncls("explain", run_dir, "1 2 0", "--json")
+    read = run_rnncls("explain", run_dir, "-", "--json", input="1 2 0")
+    assert read.stdout == given.stdout
+    assert read.returncode == 0, read.stderr
+
+
+def test_nothing_after_the_first_line_is_waited_for(run_dir: Path) -> None:
+    command = [PYTHON, "-m", "rnncls", "explain", str(run_dir), "-"]
+    with started(command, stdin=PIPE, stdout=PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write("1 2 0\n")
+        process.stdin.flush()
+        assert process.stdout is not None
+        assert "3 tokens: 1 2 0" in process.stdout.read()
+        assert process.wait() == 0
+
+
+@row("D9", by="injection")
+@row("D11", by="injection")
+@row("D13", by="injection")
+@pytest.mark.parametrize(
+    ("content", "id"),
+    [
+        (b"", "D9"),
+        (b"\n1 2\n", "D9"),
+        (b"1 \xff 2\n", "D11"),
+        pytest.param(b"1 " * 2**24, "D13", marks=pytest.mark.slow),
+    ],
+)
+def test_a_line_of_stdin_that_is_no_sequence(
+    content: bytes, id: str, run_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "stdin"
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        refused(run_process("explain", run_dir, "-", stdin=file), 3, f"error[{id}]")
 
 
 @row("K13", by="injection")

@@ -387,6 +387,14 @@ def counts_in_mermaid(text: str) -> Counts:
     return Counts(len(nodes), len(edges), sum(edge[1] == "-.->" for edge in edges))
 
 
+@pytest.mark.parametrize(("num_layers", "splines"), [(1, "true"), (2, "line")])
+def test_graphviz_leads_edges_around_nodes_only_where_that_is_quick(
+    num_layers: int, splines: str
+) -> None:
+    text = dot_of(unrolled_graph(Architecture("rnn", num_layers=num_layers), digits(12)))
+    assert f" splines={splines};" in text
+
+
 def test_tokens_of_any_script_and_markup_come_out_as_they_are() -> None:
     # All of them are drawn.
     graph = unrolled_graph(Architecture("rnn"), HOSTILE, ALL)

@@ -39,7 +39,9 @@ def explain(
     sequence: Annotated[
         str | None,
         typer.Argument(
-            help='A sequence, such as "3 7 1 9", to follow step by step.', show_default=False
+            help='A sequence, such as "3 7 1 9", to follow step by step; '
+            "- reads the first line of stdin, which may be longer than an argument.",
+            show_default=False,
         ),
     ] = None,
     graph: Annotated[
@@ -113,11 +115,15 @@ def explain(
     for option, path in wanted.written().items():
         refuse_to_replace(option, path, checkpoint)
     _refuse_sweep(checkpoint)
+    if sequence == "-" and sys.stdin is None:
+        raise _misfit("no sequence: stdin is closed", 'a sequence, such as "3 7 1 9"')
 
     load_torch()
     from rnncls.inspect.subject import load_subject
 
     subject = load_subject(checkpoint, device)
+    if sequence == "-":
+        sequence = _line_of_stdin()
     if view == "--padding":
         _show_padding(subject, output, data_dir, as_json)
     elif view == "--gradients":
@@ -218,6 +224,13 @@ def _refuse_sweep(path: Path) -> None:
     raise CheckpointError(
         Problem("a sweep, not a run", str(path), expected="one run", remedy=remedy, id="K1")
     )
+
+
+def _line_of_stdin() -> str:
+    """Return the first line of stdin. Raises: DataError if it is no text, or too long."""
+    from rnncls.predict.reading import first_line
+
+    return first_line(sys.stdin.buffer, "stdin")
 
 
 def _show_demo(as_json: bool) -> None:

@@ -158,6 +158,20 @@ def line_groups(file: IO[bytes], name: str, most: int = MAX_LINE_BYTES) -> Itera
     yield _numbered(lines, numbers, most)
 
 
+def first_line(file: IO[bytes], name: str) -> str:
+    """Return the first line of a stream without its end; nothing after it is waited for.
+
+    Raises: DataError if it cannot be read, is too long or is no text.
+    """
+    for lines in line_groups(file, name):
+        for line, _ in lines:
+            text = decode_line(line, is_first=True) if isinstance(line, bytes) else line
+            if isinstance(text, Problem):
+                raise DataError(replace(text, where=name, remedy="one sequence in its first line"))
+            return text
+    return ""
+
+
 def _numbered(lines: list[bytes], numbers: Iterator[int], most: int) -> NumberedLines:
     """Return the lines with their numbers, and a problem in place of one that is too long."""
     short = [line if len(line) <= most else long_line(most) for line in lines]
