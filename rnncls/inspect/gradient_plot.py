@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rnncls.inspect.gradients import MEANINGS, Gradients, LayerGradients
 from rnncls.model.probes import EXPLODING, VANISHING
-from rnncls.system.pictures import add_legend, write_png
+from rnncls.system.pictures import add_legend, default_style, write_png
 
 MOST_IN_LEGEND = 12
 
@@ -13,6 +13,7 @@ LOWEST = 1e-20
 HIGHEST = 1e20
 
 
+@default_style()
 def draw_gradients(gradients: Gradients, path: Path) -> None:
     """Draw the gradient at each distance from the end, as a share of the last step's, into a PNG.
 

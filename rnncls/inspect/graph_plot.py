@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rnncls.inspect.graph import Graph, Kind, Node, title_of
 from rnncls.inspect.graph_layout import Box, Layout, Point, layout_of
 from rnncls.inspect.graph_text import BORDER, FILLS, LINE, MOST_OF_TOKEN, RECURRENT
-from rnncls.system.pictures import any_script, in_picture
+from rnncls.system.pictures import any_script, default_style, in_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +33,7 @@ _KINDS: dict[Kind, str] = {
 }
 
 
+@default_style()
 def svg_of(graph: Graph) -> bytes:
     """Return the picture of the graph as SVG: the same bytes for the same graph.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rnncls.errors import on_one_line
 from rnncls.inspect.padding_view import PaddingView, Way
-from rnncls.system.pictures import write_png
+from rnncls.system.pictures import default_style, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +35,7 @@ RIGHT = "#2ca02c"
 LEAST_DIFFERENCE = 1e-8
 
 
+@default_style()
 def draw_padding(view: PaddingView, path: Path) -> None:
     """Draw one batch as a rectangle and packed, and the errors of each way, into a PNG.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from rnncls.inspect.planes import Array, Plane
 from rnncls.inspect.states import Memory, States
-from rnncls.system.pictures import in_picture, write_png
+from rnncls.system.pictures import default_style, in_picture, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +30,7 @@ GREY = (0.75, 0.75, 0.75)
 Colour = tuple[float, float, float]
 
 
+@default_style()
 def draw_states(states: States, path: Path) -> None:
     """Draw the planes and the eigenvalues into a PNG. Raises: WriteError."""
     # Imported here because it takes long. A Figure without pyplot needs no display.
