@@ -1,5 +1,6 @@
 """The entry point of `rnncls`: runs the app, and turns errors into messages and exit codes."""
 
+import os
 import sys
 import traceback
 from typing import Any
@@ -22,6 +23,9 @@ def main() -> None:
     # First, because whatever follows may print and may be interrupted.
     make_streams_lenient()
     exit_on_signals()
+
+    # No window is opened. matplotlib refuses to be imported with the name of one that it lacks.
+    os.environ["MPLBACKEND"] = "agg"
 
     exit_code = run()
     try:

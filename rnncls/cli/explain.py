@@ -208,7 +208,8 @@ def _require_options(view: str, wanted: _Wanted) -> None:
     for option, path in wanted.written().items():
         endings = _ENDINGS[option]
         if path.suffix.lower() not in endings:
-            raise _misfit(f"{option} {path}: a name of an unknown kind", " or ".join(endings))
+            what = f"{option} {path}: a name of an unknown kind"
+            raise _misfit(what, f"a name that ends in {' or '.join(endings)}")
 
 
 def _misfit(what: str, remedy: str) -> ConfigError:

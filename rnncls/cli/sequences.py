@@ -34,8 +34,6 @@ def require_sequence(text: str) -> None:
     expected = 'a sequence, such as "3 7 1 9"'
     if is_override(text):
         what, remedy = "a key of a config in place of a sequence", KEEPS_ITS_CONFIG
-    elif text == "-":
-        what, remedy = "stdin is not read here", "the sequence itself"
     elif is_file_name(text):
         what = "a file's name as a sequence"
         remedy = "one sequence of it; rnncls predict RUN --input FILE takes all"

@@ -9,7 +9,7 @@ import torch
 from rnncls.data.report import MOST_SHOWN
 from rnncls.data.sequences import Sequences
 from rnncls.data.task import FilesTask
-from rnncls.system.pictures import in_picture, png_of
+from rnncls.system.pictures import default_style, in_picture, png_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,7 @@ BAR_WIDTH = 0.25
 BAR_STEP = 0.27
 
 
+@default_style()
 def draw(task: FilesTask, path: Path) -> None:
     """Draw lengths and classes of every split into a PNG. Raises: OSError."""
     # Matplotlib takes long to import. A Figure without pyplot needs no display.

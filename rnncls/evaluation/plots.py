@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from rnncls.evaluation.mistakes import Confused
-from rnncls.system.pictures import in_picture, write_png
+from rnncls.system.pictures import default_style, in_picture, write_png
 
 MOST_OF_LABEL = 24  # characters of a label at an axis
 
 
+@default_style()
 def draw_confused(confused: Confused, path: Path) -> None:
     """Draw the classes that are confused into a PNG: counts, and errors as shares of each row.
 

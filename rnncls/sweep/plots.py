@@ -17,7 +17,7 @@ from rnncls.sweep.paths import PLOTS
 from rnncls.sweep.plan import Sweep, format_setting
 from rnncls.sweep.results import LengthResult
 from rnncls.system.files import write_atomically
-from rnncls.system.pictures import add_legend, in_picture, pixels_of, png_of
+from rnncls.system.pictures import add_legend, default_style, in_picture, pixels_of, png_of
 from rnncls.system.refusals import writing
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ LEAST_LOSS = 1e-45
 MOST_LOSS = 3.5e38
 
 
+@default_style()
 def draw(sweep: Sweep) -> list[Path]:
     """Write plots/*.png and log them as TensorBoard images, for a process that holds the folder.
 

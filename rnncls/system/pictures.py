@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@contextmanager
+def default_style() -> Iterator[None]:
+    """Draw with the default settings of matplotlib, whatever the user's own ones say.
+
+    It reads a `matplotlibrc` in the current folder, too, which may be a stranger's: texts could go
+    through LaTeX, where they are programs.
+    """
+    from matplotlib import style
+
+    with style.context("default"):
+        yield
+
+
 def in_picture(text: str, most: int) -> str:
     """Return a label or a value as it stands in a picture: at most `most` characters of one line.
 

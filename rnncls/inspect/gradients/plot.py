@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rnncls.inspect.gradients.view import MEANINGS, Gradients, LayerGradients
 from rnncls.model.gradient_flow import EXPLODING, VANISHING
-from rnncls.system.pictures import add_legend, write_png
+from rnncls.system.pictures import add_legend, default_style, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ LOWEST = 1e-20
 HIGHEST = 1e20
 
 
+@default_style()
 def draw_gradients(gradients: Gradients, path: Path) -> None:
     """Draw the gradient at each distance from the end, as a share of the last step's, into a PNG.
 

@@ -9,7 +9,7 @@ from rnncls.inspect.graph.graph import ROUND, Graph, Node, title_of
 from rnncls.inspect.graph.layout import layout_of
 from rnncls.inspect.graph.places import Box, Layout, Point
 from rnncls.inspect.graph.text import BORDER, FILLS, LINE, MOST_OF_TOKEN, RECURRENT
-from rnncls.system.pictures import any_script, in_picture
+from rnncls.system.pictures import any_script, default_style, in_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +34,7 @@ _KINDS: dict[Kind, str] = {
 }
 
 
+@default_style()
 def svg_of(graph: Graph) -> bytes:
     """Return the picture of the graph as SVG: the same bytes for the same graph.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rnncls.errors import on_one_line
 from rnncls.inspect.padding.view import PaddingView, Way
-from rnncls.system.pictures import write_png
+from rnncls.system.pictures import default_style, write_png
 from rnncls.system.shown import ends_of
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ RIGHT = "#2ca02c"
 LEAST_DIFFERENCE = 1e-8
 
 
+@default_style()
 def draw_padding(view: PaddingView, path: Path) -> None:
     """Draw one batch as a rectangle and packed, and the errors of each way, into a PNG.
 

@@ -11,7 +11,7 @@ import numpy as np
 from rnncls.inspect.states.halves import Array
 from rnncls.inspect.states.planes import Plane
 from rnncls.inspect.states.view import Memory, States
-from rnncls.system.pictures import in_picture, write_png
+from rnncls.system.pictures import default_style, in_picture, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +31,7 @@ GREY = (0.75, 0.75, 0.75)
 Colour = tuple[float, float, float]
 
 
+@default_style()
 def draw_states(states: States, path: Path) -> None:
     """Draw the planes and the eigenvalues into a PNG. Raises: WriteError."""
     # Imported here because it takes long. A Figure without pyplot needs no display.

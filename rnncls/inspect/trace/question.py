@@ -102,6 +102,7 @@ def _class_of(subject: Subject, label: str | None) -> int | None:
             "a label unknown to the model",
             f"--label {shortened(label, 60)}",
             expected=", ".join(shown),
+            remedy="one of them, or without --label",
             id="C17",
         )
     )
