@@ -282,3 +282,18 @@ def test_precision_is_that_of_training(words: list[str], run_dir: Path) -> None:
 def test_a_run_from_before_can_be_looked_into(view: list[str], tmp_path: Path) -> None:
     done = run_rnncls("explain", BEFORE / "run", *view, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_strangers_settings_of_pictures_do_nothing(run_dir: Path, tmp_path: Path) -> None:
+    """With `text.usetex` each text would be a program for LaTeX, which is seldom there as well."""
+    lines = "text.usetex: True\nbackend: gtk3agg\naxes.facecolor: black\n"
+    (tmp_path / "matplotlibrc").write_text(lines)
+    pictures = []
+    for folder in (tmp_path, tmp_path / "other"):
+        folder.mkdir(exist_ok=True)
+        words = ["explain", run_dir, "--gradients", "--output", "grad.png"]
+        done = run_process(*words, cwd=folder, env={**os.environ, "MPLBACKEND": "no such one"})
+        assert done.returncode == 0, done.stderr
+        pictures.append((folder / "grad.png").read_bytes())
+    assert pictures[0] == pictures[1]
