@@ -447,7 +447,8 @@ def test_tables_fit_in_80_columns(run_dir: Path, kind: str, bidirectional: bool)
     text = text_of(traced(subject, "1 2 0 " * 60))
     assert max(map(len, text.splitlines())) <= WIDTH
     for layer in range(2):
-        assert f"layer {layer}\n" in text
+        assert (f"layer {layer}\n" in text) == (not bidirectional)
+        assert (f"layer {layer}, forward\n" in text) == bidirectional
         assert (f"layer {layer}, reverse\n" in text) == bidirectional
 
 

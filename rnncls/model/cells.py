@@ -25,6 +25,11 @@ DIRECTIONS = ("forward", "reverse")
 State = tuple[Tensor, ...]
 
 
+def layer_name(layer: int, direction: int, num_directions: int) -> str:
+    """Return what people call a layer, or one of its two directions."""
+    return f"layer {layer}" + (f", {DIRECTIONS[direction]}" if num_directions == 2 else "")
+
+
 def weights_of(rnn: nn.RNNBase, layer: int, direction: int) -> Sequence[Tensor]:
     """Return w_ih, w_hh and, unless the layer has no bias, b_ih and b_hh."""
     num_directions = 2 if rnn.bidirectional else 1

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rnncls.inspect.gradients.view import MEANINGS, Gradients, LayerGradients
+from rnncls.model.cells import DIRECTIONS, layer_name
 from rnncls.model.gradient_flow import EXPLODING, VANISHING
 from rnncls.system.pictures import add_legend, default_style, write_png
 
@@ -92,5 +93,6 @@ def _drawn(layer: LayerGradients) -> list[float]:
 
 
 def _label(layer: LayerGradients, gradients: Gradients) -> str:
-    name = gradients.name(layer)
+    direction = DIRECTIONS.index(layer.direction)
+    name = layer_name(layer.layer, direction, 2 if gradients.has_two_directions else 1)
     return f"{name} (last step: {layer.flow.norms[0].item():.1e} nats per unit of h)"

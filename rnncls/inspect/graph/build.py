@@ -8,11 +8,10 @@ from rnncls.inspect.graph.graph import (
     Edge,
     Graph,
     Node,
-    cell_name,
     rolled_counts,
     unrolled_counts,
 )
-from rnncls.model.cells import DIRECTIONS
+from rnncls.model.cells import DIRECTIONS, layer_name
 from rnncls.system.shown import ends_of
 
 # Of more, the first and the last half are drawn.
@@ -207,7 +206,7 @@ def _cell_node(architecture: Architecture, layer: int, direction: int) -> Node:
     """Return a cell as one node: its equations, and the shapes of the weights of all steps."""
     cell = CELLS[architecture.cell]
     words = _words(architecture, layer=0, t="t", p="t-1" if direction == 0 else "t+1")
-    lines = [cell_name(layer, direction, architecture.num_directions)]
+    lines = [layer_name(layer, direction, architecture.num_directions)]
     lines += [equation.format_map(words) for equation in cell.equations]
 
     hidden_size = architecture.hidden_size

@@ -33,7 +33,6 @@ In a rolled graph each layer and direction is one node, with s loops:
 from typing import Literal, NamedTuple
 
 from rnncls.inspect.graph.cells import CELLS, Kind
-from rnncls.model.cells import DIRECTIONS
 from rnncls.model.classifier import RNNClassifier
 from rnncls.system.shown import counted
 
@@ -159,8 +158,3 @@ def title_of(graph: Graph) -> str:
     else:
         parts.append(counted(graph.num_steps, "step"))
     return ", ".join(parts)
-
-
-def cell_name(layer: int, direction: int, num_directions: int) -> str:
-    """Return how people call one direction of a layer."""
-    return f"layer {layer}" + (f", {DIRECTIONS[direction]}" if num_directions == 2 else "")

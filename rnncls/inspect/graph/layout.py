@@ -9,7 +9,7 @@ other only where what they carry is read together.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rnncls.inspect.graph.graph import ROUND, Graph, Node, cell_name
+from rnncls.inspect.graph.graph import ROUND, Graph, Node
 from rnncls.inspect.graph.places import (
     HEADING,
     LEAST_WIDTH,
@@ -23,6 +23,7 @@ from rnncls.inspect.graph.places import (
     Point,
 )
 from rnncls.inspect.graph.rolled import rolled_layout
+from rnncls.model.cells import layer_name
 
 PER_DIGIT = 0.07  # of a step's number beyond two digits
 TITLES = 0.95  # to the left of the bands, for their names
@@ -145,7 +146,7 @@ def _bands_of(graph: Graph, frame: _Frame) -> list[Band]:
             title = f"{left_out:,} more"
             height = SIZES["gap"][1]
         else:
-            title = cell_name(layer, direction, num_directions).replace(", ", "\n")
+            title = layer_name(layer, direction, num_directions).replace(", ", "\n")
             height = frame.height
         box = Box(frame.left + width / 2, bottom + height / 2, width, height)
         bands.append(Band(title, direction, box))

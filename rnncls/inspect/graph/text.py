@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from rnncls.inspect.graph.cells import Kind
-from rnncls.inspect.graph.graph import ROUND, Edge, Graph, Node, cell_name, title_of
+from rnncls.inspect.graph.graph import ROUND, Edge, Graph, Node, title_of
 from rnncls.inspect.graph.layout import layout_of
 from rnncls.inspect.graph.places import Box
+from rnncls.model.cells import layer_name
 from rnncls.system.pictures import in_picture
 
 MOST_OF_TOKEN = 12  # characters of a token under its node
@@ -92,7 +93,7 @@ def _dot_node(graph: Graph, node: Node, box: Box) -> str:
     if node.kind == "cell":
         attributes.append("fontsize=10")
     if node.kind == "start" and node.role == "h" and node.layer is not None:
-        name = cell_name(node.layer, node.direction, graph.architecture.num_directions)
+        name = layer_name(node.layer, node.direction, graph.architecture.num_directions)
         attributes.append(f"xlabel={_dot_text(name)}")
     return ", ".join(attributes)
 
@@ -193,6 +194,6 @@ def _groups(graph: Graph) -> Iterator[tuple[str, list[Node]]]:
     for node in graph.nodes:
         title = ""
         if node.layer is not None and not graph.is_rolled:
-            title = cell_name(node.layer, node.direction, graph.architecture.num_directions)
+            title = layer_name(node.layer, node.direction, graph.architecture.num_directions)
         groups.setdefault(title, []).append(node)
     yield from groups.items()

@@ -164,7 +164,7 @@ def _mark_means(
 def _axis_names(plane: Plane, states: States) -> tuple[str, str]:
     """Return the names of the two axes, with their unit."""
     if plane.kind == "principal":
-        return "first principal component", "second principal component"
+        return "first principal component (units of h)", "second principal component (units of h)"
     if plane.kind == "frequency":
         second = "cosine part" if plane.means.shape[1] == 2 else ""
         first = "sine part" if second else "cosine part"

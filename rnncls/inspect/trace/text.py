@@ -9,6 +9,7 @@ from rnncls.inspect.heading import heading_of
 from rnncls.inspect.trace.question import Question
 from rnncls.inspect.trace.tables import Column, Group, name_of, tables_of
 from rnncls.inspect.trace.trace import GATES, Answers, Numbers, Trace, answers_of
+from rnncls.model.cells import layer_name
 from rnncls.system.rows import shortened
 from rnncls.system.shown import WIDTH, counted
 
@@ -28,7 +29,7 @@ def text_of(traced: Trace) -> str:
     is_single = len(traced.layers) == 1 and len(traced.layers[0]) == 1
     for layer, directions in enumerate(traced.layers):
         for direction, numbers in enumerate(directions):
-            title = f"layer {layer}" + (", reverse" if direction == 1 else "")
+            title = layer_name(layer, direction, len(directions))
             groups = _groups(title, numbers, question, places)
             # A network of one layer has one table, where it fits.
             if is_single:
