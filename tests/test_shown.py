@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import openpyxl
 import pyarrow
@@ -236,10 +237,10 @@ class Hostile:
         self.run = folder / f"r{HOSTILE}"
         self.fields = (f"text{HOSTILE}", f"label{HOSTILE}")
 
-        tokens = STEERING.replace("\u2028", "")
+        self.tokens = tokens = STEERING.replace("\u2028", "")
         rows = []
         for number in range(60):
-            words = f"w{number % 5}{tokens} w{tokens}"
+            words = f"w{number % 5}{tokens} w{tokens}{' and more' * (number % 3)}"
             rows.append({self.fields[0]: words, self.fields[1]: f"L{number % 3}{HOSTILE}"})
         rows.append({self.fields[0]: f"w0{tokens} w{tokens}", self.fields[1]: f"L1{HOSTILE}"})
         self.data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -302,16 +303,28 @@ HARMLESS = [
     ["predict", "RUN", f"x {HOSTILE}"],
     ["predict", "RUN", "--input", HOSTILE],
     ["predict", "RUN", "--input", "DATA", "--sequence-field", HOSTILE],
-    ["explain", "RUN", f"x {HOSTILE}"],
-    ["explain", "RUN", f"x {HOSTILE}", "--json"],
-    ["explain", "RUN", "x", "--label", HOSTILE],
-    ["explain", "RUN", f"x {HOSTILE}", "--html", f"page{HOSTILE}.html"],
-    ["explain", "RUN", f"x {HOSTILE}", "--graph", f"graph{HOSTILE}.svg"],
-    ["explain", "RUN", f"x {HOSTILE}", "--graph", "graph.mmd"],
-    ["explain", "RUN", "--padding", "--output", f"padding{HOSTILE}.png"],
-    ["explain", "RUN", "--padding", "--json"],
     ["explain", "RUN", "--gradients", "--output", HOSTILE],
+    ["explain", "RUN", f"w0 {HOSTILE}"],
+    ["explain", "RUN", "TOKENS", "--label", "CLASS"],
+    ["explain", "RUN", "TOKENS", "--json"],
+    ["explain", "RUN", "TOKENS", "--html", f"page{HOSTILE}.html"],
+    ["explain", "RUN", "TOKENS", "--label", HOSTILE],
+    ["explain", "RUN", "TOKENS", "--graph", f"graph{HOSTILE}.svg"],
+    ["explain", "RUN", "TOKENS", "--graph", f"graph{HOSTILE}.dot"],
+    ["explain", "RUN", "TOKENS", "--graph", f"graph{HOSTILE}.mmd", "--json"],
+    ["explain", "RUN", "TOKENS", "--graph", f"no{HOSTILE}/graph.svg"],
+    ["explain", "RUN", "--graph", f"rolled{HOSTILE}.svg", "--rolled"],
+    ["explain", "RUN", "--padding"],
+    ["explain", "RUN", "--padding", "--json"],
+    ["explain", "RUN", "--padding", "--output", f"padding{HOSTILE}.png"],
+    ["explain", "RUN", "--gradients", "--output", f"gradients{HOSTILE}.png"],
+    ["explain", "RUN", "--gradients", "--json"],
     ["explain", "RUN", "--states", f"states{HOSTILE}.png"],
+    ["explain", "RUN", "--states", "states.png", "--json"],
+    ["explain", "RUN", "--padding", "--data-dir", HOSTILE],
+    ["explain", "RUN", f"data.{HOSTILE}=1"],
+    ["explain", "RUN", f"{HOSTILE}.csv"],
+    ["explain", HOSTILE, "w0"],
     ["data", "check", "CONFIG"],
     ["data", "stats", "CONFIG"],
     ["data", "stats", "CONFIG", "--json"],
@@ -379,6 +392,8 @@ def test_a_command_shows_nothing_that_steers(
         "OTHER": other.name,
         "TEXT": hostile.fields[0],
         "LABEL": hostile.fields[1],
+        "TOKENS": f"w0{hostile.tokens} w{hostile.tokens} {HOSTILE}",
+        "CLASS": f"L1{HOSTILE}",
     }
     words = [named.get(word, word) for word in words]
     exit_code, shown = on_terminal(*words, cwd=hostile.folder)
@@ -388,6 +403,27 @@ def test_a_command_shows_nothing_that_steers(
     if "--json" in words and exit_code == 0 and words[0] not in ("predict", "explain"):
         lines = [line for line in shown.splitlines() if line.startswith(("{", "["))]
         json.loads(lines[-1])
+
+
+@pytest.mark.parametrize("ending", ["svg", "dot", "mmd", "html"])
+def test_a_drawing_of_hostile_tokens_is_printable(
+    ending: str, trained: tuple[Hostile, int, str]
+) -> None:
+    """Pictures and pages are opened in editors and on terminals, and are text there."""
+    hostile, _, _ = trained
+    text = f"w0{hostile.tokens} $x$ <b>'&quot;\" w{STEERING} \U000e0041 \udcff"
+    option = "--html" if ending == "html" else "--graph"
+    drawing = hostile.folder / f"drawing.{ending}"
+    done = run_rnncls("explain", hostile.run, text, option, drawing)
+    assert done.returncode == 0, done.stderr
+    content = drawing.read_text("utf-8")
+    # Spaces of matplotlib's own, and what keeps "\\n" apart in Mermaid.
+    allowed = {"svg": "\n\xa0", "mmd": "\n\u200b"}.get(ending, "\n")
+    assert {letter for letter in content if not letter.isprintable()} <= set(allowed)
+    if ending == "svg":
+        ElementTree.fromstring(content)
+    if ending != "dot":  # where "<" means nothing within quotes
+        assert "<b>" not in content.replace("<b><bdi>", "")
 
 
 @pytest.mark.parametrize("format", ["csv", "tsv", "jsonl"])
@@ -528,6 +564,7 @@ def test_a_sweep_shows_nothing_that_steers(swept: tuple[Path, str]) -> None:
         ["sweep", "--resume", "SWEEP", "--json"],
         ["eval", "SWEEP"],
         ["eval", "SWEEP", "--json"],
+        ["explain", "SWEEP", "w0"],
         ["runs", "ls", ".", "--all"],
         ["runs", "ls", "SWEEP"],
         ["runs", "ls", ".", "--json"],

@@ -82,6 +82,8 @@ def strace(folder: Path, short: bool) -> Result:
 READS = (
     ("predict run --input data.csv --bad skip", "data.csv"),
     ("predict run 1,2", "run/checkpoints/best.safetensors"),
+    ("explain run 1,2", "run/checkpoints/best.safetensors"),
+    ("explain run --padding", "data.csv"),
     ("data check data.csv", "data.csv"),
     ("config show tiny.yaml", "tiny.yaml"),
     ("runs diff run other", "run/metrics.jsonl"),

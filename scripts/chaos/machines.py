@@ -188,6 +188,10 @@ def mount_cases(part: Part) -> Iterator[tuple[list[str], Mounts, tuple[int, ...]
         (["eval", whole, "--lengths", "2", "--predictions", output], refused),
         (["predict", whole, "1 2"], (0,)),
         (["predict", whole, "1 2", "--output", output], refused),
+        (["explain", whole, "1 2"], (0,)),
+        (["explain", whole, "1 2", "--graph", f"{whole}/out.svg"], refused),
+        (["explain", whole, "--padding", "--output", f"{whole}/out.png"], refused),
+        (["explain", whole, "--states", f"{whole}/out.png"], refused),
         (["runs", "ls", str(part.folder)], (0,)),
         (["runs", "diff", whole, whole], (0,)),
         (["model", "show", whole], (0,)),
@@ -196,6 +200,13 @@ def mount_cases(part: Part) -> Iterator[tuple[list[str], Mounts, tuple[int, ...]
         (["train", "--config", config, "--run-dir", f"{whole}/below"], refused),
     ):
         yield words, read_only, wanted
+
+    # A picture has more than fits.
+    small = part.folder / "small"
+    small.mkdir(exist_ok=True)
+    full = [["-t", "tmpfs", "-o", "size=4k", "none", str(small)]]
+    yield ["explain", whole, "1 2", "--graph", f"{small}/out.svg"], full, (CANNOT_WRITE,)
+    yield ["explain", whole, "--gradients", "--output", f"{small}/out.png"], full, (CANNOT_WRITE,)
 
     # Each of these places is there, and nothing can be written into it.
     for place in ("/dev/shm", "/tmp" if not whole.startswith("/tmp") else "/var/tmp"):

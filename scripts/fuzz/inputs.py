@@ -78,6 +78,11 @@ COMMAND_LINES = [
     "runs diff run run",
     "predict run 3,1 --top-k 2 --json",
     "predict run --input tiny.yaml --bad skip --output out.csv",
+    "explain run 1,2 --json",
+    "explain run 1,2 --graph out.svg --rolled",
+    "explain run --padding --output out.png",
+    "explain run --gradients --output out.png --json",
+    "explain run --states out.png --device cpu",
     "data sample --config tiny.yaml",
 ]
 

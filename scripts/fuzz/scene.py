@@ -72,6 +72,14 @@ RUN_COMMANDS = [
     command("eval run/checkpoints/best.safetensors --errors 3 --confusion"),
     command("predict run 1,2 --json"),
     command("predict run --input data.csv --output out.csv --bad skip", "out.csv"),
+    command("explain run 1,2"),
+    command("explain run 1,2 --json --label L1"),
+    command("explain run 1,2 --html out.html", "out.html"),
+    command("explain run 1,2 --graph out.svg", "out.svg"),
+    command("explain run 1,2 --graph out.dot", "out.dot"),
+    command("explain run --padding --output out.png", "out.png"),
+    command("explain run --gradients --json"),
+    command("explain run/checkpoints/best.safetensors --states out.png", "out.png"),
     command("model show run"),
     command("config show run/config.yaml"),
     command("runs ls ."),
@@ -91,6 +99,8 @@ SWEEP_COMMANDS = [
     command("runs ls . --json"),
     command("runs diff sweep/members/seed=0 sweep/members/seed=1"),
     command("predict sweep/members/seed=0 3,1"),
+    command("explain sweep 3,1"),
+    command("explain sweep/members/seed=0 --padding"),
 ]
 HALF_COMMANDS = [
     command("sweep --resume half --jobs 1", "half"),
@@ -121,7 +131,7 @@ def scene() -> Path:
     made = parent / "made"
     made.mkdir()
     (made / "tiny.yaml").write_text(CONFIG)
-    rows = [f"{a} {b} {a},L{(a + b) % 3}" for a in range(5) for b in range(5)]
+    rows = [f"{a} {b} {a},L{(a + b) % 3}" for a in range(9) for b in range(9)]
     (made / "data.csv").write_text("\n".join(["text,label", *rows, ""]))
 
     for line in (
@@ -132,6 +142,8 @@ def scene() -> Path:
         "runs ls .",
         "runs diff run other",
         "predict run 1,2",
+        "explain run 1,2 --graph out.svg",
+        "explain run --states out.png",
     ):
         run_here(made, line.split())
 

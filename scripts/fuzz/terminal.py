@@ -203,8 +203,9 @@ def checkpoint_state(text: str, folder: Path, rng: random.Random) -> Command:
             state = put_into(state, text, rng)
         path.unlink()  # two names may be one file
         tensorfile.write(path, json.dumps(state), tensors)
-    prompts = [command("predict run"), command("predict run 1,2 --top-k 9")]
-    return rng.choice([*RUN_COMMANDS, *prompts])
+    more = [command("predict run"), command("predict run 1,2 --top-k 9")]
+    more.append(Command(["explain", "run", f"1 {text}".replace("\0", "")], ()))
+    return rng.choice([*RUN_COMMANDS, *more])
 
 
 def data_cell(text: str, folder: Path, rng: random.Random) -> Command:
@@ -354,6 +355,14 @@ def words(text: str, folder: Path, rng: random.Random) -> Command:
         ["predict", "run", text, "--json"],
         ["predict", "run", "1 2", "--output", f"out{text}.jsonl"],
         ["predict", "run", "--input", text],
+        ["explain", "run", f"1 2 {text}"],
+        ["explain", "run", text, "--json"],
+        ["explain", "run", f"1 {text}", "--html", f"out{text}.html"],
+        ["explain", "run", f"1 {text}", "--graph", f"out{text}.svg"],
+        ["explain", "run", f"1 {text}", "--graph", f"out{text}.mmd"],
+        ["explain", "run", "1 2", "--label", text],
+        ["explain", "run", "--states", f"out{text}.png"],
+        ["explain", text, "--padding"],
         ["runs", "ls", text],
         ["runs", "ls", ".", "--filter", f"{key}={text}"],
         ["runs", "ls", ".", "--sort", text],
