@@ -292,7 +292,7 @@ def test_a_strangers_settings_of_pictures_do_nothing(run_dir: Path, tmp_path: Pa
     pictures = []
     for folder in (tmp_path, tmp_path / "other"):
         folder.mkdir(exist_ok=True)
-        words = ["explain", run_dir, "--gradients", "--output", "grad.png"]
+        words = ["explain", str(run_dir), "--gradients", "--output", "grad.png"]
         done = run_process(*words, cwd=folder, env={**os.environ, "MPLBACKEND": "no such one"})
         assert done.returncode == 0, done.stderr
         pictures.append((folder / "grad.png").read_bytes())

@@ -1,29 +1,20 @@
 """rnncls explain"""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from rnncls.cli.options import DataDir, Device, refuse_to_replace
-from rnncls.cli.sequences import require_sequence
-from rnncls.errors import CheckpointError, ConfigError, Problem
+from rnncls.cli.views import Wanted, misfit, require_options, view_of
+from rnncls.errors import CheckpointError, Problem
 from rnncls.sweep.paths import MEMBERS, is_sweep
 from rnncls.system.rows import json_text
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
     from rnncls.inspect.subject import Subject
-
-# How the names of files end that are written.
-_ENDINGS = {
-    "--graph": (".svg", ".dot", ".mmd"),
-    "--states": (".png",),
-    "--output": (".png",),
-    "--html": (".html", ".htm"),
-}
 
 
 def explain(
@@ -103,11 +94,11 @@ def explain(
         rnncls explain runs/first --states states.png
         rnncls explain --demo
     """
-    wanted = _Wanted(
+    wanted = Wanted(
         checkpoint, sequence, graph, rolled, padding, gradients, states, html, label, output, demo
     )
-    view = _view_of(wanted)
-    _require_options(view, wanted)
+    view = view_of(wanted)
+    require_options(view, wanted)
     if checkpoint is None:
         _show_demo(as_json)
         return
@@ -116,7 +107,7 @@ def explain(
         refuse_to_replace(option, path, checkpoint)
     _refuse_sweep(checkpoint)
     if sequence == "-" and sys.stdin is None:
-        raise _misfit("no sequence: stdin is closed", 'a sequence, such as "3 7 1 9"')
+        raise misfit("no sequence: stdin is closed", 'a sequence, such as "3 7 1 9"')
 
     load_torch()
     from rnncls.inspect.subject import load_subject
@@ -134,86 +125,6 @@ def explain(
         _write_graph(subject, sequence, graph, rolled, as_json)
     elif sequence is not None:
         _show_trace(subject, sequence, label, html, as_json)
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What the command line asks for."""
-
-    checkpoint: Path | None
-    sequence: str | None
-    graph: Path | None
-    rolled: bool
-    padding: bool
-    gradients: bool
-    states: Path | None
-    html: Path | None
-    label: str | None
-    output: Path | None
-    demo: bool
-
-    def written(self) -> dict[str, Path]:
-        """Return the files that are to be written, by their options."""
-        files = {
-            "--graph": self.graph,
-            "--states": self.states,
-            "--output": self.output,
-            "--html": self.html,
-        }
-        return {option: path for option, path in files.items() if path is not None}
-
-
-def _view_of(wanted: _Wanted) -> str:
-    """Return the option that says what to show; "" for the steps of a sequence.
-
-    Raises: ConfigError unless exactly one thing is to be shown, and there is a run to show it of.
-    """
-    views = {
-        "--demo": wanted.demo,
-        "--padding": wanted.padding,
-        "--gradients": wanted.gradients,
-        "--states": wanted.states is not None,
-        "--graph": wanted.graph is not None,
-    }
-    chosen = [option for option, is_on in views.items() if is_on]
-    if len(chosen) > 1:
-        raise _misfit(" and ".join(chosen), "one of them at a time")
-    view = chosen[0] if chosen else ""
-
-    if wanted.demo and wanted.checkpoint is not None:
-        raise _misfit("--demo has a network of its own", "rnncls explain --demo")
-    if wanted.checkpoint is None and not wanted.demo:
-        raise _misfit("no run to look into", "rnncls explain RUN, or --demo")
-
-    if wanted.sequence is not None and view not in ("", "--graph"):
-        raise _misfit(f"{view} takes no sequence", f"rnncls explain RUN {view}")
-    if wanted.sequence is not None:
-        require_sequence(wanted.sequence)
-    if wanted.sequence is None and not view:
-        remedy = 'a sequence, such as "3 7 1 9", or --padding, --gradients, --states, --graph'
-        raise _misfit("nothing to show", remedy)
-    return view
-
-
-def _require_options(view: str, wanted: _Wanted) -> None:
-    """Raise ConfigError for an option that says something about another view."""
-    if wanted.rolled and view != "--graph":
-        raise _misfit("--rolled is about --graph", "--graph FILE.svg --rolled")
-    if wanted.output is not None and view not in ("--padding", "--gradients"):
-        raise _misfit("--output is about --padding and --gradients", "one of them")
-    if view and (wanted.html is not None or wanted.label is not None):
-        raise _misfit("--html and --label are about the steps of a sequence", "a sequence alone")
-
-    # By its name, no file of a run can be meant.
-    for option, path in wanted.written().items():
-        endings = _ENDINGS[option]
-        if path.suffix.lower() not in endings:
-            what = f"{option} {path}: a name of an unknown kind"
-            raise _misfit(what, f"a name that ends in {' or '.join(endings)}")
-
-
-def _misfit(what: str, remedy: str) -> ConfigError:
-    return ConfigError(Problem(what, remedy=remedy, id="C17"))
 
 
 def _refuse_sweep(path: Path) -> None:
@@ -325,7 +236,7 @@ def _write_graph(
             tokens_of_text(subject.predictor, sequence)
         graph = rolled_graph(architecture)
     elif sequence is None:
-        raise _misfit(
+        raise misfit(
             "--graph draws the steps of a sequence", 'a sequence, such as "3 7 1 9", or --rolled'
         )
     else:
