@@ -16,6 +16,9 @@ from rnncls.system.waiting import load_torch
 if TYPE_CHECKING:
     from rnncls.inspect.subject import Subject
 
+# Of a sequence on stdin: names and answers of two million characters take 300 MB.
+MOST_BYTES = 2**21
+
 
 def explain(
     checkpoint: Annotated[
@@ -142,7 +145,7 @@ def _line_of_stdin() -> str:
     """Return the first line of stdin. Raises: DataError if it is no text, or too long."""
     from rnncls.predict.reading import first_line
 
-    return first_line(sys.stdin.buffer, "stdin")
+    return first_line(sys.stdin.buffer, "stdin", MOST_BYTES)
 
 
 def _show_demo(as_json: bool) -> None:

@@ -158,12 +158,12 @@ def line_groups(file: IO[bytes], name: str, most: int = MAX_LINE_BYTES) -> Itera
     yield _numbered(lines, numbers, most)
 
 
-def first_line(file: IO[bytes], name: str) -> str:
+def first_line(file: IO[bytes], name: str, most: int = MAX_LINE_BYTES) -> str:
     """Return the first line of a stream without its end; nothing after it is waited for.
 
-    Raises: DataError if it cannot be read, is too long or is no text.
+    Raises: DataError if it cannot be read, has more than `most` bytes or is no text.
     """
-    for lines in line_groups(file, name):
+    for lines in line_groups(file, name, most):
         for line, _ in lines:
             text = decode_line(line, is_first=True) if isinstance(line, bytes) else line
             if isinstance(text, Problem):
