@@ -357,5 +357,5 @@ def predict_stdin(work: Path, rng: random.Random) -> Command:
 
 MAKERS: list[Callable[[Path, random.Random], Command]] = [
     run_file, run_file, sweep_file, metrics, config_file, checkpoint, text_data, text_data,
-    columnar_data, kept_rows, predict_stdin, many_classes,
+    columnar_data, kept_rows, predict_stdin,
 ]  # fmt: skip
