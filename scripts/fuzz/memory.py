@@ -13,7 +13,6 @@ import lzma
 import os
 import random
 import resource
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import rnncls
 from rnncls.rundir import tensorfile
 from scripts.fuzz.scene import (
     RUN_COMMANDS,
@@ -33,7 +31,6 @@ from scripts.fuzz.scene import (
     command,
     copied,
     outcome_of,
-    scene,
 )
 
 MOST_MIB = 512
@@ -53,9 +50,6 @@ KEPT_MIB = ROWS * (8 * TOKENS_PER_ROW + 64) / 2**20
 
 # A run reserves 1024 MiB of addresses for its threads, without using them.
 ADDRESSES_MIB = MOST_MIB + int(KEPT_MIB) + 1024
-
-# Of a model whose checkpoint has a few megabytes.
-MANY_CLASSES = 2**18
 
 # What a large file has at most on the disk; most of them are sparse.
 LARGE = 200 * 2**20
@@ -211,32 +205,6 @@ def checkpoint(work: Path, rng: random.Random) -> Command:
         [command("eval run"), command("predict run 1,2"), command("model show run"),
          command("explain run 1,2"), command("explain run --gradients"),
          command("train --config tiny.yaml --init-from run --run-dir new", "new")]
-    )  # fmt: skip
-
-
-@cache
-def run_of_many_classes() -> Path:
-    """Return a run whose file is small, and whose answers are numbers of very many classes."""
-    folder = scene() / "many"
-    config = rnncls.load_config(
-        scene() / "tiny.yaml",
-        ["data={}", f"data.modulus={MANY_CLASSES}", "data.max_value=5", "data.max_length=9",
-         "model.hidden_size=1", "model.embedding_dim=1", "train.max_steps=0",
-         "train.eval_samples=1"],
-    )  # fmt: skip
-    rnncls.fit(config, folder)
-    return folder
-
-
-def many_classes(work: Path, rng: random.Random) -> Command:
-    """Look into a model of very many classes."""
-    shutil.copytree(run_of_many_classes(), work / "many")
-    sequence = ",".join("120" * 300)
-    return rng.choice(
-        [command(f"explain many {sequence}"), command("explain many 1,2,0,1,2 --json"),
-         command("explain many --padding"), command("explain many --padding --json"),
-         command("explain many --gradients"), command("explain many --states out.png"),
-         command("predict many 1,2")]
     )  # fmt: skip
 
 
