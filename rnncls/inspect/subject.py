@@ -24,8 +24,11 @@ from rnncls.system.streams import say
 MOST_DRAWN = 2**23
 LEAST_DRAWN = 8
 
-# A model may have a million classes: so many logits are in memory together.
-MOST_LOGITS = 2**22
+# A model may have a million classes: so many logits are in memory together, 64 MiB. What has less
+# than 32 MiB, glibc may keep within its heap, where each piece leaves a hole that is too small for
+# the next one: a trace of 60,000 tokens and 9,000 classes took 2.7 GB in pieces of 16 MiB, and
+# 0.4 GB in these.
+MOST_LOGITS = 2**24
 
 
 class Subject(NamedTuple):

@@ -13,6 +13,7 @@ import lzma
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from scripts.fuzz.scene import (
     command,
     copied,
     outcome_of,
+    scene,
 )
 
 MOST_MIB = 512
@@ -50,6 +52,9 @@ KEPT_MIB = ROWS * (8 * TOKENS_PER_ROW + 64) / 2**20
 
 # A run reserves 1024 MiB of addresses for its threads, without using them.
 ADDRESSES_MIB = MOST_MIB + int(KEPT_MIB) + 1024
+
+# Of a model whose checkpoint has a few megabytes.
+MANY_CLASSES = 2**18
 
 # What a large file has at most on the disk; most of them are sparse.
 LARGE = 200 * 2**20
@@ -208,6 +213,35 @@ def checkpoint(work: Path, rng: random.Random) -> Command:
     )  # fmt: skip
 
 
+def run_of_many_classes(work: Path) -> Path:
+    """Return a run whose file is small, and whose answers are numbers of very many classes."""
+    path = scene() / f"many-{os.getpid()}"  # another process makes its own
+    if path.exists():
+        return path
+    words = ["train", "tiny.yaml", "--run-dir", str(path), "data={}"]
+    words += [f"data.modulus={MANY_CLASSES}", "data.max_value=5", "data.max_length=9"]
+    words += ["model.hidden_size=1", "model.embedding_dim=1"]
+    words += ["train.max_steps=0", "train.eval_samples=1"]
+
+    # In a fork, as its memory would be counted for all that follow.
+    ended = attempt(words, work)
+    if ended.exit_code != 0:
+        raise RuntimeError(f"{words}: {ended.output}")
+    return path
+
+
+def many_classes(work: Path, rng: random.Random) -> Command:
+    """Look into a model of very many classes."""
+    shutil.copytree(run_of_many_classes(work), work / "many")
+    sequence = ",".join("120" * 300)
+    return rng.choice(
+        [command(f"explain many {sequence}"), command("explain many 1,2,0,1,2 --json"),
+         command("explain many --padding"), command("explain many --padding --json"),
+         command("explain many --gradients"), command("explain many --states out.png"),
+         command("predict many 1,2")]
+    )  # fmt: skip
+
+
 # --- data
 
 
@@ -325,5 +359,5 @@ def predict_stdin(work: Path, rng: random.Random) -> Command:
 
 MAKERS: list[Callable[[Path, random.Random], Command]] = [
     run_file, run_file, sweep_file, metrics, config_file, checkpoint, text_data, text_data,
-    columnar_data, kept_rows, predict_stdin,
+    columnar_data, kept_rows, predict_stdin, many_classes,
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from rnncls.config import Config, number
 from rnncls.data import Batch
 from rnncls.data.sequences import Sequences, offsets_of
 from rnncls.inspect.gradients.view import Gradients, LayerGradients
-from rnncls.inspect.subject import Subject, own_sequences, rows_together
+from rnncls.inspect.subject import MOST_LOGITS, Subject, own_sequences, rows_together
 from rnncls.model.cells import DIRECTIONS
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.gradient_flow import Kind, flow_of, verdict_in_all, verdict_of
@@ -35,7 +35,8 @@ def gradients_of(subject: Subject, data_dir: Path | None = None) -> Gradients:
 
     Raises: DataError if files are missing or bad. CheckpointError if they have changed.
     """
-    count = min(NUM_SEQUENCES, rows_together(subject.network))
+    # In float64, and with their gradients, logits take four times as much.
+    count = min(NUM_SEQUENCES, rows_together(subject.network, MOST_LOGITS // 4))
     all_sequences = own_sequences(subject, count, progress=True, data_dir=data_dir)
     most_tokens = MOST_BYTES // _bytes_per_token(subject.network)
     most_steps = max(1, min(MOST_STEPS, most_tokens))
