@@ -142,6 +142,9 @@ class FilesConfig(Section):
     with the token <sep> between them."""
     label_field: FieldName = "label"
     """Name of the JSON field or table column with the label."""
+    prefix_labels_field: FieldName | None = None
+    """Name of the field with a label for every prefix of the sequence, as many as it has tokens;
+    for `train.objective: prefix`. null: there are none."""
     tokens: Literal["ids", "words", "characters"] = "words"
     """The unit of a sequence: an integer id >= 0, a word between white space, or a character."""
     unknown: Literal["unk", "error"] = "unk"
@@ -167,7 +170,7 @@ class FilesConfig(Section):
         names = self.sequence_field
         return (names,) if isinstance(names, str) else names
 
-    @field_validator("sequence_field", "label_field", mode="before")
+    @field_validator("sequence_field", "label_field", "prefix_labels_field", mode="before")
     @classmethod
     def _name_of_number(cls, value: Any) -> Any:
         # Without a header, columns are called 1, 2, 3: YAML reads these as integers.
@@ -193,6 +196,12 @@ class FilesConfig(Section):
             expected = "one sequence_field, or tokens: words or characters"
             raise _clash("sequence_field", what, expected, ", ".join(self.sequence_fields))
 
+        if len(self.sequence_fields) > 1 and self.prefix_labels_field is not None:
+            what = "several columns are joined by <sep>, for which there is no prefix label"
+            expected = "one sequence_field, or prefix_labels_field: null"
+            found = ", ".join(self.sequence_fields)
+            raise _clash("prefix_labels_field", what, expected, found)
+
         # Without <unk>, there is nothing that a rare token could become.
         if self.min_count > 1 and self.unknown == "error":
             what = "rare tokens would be unknown, and unknown tokens an error"
@@ -216,7 +225,7 @@ DataConfig = Annotated[SumModConfig | FilesConfig, Field(discriminator="source")
 
 
 class ModelConfig(Section):
-    """The model: embedding -> RNN, LSTM or GRU -> linear head on the last layer's final state."""
+    """The model: embedding -> RNN, LSTM or GRU -> pooling of the last layer -> linear head."""
 
     cell: Literal["rnn", "lstm", "gru"] = "rnn"
     """Recurrent layers: torch.nn.RNN, LSTM or GRU."""
@@ -233,7 +242,13 @@ class ModelConfig(Section):
     dropout: BelowOne = 0.0
     """Dropout probability between recurrent layers; needs num_layers >= 2."""
     bidirectional: bool = False
-    """Also read each sequence from its last token to its first, and use both final states."""
+    """Also read each sequence from its last token to its first, and use both directions."""
+    pooling: Literal["last", "mean", "max", "last_mean_max"] = "last"
+    """What the head sees of the last layer's states: the final one of each direction (last), their
+    mean or largest value over the sequence's own tokens, or all three side by side."""
+    initial_state: Literal["zeros", "learned"] = "zeros"
+    """The state before the first token, h_0 and for lstm c_0 of each layer and direction: zeros, or
+    parameters that begin at zero and are trained like the others (learned)."""
     recurrent_init: Literal["default", "orthogonal", "identity"] = "orthogonal"
     """Initial W_hh of each gate: PyTorch's uniform default, a random orthogonal matrix, or the
     identity (with b_hh = 0)."""
@@ -325,6 +340,15 @@ class TrainConfig(Section):
     ends the run."""
     deterministic: bool = False
     """Make CUDA compute the same bits every time, at some cost in speed. The CPU always does."""
+    objective: Literal["sequence", "prefix"] = "sequence"
+    """What the loss asks for: the label of each sequence (sequence), or a label after every token
+    (prefix). Evaluation always asks for that of the sequence."""
+    recompute_every: Count | None = None
+    """Keep the states of every K-th time step alone, and compute the others again in the backward
+    pass: the same gradient in less memory and more time. null: keep all."""
+    truncate_after: Count | None = None
+    """Truncated backpropagation through time: gradients reach back K tokens from the end of each
+    sequence, and no further. Another gradient. null: through the whole sequence."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of the classes in the loss: all 1 (none), or inverse to their frequency in training
     (balanced; for `source: files`)."""
@@ -387,12 +411,49 @@ class Config(Section):
             found = "padded, model.bidirectional: true"
             raise _clash("data.layout", what, expected, found, "data.layout=auto")
 
+        self._check_objective()
+        self._check_pieces()
         if isinstance(self.data, SumModConfig):
             self._check_generated(self.data)
 
         # Of files, with the smallest possible vocabulary; checked again when they have been read.
         check_size(self, *sizes(self))
         return self
+
+    def _check_objective(self) -> None:
+        """Refuse models and data that have no answer, or no label, for a prefix."""
+        if self.train.objective == "sequence":
+            return
+
+        # What the reverse direction says after a token depends on those that come behind it.
+        expected = "train.objective: sequence, or "
+        if self.model.bidirectional:
+            what = "a model that reads backwards has no state of a prefix"
+            expected += "model.bidirectional: false"
+            found = "prefix, model.bidirectional: true"
+            raise _clash("train.objective", what, expected, found, "model.bidirectional=false")
+        if self.model.pooling != "last":
+            what = "a prefix is classified by its last state"
+            expected += "model.pooling: last"
+            found = f"prefix, model.pooling: {self.model.pooling}"
+            raise _clash("train.objective", what, expected, found, "model.pooling=last")
+        if isinstance(self.data, FilesConfig) and self.data.prefix_labels_field is None:
+            what = "files have no prefix labels unless a field is named"
+            expected += "data.prefix_labels_field"
+            found = "prefix, data.prefix_labels_field: null"
+            remedy = "data.prefix_labels_field=NAME, a field with a list of labels"
+            raise _clash("train.objective", what, expected, found, remedy)
+
+    def _check_pieces(self) -> None:
+        """Refuse pieces to be computed again that are longer than what has a gradient."""
+        every = self.train.recompute_every
+        after = self.train.truncate_after
+        if every is not None and after is not None and every > after:
+            what = "nothing would be computed again: gradients reach back fewer tokens"
+            expected = f"at most train.truncate_after = {after}"
+            raise _clash(
+                "train.recompute_every", what, expected, str(every), "train.recompute_every=null"
+            )
 
     def _check_generated(self, data: SumModConfig) -> None:
         """Refuse what only files have, and batches larger than any machine's memory."""
@@ -491,8 +552,13 @@ def num_parameters(config: Config, num_embeddings: int, num_classes: int) -> int
         per_unit = inputs + model.hidden_size + biases
         count += directions * gates * model.hidden_size * per_unit
 
+    if model.initial_state == "learned":
+        parts = 2 if model.cell == "lstm" else 1
+        count += parts * model.num_layers * directions * model.hidden_size
+
     # The head is linear, with a bias.
-    head_inputs = model.hidden_size * directions
+    pooled = 3 if model.pooling == "last_mean_max" else 1
+    head_inputs = model.hidden_size * directions * pooled
     return count + (head_inputs + 1) * num_classes
 
 

@@ -21,10 +21,17 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) int64
     lengths: Tensor  # (B,) int64, always on the CPU, where packing and reporting need it
 
+    # The label of the prefix that ends at each token, (sum of lengths,) int64, in the order of the
+    # tokens' data. Only the training batches of `train.objective: prefix` have them.
+    prefix_labels: Tensor | None = None
+
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device, except for the lengths, which stay on the CPU."""
         tokens = self.tokens.to(device)  # type: ignore[arg-type]  # torch's stub omits devices
-        return Batch(tokens, self.labels.to(device), self.lengths)
+        prefix_labels = self.prefix_labels
+        if prefix_labels is not None:
+            prefix_labels = prefix_labels.to(device)
+        return Batch(tokens, self.labels.to(device), self.lengths, prefix_labels)
 
 
 class Padded(NamedTuple):
@@ -111,9 +118,12 @@ def collate(sequences: Sequence[Tensor], labels: Tensor) -> Batch:
     return pack(pad_sequence(list(sequences), batch_first=True), lengths, labels)
 
 
-def pack(padded: Tensor, lengths: Tensor, labels: Tensor) -> Batch:
+def pack(
+    padded: Tensor, lengths: Tensor, labels: Tensor, prefix_labels: Tensor | None = None
+) -> Batch:
     """Pack rows (B, T) of ids, of which the first `lengths` (B,) count, with their labels (B,).
 
+    `prefix_labels` (B, T) has the label of the prefix that ends at each token, if they are wanted.
     What stands behind a row's length is never read.
 
     Raises: DataError if a length is 0 or above T.
@@ -129,7 +139,14 @@ def pack(padded: Tensor, lengths: Tensor, labels: Tensor) -> Batch:
 
     # Packing sorts by length, longest first, and remembers the order: results come back in it.
     packed = pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)
-    return Batch(packed, labels, lengths)
+    if prefix_labels is None:
+        return Batch(packed, labels, lengths)
+
+    # Sorted in the same way, since the lengths are the same.
+    of_prefixes = pack_padded_sequence(
+        prefix_labels, lengths, batch_first=True, enforce_sorted=False
+    )
+    return Batch(packed, labels, lengths, of_prefixes.data)
 
 
 def _empty_sequence(row: int) -> DataError:

@@ -33,6 +33,9 @@ class Sequences(NamedTuple):
     offsets: Tensor  # (R + 1,) int64: sequence i is tokens[offsets[i]:offsets[i + 1]]
     labels: Tensor  # (R,) int64
 
+    # The label of the prefix that ends at each token, (L,) int32; None where nobody needs them.
+    prefix_labels: Tensor | None = None
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -44,8 +47,12 @@ class Sequences(NamedTuple):
     def batch(self, rows: Tensor) -> Batch:
         """Return the sequences with the numbers `rows` (B,), packed."""
         lengths = self.lengths_of(rows)
-        padded = rectangle(self.tokens, self.offsets[rows], lengths)
-        return pack(padded, lengths, self.labels[rows])
+        starts = self.offsets[rows]
+        padded = rectangle(self.tokens, starts, lengths)
+        prefix_labels = None
+        if self.prefix_labels is not None:
+            prefix_labels = rectangle(self.prefix_labels, starts, lengths)
+        return pack(padded, lengths, self.labels[rows], prefix_labels)
 
     def select(self, rows: Tensor) -> "Sequences":
         """Return the sequences with the numbers `rows` (B,) alone, in that order."""
@@ -54,8 +61,9 @@ class Sequences(NamedTuple):
 
         # Token k of the selection stands so far from the beginning of its sequence.
         within = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(lengths)
-        tokens = self.tokens[self.offsets[rows].repeat_interleave(lengths) + within]
-        return Sequences(tokens, offsets, self.labels[rows])
+        places = self.offsets[rows].repeat_interleave(lengths) + within
+        prefix_labels = None if self.prefix_labels is None else self.prefix_labels[places]
+        return Sequences(self.tokens[places], offsets, self.labels[rows], prefix_labels)
 
     def lengths_of(self, rows: Tensor) -> Tensor:
         """Return the lengths (B,) of the sequences with the numbers `rows` (B,)."""

@@ -44,13 +44,21 @@ def draw(data: SumModConfig, rows: int, generator: torch.Generator) -> DigitRows
 
 
 def batches(
-    data: SumModConfig, seed: int, split: Split, batch_size: int, start: int, stop: int
+    data: SumModConfig,
+    seed: int,
+    split: Split,
+    batch_size: int,
+    start: int,
+    stop: int,
+    with_prefix_labels: bool = False,
 ) -> Iterator[Batch]:
     """Yield the batches of the steps start, ..., stop - 1 of a split."""
     for rows in _draws(data, seed, split, batch_size, start, stop):
         of_steps = (torch.split(part, batch_size) for part in rows)
         for digits, lengths, labels in zip(*of_steps, strict=True):
-            yield pack(digits, lengths, labels)
+            # The label of a prefix is that of a sequence: the sum of its digits modulo N.
+            prefix_labels = digits.cumsum(1) % data.modulus if with_prefix_labels else None
+            yield pack(digits, lengths, labels, prefix_labels)
 
 
 def blocks(

@@ -53,7 +53,8 @@ class Task(ABC):
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the training batches of the steps start, ..., stop - 1.
 
-        The batch of a step is a function of (config, data, step): a run can resume anywhere.
+        The batch of a step is a function of (config, data, step): a run can resume anywhere. It has
+        prefix labels if `train.objective` is prefix.
         """
 
     @abstractmethod
@@ -113,8 +114,16 @@ class SumModTask(Task):
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the training batches of the steps start, ..., stop - 1."""
-        batch_size = self.config.train.batch_size
-        return sum_mod.batches(self.data, self.config.seed, "train", batch_size, start, stop)
+        train = self.config.train
+        return sum_mod.batches(
+            self.data,
+            self.config.seed,
+            "train",
+            train.batch_size,
+            start,
+            stop,
+            with_prefix_labels=train.objective == "prefix",
+        )
 
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
         """Yield the same batches, many at a time."""

@@ -113,6 +113,18 @@ def why_not(engine: str, config: Config, device: torch.device) -> str:
     if config.model.dropout > 0:
         return "model.dropout is not 0"
 
+    # Both are written for the last state of a recurrence that began at zero, kept as a whole.
+    if config.model.pooling != "last":
+        return f"model.pooling is {config.model.pooling}"
+    if config.model.initial_state != "zeros":
+        return f"model.initial_state is {config.model.initial_state}"
+    if config.train.objective != "sequence":
+        return f"train.objective is {config.train.objective}"
+    if config.train.recompute_every is not None:
+        return f"train.recompute_every is {config.train.recompute_every:,}"
+    if config.train.truncate_after is not None:
+        return f"train.truncate_after is {config.train.truncate_after:,}"
+
     return _why_not_captured(config) if engine == "captured" else _why_not_compiled(config)
 
 
