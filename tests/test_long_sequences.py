@@ -13,7 +13,7 @@ from rnncls.data.sequences import BATCH_TOKENS
 from rnncls.errors import Problem
 from rnncls.model.classifier import RNNClassifier
 from rnncls.predict import long_sequences
-from rnncls.predict.long_sequences import is_streamed, logits_of_long, too_long_for
+from rnncls.predict.long_sequences import too_long_for
 from rnncls.predict.predictor import encode, load
 from tests.helpers import PYTHON, run_command
 
