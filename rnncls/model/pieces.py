@@ -113,7 +113,7 @@ def read(
     """
     longest = len(batch_sizes)
     most = STREAMED_ROWS_CUDA if rows[0].is_cuda else STREAMED_ROWS
-    whole = Part(batch_sizes, batch_sizes.cumsum(0) - batch_sizes, None)
+    whole = Part(batch_sizes, batch_sizes.cumsum(0).sub_(batch_sizes), None)
     reading = _Reading(run, rows, collected, reverse)
 
     if not torch.is_grad_enabled():
@@ -193,17 +193,15 @@ def edges_by_rows(sizes: Tensor, most: int) -> list[int]:
 
     The end of the last one is behind them. `sizes` (T,) as those of a PackedSequence.
     """
-    if int(sizes.sum()) <= most:
-        return [0, len(sizes)]
-
+    # How many rows there are up to the end of each step: of millions, no list is made.
+    ends = sizes.cumsum(0)
     edges = [0]
-    rows = 0
-    for step, size in enumerate(sizes.tolist()):
-        if rows and rows + size > most:
-            edges.append(step)
-            rows = 0
-        rows += size
-    return [*edges, len(sizes)]
+    num_rows = 0
+    while edges[-1] < len(sizes):
+        step = int(torch.searchsorted(ends, num_rows + most, right=True))
+        edges.append(max(step, edges[-1] + 1))
+        num_rows = int(ends[edges[-1] - 1])
+    return edges
 
 
 def lengths_of(batch_sizes: Tensor) -> Tensor:
