@@ -37,7 +37,7 @@ from rnncls.steps.captured.graphs import (
     whole_batches,
 )
 from rnncls.steps.chunks import Pace, Rates, in_chunks
-from rnncls.steps.eager import precision
+from rnncls.steps.objective import precision
 from rnncls.steps.flat import (
     FIRST_MOMENTS,
     GRADIENTS,
