@@ -49,7 +49,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     grid = ("data.modulus=10", "model.nonlinearity=relu,tanh")
     two = replace(one, title="Two", words=grid, structured=(9,), compared=True)
 
-    def run_here(words: list[str], folder: Path) -> int:
+    def run_here(words: list[str], folder: Path, shards: int) -> int:
+        assert shards >= 1
         done = run_rnncls(*words[1:])
         assert done.returncode == 0, done.stderr
         note_time(folder, 1.0, finished=True)

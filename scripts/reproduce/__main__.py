@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from rnncls.system.files import write_atomically
+from rnncls.system.machine import usable_cores
 from rnncls.system.streams import say
 from scripts.reproduce.page import page
 from scripts.reproduce.results import read_results, result_of, write_result
@@ -38,7 +39,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
 ) -> None:
     """Run the sweeps, keep their results and write RESULTS.md."""
-    # SIGTERM raises KeyboardInterrupt as Ctrl-C does; then subprocess.run kills what it started.
+    # SIGTERM raises KeyboardInterrupt as Ctrl-C does; `run_all` then kills what it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     if page_only and only:
@@ -69,7 +70,7 @@ def main(
 def reproduce(name: str, sweep: Sweep, out: Path, results: Path) -> int:
     """Run a sweep and keep its result, if it is whole. Return the exit code."""
     command = command_of(name, sweep, out)
-    exit_code = run(command, out / name)
+    exit_code = run(command, out / name, usable_cores() if sweep.compared else 1)
     if exit_code:
         return exit_code
 

@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,19 +24,39 @@ class Timing(BaseModel):
     finished: bool = True
 
 
-def run(command: list[str], folder: Path) -> int:
-    """Run or resume a sweep, note how long that took, and return its exit code."""
+def run(command: list[str], folder: Path, shards: int = 1) -> int:
+    """Run or resume a sweep, note how long that took, and return its exit code.
+
+    With several `shards`, as many processes train a part of the members each, one at a time.
+    """
+    commands = [[sys.executable, "-m", *command]]
+    if shards > 1:
+        parts = [["--jobs", "1", "--shard", f"{part}/{shards}"] for part in range(1, shards + 1)]
+        commands = [[*commands[0], *part] for part in parts]
+
     started_at = time.perf_counter()
     exit_code = 1
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, check=False
-        )
-        exit_code = done.returncode
+        exit_code = run_all(commands)
     finally:
-        if folder.exists():
+        if folder.is_dir():
             note_time(folder, time.perf_counter() - started_at, finished=exit_code == 0)
     return exit_code
+
+
+def run_all(commands: Sequence[Sequence[str]]) -> int:
+    """Run commands beside each other to their ends; return the first exit code that is not 0."""
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for command in commands:
+            processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        exit_codes = [process.wait() for process in processes]
+    # Also after Ctrl-C: what was started must not go on alone.
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return next((code for code in exit_codes if code), 0)
 
 
 def note_time(folder: Path, seconds: float, finished: bool) -> None:

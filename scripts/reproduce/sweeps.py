@@ -17,7 +17,10 @@ class Sweep:
     words: tuple[str, ...] = ()  # overrides, and lists of values
     shown: tuple[int, ...] = ()  # lengths of the table
     structured: tuple[int, ...] = ()  # lengths of sequences with a structure
-    compared: bool = False  # one row per setting, beside the first one
+
+    # One row per setting, beside the first one. Most of the members have eager steps: a process
+    # per core trains them.
+    compared: bool = False
 
 
 # What the short form changes in every config.
