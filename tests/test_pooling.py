@@ -1,7 +1,7 @@
 """Pooling, learned initial states and prefixes: against NumPy, and what logits do not depend on."""
 
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from rnncls.data import collate, pad
+from rnncls.data import Padded, collate
 from rnncls.model import pieces
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.pieces import Pieces
@@ -212,12 +212,11 @@ def test_padded_sequences_have_the_logits_of_packed_ones(
     rows: list[list[int]], architecture: Architecture, longer: int
 ) -> None:
     model = model_of(architecture)
-    padded = pad([torch.tensor(row) for row in rows], torch.zeros(len(rows))).tokens
     # What stands behind a sequence has no meaning, and no influence.
-    filled = torch.nn.functional.pad(padded.tokens, (0, longer))
-    is_padding = torch.arange(filled.shape[1]) >= padded.lengths.unsqueeze(1)
-    filled = filled.masked_fill(is_padding, 3)
-    require_close(model(padded._replace(tokens=filled)), logits_of(model, rows))
+    width = max(map(len, rows)) + longer
+    tokens = torch.tensor([row + [3] * (width - len(row)) for row in rows])
+    padded = Padded(tokens, torch.tensor([*map(len, rows)]))
+    require_close(model(padded), logits_of(model, rows))
 
 
 @given(rows_strategy, st.sampled_from(ARCHITECTURES), st.sampled_from([1, 4, 6]))
@@ -373,7 +372,7 @@ def test_one_of_equally_large_outputs_has_the_gradient_however_they_are_cut(
         outputs = torch.tensor(values).view(6, 2).requires_grad_()
         seen = Pooled(None, torch.full((3, 2), -torch.inf))
         first = 0
-        for begin, end in zip(edges, edges[1:], strict=False):
+        for begin, end in pairwise(edges):
             sizes = SIZES[begin:end]
             last = first + int(sizes.sum())
             part = pooled_with(seen.first(int(sizes[0])), outputs[first:last], sizes, latest)
