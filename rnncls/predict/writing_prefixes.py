@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from torch import Tensor
+
 from rnncls.errors import on_one_line
 from rnncls.predict.predictor import (
     Prediction,
@@ -170,8 +172,8 @@ def _json_writer(predictor: Predictor, file: TextIO, echo: bool) -> Writer:
     as_item = int if predictor.data.tokens == "ids" else str
 
     def write(row: Row, parts: Iterable[Prefixes]) -> Prediction:
-        kept = list(parts)
-        *_, last = predictions_of(predictor, *(column[-1:] for column in kept[-1]))
+        kept = _joined(parts, len(row.ids))
+        *_, last = predictions_of(predictor, *(column[-1:] for column in kept))
         fields: dict[str, Any] = {
             "line": row.line,
             "row": row.number,
@@ -184,26 +186,52 @@ def _json_writer(predictor: Predictor, file: TextIO, echo: bool) -> Writer:
             fields["sequence"] = row.sequence
         file.write(json_for(file, fields)[:-1])
 
-        slices = range(0, len(row.tokens), ITEMS_TOGETHER)
-        tokens = (row.tokens[at : at + ITEMS_TOGETHER] for at in slices)
-        _write_list(file, "tokens", ([as_item(token) for token in part] for part in tokens))
-        likeliest = (part.classes[:, 0].tolist() for part in kept)
-        _write_list(file, "labels", ([labels[number] for number in part] for part in likeliest))
-        _write_list(file, "probabilities", (part.probabilities[:, 0].tolist() for part in kept))
+        def write_list(name: str, of_part: Callable[[int, int], Sequence[Any]]) -> None:
+            _write_list(file, name, len(row.ids), of_part)
+
+        numbers, probabilities = kept
+        write_list("tokens", lambda a, b: [as_item(token) for token in row.tokens[a:b]])
+        write_list("labels", lambda a, b: [labels[one] for one in numbers[a:b, 0].tolist()])
+        write_list("probabilities", lambda a, b: probabilities[a:b, 0].tolist())
         if len(last.top) > 1:
-            answers = (predictions_of(predictor, *part) for part in kept)
-            _write_list(file, "top", ([top_in_json(each.top) for each in part] for part in answers))
+            write_list("top", lambda a, b: _tops(predictor, numbers[a:b], probabilities[a:b]))
         file.write("}\n")
         return last
 
     return write
 
 
-def _write_list(file: TextIO, name: str, parts: Iterable[Sequence[Any]]) -> None:
-    """Write a key of a JSON object, behind others, with a list whose items come in parts."""
-    file.write(f', "{name}": [')
-    separator = ""
+def _joined(parts: Iterable[Prefixes], num_tokens: int) -> Prefixes:
+    """Return the answers after all tokens of a sequence."""
+    joined: Prefixes | None = None
+    at = 0
     for part in parts:
-        file.write(separator + json_for(file, part)[1:-1])
-        separator = ", "
+        # In one place, made before the second part: what is kept of each one in a place of its own
+        # leaves holes in the heap that the next one does not fit in.
+        if joined is None:
+            joined = Prefixes(*(each.new_zeros(num_tokens, each.shape[1]) for each in part))
+        for whole, each in zip(joined, part, strict=True):
+            whole[at : at + len(each)] = each
+        at += len(part.classes)
+    if joined is None:
+        raise ValueError("a sequence without tokens has no answer")
+    return joined
+
+
+def _tops(predictor: Predictor, classes: Tensor, probabilities: Tensor) -> list[Any]:
+    predictions = predictions_of(predictor, classes, probabilities)
+    return [top_in_json(each.top) for each in predictions]
+
+
+def _write_list(
+    file: TextIO, name: str, length: int, of_part: Callable[[int, int], Sequence[Any]]
+) -> None:
+    """Write a key of a JSON object, behind others, with a list of which few items are made at once.
+
+    `of_part` returns the items from one number on, up to another one.
+    """
+    file.write(f', "{name}": [')
+    for first in range(0, length, ITEMS_TOGETHER):
+        part = of_part(first, first + ITEMS_TOGETHER)
+        file.write((", " if first else "") + json_for(file, part)[1:-1])
     file.write("]")
