@@ -89,8 +89,8 @@ _OTHER_NAMES = {
     "train.keep_checkpoints": "keep save_total_limit",
     "train.patience": "early_stop early_stopping early_stopping_patience n_iter_no_change",
     "train.best_metric": "metric metric_for_best_model monitor",
-    "train.objective": "dense_supervision many_to_many prefix prefix_loss prefix_objective prefixes "
-    "supervision",
+    "train.objective": "dense_supervision many_to_many prefix prefix_loss prefix_objective "
+    "prefixes supervision",
     "train.recompute_every": "activation_checkpointing grad_checkpointing "
     "gradient_checkpointing recompute recomputation remat",
     "train.truncate_after": "backprop_steps bptt bptt_len bptt_steps tbptt tbptt_len tbptt_steps "

@@ -4,7 +4,8 @@ The last prefix is the sequence itself, and has its label.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -16,8 +17,9 @@ from rnncls.errors import Problem
 
 OTHERWISE = "data.prefix_labels_field, or fix the line"
 
-# A column of them is known by its first rows.
+# A column of them is known by its first rows, as far as they have few letters and items.
 MOST_ROWS = 100
+MOST_SIZE = 2**20
 LEAST_ROWS = 2  # of several tokens
 
 
@@ -28,26 +30,31 @@ def prefix_labels_of(
 
     `num_tokens` is the length of the sequence, and `label` its own label.
     """
-    values = _list_of(row.get(field))
+    value = row.get(field)
+    values = _list_of(value)
     if values is None:
         return _no_list(row, field)
     labels = _texts_of(values)
     if isinstance(labels, Problem):
         return labels
 
-    what = ""
-    if len(labels) != num_tokens:
+    # White space around labels is taken away later on.
+    is_right = len(labels) == num_tokens
+    if is_right and (labels[-1] == label or labels[-1].strip() == label.strip()):
+        return labels
+
+    what = "the last prefix label is not the label of the sequence"
+    expected = "the same: the last prefix is the whole sequence"
+    remedy = OTHERWISE
+    if is_right:
+        found = f"{labels[-1]!r:.60}, the label is {label!r:.60}"
+    else:
         what = "not as many prefix labels as the sequence has tokens"
         expected = "one for each token"
         found = f"{_counted(len(labels), 'label')}, {_counted(num_tokens, 'token')}"
-    # White space around labels is taken away later on.
-    elif labels[-1] != label and labels[-1].strip() != label.strip():
-        what = "the last prefix label is not the label of the sequence"
-        expected = "the same: the last prefix is the whole sequence"
-        found = f"{labels[-1]!r:.60}, the label is {label!r:.60}"
-    if what:
-        return Problem(what, expected=expected, found=found, remedy=OTHERWISE, id="D24")
-    return labels
+        if isinstance(value, str) and len(label.split()) > 1:
+            remedy = 'a JSON list: ["a label", "another one"], as labels have spaces in them'
+    return Problem(what, expected=expected, found=found, remedy=remedy, id="D24")
 
 
 def _counted(count: int, what: str) -> str:
@@ -134,41 +141,72 @@ def _no_list(row: dict[str, Any], field: str) -> Problem:
     return Problem(what, expected=expected, found=found, remedy=remedy, id="D24")
 
 
+@dataclass
+class _Candidate:
+    """A column that may have the labels of prefixes, and the columns that it may go with."""
+
+    sequences: set[str]  # which had as many tokens in each row
+    labels: set[str]  # and which had the last item
+    num_long: int = 0  # rows of several tokens
+
+    @property
+    def is_likely(self) -> bool:
+        return self.num_long >= LEAST_ROWS and bool(self.sequences) and bool(self.labels)
+
+
 def columns_of_prefix_labels(rows: Iterable[dict[str, Any]], most_columns: int) -> set[str]:
     """Return which columns look like labels of prefixes: no sequences, and no labels of them.
 
     In each of the first rows, such a column has as many items as another one has tokens, and the
     last item is what a third column has, the label.
     """
-    as_long: dict[str, set[str]] = {}  # for each column, those whose prefixes it may be about
-    same_end: dict[str, set[str]] = {}  # and those with the label
-    num_long: dict[str, int] = {}
-    for row in islice(rows, MOST_ROWS):
+    candidates: dict[str, _Candidate] = {}
+    for row in _first_rows(rows):
         values = dict(islice(row.items(), most_columns))
+        lengths = {name: _lengths_of(value) for name, value in values.items()}
+        labels = {name: _label_in(value) for name, value in values.items()}
         for name, value in values.items():
-            # One item says little: every column of numbers has one.
-            items = _list_of(value) or []
-            if len(items) < 2 and name not in as_long:
+            # What is missing says nothing, and one item says little: all numbers are one.
+            if value is None or (max(lengths[name]) < 2 and name not in candidates):
                 continue
-            labels = _texts_of(items)
-            ends = "" if isinstance(labels, Problem) or not labels else labels[-1].strip()
+            others = values.keys() - {name}
+            candidate = candidates.setdefault(name, _Candidate(set(others), set(others)))
+            if candidate.sequences and candidate.labels:
+                _compare(candidate, value, lengths, labels)
 
-            others = {key: other for key, other in values.items() if key != name}
-            longs = {key for key, other in others.items() if len(items) in _lengths_of(other)}
-            as_long[name] = as_long.get(name, longs) & longs
-            labelled = {key for key, other in others.items() if ends == _label_in(other)}
-            same_end[name] = same_end.get(name, labelled) & labelled
-            num_long[name] = num_long.get(name, 0) + (len(items) > 1)
-
-    found = []
-    for name, count in num_long.items():
-        if count >= LEAST_ROWS and as_long[name] and same_end[name]:
-            found.append(name)
+    likely = {name: each for name, each in candidates.items() if each.is_likely}
     # Where a sequence ends with its label, it looks the same beside its prefix labels: they are
     # all but the one with the usual name, or else the first.
-    usual = [name for name in found if not set(words_of(name)).isdisjoint(SEQUENCE_NAMES)]
-    kept = (usual or found)[:1] if all(as_long[name] <= set(found) for name in found) else []
-    return set(found) - set(kept)
+    usual = [name for name in likely if not set(words_of(name)).isdisjoint(SEQUENCE_NAMES)]
+    if all(each.sequences <= likely.keys() for each in likely.values()):
+        return set(likely) - set((usual or list(likely))[:1])
+    return set(likely)
+
+
+def _first_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    size = 0
+    for row in islice(rows, MOST_ROWS):
+        size += sum(len(value) for value in row.values() if isinstance(value, str | list))
+        if size > MOST_SIZE:
+            return
+        yield row
+
+
+def _compare(
+    candidate: _Candidate, value: Any, lengths: dict[str, set[int]], labels: dict[str, str | None]
+) -> None:
+    """Leave only those columns that the candidate goes with in this row, where it has `value`."""
+    items = _list_of(value) or []
+    texts = _texts_of(items)
+    if isinstance(texts, Problem) or not texts:
+        candidate.sequences.clear()
+        return
+
+    number = len(texts)
+    last = texts[-1].strip()
+    candidate.num_long += number > 1
+    candidate.sequences &= {name for name in candidate.sequences if number in lengths.get(name, ())}
+    candidate.labels &= {name for name in candidate.labels if labels.get(name) == last}
 
 
 def _lengths_of(value: Any) -> set[int]:
@@ -177,7 +215,7 @@ def _lengths_of(value: Any) -> set[int]:
         return {len(value)}
     if isinstance(value, str):
         return {len(value), len(value.split()), len(items_of(value))}
-    return set() if value is None else {1}
+    return {1}
 
 
 def _label_in(value: Any) -> str | None:
