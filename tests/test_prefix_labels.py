@@ -426,7 +426,9 @@ def test_the_objective_and_the_field_are_named_where_one_is_missing(bits: Path) 
 # --- who has them, and who needs none
 
 
-def test_only_training_files_need_the_field(tmp_path: Path, bits: Path) -> None:
+def test_only_training_files_need_the_field(
+    tmp_path: Path, bits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = written(tmp_path / "plain.jsonl", [{"sequence": [1, 0], "label": 1}] * 3)
     data = data_of(bits, val=str(plain), test=str(plain))
     dataset = load_dataset(data)
@@ -435,9 +437,10 @@ def test_only_training_files_need_the_field(tmp_path: Path, bits: Path) -> None:
         assert len(dataset.splits[name]) == 3
         assert dataset.splits[name].prefix_labels is None
 
-    # Not even a field of this name means anything there.
+    # Not even a field of this name means anything there, nor a file that is called as the split.
+    monkeypatch.chdir(tmp_path)
     wrong = [{"sequence": [1, 0], "label": 1, "after": [0]}] * 3
-    plain = written(tmp_path / "train", wrong)
+    plain = written(Path("train"), wrong)
     data = data.model_copy(update={"test": str(plain), "val": str(plain)})
     for found in (
         load_dataset(data),
@@ -680,6 +683,15 @@ def test_a_guess_takes_prefix_labels_neither_for_sequences_nor_for_labels(
     assert data["tokens"] == "ids"
     # Nobody asked for them.
     assert "prefix_labels_field" not in data
+
+
+def test_few_different_prefix_labels_are_no_classes(tmp_path: Path) -> None:
+    """As cells they are texts that occur again and again, in the last column."""
+    cells = [("0 1", 1, "0 1"), ("1 1", 0, "1 0"), ("1", 1, "1"), ("0 0", 0, "0 0")] * 10
+    path = tmp_path / "d.csv"
+    path.write_text("a,b,c\n" + "".join(f"{a},{b},{c}\n" for a, b, c in cells))
+    data = guess_config(path).raw["data"]
+    assert (data["sequence_field"], data["label_field"]) == ("a", "b")
 
 
 def test_columns_of_prefix_labels_are_known_by_all_of_the_first_rows() -> None:
