@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from rnncls.inspect.gradients.measure import MOST_BYTES, bounded, gradients_of, 
 from rnncls.inspect.gradients.view import Gradients, LayerGradients
 from rnncls.inspect.subject import load_subject
 from rnncls.model.gradient_flow import Flow, Kind, Verdict
+from rnncls.model.pooling import Pooling
 from tests.helpers import config_of, copy_of_run, run_rnncls, sequences_of
 
 # --- remedies
@@ -168,12 +169,16 @@ def test_weights_that_are_nan_have_no_verdict(run_dir: Path, tmp_path: Path) -> 
     assert json.loads(done.stdout)["layers"][0]["norms"][0] is None
 
 
-def view_of(num_layers: int, directions: list[str], verdict: Verdict) -> Gradients:
+def view_of(
+    num_layers: int, directions: list[str], verdict: Verdict, pooling: Pooling = "last"
+) -> Gradients:
     ratios = torch.full((50,), 1e-10, dtype=torch.float64)
     flow = Flow(torch.ones(50), ratios, ratios)
     layers = []
     for layer in range(1, num_layers + 1):
-        layers += [LayerGradients(layer, direction, flow, verdict) for direction in directions]
+        layers += [
+            LayerGradients(layer, direction, flow, ratios, verdict) for direction in directions
+        ]
     return Gradients(
         num_sequences=64,
         num_tokens=3200,
@@ -181,6 +186,9 @@ def view_of(num_layers: int, directions: list[str], verdict: Verdict) -> Gradien
         loss=123.456,
         layers=layers,
         kind=verdict.kind,
+        pooling=pooling,
+        is_direct=pooling != "last",
+        notes=[],
         remedies=remedies_of(verdict.kind, config_of(model={"recurrent_init": "identity"})),
     )
 
@@ -190,9 +198,11 @@ def view_of(num_layers: int, directions: list[str], verdict: Verdict) -> Gradien
 def test_tables_of_many_layers_fit_into_eighty_columns(
     num_layers: int, directions: list[str]
 ) -> None:
-    view = view_of(num_layers, directions, Verdict("vanishing and exploding", 8191, 8190))
-    lines = view.to_text().splitlines()
-    assert max(map(len, lines)) <= 80
+    for pooling in get_args(Pooling):
+        verdict = Verdict("vanishing and exploding", 8191, 8190)
+        view = view_of(num_layers, directions, verdict, pooling)
+        lines = view.to_text().splitlines()
+        assert max(map(len, lines)) <= 80
     assert len(lines) < 80
     assert len(view.to_json()["layers"]) == num_layers * len(directions)
     has_many = num_layers * len(directions) > 6
