@@ -13,7 +13,7 @@ WIDTH_OF_NAME = 10  # of the names in front of the lines
 _SUMMARIES = {
     "mean": "the mean of the last layer's states",
     "max": "the largest of the last layer's states, by unit",
-    "last_mean_max": "last state, mean and largest, side by side",
+    "last_mean_max": "last state, mean and largest",
 }
 
 # What a layer is, by the mode of its nn.RNNBase.

@@ -30,7 +30,7 @@ _MEANINGS_OF_DIRECT: dict[Kind, str] = {
     "later states keep of them.",
     "exploding": MEANINGS["exploding"],
     "vanishing and exploding": MEANINGS["vanishing and exploding"],
-    "neither": "neither vanishing nor exploding. Later states pass it to the first tokens.",
+    "neither": "neither vanishing nor exploding. It goes back to the first tokens.",
     "zero": "no gradient leaves a last state.",
     "not finite": MEANINGS["not finite"],
 }
