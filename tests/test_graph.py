@@ -322,8 +322,11 @@ def test_what_is_pooled_and_a_trained_state_are_named() -> None:
         assert "h_0_forward_gap" in sources
     to_logits = [edge.source for edge in graph.edges if edge.target == "logits"]
     assert to_logits == ["h_0_forward_30", "h_0_reverse_1", "mean", "max"]
-    assert "initial: trained" in texts_in(svg_of(graph))
-    assert "initial state: 0" not in texts_in(svg_of(graph))
+
+    smallest = Architecture("rnn", pooling="mean", has_trained_start=True)
+    texts = texts_in(svg_of(unrolled_graph(smallest, digits(1))))
+    assert "initial: trained" in texts
+    assert "initial state: 0" not in texts
 
     cells = [node.label for node in rolled_graph(architecture).nodes if node.kind == "cell"]
     assert all("h_0, c_0: 5, trained" in label for label in cells)

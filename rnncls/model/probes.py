@@ -19,7 +19,6 @@ from rnncls.model.cells import State, step, weights_of, zero_state
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.layers import outputs_of_layer
 from rnncls.model.losses import sequence_losses
-from rnncls.model.pieces import lengths_of
 from rnncls.model.pooling import Pooling, nothing_pooled, pooled_with, summary_of_pooled
 from rnncls.model.recurrence import last_rows
 
@@ -84,7 +83,7 @@ def summary_of(network: RNNClassifier, directions: Sequence[Tensor], batch_sizes
 
     nothing = nothing_pooled(network.pooling, num_sequences, network.rnn, network.head.weight)
     pooled = pooled_with(nothing, torch.cat(tuple(directions), 1), batch_sizes)
-    return summary_of_pooled(network.pooling, pooled, last, lengths_of(batch_sizes))
+    return summary_of_pooled(network.pooling, pooled, last, batch_sizes)
 
 
 def gradients_through_time(

@@ -61,10 +61,12 @@ def draw_gradients(gradients: Gradients, path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     what = gradients.meaning.split(".")[0]
-    of = "" if gradients.pooling == "last" else ", of the last step's part"
+    ratio = "|dL/dh| there / |dL/dh| at the last step"
+    if gradients.pooling != "last":
+        ratio = "|dL/dh| from the last state: there / at its own step"
     axes.set(
         xlabel="distance from the end of the sequence (time steps)",
-        ylabel=f"|dL/dh| there / |dL/dh| at the last step{of} (no unit)",
+        ylabel=f"{ratio} (no unit)",
         title=f"gradient through time: {what}",
     )
     axes.grid(alpha=0.3)

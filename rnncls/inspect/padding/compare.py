@@ -196,7 +196,7 @@ def _why_id_0(subject: Subject) -> str:
     """Return a sentence on what the id 0 means to the model."""
     if isinstance(subject.checkpoint.config.data, SumModConfig):
         if subject.network.pooling != "last":
-            return "Id 0 is the digit 0, which adds nothing to a sum, but has states as any other."
+            return "Id 0 is the digit 0, which adds nothing to a sum, and yet its states count."
         return (
             "Id 0 is the digit 0, which adds nothing to a sum: a model that has learned the sum "
             "keeps its answer while it reads on, by the luck of this task alone."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.pooling import Pooled, nothing_pooled, summary_of_pooled
+from rnncls.model.pooling import Pooled, nothing_pooled
 
 
 class Seen(NamedTuple):
@@ -43,8 +43,13 @@ def summaries_after(network: RNNClassifier, seen: Seen, top: list[Tensor]) -> tu
         last = torch.cat([last, backward_end.expand(num_steps, -1)], 1)
 
     rows = _pooled_after(seen.pooled, torch.cat(top, 1))
-    lengths = torch.arange(seen.num_steps + 1, seen.num_steps + num_steps + 1)
-    summaries = summary_of_pooled(network.pooling, rows, last, lengths).to(last.dtype)
+    parts = [last] if network.pooling in ("last", "last_mean_max") else []
+    if rows.total is not None:
+        lengths = torch.arange(num_steps, device=last.device) + seen.num_steps + 1
+        parts.append(rows.total / lengths.unsqueeze(1))
+    if rows.largest is not None:
+        parts.append(rows.largest)
+    summaries = torch.cat([part.to(last.dtype) for part in parts], 1)
 
     pooled = Pooled(*(None if part is None else part[-1:] for part in rows))
     return summaries, Seen(seen.num_steps + num_steps, pooled, backward_end)
