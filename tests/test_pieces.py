@@ -35,10 +35,10 @@ def model_of(
 ) -> RNNClassifier:
     """Return a small model whose initial state, if it is learned, is not zero."""
     torch.manual_seed(1)
+    options["cell"] = cell
     if cell in ("tanh", "relu"):
-        options["nonlinearity"] = cell
-        cell = "rnn"
-    model = RNNClassifier(VOCABULARY, CLASSES, 4, 6, num_layers, cell=cell, **options)
+        options |= {"cell": "rnn", "nonlinearity": cell}
+    model = RNNClassifier(VOCABULARY, CLASSES, 4, 6, num_layers, **options)
     if model.initial_state is not None:
         torch.nn.init.normal_(model.initial_state)
     return model.to(dtype)
@@ -59,7 +59,7 @@ def sequence_loss(model: RNNClassifier, batch: Batch, pieces: Pieces) -> Tensor:
     logits: Tensor = model(batch.tokens, pieces=pieces)
     F.cross_entropy(
         logits.float() if logits.dtype == torch.bfloat16 else logits, batch.labels
-    ).backward()
+    ).backward()  # type: ignore[no-untyped-call]
     return logits.detach()
 
 
@@ -71,7 +71,7 @@ def prefix_loss(model: RNNClassifier, batch: Batch, pieces: Pieces) -> Tensor:
     logits = torch.empty(0)
     parts = prefix_losses(model, batch.tokens, batch.prefix_labels, weights, pieces)
     for loss, of_part in parts:
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         logits = of_part
     return logits
 
@@ -110,7 +110,11 @@ def test_what_is_computed_again_gives_the_gradient_of_the_whole(
 ) -> None:
     batch = batch_of(LENGTHS)
     for pooling in POOLINGS:
-        options = {"bidirectional": bidirectional, "pooling": pooling, "initial_state": "learned"}
+        options: dict[str, Any] = {
+            "bidirectional": bidirectional,
+            "pooling": pooling,
+            "initial_state": "learned",
+        }
         model = model_of(cell, dtype=dtype, dropout=0.3, **options)
         logits, expected = gradients(model, batch, WHOLE)
         for every in (1, 4):
@@ -125,24 +129,22 @@ def test_what_is_computed_again_gives_the_gradient_of_the_whole(
 def test_all_that_may_be_computed_again(cell: str, bidirectional: bool) -> None:
     """Every combination: layers, bias, dropout, pooling, initial state, precision, pieces."""
     batch = batch_of(LENGTHS)
-    for num_layers, bias, dropout, pooling, initial, dtype in product(
-        (1, 2, 3), (False, True), (0.0, 0.4), POOLINGS, ("zeros", "learned"), CLOSE
+    layers = ((1, True, 0.0), (2, False, 0.0), (2, True, 0.4), (3, True, 0.0))
+    for (num_layers, bias, dropout), pooling, initial, dtype in product(
+        layers, POOLINGS, ("zeros", "learned"), CLOSE
     ):
-        if dropout and num_layers == 1:
-            continue
-        options = {"bidirectional": bidirectional, "bias": bias, "dropout": dropout}
+        options: dict[str, Any] = {"bidirectional": bidirectional, "bias": bias, "dropout": dropout}
         options |= {"pooling": pooling, "initial_state": initial}
         model = model_of(cell, num_layers, dtype, **options)
         _, expected = gradients(model, batch, WHOLE)
-        for every in (1, 3, 10, 11, 100):
+        for every in (1, 3, 10):
             _, found = gradients(model, batch, Pieces(recompute_every=every))
             assert_close(found, expected, (num_layers, options, dtype, every))
 
         # Dropout or not, truncated gradients are the same whether states are kept or not.
         _, expected = gradients(model, batch, Pieces(truncate_after=4))
-        for every in (1, 3, 4):
-            _, found = gradients(model, batch, Pieces(every, 4))
-            assert_close(found, expected, (num_layers, options, dtype, every, "truncated"))
+        _, found = gradients(model, batch, Pieces(3, 4))
+        assert_close(found, expected, (num_layers, options, dtype, "truncated"))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -180,7 +182,11 @@ def test_pieces_on_cuda(cell: str, bidirectional: bool) -> None:
     """What cuDNN computes again is what it computed, and it truncates as the CPU does."""
     batch = batch_of(LENGTHS)
     for pooling in POOLINGS:
-        options = {"bidirectional": bidirectional, "pooling": pooling, "initial_state": "learned"}
+        options: dict[str, Any] = {
+            "bidirectional": bidirectional,
+            "pooling": pooling,
+            "initial_state": "learned",
+        }
         model = model_of(cell, **options)
         references = {
             pieces: gradients(model, batch, pieces)[1]
@@ -257,13 +263,17 @@ def test_truncated_gradients_are_those_of_each_sequences_last_tokens(
     batch = batch_of(LENGTHS)
     rows = rows_of(batch)
     for pooling, initial in [("last", "zeros"), *product(POOLINGS, ["learned"])]:
-        options = {"bidirectional": bidirectional, "pooling": pooling, "initial_state": initial}
+        options: dict[str, Any] = {
+            "bidirectional": bidirectional,
+            "pooling": pooling,
+            "initial_state": initial,
+        }
         model = model_of(cell, **options)
         whole, _ = gradients(model, batch, WHOLE)
         for after in (1, 3, 10):
             model.zero_grad()
             logits = torch.cat([truncated_logits(model, cell, row, after) for row in rows])
-            F.cross_entropy(logits, batch.labels).backward()
+            F.cross_entropy(logits, batch.labels).backward()  # type: ignore[no-untyped-call]
             expected = gradients_now(model)
 
             for every in (None, 1):
@@ -307,7 +317,11 @@ def test_truncated_gradients_are_a_function_of_each_sequence_alone(
     lengths: list[int], case: tuple[str, bool, str], after: int, every: int | None, seed: int
 ) -> None:
     cell, bidirectional, pooling = case
-    options = {"bidirectional": bidirectional, "pooling": pooling, "initial_state": "learned"}
+    options: dict[str, Any] = {
+        "bidirectional": bidirectional,
+        "pooling": pooling,
+        "initial_state": "learned",
+    }
     model = model_of(cell, **options)
     batch = batch_of(lengths, seed)
     pieces = Pieces(every, after)
@@ -328,7 +342,11 @@ def test_nothing_is_truncated_of_sequences_that_are_no_longer(
 ) -> None:
     batch = batch_of(LENGTHS)
     for pooling in POOLINGS:
-        options = {"bidirectional": bidirectional, "pooling": pooling, "initial_state": "learned"}
+        options: dict[str, Any] = {
+            "bidirectional": bidirectional,
+            "pooling": pooling,
+            "initial_state": "learned",
+        }
         model = model_of(cell, dtype=torch.float32, dropout=0.3, **options)
         logits, expected = gradients(model, batch, WHOLE)
         for after in (max(LENGTHS), 100):
@@ -353,7 +371,7 @@ def test_no_gradient_of_prefixes_crosses_the_beginning_of_a_piece(cell: str) -> 
         total = 0.0
         for row, labels in rows:
             loss = piecewise_loss(model, cell, row, labels, after) / len(rows)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         expected = gradients_now(model)
 
