@@ -6,42 +6,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from rnncls.data import collate
-from rnncls.data.sequences import BATCH_TOKENS
 from rnncls.errors import Problem
 from rnncls.model.classifier import RNNClassifier
-from rnncls.predict import long_sequences
-from rnncls.predict.long_sequences import is_streamed, logits_of_long, too_long_for
+from rnncls.predict.long_sequences import too_long_for
 from rnncls.predict.predictor import encode, load
 from tests.helpers import PYTHON, run_command
 
 row = pytest.mark.row
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_a_streamed_sequence_has_the_logits_of_the_whole(
-    cell: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(long_sequences, "PIECE_STEPS", 50)
-    torch.manual_seed(0)
-    for num_layers in (1, 2, 3):
-        network = RNNClassifier(5, 3, hidden_size=8, num_layers=num_layers, cell=cell).eval()
-        ids = torch.randint(5, (109,))
-        batch = collate([ids], torch.zeros(1))
-        with torch.inference_mode():
-            streamed = logits_of_long(network, ids.tolist())
-            torch.testing.assert_close(streamed, network(batch.tokens), rtol=1e-4, atol=1e-5)
-
-
-def test_one_long_sequence_of_one_direction_is_streamed() -> None:
-    longer = [0] * (BATCH_TOKENS + 1)
-    network = RNNClassifier(5, 3, hidden_size=8)
-    assert is_streamed(network, [longer])
-    assert not is_streamed(network, [longer[1:]])
-    assert not is_streamed(network, [[0], longer])
-    assert not is_streamed(RNNClassifier(5, 3, hidden_size=8, bidirectional=True), [longer])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["pooling='last_mean_max'", "initial_state='learned'"])
+def test_a_sequence_of_a_million_tokens_takes_the_memory_of_its_ids(options: str) -> None:
+    # The states of all its tokens would be 244 MiB.
+    code = f"""
+import resource
+import torch
+from rnncls.model.classifier import RNNClassifier
+from rnncls.predict.logits import logits_of
+network = RNNClassifier(5, 3, hidden_size=64, {options}).eval()
+ids = [1, 2, 3, 4] * 250_000
+with torch.inference_mode():
+    logits_of(network, [ids[:100_000]])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    logits_of(network, [ids])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = run_command([PYTHON, "-c", code])
+    assert done.returncode == 0, done.stderr
+    # In KiB; on macOS in bytes. A few arrays of 8 bytes for each token.
+    assert int(done.stdout) < 64 * (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @pytest.mark.slow
@@ -87,6 +82,34 @@ def test_a_model_of_two_directions_refuses_what_its_states_have_no_room_for(cell
     assert problem is not None
     assert problem.id == "D13"
     assert "data.max_length" in problem.expected
+
+
+@pytest.mark.slow
+@row("D13")
+def test_the_longest_sequence_of_two_directions_fits_with_every_pooling() -> None:
+    code = """
+import resource
+import torch
+from rnncls.model.classifier import RNNClassifier
+from rnncls.predict import long_sequences
+from rnncls.predict.logits import logits_of
+options = {"hidden_size": 128, "cell": "lstm", "bidirectional": True}
+network = RNNClassifier(5, 3, pooling="last_mean_max", **options).eval()
+longest = 10**5
+while long_sequences.too_long_for(network, longest):
+    longest -= 1
+with torch.inference_mode():
+    logits_of(network, [[1]])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    logits_of(network, [[1] * longest])
+print(longest, long_sequences.MOST_STATE_BYTES)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = run_command([PYTHON, "-c", code])
+    assert done.returncode == 0, done.stderr
+    longest, most, grown = map(int, done.stdout.split())
+    assert longest > 50_000
+    assert grown < most // (1 if sys.platform == "darwin" else 2**10)
 
 
 @row("D13")

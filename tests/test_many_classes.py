@@ -16,12 +16,13 @@ from rnncls.inspect.padding import compare as padding_module
 from rnncls.inspect.padding import view as view_module
 from rnncls.inspect.states import planes as planes_module
 from rnncls.inspect.states.halves import halves_of
-from rnncls.inspect.subject import load_subject, own_sequences, rows_together
+from rnncls.inspect.subject import load_subject, own_sequences
 from rnncls.inspect.trace import question as question_module
 from rnncls.inspect.trace import trace as trace_module
 from rnncls.inspect.trace.question import ask
 from rnncls.inspect.trace.text import text_of
 from rnncls.model.classifier import RNNClassifier
+from rnncls.predict.logits import rows_together
 from tests.helpers import change_checkpoint, run_rnncls
 
 MODULES = (gradients_module, padding_module, question_module, trace_module)

@@ -76,6 +76,14 @@ def predict(
             min=1, help="How many labels to show, the likeliest first (default 1; at a prompt 3)."
         ),
     ] = None,
+    prefixes: Annotated[
+        bool,
+        typer.Option(
+            "--prefixes",
+            help="A label and its probability after each token; for a model of one direction with "
+            "model.pooling last.",
+        ),
+    ] = False,
     bad: Bad = "error",
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout.")] = False,
@@ -85,6 +93,7 @@ def predict(
     Examples:
         rnncls predict runs/first "1 2 0 1"
         echo "1 2 0 1" | rnncls predict runs/first - --json
+        rnncls predict runs/first "1 2 0 1" --prefixes
         rnncls predict runs/mine --input new.csv --text-column visit --output out.csv
     """
     require_bad(bad)
@@ -112,19 +121,23 @@ def predict(
     from rnncls.data.files.bad_rows import Skipping
     from rnncls.data.new_files import overrides_of
     from rnncls.predict.predictor import load
+    from rnncls.predict.prefixes import require_prefixes
     from rnncls.predict.writing import write_predictions
+    from rnncls.predict.writing_prefixes import write_prefixes
     from rnncls.system.device import set_precision
 
     overrides = overrides_of(sequence_field, label_field, read)
     predictor = load(checkpoint, device)
     set_precision(predictor.config.train.precision)
+    if prefixes:
+        require_prefixes(predictor.network, "--prefixes")
 
     # Nothing given and nothing piped in: a person sits there. Whoever wants JSON or a file gets it
     # of what is typed as of what comes through a pipe.
     is_piped = as_json or output is not None or not sys.stdin.isatty()
     if input is None and not sequences and not is_piped:
         # A person wants to see how close the second and third label come.
-        _prompt(predictor, top_k or 3)
+        _prompt(predictor, top_k or 3, prefixes)
         return
 
     # Bad lines are named after where they come from.
@@ -136,12 +149,11 @@ def predict(
     echo = texts is None or len(texts) > 1
     format = "jsonl" if as_json else "text"
     # A table has all columns of the input; the other formats need not keep them.
-    keep_fields = output is not None and format_of_name(output) in TABLES
-    reading = _Reading(predictor, skipped, overrides, keep_fields)
+    keep_fields = output is not None and format_of_name(output) in TABLES and not prefixes
+    reading = _Reading(predictor, skipped, overrides, keep_fields, keep_tokens=prefixes)
+    write = write_prefixes if prefixes else write_predictions
     with _groups(reading, input, texts) as groups:
-        num_predicted = write_predictions(
-            predictor, groups, top_k or 1, output, format, echo, csv_safe
-        )
+        num_predicted = write(predictor, groups, top_k or 1, output, format, echo, csv_safe)
         skipped.finish(num_predicted)
 
 
@@ -205,6 +217,7 @@ class _Reading(NamedTuple):
     skipped: "Skipping"
     overrides: list[str]
     keep_fields: bool
+    keep_tokens: bool
 
 
 @contextmanager
@@ -216,22 +229,23 @@ def _groups(
     from rnncls.predict.data_files import has_own_columns, rows_of_file
     from rnncls.predict.reading import line_groups, numbered_lines, rows_of_lines
 
-    predictor, skipped, overrides, keep_fields = reading
+    predictor, skipped, overrides, keep_fields, keep_tokens = reading
     if path is not None and (overrides or _has_rows(path.name) or has_own_columns(predictor, path)):
-        yield [rows_of_file(predictor, path, skipped, overrides, keep_fields)]
+        yield [rows_of_file(predictor, path, skipped, overrides, keep_fields, keep_tokens)]
     elif path is not None:
         # Any other file is text, one sequence per line.
         # Opened before the output is begun: a missing file is reported even if the output could not
         # be written either.
         with opened(path) as file:
             lines = numbered_lines(file, str(path), *_encoding_and_bound(predictor))
-            yield [rows_of_lines(predictor, lines, skipped)]
+            yield [rows_of_lines(predictor, lines, skipped, keep_tokens)]
     elif texts is not None:
-        yield [rows_of_lines(predictor, zip(texts, count(1), strict=False), skipped)]
+        numbered = zip(texts, count(1), strict=False)
+        yield [rows_of_lines(predictor, numbered, skipped, keep_tokens)]
     else:
         # Bytes, so that a line that is not UTF-8 is one bad line and not the end.
         groups = line_groups(sys.stdin.buffer, "stdin", _encoding_and_bound(predictor)[1])
-        yield (rows_of_lines(predictor, lines, skipped) for lines in groups)
+        yield (rows_of_lines(predictor, lines, skipped, keep_tokens) for lines in groups)
 
 
 def _encoding_and_bound(predictor: "Predictor") -> tuple[str, int]:
@@ -245,11 +259,12 @@ def _encoding_and_bound(predictor: "Predictor") -> tuple[str, int]:
     return data.encoding, data.max_record_bytes
 
 
-def _prompt(predictor: "Predictor", top_k: int) -> None:
+def _prompt(predictor: "Predictor", top_k: int, prefixes: bool) -> None:
     """Ask for sequences until `quit` or Ctrl-D."""
     from rnncls.data.files.lines import MAX_LINE_BYTES, decode_line
-    from rnncls.predict.predictor import encode
+    from rnncls.predict.predictor import read_tokens
     from rnncls.predict.reading import reading
+    from rnncls.predict.writing_prefixes import write_typed
 
     say('one sequence per line; "quit" or Ctrl-D to leave')
     while True:
@@ -261,12 +276,14 @@ def _prompt(predictor: "Predictor", top_k: int) -> None:
             return
 
         text = decode_line(line, is_first=False)
-        ids = text if isinstance(text, Problem) else encode(predictor, text)
-        if not isinstance(ids, Problem):
-            print(_answer(predictor, str(text), ids, top_k), flush=True)
+        read = text if isinstance(text, Problem) else read_tokens(predictor, text)
+        if not isinstance(read, Problem):
+            if prefixes:
+                write_typed(predictor, read, top_k)
+            print(_answer(predictor, str(text), read.ids, top_k), flush=True)
         # An empty line is no question.
-        elif ids.id != "D9":
-            print(replace(ids, remedy="").render(), file=sys.stderr)
+        elif read.id != "D9":
+            print(replace(read, remedy="").render(), file=sys.stderr)
 
 
 def _answer(predictor: "Predictor", text: str, ids: list[int], top_k: int) -> str:

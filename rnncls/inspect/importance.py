@@ -5,12 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rnncls.inspect.subject import rows_together
 from rnncls.model.cells import State
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.layers import ignore_compaction, outputs_of_direction
 from rnncls.model.probes import state_before, summary_of
-from rnncls.predict.logits import logits_in_batches, logits_of
+from rnncls.predict.logits import logits_in_batches, logits_of, rows_together
 
 # Each token is left out in a run of its own: the work grows with the square of the length.
 MOST_LEFT_OUT = 512  # tokens

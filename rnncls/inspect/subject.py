@@ -24,12 +24,6 @@ from rnncls.system.streams import say
 MOST_DRAWN = 2**23
 LEAST_DRAWN = 8
 
-# A model may have a million classes: so many logits are in memory together, 64 MiB. What has less
-# than 32 MiB, glibc may keep within its heap, where each piece leaves a hole that is too small for
-# the next one: a trace of 60,000 tokens and 9,000 classes took 2.7 GB in pieces of 16 MiB, and
-# 0.4 GB in these.
-MOST_LOGITS = 2**24
-
 
 class Subject(NamedTuple):
     """A trained model, with all that is known about it."""
@@ -56,11 +50,6 @@ def load_subject(path: Path, device: str | None = None) -> Subject:
     if not is_finite(checkpoint):
         say(f"rnncls: warning[K13]: weights in {checkpoint.path} are not finite")
     return Subject(checkpoint, predictor_of(checkpoint, network))
-
-
-def rows_together(network: RNNClassifier, most_logits: int = MOST_LOGITS) -> int:
-    """Return of how many sequences at a time the logits may be in memory; of one at least."""
-    return max(1, most_logits // network.head.out_features)
 
 
 def tokens_of_text(predictor: Predictor, text: str) -> ReadTokens:

@@ -119,7 +119,7 @@ def read(
         outputs, state = run(rows, batch_sizes, start.state or None)
         return Reached(state, pooled_with(start.pooled, outputs, batch_sizes, latest=reverse))
 
-    whole = Part(batch_sizes, batch_sizes.cumsum(0) - batch_sizes, None)
+    whole = Part(batch_sizes, batch_sizes.cumsum(0).sub_(batch_sizes), None)
     reading = _Reading(run, rows, collected, reverse)
     if not wants_gradient:
         return reading.read(whole, start, edges_by_rows(batch_sizes, most))
@@ -198,14 +198,15 @@ def edges_by_rows(sizes: Tensor, most: int) -> list[int]:
 
     The end of the last one is behind them. `sizes` (T,) as those of a PackedSequence.
     """
+    # How many rows there are up to the end of each step: of millions, no list is made.
+    ends = sizes.cumsum(0)
     edges = [0]
-    rows = 0
-    for step, size in enumerate(sizes.tolist()):
-        if rows and rows + size > most:
-            edges.append(step)
-            rows = 0
-        rows += size
-    return [*edges, len(sizes)]
+    num_rows = 0
+    while edges[-1] < len(sizes):
+        step = int(torch.searchsorted(ends, num_rows + most, right=True))
+        edges.append(max(step, edges[-1] + 1))
+        num_rows = int(ends[edges[-1] - 1])
+    return edges
 
 
 def reversed_rows(batch_sizes: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rnncls.config import FilesConfig
 from rnncls.data.cells import label_of, sequence_of
@@ -16,11 +16,18 @@ from rnncls.data.files.sniffing import sniff
 from rnncls.data.new_files import as_new_file, with_options
 from rnncls.errors import DataError, Problem
 from rnncls.predict.headers import refuse_names
-from rnncls.predict.predictor import Label, Predictor, encode, no_sequence
+from rnncls.predict.predictor import Label, Predictor, ReadTokens, no_sequence, read_tokens
 from rnncls.predict.reading import Fields, Row, as_given
 from rnncls.system.streams import say
 
 NO_FIELDS: Fields = {}
+
+
+class _Kept(NamedTuple):
+    """What is kept of each row beside its ids."""
+
+    fields: bool
+    tokens: bool
 
 
 def rows_of_file(
@@ -29,11 +36,13 @@ def rows_of_file(
     bad: BadRows,
     overrides: Sequence[str] = (),
     keep_fields: bool = False,
+    keep_tokens: bool = False,
 ) -> Iterator[Row]:
     """Yield the sequences of a file of any format, with their labels where it has any.
 
     The fields are named as in training, but for what `overrides` say. Bad rows go to `bad`; with
-    `keep_fields`, those of which only the sequence is bad are yielded as well, without ids.
+    `keep_fields`, those of which only the sequence is bad are yielded as well, without ids. With
+    `keep_tokens`, each row has its tokens.
 
     Raises: DataError if the file cannot be read. Its remedies name options: the run's own config
     says what its fields are called. ConfigError for bad overrides.
@@ -41,7 +50,8 @@ def rows_of_file(
     data = as_new_file(predictor.data, path, overrides)
     try:
         is_headless = "data.header=false" in overrides
-        yield from _rows_of_file(predictor, path, data, bad, keep_fields, is_headless)
+        keep = _Kept(keep_fields, keep_tokens)
+        yield from _rows_of_file(predictor, path, data, bad, keep, is_headless)
     except DataError as error:
         name = data.sequence_fields[0]
         remedy = f'--sequence-field NAME, or call the column "{name}", as in training'
@@ -73,7 +83,7 @@ def _rows_of_file(
     path: str | Path,
     data: FilesConfig,
     bad: BadRows,
-    keep_fields: bool,
+    keep: _Kept,
     is_headless: bool,
 ) -> Iterator[Row]:
     """Yield the rows; `is_headless`: the user has said that there is no header."""
@@ -96,20 +106,24 @@ def _rows_of_file(
         if num_seen == 1 and not dialect.header and not is_headless:
             refuse_names([*fields.values()], f"{path}:{line}")
         number = num_seen + bad.count - num_bad
-        kept = fields if keep_fields else NO_FIELDS
+        kept = fields if keep.fields else NO_FIELDS
 
         sequence = sequence_of(fields, names)
-        ids = _no_sequence(names, fields) if sequence is None else encode(predictor, sequence)
-        if isinstance(ids, Problem):
+        if sequence is None:
+            read: ReadTokens | Problem = _no_sequence(names, fields)
+        else:
+            read = read_tokens(predictor, sequence)
+        if isinstance(read, Problem):
             num_bad += 1
-            bad.add_problem(line, ids)
-            if keep_fields:
+            bad.add_problem(line, read)
+            if keep.fields:
                 yield Row(line, number, [], sequence, kept)
             continue
 
         given = sequence if type(sequence) is str else as_given(sequence)
         true = None if label is None else _true_label(fields.get(label), known)
-        yield Row(line, number, ids, given, kept, true)
+        tokens = read.names if keep.tokens else ()
+        yield Row(line, number, read.ids, given, kept, true, tokens)
 
     # Behind the last row: an error stands alone.
     if is_remarkable(dialect):

@@ -24,8 +24,9 @@ from rnncls.data.sequences import cut_for_evaluation
 from rnncls.data.vocabulary import are_integers, truncate
 from rnncls.errors import DataError, NonFiniteError, Problem
 from rnncls.model.classifier import RNNClassifier
-from rnncls.predict.logits import logits_of
+from rnncls.predict.logits import likeliest, logits_of
 from rnncls.predict.long_sequences import too_long_for
+from rnncls.predict.prefixes import Prefixes, prefixes_of, require_prefixes
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.checkpoint_files import load_checkpoint
 
@@ -86,15 +87,26 @@ class Predictor:
         does not know and has no `<unk>` for; it names the item. NonFiniteError if the model's
         weights have become NaN. ValueError for a top_k below 1.
         """
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {top_k}")
-        _require_items(items)
-
         predictions: list[Prediction] = []
-        numbered = enumerate(items)
-        while chunk := list(islice(numbered, CHUNK)):
-            ids = [_ids_of(self, item, number) for number, item in chunk]
+        for ids in _chunks_of_items(self, items, top_k):
             predictions += predict_ids(self, ids, top_k)
+        return predictions
+
+    def predict_prefixes(self, items: Iterable[Item], top_k: int = 1) -> list[list[Prediction]]:
+        """Return, for each sequence, a prediction after each of its tokens.
+
+        Each prediction is that of the prefix that ends with the token, so the last one is that of
+        `predict`. Of a sequence that is truncated as in training, the tokens are those that are
+        left. Sequences are those of `predict`; all predictions are in memory together.
+
+        Raises: ConfigError for a model of two directions, or of another pooling than last, which
+        needs the whole sequence. Else as `predict`.
+        """
+        require_prefixes(self.network, "predict_prefixes")
+        predictions: list[list[Prediction]] = []
+        for ids in _chunks_of_items(self, items, top_k):
+            for parts in predict_prefixes_of_ids(self, ids, top_k):
+                predictions.append([one for part in parts for one in predictions_of(self, *part)])
         return predictions
 
 
@@ -222,6 +234,19 @@ def _known_tokens(tokens: tuple[str, ...]) -> str:
     return ", ".join(shown)
 
 
+def _chunks_of_items(
+    predictor: Predictor, items: Iterable[Item], top_k: int
+) -> Iterator[list[list[int]]]:
+    """Yield the ids of the items of `predict`, CHUNK at a time. Raises: as `predict`."""
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    _require_items(items)
+
+    numbered = enumerate(items)
+    while chunk := list(islice(numbered, CHUNK)):
+        yield [_ids_of(predictor, item, number) for number, item in chunk]
+
+
 def _require_items(items: Any) -> None:
     """Raise DataError unless `items` can be a number of sequences."""
     is_many = isinstance(items, Iterable) and not isinstance(items, str | bytes | Mapping)
@@ -310,33 +335,40 @@ def predict_ids(predictor: Predictor, ids: list[list[int]], top_k: int = 1) -> l
     return [predictions[index] for index in range(len(ids))]
 
 
+def predict_prefixes_of_ids(
+    predictor: Predictor, ids: list[list[int]], top_k: int = 1
+) -> Iterator[Iterator[Prefixes]]:
+    """Yield the answers after each token of each list of ids, in their order. None is empty.
+
+    All as in `prefixes_of`. Raises: NonFiniteError.
+    """
+    for parts in prefixes_of(predictor.network, ids, top_k):
+        yield _finite(predictor, parts)
+
+
+def _finite(predictor: Predictor, parts: Iterator[Prefixes]) -> Iterator[Prefixes]:
+    for part in parts:
+        _require_finite(predictor, part.probabilities)
+        yield part
+
+
 def _predict_batch(predictor: Predictor, ids: list[list[int]], top_k: int) -> Iterator[Prediction]:
     """Yield the predictions for a few sequences, in their order."""
-    # (B, N)
-    logits = logits_of(predictor.network, ids)
-
     # (B, top_k) each, best first.
-    classes = _likeliest(logits, top_k)
-    probabilities = logits.softmax(1).gather(1, classes)
+    classes, probabilities = likeliest(logits_of(predictor.network, ids), top_k)
     _require_finite(predictor, probabilities)
+    yield from predictions_of(predictor, classes, probabilities)
 
+
+def predictions_of(
+    predictor: Predictor, classes: Tensor, probabilities: Tensor
+) -> Iterator[Prediction]:
+    """Yield a prediction for each row of the likeliest classes and their probabilities, (R, K)."""
     label_of = predictor.labels.__getitem__
     for numbers, of_numbers in zip(classes.tolist(), probabilities.tolist(), strict=True):
         top = list(zip(map(label_of, numbers), of_numbers, strict=True))
         label, probability = top[0]
         yield Prediction(label, probability, top)
-
-
-def _likeliest(logits: Tensor, top_k: int) -> Tensor:
-    """Return the numbers of the `top_k` likeliest classes (B, top_k) by logits (B, N).
-
-    Of classes that are equally likely the first comes first, as in an evaluation.
-    """
-    # Not topk(), which promises no such order, and not by probabilities, which are rounded: there,
-    # classes are equal that an evaluation tells apart.
-    if top_k == 1:
-        return logits.argmax(1, keepdim=True)
-    return logits.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
 
 
 def _require_finite(predictor: Predictor, probabilities: Tensor) -> None:

@@ -10,7 +10,7 @@ import io
 import os
 import select
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import IO, Any, NamedTuple
@@ -22,7 +22,7 @@ from rnncls.data.files.lines import MAX_LINE_BYTES, decode_line, long_line, skip
 from rnncls.data.files.lines import text_of as text_of_file
 from rnncls.errors import DataError, Problem, RnnclsError
 from rnncls.predict.headers import refuse_header
-from rnncls.predict.predictor import CHUNK, Label, Predictor, encode
+from rnncls.predict.predictor import CHUNK, Label, Predictor, read_tokens
 from rnncls.system.rows import text_of
 
 READ_BYTES = 2**16  # as much as a pipe holds
@@ -43,6 +43,7 @@ class Row(NamedTuple):
     sequence: Any  # as it was given: text, or a list of tokens
     fields: Fields  # all that the row has, by column; none if nobody asked for them
     true: Label | None = None  # its label, if the file says it
+    tokens: Sequence[str] = ()  # one for each id, as they were given; none if nobody asked for them
 
 
 def as_given(sequence: Any) -> Any:
@@ -54,7 +55,9 @@ def as_given(sequence: Any) -> Any:
     return sequence if isinstance(sequence, str | list) else str(sequence)
 
 
-def rows_of_lines(predictor: Predictor, lines: NumberedLines, bad: BadRows) -> Iterator[Row]:
+def rows_of_lines(
+    predictor: Predictor, lines: NumberedLines, bad: BadRows, keep_tokens: bool = False
+) -> Iterator[Row]:
     """Yield one sequence per (line, number); bytes are lines of UTF-8. Bad ones go to `bad`.
 
     Those that are text, but no sequence, are yielded as well, without ids.
@@ -71,11 +74,15 @@ def rows_of_lines(predictor: Predictor, lines: NumberedLines, bad: BadRows) -> I
 
         if number == 1 and isinstance(line, bytes):
             refuse_header(predictor, text, bad.path)
-        ids = encode(predictor, text)
-        if isinstance(ids, Problem):
-            bad.add_problem(number, replace(ids, remedy=""))
-            ids = []
-        yield Row(number, number, ids, text, {"sequence": text})
+        read = read_tokens(predictor, text)
+        fields = {"sequence": text}
+        if isinstance(read, Problem):
+            bad.add_problem(number, replace(read, remedy=""))
+            yield Row(number, number, [], text, fields)
+            continue
+
+        tokens = read.names if keep_tokens else ()
+        yield Row(number, number, read.ids, text, fields, tokens=tokens)
 
 
 def numbered_lines(
@@ -200,10 +207,13 @@ def _has_more(file: IO[bytes]) -> bool:
     return bool(ready)
 
 
-def chunks_of(groups: Iterable[Iterable[Row]], of_answer: int = 0) -> Iterator[list[Row]]:
+def chunks_of(
+    groups: Iterable[Iterable[Row]], of_answer: int = 0, of_token: int = 1
+) -> Iterator[list[Row]]:
     """Yield the rows of each group, at most CHUNK and not many more than CHUNK_TOKENS at a time.
 
-    The answer to a row takes as much memory as `of_answer` tokens.
+    The answer to a row takes as much memory as `of_answer` tokens. Each of its own tokens takes,
+    with what is answered after it, as much as `of_token`.
 
     An error of the groups comes after the rows before it: what is answered does not depend on how
     many lines came through a pipe together.
@@ -214,7 +224,7 @@ def chunks_of(groups: Iterable[Iterable[Row]], of_answer: int = 0) -> Iterator[l
         try:
             for row in group:
                 chunk.append(row)
-                size += len(row.ids) + of_answer
+                size += of_token * len(row.ids) + of_answer
                 if row.fields:
                     size += _size_of(row.fields)
                 if len(chunk) == CHUNK or size >= CHUNK_TOKENS:

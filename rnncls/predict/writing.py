@@ -11,7 +11,7 @@ from typing import IO, Any, TextIO
 from tqdm import tqdm
 
 from rnncls.errors import ConfigError, Problem, on_one_line
-from rnncls.predict.predictor import Prediction, Predictor, predict_ids
+from rnncls.predict.predictor import Label, Prediction, Predictor, predict_ids
 from rnncls.predict.reading import Row, chunks_of
 from rnncls.predict.tally import LeftOut, Tally
 from rnncls.system.files import new_file
@@ -70,27 +70,40 @@ def write_predictions(
         _require_new(added, columns, output)
 
     left_out = LeftOut(columns)
-    with _opened(output) as file:
+    with opened_output(output) as file:
         write = writer(file, format, echo, columns, added, left_out, csv_safe)
 
-        # A bar on stderr would run into results on the same terminal. None: only on a terminal.
-        no_bar = True if output is None and sys.stdout.isatty() else None
-        with tqdm(unit="seq", disable=no_bar) as bar:
-            for rows in chain([first], chunks):
-                for row, prediction in _predicted(predictor, rows, top_k):
-                    write(row, prediction)
-                    if prediction is not None:
-                        tally.add(row, prediction)
+        def answer(rows: list[Row]) -> None:
+            for row, prediction in _predicted(predictor, rows, top_k):
+                write(row, prediction)
+                if prediction is not None:
+                    tally.add(row, prediction)
 
-                # Whoever waits at the other end of a pipe gets the answer now.
-                file.flush()
-                bar.update(len(rows))
-                if reader_has_left(file):
-                    break
+        answer_chunks(chain([first], chunks), answer, file, output)
 
     tally.report()
     left_out.report()
     return tally.count
+
+
+def answer_chunks(
+    chunks: Iterable[list[Row]],
+    answer: Callable[[list[Row]], object],
+    file: TextIO,
+    output: Path | None,
+) -> None:
+    """Answer each chunk of rows before the next one is read, until the reader of `file` leaves."""
+    # A bar on stderr would run into results on the same terminal. None: only on a terminal.
+    no_bar = True if output is None and sys.stdout.isatty() else None
+    with tqdm(unit="seq", disable=no_bar) as bar:
+        for rows in chunks:
+            answer(rows)
+
+            # Whoever waits at the other end of a pipe gets the answer now.
+            file.flush()
+            bar.update(len(rows))
+            if reader_has_left(file):
+                break
 
 
 def _predicted(
@@ -127,7 +140,7 @@ def _require_new(added: list[str], columns: list[str], output: Path | None) -> N
 
 
 @contextmanager
-def _opened(output: Path | None) -> Iterator[TextIO]:
+def opened_output(output: Path | None) -> Iterator[TextIO]:
     """Give the file to write."""
     if output is None:
         yield sys.stdout
@@ -174,10 +187,7 @@ def _json_writer(file: TextIO | IO[str], echo: bool) -> Writer:
             "probability": prediction.probability,
         }
         if len(prediction.top) > 1:
-            fields["top"] = [
-                {"label": label, "probability": probability}
-                for label, probability in prediction.top
-            ]
+            fields["top"] = top_in_json(prediction.top)
         if row.true is not None:
             fields["true"] = row.true
         if echo:
@@ -186,6 +196,11 @@ def _json_writer(file: TextIO | IO[str], echo: bool) -> Writer:
         write_json_line(file, fields)
 
     return write
+
+
+def top_in_json(top: list[tuple[Label, float]]) -> list[dict[str, Any]]:
+    """Return the likeliest labels with their probabilities as JSON has them."""
+    return [{"label": label, "probability": probability} for label, probability in top]
 
 
 def _text_writer(file: TextIO | IO[str], echo: bool) -> Writer:

@@ -66,11 +66,16 @@ def _finite(value: Any) -> Any:
 
 def write_json_line(file: IO[str], fields: dict[str, Any]) -> None:
     """Write one row of a JSONL file."""
-    text = json_text(fields, readable=True)
+    file.write(json_for(file, fields) + "\n")
+
+
+def json_for(file: IO[str], value: Any) -> str:
+    """Return a value as JSON on one line, as readable as the encoding of a file allows."""
+    text = json_text(value, readable=True)
     # The escapes of stdout for what its encoding lacks are not those of JSON.
     if not text.isascii() and not _has_all_characters(file):
-        text = json_text(fields)
-    file.write(text + "\n")
+        return json_text(value)
+    return text
 
 
 def _has_all_characters(file: IO[str]) -> bool:

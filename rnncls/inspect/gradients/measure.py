@@ -11,12 +11,13 @@ from rnncls.config import Config, SumModConfig, number
 from rnncls.data import Batch
 from rnncls.data.sequences import Sequences, offsets_of
 from rnncls.inspect.gradients.view import Gradients, LayerGradients
-from rnncls.inspect.subject import MOST_LOGITS, Subject, own_sequences, rows_together
+from rnncls.inspect.subject import Subject, own_sequences
 from rnncls.model.cells import DIRECTIONS
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.gradient_flow import Kind, flow_of, verdict_in_all, verdict_of
 from rnncls.model.losses import sequence_losses
 from rnncls.model.probes import gradients_through_time
+from rnncls.predict.logits import MOST_LOGITS, rows_together
 
 NUM_SEQUENCES = 64  # sequences that are measured together
 

@@ -23,8 +23,9 @@ from rnncls.inspect.padding.runs import (
     padded_of,
 )
 from rnncls.inspect.padding.view import PaddingView, Way, quoted
-from rnncls.inspect.subject import Subject, own_sequences, rows_together
+from rnncls.inspect.subject import Subject, own_sequences
 from rnncls.model.classifier import RNNClassifier
+from rnncls.predict.logits import rows_together
 
 SHOWN = 8  # sequences in the batch that is shown
 SCORED = 2000  # sequences whose labels are predicted in each way

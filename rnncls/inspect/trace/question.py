@@ -9,9 +9,9 @@ from torch import Tensor
 from rnncls.config import SumModConfig
 from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.inspect.importance import Importance, importance_of
-from rnncls.inspect.subject import Subject, rows_together, tokens_of_text
+from rnncls.inspect.subject import Subject, tokens_of_text
 from rnncls.model.classifier import RNNClassifier
-from rnncls.predict.logits import logits_in_batches, logits_of
+from rnncls.predict.logits import logits_in_batches, logits_of, rows_together
 from rnncls.predict.predictor import Label, ReadTokens
 from rnncls.system.rows import shortened
 from rnncls.system.streams import say

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnncls.inspect.subject import rows_together
 from rnncls.inspect.trace.computed import (
     Computed,
     Piece,
@@ -24,7 +23,7 @@ from rnncls.inspect.trace.computed import (
 from rnncls.inspect.trace.question import Classes, Question
 from rnncls.inspect.trace.summary import nothing_seen, summaries_after
 from rnncls.model.probes import saturation
-from rnncls.predict.logits import logits_of
+from rnncls.predict.logits import logits_of, rows_together
 from rnncls.system.streams import say
 
 # At each end of a sequence, the numbers of so many steps are kept for a table.
