@@ -80,7 +80,9 @@ def is_right(digits: list[int], label: int) -> bool:
 def train(model: Generator, seed: int, steps: int) -> None:
     """Take training steps on sequences of digits with their labels."""
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.5e-2, total_steps=steps, pct_start=0.1
+    )
     for step, batch in enumerate(batches(DATA, seed, "train", 128, 0, steps), start=1):
         loss = model(batch)
         optimizer.zero_grad()
@@ -101,15 +103,16 @@ def main(seed: int = 0, steps: int = 3000, classifier: Path | None = None) -> No
     labels = [number % 10 for number in range(SAMPLES)]
     for temperature in (1.0, 0.5):
         said = model.sample(torch.tensor(labels), temperature, seed)
-        pairs = [pair for pair in zip(said, labels, strict=True) if is_right(*pair)]
-        different = {tuple(digits) for digits, _ in pairs}
-        share = len(pairs) / SAMPLES
-        print(f"temperature {temperature}: {share:.2%} right, {len(different):,} different")
+        answers = list(zip(said, labels, strict=True))
+        right = [tuple(digits) for digits, label in answers if is_right(digits, label)]
+        share = len(right) / SAMPLES
+        print(f"temperature {temperature}: {share:.2%} right, {len(set(right)):,} different")
 
         if classifier is not None:
-            known = rnncls.load(classifier).predict([digits for digits, _ in pairs])
-            agreed = sum(each.label == label for each, (_, label) in zip(known, pairs, strict=True))
-            print(f"  {classifier} finds the class in {agreed / len(pairs):.2%} of these")
+            answers = [answer for answer in answers if answer[0]]  # without a digit, there is none
+            known = rnncls.load(classifier).predict([digits for digits, _ in answers])
+            found = [one.label == label for one, (_, label) in zip(known, answers, strict=True)]
+            print(f"  of the right class, says {classifier}: {sum(found) / SAMPLES:.2%}")
 
 
 if __name__ == "__main__":
