@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from rnncls.data import Batch, collate
 from scripts.examples import encoder_decoder, generator
@@ -42,6 +43,17 @@ def test_what_is_held_out_is_not_trained_on() -> None:
     torch.manual_seed(0)
     model = EncoderDecoder()
     torch.testing.assert_close(model(batch_of([3, 1, 4], [9, 1])), model(batch_of([3, 1, 4])))
+
+
+def test_a_generator_is_asked_for_each_next_token_and_the_end() -> None:
+    torch.manual_seed(0)
+    model = Generator()
+    read = collate([torch.tensor([generator.END, 3, 1, 4])], torch.tensor([8])).tokens
+    state = model.initial_state.weight[8].view(1, 1, -1)
+    logits = model.network.prefix_logits(read, (state,))
+
+    loss = F.cross_entropy(logits, torch.tensor([3, 1, 4, generator.END]))
+    torch.testing.assert_close(model(batch_of([3, 1, 4])), loss)
 
 
 def test_a_decoder_says_the_same_whatever_stands_beside_a_sequence() -> None:
