@@ -15,7 +15,7 @@ from rnncls.data import Padded
 from rnncls.model.both_directions import read_both
 from rnncls.model.cells import State, zero_state
 from rnncls.model.layers import ignore_compaction, outputs_of_layers
-from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, lengths_of, read
+from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, read
 from rnncls.model.pooling import (
     Pooling,
     nothing_pooled,
@@ -232,7 +232,7 @@ class RNNClassifier(nn.Module):
         # Of (num_layers * D, B, H) the last D are the last layer's.
         hidden = reached.state[0][-self.num_directions :]
         last = hidden[0] if self.num_directions == 1 else hidden.transpose(0, 1).flatten(1)
-        summary = summary_of_pooled(self.pooling, reached.pooled, last, lengths_of(sizes))
+        summary = summary_of_pooled(self.pooling, reached.pooled, last, sizes)
 
         # Without indices, the sequences were given longest first.
         if tokens.unsorted_indices is None:

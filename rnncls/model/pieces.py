@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rnncls.model.cells import State
-from rnncls.model.pooling import Pooled, pooled_with, ranks_of
+from rnncls.model.pooling import Pooled, lengths_of, pooled_with, ranks_of
 
 # Rows whose states are in memory at a time when no gradient is wanted. A GPU gains from many.
 STREAMED_ROWS = 8192
@@ -113,10 +113,15 @@ def read(
     """
     longest = len(batch_sizes)
     most = STREAMED_ROWS_CUDA if rows[0].is_cuda else STREAMED_ROWS
+    wants_gradient = torch.is_grad_enabled()
+    is_cut = pieces.cut(longest) if wants_gradient else len(rows[0]) > most
+    if not is_cut and collected is None:
+        outputs, state = run(rows, batch_sizes, start.state or None)
+        return Reached(state, pooled_with(start.pooled, outputs, batch_sizes, latest=reverse))
+
     whole = Part(batch_sizes, batch_sizes.cumsum(0) - batch_sizes, None)
     reading = _Reading(run, rows, collected, reverse)
-
-    if not torch.is_grad_enabled():
+    if not wants_gradient:
         return reading.read(whole, start, edges_by_rows(batch_sizes, most))
     after = pieces.truncate_after
     every = pieces.recompute_every
@@ -193,9 +198,6 @@ def edges_by_rows(sizes: Tensor, most: int) -> list[int]:
 
     The end of the last one is behind them. `sizes` (T,) as those of a PackedSequence.
     """
-    if int(sizes.sum()) <= most:
-        return [0, len(sizes)]
-
     edges = [0]
     rows = 0
     for step, size in enumerate(sizes.tolist()):
@@ -204,17 +206,6 @@ def edges_by_rows(sizes: Tensor, most: int) -> list[int]:
             rows = 0
         rows += size
     return [*edges, len(sizes)]
-
-
-def lengths_of(batch_sizes: Tensor) -> Tensor:
-    """Return the length of each sequence, (B,), longest first.
-
-    >>> lengths_of(torch.tensor([3, 2, 2])).tolist()
-    [3, 3, 1]
-    """
-    # That of rank r is the number of time steps with more than r sequences. Sizes never rise.
-    ranks = torch.arange(int(batch_sizes[0]))
-    return torch.searchsorted(-batch_sizes, -ranks)
 
 
 def reversed_rows(batch_sizes: Tensor) -> Tensor:

@@ -84,17 +84,31 @@ def ranks_of(batch_sizes: Tensor) -> Tensor:
     return torch.arange(int(batch_sizes.sum())) - first_rows.repeat_interleave(batch_sizes)
 
 
-def summary_of_pooled(pooling: Pooling, pooled: Pooled, last: Tensor, lengths: Tensor) -> Tensor:
-    """Return what the head sees, (B, W) or, of last_mean_max, (B, 3 * W).
+def lengths_of(batch_sizes: Tensor) -> Tensor:
+    """Return the length of each sequence, (B,), longest first.
 
-    `last` (B, W): the state at which each direction ends; `lengths` (B,), on any device.
+    >>> lengths_of(torch.tensor([3, 2, 2])).tolist()
+    [3, 3, 1]
+    """
+    # That of rank r is the number of time steps with more than r sequences. Sizes never rise.
+    ranks = torch.arange(int(batch_sizes[0]))
+    return torch.searchsorted(-batch_sizes, -ranks)
+
+
+def summary_of_pooled(
+    pooling: Pooling, pooled: Pooled, last: Tensor, batch_sizes: Tensor
+) -> Tensor:
+    """Return what the head sees, (B, W) or, of last_mean_max, (B, 3 * W), longest sequence first.
+
+    `last` (B, W): the state at which each direction ends.
     """
     if pooling == "last":
         return last
 
     parts = [last] if pooling == "last_mean_max" else []
     if pooled.total is not None:
-        parts.append(pooled.total / lengths.to(last.device).unsqueeze(1))
+        lengths = lengths_of(batch_sizes).to(last.device)
+        parts.append(pooled.total / lengths.unsqueeze(1))
     if pooled.largest is not None:
         parts.append(pooled.largest)
     return parts[0] if len(parts) == 1 else torch.cat([part.to(last.dtype) for part in parts], 1)

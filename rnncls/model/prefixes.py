@@ -9,8 +9,8 @@ from torch.nn.utils.rnn import PackedSequence
 from rnncls.model.cells import State
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.losses import sequence_losses
-from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, lengths_of, read
-from rnncls.model.pooling import Pooled, ranks_of
+from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, read
+from rnncls.model.pooling import Pooled, lengths_of, ranks_of
 
 
 def prefix_weights(batch_sizes: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ class PackedRNN(nn.RNN):
             data, (final,) = self.outputs_of_layer(layer, data, input.batch_sizes, start)
             finals.append(final)
 
-        hidden = self.permute_hidden(torch.cat(finals), input.unsorted_indices)
+        hidden = finals[0] if self.num_layers == 1 else torch.cat(finals)
+        hidden = self.permute_hidden(hidden, input.unsorted_indices)
         output = PackedSequence(
             data, input.batch_sizes, input.sorted_indices, input.unsorted_indices
         )
@@ -95,8 +96,9 @@ class PackedRNN(nn.RNN):
                 finals.append(states.index_select(0, last_tokens))
 
         # A single direction is not copied.
-        side_by_side = outputs[0] if num_directions == 1 else torch.cat(outputs, 1)
-        return side_by_side, (torch.stack(finals),)
+        if num_directions == 1:
+            return outputs[0], (finals[0].unsqueeze(0),)
+        return torch.cat(outputs, 1), (torch.stack(finals),)
 
 
 def last_rows(sizes: list[int]) -> list[int]:
