@@ -105,18 +105,20 @@ def test_a_generator_ends_and_draws_the_same_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("digits", "right"),
+    ("digits", "label", "right"),
     [
-        ([8], True),
-        ([3, 1, 4], True),
-        ([9, 9], True),
-        ([3, 1], False),
-        ([], False),
-        ([3] * 6, False),
+        ([8], 8, True),
+        ([9, 9], 8, True),
+        ([3, 1, 4, 1, 9], 8, True),
+        ([3, 1], 8, False),
+        ([], 0, False),
+        ([3, 3, 3, 3, 3, 3], 8, False),
     ],
 )
-def test_a_sequence_is_right_by_its_sum_and_length(digits: list[int], right: bool) -> None:
-    assert is_right(digits, 8) == right
+def test_a_sequence_is_right_by_its_sum_and_length(
+    digits: list[int], label: int, right: bool
+) -> None:
+    assert is_right(digits, label) == right
 
 
 @pytest.mark.slow
