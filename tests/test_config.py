@@ -502,6 +502,7 @@ def test_a_key_is_found_by_its_name_its_last_part_and_its_section() -> None:
     assert [key.name for key in find_keys("Gradients")] == [
         "train.max_grad_norm",
         "train.histogram_every",
+        "train.truncate_after",
     ]
     assert [key.name for key in find_keys("name")] == ["optimizer.name", "schedule.name"]
     assert [key.source for key in find_keys("max_length")] == ["sum_mod", "files"]

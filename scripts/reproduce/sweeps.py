@@ -124,8 +124,8 @@ SWEEPS = {
         compared=True,
     ),
     **{
-        f"objective-{nonlinearity}": Sweep(
-            f"Objective and initial state: {nonlinearity}",
+        f"objective-{nonlinearity}-{hidden_size}": Sweep(
+            f"Objective and initial state: {nonlinearity}, hidden size {hidden_size}",
             "The default recipe, pooling last: one label for the whole sequence, or one for every"
             " prefix. Evaluated are whole sequences.",
             "configs/sum_mod_10.yaml",
@@ -133,13 +133,14 @@ SWEEPS = {
             "50,100,500",
             words=(
                 f"model.nonlinearity={nonlinearity}",
+                f"model.hidden_size={hidden_size}",
                 "train.objective=sequence,prefix",
                 "model.initial_state=zeros,learned",
             ),
             shown=(4, 5, 50, 100, 500),
             compared=True,
         )
-        for nonlinearity in ("tanh", "relu")
+        for nonlinearity, hidden_size in (("tanh", 128), ("tanh", 256), ("relu", 256))
     },
 }
 
