@@ -51,6 +51,7 @@ SHORTER = {
     "python -m scripts.bench_files": "--rows 1000",
     "python scripts/source_lines": "--files 150",
     "python scripts/digits": "--rows 2000",
+    "python scripts/examples": "--steps 20",
     "python -m scripts.stdlib_sets": "--files 150",
     "python -m scripts.file_defaults": "--quick",
     "python -m scripts.bench_sweep": "--rounds 1 --steps 20",
