@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from rnncls.config import Config
 from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.errors import NonFiniteError, Problem
+from rnncls.model.classifier import RNNClassifier
 from rnncls.model.losses import sequence_losses
 from rnncls.seeds import mix
 from rnncls.steps.optim import clip_grad_norm, learning_rate
@@ -72,11 +73,7 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
     for parameter in group["params"]:
         parameter.grad = None
 
-    # The loss is computed in float32, also where autocast makes the logits bfloat16.
-    with precision(config, batch.labels.device):
-        logits = state.model(batch.tokens).float()  # (B, num_classes)
-    weights = None if task.class_weights is None else task.class_weights.to(logits.device)
-    loss = F.cross_entropy(logits, batch.labels, weights)
+    logits, loss = logits_and_loss(state.model, batch, task)
     loss.backward()  # type: ignore[no-untyped-call]
 
     norm = clip_grad_norm(group["params"], config.train.max_grad_norm)
@@ -106,6 +103,17 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
             len(batch.labels),
             config.train.max_grad_norm,
         )
+
+
+def logits_and_loss(
+    model: RNNClassifier, batch: Batch | PaddedBatch, task: Task
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of a training batch, (B, num_classes), and its loss, a 0-d tensor."""
+    # The loss is computed in float32, also where autocast makes the logits bfloat16.
+    with precision(task.config, batch.labels.device):
+        logits = model(batch.tokens).float()
+    weights = None if task.class_weights is None else task.class_weights.to(logits.device)
+    return logits, F.cross_entropy(logits, batch.labels, weights)
 
 
 def precision(config: Config, device: torch.device) -> AbstractContextManager[object]:
