@@ -415,7 +415,8 @@ def float64_losses(regime: Regime, batches: list[Batch]) -> list[float]:
 
     losses = []
     for batch in batches:
-        tokens, labels, _ = batch.to(device)
+        tokens = batch.to(device).tokens
+        labels = batch.labels.to(device)
         optimizer.zero_grad()
         _, hidden = model.rnn(tokens._replace(data=model.embedding(tokens.data)))
         loss = F.cross_entropy(model.head(hidden[-1]), labels)

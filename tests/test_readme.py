@@ -53,7 +53,7 @@ SHORTER = {
     "python -m scripts.stdlib_sets": "--files 150",
     "python -m scripts.file_defaults": "--quick",
     "python -m scripts.bench_sweep": "--rounds 1 --steps 20",
-    "python -m scripts.reproduce": "--short --only T5 --out runs/short --output short.md",
+    "python -m scripts.reproduce": "--short --only T5",
 }
 
 # Make targets are checked by a test below, a TensorBoard server by test_runlog.py.

@@ -102,17 +102,6 @@ def test_dropout_acts_between_layers_in_training_only() -> None:
     torch.testing.assert_close(rnn(packed)[1], nn.RNN.forward(rnn, packed)[1])
 
 
-def test_the_summary_is_the_last_layers_final_state() -> None:
-    packed = pack_padded_sequence(
-        torch.randn(5, 7, 3), LENGTHS, batch_first=True, enforce_sorted=False
-    )
-    for options in OPTIONS:
-        rnn = PackedRNN(3, 4, **options)
-        directions = 1 + options["bidirectional"]
-        expected = nn.RNN.forward(rnn, packed)[1][-directions:].transpose(0, 1).flatten(1)
-        torch.testing.assert_close(rnn.summary(packed), expected)
-
-
 def test_last_rows() -> None:
     packed = pack_padded_sequence(
         torch.arange(35).view(5, 7), LENGTHS, batch_first=True, enforce_sorted=False
@@ -124,18 +113,3 @@ def test_last_rows() -> None:
         7 * row + int(LENGTHS[row]) - 1 for row in packed.sorted_indices.tolist()
     ]
     assert last_rows([3]) == [0, 1, 2]
-
-
-def test_without_gradients_long_sequences_are_streamed_with_the_same_result(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    packed = pack_padded_sequence(
-        torch.randn(5, 7, 3), LENGTHS, batch_first=True, enforce_sorted=False
-    )
-    for options in OPTIONS:
-        rnn = PackedRNN(3, 4, **options)
-        expected = rnn.summary(packed)
-        for rows in (1, 4, 6, 8192):
-            monkeypatch.setattr("rnncls.model.recurrence.STREAMED_ROWS", rows)
-            with torch.no_grad():
-                torch.testing.assert_close(rnn.summary(packed), expected)

@@ -27,7 +27,6 @@ from tests.helpers import (
     SAFETY_S,
     config_of,
     outcome,
-    run_command,
     run_rnncls,
     started,
 )
@@ -311,17 +310,3 @@ def test_statistics() -> None:
     tasting_tea = [success([1.0] * right + [0.0] * (4 - right), 1.0) for right in (3, 1)]
     assert fisher(*tasting_tea) == pytest.approx(0.4857, abs=1e-4)  # Fisher 1935, chapter 2
     assert parse_seeds("0-2,7, 9-9") == [0, 1, 2, 7, 9]
-
-
-@pytest.mark.slow
-def test_results_are_written_by_one_command(tmp_path: Path) -> None:
-    command = [PYTHON, "-m", "scripts.reproduce", "--short", "--only"]
-    command += ["ladder-baseline,T5,nonlinearity", "--out", str(tmp_path / "results")]
-    command += ["--output", str(tmp_path / "RESULTS.md")]
-    assert run_command(command).returncode == 0
-    text = (tmp_path / "RESULTS.md").read_text()
-    assert text.count("\n## ") == 3
-    assert "Fisher's exact test, model.nonlinearity=relu against model.nonlinearity=tanh" in text
-    assert "| all nines |" in text
-    assert run_command(command).returncode == 0  # nothing is trained again
-    assert (tmp_path / "RESULTS.md").read_text() == text

@@ -5,9 +5,11 @@ system at once, so that what is left is what is needed; that takes time.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -111,7 +113,7 @@ def _activations(way: Way) -> int:
     Before, there are weights, gradients, the optimizer's state and the batch.
     """
     # What is needed once, such as the buffers of products, is there after a first time.
-    _forward_and_backward(way, lambda: None)
+    _compute_gradients(way)
 
     on_gpu = way.device.type == "cuda"
     if on_gpu:
@@ -123,7 +125,7 @@ def _activations(way: Way) -> int:
         # Where the peak cannot be forgotten, what is above it is all that can be seen.
         before = resident_bytes() if forget_peak() else peak_bytes()
 
-    _forward_and_backward(way, lambda: None)
+    _compute_gradients(way)
     after = torch.cuda.max_memory_allocated(way.device) if on_gpu else peak_bytes()
     return max(0, after - before)
 
@@ -137,7 +139,7 @@ def _times(way: Way, seconds: float) -> tuple[list[float], list[float], list[flo
     way.step()  # a warm-up
     wait()
 
-    # Three quantities are measured in turn.
+    # Three quantities are measured together.
     wanted = 3 * seconds
     forward: list[float] = []
     backward: list[float] = []
@@ -145,31 +147,49 @@ def _times(way: Way, seconds: float) -> tuple[list[float], list[float], list[flo
     started_at = time.perf_counter()
     elapsed = 0.0
     while elapsed < wanted or (len(step) < LEAST_ROUNDS and elapsed < MOST_OVERTIME * wanted):
-        of_forward, of_backward = _forward_and_backward(way, wait)
-        forward.append(of_forward)
-        backward.append(of_backward)
-
-        step_at = time.perf_counter()
-        way.step()
-        wait()
-        step.append(time.perf_counter() - step_at)
+        with _timing_backward(wait) as spent:
+            gradients = _seconds_of(lambda: _compute_gradients(way), wait)
+        backward.append(sum(spent))
+        forward.append(gradients - sum(spent))
+        step.append(_seconds_of(way.step, wait))
         elapsed = time.perf_counter() - started_at
     return forward, backward, step
 
 
-def _forward_and_backward(way: Way, wait: Callable[[], None]) -> tuple[float, float]:
-    """Go forward and backward once; returns the seconds of both."""
+def _compute_gradients(way: Way) -> None:
+    """Go forward and backward once."""
+    # Without a gradient from before, backward stores the new one instead of adding to it.
     for parameter in way.parameters:
         parameter.grad = None
-    wait()
+    way.compute_gradients()
 
-    forward_at = time.perf_counter()
-    loss = way.forward()
+
+def _seconds_of(action: Callable[[], None], wait: Callable[[], None]) -> float:
+    """Return the seconds of an action. `wait` waits for the GPU, if there is one."""
+    started_at = time.perf_counter()
+    action()
     wait()
-    backward_at = time.perf_counter()
-    loss.backward()  # type: ignore[no-untyped-call]
-    wait()
-    return backward_at - forward_at, time.perf_counter() - backward_at
+    return time.perf_counter() - started_at
+
+
+@contextmanager
+def _timing_backward(wait: Callable[[], None]) -> Iterator[list[float]]:
+    """Give a list that gets the seconds of each `backward` in the block.
+
+    There may be several: a batch whose gradients are truncated goes forward and backward in turn.
+    """
+    seconds: list[float] = []
+    backward: Any = torch.Tensor.backward
+
+    def timed(*arguments: Any, **options: Any) -> None:
+        wait()
+        seconds.append(_seconds_of(lambda: backward(*arguments, **options), wait))
+
+    torch.Tensor.backward = timed  # type: ignore[method-assign]
+    try:
+        yield seconds
+    finally:
+        torch.Tensor.backward = backward  # type: ignore[method-assign]
 
 
 def _engine_step(case: Case, device: torch.device) -> tuple[str, float]:

@@ -1,7 +1,7 @@
 """The two ways of taking a step: with the steps of rnncls, and with torch's own modules.
 
-Each has a batch, and knows forward and the whole step. Its weights stay what they are, but for
-rounding: the learning rate is next to zero, so that no loss can grow beyond what is finite.
+Each has a batch, and can compute its gradients and take a whole step. Its weights stay what they
+are, but for rounding: the learning rate is next to zero, so that no loss grows beyond all bounds.
 """
 
 from typing import Any, Protocol
@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import PackedSequence
 from rnncls.config import Config, ScheduleConfig, SumModConfig
 from rnncls.cost.cases import Case
 from rnncls.data import Batch, PaddedBatch, SumModTask
-from rnncls.steps.eager import layout_of, logits_and_loss, precision, train_step
+from rnncls.steps.eager import layout_of, train_step
+from rnncls.steps.objective import gradients_of_batch, precision
 from rnncls.steps.optim import build_optimizer
 from rnncls.system.device import prepare_device
 from rnncls.training.states import new_state
@@ -36,8 +37,8 @@ class Way(Protocol):
     def take_batch(self, length: int) -> None:
         """Make a batch of sequences of this length the one that is used from here on."""
 
-    def forward(self) -> Tensor:
-        """Return the loss of the batch."""
+    def compute_gradients(self) -> None:
+        """Go forward and backward."""
 
     def step(self) -> None:
         """Take a whole step: forward, backward, clipping, optimizer."""
@@ -61,9 +62,8 @@ class _Own:
     def take_batch(self, length: int) -> None:
         self.batch = batch_of(self.case, length, self.device)
 
-    def forward(self) -> Tensor:
-        _, loss = logits_and_loss(self.state.model, self.batch, self.task)
-        return loss
+    def compute_gradients(self) -> None:
+        gradients_of_batch(self.state.model, self.batch, self.task)
 
     def step(self) -> None:
         train_step(self.state, self.batch, self.task)
@@ -112,15 +112,20 @@ class _Stock:
         batch = next(task_of(self.case, length).batches(0, 1))
         self.batch = batch.to(self.device)
 
-    def forward(self) -> Tensor:
+    def compute_gradients(self) -> None:
+        self._go_back()
+
+    def _go_back(self) -> Tensor:
+        """Go forward and backward; returns the loss."""
         with precision(self.case.config, self.device):
             logits = self.model(self.batch.tokens).float()
-        return F.cross_entropy(logits, self.batch.labels)
+        loss = F.cross_entropy(logits, self.batch.labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def step(self) -> None:
         self.optimizer.zero_grad()
-        loss = self.forward()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._go_back()
         max_norm = self.case.config.train.max_grad_norm
         if max_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, max_norm)

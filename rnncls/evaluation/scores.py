@@ -52,9 +52,10 @@ def scored(model: RNNClassifier, batches: Iterable[Batch]) -> Generator[Scored, 
     model.eval()
     try:
         for batch in batches:
-            tokens, labels, _ = batch.to(model.device)
-            logits = model(tokens)  # (B, N)
-            yield Scored(batch, logits, logits.argmax(1), sequence_losses(logits, labels))
+            moved = batch.to(model.device)
+            logits = model(moved.tokens)  # (B, N)
+            losses = sequence_losses(logits, moved.labels)
+            yield Scored(batch, logits, logits.argmax(1), losses)
     finally:
         model.train(was_training)
 

@@ -1,6 +1,7 @@
 """The classifier: an embedding, then nn.RNN, nn.LSTM or nn.GRU, then a linear head."""
 
 import threading
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,17 @@ from torch.nn.utils.rnn import PackedSequence
 from rnncls.config import Config, number
 from rnncls.config import sizes as sizes_of
 from rnncls.data import Padded
-from rnncls.model.layers import ignore_compaction, outputs_of_layer
+from rnncls.model.both_directions import read_both
+from rnncls.model.cells import State, zero_state
+from rnncls.model.layers import ignore_compaction, outputs_of_layers
+from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, read
+from rnncls.model.pooling import (
+    Pooling,
+    nothing_pooled,
+    pooled_with,
+    summary_of_padded,
+    summary_of_pooled,
+)
 from rnncls.model.recurrence import PackedRNN
 from rnncls.seeds import mix
 
@@ -24,10 +35,11 @@ _MODULES: dict[str, Any] = {"rnn": PackedRNN, "lstm": nn.LSTM, "gru": nn.GRU}
 class RNNClassifier(nn.Module):
     """Many-to-one classification of packed sequences of token ids.
 
-    For cell rnn, h_t = f(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh) with h_0 = 0 and f = tanh or relu;
-    lstm and gru are torch.nn's, with c_0 = 0 as well. The logits are a linear function of the last
-    layer's h at each sequence's own last token (and, when bidirectional, of the backward state at
-    its first token). Padding is never embedded and never seen by the recurrence.
+    For cell rnn, h_t = f(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh) with f = tanh or relu; lstm and gru
+    are torch.nn's. The logits are a linear function of what `pooling` makes of the last layer's h:
+    its value at each sequence's own last token (and, when bidirectional, in reverse at its first),
+    its mean or its largest value over the sequence, or all three. h_0 and c_0 are zeros, or the
+    parameter `initial_state`. Padding is never embedded and never seen by the recurrence.
     """
 
     def __init__(
@@ -42,9 +54,11 @@ class RNNClassifier(nn.Module):
         dropout: float = 0.0,
         bidirectional: bool = False,
         cell: Literal["rnn", "lstm", "gru"] = "rnn",
+        pooling: Pooling = "last",
+        initial_state: Literal["zeros", "learned"] = "zeros",
     ) -> None:
         super().__init__()
-        # The names of these three modules are those of the tensors in a checkpoint.
+        # Their names, and that of `initial_state`, are those of the tensors in a checkpoint.
         self.embedding = nn.Embedding(num_embeddings, embedding_dim)
 
         options: dict[str, Any] = {
@@ -57,19 +71,39 @@ class RNNClassifier(nn.Module):
             options |= {"nonlinearity": nonlinearity, "dropout": dropout}
         self.rnn: nn.RNNBase = _MODULES[cell](embedding_dim, hidden_size, **options)
 
-        # Between layers; see _layer_by_layer.
+        # Between layers; see outputs_of_layers.
         self.dropout = dropout
         if dropout > 0:
             ignore_compaction()
         self.num_directions = 2 if bidirectional else 1
-        self.head = nn.Linear(hidden_size * self.num_directions, num_classes)
+        self.pooling: Pooling = pooling
+        self.head = nn.Linear(self.summary_size, num_classes)
+
+        # h_0 and, for the LSTM, c_0 of each layer and direction, (1 or 2, num_layers * D, H).
+        self.initial_state: nn.Parameter | None = None
+        if initial_state == "learned":
+            parts = 2 if cell == "lstm" else 1
+            zeros = torch.zeros(parts, self._num_states, hidden_size)
+            self.initial_state = nn.Parameter(zeros)
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.embedding.weight.device
 
-    def forward(self, tokens: PackedSequence | Padded) -> Tensor:
+    @property
+    def _num_states(self) -> int:
+        return self.rnn.num_layers * self.num_directions
+
+    @property
+    def summary_size(self) -> int:
+        """How many numbers the head sees of a sequence."""
+        width = self.num_directions * self.rnn.hidden_size
+        return 3 * width if self.pooling == "last_mean_max" else width
+
+    def forward(
+        self, tokens: PackedSequence | Padded, state: State | None = None, pieces: Pieces = WHOLE
+    ) -> Tensor:
         """Return the logits, (B, num_classes), in the order in which the sequences were given.
 
         Padded sequences give the same logits as packed ones. In one direction, padding comes after
@@ -83,76 +117,171 @@ class RNNClassifier(nn.Module):
         >>> model(pack_sequence(ids, enforce_sorted=False)).shape
         torch.Size([2, 2])
 
+        `state`: what `final_state` returned for the tokens before these, if there were some.
+        `pieces`: how packed sequences are run for gradients that need little memory.
+
         Raises: TypeError for anything that is neither packed ids nor `Padded`. ValueError if the
-        model is bidirectional and the sequences are padded.
+        model is bidirectional and the sequences are padded, or for a state of a model that needs
+        the whole sequence.
         """
-        # The summary is what the head sees, (B, num_directions * hidden_size).
+        if state is not None:
+            self._require_pieces("a state")
+
         if isinstance(tokens, Padded):
-            summary = self._summary_of_padded(tokens)
+            summary = self._summary_of_padded(tokens, state)
         else:
             _require_packed_ids(tokens)
-
-            # Real tokens only are embedded, (S, embedding_dim); batch sizes and order stay.
-            embedded = tokens._replace(data=self.embedding(tokens.data))
-            summary = self._summary(embedded)
-
+            summary = self._summary(tokens, state, pieces)
         logits: Tensor = self.head(summary)
         return logits
 
-    def _summary_of_padded(self, padded: Padded) -> Tensor:
-        """Return the last layer's state at each sequence's own last token, (B, hidden_size)."""
+    def final_state(self, tokens: PackedSequence, state: State | None = None) -> State:
+        """Return the state after each sequence's last token, from which others can go on.
+
+        (h,) or, of the LSTM, (h, c): (num_layers, B, hidden_size) each, in the order in which the
+        sequences were given. `state`: as for `forward`.
+
+        >>> from torch.nn.utils.rnn import pack_sequence
+        >>> model = RNNClassifier(num_embeddings=10, num_classes=2)
+        >>> state = model.final_state(pack_sequence([torch.tensor([3, 1])]))
+        >>> logits = model(pack_sequence([torch.tensor([4])]), state)
+
+        Raises: TypeError for anything but packed ids. ValueError for two directions, or another
+        pooling than last: such models need the whole sequence.
+        """
+        self._require_pieces("a state")
+        _require_packed_ids(tokens)
+        start = Reached(self.start_state(tokens, state) or ())
+        final = read(self.run, (tokens.data,), tokens.batch_sizes, start).state
+        if tokens.unsorted_indices is None:
+            return final
+        return tuple(part.index_select(1, tokens.unsorted_indices) for part in final)
+
+    def prefix_logits(self, tokens: PackedSequence, state: State | None = None) -> Tensor:
+        """Return the logits after each token, (S, num_classes), in the order of `tokens.data`.
+
+        They are those of the prefix that ends at the token. `state`: as for `forward`.
+
+        Raises: TypeError for anything but packed ids. ValueError for two directions, or another
+        pooling than last.
+        """
+        self._require_pieces("prefixes")
+        _require_packed_ids(tokens)
+        start = self.start_state(tokens, state)
+        outputs, _ = self.run((tokens.data,), tokens.batch_sizes, start)
+        logits: Tensor = self.head(outputs)
+        return logits
+
+    def _require_pieces(self, what: str) -> None:
+        """Raise ValueError if the answer is not a function of the state after the last token."""
+        if self.num_directions == 2:
+            raise ValueError(f"{what} needs a model of one direction: this one is bidirectional")
+        if self.pooling != "last":
+            raise ValueError(f'{what} needs pooling "last": this model has "{self.pooling}"')
+
+    def start_state(self, tokens: PackedSequence, state: State | None = None) -> State | None:
+        """Return the state before the first token, longest sequence first; None for zeros."""
+        if state is None:
+            return self._initial_state(int(tokens.batch_sizes[0]))
+        if tokens.sorted_indices is None:
+            return state
+        return tuple(part.index_select(1, tokens.sorted_indices) for part in state)
+
+    def _initial_state(self, num_sequences: int) -> State | None:
+        """Return h_0 and c_0 of B sequences, (num_layers * D, B, H) each; None for zeros."""
+        if self.initial_state is None:
+            return None
+        # (parts, num_layers * D, B, H)
+        parts = self.initial_state.unsqueeze(2).expand(-1, -1, num_sequences, -1)
+        return tuple(part.contiguous() for part in parts)
+
+    def _summary_of_padded(self, padded: Padded, state: State | None) -> Tensor:
+        """Return what the head sees of padded sequences, (B, summary_size)."""
         if self.num_directions == 2:
             raise ValueError("padded sequences cannot be run in reverse: padding would come first")
 
         embedded = self.embedding(padded.tokens.t())  # (T, B, embedding_dim)
-        if self.training and self.dropout > 0:
-            output, _ = self._layer_by_layer(embedded, None)
+        if state is None:
+            state = self._initial_state(len(padded.lengths))
+        outputs, _ = self._outputs(embedded, None, state)
+        return summary_of_padded(self.pooling, outputs, padded.lengths)
+
+    def _summary(self, tokens: PackedSequence, state: State | None, pieces: Pieces) -> Tensor:
+        """Return what the head sees of packed sequences, (B, summary_size)."""
+        sizes = tokens.batch_sizes
+        start = self.start_state(tokens, state) or ()
+        nothing = nothing_pooled(self.pooling, int(sizes[0]), self.rnn, self.head.weight)
+
+        is_cut = torch.is_grad_enabled() and pieces.cut(len(sizes))
+        if is_cut and not start:
+            start = zero_state(self.rnn, self.head.weight, self._num_states, int(sizes[0]))
+
+        if self.num_directions == 1:
+            rows = (tokens.data, *(self.draw_masks(tokens.data) if is_cut else ()))
+            reached = read(self.run, rows, sizes, Reached(start, nothing), pieces)
+        elif is_cut:
+            dropout = self.dropout if self.training else 0.0
+            reached = read_both(
+                self.embedding, self.rnn, tokens, Reached(start, nothing), pieces, dropout
+            )
         else:
-            output, _ = self.rnn(embedded)  # (T, B, hidden_size)
+            # The reverse direction begins at the end, so that no state can go before it is done.
+            outputs, final = self.run((tokens.data,), sizes, start or None)
+            reached = Reached(final, pooled_with(nothing, outputs, sizes))
 
-        # One index for each sequence and unit, (1, B, hidden_size), as `gather` wants it.
-        last_step = (padded.lengths - 1).view(1, -1, 1).expand(1, -1, output.shape[2])
-        return output.gather(0, last_step)[0]
+        # Of (num_layers * D, B, H) the last D are the last layer's.
+        hidden = reached.state[0][-self.num_directions :]
+        last = hidden[0] if self.num_directions == 1 else hidden.transpose(0, 1).flatten(1)
+        summary = summary_of_pooled(self.pooling, reached.pooled, last, sizes)
 
-    def _summary(self, packed: PackedSequence) -> Tensor:
-        """Return the last layer's final state(s), (B, num_directions * hidden_size)."""
-        dropout = self.dropout if self.training else 0
+        # Without indices, the sequences were given longest first.
+        if tokens.unsorted_indices is None:
+            return summary
+        return summary.index_select(0, tokens.unsorted_indices)
 
-        # On CUDA, PackedRNN is cuDNN's RNN, whose dropout cannot be used: see _layer_by_layer.
-        if isinstance(self.rnn, PackedRNN) and (dropout == 0 or not packed.data.is_cuda):
-            return self.rnn.summary(packed)
+    def run(self, rows: Rows, batch_sizes: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Run ids (S,) and, in pieces, masks of dropout: a `Run` as read wants it."""
+        ids, *masks = rows
+        return self._outputs(self.embedding(ids), batch_sizes, state, masks)
 
-        if dropout > 0:
-            # Longest first; torch's own module, below, restores the given order by itself.
-            _, hidden = self._layer_by_layer(packed.data, packed.batch_sizes)
-            if packed.unsorted_indices is not None:
-                hidden = hidden.index_select(1, packed.unsorted_indices)
+    def _outputs(
+        self,
+        data: Tensor,
+        batch_sizes: Tensor | None,
+        state: State | None,
+        masks: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, State]:
+        """Run all layers over embedded tokens; all as in `outputs_of_layers`."""
+        dropout = self.dropout if self.training else 0.0
+        # On the CPU, PackedRNN draws the dropout of packed sequences as outputs_of_layers does.
+        is_packed = batch_sizes is not None
+        draws_itself = isinstance(self.rnn, PackedRNN) and is_packed and not data.is_cuda
+        if dropout > 0 and (masks or not draws_itself):
+            return outputs_of_layers(self.rnn, data, batch_sizes, state, dropout, masks)
+
+        # torch.nn wants h_0 alone, but of the LSTM (h_0, c_0).
+        start: Any = state
+        if state is not None and len(state) == 1:
+            (start,) = state
+        if batch_sizes is None:
+            outputs, final = self.rnn(data, start)
         else:
-            _, hidden = self.rnn(packed)
-            # The LSTM returns its cell state as well.
-            if isinstance(hidden, tuple):
-                hidden, _ = hidden
+            packed, final = self.rnn(PackedSequence(data, batch_sizes), start)
+            outputs = packed.data
+        return outputs, final if isinstance(final, tuple) else (final,)
 
-        # hidden: (num_layers * num_directions, B, hidden_size)
-        return hidden[-self.num_directions :].transpose(0, 1).flatten(1)
+    def draw_masks(self, tokens: Tensor) -> list[Tensor]:
+        """Return which inputs of each layer but the first stay, (S, H) bool, for tokens (S,).
 
-    def _layer_by_layer(self, data: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Run the torch.nn module one layer at a time, with dropout between the layers.
-
-        `data` is packed, (S, width), with its batch sizes, or padded, (T, B, width), with None.
-        Dropout is drawn by F.dropout from torch's generator, because cuDNN keeps the random state
-        of its own RNN dropout where neither a checkpoint nor a seed reaches it.
-
-        Returns the last layer's outputs and the final hidden states of all layers, longest first.
+        They are those that F.dropout would draw for whole layers, so that pieces have the same.
         """
-        finals = []
-        for layer in range(self.rnn.num_layers):
-            if layer > 0:
-                data = F.dropout(data, self.dropout)
-            data, final = outputs_of_layer(self.rnn, layer, data, batch_sizes)
-            finals.append(final[0])
-
-        return data, torch.cat(finals)
+        if not self.training or self.dropout == 0:
+            return []
+        masks = []
+        for _ in range(1, self.rnn.num_layers):
+            ones = self.head.weight.new_ones(len(tokens), self.rnn.hidden_size)
+            masks.append(F.dropout(ones, self.dropout) != 0)
+        return masks
 
 
 def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClassifier:

@@ -1,13 +1,15 @@
-"""One layer of nn.RNN, nn.LSTM or nn.GRU by itself, or one direction of it, without dropout."""
+"""Layers of nn.RNN, nn.LSTM or nn.GRU one at a time, or one direction of a layer."""
 
 import warnings
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rnncls.model.cells import State, weights_of, zero_state
+from rnncls.model.recurrence import PackedRNN, last_rows, run_layer
 
 # The functions that nn.RNN, nn.LSTM and nn.GRU call, by the name in their `mode`.
 _RNN_FUNCTIONS: dict[str, Any] = {
@@ -18,6 +20,41 @@ _RNN_FUNCTIONS: dict[str, Any] = {
 }
 
 
+def outputs_of_layers(
+    rnn: nn.RNNBase,
+    data: Tensor,
+    batch_sizes: Tensor | None,
+    start: State | None,
+    dropout: float,
+    masks: Sequence[Tensor] = (),
+) -> tuple[Tensor, State]:
+    """Run all layers, with dropout between them, and return the last one's outputs.
+
+    `data` is packed, (S, width), with its batch sizes, or padded, (T, B, width), with None. `start`
+    and the final states are (num_layers * D, B, H) each, for D directions. Sequences stand longest
+    first. `masks`: which inputs of each layer but the first stay, as bool in their shape; without
+    them they are drawn by F.dropout from torch's generator, and not by torch.nn's modules: cuDNN
+    keeps the random state of its own RNN dropout where neither a checkpoint nor a seed reaches it.
+    """
+    num_directions = 2 if rnn.bidirectional else 1
+    finals = []
+    for layer in range(rnn.num_layers):
+        if layer > 0 and masks:
+            # As F.dropout does it, to the bit.
+            data = data * masks[layer - 1].to(data.dtype).div_(1 - dropout)
+        elif layer > 0:
+            data = F.dropout(data, dropout)
+
+        of_layer = None
+        if start is not None:
+            first = layer * num_directions
+            of_layer = tuple(part[first : first + num_directions] for part in start)
+        data, final = outputs_of_layer(rnn, layer, data, batch_sizes, of_layer)
+        finals.append(final)
+
+    return data, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+
+
 def outputs_of_layer(
     rnn: nn.RNNBase,
     layer: int,
@@ -25,7 +62,7 @@ def outputs_of_layer(
     batch_sizes: Tensor | None,
     start: State | None = None,
 ) -> tuple[Tensor, State]:
-    """Run all directions of one layer.
+    """Run all directions of one layer, without dropout.
 
     `data` is packed, (S, width), with its batch sizes, or padded, (T, B, width), with None. `start`
     is the state before the first step, (num_directions, B, hidden_size) each; None for zeros.
@@ -34,18 +71,57 @@ def outputs_of_layer(
     form of `start`. Sequences stand longest first.
     """
     num_directions = 2 if rnn.bidirectional else 1
-    if start is None:
-        num_sequences = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
-        start = zero_state(rnn, data, num_directions, num_sequences)
+    if isinstance(rnn, PackedRNN) and batch_sizes is not None and not data.is_cuda:
+        return rnn.outputs_of_layer(layer, data, batch_sizes, start)
 
     # torch.nn keeps one list of weights for each layer and direction, in this order.
     first = layer * num_directions
-    weights = list(chain.from_iterable(rnn.all_weights[first : first + num_directions]))
+    weights: list[Tensor] = []
+    for of_direction in rnn.all_weights[first : first + num_directions]:
+        weights += of_direction
+    return _run(rnn, weights, data, batch_sizes, start, rnn.bidirectional)
+
+
+def outputs_forward(
+    rnn: nn.RNNBase,
+    layer: int,
+    direction: int,
+    data: Tensor,
+    batch_sizes: Tensor,
+    start: State | None,
+) -> tuple[Tensor, State]:
+    """Run one direction of one layer over packed rows (S, width) in the order in which it reads.
+
+    In reverse, each sequence's last token is its first row. `start` and the final state are
+    (1, B, H) each. Returns the outputs (S, H), and the final state. Longest sequence first.
+    """
+    weights = weights_of(rnn, layer, direction)
+    if isinstance(rnn, PackedRNN) and not data.is_cuda:
+        sizes = batch_sizes.tolist()
+        first_state = None if start is None else start[0][0]
+        outputs = run_layer(data, sizes, first_state, weights, rnn.nonlinearity)
+        last = torch.tensor(last_rows(sizes))
+        return outputs, (outputs.index_select(0, last).unsqueeze(0),)
+    return _run(rnn, list(weights), data, batch_sizes, start, bidirectional=False)
+
+
+def _run(
+    rnn: nn.RNNBase,
+    weights: list[Tensor],
+    data: Tensor,
+    batch_sizes: Tensor | None,
+    start: State | None,
+    bidirectional: bool,
+) -> tuple[Tensor, State]:
+    """Call the function behind torch.nn's module with these weights."""
+    if start is None:
+        num_sequences = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
+        start = zero_state(rnn, data, 2 if bidirectional else 1, num_sequences)
 
     # weights, has_biases, num_layers, dropout, train, bidirectional
-    options = (weights, rnn.bias, 1, 0.0, True, rnn.bidirectional)
+    options = (weights, rnn.bias, 1, 0.0, True, bidirectional)
     run = _RNN_FUNCTIONS[rnn.mode]
-    state = start if rnn.mode == "LSTM" else start[0]
+    state: Any = start if rnn.mode == "LSTM" else start[0]
     if batch_sizes is None:
         batch_first = False
         outputs, *finals = run(data, state, *options, batch_first)

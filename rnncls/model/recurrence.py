@@ -11,7 +11,7 @@ time step by time step; of step t there are sizes[t] rows, one for each sequence
 longest sequence first.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-STREAMED_ROWS = 8192  # tokens whose states are in memory at a time when no gradient is wanted
+from rnncls.model.cells import State
 
 # f'(z) as a function of f(z), multiplied with a gradient in one pass and written in place.
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -47,141 +47,58 @@ class PackedRNN(nn.RNN):
             hx = self.permute_hidden(hx, input.sorted_indices)
             self.check_forward_args(input.data, hx, input.batch_sizes)
 
-        states, last_tokens = self._all_states(input, hx)
-
-        # nn.RNN's order: layer by layer, and in each the directions.
-        finals: list[Tensor] = []
-        for directions in states:
-            finals += _final_states(directions, last_tokens)
-        hidden = self.permute_hidden(torch.stack(finals), input.unsorted_indices)
-
-        output = PackedSequence(
-            _side_by_side(states[-1]),
-            input.batch_sizes,
-            input.sorted_indices,
-            input.unsorted_indices,
-        )
-        return output, hidden
-
-    def summary(self, input: PackedSequence) -> Tensor:
-        """Return the last layer's final states alone, (B, D * H), in the order of the input."""
-        if input.data.device.type != "cpu":
-            # (D * num_layers, B, H): the last D are the last layer's.
-            _, hidden = super().forward(input)
-            if self.bidirectional:
-                return hidden[-2:].transpose(0, 1).flatten(1)
-            return hidden[-1]
-
-        if self._can_stream():
-            summary = self._streamed_summary(input.data, input.batch_sizes.tolist())
-        else:
-            states, last_tokens = self._all_states(input, None)
-            summary = _side_by_side(_final_states(states[-1], last_tokens))
-
-        # Without indices, the sequences were given longest first.
-        if input.unsorted_indices is None:
-            return summary
-        return summary.index_select(0, input.unsorted_indices)
-
-    def _can_stream(self) -> bool:
-        """Return whether a state is not needed any more once the next one is known."""
-        # Backward needs all states, the reverse direction begins at the end, and dropout would have
-        # to be drawn in another order than for the whole layer.
-        drops = self.training and self.dropout > 0
-        return not torch.is_grad_enabled() and not self.bidirectional and not drops
-
-    def _streamed_summary(self, data: Tensor, sizes: list[int]) -> Tensor:
-        """Return the last layer's final states, (B, H), longest sequence first.
-
-        The time steps are run in chunks. Each chunk starts from the states in which the chunk
-        before ended, so that memory does not grow with the length of the sequences.
-        """
-        final = data.new_empty(sizes[0], self.hidden_size)
-        starts: list[Tensor | None] = [None] * self.num_layers
-
-        # The first row of the chunk in `data`.
-        row = 0
-
-        for chunk in _chunks(sizes):
-            # As many sequences reach this chunk, those that stand first.
-            running = chunk[0]
-            states = data[row : row + sum(chunk)]
-            row += sum(chunk)
-
-            for layer, weights in enumerate(self.all_weights):
-                start = starts[layer]
-                if start is not None:
-                    start = start[:running]
-                states = run_layer(states, chunk, start, weights, self.nonlinearity)
-                # A copy, so that the other states of the chunk can be freed.
-                starts[layer] = states[-chunk[-1] :].clone()
-
-            # Sequences that continue are overwritten by a later chunk.
-            final[:running] = states[torch.tensor(last_rows(chunk))]
-
-        return final
-
-    def _all_states(
-        self, input: PackedSequence, hx: Tensor | None
-    ) -> tuple[list[list[Tensor]], Tensor]:
-        """Return the states (S, H) of each layer and direction, and each last token's row, (B,)."""
         data = input.data
-        sizes = input.batch_sizes.tolist()
-        weights: Sequence[Sequence[Tensor]] = self.all_weights
-        # Autocast leaves in-place products alone, so data and weights are cast here, once.
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            data = data.to(dtype)
-            weights = [[weight.to(dtype) for weight in part] for part in weights]
-
         num_directions = 2 if self.bidirectional else 1
-        states: list[list[Tensor]] = []
+        finals: list[Tensor] = []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0:
                 data = F.dropout(data, self.dropout, self.training)
 
-            outputs = []
-            for direction in range(num_directions):
-                # nn.RNN numbers its weights and h_0 like this.
-                number = layer * num_directions + direction
-                start = None if hx is None else hx[number].to(data.dtype)
-                reverse = direction == 1
-                outputs.append(
-                    run_layer(data, sizes, start, weights[number], self.nonlinearity, reverse)
-                )
-            states.append(outputs)
-            data = _side_by_side(outputs)
+            # nn.RNN's order: layer by layer, and in each the directions.
+            first = layer * num_directions
+            start = None if hx is None else (hx[first : first + num_directions],)
+            data, (final,) = self.outputs_of_layer(layer, data, input.batch_sizes, start)
+            finals.append(final)
 
-        return states, torch.tensor(last_rows(sizes))
+        hidden = finals[0] if self.num_layers == 1 else torch.cat(finals)
+        hidden = self.permute_hidden(hidden, input.unsorted_indices)
+        output = PackedSequence(
+            data, input.batch_sizes, input.sorted_indices, input.unsorted_indices
+        )
+        return output, hidden
 
+    def outputs_of_layer(
+        self, layer: int, data: Tensor, batch_sizes: Tensor, start: State | None
+    ) -> tuple[Tensor, State]:
+        """Run all directions of one layer over packed rows on the CPU, without dropout.
 
-def _side_by_side(directions: list[Tensor]) -> Tensor:
-    """Return the columns of all directions in one tensor; a single one is not copied."""
-    return directions[0] if len(directions) == 1 else torch.cat(directions, 1)
+        `data`: (S, input_size), longest sequence first. `start`: (D, B, H), or None for zeros.
+        Returns the states after every token, (S, D * H), and the final ones in the form of `start`.
+        """
+        sizes = batch_sizes.tolist()
+        last_tokens = torch.tensor(last_rows(sizes))
+        num_directions = 2 if self.bidirectional else 1
 
+        outputs = []
+        finals = []
+        for direction in range(num_directions):
+            weights = self.all_weights[layer * num_directions + direction]
+            of_direction = None if start is None else start[0][direction]
+            reverse = direction == 1
+            states = run_layer(data, sizes, of_direction, weights, self.nonlinearity, reverse)
+            outputs.append(states)
 
-def _final_states(directions: list[Tensor], last_tokens: Tensor) -> list[Tensor]:
-    """Return the final states of one layer, (B, H) for each direction, longest sequence first."""
-    # Forwards, a sequence ends at its last token.
-    finals = [directions[0].index_select(0, last_tokens)]
-    if len(directions) == 2:
-        # The reverse direction ends at the first tokens, which are the first rows.
-        finals.append(directions[1][: len(last_tokens)])
-    return finals
+            # Forwards, a sequence ends at its last token. In reverse it ends at its first one; the
+            # first tokens are the first rows.
+            if reverse:
+                finals.append(states[: len(last_tokens)])
+            else:
+                finals.append(states.index_select(0, last_tokens))
 
-
-def _chunks(sizes: list[int]) -> Iterator[list[int]]:
-    """Cut the time steps into chunks of at most STREAMED_ROWS rows, but of at least one step."""
-    chunk: list[int] = []
-    rows = 0
-    for size in sizes:
-        if chunk and rows + size > STREAMED_ROWS:
-            yield chunk
-            chunk = []
-            rows = 0
-        chunk.append(size)
-        rows += size
-    yield chunk
+        # A single direction is not copied.
+        if num_directions == 1:
+            return outputs[0], (finals[0].unsqueeze(0),)
+        return torch.cat(outputs, 1), (torch.stack(finals),)
 
 
 def last_rows(sizes: list[int]) -> list[int]:
@@ -216,6 +133,13 @@ def run_layer(
     first. `start`: h_0 (B, H), or None for zeros. `weights`: w_ih (H, input_size), w_hh (H, H) and,
     unless the layer has no bias, b_ih (H,) and b_hh (H,).
     """
+    # Autocast leaves in-place products alone, so everything is cast here.
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        data = data.to(dtype)
+        weights = [weight.to(dtype) for weight in weights]
+        start = None if start is None else start.to(dtype)
+
     # Both biases are added to the same sum, so one addition does; each gets its gradient.
     w_ih, w_hh, *biases = weights
     bias = biases[0] + biases[1] if biases else None

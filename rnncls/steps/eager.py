@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rnncls.config import Config
 from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.errors import NonFiniteError, Problem
-from rnncls.model.classifier import RNNClassifier
 from rnncls.model.losses import sequence_losses
 from rnncls.seeds import mix
+from rnncls.steps.objective import gradients_of_batch
 from rnncls.steps.optim import clip_grad_norm, learning_rate
 from rnncls.steps.state import TrainState
 
@@ -38,6 +36,10 @@ def eager_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
 
 def layout_of(config: Config, device: torch.device) -> str:
     """Return how batches are laid out on this device: "packed" or "padded"."""
+    # Prefix labels stand in the order of packed tokens, and pieces are cut from packed sequences.
+    train = config.train
+    if train.objective == "prefix" or train.recompute_every or train.truncate_after:
+        return "packed"
     if config.data.layout != "auto":
         return config.data.layout
     # A padded batch in reverse would begin with its padding, so two directions need packed ones.
@@ -73,22 +75,18 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
     for parameter in group["params"]:
         parameter.grad = None
 
-    logits, loss = logits_and_loss(state.model, batch, task)
-    loss.backward()  # type: ignore[no-untyped-call]
-
+    loss, logits = gradients_of_batch(state.model, batch, task)
     norm = clip_grad_norm(group["params"], config.train.max_grad_norm)
     correct = (logits.argmax(1) == batch.labels).sum()
 
     # The three numbers are read together: each reading waits for the device.
-    measured = torch.stack((loss.detach(), norm, correct.float()))  # (3,)
+    measured = torch.stack((loss, norm, correct.float()))  # (3,)
     loss_value, norm_value, correct_value = measured.tolist()
     finite = math.isfinite(loss_value) and math.isfinite(norm_value)
 
     # Raised before the step is counted, so that the state is still that of the step before.
     if not finite and state.skipped >= config.train.max_skipped_steps:
-        raise _non_finite(
-            state.step + 1, loss_value, norm_value, lr, logits.detach(), batch.labels, config
-        )
+        raise _non_finite(state.step + 1, loss_value, norm_value, lr, logits, batch.labels, config)
 
     # A skipped step counts as well: the next one has another batch, and a run has no more steps.
     state.step += 1
@@ -103,24 +101,6 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
             len(batch.labels),
             config.train.max_grad_norm,
         )
-
-
-def logits_and_loss(
-    model: RNNClassifier, batch: Batch | PaddedBatch, task: Task
-) -> tuple[Tensor, Tensor]:
-    """Return the logits of a training batch, (B, num_classes), and its loss, a 0-d tensor."""
-    # The loss is computed in float32, also where autocast makes the logits bfloat16.
-    with precision(task.config, batch.labels.device):
-        logits = model(batch.tokens).float()
-    weights = None if task.class_weights is None else task.class_weights.to(logits.device)
-    return logits, F.cross_entropy(logits, batch.labels, weights)
-
-
-def precision(config: Config, device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which products are computed in the config's precision."""
-    if config.train.precision == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
 
 
 def _non_finite(

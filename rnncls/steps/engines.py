@@ -113,8 +113,9 @@ def why_not(engine: str, config: Config, device: torch.device) -> str:
     if config.model.dropout > 0:
         return "model.dropout is not 0"
 
-    # Both are written for the last state of a recurrence that began at zero, kept as a whole.
-    if config.model.pooling != "last":
+    # Both are written for what a recurrence that began at zero, and is kept as a whole, ends with.
+    poolings = ("last",) if engine == "captured" else ("last", "mean")
+    if config.model.pooling not in poolings:
         return f"model.pooling is {config.model.pooling}"
     if config.model.initial_state != "zeros":
         return f"model.initial_state is {config.model.initial_state}"

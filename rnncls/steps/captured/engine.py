@@ -20,7 +20,7 @@ from rnncls.steps.captured.graphs import (
     whole_batches,
 )
 from rnncls.steps.chunks import Rates, in_chunks
-from rnncls.steps.eager import precision
+from rnncls.steps.objective import precision
 from rnncls.steps.optim import clip_scale, state_names
 from rnncls.steps.state import TrainState
 from rnncls.system.streams import say

@@ -37,7 +37,6 @@ from rnncls.steps.captured.graphs import (
     whole_batches,
 )
 from rnncls.steps.chunks import Pace, Rates, in_chunks
-from rnncls.steps.eager import precision
 from rnncls.steps.flat import (
     FIRST_MOMENTS,
     GRADIENTS,
@@ -46,6 +45,7 @@ from rnncls.steps.flat import (
     FlatStorage,
     zero_rows,
 )
+from rnncls.steps.objective import precision
 from rnncls.steps.optim import clip_scale
 from rnncls.steps.state import TrainState
 

@@ -221,6 +221,7 @@ def sizes_of(task: Task) -> Sizes:
         classes=num_classes,
         bias=model.bias,
         relu=model.nonlinearity == "relu",
+        mean=model.pooling == "mean",
         optimizer=_OPTIMIZERS[task.config.optimizer.name],
         by_table=num_tokens <= task.config.train.batch_size,
     )
@@ -339,6 +340,7 @@ def _warm_up(functions: Functions, threads: int) -> None:
         classes=1,
         bias=True,
         relu=False,
+        mean=False,
         optimizer=ADAM,
         by_table=True,
     )

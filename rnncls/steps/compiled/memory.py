@@ -41,6 +41,7 @@ class Sizes(NamedTuple):
     classes: int  # C
     bias: bool
     relu: bool  # else tanh
+    mean: bool  # whether the head sees the mean of a sequence's states, else the last one
     optimizer: int  # ADAM, ADAMW or SGD
 
     # Whether W_ih x of the first layer is computed once per token of the vocabulary, instead of

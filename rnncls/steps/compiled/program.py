@@ -189,10 +189,13 @@ def _forward(sizes, weights, work, batch, size):
             )
         _recur(sizes, weights.recurrent_t[layer], work.hidden[layer], batch, size.time_steps)
 
-    # The head sees the top layer's state at each sequence's own last token.
+    # The head sees the top layer's state at each sequence's own last token, or the mean of all.
     top = work.hidden[sizes.layers - 1]
-    for rank in range(size.sequences):
-        copy_row(work.final[rank], top[batch.last_row[rank]])
+    if sizes.mean:
+        _mean(top, work.final, batch, size)
+    else:
+        for rank in range(size.sequences):
+            copy_row(work.final[rank], top[batch.last_row[rank]])
 
     multiply(  # logits = head_bias + final @ head^T
         out=work.logits,
@@ -263,6 +266,39 @@ def _recur(sizes, recurrent_t, hidden, batch, time_steps):
             tanh(states)
 
 
+@jit_inlined
+def _mean(states, out, batch, size):
+    """Compute the mean of each sequence's rows of `states` (S, H') into `out` (B, H')."""
+    clear(out[: size.sequences].reshape(-1))
+    for t in range(size.time_steps):
+        start = batch.first_row[t]
+        running = batch.running[t]
+        add_row(out[:running].reshape(-1), states[start : start + running].reshape(-1))
+    _divide_by_lengths(out, batch, size)
+
+
+@jit_inlined
+def _mean_backward(d_mean, d_states, batch, size):
+    """Give each row of `d_states` (S, H') its share of `d_mean` (B, H'), which is overwritten."""
+    _divide_by_lengths(d_mean, batch, size)
+    for t in range(size.time_steps):
+        start = batch.first_row[t]
+        running = batch.running[t]
+        copy(d_states[start : start + running], d_mean[:running])
+
+
+@jit_inlined
+def _divide_by_lengths(rows, batch, size):
+    """Divide each of the first B rows by the length of its sequence."""
+    # Longest first: the length of a rank is the number of time steps with more sequences.
+    length = size.time_steps
+    for rank in range(size.sequences):
+        while batch.running[length - 1] <= rank:
+            length -= 1
+        for column in range(rows.shape[1]):
+            rows[rank, column] /= np.float32(length)
+
+
 @jit
 def _loss(sizes, logits, order, labels, class_weights, total_weight, sequences):
     """Return the cross-entropy in nats and how many predictions are correct.
@@ -324,11 +360,15 @@ def _backward(sizes, offsets, weights, work, batch, gradients, size):
     _head_backward(sizes, offsets[sizes.layers], weights, work, gradients, size.sequences)
 
     # Of the top layer's states only the last ones reach the head, so dh of all others begins at 0.
+    # Of a mean each has its share.
     d_hidden = work.d_hidden[0]
     d_below = work.d_hidden[1]
-    clear(d_hidden[: size.rows].reshape(-1))
-    for rank in range(size.sequences):
-        copy_row(d_hidden[batch.last_row[rank]], work.d_final[rank])
+    if sizes.mean:
+        _mean_backward(work.d_final, d_hidden, batch, size)
+    else:
+        clear(d_hidden[: size.rows].reshape(-1))
+        for rank in range(size.sequences):
+            copy_row(d_hidden[batch.last_row[rank]], work.d_final[rank])
 
     for layer in range(sizes.layers - 1, -1, -1):
         _recur_backward(sizes, weights.recurrent[layer], work, layer, batch, d_hidden, size)

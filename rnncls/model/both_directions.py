@@ -1,0 +1,100 @@
+"""Runs a bidirectional model piece by piece: layer by layer, one direction after the other.
+
+A layer reads what both directions of the layer below say about each token, so that the outputs of
+the lower layers are kept; the states of the last layer are in memory for one piece at a time.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from rnncls.model.cells import State
+from rnncls.model.layers import outputs_forward
+from rnncls.model.pieces import Collected, Pieces, Reached, Rows, in_order, read, reversed_rows
+from rnncls.model.pooling import Pooled
+
+
+def read_both(
+    embedding: nn.Embedding,
+    rnn: nn.RNNBase,
+    tokens: PackedSequence,
+    start: Reached,
+    pieces: Pieces,
+    dropout: float,
+) -> Reached:
+    """Read all tokens of a batch in both directions; as `read` does it in one.
+
+    `start.state` is (num_layers * 2, B, H) each, not None. Truncated, each direction of each layer
+    has a gradient for the last K tokens that it reads: in reverse those are the first ones.
+    """
+    sizes = tokens.batch_sizes
+    backwards = reversed_rows(sizes).to(tokens.data.device)
+    orders: list[slice | Tensor] = [slice(None), backwards]
+
+    data = tokens.data
+    finals: list[State] = []
+    for layer in range(rnn.num_layers):
+        is_last = layer == rnn.num_layers - 1
+        if layer > 0 and dropout > 0:
+            # Drawn for the whole layer, as without pieces.
+            data = F.dropout(data, dropout)
+
+        outputs = []
+        pooled = []
+        for direction, order in enumerate(orders):
+            number = 2 * layer + direction
+            before = Reached(
+                tuple(part[number : number + 1] for part in start.state),
+                _of_direction(start.pooled, direction, rnn.hidden_size) if is_last else Pooled(),
+            )
+            run = partial(_run_direction, embedding, rnn, layer, direction)
+            collected: list[Collected] | None = None if is_last else []
+            reached = read(
+                run, (data[order],), sizes, before, pieces, collected, reverse=direction == 1
+            )
+
+            finals.append(reached.state)
+            pooled.append(reached.pooled)
+            if collected:
+                outputs.append(in_order(collected)[order])
+        if not is_last:
+            data = torch.cat(outputs, 1)
+
+    state = tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+    return Reached(state, _joined(*pooled))
+
+
+def _run_direction(
+    embedding: nn.Embedding,
+    rnn: nn.RNNBase,
+    layer: int,
+    direction: int,
+    rows: Rows,
+    batch_sizes: Tensor,
+    state: State | None,
+) -> tuple[Tensor, State]:
+    """Run one direction of one layer over ids (S,) or, above the first layer, inputs (S, W)."""
+    (data,) = rows
+    if layer == 0:
+        data = embedding(data)
+    return outputs_forward(rnn, layer, direction, data, batch_sizes, state)
+
+
+def _of_direction(pooled: Pooled, direction: int, size: int) -> Pooled:
+    """Return what was seen of the outputs of one direction, (B, H) each."""
+    columns = slice(direction * size, (direction + 1) * size)
+    return Pooled(*(None if part is None else part[:, columns] for part in pooled))
+
+
+def _joined(forward: Pooled, reverse: Pooled) -> Pooled:
+    """Return what was seen of both directions, (B, 2 * H) each."""
+    parts: list[Tensor | None] = []
+    for one, other in zip(forward, reverse, strict=True):
+        if one is None or other is None:
+            parts.append(None)
+        else:
+            parts.append(torch.cat([one, other], 1))
+    return Pooled(*parts)

@@ -1,0 +1,185 @@
+"""What the head sees of a sequence: the last, the mean or the largest of the last layer's outputs.
+
+Outputs are packed: rows (S, W) time step by time step, longest sequence first. The rank of a
+sequence is its place in that order, and `ranks` (S,) says whose each row is. Everything takes time
+linear in S, and no padding is ever seen.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Pooling = Literal["last", "mean", "max", "last_mean_max"]
+
+
+class Pooled(NamedTuple):
+    """What was seen of B sequences so far, (B, W) each; None for what the pooling does not need."""
+
+    total: Tensor | None = None  # the sum of the outputs
+    largest: Tensor | None = None
+
+    def first(self, count: int) -> "Pooled":
+        """Return what was seen of the first `count` sequences."""
+        return Pooled(*(None if part is None else part[:count] for part in self))
+
+    def followed_by(self, others: "Pooled") -> "Pooled":
+        """Return these sequences, and behind them those of `others` from their number on."""
+        parts = []
+        for part, other in zip(self, others, strict=True):
+            if part is None or other is None or len(part) == len(other):
+                parts.append(part)
+            else:
+                parts.append(torch.cat([part, other[len(part) :]]))
+        return Pooled(*parts)
+
+    def detach(self) -> "Pooled":
+        """Return the same, through which no gradient flows."""
+        return Pooled(*(None if part is None else part.detach() for part in self))
+
+
+def nothing_pooled(pooling: Pooling, num_sequences: int, rnn: nn.RNNBase, weight: Tensor) -> Pooled:
+    """Return what was seen of B sequences before their first tokens, on the device of `weight`.
+
+    In the precision of the weights: a sum of many bfloat16 numbers would not grow any more.
+    """
+    width = rnn.hidden_size * (2 if rnn.bidirectional else 1)
+    total = None
+    largest = None
+    if pooling in ("mean", "last_mean_max"):
+        total = weight.new_zeros(num_sequences, width)
+    if pooling in ("max", "last_mean_max"):
+        largest = weight.new_full((num_sequences, width), -torch.inf)
+    return Pooled(total, largest)
+
+
+def pooled_with(
+    pooled: Pooled, outputs: Tensor, batch_sizes: Tensor, latest: bool = False
+) -> Pooled:
+    """Return what was seen once the packed rows `outputs` (S, W) have been seen, too.
+
+    `latest`: of equally large outputs the latest counts, not the first, and gets the gradient.
+    """
+    total, largest = pooled
+    if total is None and largest is None:
+        return pooled
+
+    ranks = ranks_of(batch_sizes).to(outputs.device)
+    if total is not None:
+        total = total.index_add(0, ranks, outputs.to(total.dtype))
+    if largest is not None:
+        outputs = outputs.to(largest.dtype)
+        largest = _Largest.apply(largest, outputs, ranks, latest)  # type: ignore[no-untyped-call]
+    return Pooled(total, largest)
+
+
+def ranks_of(batch_sizes: Tensor) -> Tensor:
+    """Return whose each packed row is, (S,): the first batch_sizes[t] sequences at time step t.
+
+    >>> ranks_of(torch.tensor([3, 2])).tolist()
+    [0, 1, 2, 0, 1]
+    """
+    first_rows = batch_sizes.cumsum(0) - batch_sizes
+    return torch.arange(int(batch_sizes.sum())) - first_rows.repeat_interleave(batch_sizes)
+
+
+def lengths_of(batch_sizes: Tensor) -> Tensor:
+    """Return the length of each sequence, (B,), longest first.
+
+    >>> lengths_of(torch.tensor([3, 2, 2])).tolist()
+    [3, 3, 1]
+    """
+    # That of rank r is the number of time steps with more than r sequences. Sizes never rise.
+    ranks = torch.arange(int(batch_sizes[0]))
+    return torch.searchsorted(-batch_sizes, -ranks)
+
+
+def summary_of_pooled(
+    pooling: Pooling, pooled: Pooled, last: Tensor, batch_sizes: Tensor
+) -> Tensor:
+    """Return what the head sees, (B, W) or, of last_mean_max, (B, 3 * W), longest sequence first.
+
+    `last` (B, W): the state at which each direction ends.
+    """
+    if pooling == "last":
+        return last
+
+    parts = [last] if pooling == "last_mean_max" else []
+    if pooled.total is not None:
+        lengths = lengths_of(batch_sizes).to(last.device)
+        parts.append(pooled.total / lengths.unsqueeze(1))
+    if pooled.largest is not None:
+        parts.append(pooled.largest)
+    return parts[0] if len(parts) == 1 else torch.cat([part.to(last.dtype) for part in parts], 1)
+
+
+def summary_of_padded(pooling: Pooling, outputs: Tensor, lengths: Tensor) -> Tensor:
+    """Return what the head sees of outputs (T, B, W) in a rectangle, (B, W) or (B, 3 * W).
+
+    Of each sequence its own first `lengths` (B,) rows count, on the device of the outputs.
+    """
+    parts = []
+    if pooling in ("last", "last_mean_max"):
+        # One index for each sequence and unit, (1, B, W), as `gather` wants it.
+        last_step = (lengths - 1).view(1, -1, 1).expand(1, -1, outputs.shape[2])
+        parts.append(outputs.gather(0, last_step)[0])
+
+    if pooling != "last":
+        steps = torch.arange(len(outputs), device=outputs.device)
+        is_padding = (steps.unsqueeze(1) >= lengths).unsqueeze(2)  # (T, B, 1)
+        if pooling != "max":
+            total = outputs.masked_fill(is_padding, 0).sum(0)
+            parts.append(total / lengths.unsqueeze(1))
+        if pooling != "mean":
+            largest, _ = outputs.masked_fill(is_padding, -torch.inf).max(0)
+            parts.append(largest)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+class _Largest(torch.autograd.Function):
+    """The largest output of each sequence and unit; the gradient goes to one row of it.
+
+    PyTorch's own reduction shares the gradient among equal rows, so that a sequence in pieces would
+    have another gradient than the whole.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx: Any, before: Tensor, outputs: Tensor, ranks: Tensor, latest: bool
+    ):
+        index = ranks.unsqueeze(1).expand_as(outputs)
+        largest = before.scatter_reduce(0, index, outputs, "amax")
+        if not any(ctx.needs_input_grad[:2]):
+            return largest
+
+        # The row of the first or latest one among those that are as large, (B, W). -1 stands for
+        # `before`, and is what is left where nothing is equal: NaN. 32 bits, as there are S * W.
+        is_largest = outputs == largest.gather(0, index)
+        rows = torch.arange(len(outputs), dtype=torch.int32, device=outputs.device)
+        rows = rows.unsqueeze(1).expand_as(outputs)
+        winners = torch.full_like(before, -1, dtype=torch.int32)
+        if latest:
+            winners = winners.scatter_reduce(0, index, torch.where(is_largest, rows, -1), "amax")
+        else:
+            # Counted from the end, the first row is the largest number.
+            from_end = torch.where(is_largest, len(outputs) - rows, -1)
+            winners = winners.scatter_reduce(0, index, from_end, "amax")
+            winners = torch.where((winners < 0) | (before == largest), -1, len(outputs) - winners)
+
+        ctx.save_for_backward(winners)
+        ctx.num_rows = len(outputs)
+        return largest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_largest: Tensor):  # type: ignore[no-untyped-def]
+        (winners,) = ctx.saved_tensors
+        is_before = winners < 0
+        d_before = torch.where(is_before, d_largest, 0)
+
+        # Row and unit together name one winner only, so nothing is added up.
+        d_outputs = d_largest.new_zeros(ctx.num_rows, d_largest.shape[1])
+        of_rows = torch.where(is_before, 0, d_largest)
+        d_outputs.scatter_add_(0, winners.clamp(min=0).long(), of_rows)
+        return d_before, d_outputs, None, None

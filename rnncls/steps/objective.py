@@ -1,0 +1,84 @@
+"""What a step minimises: the loss of a batch, with its gradients."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnncls.config import Config
+from rnncls.data import Batch, PaddedBatch, Task
+from rnncls.model.classifier import RNNClassifier
+from rnncls.model.pieces import Pieces
+from rnncls.model.prefixes import prefix_losses, prefix_weights
+
+
+def gradients_of_batch(
+    model: RNNClassifier, batch: Batch | PaddedBatch, task: Task
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of the batch's loss to those of the parameters.
+
+    Returns the loss, a scalar in nats, and the logits of the whole sequences, (B, num_classes),
+    both without gradient and in float32. The loss is the mean over sequences; with
+    `train.objective: prefix` of the mean over the prefixes of each sequence. Class weights are
+    those of a weighted mean, as in torch.nn.CrossEntropyLoss.
+    """
+    config = task.config
+    weights = task.class_weights
+    if weights is not None:
+        weights = weights.to(batch.labels.device)
+
+    if isinstance(batch, Batch) and batch.prefix_labels is not None:
+        return _gradients_of_prefixes(model, batch, batch.prefix_labels, weights, config)
+
+    # The loss is computed in float32, also where autocast makes the logits bfloat16.
+    with precision(config, batch.labels.device):
+        if isinstance(batch, PaddedBatch):
+            logits = model(batch.tokens).float()  # (B, num_classes)
+        else:
+            logits = model(batch.tokens, pieces=pieces_of(config)).float()
+    loss = F.cross_entropy(logits, batch.labels, weights)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), logits.detach()
+
+
+def _gradients_of_prefixes(
+    model: RNNClassifier,
+    batch: Batch,
+    labels: Tensor,
+    class_weights: Tensor | None,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    """Do what `gradients_of_batch` says for the labels (S,) of all prefixes."""
+    device = batch.labels.device
+    weights = prefix_weights(batch.tokens.batch_sizes).to(device)
+    total: Tensor | int = len(batch.labels)
+    if class_weights is not None:
+        weights = weights * class_weights[labels]
+        total = weights.sum()
+    weights = weights / total
+
+    losses: list[Tensor] = []
+    logits = model.head.weight.new_empty(0)
+    parts = prefix_losses(model, batch.tokens, labels, weights, pieces_of(config))
+    while True:
+        with precision(config, device):
+            part = next(parts, None)
+        if part is None:
+            return torch.stack(losses).sum(), logits
+
+        loss, logits = part
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+
+
+def pieces_of(config: Config) -> Pieces:
+    """Return how the config says that a batch is run for its gradients."""
+    return Pieces(config.train.recompute_every, config.train.truncate_after)
+
+
+def precision(config: Config, device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which products are computed in the config's precision."""
+    if config.train.precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()

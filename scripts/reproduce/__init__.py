@@ -1,0 +1,1 @@
+"""RESULTS.md from sweeps: see `__main__`."""

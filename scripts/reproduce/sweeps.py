@@ -1,0 +1,185 @@
+"""The sweeps behind RESULTS.md: what each is about, and its command line."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One section of RESULTS.md: its words, and the command line of its sweep."""
+
+    title: str
+    text: str
+    config: str
+    seeds: str
+    lengths: str
+    samples: int = 1000
+    words: tuple[str, ...] = ()  # overrides, and lists of values
+    shown: tuple[int, ...] = ()  # lengths of the table
+    structured: tuple[int, ...] = ()  # lengths of sequences with a structure
+
+    # One row per setting, beside the first one. Most of the members have eager steps: a process
+    # per core trains them.
+    compared: bool = False
+
+
+# What the short form changes in every config.
+SHORT = (
+    "train.max_steps=20",
+    "train.eval_samples=50",
+    "schedule.warmup_steps=5",
+    "model.hidden_size=16",
+)
+
+RUNGS = ("baseline", "larger_batch", "larger_batch_lr", "deeper", "combined", "combined_warmup")
+LADDER = {
+    f"ladder-{rung}": Sweep(
+        f"The ladder of a tutorial: {rung}",
+        "tanh, PyTorch's own initialisation, trained on lengths 2-5."
+        " Lengths 2-5 are evaluated on every sequence.",
+        f"configs/tutorial/{rung}.yaml",
+        "0-19",
+        "10",
+        shown=(2, 3, 4, 5, 10),
+    )
+    for rung in RUNGS
+}
+SWEEPS = {
+    "sum_mod_10": Sweep(
+        "The default config",
+        "Trained on lengths 1-5, which are evaluated on all 111,110 sequences;"
+        " the others on 10,000 each.",
+        "configs/sum_mod_10.yaml",
+        "0-9",
+        "50,100,500",
+        10_000,
+        shown=(1, 2, 3, 4, 5, 50, 100, 500),
+    ),
+    "parity": Sweep(
+        "Parity",
+        "N = 2, trained on lengths 1-10.",
+        "configs/parity.yaml",
+        "0-9",
+        "100,2000",
+        10_000,
+        shown=(1, 5, 10, 100, 2000),
+    ),
+    **LADDER,
+    "T5": Sweep(
+        "T5: ten digits, trained on lengths 1-5, tested to 10,000",
+        "Lengths 1-5 are evaluated on all 111,110 sequences, the others on 1,000 each. Width and"
+        " learning rate were chosen with seeds 100-119 and the lengths 300 and 700.",
+        "configs/length_generalisation.yaml",
+        "0-63",
+        "6,8,10,16,20,32,50,64,100,128,256,500,1000,2000,5000,10000",
+        shown=(4, 5, 6, 10, 20, 50, 100, 256, 500, 1000, 2000, 5000, 10_000),
+        structured=(100, 500, 1000),
+    ),
+    **{
+        f"S10-{modulus}": Sweep(
+            f"S10: N = {modulus}, trained on lengths 1-10",
+            "One ReLU layer of 128, orthogonal, gain 0.3, weight decay 1, 20,000 steps.",
+            "configs/length_generalisation.yaml",
+            "0-19",
+            "50,100,500",
+            words=(
+                f"data.modulus={modulus}",
+                "data.max_length=10",
+                "model.hidden_size=128",
+                "optimizer.weight_decay=1.0",
+            ),
+            shown=(1, 5, 10, 50, 100, 500),
+        )
+        for modulus in (2, 3, 5, 10)
+    },
+    "nonlinearity": Sweep(
+        "ReLU against tanh",
+        "The default recipe with either.",
+        "configs/sum_mod_10.yaml",
+        "0-19",
+        "50,100",
+        words=("model.nonlinearity=relu,tanh",),
+        shown=(3, 4, 5, 50, 100),
+    ),
+    "decay": Sweep(
+        "Weight decay and initial gain",
+        "The default recipe with other values of both.",
+        "configs/sum_mod_10.yaml",
+        "0-9",
+        "50,100",
+        words=("optimizer.weight_decay=0.0,0.1,0.3,1.0", "model.init_gain=0.3,1.0"),
+        shown=(4, 5, 50, 100),
+    ),
+    "pooling": Sweep(
+        "Pooling and initial state",
+        "The default recipe with one label for the whole sequence.",
+        "configs/sum_mod_10.yaml",
+        "0-19",
+        "50,100,500",
+        words=(
+            "model.pooling=last,mean,max,last_mean_max",
+            "model.initial_state=zeros,learned",
+        ),
+        shown=(4, 5, 50, 100, 500),
+        compared=True,
+    ),
+    **{
+        f"objective-{nonlinearity}": Sweep(
+            f"Objective and initial state: {nonlinearity}",
+            "The default recipe, pooling last: one label for the whole sequence, or one for every"
+            " prefix. Evaluated are whole sequences.",
+            "configs/sum_mod_10.yaml",
+            "0-19",
+            "50,100,500",
+            words=(
+                f"model.nonlinearity={nonlinearity}",
+                "train.objective=sequence,prefix",
+                "model.initial_state=zeros,learned",
+            ),
+            shown=(4, 5, 50, 100, 500),
+            compared=True,
+        )
+        for nonlinearity in ("tanh", "relu")
+    },
+}
+
+
+def shortened(sweep: Sweep) -> Sweep:
+    """Return a sweep of the same form with two seeds and little work, for tests."""
+    return replace(
+        sweep,
+        seeds="0-1",
+        lengths="1-3,10",
+        samples=20,
+        words=(*sweep.words, *SHORT),
+        shown=(1, 2, 3, 10),
+        structured=(10,) if sweep.structured else (),
+    )
+
+
+def command_of(name: str, sweep: Sweep, out: Path) -> list[str]:
+    """Return the command line of a sweep."""
+    command = ["rnncls", "sweep", "--config", sweep.config, *sweep.words]
+    command += ["--seeds", sweep.seeds, "--lengths", sweep.lengths]
+    command += ["--samples", str(sweep.samples)]
+    return [*command, "--sweep-dir", str(out / name)]
+
+
+def named(only: str) -> list[str]:
+    """Return the names of sweeps that a list such as "ladder,T5" means, in the order of SWEEPS.
+
+    A word is the name of one sweep, or else the beginning of several. Without words, all are meant.
+
+    Raises: ValueError for a word that is neither.
+    """
+    if not only:
+        return list(SWEEPS)
+
+    wanted: set[str] = set()
+    for word in only.split(","):
+        beginning = {name for name in SWEEPS if word and name.startswith(word)}
+        found = {word} if word in SWEEPS else beginning
+        if not found:
+            raise ValueError(f"no sweep {word!r}; there are {', '.join(SWEEPS)}")
+        wanted |= found
+    return [name for name in SWEEPS if name in wanted]
