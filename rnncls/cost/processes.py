@@ -72,24 +72,23 @@ def _measured(what: Literal["memory", "time"], case: Case) -> dict[str, Any] | _
         stderr=subprocess.STDOUT,
         env={**os.environ, **path},
     )
-    try:
-        said = _ask(process, {"what": what, "case": case.to_json()})
-    finally:
-        # Whatever happened here, a signal for example.
-        process.kill()
-        process.wait()
+    # At the end of the block its pipes are closed, and it has ended.
+    with process:
+        try:
+            said = _ask(process, {"what": what, "case": case.to_json()})
+        finally:
+            # Whatever happened here, a signal for example.
+            process.kill()
     return _answer(said, process.returncode)
 
 
 def _ask(process: "subprocess.Popen[bytes]", question: dict[str, Any]) -> bytes:
     """Put a question to a process and return all that it said until it ended."""
-    # Its stdin stays open until then.
-    with _pipe(process.stdin) as stdin, _pipe(process.stdout) as stdout:
-        # It may have ended already.
-        with suppress(BrokenPipeError):
-            stdin.write(json.dumps(question).encode() + b"\n")
-        said = stdout.read()
-        process.wait()
+    # It may have ended already.
+    with suppress(BrokenPipeError):
+        _pipe(process.stdin).write(json.dumps(question).encode() + b"\n")
+    said = _pipe(process.stdout).read()
+    process.wait()
     return said
 
 
