@@ -74,6 +74,11 @@ class Task(ABC):
         """
 
     @property
+    @abstractmethod
+    def longest(self) -> int:
+        """Length of the longest training sequence, in tokens."""
+
+    @property
     def described_split(self) -> str:
         """How many sequences are for what, in one line; "" where data is generated."""
         return ""
@@ -143,6 +148,10 @@ class SumModTask(Task):
     @property
     def validation_sizes(self) -> tuple[int, int | None]:
         return number(self.config.train.eval_samples), None
+
+    @property
+    def longest(self) -> int:
+        return self.data.max_length
 
     @property
     def class_shares(self) -> Tensor:
@@ -216,6 +225,10 @@ class FilesTask(Task):
     def validation_sizes(self) -> tuple[int, int | None]:
         available = len(self.validated)
         return min(number(self.config.train.eval_samples), available), available
+
+    @property
+    def longest(self) -> int:
+        return int(self.train.lengths.max())
 
     @property
     def described_split(self) -> str:
