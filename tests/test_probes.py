@@ -190,7 +190,8 @@ def test_the_network_stays_as_it_is() -> None:
 
 @needs_cuda
 def test_gradients_on_a_gpu_are_those_on_the_cpu() -> None:
-    model = model_of(bidirectional=True, num_layers=2, cell="lstm")
+    options: dict[str, Any] = {"pooling": "last_mean_max", "initial_state": "learned"}
+    model = model_of(bidirectional=True, num_layers=2, cell="lstm", **options)
     tokens = packed(some_ids(LENGTHS))
     labels = torch.tensor([0, 1, 2, 1, 0])
     expected = gradients_through_time(model, tokens, labels)
