@@ -3,6 +3,7 @@
 The reference of truncated gradients takes one sequence at a time and one token after the other.
 """
 
+import sys
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -18,7 +19,8 @@ from rnncls.data import Batch, collate
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.pieces import WHOLE, Pieces
 from rnncls.model.prefixes import prefix_losses, prefix_weights
-from tests.helpers import needs_cuda
+from scripts.bench_pieces import Case, Memory
+from tests.helpers import needs_cuda, run_python
 
 VOCABULARY = 5
 CLASSES = 3
@@ -406,3 +408,40 @@ def piecewise_loss(
             x = states[layer][0]
         losses.append(F.cross_entropy(model.head(x), label.unsqueeze(0)))
     return torch.stack(losses).mean()
+
+
+# --- memory
+
+MEMORY = """
+import sys
+from scripts.bench_pieces import Case, memory_of
+print(*memory_of(eval(sys.argv[1])))
+"""
+
+
+def memory_of(case: Case) -> Memory:
+    """Take one step of scripts/bench_pieces.py in a new process; returns its memory."""
+    done = run_python(MEMORY, repr(case))
+    assert done.returncode == 0, done.stderr
+    return Memory(*map(float, done.stdout.split()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("options", [{}, {"objective": "prefix"}, {"bidirectional": True}])
+def test_a_long_batch_computed_again_takes_little_memory(options: dict[str, Any]) -> None:
+    """All states would take 650 MiB, or twice that in two directions."""
+    assert memory_of(Case("rnn", 10_000, recompute_every=100, **options)).beyond < 250
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_very_long_batch_computed_again_fits_in_a_small_process() -> None:
+    assert memory_of(Case("rnn", 100_000, recompute_every=100)).process < 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_memory_of_a_truncated_step_does_not_depend_on_the_length() -> None:
+    short, long = (memory_of(Case("rnn", length, truncate_after=200)) for length in (1000, 100_000))
+    assert long.beyond == pytest.approx(short.beyond, rel=0.1)
