@@ -27,6 +27,28 @@ GOLDEN_CASES = {
             "optimizer.name=sgd",
         ],
     ),
+    "prefix": (
+        "configs/smoke.yaml",
+        [
+            "train.objective=prefix",
+            "model.nonlinearity=tanh",
+            "model.initial_state=learned",
+            "schedule.warmup_steps=5",
+        ],
+    ),
+    "gated_in_pieces": (
+        "configs/parity.yaml",
+        [
+            "model.cell=gru",
+            "model.num_layers=2",
+            "model.bidirectional=true",
+            "model.pooling=last_mean_max",
+            "model.initial_state=learned",
+            "train.recompute_every=2",
+            "train.truncate_after=4",
+            "schedule.warmup_steps=5",
+        ],
+    ),
 }
 
 

@@ -77,6 +77,29 @@ HARD: dict[str, Any] = {
     },
 }
 
+# HARD with each key that says what the head sees, what a sequence begins with, what the loss asks
+# for, and how far a gradient reaches. Each cell is there; sequences have at most 4 tokens.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "mean": {"model": {"pooling": "mean", "cell": "gru"}},
+    "max": {"model": {"pooling": "max", "nonlinearity": "tanh"}},
+    "last_mean_max": {"model": {"pooling": "last_mean_max"}},
+    "learned": {"model": {"initial_state": "learned", "cell": "lstm"}},
+    "recomputed": {"train": {"recompute_every": 2}},
+    "truncated": {"train": {"truncate_after": 2}, "model": {"initial_state": "learned"}},
+    "together": {
+        "model": {"pooling": "last_mean_max", "initial_state": "learned", "cell": "gru"},
+        "train": {"recompute_every": 2, "truncate_after": 3},
+    },
+    "prefix": {
+        "model": {"bidirectional": False, "initial_state": "learned", "nonlinearity": "tanh"},
+        "train": {"objective": "prefix"},
+    },
+    "prefix_in_pieces": {
+        "model": {"bidirectional": False, "initial_state": "learned", "cell": "lstm"},
+        "train": {"objective": "prefix", "recompute_every": 1, "truncate_after": 3},
+    },
+}
+
 # What the compiled and the captured steps can do, each at least once.
 CASES: dict[str, dict[str, Any]] = {
     "tutorial": {"model": {"nonlinearity": "tanh", "init_gain": 1.0, "recurrent_init": "default"}},
@@ -109,6 +132,16 @@ def config_of(**sections: Any) -> Config:
     for name, value in sections.items():
         raw[name] = {**raw.get(name, {}), **value} if isinstance(value, dict) else value
     return parse_config(raw, "test")
+
+
+def variant_of(name: str, **sections: Any) -> Config:
+    """Return the config of one of VARIANTS, with some keys replaced."""
+    merged: dict[str, Any] = {}
+    for changes in (HARD, VARIANTS[name], sections):
+        for section, values in changes.items():
+            old = merged.get(section, {})
+            merged[section] = {**old, **values} if isinstance(values, dict) else values
+    return config_of(**merged)
 
 
 def config_with(engine: str, case: dict[str, Any], **train: Any) -> Config:

@@ -13,6 +13,7 @@ import torch
 from rnncls.config import FilesConfig, load_config
 from rnncls.data.loading import load_dataset
 from rnncls.rundir.checkpoint import read_checkpoint
+from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.sweep.plan import load_sweep
 from rnncls.sweep.summary import summarize
 from rnncls.training.resume import resume
@@ -360,3 +361,77 @@ def test_a_sweep_on_odd_labels_has_the_summary_that_it_had(killed: Path) -> None
     done = run_rnncls("sweep", "--resume", killed / "sweep", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((killed / "sweep" / "summary.json").read_text())
+
+
+# --- a run of gated cells with dropout between layers, from before pooling, learned initial states,
+# prefix losses and pieces
+
+
+@pytest.fixture
+def before_pooling(before: Path) -> Path:
+    """What was trained on /before/rows.jsonl by the version before pooling, with the file here."""
+    return with_files_here(before / "before_pooling")
+
+
+def test_a_run_from_before_pooling_is_resumed_as_it_was_then(before_pooling: Path) -> None:
+    run_dir = before_pooling / "run"
+    state = resume(run_dir, ["train.max_steps=60"])
+    assert state.step == 60
+
+    # None of the new keys is in a file of then: without them, a config means what it meant.
+    assert "pooling:" not in (before_pooling / "sweep" / "sweep.yaml").read_text()
+    config = read_checkpoint(find_newest(run_dir)).config
+    assert (config.model.pooling, config.model.initial_state) == ("last", "zeros")
+    train = config.train
+    assert (train.objective, train.recompute_every, train.truncate_after) == (
+        "sequence",
+        None,
+        None,
+    )
+
+    step_60 = read_checkpoint(run_dir / "checkpoints" / "step-00000060.safetensors")
+    expected = read_checkpoint(before_pooling / "resumed" / "step-00000060.safetensors")
+    assert list(step_60.model) == list(expected.model)
+    for name, tensor in expected.model.items():
+        torch.testing.assert_close(step_60.model[name], tensor, rtol=1e-3, atol=1e-4)
+
+    rows = rows_of(run_dir / "metrics.jsonl")
+    expected_rows = rows_of(before_pooling / "resumed" / "metrics.jsonl")
+    for row, expected_row in zip(rows, expected_rows, strict=True):
+        assert row == pytest.approx(expected_row, rel=1e-3, nan_ok=True)
+
+
+def test_a_run_from_before_pooling_is_evaluated_and_predicts_as_it_did_then(
+    before_pooling: Path,
+) -> None:
+    run_dir = before_pooling / "run"
+    assert_evaluated_as_then([run_dir], run_dir / "eval.json")
+    assert_predicted_as_then(
+        predictions(run_dir, before_pooling / "rows.jsonl"), run_dir / "predictions.jsonl"
+    )
+
+
+def test_a_sweep_from_before_pooling_is_completed_as_it_was_then(before_pooling: Path) -> None:
+    sweep = before_pooling / "sweep"
+    expected = json.loads((sweep / "summary.json").read_text())
+    assert json.loads(json.dumps(summarize(load_sweep(sweep)).to_json())) == expected
+
+    # Both cells read in two directions, with dropout between the layers.
+    for cell in ("rnn", "lstm"):
+        member = sweep / "members" / f"cell={cell}_seed=5"
+        member.rename(before_pooling / cell)
+    done = run_rnncls("sweep", "--resume", sweep, "--json")
+    assert done.returncode == 0, done.stderr
+
+    for cell in ("rnn", "lstm"):
+        member = sweep / "members" / f"cell={cell}_seed=5"
+        trained = read_checkpoint(find_newest(member))
+        kept = read_checkpoint(find_newest(before_pooling / cell))
+        assert trained.config == kept.config
+        for name, tensor in kept.model.items():
+            torch.testing.assert_close(trained.model[name], tensor, rtol=1e-3, atol=1e-4)
+
+        evaluation = json.loads((member / "evaluation.json").read_text())
+        then = json.loads((before_pooling / cell / "evaluation.json").read_text())
+        assert math.isclose(evaluation["loss"], then["loss"], rel_tol=1e-3)
+        assert evaluation["accuracy"] == then["accuracy"]

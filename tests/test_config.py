@@ -246,6 +246,11 @@ def test_a_misspelt_key_gets_the_right_suggestion(tmp_path: Path, key: str) -> N
         ("model.bias", ["true", "false"], ["1", '"true"', "null"]),
         ("model.dropout", ["0", "0.0"], ["1", "1.5", "-0.1"]),
         ("model.init_gain", ["0.3", "1", "null"], ["0", "-1", ".inf"]),
+        ("model.pooling", ["last", "mean", "max", "last_mean_max"], ["sum", "[last]", "null"]),
+        ("model.initial_state", ["zeros", "learned"], ["0", "null", "random"]),
+        ("train.objective", ["sequence", "prefix"], ["prefixes", "null"]),
+        ("train.recompute_every", ["1", "1048576", "null"], ["0", "-1", "1048577", "1.5"]),
+        ("train.truncate_after", ["1", "1048576", "null"], ["0", "-1", "1048577", "all"]),
         ("optimizer.weight_decay", ["0", "1e-2", "null"], ["-0.1", "none"]),
         ("optimizer.lr", ["1e-3", "1"], ["0", "-1e-3", ".nan", ".inf", "1e999", "fast"]),
         (
@@ -276,6 +281,66 @@ def test_ranges_and_types(tmp_path: Path, key: str, good: list[str], bad: list[s
         assert f"override {key}={value}, {key}" in message
         assert "expected:" in message
         assert "found:" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "other", "remedy"),
+    [
+        (
+            ["train.objective=prefix", "model.bidirectional=true"],
+            "model.bidirectional: true",
+            "model.bidirectional=false",
+        ),
+        (
+            ["train.objective=prefix", "model.pooling=mean"],
+            "model.pooling: mean",
+            "model.pooling=last",
+        ),
+        (
+            ["train.objective=prefix", "model.pooling=max"],
+            "model.pooling: max",
+            "model.pooling=last",
+        ),
+        (
+            ["train.objective=prefix", "model.pooling=last_mean_max"],
+            "model.pooling: last_mean_max",
+            "model.pooling=last",
+        ),
+        (
+            ["train.recompute_every=5", "train.truncate_after=4"],
+            "train.truncate_after = 4",
+            "train.recompute_every=null",
+        ),
+    ],
+)
+@pytest.mark.row("C15")
+def test_what_prefixes_and_pieces_cannot_be_combined_with(
+    overrides: list[str], other: str, remedy: str, tmp_path: Path
+) -> None:
+    message = problems_of(tmp_path, "seed: 1", *overrides)
+    assert "error[C15]" in message
+    assert overrides[0].partition("=")[0] in message
+    assert other in message
+
+    # What it says helps: a key that is given again has its last value.
+    assert f"try:      {remedy}" in message
+    assert load_text(tmp_path, "seed: 1", *overrides, remedy)
+
+
+@pytest.mark.row("C15")
+def test_prefixes_of_files_need_the_field_with_their_labels(tmp_path: Path) -> None:
+    files = "data: {source: files, train: a.jsonl}"
+    message = problems_of(tmp_path, files, "train.objective=prefix")
+    assert "error[C15]" in message
+    assert "train.objective" in message
+    assert "data.prefix_labels_field: null" in message
+    assert load_text(tmp_path, files, "train.objective=prefix", "data.prefix_labels_field=labels")
+
+
+def test_pieces_may_be_as_long_as_what_has_a_gradient(tmp_path: Path) -> None:
+    pieces = ("train.recompute_every=4", "train.truncate_after=4")
+    config = load_text(tmp_path, "seed: 1", *pieces, "train.objective=prefix")
+    assert (config.train.recompute_every, config.train.truncate_after) == (4, 4)
 
 
 @pytest.mark.row("C12")
@@ -371,12 +436,18 @@ def test_the_json_schema_describes_every_key_of_both_sources() -> None:
 def test_the_parameter_count_is_that_of_the_model(
     bidirectional: bool, bias: bool, num_layers: int
 ) -> None:
-    config = config_of(
-        model={"bidirectional": bidirectional, "bias": bias, "num_layers": num_layers}
-    )
-    assert num_parameters(config, *sizes(config)) == sum(
-        parameter.numel() for parameter in build_model(config).parameters()
-    )
+    shape = {"bidirectional": bidirectional, "bias": bias, "num_layers": num_layers}
+    for cell, pooling, initial in (
+        ("rnn", "last", "zeros"),
+        ("rnn", "last_mean_max", "learned"),
+        ("gru", "mean", "learned"),
+        ("lstm", "max", "learned"),
+    ):
+        own = {"cell": cell, "pooling": pooling, "initial_state": initial}
+        config = config_of(model={**shape, **own})
+        assert num_parameters(config, *sizes(config)) == sum(
+            parameter.numel() for parameter in build_model(config).parameters()
+        )
 
 
 # --- defaults that depend on the data source
@@ -502,6 +573,7 @@ def test_a_key_is_found_by_its_name_its_last_part_and_its_section() -> None:
     assert [key.name for key in find_keys("Gradients")] == [
         "train.max_grad_norm",
         "train.histogram_every",
+        "train.truncate_after",
     ]
     assert [key.name for key in find_keys("name")] == ["optimizer.name", "schedule.name"]
     assert [key.source for key in find_keys("max_length")] == ["sum_mod", "files"]

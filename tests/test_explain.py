@@ -243,6 +243,37 @@ def test_every_view_of_a_run_on_files(view: list[str], words_run: Path, tmp_path
     assert done.stdout
 
 
+def test_every_view_of_what_is_pooled_from_a_trained_state(words_run: Path, tmp_path: Path) -> None:
+    keys = ["model.pooling=last_mean_max", "model.initial_state=learned", "model.cell=lstm"]
+    small = ["train.max_steps=20", "model.hidden_size=8", "model.bidirectional=true"]
+    films = words_run.parent / "films.csv"
+    done = run_rnncls("train", films, "--run-dir", tmp_path / "run", *keys, *small)
+    assert done.returncode == 0, done.stderr
+    for view in (
+        ["good film1", "--html", "o.html"],
+        ["good film1", "--graph", "g.svg"],
+        ["--graph", "g.mmd", "--rolled"],
+        ["--padding", "--output", "p.png"],
+        ["--gradients"],
+        ["--states", "s.png"],
+    ):
+        done = run_rnncls("explain", tmp_path / "run", *view, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert lines[2] == "head sees   last state, mean and largest (model.pooling: last_mean_max)"
+        assert lines[3].startswith("h_0, c_0    trained, not zeros")
+        assert max(map(len, lines)) <= 80
+
+    done = run_rnncls("model", "show", tmp_path / "run", "--json")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    (state,) = [one for one in shown["tensors"] if one["name"] == "initial_state"]
+    assert (state["shape"], state["parameters"]) == ([2, 2, 8], 32)
+    assert shown["layers"][-1]["input"] == "(B, 48)"
+    assert "mean, largest" in shown["layers"][-2]["kind"]
+    assert "trained h_0 and c_0" in shown["layers"][1]["kind"]
+
+
 def test_words_are_coloured_by_how_much_they_matter(words_run: Path, tmp_path: Path) -> None:
     page = tmp_path / "out.html"
     done = run_rnncls("explain", words_run, "good film1", "--label", "yes", "--html", page)

@@ -21,12 +21,14 @@ import pytest
 import torch
 
 from rnncls import data
+from rnncls.config import dump_config
 from rnncls.errors import ConfigError, Interrupted, MachineError, NonFiniteError
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest, step_files
 from rnncls.rundir.lock import locked
 from rnncls.rundir.status import read_status
 from rnncls.steps import optim
+from rnncls.steps.state import TrainState
 from rnncls.system.device import resolve_device
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
@@ -34,6 +36,7 @@ from tests.helpers import (
     PYTHON,
     ROOT,
     SAFETY_S,
+    VARIANTS,
     Completed,
     at_step,
     change_checkpoint,
@@ -45,6 +48,7 @@ from tests.helpers import (
     run_python,
     run_rnncls,
     started,
+    variant_of,
     wait_for,
 )
 
@@ -257,6 +261,50 @@ def test_a_checkpoint_of_another_model_names_what_would_make_it_fit(tmp_path: Pa
     assert not (tmp_path / "new").exists()
     overrides = [word for word in remedy[1].split() if word.startswith(("model", "data.modulus"))]
     assert run_rnncls(*words, *overrides, "train.max_steps=1").returncode == 0
+
+
+@row("K8")
+@pytest.mark.parametrize(
+    ("saved", "wanted"),
+    [
+        ({"initial_state": "learned"}, {}),
+        ({}, {"initial_state": "learned"}),
+        ({"initial_state": "learned", "cell": "lstm"}, {"initial_state": "learned", "cell": "rnn"}),
+        ({"pooling": "last_mean_max"}, {}),
+        ({"pooling": "mean"}, {"pooling": "last_mean_max", "initial_state": "learned"}),
+    ],
+)
+def test_a_checkpoint_of_another_pooling_or_initial_state_says_what_would_make_it_fit(
+    saved: dict[str, str], wanted: dict[str, str], tmp_path: Path
+) -> None:
+    state = fit(config_of(model=saved, train={"max_steps": 2}), tmp_path / "run")
+    config = config_of(model=wanted, train={"max_steps": 0})
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    words: list[str | Path] = ["train", "--config", tmp_path / "c.yaml"]
+    words += ["--run-dir", tmp_path / "new", "--init-from", tmp_path / "run"]
+
+    done = run_rnncls(*words)
+    assert done.returncode == 4
+    assert "do not fit the model" in done.stderr
+    assert not (tmp_path / "new").exists()
+    remedy = re.search(r"try: +(.*)", done.stderr)
+    assert remedy
+    done = run_rnncls(*words, *(word.replace('"', "") for word in remedy[1].split()))
+    assert done.returncode == 0, done.stderr
+    weights = read_checkpoint(find_newest(tmp_path / "new")).model
+    assert weights.keys() == state.model.state_dict().keys()
+
+
+def test_weights_that_fit_are_taken_whatever_is_made_of_the_states(tmp_path: Path) -> None:
+    """As with another nonlinearity: the config of the new run says what they mean there."""
+    fit(config_of(model={"pooling": "mean"}, train={"max_steps": 2}), tmp_path / "run")
+    old = read_checkpoint(find_newest(tmp_path / "run"))
+    for pooling in ("last", "max"):
+        config = config_of(model={"pooling": pooling}, train={"max_steps": 0})
+        state = fit(config, tmp_path / pooling, tmp_path / "run")
+        assert all(
+            torch.equal(old.model[name], own) for name, own in state.model.state_dict().items()
+        )
 
 
 @row("K9")
@@ -598,6 +646,36 @@ def test_steps_that_are_not_finite_may_be_skipped(
         fit(config, tmp_path / "ended")
     status = read_status(tmp_path / "ended")
     assert (status["state"], status["exit_code"], status["error_id"]) == ("failed", 7, "R12")
+
+
+@row("R12", by="unit")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_steps_that_are_not_finite_are_left_out_with_each_key(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight is NaN in steps 1 and 2, and what it was again in step 3."""
+    kept: list[torch.Tensor] = []
+
+    def poison(state: TrainState) -> None:
+        weight = state.model.rnn.all_weights[0][1]
+        kept.append(weight.detach().clone())
+        weight.data.fill_(torch.nan)
+
+    def heal(state: TrainState) -> None:
+        state.model.rnn.all_weights[0][1].data.copy_(kept[0])
+
+    at_step(monkeypatch, 0, poison)
+    at_step(monkeypatch, 2, heal)
+    state = fit(variant_of(variant, train={"max_steps": 6, "max_skipped_steps": 2}), tmp_path / "a")
+    assert (state.step, state.skipped) == (6, 0)
+    assert {int(entry["step"]) for entry in state.optimizer.state.values()} == {4}
+    assert len(state.optimizer.state) == len(list(state.model.parameters()))
+
+    # One more than may be skipped ends the run, before anything is updated.
+    with pytest.raises(NonFiniteError, match="step 2") as caught:
+        fit(variant_of(variant, train={"max_steps": 6, "max_skipped_steps": 1}), tmp_path / "b")
+    assert "loss nan" in caught.value.render()
+    assert read_status(tmp_path / "b")["error_id"] == "R12"
 
 
 @row("R12")

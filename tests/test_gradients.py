@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor
 from rnncls.inspect.gradients import measure as gradients_module
 from rnncls.inspect.gradients.measure import MOST_BYTES, bounded, gradients_of, remedies_of
 from rnncls.inspect.gradients.view import Gradients, LayerGradients
-from rnncls.inspect.subject import load_subject
+from rnncls.inspect.subject import Subject, load_subject
+from rnncls.model.classifier import RNNClassifier
 from rnncls.model.gradient_flow import Flow, Kind, Verdict
+from rnncls.model.pooling import Pooling
+from rnncls.training.fit import fit
 from tests.helpers import config_of, copy_of_run, run_rnncls, sequences_of
 
 # --- remedies
@@ -42,6 +46,16 @@ from tests.helpers import config_of, copy_of_run, run_rnncls, sequences_of
         ),
         ("exploding", {"train": {"max_grad_norm": 0.5}}, ["max_grad_norm below 0.5"], ["gain"]),
         ("neither", {"model": {"recurrent_init": "default"}}, [], ["model"]),
+        ("vanishing", {}, ["train.objective=prefix", "model.pooling=mean"], []),
+        (
+            "vanishing",
+            {"model": {"bidirectional": True}},
+            ["model.pooling=mean"],
+            ["train.objective"],
+        ),
+        ("vanishing", {"model": {"pooling": "max"}}, [], ["train.objective", "model.pooling"]),
+        ("vanishing", {"train": {"objective": "prefix"}}, [], ["objective", "model.pooling"]),
+        ("exploding", {}, [], ["train.objective", "model.pooling"]),
     ],
 )
 def test_remedies_are_what_the_run_does_not_have(
@@ -152,6 +166,63 @@ def test_a_network_that_is_sure_of_every_sequence_is_told_from_one_without_gradi
         assert max(map(len, gradients.to_text().splitlines())) <= 80
 
 
+def other_network(subject: Subject, **options: Any) -> Subject:
+    """Put a network of random weights in the place of a run's."""
+    torch.manual_seed(0)
+    network = RNNClassifier(3, 3, 4, 16, nonlinearity="tanh", **options).eval()
+    return subject._replace(predictor=replace(subject.predictor, network=network))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last_mean_max"])
+def test_of_pooled_states_the_verdict_is_about_time(
+    run_dir: Path, pooling: Pooling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched_sequences(monkeypatch, [60, 60])
+    subject = other_network(load_subject(run_dir), pooling=pooling)
+    subject.network.rnn.get_parameter("weight_hh_l0").data *= 0.2
+    gradients = gradients_of(subject)
+    (layer,) = gradients.layers
+
+    # A mean reaches every step, and what leaves the last state none of the first.
+    assert gradients.kind == "vanishing"
+    assert layer.flow.ratios[59] < 1e-20
+    assert (layer.whole > 1e-3 * layer.whole[0]).all()
+    text = " ".join(gradients.to_text().split())
+    assert "learned from directly, and not by what later states keep of them" in text
+    assert "what passes through time" in text
+
+    found = gradients.to_json()["layers"][0]
+    assert found["norms"] == layer.whole.tolist()
+    assert found["norms_from_last"] == layer.flow.norms.tolist()
+
+
+def test_maxima_that_are_never_at_the_end_are_told_from_no_gradient(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every state is as large as the first one, whose the maximum is.
+    patched_sequences(monkeypatch, [5, 5])
+    subject = other_network(load_subject(run_dir), pooling="max")
+    subject.network.rnn.get_parameter("weight_hh_l0").data.zero_()
+    gradients = gradients_of(subject)
+    assert gradients.kind == "zero"
+    assert gradients.layers[0].whole[4] > 0
+    text = gradients.to_text()
+    assert "No gradient leaves a last state" in text
+    assert f"{gradients.layers[0].whole[4]:.1e}" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_training_does_otherwise_is_said(tmp_path: Path) -> None:
+    train = {"max_steps": 1, "objective": "prefix", "truncate_after": 2}
+    fit(config_of(train=train), tmp_path / "run")
+    gradients = gradients_of(load_subject(tmp_path / "run"))
+    assert len(gradients.notes) == 2
+    text = gradients.to_text()
+    assert "training also has the loss of every prefix" in text
+    assert "training has gradients for the last 2 tokens alone" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 @pytest.mark.row("K13")
 def test_weights_that_are_nan_have_no_verdict(run_dir: Path, tmp_path: Path) -> None:
     def spoil(tensors: dict[str, Tensor]) -> None:
@@ -168,12 +239,16 @@ def test_weights_that_are_nan_have_no_verdict(run_dir: Path, tmp_path: Path) -> 
     assert json.loads(done.stdout)["layers"][0]["norms"][0] is None
 
 
-def view_of(num_layers: int, directions: list[str], verdict: Verdict) -> Gradients:
+def view_of(
+    num_layers: int, directions: list[str], verdict: Verdict, pooling: Pooling = "last"
+) -> Gradients:
     ratios = torch.full((50,), 1e-10, dtype=torch.float64)
     flow = Flow(torch.ones(50), ratios, ratios)
     layers = []
     for layer in range(1, num_layers + 1):
-        layers += [LayerGradients(layer, direction, flow, verdict) for direction in directions]
+        layers += [
+            LayerGradients(layer, direction, flow, ratios, verdict) for direction in directions
+        ]
     return Gradients(
         num_sequences=64,
         num_tokens=3200,
@@ -181,6 +256,9 @@ def view_of(num_layers: int, directions: list[str], verdict: Verdict) -> Gradien
         loss=123.456,
         layers=layers,
         kind=verdict.kind,
+        pooling=pooling,
+        is_direct=pooling != "last",
+        notes=[],
         remedies=remedies_of(verdict.kind, config_of(model={"recurrent_init": "identity"})),
     )
 
@@ -190,9 +268,11 @@ def view_of(num_layers: int, directions: list[str], verdict: Verdict) -> Gradien
 def test_tables_of_many_layers_fit_into_eighty_columns(
     num_layers: int, directions: list[str]
 ) -> None:
-    view = view_of(num_layers, directions, Verdict("vanishing and exploding", 8191, 8190))
-    lines = view.to_text().splitlines()
-    assert max(map(len, lines)) <= 80
+    for pooling in get_args(Pooling):
+        verdict = Verdict("vanishing and exploding", 8191, 8190)
+        view = view_of(num_layers, directions, verdict, pooling)
+        lines = view.to_text().splitlines()
+        assert max(map(len, lines)) <= 80
     assert len(lines) < 80
     assert len(view.to_json()["layers"]) == num_layers * len(directions)
     has_many = num_layers * len(directions) > 6

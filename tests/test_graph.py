@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -29,6 +29,7 @@ from rnncls.inspect.graph.layout import layout_of
 from rnncls.inspect.graph.plot import svg_of
 from rnncls.inspect.graph.text import MOST_OF_TOKEN, dot_of, mermaid_of
 from rnncls.model.classifier import RNNClassifier
+from rnncls.model.pooling import Pooling
 from rnncls.system.pictures import in_picture
 from tests.helpers import run_rnncls
 
@@ -110,9 +111,35 @@ def test_the_counts_are_those_of_the_nodes_and_edges(
     cell: str, num_steps: int, num_layers: int, num_directions: int
 ) -> None:
     architecture = Architecture(cell, num_layers=num_layers, num_directions=num_directions)
+    require_counts(architecture, num_steps)
+
+
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+@pytest.mark.parametrize("num_directions", [1, 2])
+def test_the_counts_have_what_is_pooled(num_directions: int, pooling: Pooling) -> None:
+    T, D = 5, num_directions
+    architecture = Architecture("rnn", num_layers=2, num_directions=D, pooling=pooling)
+    require_counts(architecture, T)
+    trained = architecture._replace(has_trained_start=True)
+    require_counts(trained, T)
+    tokens = digits(T)
+    found = unrolled_graph(architecture, tokens).whole
+    assert unrolled_graph(trained, tokens).whole == found
+
+    # By the formula: m nodes of mean and maximum, with an edge from every state and one onwards.
+    m = {"last": 0, "mean": 1, "max": 1, "last_mean_max": 2}[pooling]
+    ends = D if "last" in pooling else 0
+    plain = unrolled_graph(architecture._replace(pooling="last"), tokens).whole
+    assert found.nodes == plain.nodes + m
+    assert found.edges == plain.edges - D + ends + m * (T * D + 1)
+    assert found.recurrent_edges == plain.recurrent_edges
+
+
+def require_counts(architecture: Architecture, num_steps: int) -> None:
     complete = unrolled_graph(architecture, digits(num_steps), ALL, ALL)
     assert drawn_counts(complete) == complete.whole
     assert counts_in_dot(dot_of(complete)) == complete.whole
+    assert counts_in_mermaid(mermaid_of(complete)) == complete.whole
 
     names = [node.name for node in complete.nodes]
     assert len(set(names)) == len(names)
@@ -137,10 +164,24 @@ def test_the_states_of_gated_cells_have_recurrent_edges_of_their_own() -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(("num_layers", "num_directions"), list(product((1, 3), (1, 2))))
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("bias", "pooling", "initial_state"),
+    [
+        (True, "last", "zeros"),
+        (False, "last", "learned"),
+        (True, "mean", "learned"),
+        (True, "max", "zeros"),
+        (True, "last_mean_max", "learned"),
+    ],
+)
 @torch.no_grad()
 def test_what_the_graph_says_is_what_the_network_computes(
-    cell: Cell, num_layers: int, num_directions: int, bias: bool
+    cell: Cell,
+    num_layers: int,
+    num_directions: int,
+    bias: bool,
+    pooling: Pooling,
+    initial_state: Literal["zeros", "learned"],
 ) -> None:
     torch.manual_seed(0)
     network = RNNClassifier(
@@ -153,7 +194,11 @@ def test_what_the_graph_says_is_what_the_network_computes(
         bias=bias,
         bidirectional=num_directions == 2,
         cell=cell,
+        pooling=pooling,
+        initial_state=initial_state,
     ).double()
+    if network.initial_state is not None:
+        torch.nn.init.normal_(network.initial_state)
     ids = [3, 0, 6, 2]
     graph = unrolled_graph(architecture_of(network), [str(id) for id in ids])
     logits = network(pack_sequence([torch.tensor(ids)]))[0]
@@ -179,6 +224,13 @@ def value_of(node: Node, inputs: list[Tensor], network: RNNClassifier) -> Tensor
             return network.embedding.weight[int(node.token)]
         case "start":
             return network.embedding.weight.new_zeros(network.rnn.hidden_size)
+        case "trained":
+            return trained_state(node, network)
+        case "pooling":
+            # In the order of time, first all states of one direction.
+            states = torch.stack(inputs).view(network.num_directions, -1, network.rnn.hidden_size)
+            pooled = states.mean(1) if node.name == "mean" else states.amax(1)
+            return pooled.flatten()
         case "weights":
             return linear(node, torch.cat(inputs), network)
         case "operation":
@@ -194,6 +246,14 @@ def value_of(node: Node, inputs: list[Tensor], network: RNNClassifier) -> Tensor
     if node.kind == "gate":
         return part_of(value, node.role, network).sigmoid()
     return value if node.kind == "state" else part_of(value, node.role, network).tanh()
+
+
+def trained_state(node: Node, network: RNNClassifier) -> Tensor:
+    """Return h_0 or c_0 of a layer and direction."""
+    assert network.initial_state is not None
+    assert node.layer is not None
+    part = ["h", "c"].index(node.role)
+    return network.initial_state[part, node.layer * network.num_directions + node.direction]
 
 
 def linear(node: Node, inputs: Tensor, network: RNNClassifier) -> Tensor:
@@ -245,6 +305,33 @@ def test_in_reverse_the_last_token_comes_first() -> None:
     assert ends == ["h_0_forward_3", "h_0_reverse_1"]
 
 
+def test_what_is_pooled_and_a_trained_state_are_named() -> None:
+    architecture = Architecture(
+        "lstm", num_directions=2, pooling="last_mean_max", has_trained_start=True, hidden_size=5
+    )
+    graph = unrolled_graph(architecture, digits(30))
+    starts = [node for node in graph.nodes if node.label in ("h_0", "c_0")]
+    assert [node.kind for node in starts] == ["trained"] * 4
+    pools = [node.name for node in graph.nodes if node.kind == "pooling"]
+    assert pools == ["mean", "max"]
+
+    # Of the states that are drawn, and of the ellipsis for the others.
+    for pool in pools:
+        sources = [edge.source for edge in graph.edges if edge.target == pool]
+        assert len(sources) == 2 * 13
+        assert "h_0_forward_gap" in sources
+    to_logits = [edge.source for edge in graph.edges if edge.target == "logits"]
+    assert to_logits == ["h_0_forward_30", "h_0_reverse_1", "mean", "max"]
+
+    smallest = Architecture("rnn", pooling="mean", has_trained_start=True)
+    texts = texts_in(svg_of(unrolled_graph(smallest, digits(1))))
+    assert "initial: trained" in texts
+    assert "initial state: 0" not in texts
+
+    cells = [node.label for node in rolled_graph(architecture).nodes if node.kind == "cell"]
+    assert all("h_0, c_0: 5, trained" in label for label in cells)
+
+
 def test_a_rolled_cell_names_its_shared_weights_and_the_step_of_its_loops() -> None:
     graph = rolled_graph(
         Architecture("lstm", num_layers=2, num_directions=2, embedding_dim=3, hidden_size=5)
@@ -272,6 +359,21 @@ def test_nodes_do_not_overlap_and_edges_pass_by_all_others(
     cell: str, num_layers: int, num_directions: int, num_steps: int
 ) -> None:
     architecture = Architecture(cell, num_layers=num_layers, num_directions=num_directions)
+    require_apart(architecture, num_steps)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("num_directions", [1, 2])
+@pytest.mark.parametrize("num_steps", [0, 1, 4, 1234])
+@pytest.mark.parametrize("pooling", ["mean", "last_mean_max"])
+def test_what_is_pooled_stands_between_states_and_logits(
+    cell: str, num_directions: int, num_steps: int, pooling: Pooling
+) -> None:
+    architecture = Architecture(cell, num_directions=num_directions, pooling=pooling)
+    require_apart(architecture, num_steps)
+
+
+def require_apart(architecture: Architecture, num_steps: int) -> None:
     graph = (
         unrolled_graph(architecture, digits(num_steps)) if num_steps else rolled_graph(architecture)
     )

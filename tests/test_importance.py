@@ -37,12 +37,21 @@ SHAPES += [
     {"cell": "gru", "bias": False, "bidirectional": True},
     {"cell": "lstm", "bias": False},
 ]
+SHAPES += [
+    {"cell": cell, "bidirectional": both, "pooling": pooling, "initial_state": "learned"}
+    for cell, both, pooling in product(
+        ["rnn", "lstm"], [False, True], ["mean", "max", "last_mean_max"]
+    )
+]
 
 
 def network_of(**shape: Any) -> RNNClassifier:
     torch.manual_seed(3)
     arguments = {"nonlinearity": "tanh", **shape}
-    return RNNClassifier(NUM_TOKENS, 3, embedding_dim=5, hidden_size=7, **arguments).eval()
+    network = RNNClassifier(NUM_TOKENS, 3, embedding_dim=5, hidden_size=7, **arguments).eval()
+    if network.initial_state is not None:
+        torch.nn.init.normal_(network.initial_state)
+    return network
 
 
 def some_ids(length: int) -> list[int]:

@@ -1,7 +1,7 @@
 """The classifier against the explicit recurrence, and what its logits must not depend on."""
 
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from rnncls.config import num_parameters, sizes
 from rnncls.data import collate
 from rnncls.model.classifier import RNNClassifier, build_model
+from rnncls.model.describe import describe_model
+from rnncls.model.pooling import Pooling
 from tests.helpers import config_of
 
 VOCABULARY = 5
 rows_strategy = st.lists(
     st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=8), min_size=1, max_size=6
 )
+NO_SHAPE = {"recurrent_init", "init_gain"}
 ARCHITECTURES = list(product((1, 2, 3), (False, True), (False, True), ("tanh", "relu")))
 
 
@@ -152,6 +155,19 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(logits_of(model, rows), logits_of(model, rows))
     model.eval()
     assert torch.equal(logits_of(model, rows), logits_of(model, rows))
+
+
+def test_parameters_are_counted_for_every_kind_of_model() -> None:
+    kinds = product(
+        ["rnn", "lstm", "gru"], [1, 2], [False, True], get_args(Pooling), ["zeros", "learned"]
+    )
+    for cell, num_layers, bidirectional, pooling, initial_state in kinds:
+        shape = {"cell": cell, "num_layers": num_layers, "bidirectional": bidirectional}
+        config = config_of(model={**shape, "pooling": pooling, "initial_state": initial_state})
+        modules = RNNClassifier(*sizes(config), **config.model.model_dump(exclude=NO_SHAPE))
+        count = sum(parameter.numel() for parameter in modules.parameters())
+        assert num_parameters(config, *sizes(config)) == count
+        assert describe_model(config, sizes(config)).parameters == count
 
 
 CELLS = [("rnn", nn.RNN), ("lstm", nn.LSTM), ("gru", nn.GRU)]

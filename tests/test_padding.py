@@ -28,10 +28,18 @@ row = pytest.mark.row
 CPU = torch.device("cpu")
 
 ROWS = [[1, 2, 3], [4], [0, 0, 0, 0, 2, 5, 1], [3, 1], [5, 5, 2, 4, 0, 1, 3], [2, 2, 2, 1]]
-NETWORKS = list(product(["rnn", "gru", "lstm"], [1, 2], [False, True]))
+NETWORKS: list[tuple[str, int, bool, dict[str, Any]]] = [
+    (*shape, {}) for shape in product(["rnn", "gru", "lstm"], [1, 2], [False, True])
+]
+NETWORKS += [
+    (cell, 2, bidirectional, {"pooling": pooling, "initial_state": "learned"})
+    for cell, bidirectional, pooling in product(
+        ["rnn", "lstm"], [False, True], ["mean", "max", "last_mean_max"]
+    )
+]
 
 
-def network_of(cell: str, num_layers: int, bidirectional: bool) -> RNNClassifier:
+def network_of(cell: str, num_layers: int, bidirectional: bool, **options: Any) -> RNNClassifier:
     """A network of random weights, large enough for its states to remember."""
     torch.manual_seed(3)
     network = RNNClassifier(
@@ -43,7 +51,10 @@ def network_of(cell: str, num_layers: int, bidirectional: bool) -> RNNClassifier
         nonlinearity="tanh",
         bidirectional=bidirectional,
         cell=cell,  # type: ignore[arg-type]
+        **options,
     )
+    if network.initial_state is not None:
+        torch.nn.init.normal_(network.initial_state)
     for parameter in network.parameters():
         parameter.data *= 2
     return network.eval()
@@ -54,13 +65,18 @@ def logits_of(network: RNNClassifier, rows: list[list[int]]) -> Tensor:
     return torch.cat([network(pack_sequence([torch.tensor(ids)])) for ids in rows])
 
 
-@pytest.mark.parametrize(("cell", "num_layers", "bidirectional"), NETWORKS)
+@pytest.mark.parametrize(("cell", "num_layers", "bidirectional", "options"), NETWORKS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @torch.no_grad()
 def test_the_right_ways_give_the_logits_of_each_sequence_alone(
-    cell: str, num_layers: int, bidirectional: bool, dtype: torch.dtype, tolerance: float
+    cell: str,
+    num_layers: int,
+    bidirectional: bool,
+    options: dict[str, Any],
+    dtype: torch.dtype,
+    tolerance: float,
 ) -> None:
-    network = network_of(cell, num_layers, bidirectional).to(dtype)
+    network = network_of(cell, num_layers, bidirectional, **options).to(dtype)
     batch = padded_of(sequences_of(ROWS), torch.arange(len(ROWS)), CPU)
     alone = logits_of(network, ROWS)
     scale = float(alone.abs().max().clamp(min=1))
@@ -68,13 +84,13 @@ def test_the_right_ways_give_the_logits_of_each_sequence_alone(
         assert float((logits - alone).abs().max()) <= tolerance * scale
 
 
-@pytest.mark.parametrize(("cell", "num_layers", "bidirectional"), NETWORKS)
+@pytest.mark.parametrize(("cell", "num_layers", "bidirectional", "options"), NETWORKS)
 @torch.no_grad()
 def test_the_naive_ways_give_the_logits_of_each_sequence_with_its_padding(
-    cell: str, num_layers: int, bidirectional: bool
+    cell: str, num_layers: int, bidirectional: bool, options: dict[str, Any]
 ) -> None:
     """What they compute, by the model itself: the padding is a part of the sequence."""
-    network = network_of(cell, num_layers, bidirectional).double()
+    network = network_of(cell, num_layers, bidirectional, **options).double()
     batch = padded_of(sequences_of(ROWS), torch.arange(len(ROWS)), CPU)
     for padding_id in (0, 4):
         padded = [ids + [padding_id] * (7 - len(ids)) for ids in ROWS]

@@ -34,7 +34,10 @@ CELLS: list[dict[str, Any]] = [
 def model_of(dtype: torch.dtype = torch.float64, **options: Any) -> RNNClassifier:
     torch.manual_seed(0)
     options = {"embedding_dim": 5, "hidden_size": 6, **options}
-    return RNNClassifier(7, 3, **options).to(dtype).eval()
+    model = RNNClassifier(7, 3, **options)
+    if model.initial_state is not None:
+        nn.init.normal_(model.initial_state)
+    return model.to(dtype).eval()
 
 
 def some_ids(lengths: list[int], num_tokens: int = 7) -> list[Tensor]:
@@ -49,14 +52,21 @@ def packed(ids: list[Tensor]) -> PackedSequence:
 # --- the gradient
 
 
-def autograd_of(model: RNNClassifier, ids: Tensor, label: Tensor) -> list[list[Tensor]]:
-    """dL/dh_t of one sequence, (T, H) by layer and direction: torch's cells, and retain_grad."""
+def autograd_of(
+    model: RNNClassifier, ids: Tensor, label: Tensor, from_ends: bool = False
+) -> list[list[Tensor]]:
+    """dL/dh_t of one sequence, (T, H) by layer and direction: torch's cells, and retain_grad.
+
+    `from_ends`: for the head, all states but those at the ends are numbers without a gradient.
+    """
     options: Any = {"bias": model.rnn.bias, "dtype": torch.float64}
     data = list(model.embedding(ids))
     kept: list[list[list[Tensor]]] = []
     for layer in range(model.rnn.num_layers):
         of_layer = []
-        for suffix in [f"l{layer}", f"l{layer}_reverse"][: model.num_directions]:
+        for direction, suffix in enumerate([f"l{layer}", f"l{layer}_reverse"]):
+            if direction == model.num_directions:
+                break
             sizes = (len(data[0]), model.rnn.hidden_size)
             cell: Any
             if model.rnn.mode == "LSTM":
@@ -70,7 +80,11 @@ def autograd_of(model: RNNClassifier, ids: Tensor, label: Tensor) -> list[list[T
                 parameter.data = model.rnn.get_parameter(f"{name}_{suffix}").detach()
 
             states: dict[int, Tensor] = {}
-            state = None
+            state: Any = None
+            if model.initial_state is not None:
+                number = layer * model.num_directions + direction
+                parts = tuple(part[number][None] for part in model.initial_state)
+                state = parts if len(parts) == 2 else parts[0]
             order = range(len(ids))
             for t in reversed(order) if suffix.endswith("reverse") else order:
                 state = cell(data[t][None], state)
@@ -80,16 +94,30 @@ def autograd_of(model: RNNClassifier, ids: Tensor, label: Tensor) -> list[list[T
         kept.append(of_layer)
         data = [torch.cat(row, 1)[0] for row in zip(*of_layer, strict=True)]
 
-    ends = [of_direction[at] for of_direction, at in zip(kept[-1], (-1, 0), strict=False)]
-    logits = model.head(torch.cat(ends, 1))
+    logits = model.head(summary_by_hand(model, kept[-1], from_ends))
     nn.CrossEntropyLoss()(logits, label[None]).backward()
 
     return [[torch.stack(list(map(grad_of, states))) for states in of_layer] for of_layer in kept]
 
 
+def summary_by_hand(model: RNNClassifier, top: list[list[Tensor]], from_ends: bool) -> Tensor:
+    """What the head sees, (1, summary_size), of the states (1, H) of each direction and step."""
+    parts: dict[str, list[Tensor]] = {"last": [], "mean": [], "max": []}
+    for states, end in zip(top, (len(top[0]) - 1, 0), strict=False):
+        seen = [
+            state.detach() if from_ends and t != end else state for t, state in enumerate(states)
+        ]
+        rows = torch.cat(seen)
+        # Of equally large ones the first, as NumPy counts.
+        first = torch.from_numpy(rows.detach().numpy().argmax(0))
+        parts["last"].append(states[end])
+        parts["mean"].append(rows.mean(0, keepdim=True))
+        parts["max"].append(rows.gather(0, first[None]))
+    return torch.cat([one for name in model.pooling.split("_") for one in parts[name]], 1)
+
+
 def grad_of(state: Tensor) -> Tensor:
-    assert state.grad is not None
-    return state.grad[0]
+    return torch.zeros_like(state[0]) if state.grad is None else state.grad[0]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -100,11 +128,36 @@ def test_gradients_are_those_of_autograd(
     cell: dict[str, Any], bidirectional: bool, num_layers: int, bias: bool
 ) -> None:
     model = model_of(**cell, bidirectional=bidirectional, num_layers=num_layers, bias=bias)
+    require_gradients(model)
+
+    # With one way of pooling, where the last states are the only ends.
+    tokens = packed(some_ids(LENGTHS))
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    whole = gradients_through_time(model, tokens, labels)
+    from_ends = gradients_through_time(model, tokens, labels, from_ends=True)
+    for one, other in zip(whole, from_ends, strict=True):
+        assert all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize("from_ends", [False, True])
+@pytest.mark.parametrize("pooling", ["mean", "max", "last_mean_max"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_pooled_states_are_those_of_autograd(
+    cell: dict[str, Any], bidirectional: bool, pooling: str, from_ends: bool
+) -> None:
+    shape: dict[str, Any] = {"bidirectional": bidirectional, "num_layers": 2}
+    model = model_of(**cell, **shape, pooling=pooling, initial_state="learned")
+    require_gradients(model, from_ends)
+
+
+def require_gradients(model: RNNClassifier, from_ends: bool = False) -> None:
+    """Compare with autograd, on sequences of several lengths."""
     ids = some_ids(LENGTHS)
     labels = torch.tensor([0, 1, 2, 1, 0])
     tokens = packed(ids)
-    found = gradients_through_time(model, tokens, labels)
-    assert len(found) == num_layers
+    found = gradients_through_time(model, tokens, labels, from_ends)
+    assert len(found) == model.rnn.num_layers
 
     # In the order in which they were given, (B, T, H).
     padded = []
@@ -114,9 +167,11 @@ def test_gradients_are_those_of_autograd(
         padded.append(rows)
 
     for number, (sequence, label) in enumerate(zip(ids, labels, strict=True)):
-        for of_layer, wanted in zip(padded, autograd_of(model, sequence, label), strict=True):
+        gradients = autograd_of(model, sequence, label, from_ends)
+        for of_layer, wanted in zip(padded, gradients, strict=True):
             for one, expected in zip(of_layer, wanted, strict=True):
-                assert expected.norm() > 0
+                # The maxima of a unit need not be at the end.
+                assert expected.norm() > 0 or from_ends
                 actual = one[number, : len(sequence)]
                 torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-15)
 
@@ -135,7 +190,8 @@ def test_the_network_stays_as_it_is() -> None:
 
 @needs_cuda
 def test_gradients_on_a_gpu_are_those_on_the_cpu() -> None:
-    model = model_of(bidirectional=True, num_layers=2, cell="lstm")
+    options: dict[str, Any] = {"pooling": "last_mean_max", "initial_state": "learned"}
+    model = model_of(bidirectional=True, num_layers=2, cell="lstm", **options)
     tokens = packed(some_ids(LENGTHS))
     labels = torch.tensor([0, 1, 2, 1, 0])
     expected = gradients_through_time(model, tokens, labels)

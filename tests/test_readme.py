@@ -37,6 +37,7 @@ SMALL = "train.max_steps=6 train.engine=eager schedule.warmup_steps=2 model.hidd
 SHORTER = {
     "rnncls train configs": f"{SMALL} train.eval_every=3",
     "rnncls train clicks": SMALL,
+    "rnncls train parity": SMALL,
     "rnncls train --resume": "train.max_steps=9",
     "rnncls eval runs/mine": "--samples 50",
     "rnncls eval runs/vanishing": "--samples 50",
@@ -50,6 +51,7 @@ SHORTER = {
     "python -m scripts.bench_files": "--rows 1000",
     "python scripts/source_lines": "--files 150",
     "python scripts/digits": "--rows 2000",
+    "python scripts/examples": "--steps 20",
     "python -m scripts.stdlib_sets": "--files 150",
     "python -m scripts.file_defaults": "--quick",
     "python -m scripts.bench_sweep": "--rounds 1 --steps 20",
@@ -99,6 +101,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "clicks.jsonl").write_text(lines)
     table = "".join(f"{row['sequence']},{row['label']}\n" for row in rows)
     (tmp_path / "clicks.csv").write_text(f"sequence,label\n{table}")
+
+    # Bits with their parity after each of them.
+    bits = [[int(bit) for bit in f"{number:b}"] for number in range(40)]
+    odd = [[sum(each[:end]) % 2 for end in range(1, len(each) + 1)] for each in bits]
+    with (tmp_path / "parity.jsonl").open("w") as file:
+        for each, after in zip(bits, odd, strict=True):
+            row_of_bits = {"sequence": each, "label": after[-1], "after": after}
+            file.write(json.dumps(row_of_bits) + "\n")
 
     monkeypatch.chdir(tmp_path)
     return tmp_path

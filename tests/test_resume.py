@@ -34,6 +34,7 @@ from tests.helpers import (
     HARD,
     PYTHON,
     SAFETY_S,
+    VARIANTS,
     Killed,
     change_checkpoint,
     config_of,
@@ -45,6 +46,7 @@ from tests.helpers import (
     run_rnncls,
     started,
     stop_at,
+    variant_of,
 )
 
 
@@ -106,6 +108,32 @@ def test_every_optimizer_resumes(
     momentum = 0.9 if optimizer == "sgd" else 0.0
     config = config_of(**HARD, optimizer={"name": optimizer, "momentum": momentum})
     fit(config, tmp_path / "whole")
+    fit_in_pieces(monkeypatch, config, tmp_path / "pieces", [2, 13])
+    assert outcome(tmp_path / "pieces") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.row("K18", "K19")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_output_strategy_and_every_way_to_cut_gradients_resumes(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = variant_of(variant)
+    fit(config, tmp_path / "whole")
+    fit_in_pieces(monkeypatch, config, tmp_path / "pieces", [2, 13])
+    assert outcome(tmp_path / "pieces") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("objective", ["sequence", "prefix"])
+def test_a_run_whose_initial_state_has_had_no_gradient_resumes(
+    objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No sequence is short enough for its gradient to reach back to its beginning."""
+    data = {"min_length": 4}
+    train = {"truncate_after": 2, "recompute_every": None, "objective": objective}
+    config = variant_of("prefix_in_pieces", data=data, train=train)
+    state = fit(config, tmp_path / "whole")
+    assert state.model.initial_state is not None
+    assert bool(state.model.initial_state.any()) == (objective == "prefix")
     fit_in_pieces(monkeypatch, config, tmp_path / "pieces", [2, 13])
     assert outcome(tmp_path / "pieces") == outcome(tmp_path / "whole")
 
@@ -323,7 +351,16 @@ def test_resuming_for_longer_says_what_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["model.hidden_size=17", "data.modulus=4", "seed=1", "optimizer.name=sgd"]
+    "override",
+    [
+        "model.hidden_size=17",
+        "model.pooling=mean",
+        "model.initial_state=learned",
+        "data.modulus=4",
+        "seed=1",
+        "optimizer.name=sgd",
+        "train.objective=prefix",
+    ],
 )
 @pytest.mark.row("K21")
 def test_what_is_trained_cannot_change_on_resume(tmp_path: Path, override: str) -> None:
@@ -333,6 +370,18 @@ def test_what_is_trained_cannot_change_on_resume(tmp_path: Path, override: str) 
     assert override.partition("=")[0] in caught.value.render()
     with pytest.raises(ConfigError, match="unknown key"):
         resume(tmp_path / "run", ["train.steps=1"])
+
+
+@pytest.mark.row("K21")
+def test_how_gradients_are_cut_may_change_on_resume(tmp_path: Path) -> None:
+    fit(config_of(), tmp_path / "run")
+    words = ["train.max_steps=60", "train.truncate_after=2", "train.recompute_every=1"]
+    done = run_rnncls("train", "--resume", tmp_path / "run", *words)
+    assert done.returncode == 0, done.stderr
+    assert "changed on resume: train.truncate_after: null -> 2" in done.stderr
+    assert "changed on resume: train.recompute_every: null -> 1" in done.stderr
+    train = read_checkpoint(find_newest(tmp_path / "run")).config.train
+    assert (train.max_steps, train.truncate_after, train.recompute_every) == (60, 2, 1)
 
 
 def test_a_new_run_can_start_from_given_weights(tmp_path: Path, fails: Callable[..., str]) -> None:

@@ -25,10 +25,15 @@ PNG = b"\x89PNG\r\n\x1a\n"
 ROWS = [[1], [1, 2], [1, 2, 0, 3], [2, 2], [1, 2, 0], [2]]
 
 
-def network_of(cell: str, num_layers: int = 1, bidirectional: bool = False) -> RNNClassifier:
+def network_of(
+    cell: str, num_layers: int = 1, bidirectional: bool = False, **options: Any
+) -> RNNClassifier:
     torch.manual_seed(3)
-    options: dict[str, Any] = {"num_layers": num_layers, "bidirectional": bidirectional}
-    return RNNClassifier(5, 4, 3, 6, cell=cell, **options).eval()  # type: ignore[arg-type]
+    options |= {"num_layers": num_layers, "bidirectional": bidirectional, "cell": cell}
+    network = RNNClassifier(5, 4, 3, 6, **options).eval()
+    if network.initial_state is not None:
+        torch.nn.init.normal_(network.initial_state)
+    return network
 
 
 # --- what is measured in a network
@@ -51,22 +56,28 @@ def test_running_sums() -> None:
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_states_are_those_of_each_prefix_alone(cell: str) -> None:
-    network = network_of(cell, num_layers=2)
+@pytest.mark.parametrize(("pooling", "initial_state"), [("last", "zeros"), ("max", "learned")])
+def test_states_are_those_of_each_prefix_alone(cell: str, pooling: str, initial_state: str) -> None:
+    network = network_of(cell, num_layers=2, pooling=pooling, initial_state=initial_state)
+    start: Any = None
+    if network.initial_state is not None:
+        parts = tuple(network.initial_state)
+        start = parts if cell == "lstm" else parts[0]
     sequences = sequences_of(ROWS)
     places = distinct_prefixes(sequences)
     found = states_after(network, sequences, places)
     for place, state in zip(places.tolist(), found, strict=True):
         begin = max(start for start in sequences.offsets.tolist() if start <= place)
         embedded = network.embedding(sequences.tokens[begin : place + 1].long())
-        expected = network.rnn(embedded)[0][-1]
+        expected = network.rnn(embedded, start)[0][-1]
         assert torch.allclose(state, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_summaries_are_what_the_head_sees(cell: str, bidirectional: bool) -> None:
-    network = network_of(cell, 2, bidirectional)
+@pytest.mark.parametrize("pooling", ["last", "mean", "max", "last_mean_max"])
+def test_summaries_are_what_the_head_sees(cell: str, bidirectional: bool, pooling: str) -> None:
+    network = network_of(cell, 2, bidirectional, pooling=pooling, initial_state="learned")
     sequences = sequences_of(ROWS)
     found = network.head(summaries_of(network, sequences))
     alone = torch.cat([network(sequences.batch(torch.tensor([row])).tokens) for row in range(6)])
@@ -123,6 +134,11 @@ def test_a_run_on_sums(run_dir: Path, tmp_path: Path) -> None:
         ({"bidirectional": True, "num_layers": 2}, "W_hh"),
         pytest.param({"cell": "gru"}, "W_hn", marks=pytest.mark.slow),
         pytest.param({"cell": "lstm"}, "W_hg", marks=pytest.mark.slow),
+        pytest.param(
+            {"cell": "lstm", "pooling": "last_mean_max", "initial_state": "learned"},
+            "W_hg",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_other_models(model: dict[str, Any], matrix: str, tmp_path: Path) -> None:

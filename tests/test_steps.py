@@ -88,8 +88,8 @@ def test_compiled_steps_on_files_with_class_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", GOLDEN_CASES)
 def test_every_engine_keeps_to_the_golden_losses(case: str) -> None:
-    if case == "deep_bidirectional":
-        pytest.skip("two directions are computed by eager steps")
+    if case in ("deep_bidirectional", "prefix", "gated_in_pieces"):
+        pytest.skip("it is computed by eager steps")
     assert first_losses(case, "compiled") == pytest.approx(golden_losses(case), rel=1e-4)
 
 
@@ -205,12 +205,32 @@ def test_an_engine_that_cannot_be_is_refused_or_named(
         ({"model": {"bidirectional": True}}, "bidirectional"),
         ({"model": {"num_layers": 2, "dropout": 0.1}}, "dropout"),
         ({"train": {"precision": "bfloat16"}}, "precision"),
+        ({"model": {"pooling": "max"}}, "model.pooling is max"),
+        ({"model": {"pooling": "last_mean_max"}}, "model.pooling is last_mean_max"),
+        ({"model": {"initial_state": "learned"}}, "model.initial_state is learned"),
+        ({"train": {"objective": "prefix"}}, "train.objective is prefix"),
+        ({"train": {"recompute_every": 2}}, "train.recompute_every is 2"),
+        ({"train": {"truncate_after": 1000}}, "train.truncate_after is 1,000"),
     ):
         engine, how = choose(config_with("auto", case), cpu)
         assert engine is eager_steps
         assert reason in how
         with pytest.raises(MachineError, match=reason):
             choose(config_with("compiled", case), cpu)
+    # Captured steps read the last state alone; compiled ones take the mean, too.
+    cuda = torch.device("cuda")
+    for case, reason in (
+        ({"model": {"pooling": "mean"}}, "model.pooling is mean"),
+        ({"model": {"initial_state": "learned"}}, "model.initial_state is learned"),
+        ({"train": {"objective": "prefix"}}, "train.objective is prefix"),
+        ({"train": {"recompute_every": 2}}, "train.recompute_every is 2"),
+        ({"train": {"truncate_after": 2}}, "train.truncate_after is 2"),
+    ):
+        engine, how = choose(config_with("auto", case), cuda)
+        assert (engine, how) == (eager_steps, f"eager steps ({reason})")
+        with pytest.raises(MachineError, match=reason):
+            choose(config_with("captured", case), cuda)
+
     words: list[str | Path] = [
         "train",
         "-c",

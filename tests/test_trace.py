@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from rnncls.errors import RnnclsError
 from rnncls.inspect.importance import Importance
@@ -69,8 +70,11 @@ def sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
-def numpy_layer(network: RNNClassifier, suffix: str, inputs: Array) -> Layer:
-    """Run one direction in the order of `inputs`, one step at a time."""
+def numpy_layer(network: RNNClassifier, suffix: str, inputs: Array, start: Array) -> Layer:
+    """Run one direction in the order of `inputs`, one step at a time.
+
+    `start` has h_0 and, of the LSTM, c_0 as its rows.
+    """
     weights = {
         name: tensor.double().numpy()
         for name, tensor in network.rnn.state_dict().items()
@@ -82,8 +86,8 @@ def numpy_layer(network: RNNClassifier, suffix: str, inputs: Array) -> Layer:
     b_hh = weights.get(f"bias_hh_{suffix}", np.zeros(len(w_hh)))
 
     size = network.rnn.hidden_size
-    h = np.zeros(size)
-    c = np.zeros(size)
+    h = start[0]
+    c = start[-1]
     rows: dict[str, list[Array]] = {}
 
     def note(**values: Array) -> None:
@@ -122,11 +126,16 @@ def numpy_layer(network: RNNClassifier, suffix: str, inputs: Array) -> Layer:
 def numpy_network(network: RNNClassifier, ids: list[int]) -> tuple[list[list[Layer]], Array]:
     """Return every layer and direction, in time order, and the logits."""
     data = network.embedding.weight.detach().double().numpy()[ids]
+    num_states = network.rnn.num_layers * network.num_directions
+    starts = np.zeros((2, num_states, network.rnn.hidden_size))
+    if network.initial_state is not None:
+        starts = network.initial_state.detach().double().numpy()
     layers = []
     for number in range(network.rnn.num_layers):
-        directions = [numpy_layer(network, f"l{number}", data)]
+        first = number * network.num_directions
+        directions = [numpy_layer(network, f"l{number}", data, starts[:, first])]
         if network.num_directions == 2:
-            backward = numpy_layer(network, f"l{number}_reverse", data[::-1])
+            backward = numpy_layer(network, f"l{number}_reverse", data[::-1], starts[:, first + 1])
             gates = {name: gate[::-1] for name, gate in backward.gates.items()}
             cell = None if backward.cell is None else backward.cell[::-1]
             pre = backward.pre_activation[::-1]
@@ -135,10 +144,18 @@ def numpy_network(network: RNNClassifier, ids: list[int]) -> tuple[list[list[Lay
         layers.append(directions)
         data = np.concatenate([direction.state for direction in directions], axis=1)
 
-    ends = [layers[-1][0].state[-1], *(layer.state[0] for layer in layers[-1][1:])]
+    summary = np.concatenate(list(numpy_summary(network, layers[-1]).values()))
     head = network.head
-    logits = head.weight.detach().double().numpy() @ np.concatenate(ends)
+    logits = head.weight.detach().double().numpy() @ summary
     return layers, logits + head.bias.detach().double().numpy()
+
+
+def numpy_summary(network: RNNClassifier, top: list[Layer]) -> dict[str, Array]:
+    """Return what the head sees of the last layer, by name."""
+    states = np.concatenate([layer.state for layer in top], axis=1)
+    ends = [top[0].state[-1], *(layer.state[0] for layer in top[1:])]
+    parts = {"last": np.concatenate(ends), "mean": states.mean(0), "max": states.max(0)}
+    return {name: part for name, part in parts.items() if name in network.pooling.split("_")}
 
 
 def require_close(found: torch.Tensor, expected: Array) -> None:
@@ -162,7 +179,10 @@ def require_same(found: Computed, expected: Layer) -> None:
 def network_of(kind: str, **options: Any) -> RNNClassifier:
     torch.manual_seed(0)
     options = {"embedding_dim": 6, "hidden_size": 9, **KINDS[kind], **options}
-    return RNNClassifier(7, 4, **options).eval()
+    network = RNNClassifier(7, 4, **options).eval()
+    if network.initial_state is not None:
+        nn.init.normal_(network.initial_state)
+    return network
 
 
 def whole_of(network: RNNClassifier, ids: list[int]) -> list[list[Computed]]:
@@ -185,16 +205,23 @@ def whole_of(network: RNNClassifier, ids: list[int]) -> list[list[Computed]]:
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("bias", "initial_state"), [(False, "zeros"), (True, "zeros"), (True, "learned")]
+)
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_number_is_that_of_an_independent_recurrence(
-    kind: str, num_layers: int, bias: bool, bidirectional: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    num_layers: int,
+    bias: bool,
+    initial_state: str,
+    bidirectional: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # 40 steps are three pieces, the last of which is shorter.
     monkeypatch.setattr(computed_module, "PIECE_STEPS", 16)
-    options = {"num_layers": num_layers, "bias": bias, "bidirectional": bidirectional}
-    network = network_of(kind, **options)
+    options: dict[str, Any] = {"num_layers": num_layers, "bidirectional": bidirectional}
+    network = network_of(kind, bias=bias, initial_state=initial_state, **options)
     for length in (1, 2, 40):
         ids = torch.randint(7, (length,)).tolist()
         expected, _ = numpy_network(network, ids)
@@ -250,10 +277,22 @@ def traced(subject: Subject, text: str) -> Trace:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(
+    ("pooling", "initial_state"),
+    [("last", "zeros"), ("mean", "zeros"), ("max", "learned"), ("last_mean_max", "learned")],
+)
 def test_every_prefix_has_the_answer_of_predict(
-    run_dir: Path, kind: str, bidirectional: bool
+    run_dir: Path,
+    kind: str,
+    bidirectional: bool,
+    pooling: str,
+    initial_state: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    network = network_of(kind, num_layers=2, bidirectional=bidirectional)
+    # What was pooled goes from one piece to the next.
+    monkeypatch.setattr(computed_module, "PIECE_STEPS", 8)
+    options: dict[str, Any] = {"pooling": pooling, "initial_state": initial_state}
+    network = network_of(kind, num_layers=2, bidirectional=bidirectional, **options)
     subject = subject_with(run_dir, network)
     tokens = torch.randint(3, (30,)).tolist()
     found = traced(subject, " ".join(map(str, tokens)))
@@ -266,8 +305,21 @@ def test_every_prefix_has_the_answer_of_predict(
     assert found.answers.probability.tolist() == pytest.approx(probabilities, abs=1e-6)
 
     # The logits are also those of the independent recurrence.
-    _, logits = numpy_network(network, tokens)
+    layers, logits = numpy_network(network, tokens)
     np.testing.assert_allclose(found.question.logits.detach().numpy(), logits, atol=1e-5)
+
+    summary = numpy_summary(network, layers[-1])
+    seen = np.concatenate(list(summary.values()))
+    np.testing.assert_allclose(found.summary, seen, atol=1e-5)
+
+    # In JSON, what the head sees is in the last line, unless it is the state there.
+    header, *steps = lines_of(subject, " ".join(map(str, tokens)))
+    assert (header["pooling"], header["initial_state"]) == (pooling, initial_state)
+    assert not any("summary" in step for step in steps[:-1])
+    shown = steps[-1].get("summary", {})
+    assert set(shown) == (set() if pooling == "last" else set(summary))
+    for name, vector in shown.items():
+        assert vector == pytest.approx(summary[name], abs=1e-5)
 
 
 def test_truth_and_answer_part_at_the_first_wrong_prefix(run_dir: Path) -> None:
@@ -437,6 +489,44 @@ def test_a_long_table_has_its_ends_and_where_answers_go_wrong(run_dir: Path) -> 
     assert table_rows(short) == [str(t) for t in range(1, 41)]
 
 
+@pytest.mark.parametrize("kind", ["tanh", "lstm"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_trained_initial_state_and_what_is_pooled_have_tables(
+    run_dir: Path, kind: str, bidirectional: bool
+) -> None:
+    options: dict[str, Any] = {"bidirectional": bidirectional, "initial_state": "learned"}
+    network = network_of(kind, pooling="last_mean_max", **options)
+    subject = subject_with(run_dir, network)
+    found = traced(subject, "1 2 0")
+    text = text_of(found)
+    assert max(map(len, text.splitlines())) <= WIDTH
+    heading, before, *_, seen, _, _ = text.split("\n\n")
+    assert "model.pooling: last_mean_max" in heading
+    assert "model.initial_state: learned" in heading
+
+    # A row for each direction: the norms of h_0 and c_0.
+    header, *_ = lines_of(subject, "1 2 0")
+    title, _, *rows = before.splitlines()
+    assert title == "before the first token: trained"
+    names = ["layer 0, forward", "layer 0, reverse"] if bidirectional else ["layer 0"]
+    assert network.initial_state is not None
+    for direction, (name, line) in enumerate(zip(names, rows, strict=True)):
+        assert line.startswith(name)
+        numbers = line.removeprefix(name).split()
+        vectors = network.initial_state[:, direction].double()
+        norms = vectors.norm(dim=1).tolist()
+        assert [float(number) for number in numbers[::2]] == pytest.approx(norms, rel=0.01)
+        state = header["states_before"][direction]
+        parts = [state["state"], state["cell"]] if kind == "lstm" else [state["state"]]
+        assert parts == vectors.tolist()
+
+    _, _, *rows = seen.splitlines()
+    assert len(rows) == 3 * network.num_directions
+    norms = [float(line.split()[-2]) for line in rows]
+    vectors_seen = np.split(found.summary, len(rows))
+    assert norms == pytest.approx([np.linalg.norm(one) for one in vectors_seen], rel=0.01)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_tables_fit_in_80_columns(run_dir: Path, kind: str, bidirectional: bool) -> None:
@@ -577,6 +667,21 @@ def test_a_trace_that_is_not_the_models_is_a_bug(
     with pytest.raises(RnnclsError, match=r"logits apart by 0\.01"):
         trace(question._replace(logits=moved))
     trace(question)
+
+    # The model as it was asked, and then with another h_0, or another pooling.
+    network = network_of(kind, bidirectional=bidirectional, initial_state="learned", pooling="mean")
+    question = ask(subject_with(run_dir, network), "1 2 0 1")
+    trace(question)
+    network.pooling = "max"
+    with pytest.raises(RnnclsError, match="logits apart"):
+        trace(question)
+    network.pooling = "mean"
+    with torch.no_grad():
+        for part in question.network.parameters():
+            if part is network.initial_state:
+                part.zero_()
+    with pytest.raises(RnnclsError, match="logits apart"):
+        trace(question)
 
 
 def test_logits_that_rounding_decides_are_no_bug(

@@ -190,6 +190,16 @@ NAMES = [
     ("adam_epsilon", "1e-8", "optimizer.eps=1e-8"),
     ("lr_max", "1e-3", "optimizer.lr=1e-3"),
     ("emb_sz", "16", "model.embedding_dim=16"),
+    # Of Lightning, AWD-LSTM and Keras.
+    ("truncated_bptt_steps", "35", "train.truncate_after=35"),
+    ("bptt", "35", "train.truncate_after=35"),
+    ("gradient_checkpointing", "true", "train.recompute_every=100"),
+    ("gradient_checkpointing", "false", "train.recompute_every=null"),
+    ("pool", "max", "model.pooling=max"),
+    ("trainable_h0", "true", "model.initial_state=learned"),
+    ("h_0", "zeros", "model.initial_state=zeros"),
+    ("prefix_loss", "true", "train.objective=prefix"),
+    ("many_to_many", "false", "train.objective=sequence"),
 ]
 
 
@@ -221,6 +231,8 @@ def test_the_override_to_paste_works(name: str, text: str, meant: str) -> None:
         ("warmup_ratio", "a number of steps", ""),
         ("seeds", "rnncls sweep, which has --seeds and --grid", "did you mean seed?"),
         ("beta_1", "'optimizer.betas=[0.9, 0.999]'", "=1"),
+        ("return_sequences", "train.objective=prefix, which trains on a label", "truncate"),
+        ("stateful", "no state is carried between batches", "initial_state"),
     ],
 )
 def test_names_without_a_key_get_what_there_is_and_no_key_that_is_spelt_alike(

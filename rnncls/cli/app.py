@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from rnncls.cli import config, data, evaluate, explain, init, model, predict, runs, sweep, train
+from rnncls.cli import (
+    config,
+    cost,
+    data,
+    evaluate,
+    explain,
+    init,
+    model,
+    predict,
+    runs,
+    sweep,
+    train,
+)
 from rnncls.cli.command import App
 from rnncls.version import __version__
 
@@ -26,6 +38,7 @@ app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)
+app.command("cost")(cost.cost)
 _add_group(
     "config",
     "Inspect a config without running it.",

@@ -22,7 +22,15 @@ KINDS_OF_TOKENS = ("ids", "words", "characters")
 
 # The keys of a config that `init` takes: they are about the file, and not about the model.
 _KEYS = tuple(
-    f"data.{key}" for key in (*READING_KEYS, "bad", "sequence_field", "label_field", "tokens")
+    f"data.{key}"
+    for key in (
+        *READING_KEYS,
+        "bad",
+        "sequence_field",
+        "label_field",
+        "prefix_labels_field",
+        "tokens",
+    )
 )
 
 # The keys that say which rows are held out.

@@ -138,8 +138,12 @@ def keys_as_table(keys: Sequence[Key], width: int | None = None) -> str:
 
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     room = None if width is None else width - sum(widths) - len("  " * 3)
+    if room is not None and room < -len("  "):
+        # The longest values are too long even without the meanings.
+        widths[1] = max(LEAST_ROOM, widths[1] + room + len("  "))
     lines = []
     for *columns, meaning in rows:
+        columns[1] = _cut(columns[1], widths[1])
         start = "  ".join(text.ljust(size) for text, size in zip(columns, widths, strict=True))
         lines.append(f"{start}  {_cut(meaning, room)}".rstrip())
     return "\n".join(lines)

@@ -29,6 +29,9 @@ _OTHER_NAMES = {
     "text_columns text_field text_fields x x_col x_column",
     "data.label_field": "class_col class_column label label_col label_column label_name labels "
     "labels_column target target_col target_column target_field y y_col y_column",
+    "data.prefix_labels_field": "per_step_labels per_token_labels prefix_column prefix_field "
+    "prefix_label prefix_label_field prefix_labels prefix_labels_column prefix_targets step_labels "
+    "step_labels_field token_labels token_labels_field",
     "data.format": "file_format file_type filetype",
     "data.separator": "column_separator delim delimiter field_separator sep",
     "data.quoting": "quote quote_char quote_style quotechar quotes",
@@ -57,6 +60,11 @@ _OTHER_NAMES = {
     "model.nonlinearity": "activation",
     "model.dropout": "drop dropout_p dropout_prob dropout_rate hidden_dropout_prob",
     "model.bidirectional": "bi bidir",
+    "model.pooling": "aggregation global_pool global_pooling pool pool_type pooling_mode "
+    "pooling_strategy pooling_type readout",
+    "model.initial_state": "h0 h_0 init_state initial_hidden initial_hidden_state learn_h0 "
+    "learn_initial_state learnable_h0 learned_h0 learned_initial_state train_h0 "
+    "train_initial_state trainable_h0 trainable_initial_state",
     "model.init_gain": "gain",
     "model.recurrent_init": "init initialization",
     "optimizer.name": "opt optim optimiser optimizer solver",
@@ -81,6 +89,12 @@ _OTHER_NAMES = {
     "train.keep_checkpoints": "keep save_total_limit",
     "train.patience": "early_stop early_stopping early_stopping_patience n_iter_no_change",
     "train.best_metric": "metric metric_for_best_model monitor",
+    "train.objective": "dense_supervision many_to_many prefix prefix_loss prefix_objective "
+    "prefixes supervision",
+    "train.recompute_every": "activation_checkpointing grad_checkpointing "
+    "gradient_checkpointing recompute recomputation remat",
+    "train.truncate_after": "backprop_steps bptt bptt_len bptt_steps tbptt tbptt_len tbptt_steps "
+    "truncate_bptt truncated_bptt truncated_bptt_steps",
     "train.class_weights": "balanced class_weight weighted",
     "train.precision": "amp bf16 fp16 mixed_precision",
     "train.engine": "compile",
@@ -110,6 +124,8 @@ _INSTEAD = {
     "leave it out: a quote in a quoted cell is doubled": "doublequote escape escapechar",
     "leave it out: a packed file is known by what it begins with": "compression",
     "leave it out: no other columns are read": "usecols",
+    "train.objective=prefix, which trains on a label after every token": "return_sequences",
+    "leave it out: sequences are unrelated, and no state is carried between batches": "stateful",
     "rnncls sweep, which has --seeds and --grid": "config grid seeds",
     "leave it out: the best checkpoint is always kept": "load_best_model_at_end "
     "restore_best_weights save_best_only",
@@ -123,6 +139,9 @@ _SWITCHES = {
     "data.batching": ("bucket", "shuffle"),
     "data.quoting": ("standard", "none"),
     "data.split": ("stratified", "hash"),
+    "model.initial_state": ("learned", "zeros"),
+    "train.objective": ("prefix", "sequence"),
+    "train.recompute_every": ("100", "null"),
     "train.patience": ("5", "null"),
     "train.precision": ("bfloat16", "float32"),
     "train.class_weights": ("balanced", "none"),

@@ -7,8 +7,9 @@ from dataclasses import replace
 from rnncls.config.schema import Config, SumModConfig
 from rnncls.errors import ConfigError, Problem
 
-# The bounds of data.max_length and of seed.
+# The bounds of data.max_length, model.hidden_size and seed.
 MAX_LENGTH = 2**20
+MAX_SIZE = 2**20
 MAX_SEED = 2**32 - 1
 
 # Sequences drawn for each length that is tested.
@@ -30,6 +31,16 @@ def parse_lengths(text: str, source: str = "--lengths") -> list[int]:
     expected = f"positive numbers and ranges up to {MAX_LENGTH:,}, for example 1-5,10,100"
     bad = Problem("bad list of lengths", source, expected=expected, id="C17")
     return sorted(set(_parse(text, 1, MAX_LENGTH, bad)))
+
+
+def parse_sizes(text: str, source: str) -> list[int]:
+    """Return hidden sizes in order, each once: "256,64" -> [64, 256].
+
+    `source` is what the message calls the place of the text. Raises: ConfigError.
+    """
+    expected = f"positive numbers and ranges up to {MAX_SIZE:,}, for example 64,128,256"
+    bad = Problem("bad list of sizes", source, expected=expected, id="C17")
+    return sorted(set(_parse(text, 1, MAX_SIZE, bad)))
 
 
 def parse_seeds(text: str, source: str = "--seeds") -> list[int]:

@@ -151,33 +151,38 @@ def _tokens_of_several(values: tuple[Any, ...], kind: str) -> list[str] | Proble
 
 def _tokens_of_text(text: str, kind: str) -> list[str] | Problem:
     if kind == "characters":
-        return list(text) if len(text) < LONG_ROW else _shared(iter(text))
+        return list(text) if len(text) < LONG_ROW else shared(iter(text))
 
-    # White space of any kind and number, so that no token is empty.
-    is_long = len(text) >= LONG_ROW
-    tokens = _shared(match[0] for match in _WORD.finditer(text)) if is_long else text.split()
+    tokens = words_of_text(text)
     if kind == "ids" and not (_has_ids_alone(text) or all(map(_is_id_text, tokens))):
         # Of a very long text, one list of tokens is enough.
         tokens.clear()
-        tokens = _items_of(text)
+        tokens = items_of(text)
         if not all(map(_is_id_text, tokens)):
             return _bad_id(tokens, _is_id_text)
     return tokens
 
 
-def _shared(tokens: Iterator[str]) -> list[str]:
+def words_of_text(text: str) -> list[str]:
+    """Return the words of a text, between white space of any kind and number: none is empty."""
+    if len(text) < LONG_ROW:
+        return text.split()
+    return shared(match[0] for match in _WORD.finditer(text))
+
+
+def shared(tokens: Iterator[str]) -> list[str]:
     """Return tokens of which equal ones are the same text, as far as they are not too many."""
     known: dict[str, str] = {}
-    shared: list[str] = []
+    texts: list[str] = []
     for token in tokens:
         if len(known) < MOST_SHARED:
-            shared.append(known.setdefault(token, token))
+            texts.append(known.setdefault(token, token))
         else:
-            shared.append(known.get(token, token))
-    return shared
+            texts.append(known.get(token, token))
+    return texts
 
 
-def _items_of(text: str) -> list[str]:
+def items_of(text: str) -> list[str]:
     """Return the items of a list as people write it: "[3, 1, 4]", "(3;1;4)", "['3', '1']"."""
     inner = text.strip()
     if inner[:1] + inner[-1:] in ("[]", "()"):
@@ -196,7 +201,7 @@ def _items_of(text: str) -> list[str]:
 
 def is_measured(text: str) -> bool:
     """Return whether a text holds nothing but numbers, and one with a fraction among them."""
-    items = _items_of(text)
+    items = items_of(text)
     return all(map(_NUMBER.fullmatch, items)) and any(map(_has_fraction, items))
 
 
@@ -211,7 +216,7 @@ def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
     if kind == "ids":
         # type() tells True from 1, where isinstance() would not.
         if types <= {int} and (not values or min(values) >= 0):
-            return list(map(str, values)) if len(values) < LONG_ROW else _shared(map(str, values))
+            return list(map(str, values)) if len(values) < LONG_ROW else shared(map(str, values))
         # As a table's cell would hold them.
         if types == {str} and all(map(_is_id_text, values)):
             return values

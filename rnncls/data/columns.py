@@ -27,6 +27,7 @@ from rnncls.data.files.lines import read_lines
 from rnncls.data.files.rows import read_rows
 from rnncls.data.files.sniffing import sniff
 from rnncls.data.files.splitting import SEPARATORS, parsed_rows
+from rnncls.data.prefix_labels import columns_of_prefix_labels
 from rnncls.errors import DataError, Problem
 
 # What is looked at, so that neither time nor memory depend on the size of a file.
@@ -178,6 +179,7 @@ def find_layout(
     label_field: str | None = None,
     tokens: str | None = None,
     wanted: Dialect | None = None,
+    prefix_labels_field: str | None = None,
 ) -> Layout:
     """Return how a file is laid out. What is not None is taken as it is.
 
@@ -190,13 +192,28 @@ def find_layout(
     dialect = _dialect_of(path, wanted or Dialect(), sequences, label_field)
     bad = BadRows(path)
     columns = _read_columns(path, dialect, bad)
+    # Neither sequences nor labels of them, whatever they are called.
+    about_prefixes = (
+        {prefix_labels_field} if prefix_labels_field else _about_prefixes(path, dialect)
+    )
     try:
         _require_header(path, dialect, columns, [*sequences, label_field])
-        return _layout_of(path, dialect, columns, sequence_field, label_field, tokens)
+        return _layout_of(
+            path, dialect, columns, sequence_field, label_field, tokens, about_prefixes
+        )
     except DataError:
         # Rows that could not be read may be why nothing was found.
         bad.raise_if_any()
         raise
+
+
+def _about_prefixes(path: str | Path, dialect: Dialect) -> set[str]:
+    rows = (row for _, row in read_rows(path, dialect, [], BadRows(path)))
+    try:
+        return columns_of_prefix_labels(rows, MOST_COLUMNS)
+    except DataError:
+        # The rows above it were enough to be read as columns.
+        return set()
 
 
 def _layout_of(
@@ -206,16 +223,20 @@ def _layout_of(
     sequence_field: str | tuple[str, ...] | None,
     label_field: str | None,
     tokens: str | None,
+    about_prefixes: set[str],
 ) -> Layout:
     """Choose the columns. Raises: DataError if it cannot be told which ones to take."""
+    # Who names such a column nevertheless knows better.
+    others = [column for column in columns if column.name not in about_prefixes]
+
     # The label first where it has a usual name: a column of texts is found among what is left.
     given = (sequence_field,) if isinstance(sequence_field, str) else sequence_field or ()
     label = _named(path, columns, label_field, "--label-field")
     why_label = "as given"
     if label is None:
         # A column such as `language` that is `en` in each row is not what is to be learned.
-        varied = [column for column in columns if not column.is_constant]
-        label = _by_usual_name(varied or columns, LABEL_NAMES, except_for=given)
+        varied = [column for column in others if not column.is_constant]
+        label = _by_usual_name(varied or others, LABEL_NAMES, except_for=given)
         why_label = "by its name"
 
     sequences = [_named(path, columns, name, "--sequence-field") for name in given]
@@ -223,10 +244,10 @@ def _layout_of(
     why_sequence = "as given"
     if sequence is None:
         taken = (label.name,) if label else ()
-        sequence, why_sequence = _find_sequence(path, columns, except_for=taken)
+        sequence, why_sequence = _find_sequence(path, others, except_for=taken)
 
     if label is None:
-        label = _label_by_values(path, columns, except_for=given or (sequence.name,))
+        label = _label_by_values(path, others, except_for=given or (sequence.name,))
         why_label = "by its few different values"
     elif label_field is None and not label.has_few_values:
         raise _no_label(path, columns, f"--label-field '{label.name}', if it is the label")

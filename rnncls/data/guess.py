@@ -134,7 +134,14 @@ def guess_config(
     Raises: DataError if the file cannot be read, has bad rows, or does not say what to train on.
     """
     reading = reading or FilesConfig(source="files", train=str(path))
-    layout = find_layout(path, sequence_field, label_field, tokens, dialect_of(reading))
+    layout = find_layout(
+        path,
+        sequence_field,
+        label_field,
+        tokens,
+        dialect_of(reading),
+        reading.prefix_labels_field,
+    )
     seen = _look(path, layout, reading)
     entries = [*_data_entries(seen), *_model_entries(seen), *_train_entries(seen)]
 
@@ -157,6 +164,7 @@ def _look(path: str | Path, layout: Layout, reading: FilesConfig) -> _Seen:
         train="given",  # the path itself is passed beside it
         sequence_field=layout.sequence_field,
         label_field=layout.label_field,
+        prefix_labels_field=reading.prefix_labels_field,
         tokens=layout.tokens,  # type: ignore[arg-type]  # one of the three
         empty="drop",
     )
@@ -232,6 +240,9 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
     others = [name for name in layout.columns if name != layout.label_field]
     why = f"{layout.why_label}; others: {_listed(others)}"
     yield _Entry("data", "label_field", layout.label_field, why)
+    if seen.reading.prefix_labels_field is not None:
+        field = seen.reading.prefix_labels_field
+        yield _Entry("data", "prefix_labels_field", field, "as given; for train.objective: prefix")
     yield _Entry("data", "tokens", layout.tokens, f"{layout.why_tokens}; ids | words | characters")
 
     if seen.num_empty:

@@ -31,8 +31,11 @@ def strip_labels(
     number_of = np.array([numbers[label] for label in stripped], dtype=np.int32)
     has_space = np.array([new != old for new, old in zip(stripped, labels, strict=True)])
     for table in tables:
-        # The array shares the memory of the table's.
+        # The arrays share the memory of the table's.
         of_rows = np.frombuffer(table.labels, dtype=np.int32)
         table.noticed.spaced_labels = int(has_space[of_rows].sum())
         of_rows[:] = number_of[of_rows]
+        if table.prefix_labels is not None:
+            of_prefixes = np.frombuffer(table.prefix_labels, dtype=np.int32)
+            of_prefixes[:] = number_of[of_prefixes]
     return list(numbers)

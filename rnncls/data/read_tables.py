@@ -49,7 +49,8 @@ def read_tables(
     fingerprints = {name: tuple(map(fingerprint, paths)) for name, paths in files.items()}
     tables: dict[str, Table] = {}
     for name, paths in files.items():
-        tables[name] = read_table(paths, data, token_numbers, label_numbers, progress)
+        of_split = data if name == "train" else _without_prefix_labels(data)
+        tables[name] = read_table(paths, of_split, token_numbers, label_numbers, progress)
 
     # A dict keeps the order of insertion: the text of number i is at position i.
     labels = strip_labels(tables.values(), list(label_numbers), vocabulary)
@@ -69,7 +70,12 @@ def read_one_split(
     """
     files = files_of(paths)
     shown = paths if isinstance(paths, str) else named(files)
-    return read_tables({name or shown: files}, data, vocabulary, progress)
+    return read_tables({name or shown: files}, _without_prefix_labels(data), vocabulary, progress)
+
+
+def _without_prefix_labels(data: FilesConfig) -> FilesConfig:
+    """Return how files are read that nothing is trained on: they need no labels of prefixes."""
+    return data.model_copy(update={"prefix_labels_field": None})
 
 
 def data_files(data: FilesConfig) -> dict[str, tuple[str, ...]]:

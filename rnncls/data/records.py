@@ -23,6 +23,7 @@ from rnncls.data.files.dialect import Dialect
 from rnncls.data.files.headers import SEQUENCE_NAMES, key_of_field
 from rnncls.data.files.opening import ReportBytes
 from rnncls.data.files.rows import read_rows
+from rnncls.data.prefix_labels import prefix_labels_of
 from rnncls.errors import Problem
 
 
@@ -32,6 +33,9 @@ class Record(NamedTuple):
     line: int
     tokens: list[str]
     label: str
+
+    # One for each token, where the config names a field of them.
+    prefix_labels: list[str] | None = None
 
 
 def read_records(
@@ -87,7 +91,13 @@ def _record_of(
 
     # The label was checked first: a bad one is named even if the sequence is dropped.
     if tokens:
-        return Record(line, tokens, label)
+        field = data.prefix_labels_field
+        if field is None:
+            return Record(line, tokens, label)
+        prefix_labels = prefix_labels_of(row, field, len(tokens), label)
+        if isinstance(prefix_labels, Problem):
+            return prefix_labels
+        return Record(line, tokens, label, prefix_labels)
     if data.empty == "drop":
         return line
     return empty_sequence("data.empty=drop")

@@ -71,6 +71,7 @@ class Stats:
     read_as: dict[str, str]  # how each table was read, by file
     split: str  # the rule by which rows are held out
     splits: dict[str, SplitStats]
+    prefix_labels: dict[str, int]  # of train, how many of each class; empty if there are none
     rare_classes: dict[str, int]  # different sequences of each class that is too rare to hold out
     rare_rows: int  # of these classes
     rare_dropped: bool  # whether they are left out
@@ -103,6 +104,7 @@ def stats(task: FilesTask) -> Stats:
         read_as=dataset.read_as,
         split=task.data.split,
         splits=splits,
+        prefix_labels=_prefix_labels(dataset),
         rare_classes=rare.sequences,
         rare_rows=rare.num_rows,
         rare_dropped=rare.are_dropped,
@@ -120,6 +122,16 @@ def _vocabulary_stats(task: FilesTask) -> VocabularyStats:
     frequent = counts.argsort(descending=True, stable=True)[:MOST_SHOWN].tolist()
     most_frequent = {vocabulary.tokens[index]: int(counts[index]) for index in frequent}
     return VocabularyStats(len(vocabulary.tokens), vocabulary.has_unknown, most_frequent)
+
+
+def _prefix_labels(dataset: Dataset) -> dict[str, int]:
+    """Return how many prefixes of the training split have each label."""
+    numbers = dataset.splits["train"].prefix_labels
+    if numbers is None:
+        return {}
+    labels = dataset.vocabulary.labels
+    counts = torch.bincount(numbers, minlength=len(labels)).tolist()
+    return dict(zip(labels, counts, strict=True))
 
 
 def _split_stats(dataset: Dataset, name: str, sequences: Sequences) -> SplitStats:
@@ -178,6 +190,7 @@ def to_text(task: FilesTask) -> str:
             f"classes of train ({len(classes):,}; majority-class baseline: {train.majority:.4f})",
             *_bars(classes),
             *_about_labels(task),
+            *_about_prefixes(statistics.prefix_labels),
             "",
             f"tokens of train ({vocabulary.size:,}, <unk> {with_unknown})",
             *_bars(list(vocabulary.most_frequent.items())),
@@ -207,6 +220,14 @@ def _about_labels(task: FilesTask) -> list[str]:
     else:
         lines.append("no sequence has different labels")
     return lines
+
+
+def _about_prefixes(counts: dict[str, int]) -> list[str]:
+    """Return lines with the classes of the prefixes, none if they have no labels."""
+    if not counts:
+        return []
+    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+    return ["", f"labels of prefixes of train ({sum(counts.values()):,})", *_bars(ordered)]
 
 
 def _split_line(name: str, split: SplitStats) -> str:
@@ -293,9 +314,20 @@ def sample(task: Task, rows: int = 8) -> str:
         "packed: one column per time step, longest sequence first",
         f"  data        {_beginning(tokens, PACKED_SHOWN)}   ({len(tokens):,} tokens)",
         f"  batch_sizes {_beginning(sizes, COLUMNS_SHOWN)}",
+        *_sample_of_prefix_labels(task, batch),
         f"  padding     {padding_share:.1%} of the padded batch, none of the packed one",
     ]
     return "\n".join(lines)
+
+
+def _sample_of_prefix_labels(task: Task, batch: Batch) -> list[str]:
+    """Return the line below the packed tokens with what is asked after each, if that is trained."""
+    if batch.prefix_labels is None:
+        return []
+    numbers = batch.prefix_labels[: PACKED_SHOWN + 1].tolist()
+    names = [task.vocabulary.labels[n] if task.vocabulary else str(n) for n in numbers]
+    shown = [visible(shortened(name, MOST_OF_NAME)) for name in names]
+    return [f"  labels      {_beginning(shown, PACKED_SHOWN)}   (of the prefix up to each token)"]
 
 
 def _token_names(task: Task, batch: Batch) -> list[str]:

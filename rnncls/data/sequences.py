@@ -65,6 +65,22 @@ class Sequences(NamedTuple):
         prefix_labels = None if self.prefix_labels is None else self.prefix_labels[places]
         return Sequences(self.tokens[places], offsets, self.labels[rows], prefix_labels)
 
+    def without_prefix_labels(self) -> "Sequences":
+        """Return the same sequences, of whose prefixes nothing is known."""
+        return Sequences(self.tokens, self.offsets, self.labels)
+
+    def class_counts(self, num_classes: int) -> Tensor:
+        """Return how much each class counts in a loss over these sequences, (num_classes,).
+
+        A sequence counts 1. With prefix labels, each of its prefixes has an equal part of that, in
+        float64.
+        """
+        if self.prefix_labels is None:
+            return torch.bincount(self.labels, minlength=num_classes)
+        lengths = self.lengths
+        parts = (1 / lengths.double()).repeat_interleave(lengths)
+        return torch.bincount(self.prefix_labels, weights=parts, minlength=num_classes)
+
     def lengths_of(self, rows: Tensor) -> Tensor:
         """Return the lengths (B,) of the sequences with the numbers `rows` (B,)."""
         return self.offsets[rows + 1] - self.offsets[rows]

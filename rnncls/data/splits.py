@@ -157,7 +157,7 @@ def shared_out(copies: Copies, data: FilesConfig, val: float, test: float) -> tu
 
 
 def _known_labels(rows: dict[str, SplitRows], data: FilesConfig) -> Array:
-    """Return the numbers of the labels that training has.
+    """Return the numbers of the labels that training has, of its sequences or of their prefixes.
 
     A label that only sequences of other classes have may be without a row in training. By a
     stratified split, it is nevertheless one that the model knows.
@@ -166,6 +166,11 @@ def _known_labels(rows: dict[str, SplitRows], data: FilesConfig) -> Array:
     if data.split == "stratified":
         table = rows["train"].table
         known += [rows[name].labels for name in ("val", "test") if rows[name].table is table]
+
+    # Some labels may be those of prefixes alone, such as one that says "not yet".
+    prefix_labels = rows["train"].prefix_labels
+    if prefix_labels is not None:
+        known.append(np.flatnonzero(np.bincount(prefix_labels)))
     numbers: Array = np.flatnonzero(np.bincount(np.concatenate(known)))
     return numbers
 

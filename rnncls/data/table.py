@@ -24,7 +24,7 @@ from rnncls.data.files.opening import ReportBytes
 from rnncls.data.files.places import named
 from rnncls.data.files.sniffing import sniff
 from rnncls.data.records import read_records
-from rnncls.data.vocabulary import truncate
+from rnncls.data.vocabulary import cut, truncate
 from rnncls.errors import DataError, Problem, on_one_line
 from rnncls.system.rows import shortened
 
@@ -78,6 +78,10 @@ class Table:
     # A hash of each sequence as it was before truncation.
     hashes: array[int] = field(default_factory=lambda: array("Q"))
 
+    # The label of the prefix that ends at each token, end to end like `tokens`; None where no field
+    # of them was read.
+    prefix_labels: array[int] | None = None
+
     noticed: Noticed = field(default_factory=Noticed)
     is_train_file: bool = False
 
@@ -108,7 +112,17 @@ class SplitRows:
     @property
     def tokens(self) -> Array:
         """Numbers of the tokens, end to end."""
-        numbers = np.frombuffer(self.table.tokens, dtype=np.int32)
+        return self._of_tokens(self.table.tokens)
+
+    @property
+    def prefix_labels(self) -> Array | None:
+        """Numbers of the labels of the prefixes that end at each token, None if there are none."""
+        numbers = self.table.prefix_labels
+        return None if numbers is None else self._of_tokens(numbers)
+
+    def _of_tokens(self, of_table: array[int]) -> Array:
+        """Return what the tokens of the rows have, of an array of what each token has."""
+        numbers = np.frombuffer(of_table, dtype=np.int32)
         # Most files are one split as a whole, and the tokens are the largest array: no copy then.
         if self.chosen.all():
             return numbers
@@ -188,6 +202,9 @@ def read_table(
 ) -> Table:
     """Read the rows of files and number their tokens and labels. Raises: DataError."""
     table = Table(paths)
+    if data.prefix_labels_field is not None:
+        table.prefix_labels = array("i")
+        label_numbers.kept.append((table.prefix_labels, BYTES_PER_NUMBER))
     token_numbers.kept += [(table.tokens, BYTES_PER_NUMBER), (table.lengths, BYTES_PER_ROW)]
     label_numbers.kept.append((table.labels, BYTES_PER_NUMBER))
     with _progress_bar(paths, progress) as bar:
@@ -205,6 +222,9 @@ def _too_many_texts(
 ) -> DataError:
     too_many = next(each for each in (token_numbers, label_numbers) if each.size > each.most)
     count = len(table.lengths)
+    label_keys = "data.label_field"
+    if table.prefix_labels is not None:
+        label_keys += ", data.prefix_labels_field"
     return DataError(
         Problem(
             f"very many different {too_many.what}, or very long ones",
@@ -212,7 +232,7 @@ def _too_many_texts(
             expected=f"{too_many.what} that occur again, or that take at most "
             f"{too_many.most:,} bytes in memory",
             found=f"{len(too_many):,} different ones in the first {count:,} sequences",
-            remedy="data.tokens" if too_many is token_numbers else "data.label_field",
+            remedy="data.tokens" if too_many is token_numbers else label_keys,
             id="D7",
         )
     )
@@ -256,6 +276,8 @@ def _read_file(
         table.lengths.append(len(tokens))
         table.labels.append(label_numbers[record.label])
         table.lines.append(record.line)
+        if record.prefix_labels is not None:
+            _add_prefix_labels(table, cut(record.prefix_labels, data), label_numbers)
         # A large row is not kept while the next one is read.
         del record, tokens
 
@@ -265,6 +287,11 @@ def _read_file(
     noticed.skipped += bad.count
     noticed.like_lists += bad.num_like_lists
     noticed.first_like_list = noticed.first_like_list or bad.first_like_list
+
+
+def _add_prefix_labels(table: Table, labels: list[str], label_numbers: Numbering) -> None:
+    if table.prefix_labels is not None:
+        table.prefix_labels.extend(map(label_numbers.__getitem__, labels))
 
 
 def _progress_bar(paths: tuple[str, ...], progress: bool) -> tqdm[Any]:

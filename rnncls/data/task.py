@@ -74,6 +74,11 @@ class Task(ABC):
         """
 
     @property
+    @abstractmethod
+    def longest(self) -> int:
+        """Length of the longest training sequence, in tokens."""
+
+    @property
     def described_split(self) -> str:
         """How many sequences are for what, in one line; "" where data is generated."""
         return ""
@@ -81,7 +86,12 @@ class Task(ABC):
     @property
     @abstractmethod
     def class_shares(self) -> Tensor:
-        """The share of each class in the training data, (num_classes,) float64."""
+        """The share of each class in the training sequences, (num_classes,) float64."""
+
+    @property
+    def trained_shares(self) -> Tensor:
+        """The share of each class in what the training loss asks for, (num_classes,) float64."""
+        return self.class_shares
 
     @abstractmethod
     def logged_lengths(self) -> list[int]:
@@ -140,6 +150,10 @@ class SumModTask(Task):
         return number(self.config.train.eval_samples), None
 
     @property
+    def longest(self) -> int:
+        return self.data.max_length
+
+    @property
     def class_shares(self) -> Tensor:
         # Exact where digits go up to modulus - 1, which makes every sum equally likely.
         return torch.full((self.data.num_classes,), 1 / self.data.num_classes, dtype=torch.float64)
@@ -158,6 +172,9 @@ class FilesTask(Task):
         self.vocabulary = dataset.vocabulary
         self.fingerprints = dataset.fingerprints
         self.train = dataset.splits["train"]
+        if config.train.objective != "prefix":
+            # The files may have labels of prefixes nevertheless.
+            self.train = self.train.without_prefix_labels()
 
         self.steps_per_epoch = sequences.steps_per_epoch(self.train, config.train.batch_size)
 
@@ -176,10 +193,11 @@ class FilesTask(Task):
         self.config = with_numbers(config, self.max_steps, len(self.validated))
 
         if config.train.class_weights == "balanced":
-            # R / (classes * count): a class of average frequency weighs 1. The clamp is for a class
-            # of a checkpoint's vocabulary that these files lack: no sequence has its weight.
-            counts = torch.bincount(self.train.labels, minlength=self.vocabulary.num_classes)
-            self.class_weights = len(self.train) / (len(counts) * counts.clamp(min=1)).float()
+            # R / (classes * count): a class of average frequency weighs 1. A class that the loss
+            # never asks for, such as one of a checkpoint's vocabulary, has a weight that none uses.
+            counts = self.train.class_counts(self.vocabulary.num_classes)
+            counts = torch.where(counts > 0, counts, 1)
+            self.class_weights = len(self.train) / (len(counts) * counts).float()
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -207,6 +225,10 @@ class FilesTask(Task):
     def validation_sizes(self) -> tuple[int, int | None]:
         available = len(self.validated)
         return min(number(self.config.train.eval_samples), available), available
+
+    @property
+    def longest(self) -> int:
+        return int(self.train.lengths.max())
 
     @property
     def described_split(self) -> str:
@@ -244,6 +266,10 @@ class FilesTask(Task):
     def class_shares(self) -> Tensor:
         counts = torch.bincount(self.train.labels, minlength=self.sizes[1])
         return counts.double() / len(self.train)
+
+    @property
+    def trained_shares(self) -> Tensor:
+        return self.train.class_counts(self.sizes[1]).double() / len(self.train)
 
     def logged_lengths(self) -> list[int]:
         """Return the most frequent lengths of the training split."""

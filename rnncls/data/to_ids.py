@@ -98,8 +98,14 @@ def split_of(
 
     # The arrays are copies by now: the tensors share their memory, not that of the table.
     classes = _classes_of(name, rows, vocabulary, labels, shares)
+    # What is held out of the training files has prefix labels, too, which nobody asks for.
+    of_prefixes = None
+    prefix_labels = rows.prefix_labels if name == "train" else None
+    if prefix_labels is not None:
+        numbers = _prefix_classes_of(rows, prefix_labels, offsets, vocabulary, labels)
+        of_prefixes = torch.from_numpy(numbers)
     sequences = Sequences(
-        torch.from_numpy(ids), torch.from_numpy(offsets), torch.from_numpy(classes)
+        torch.from_numpy(ids), torch.from_numpy(offsets), torch.from_numpy(classes), of_prefixes
     )
     return sequences, int(unknown.sum())
 
@@ -121,17 +127,63 @@ def _classes_of(
     shares: Shares | None,
 ) -> Array:
     """Return the class of each row, int64. Raises: DataError for a label that training lacks."""
-    index = {label: number for number, label in enumerate(vocabulary.labels)}
-    classes = (index.get(label, -1) for label in labels)
-    class_of_number = np.fromiter(classes, dtype=np.int64, count=len(labels))
-    of_rows: Array = class_of_number[rows.labels]
+    of_rows: Array = _class_of_number(vocabulary, labels)[rows.labels]
 
     # Unlike tokens, labels have no stand-in: the model has no output for another class.
     unknown = of_rows < 0
     if unknown.any():
         row = int(unknown.argmax())
+        if name == "train":
+            number = int(rows.labels[row])
+            raise _unknown_to_source("label", rows, row, labels[number], vocabulary)
         raise _unknown_label(name, rows, row, vocabulary, labels, shares)
     return of_rows
+
+
+def _class_of_number(vocabulary: Vocabulary, labels: list[str]) -> Array:
+    """Return the class of each label's number, int64; -1 for those that the vocabulary lacks."""
+    index = {label: number for number, label in enumerate(vocabulary.labels)}
+    classes = (index.get(label, -1) for label in labels)
+    return np.fromiter(classes, dtype=np.int64, count=len(labels))
+
+
+def _prefix_classes_of(
+    rows: SplitRows,
+    prefix_labels: Array,
+    offsets: Array,
+    vocabulary: Vocabulary,
+    labels: list[str],
+) -> Array:
+    """Return the class of the prefix that ends at each token, int32.
+
+    Raises: DataError for a label that the vocabulary lacks.
+    """
+    class_of_number = _class_of_number(vocabulary, labels).astype(np.int32)
+    classes: Array = class_of_number[prefix_labels]
+    unknown = classes < 0
+    if unknown.any():
+        first = int(unknown.argmax())
+        label = labels[prefix_labels[first]]
+        row = _row_of_token(offsets, first)
+        raise _unknown_to_source("prefix label", rows, row, label, vocabulary)
+    return classes
+
+
+def _unknown_to_source(
+    what: str, rows: SplitRows, row: int, label: str, vocabulary: Vocabulary
+) -> DataError:
+    """Return the error of a training row with a label that the vocabulary lacks."""
+    # It is then that of another run.
+    return DataError(
+        Problem(
+            f"a {what} that the run of --init-from lacks",
+            rows.place(row),
+            expected=_one_of_labels(vocabulary),
+            found=label,
+            remedy="train without --init-from, or fix the line",
+            id="D6",
+        )
+    )
 
 
 def _unknown_label(
@@ -142,15 +194,11 @@ def _unknown_label(
     labels: list[str],
     shares: Shares | None,
 ) -> DataError:
-    """Return the error of a row whose label training lacks."""
+    """Return the error of a row that is not trained on, and whose label training lacks."""
     number = rows.labels[row]
     found = labels[number]
     what = f"a label of {name} that training lacks"
     remedy = "fix the line" + _or_no_split(name, rows)
-    if name == "train":
-        # The vocabulary is then that of another run.
-        what = "a label that the run of --init-from lacks"
-        remedy = "train without --init-from, or fix the line"
 
     # The label may be in the training files, in rows that were held out by their hashes.
     split = ""
@@ -161,29 +209,31 @@ def _unknown_label(
         found += f", which {count:,} {have}, all of them held out"
         remedy = f"data.split=stratified, or data.{split}_fraction=0"
 
+    expected = _one_of_labels(vocabulary)
+    return DataError(
+        Problem(what, rows.place(row), expected=expected, found=found, remedy=remedy, id="D6")
+    )
+
+
+def _one_of_labels(vocabulary: Vocabulary) -> str:
+    """Return what labels there are, for people: the first of them."""
     shown = ", ".join(vocabulary.labels[:MOST_LABELS_SHOWN])
     if vocabulary.num_classes > MOST_LABELS_SHOWN:
         shown += ", ..."
-    return DataError(
-        Problem(
-            what,
-            rows.place(row),
-            expected=f"one of {shown}",
-            found=found,
-            remedy=remedy,
-            id="D6",
-        )
-    )
+    return f"one of {shown}"
 
 
 def _unknown_tokens(name: str, rows: SplitRows, offsets: Array, unknown: Array) -> DataError:
     """Return the error of unknown tokens in a vocabulary without <unk>."""
-    # The row of a token is the last one that begins at or before it.
-    first = int(unknown.argmax())
-    row = int(np.searchsorted(offsets, first, side="right")) - 1
+    row = _row_of_token(offsets, int(unknown.argmax()))
     what = f"{int(unknown.sum()):,} tokens of {name} are not in the training data"
     remedy = "data.unknown=unk, or fix the line"
     return DataError(Problem(what, rows.place(row), remedy=remedy, id="D8"))
+
+
+def _row_of_token(offsets: Array, token: int) -> int:
+    # The last one that begins at or before it.
+    return int(np.searchsorted(offsets, token, side="right")) - 1
 
 
 def _or_no_split(name: str, rows: SplitRows) -> str:

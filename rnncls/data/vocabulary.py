@@ -74,6 +74,14 @@ def truncate(tokens: Tokens, data: FilesConfig) -> Tokens | Problem:
             remedy="data.truncate=head or tail",
             id="D16",
         )
+    return cut(tokens, data)
+
+
+def cut(tokens: Tokens, data: FilesConfig) -> Tokens:
+    """Return what truncation leaves of a sequence's tokens, or of a list of something for each."""
+    limit = data.max_length
+    if limit is None:
+        return tokens
     return tokens[-limit:] if data.truncate == "tail" else tokens[:limit]
 
 

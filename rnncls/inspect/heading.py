@@ -9,6 +9,13 @@ from rnncls.system.shown import WIDTH, counted
 
 WIDTH_OF_NAME = 10  # of the names in front of the lines
 
+# What the head sees, by the pooling. Of the last state nothing is said.
+_SUMMARIES = {
+    "mean": "the mean of the last layer's states",
+    "max": "the largest of the last layer's states, by unit",
+    "last_mean_max": "last state, mean and largest",
+}
+
 # What a layer is, by the mode of its nn.RNNBase.
 _CELLS = {"RNN_TANH": "RNN, tanh", "RNN_RELU": "RNN, relu", "LSTM": "LSTM", "GRU": "GRU"}
 
@@ -18,7 +25,15 @@ def heading_of(subject: Subject, **more: str) -> str:
     checkpoint = subject.checkpoint
     step = f", step {checkpoint.state.step:,}"
     path = shortened(on_one_line(checkpoint.path), WIDTH - WIDTH_OF_NAME - 2 - len(step))
-    lines = {"checkpoint": f"{path}{step}", "model": _model(subject), **more}
+    lines = {"checkpoint": f"{path}{step}", "model": _model(subject)}
+
+    network = subject.network
+    if network.pooling != "last":
+        lines["head sees"] = f"{_SUMMARIES[network.pooling]} (model.pooling: {network.pooling})"
+    if network.initial_state is not None:
+        name = "h_0, c_0" if network.rnn.mode == "LSTM" else "h_0"
+        lines[name] = "trained, not zeros (model.initial_state: learned)"
+    lines |= more
     return "\n".join(f"{name:<{WIDTH_OF_NAME}}  {line}" for name, line in lines.items())
 
 
@@ -46,5 +61,7 @@ def about(subject: Subject) -> dict[str, Any]:
         "num_directions": network.num_directions,
         "hidden_size": rnn.hidden_size,
         "embedding_dim": network.embedding.embedding_dim,
+        "pooling": network.pooling,
+        "initial_state": "zeros" if network.initial_state is None else "learned",
         "labels": list(subject.predictor.labels),
     }

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rnncls.model.cells import State, zero_state
+from rnncls.model.cells import State
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.layers import ignore_compaction, outputs_of_direction
+from rnncls.model.probes import state_before, summary_of
 from rnncls.predict.logits import logits_in_batches, logits_of, rows_together
 
 # Each token is left out in a run of its own: the work grows with the square of the length.
@@ -103,7 +104,8 @@ def gradient_at_embeddings(
             outputs = []
             starts_of_layer = []
             for direction in range(network.num_directions):
-                states, starts = _forward(rnn, layer, direction, inputs[-1])
+                start = state_before(network, layer, direction)
+                states, starts = _forward(rnn, layer, direction, inputs[-1], start)
                 outputs.append(states)
                 starts_of_layer.append(starts)
             inputs.append(torch.cat(outputs, 1))
@@ -123,28 +125,26 @@ def gradient_at_embeddings(
 def _gradient_at_last_layer(network: RNNClassifier, states: Tensor, label: int) -> Tensor:
     """Return the gradient of log p with respect to the last layer's states (T, D * H), its shape.
 
-    It is zero but for those that the head sees: the last, and in reverse the first.
+    It is zero but for those that the head sees.
     """
-    hidden_size = network.rnn.hidden_size
-    seen = [(-1, slice(0, hidden_size)), (0, slice(hidden_size, None))]
-    seen = seen[: network.num_directions]
-
-    summary = torch.cat([states[place] for place in seen]).requires_grad_()
+    states = states.detach().requires_grad_()
+    one_sequence = torch.ones(len(states), dtype=torch.int64)
     with torch.enable_grad():
-        log_probability = network.head(summary).log_softmax(0)[label]
-    (grad_summary,) = torch.autograd.grad(log_probability, summary)
-
-    gradient = torch.zeros_like(states)
-    for place, part in zip(seen, torch.split(grad_summary, hidden_size), strict=True):
-        gradient[place] = part
+        directions = states.chunk(network.num_directions, dim=1)
+        summary = summary_of(network, directions, one_sequence)
+        log_probability = network.head(summary)[0].log_softmax(0)[label]
+    (gradient,) = torch.autograd.grad(log_probability, states)
     return gradient
 
 
 def _forward(
-    rnn: nn.RNNBase, layer: int, direction: int, inputs: Tensor
+    rnn: nn.RNNBase, layer: int, direction: int, inputs: Tensor, start: State
 ) -> tuple[Tensor, list[State]]:
-    """Return the states of one direction (T, H), from (T, width), and that before each piece."""
-    state = zero_state(rnn, inputs, 1, 1)
+    """Return the states of one direction (T, H), from (T, width), and that before each piece.
+
+    `start` is the state before the first step, (1, H) each.
+    """
+    state = tuple(part.unsqueeze(0) for part in start)
     starts = []
     outputs = []
     for piece in torch.split(_in_order(inputs, direction), PIECE_STEPS):

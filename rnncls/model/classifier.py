@@ -73,7 +73,8 @@ class RNNClassifier(nn.Module):
 
         # Between layers; see outputs_of_layers.
         self.dropout = dropout
-        if dropout > 0:
+        # With dropout layers run one at a time, and in pieces directions, too.
+        if dropout > 0 or bidirectional:
             ignore_compaction()
         self.num_directions = 2 if bidirectional else 1
         self.pooling: Pooling = pooling

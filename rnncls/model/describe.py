@@ -70,6 +70,8 @@ def _layers(config: Config, sizes: tuple[int, int]) -> list[Layer]:
         kind += f", {model.nonlinearity}"
     if model.bidirectional:
         kind += ", both directions"
+    if model.initial_state == "learned":
+        kind += ", trained h_0 and c_0" if model.cell == "lstm" else ", trained h_0"
 
     width = f"(B, T, {model.embedding_dim})"
     layers = [Layer("embedding", f"Embedding of {num_tokens:,} tokens", INPUT, width)]
@@ -83,10 +85,15 @@ def _layers(config: Config, sizes: tuple[int, int]) -> list[Layer]:
         width = output
 
     # Each sequence has its own last token; the backward direction ends at the first one.
-    last = f"(B, {state_size})"
     what = "state at the last token"
     if model.bidirectional:
         what = "states at the last and the first token"
-    layers.append(Layer("", what, width, last))
-    layers.append(Layer("head", "Linear", last, f"(B, {num_classes})"))
+    if model.pooling == "last_mean_max":
+        what += ", mean, largest"
+        state_size *= 3
+    elif model.pooling != "last":
+        what = {"mean": "mean of the states", "max": "largest of the states"}[model.pooling]
+    summary = f"(B, {state_size})"
+    layers.append(Layer("", what, width, summary))
+    layers.append(Layer("head", "Linear", summary, f"(B, {num_classes})"))
     return layers

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+BLOCK_STEPS = 128  # time steps whose outputs are added up before they join the others
+
 Pooling = Literal["last", "mean", "max", "last_mean_max"]
 
 
@@ -67,11 +69,29 @@ def pooled_with(
 
     ranks = ranks_of(batch_sizes).to(outputs.device)
     if total is not None:
-        total = total.index_add(0, ranks, outputs.to(total.dtype))
+        total = _added(total, outputs.to(total.dtype), batch_sizes, ranks)
     if largest is not None:
         outputs = outputs.to(largest.dtype)
         largest = _Largest.apply(largest, outputs, ranks, latest)  # type: ignore[no-untyped-call]
     return Pooled(total, largest)
+
+
+def _added(total: Tensor, outputs: Tensor, batch_sizes: Tensor, ranks: Tensor) -> Tensor:
+    """Return the total (B, W) with the packed outputs (S, W) added.
+
+    Those of BLOCK_STEPS time steps are first added to each other: a float32 to which many thousand
+    small numbers are added one by one is off in its fourth digit.
+    """
+    if len(batch_sizes) <= BLOCK_STEPS:
+        return total.index_add(0, ranks, outputs)
+
+    # The sums of the blocks stand as packed rows do, those of all sequences for each block.
+    of_blocks = batch_sizes[::BLOCK_STEPS]
+    first_rows = of_blocks.cumsum(0) - of_blocks
+    blocks = torch.arange(len(batch_sizes)) // BLOCK_STEPS
+    rows = first_rows[blocks].repeat_interleave(batch_sizes).to(ranks.device) + ranks
+    sums = outputs.new_zeros(int(of_blocks.sum()), outputs.shape[1]).index_add(0, rows, outputs)
+    return total.index_add(0, ranks_of(of_blocks).to(ranks.device), sums)
 
 
 def ranks_of(batch_sizes: Tensor) -> Tensor:

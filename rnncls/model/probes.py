@@ -19,6 +19,7 @@ from rnncls.model.cells import State, step, weights_of, zero_state
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.layers import outputs_of_layer
 from rnncls.model.losses import sequence_losses
+from rnncls.model.pooling import Pooling, nothing_pooled, pooled_with, summary_of_pooled
 from rnncls.model.recurrence import last_rows
 
 SATURATED = 0.99  # of |tanh|
@@ -33,30 +34,60 @@ class LayerStates(NamedTuple):
 
 def states_of(network: RNNClassifier, tokens: PackedSequence) -> list[LayerStates]:
     """Return the inputs and the states of every layer, without dropout; the last layer is last."""
+    num_directions = network.num_directions
+    start = network.start_state(tokens)
     data = network.embedding(tokens.data)
     layers = []
     for layer in range(network.rnn.num_layers):
-        outputs, _ = outputs_of_layer(network.rnn, layer, data, tokens.batch_sizes)
-        layers.append(LayerStates(data, outputs.chunk(network.num_directions, dim=1)))
+        of_layer = None
+        if start is not None:
+            first = layer * num_directions
+            of_layer = tuple(part[first : first + num_directions] for part in start)
+        outputs, _ = outputs_of_layer(network.rnn, layer, data, tokens.batch_sizes, of_layer)
+        layers.append(LayerStates(data, outputs.chunk(num_directions, dim=1)))
         data = outputs
     return layers
 
 
-def summary_of(directions: Sequence[Tensor], batch_sizes: Tensor) -> Tensor:
-    """Return what the head sees, (B, D * H), from the last layer's states, longest first.
+def state_before(
+    network: RNNClassifier, layer: int, direction: int, num_sequences: int = 1
+) -> State:
+    """Return h_0 and, of the LSTM, c_0 of one layer and direction, (B, H) each."""
+    if network.initial_state is None:
+        return zero_state(network.rnn, network.head.weight, num_sequences)
+    number = layer * network.num_directions + direction
+    return tuple(part[number].expand(num_sequences, -1) for part in network.initial_state)
 
-    It is the state at each sequence's own last token and, in reverse, that at its first.
+
+def parts_of(pooling: Pooling) -> list[Pooling]:
+    """Return what stands side by side in what the head sees, in its order.
+
+    >>> parts_of("last_mean_max")
+    ['last', 'mean', 'max']
     """
-    # Forwards a sequence ends at its last token.
-    summary = [directions[0][last_rows_of(batch_sizes)]]
-    if len(directions) == 2:
-        # The first tokens are the first rows.
-        summary.append(directions[1][: int(batch_sizes[0])])
-    return torch.cat(summary, 1)
+    return ["last", "mean", "max"] if pooling == "last_mean_max" else [pooling]
+
+
+def summary_of(network: RNNClassifier, directions: Sequence[Tensor], batch_sizes: Tensor) -> Tensor:
+    """Return what the head sees, (B, summary_size), from the last layer's states, longest first.
+
+    `directions`: h_t after every token, packed, (S, H) each.
+    """
+    # Forwards a sequence ends at its last token, and in reverse at its first: the first rows.
+    num_sequences = int(batch_sizes[0])
+    ends = [directions[0][last_rows_of(batch_sizes)]]
+    ends += [backward[:num_sequences] for backward in directions[1:]]
+    last = torch.cat(ends, 1)
+    if network.pooling == "last":
+        return last
+
+    nothing = nothing_pooled(network.pooling, num_sequences, network.rnn, network.head.weight)
+    pooled = pooled_with(nothing, torch.cat(tuple(directions), 1), batch_sizes)
+    return summary_of_pooled(network.pooling, pooled, last, batch_sizes)
 
 
 def gradients_through_time(
-    network: RNNClassifier, tokens: PackedSequence, labels: Tensor
+    network: RNNClassifier, tokens: PackedSequence, labels: Tensor, from_ends: bool = False
 ) -> list[tuple[Tensor, ...]]:
     """Return dL/dh_t after every token, (S, H) for each layer and, in a tuple, each direction.
 
@@ -64,6 +95,10 @@ def gradients_through_time(
     own sequence's loss, in nats per unit of h. It is the whole derivative: through the layers
     above, and through every later step. What an LSTM's c_t carries past h_t is not in it. `labels`
     (B,) stand in the order in which the sequences were given, on the network's device.
+
+    Where the head sees the mean or the maximum, each step has a way to the loss that does not lead
+    through time. `from_ends` leaves these ways out: of the last layer's states, only those at which
+    a direction ends pass anything on. With pooling "last" there are no others.
 
     The network runs step by step, in its own precision and without dropout. In float32, the
     gradient of a sequence that it is very sure of is exactly 0.
@@ -85,7 +120,9 @@ def gradients_through_time(
             taps.append(tuple(of_layer))
             data = torch.cat(outputs, 1)
 
-        logits = network.head(summary_of(outputs, tokens.batch_sizes))
+        if from_ends:
+            outputs = _ends_alone(outputs, tokens.batch_sizes)
+        logits = network.head(summary_of(network, outputs, tokens.batch_sizes))
         if tokens.sorted_indices is not None:
             labels = labels.index_select(0, tokens.sorted_indices)
         loss = sequence_losses(logits, labels).sum()
@@ -93,6 +130,17 @@ def gradients_through_time(
     flat = [tap for of_layer in taps for tap in of_layer]
     gradients = iter(torch.autograd.grad(loss, flat))
     return [tuple(next(gradients) for _ in of_layer) for of_layer in taps]
+
+
+def _ends_alone(directions: Sequence[Tensor], batch_sizes: Tensor) -> list[Tensor]:
+    """Return the same states (S, H), of which those alone have a gradient at which one ends."""
+    ends = [last_rows_of(batch_sizes), torch.arange(int(batch_sizes[0]))]
+    found = []
+    for states, rows in zip(directions, ends, strict=False):
+        is_end = torch.zeros(len(states), 1, dtype=torch.bool)
+        is_end[rows] = True
+        found.append(torch.where(is_end.to(states.device), states, states.detach()))
+    return found
 
 
 def _tapped(
@@ -113,23 +161,20 @@ def _tapped(
     order = range(len(sizes))
     steps = reversed(order) if direction == 1 else order
     hidden: dict[int, Tensor] = {}
-    state = zero_state(rnn, inputs, 0)
+    start = state_before(network, layer, direction, sizes[0])
+    state: State = tuple(part[:0] for part in start)
     for t in steps:
-        new_hidden, *cell = step(rnn.mode, weights, inputs_of[t], _resized(state, sizes[t]))
+        before = _resized(state, start, sizes[t])
+        new_hidden, *cell = step(rnn.mode, weights, inputs_of[t], before)
         hidden[t] = new_hidden + taps_of[t]
         state = (hidden[t], *cell)
     return torch.cat([hidden[t] for t in order])
 
 
-def _resized(state: State, size: int) -> State:
-    """Return the state of the first `size` sequences; those that begin have a state of zeros."""
-
-    def resized(part: Tensor) -> Tensor:
-        if len(part) >= size:
-            return part[:size]
-        return torch.cat([part, part.new_zeros(size - len(part), part.shape[1])])
-
-    return tuple(map(resized, state))
+def _resized(state: State, start: State, size: int) -> State:
+    """Return the state of the first `size` sequences; those that begin have that of `start`."""
+    pairs = zip(state, start, strict=True)
+    return tuple(torch.cat([part[:size], first[len(part) : size]]) for part, first in pairs)
 
 
 def last_rows_of(batch_sizes: Tensor) -> Tensor:
@@ -174,12 +219,13 @@ def states_after(network: RNNClassifier, sequences: Sequences, places: Tensor) -
 
 @torch.no_grad()
 def summaries_of(network: RNNClassifier, sequences: Sequences) -> Tensor:
-    """Return what the head sees of each sequence, (R, D * H), in their order, on the CPU."""
-    width = network.num_directions * network.rnn.hidden_size
-    summaries = network.head.weight.new_empty(len(sequences), width, device="cpu")
+    """Return what the head sees of each sequence, (R, summary_size), in order, on the CPU."""
+    shape = (len(sequences), network.summary_size)
+    summaries = network.head.weight.new_empty(shape, device="cpu")
     for rows in rows_of_batches(sequences, torch.arange(len(sequences))):
         tokens = sequences.batch(rows).to(network.device).tokens
-        summary = summary_of(states_of(network, tokens)[-1].directions, tokens.batch_sizes)
+        directions = states_of(network, tokens)[-1].directions
+        summary = summary_of(network, directions, tokens.batch_sizes)
         summaries[rows] = summary[tokens.unsorted_indices].cpu()
     return summaries
 

@@ -76,6 +76,12 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
         parameter.grad = None
 
     loss, logits = gradients_of_batch(state.model, batch, task)
+    # Truncated, no sequence of the batch may reach back to a learned initial state. The optimizer
+    # is to see a gradient of 0 then, or it would have no state for that parameter.
+    for parameter in group["params"]:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
     norm = clip_grad_norm(group["params"], config.train.max_grad_norm)
     correct = (logits.argmax(1) == batch.labels).sum()
 

@@ -216,11 +216,20 @@ def _write_plan(folder: Path, content: SweepFile, origin: str, numbered: bool) -
             _require_unused(folder)
             with writing(path):
                 write_atomically(path, text)
-        elif _read_plan(path).model_dump_json() != content.model_dump_json():
+        elif _meaning(_read_plan(path), path) != _meaning(content, path):
             what = "another sweep is in this folder"
             remedy = "another --sweep-dir, or sweep --resume"
             raise ConfigError(Problem(what, str(path), remedy=remedy, id="C19"))
     return folder
+
+
+def _meaning(content: SweepFile, path: Path) -> dict[str, Any]:
+    """Return what a plan says, with every key of its config: it may be older than some of them.
+
+    Raises: ConfigError for a config that is not valid.
+    """
+    config = parse_saved(content.config, str(path))
+    return content.model_dump(mode="json") | {"config": config.model_dump(mode="json")}
 
 
 def _require_unused(folder: Path) -> None:

@@ -5,7 +5,7 @@ import re
 
 import torch
 
-from rnncls.config import DEVICE_PATTERN
+from rnncls.config import DEVICE_PATTERN, Config
 from rnncls.errors import ConfigError, MachineError, Problem
 from rnncls.system.streams import say
 
@@ -71,6 +71,19 @@ def describe(device: torch.device) -> str:
 
     threads = torch.get_num_threads()
     return f"{device}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def prepare_device(config: Config) -> torch.device:
+    """Set threads, determinism and precision of this process, and return the config's device.
+
+    Before CUDA is first used: it reads some of these settings only then. Raises: MachineError
+    without the device.
+    """
+    set_threads(config.train.num_threads)
+    if config.train.deterministic:
+        make_deterministic()
+    set_precision(config.train.precision)
+    return resolve_device(config.device)
 
 
 def set_threads(count: int | None) -> None:

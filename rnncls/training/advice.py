@@ -90,7 +90,23 @@ def warning_of_guessing(state: TrainState, task: Task, scalars: dict[str, float]
 
 def guessing_loss(task: Task) -> float:
     """Return the cross-entropy of guessing, in nats: the entropy of the training labels."""
-    shares = task.class_shares[task.class_shares > 0]
+    return _entropy(task.class_shares)
+
+
+def guessing_loss_of_training(task: Task) -> float:
+    """Return what guessing costs in training, where the loss may ask for something else.
+
+    That is the labels of prefixes, and classes that weigh more than others.
+    """
+    shares = task.trained_shares
+    # Balanced weights make the classes that occur equally large.
+    if task.class_weights is not None:
+        return math.log(int((shares > 0).sum()))
+    return _entropy(shares)
+
+
+def _entropy(shares: Tensor) -> float:
+    shares = shares[shares > 0]
     return float(-(shares * shares.log()).sum())
 
 
@@ -101,17 +117,12 @@ def is_guessing(task: Task, scalars: dict[str, float]) -> bool:
     asked, because its luck is not that of the loss: after a warm-up that did not end, the sequences
     of a single token may be right, and nothing else.
     """
-    shares = task.class_shares
     loss = guessing_loss(task)
     # With a single class there is nothing to guess; a warning about that comes with the data.
     if loss == 0 or "train/loss" not in scalars:
         return False
 
-    # Balanced weights make the classes that occur equally large.
-    train_loss = loss
-    if task.class_weights is not None:
-        train_loss = math.log(int((shares > 0).sum()))
-
+    train_loss = guessing_loss_of_training(task)
     return scalars["train/loss"] >= GUESSING * train_loss and scalars["val/loss"] >= GUESSING * loss
 
 
@@ -152,7 +163,7 @@ def _advice_on_schedule(state: TrainState, task: Task) -> Iterator[Advice]:
 def _advice_on_rate(task: Task, scalars: dict[str, float]) -> Iterator[Advice]:
     optimizer = task.config.optimizer
     clipped = scalars["train/clip_fraction"]
-    is_above = scalars["train/loss"] > 1.02 * guessing_loss(task)
+    is_above = scalars["train/loss"] > 1.02 * guessing_loss_of_training(task)
 
     if clipped >= 0.9 or is_above:
         yield Advice(

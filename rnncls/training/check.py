@@ -118,8 +118,13 @@ def _fit_one_batch(task: Task, batch: Batch, source: Checkpoint | None) -> tuple
     return losses[0], losses[-1]
 
 
-def steps_per_second(engine: Engine, task: Task, source: Checkpoint | None) -> float:
-    """Return how many steps per second the engine takes on this task, measured for a second."""
+def steps_per_second(
+    engine: Engine,
+    task: Task,
+    source: Checkpoint | None = None,
+    measured_seconds: float = MEASURED_SECONDS,
+) -> float:
+    """Return how many steps per second the engine takes on this task."""
     state = new_state(task, source)
     taken = 0
     seconds = 0.0
@@ -133,7 +138,7 @@ def steps_per_second(engine: Engine, task: Task, source: Checkpoint | None) -> f
         for more in steps:
             taken += more
             seconds = time.perf_counter() - started_at
-            if seconds >= MEASURED_SECONDS:
+            if seconds >= measured_seconds:
                 break
     # A run of few steps has nothing after the first call.
     return taken / seconds if taken else max(1, first) / first_seconds

@@ -8,7 +8,7 @@ from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.restore import fitting_weights, is_finite, restore_optimizer
 from rnncls.steps.optim import build_optimizer, state_names
 from rnncls.steps.state import TrainState
-from rnncls.system.device import make_deterministic, resolve_device, set_precision, set_threads
+from rnncls.system.device import prepare_device
 from rnncls.system.streams import say
 
 
@@ -22,13 +22,7 @@ def new_state(task: Task, source: Checkpoint | None = None) -> TrainState:
     config = task.config
     weights = None if source is None else fitting_weights(source, config, task.sizes)
 
-    # Before CUDA is first used: it reads some of these settings only then.
-    set_threads(config.train.num_threads)
-    if config.train.deterministic:
-        make_deterministic()
-    set_precision(config.train.precision)
-
-    device = resolve_device(config.device)
+    device = prepare_device(config)
     # Built on the CPU, so that a seed gives the same initial weights on every device.
     model = build_model(config, task.sizes).to(device)
     optimizer = build_optimizer(model.parameters(), config.optimizer)

@@ -1,6 +1,6 @@
 """Write RESULTS.md from sweeps that this script runs, or resumes, below runs/results.
 
-    python -m scripts.reproduce                    everything: about three hours on two cores
+    python -m scripts.reproduce                    everything: two to three hours on two cores
     python -m scripts.reproduce --only ladder,T5   some of it: names, or beginnings of names
     python -m scripts.reproduce --page             runs nothing
     python -m scripts.reproduce --short            the same with two seeds and few steps, as a test;

@@ -14,7 +14,7 @@ by test accuracy. Labels are of whole sequences, but for `train.objective=prefix
 the mean accuracy over the training lengths; intervals are Wilson's, 95 %; steps to 99.9 % are the
 median over all members, those that never get there counted as later than all others; the horizon
 is the largest evaluated length up to which all are at least 99.9 %. The numbers are kept in
-`docs/results/`, with more lengths and with settings and digits that are not shown here.
+`docs/results/`, also of lengths that are not shown here.
 """
 
 # A difference of accuracies is marked below this p value.
@@ -179,11 +179,15 @@ def _differences(settings: list[KeptSetting], lengths: Sequence[int]) -> list[st
 
         parts = []
         if worse:
-            parts.append(f"worse at {', '.join(worse)}")
+            parts.append(f"worse at {_of_lengths(worse)}")
         if better:
-            parts.append(f"better at {', '.join(better)}")
+            parts.append(f"better at {_of_lengths(better)}")
         lines.append(f"- {_short(setting.name)}: {'; '.join(parts) or 'no difference'}")
     return lines
+
+
+def _of_lengths(lengths: Sequence[str]) -> str:
+    return f"length{'s' if len(lengths) > 1 else ''} {', '.join(lengths)}"
 
 
 def _short(name: str) -> str:

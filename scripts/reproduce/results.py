@@ -151,8 +151,13 @@ def _p_by_length(
     """
     p_values = {}
     for length in statistics.by_length:
-        pair = accuracies_at(length, members), accuracies_at(length, first)
-        p_values[length] = float(f"{mannwhitneyu(*pair).pvalue:.3g}")
+        own = accuracies_at(length, members)
+        others = accuracies_at(length, first)
+        # Without any difference some versions of scipy return NaN, and others 1.
+        p = 1.0
+        if len({*own, *others}) > 1:
+            p = mannwhitneyu(own, others).pvalue
+        p_values[length] = float(f"{p:.3g}")
     return p_values
 
 

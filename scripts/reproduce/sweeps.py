@@ -112,7 +112,9 @@ SWEEPS = {
     ),
     "pooling": Sweep(
         "Pooling and initial state",
-        "The default recipe with one label for the whole sequence.",
+        "The default recipe with one label for the whole sequence. Logits that are not finite are"
+        " errors: what max pooling takes from a ReLU layer grows with every step, and at length 500"
+        " it is beyond float32.",
         "configs/sum_mod_10.yaml",
         "0-19",
         "50,100,500",
@@ -124,8 +126,8 @@ SWEEPS = {
         compared=True,
     ),
     **{
-        f"objective-{nonlinearity}": Sweep(
-            f"Objective and initial state: {nonlinearity}",
+        f"objective-{nonlinearity}-{hidden_size}": Sweep(
+            f"Objective and initial state: {nonlinearity}, hidden size {hidden_size}",
             "The default recipe, pooling last: one label for the whole sequence, or one for every"
             " prefix. Evaluated are whole sequences.",
             "configs/sum_mod_10.yaml",
@@ -133,13 +135,14 @@ SWEEPS = {
             "50,100,500",
             words=(
                 f"model.nonlinearity={nonlinearity}",
+                f"model.hidden_size={hidden_size}",
                 "train.objective=sequence,prefix",
                 "model.initial_state=zeros,learned",
             ),
             shown=(4, 5, 50, 100, 500),
             compared=True,
         )
-        for nonlinearity in ("tanh", "relu")
+        for nonlinearity, hidden_size in (("tanh", 128), ("tanh", 256), ("relu", 256))
     },
 }
 

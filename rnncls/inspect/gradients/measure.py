@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rnncls.config import Config, number
+from rnncls.config import Config, SumModConfig, number
 from rnncls.data import Batch
 from rnncls.data.sequences import Sequences, offsets_of
 from rnncls.inspect.gradients.view import Gradients, LayerGradients
@@ -34,8 +34,12 @@ def gradients_of(subject: Subject, data_dir: Path | None = None) -> Gradients:
     is 0 in float32. Of long sequences there are fewer, and of very long ones the last tokens alone,
     run as if nothing came before them: the states of all steps are in memory together.
 
+    The loss is that of whole sequences, whatever the objective of the training. Ratios and verdicts
+    are about the gradient that leaves the last states alone, and so about what time does to it.
+
     Raises: DataError if files are missing or bad. CheckpointError if they have changed.
     """
+    config = subject.checkpoint.config
     # In float64, and with their gradients, logits take four times as much.
     count = min(NUM_SEQUENCES, rows_together(subject.network, MOST_LOGITS // 4))
     all_sequences = own_sequences(subject, count, progress=True, data_dir=data_dir)
@@ -59,20 +63,41 @@ def gradients_of(subject: Subject, data_dir: Path | None = None) -> Gradients:
         loss=loss,
         layers=layers,
         kind=kind,
-        remedies=remedies_of(kind, subject.checkpoint.config),
+        pooling=network.pooling,
+        is_direct=network.pooling != "last" or config.train.objective == "prefix",
+        notes=_notes_on(config),
+        remedies=remedies_of(kind, config),
     )
 
 
 def _layers_of(network: RNNClassifier, batch: Batch) -> list[LayerGradients]:
     """Return the gradient of every layer and direction, the lowest layer first."""
+    from_ends = gradients_through_time(network, batch.tokens, batch.labels, from_ends=True)
+    whole = from_ends
+    if network.pooling != "last":
+        whole = gradients_through_time(network, batch.tokens, batch.labels)
+
     layers = []
-    of_layers = gradients_through_time(network, batch.tokens, batch.labels)
-    for layer, of_directions in enumerate(of_layers):
+    sizes = batch.tokens.batch_sizes
+    for layer, of_directions in enumerate(from_ends):
         for direction, gradient in enumerate(of_directions):
-            flow = flow_of(gradient, batch.tokens.batch_sizes, reverse=direction == 1)
-            name = DIRECTIONS[direction]
-            layers.append(LayerGradients(layer, name, flow, verdict_of(flow)))
+            is_reverse = direction == 1
+            flow = flow_of(gradient, sizes, is_reverse)
+            norms = flow_of(whole[layer][direction], sizes, is_reverse).norms
+            verdict = verdict_of(flow)
+            layers.append(LayerGradients(layer, DIRECTIONS[direction], flow, norms, verdict))
     return layers
+
+
+def _notes_on(config: Config) -> list[str]:
+    """Return how the gradient of the training differs from the one that is measured."""
+    notes = []
+    if config.train.objective == "prefix":
+        notes.append("of the whole sequence; training also has the loss of every prefix")
+    after = config.train.truncate_after
+    if after is not None:
+        notes.append(f"not cut off; training has gradients for the last {after:,} tokens alone")
+    return notes
 
 
 def remedies_of(kind: Kind, config: Config) -> list[str]:
@@ -82,6 +107,8 @@ def remedies_of(kind: Kind, config: Config) -> list[str]:
 
     model = config.model
     remedies = []
+    if kind != "exploding":
+        remedies += _shorter_ways(config)
     if kind != "vanishing":
         clip = config.train.max_grad_norm
         if clip is None:
@@ -102,6 +129,20 @@ def remedies_of(kind: Kind, config: Config) -> list[str]:
     now = "no limit" if longest is None else f"{longest:,}"
     remedies.append(f"shorter sequences, at first: data.max_length (now {now})")
     return remedies
+
+
+def _shorter_ways(config: Config) -> list[str]:
+    """Return what gives early steps a way to the loss that is not as long as the sequence."""
+    model = config.model
+    if config.train.objective == "prefix" or model.pooling != "last":
+        return []
+
+    ways = []
+    has_labels = isinstance(config.data, SumModConfig) or config.data.prefix_labels_field
+    if has_labels and not model.bidirectional:
+        ways.append("train.objective=prefix, a loss after every token (now sequence)")
+    ways.append("model.pooling=mean or max, of all states and not the last (now last)")
+    return ways
 
 
 def bounded(sequences: Sequences, most_steps: int, most_tokens: int) -> Sequences:

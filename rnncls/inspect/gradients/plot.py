@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rnncls.inspect.gradients.view import MEANINGS, Gradients, LayerGradients
+from rnncls.inspect.gradients.view import Gradients, LayerGradients
 from rnncls.model.cells import DIRECTIONS, layer_name
 from rnncls.model.gradient_flow import EXPLODING, VANISHING
 from rnncls.system.pictures import add_legend, default_style, write_png
@@ -60,10 +60,13 @@ def draw_gradients(gradients: Gradients, path: Path) -> None:
         axes.set_xlim(-0.02 * longest, 1.02 * (longest - 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    what = MEANINGS[gradients.kind].split(".")[0]
+    what = gradients.meaning.split(".")[0]
+    ratio = "|dL/dh| there / |dL/dh| at the last step"
+    if gradients.pooling != "last":
+        ratio = "|dL/dh| from the last state: there / at its own step"
     axes.set(
         xlabel="distance from the end of the sequence (time steps)",
-        ylabel="|dL/dh| there / |dL/dh| at the last step (no unit)",
+        ylabel=f"{ratio} (no unit)",
         title=f"gradient through time: {what}",
     )
     axes.grid(alpha=0.3)

@@ -4,7 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from rnncls.model.gradient_flow import EXPLODING, VANISHING, Flow, Kind, Verdict
+from rnncls.model.pooling import Pooling
 from rnncls.system.shown import aligned, ends_of
 
 MOST_ROWS = 40  # of a table
@@ -20,7 +23,25 @@ MEANINGS: dict[Kind, str] = {
     "not finite": "not finite: the weights or the states are NaN or infinite.",
 }
 
+# Where every step has a way of its own to the loss in training: by pooling, or by the prefixes. The
+# verdict is about the way from the last states back.
+_MEANINGS_OF_DIRECT: dict[Kind, str] = {
+    "vanishing": "vanishing. Early tokens are learned from directly, and not by what\n"
+    "later states keep of them.",
+    "exploding": MEANINGS["exploding"],
+    "vanishing and exploding": MEANINGS["vanishing and exploding"],
+    "neither": "neither vanishing nor exploding. It goes back to the first tokens.",
+    "zero": "no gradient leaves a last state.",
+    "not finite": MEANINGS["not finite"],
+}
+
 SURE = 1e-12  # nats of loss
+
+_OF_LAST = "of last: divided by that of the same sequences at their last step"
+
+_OF_LAST_OF_POOLED = """\
+of last: without what the head sees of other steps than the last, divided by
+that of the same sequences at their last step: what passes through time"""
 
 _SURE = """\
 All gradients are exactly 0: the network is sure of every sequence (p - y is 0),
@@ -30,13 +51,18 @@ _CUT_OFF = """\
 All gradients are exactly 0, and the network is not sure of every sequence:
 nothing passes from the answer back to the states. Its head may be all zeros."""
 
+_LAST_UNSEEN = """\
+No gradient leaves a last state: of no unit the head sees the value there. What
+earlier states pass back through time is not measured."""
+
 
 class LayerGradients(NamedTuple):
     """The gradient that reaches one layer in one direction."""
 
     layer: int  # from 0 on
     direction: str  # forward or reverse
-    flow: Flow
+    flow: Flow  # of the gradient that leaves the last states alone
+    whole: Tensor  # the mean norm of all of dL/dh_t, by distance, (K,) in nats per unit of h
     verdict: Verdict
 
 
@@ -50,6 +76,9 @@ class Gradients:
     loss: float  # the mean over the sequences, in nats
     layers: list[LayerGradients]
     kind: Kind  # the verdict on all layers
+    pooling: Pooling  # what the head sees
+    is_direct: bool  # whether in training every step has a way of its own to the loss
+    notes: list[str]  # where training has another gradient
     remedies: list[str]
 
     def to_text(self) -> str:
@@ -61,15 +90,18 @@ class Gradients:
         ]
         if self.cut_to is not None:
             lines.append(f"only the last {self.cut_to:,} tokens of longer sequences were run")
-        if self.kind == "zero":
+        lines += self.notes
+        if self.kind == "zero" and not self._reaches_a_step:
             return "\n".join([*lines, "", _SURE if self.loss < SURE else _CUT_OFF])
 
-        lines.append("of last: divided by that of the same sequences at their last step")
+        lines.append(_OF_LAST if self.pooling == "last" else _OF_LAST_OF_POOLED)
         if self.has_two_directions:
             lines.append("rev: in reverse, where the end of a sequence is its first token")
 
         lines += ["", *self._table(), "", *self._verdicts(), ""]
-        lines.append(f"in all: {MEANINGS[self.kind]}")
+        lines.append(f"in all: {self.meaning}")
+        if self.kind == "zero":
+            lines += ["", _LAST_UNSEEN]
         for index, remedy in enumerate(self.remedies):
             lines.append(f"{'  try:' if index == 0 else '      '} {remedy}")
         return "\n".join(lines)
@@ -86,7 +118,8 @@ class Gradients:
                     "vanishing_from": one.verdict.vanishing_from,
                     "exploding_from": one.verdict.exploding_from,
                     "counts": one.flow.counts.tolist(),
-                    "norms": one.flow.norms.tolist(),
+                    "norms": one.whole.tolist(),
+                    "norms_from_last": one.flow.norms.tolist(),
                     "ratios": one.flow.ratios.tolist(),
                 }
             )
@@ -95,12 +128,23 @@ class Gradients:
             "num_tokens": self.num_tokens,
             "cut_to": self.cut_to,
             "loss": self.loss,
+            "notes": self.notes,
             "vanishing_below": VANISHING,
             "exploding_above": EXPLODING,
             "layers": layers,
             "verdict": self.kind,
             "remedies": self.remedies,
         }
+
+    @property
+    def meaning(self) -> str:
+        """The verdict on all layers, in words."""
+        meanings = _MEANINGS_OF_DIRECT if self.is_direct else MEANINGS
+        return meanings[self.kind]
+
+    @property
+    def _reaches_a_step(self) -> bool:
+        return any(bool(layer.whole.any()) for layer in self.layers)
 
     @property
     def has_two_directions(self) -> bool:
@@ -128,14 +172,14 @@ class Gradients:
                 header.append("of last")
 
         rows = [header]
-        num_distances = len(shown[0].flow.norms)
+        num_distances = len(shown[0].whole)
         for distance in ends_of(num_distances, MOST_ROWS // 2, MOST_ROWS // 2):
             if distance is None:
                 rows.append(["..."] * len(header))
                 continue
             row = [f"{distance:,}", f"{int(shown[0].flow.counts[distance]):,}"]
             for layer in shown:
-                row.append(_power(layer.flow.norms[distance].item()))
+                row.append(_power(layer.whole[distance].item()))
                 if has_ratios:
                     row.append(_power(layer.flow.ratios[distance].item()))
             rows.append(row)

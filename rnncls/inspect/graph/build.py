@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from rnncls.inspect.graph.cells import CELLS, CellGraph
+from rnncls.inspect.graph.cells import CELLS, CellGraph, Kind
 from rnncls.inspect.graph.graph import (
     Architecture,
     Edge,
@@ -47,10 +47,12 @@ def unrolled_graph(
                 outputs[step].append(_name("h", layer, direction, step))
         below = outputs
 
-    nodes.append(_logits_node(architecture))
     # Forwards the last step comes last, and in reverse the first.
-    ends = [below[num_steps][0], *below[1][1:]]
-    edges += [Edge(end, "logits") for end in ends]
+    ends = [Edge(end, "logits") for end in (below[num_steps][0], *below[1][1:])]
+    every = [
+        Edge(name, "") for direction in zip(*below.values(), strict=True) for name in direction
+    ]
+    _add_head(architecture, ends, every, nodes, edges)
 
     whole = unrolled_counts(architecture, num_steps)
     return Graph(architecture, nodes, edges, num_steps, steps, layers, whole)
@@ -82,9 +84,10 @@ def rolled_graph(architecture: Architecture, most_layers: int = MOST_LAYERS) -> 
             outputs.append(node.name)
         below = outputs
 
-    nodes.append(_logits_node(architecture))
     labels = ("t = T", "t = 1")
-    edges += [Edge(name, "logits", "", label) for name, label in zip(below, labels, strict=False)]
+    ends = [Edge(name, "logits", "", label) for name, label in zip(below, labels, strict=False)]
+    every = [Edge(name, "") for name in below]
+    _add_head(architecture, ends, every, nodes, edges)
     return Graph(architecture, nodes, edges, 0, [], layers, rolled_counts(architecture))
 
 
@@ -113,8 +116,27 @@ def _token_nodes(tokens: Sequence[str], steps: list[int | None]) -> Iterator[Nod
             yield Node(name, "token", f"x_{step}", "x", step=step, token=tokens[step - 1])
 
 
-def _logits_node(architecture: Architecture) -> Node:
-    return Node("logits", "logits", f"logits\n{architecture.num_classes:,} classes", "logits")
+def _add_head(
+    architecture: Architecture,
+    ends: list[Edge],
+    every: list[Edge],
+    nodes: list[Node],
+    edges: list[Edge],
+) -> None:
+    """Add the logits, and what is pooled for them.
+
+    `ends` lead from the last states to the logits, and `every` from each state to what pools.
+    """
+    for pool in architecture.pools:
+        nodes.append(Node(pool, "pooling", f"{pool} of\nall h_t", "pooling"))
+        edges += [edge._replace(target=pool) for edge in every]
+
+    nodes.append(
+        Node("logits", "logits", f"logits\n{architecture.num_classes:,} classes", "logits")
+    )
+    if architecture.sees_last:
+        edges += ends
+    edges += [Edge(pool, "logits") for pool in architecture.pools]
 
 
 def _skip_layers(
@@ -145,7 +167,8 @@ def _add_chain(
     cell = CELLS[architecture.cell]
     for state in cell.states:
         name = _name(state, layer, direction, "start")
-        nodes.append(Node(name, "start", f"{state}_0", state, layer, direction))
+        kind: Kind = "trained" if architecture.has_trained_start else "start"
+        nodes.append(Node(name, kind, f"{state}_0", state, layer, direction))
 
     # In reverse the last token comes first.
     before: int | str | None = "start"
@@ -220,6 +243,9 @@ def _cell_node(architecture: Architecture, layer: int, direction: int) -> Node:
     lines.append(f"W_hh: {rows:,} x {hidden_size:,}")
     if architecture.bias:
         lines.append(f"b_ih, b_hh: {rows:,}")
+    if architecture.has_trained_start:
+        starts = ", ".join(f"{state}_0" for state in cell.states)
+        lines.append(f"{starts}: {hidden_size:,}, trained")
 
     name = f"cell_{layer}_{DIRECTIONS[direction]}"
     return Node(name, "cell", "\n".join(lines), "cell", layer, direction)

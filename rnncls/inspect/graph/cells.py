@@ -3,7 +3,18 @@
 from typing import Literal, NamedTuple
 
 Kind = Literal[
-    "token", "weights", "operation", "function", "gate", "state", "start", "cell", "logits", "gap"
+    "token",
+    "weights",
+    "operation",
+    "function",
+    "gate",
+    "state",
+    "start",
+    "trained",
+    "cell",
+    "pooling",
+    "logits",
+    "gap",
 ]
 
 

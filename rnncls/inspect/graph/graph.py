@@ -28,16 +28,22 @@ In a rolled graph each layer and direction is one node, with s loops:
     nodes           = 2 + L D
     edges           = D + (L - 1) D D + D + s L D
     recurrent edges = s L D
+
+Where the head sees the mean or the maximum of the last layer's states, each of the two is one more
+node, with T D edges from the states (D in a rolled graph) and one to the logits. Unless it sees the
+last states as well, the last D edges are not there.
 """
 
 from typing import Literal, NamedTuple
 
 from rnncls.inspect.graph.cells import CELLS, Kind
 from rnncls.model.classifier import RNNClassifier
+from rnncls.model.pooling import Pooling
+from rnncls.model.probes import parts_of
 from rnncls.system.shown import counted
 
 # What is drawn with a round outline.
-ROUND = ("token", "operation", "state", "start")
+ROUND = ("token", "operation", "state", "start", "trained")
 
 
 class Architecture(NamedTuple):
@@ -51,6 +57,18 @@ class Architecture(NamedTuple):
     embedding_dim: int = 10
     hidden_size: int = 128
     num_classes: int = 10
+    pooling: Pooling = "last"
+    has_trained_start: bool = False  # whether h_0 and c_0 are parameters
+
+    @property
+    def pools(self) -> list[Pooling]:
+        """What the head sees beside last states: mean, max, both or neither."""
+        return [part for part in parts_of(self.pooling) if part != "last"]
+
+    @property
+    def sees_last(self) -> bool:
+        """Whether the head sees the last states."""
+        return "last" in parts_of(self.pooling)
 
 
 class Node(NamedTuple):
@@ -113,6 +131,8 @@ def architecture_of(network: RNNClassifier) -> Architecture:
         rnn.input_size,
         rnn.hidden_size,
         network.head.out_features,
+        network.pooling,
+        network.initial_state is not None,
     )
 
 
@@ -124,11 +144,12 @@ def unrolled_counts(architecture: Architecture, num_steps: int) -> Counts:
     num_cells = num_steps * num_layers * num_directions
 
     starts = len(cell.states) * num_layers * num_directions
-    nodes = num_steps + len(cell.parts) * num_cells + starts + 1
+    nodes = num_steps + len(cell.parts) * num_cells + starts + 1 + len(architecture.pools)
 
     first_layer = num_steps * num_directions * (1 + len(cell.edges))
     per_layer = num_steps * num_directions * (num_directions + len(cell.edges))
-    edges = first_layer + (num_layers - 1) * per_layer + num_directions
+    edges = first_layer + (num_layers - 1) * per_layer
+    edges += _edges_above(architecture, num_steps * num_directions)
 
     recurrent = sum(edge[0].endswith("-1") for edge in cell.edges)
     return Counts(nodes, edges, recurrent * num_cells)
@@ -141,18 +162,35 @@ def rolled_counts(architecture: Architecture) -> Counts:
     loops = len(CELLS[architecture.cell].states) * num_layers * num_directions
 
     between_layers = (num_layers - 1) * num_directions**2
-    edges = num_directions + between_layers + num_directions + loops
-    return Counts(2 + num_layers * num_directions, edges, loops)
+    edges = num_directions + between_layers + loops
+    edges += _edges_above(architecture, num_directions)
+    nodes = 2 + num_layers * num_directions + len(architecture.pools)
+    return Counts(nodes, edges, loops)
+
+
+def _edges_above(architecture: Architecture, num_pooled: int) -> int:
+    """Return how many edges there are above the last layer; `num_pooled` nodes have its states."""
+    ends = architecture.num_directions if architecture.sees_last else 0
+    return ends + len(architecture.pools) * (num_pooled + 1)
+
+
+def heading_of(graph: Graph) -> str:
+    """Return what the graph is of, and how large it is."""
+    whole = graph.whole
+    counts = f"{whole.nodes:,} nodes, {whole.edges:,} edges, {whole.recurrent_edges:,} recurrent"
+    return f"{title_of(graph)}: {counts}"
 
 
 def title_of(graph: Graph) -> str:
-    """Return what the graph is of: cell, layers, directions, steps."""
+    """Return what the graph is of: cell, layers, directions, pooling, steps."""
     architecture = graph.architecture
     parts = [
         architecture.cell,
         counted(architecture.num_layers, "layer"),
         "forward and reverse" if architecture.num_directions == 2 else "forward",
     ]
+    if architecture.pooling != "last":
+        parts.append(architecture.pooling)
     if graph.is_rolled:
         parts.append("rolled")
     else:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from rnncls.inspect.graph.graph import ROUND, Graph, Node
 from rnncls.inspect.graph.places import (
     HEADING,
-    LEAST_WIDTH,
     LEGEND,
     MARGIN,
     PLACES,
@@ -21,6 +20,8 @@ from rnncls.inspect.graph.places import (
     Box,
     Layout,
     Point,
+    beside_logits,
+    least_width,
 )
 from rnncls.inspect.graph.rolled import rolled_layout
 from rnncls.model.cells import layer_name
@@ -55,6 +56,7 @@ class _Frame(NamedTuple):
     left: float  # of all bands
     right: float
     tokens_y: float
+    pools_y: float  # of what is pooled for the logits
     logits_y: float
 
     @property
@@ -81,7 +83,8 @@ def _unrolled_layout(graph: Graph) -> Layout:
         else:
             paths.append(_to_next_layer(source, target, boxes, frame, bands))
 
-    width = max(frame.right + MARGIN, LEAST_WIDTH)
+    width = max(frame.right, *(box.right for box in boxes.values())) + MARGIN
+    width = max(width, least_width(graph))
     height = frame.logits_y + SIZES["logits"][1] / 2 + HEADING
     return Layout(width, height, boxes, paths, bands)
 
@@ -100,6 +103,7 @@ def _frame_of(graph: Graph) -> _Frame:
         left=0,
         right=0,
         tokens_y=MARGIN + LEGEND + 0.45,
+        pools_y=0,
         logits_y=0,
     )
 
@@ -114,9 +118,15 @@ def _frame_of(graph: Graph) -> _Frame:
             frame.floors[layer, direction] = floor
             floor += frame.height + frame.corridor
 
+    pools_y = floor + SIZES["pooling"][1] / 2
+    if architecture.pools:
+        floor += SIZES["pooling"][1] + frame.corridor
+
     columns, left, right = _columns(graph, frame)
     logits_y = floor + SIZES["logits"][1] / 2
-    return frame._replace(columns=columns, left=left, right=right, logits_y=logits_y)
+    return frame._replace(
+        columns=columns, left=left, right=right, pools_y=pools_y, logits_y=logits_y
+    )
 
 
 def _box_of(node: Node, graph: Graph, frame: _Frame) -> Box:
@@ -128,6 +138,8 @@ def _box_of(node: Node, graph: Graph, frame: _Frame) -> Box:
         y = frame.tokens_y
     elif node.kind == "logits":
         y = frame.logits_y
+    elif node.kind == "pooling":
+        y = frame.pools_y
     elif node.layer is None:
         y = frame.floors[None, 0] + height / 2
     else:
@@ -167,7 +179,7 @@ def _columns(graph: Graph, frame: _Frame) -> tuple[dict[int | None, _Column], fl
 
     # A short one stands in the middle.
     first = MARGIN + TITLES
-    first += max(0.0, (LEAST_WIDTH - first - total - MARGIN) / 2)
+    first += max(0.0, (least_width(graph) - first - total - MARGIN) / 2)
     columns: dict[int | None, _Column] = {}
     left = first + start + frame.between
     for step, width in widths.items():
@@ -177,14 +189,15 @@ def _columns(graph: Graph, frame: _Frame) -> tuple[dict[int | None, _Column], fl
 
 
 def _x_of(node: Node, graph: Graph, frame: _Frame) -> float:
-    if node.kind == "logits":
+    if node.kind in ("logits", "pooling"):
         # Above the last h, or above the middle of the last step where two states lead to it.
         last = frame.columns[graph.num_steps]
+        x = _x_in(frame, "h", 0, last)
         if graph.architecture.num_directions == 2:
-            return (last.left + last.right) / 2
-        return _x_in(frame, "h", 0, last)
+            x = (last.left + last.right) / 2
+        return x + beside_logits(node, graph.architecture)
 
-    if node.kind == "start":
+    if node.kind in ("start", "trained"):
         beside = frame.between + (SIZES["start"][0] + frame.wider) / 2
         if node.direction == 0:
             return frame.columns[1].left - beside
@@ -244,8 +257,8 @@ def _to_next_layer(
     # Below a band in reverse are two ways: the one that leaves its layer turns further below.
     x = begin.x
     path = [(x, begin.top)]
-    column = frame.columns[source.step]
     for band in passed:
+        column = frame.columns[source.step]
         y = band.box.bottom - frame.corridor * (0.7 if band.direction == 1 else 0.5)
         lane = column.left - LANE if band.direction == 1 else column.right + LANE
         path += [(x, y), (lane, y)]
@@ -254,6 +267,9 @@ def _to_next_layer(
     is_in_band = target.kind != "logits" and target.layer is not None
     floor = end.bottom - (PADDING if is_in_band else 0)
     y = floor - frame.corridor * (0.3 if target.direction == 1 else 0.5)
+    if target.kind == "logits" and source.layer is not None and frame.pools_y < frame.logits_y:
+        # Below what is pooled, and above what leads there.
+        y = frame.pools_y - SIZES["pooling"][1] / 2 - frame.corridor * 0.25
     return [*path, (x, y), (end.x, y), (end.x, end.bottom)]
 
 

@@ -6,6 +6,7 @@ Lengths are inches, and y points up.
 from typing import NamedTuple
 
 from rnncls.inspect.graph.cells import Kind
+from rnncls.inspect.graph.graph import Architecture, Graph, Node, heading_of
 
 Point = tuple[float, float]
 
@@ -59,14 +60,22 @@ SIZES: dict[Kind, Point] = {
     "gate": (0.44, 0.4),
     "state": (0.5, 0.36),
     "start": (0.5, 0.36),
+    "trained": (0.5, 0.36),
+    "pooling": (0.66, 0.42),
     "logits": (0.8, 0.42),
     "gap": (0.4, 0.26),
 }
 
+# From the middle of the logits to that of the mean, and of the maximum, below them, where the last
+# states lead between the two.
+BESIDE_LAST = 0.62
+
 MARGIN = 0.25  # around everything
 HEADING = 0.6
 LEGEND = 0.55
-LEAST_WIDTH = 8.0  # for the heading and the legend
+LEAST_WIDTH = 8.0  # for the legend
+LEAST_WIDTH_LSTM = 9.2  # which has gates and two states
+PER_LETTER = 0.1  # of the heading
 
 
 class Box(NamedTuple):
@@ -104,6 +113,23 @@ class Band(NamedTuple):
     title: str
     direction: int
     box: Box
+
+
+def least_width(graph: Graph) -> float:
+    """Return the width that heading and legend need."""
+    is_lstm = graph.architecture.cell == "lstm"
+    of_legend = LEAST_WIDTH_LSTM if is_lstm else LEAST_WIDTH
+    return max(of_legend, PER_LETTER * len(heading_of(graph)))
+
+
+def beside_logits(node: Node, architecture: Architecture) -> float:
+    """Return how far to the right of the logits a node stands that belongs to the head.
+
+    Mean and maximum leave the middle to what leads there from the last states.
+    """
+    if node.kind != "pooling" or not architecture.sees_last:
+        return 0.0
+    return -BESIDE_LAST if node.name == architecture.pools[0] else BESIDE_LAST
 
 
 class Layout(NamedTuple):

@@ -5,7 +5,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from rnncls.inspect.graph.cells import Kind
-from rnncls.inspect.graph.graph import ROUND, Graph, Node, title_of
+from rnncls.inspect.graph.graph import ROUND, Graph, Node, heading_of
 from rnncls.inspect.graph.layout import layout_of
 from rnncls.inspect.graph.places import Box, Layout, Point
 from rnncls.inspect.graph.text import BORDER, FILLS, LINE, MOST_OF_TOKEN, RECURRENT
@@ -30,6 +30,7 @@ _KINDS: dict[Kind, str] = {
     "gate": "gate",
     "state": "state",
     "start": "initial state: 0",
+    "trained": "initial: trained",
     "cell": "cell: at every step the same weights",
 }
 
@@ -68,12 +69,10 @@ def draw(graph: Graph) -> "Figure":
     for node in graph.nodes:
         _draw_node(axes, node, layout.boxes[node.name])
 
-    whole = graph.whole
-    counts = f"{whole.nodes:,} nodes, {whole.edges:,} edges, {whole.recurrent_edges:,} recurrent"
     axes.text(
         layout.width / 2,
         layout.height - 0.3,
-        f"{title_of(graph)}: {counts}",
+        heading_of(graph),
         ha="center",
         va="center",
         fontsize=13,
@@ -149,7 +148,7 @@ def _draw_node(axes: "Axes", node: Node, box: Box) -> None:
 
     look: dict[str, Any] = {"facecolor": FILLS[node.kind], "edgecolor": BORDER}
     look |= {"linewidth": 0.9, "zorder": 3}
-    if node.kind == "start":
+    if node.kind in ("start", "trained"):
         look["linestyle"] = "dashed"
     if node.kind in ROUND:
         axes.add_patch(Ellipse((box.x, box.y), box.width, box.height, **look))
@@ -224,7 +223,7 @@ def _add_legend(axes: "Axes", graph: Graph) -> None:
     handles: list[Any] = []
     for kind, name in _KINDS.items():
         if kind in kinds:
-            style: Any = "dashed" if kind == "start" else "solid"
+            style: Any = "dashed" if kind in ("start", "trained") else "solid"
             fill = FILLS[kind]
             handles.append(Patch(facecolor=fill, edgecolor=BORDER, linestyle=style, label=name))
 

@@ -1,15 +1,18 @@
 """Where everything of a rolled graph stands: a cell for each layer and direction, and its loops."""
 
+from itertools import groupby
+
 from rnncls.inspect.graph.graph import Edge, Graph, Node
 from rnncls.inspect.graph.places import (
     HEADING,
-    LEAST_WIDTH,
     LEGEND,
     MARGIN,
     SIZES,
     Box,
     Layout,
     Point,
+    beside_logits,
+    least_width,
 )
 
 # Inches.
@@ -25,21 +28,23 @@ def rolled_layout(graph: Graph) -> Layout:
     num_directions = graph.architecture.num_directions
     cells = num_directions * (CELL_WIDTH + BESIDE) - BESIDE
     loops = 2 * (LOOP + 0.75)
-    width = max(cells + loops + 2 * MARGIN, LEAST_WIDTH)
+    width = max(cells + loops + 2 * MARGIN, least_width(graph))
 
-    # One row for each layer, and one for what belongs to none.
+    # One row for each layer, one for what is pooled, and one for each node beside these.
     boxes: dict[str, Box] = {}
     y = MARGIN + LEGEND
-    for node in graph.nodes:
-        node_width, height = _size_of(node)
-        x = width / 2
-        if node.kind == "cell":
-            x += (node.direction - (num_directions - 1) / 2) * (CELL_WIDTH + BESIDE)
-        if node.direction == 0:
-            y += height / 2
-        boxes[node.name] = Box(x, y, node_width, height)
-        if node.kind != "cell" or node.direction == num_directions - 1:
-            y += height / 2 + ABOVE
+    for _, row in groupby(graph.nodes, lambda node: (node.kind, node.layer)):
+        nodes = list(row)
+        _, height = _size_of(nodes[0])
+        y += height / 2
+        for node in nodes:
+            # Two directions lead past what is pooled, and not through its middle.
+            closer = 1.0 if num_directions == 1 else 0.65
+            x = width / 2 + closer * beside_logits(node, graph.architecture)
+            if node.kind == "cell":
+                x += (node.direction - (num_directions - 1) / 2) * (CELL_WIDTH + BESIDE)
+            boxes[node.name] = Box(x, y, *_size_of(node))
+        y += height / 2 + ABOVE
 
     paths = []
     for edge in graph.edges:

@@ -28,6 +28,8 @@ FILLS: dict[Kind, str] = {
     "gate": "#fce0b8",
     "state": "#d5e8d4",
     "start": "#ffffff",
+    "trained": "#e7e6e6",
+    "pooling": "#d9ead3",
     "cell": "#f3f3f3",
     "logits": "#e1d5e7",
     "gap": "#ffffff",
@@ -92,7 +94,7 @@ def _dot_node(graph: Graph, node: Node, box: Box) -> str:
         attributes.append("fixedsize=true")
     if node.kind == "cell":
         attributes.append("fontsize=10")
-    if node.kind == "start" and node.role == "h" and node.layer is not None:
+    if node.kind in ("start", "trained") and node.role == "h" and node.layer is not None:
         name = layer_name(node.layer, node.direction, graph.architecture.num_directions)
         attributes.append(f"xlabel={_dot_text(name)}")
     return ", ".join(attributes)

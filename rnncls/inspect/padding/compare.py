@@ -100,6 +100,7 @@ def compare_padding(
         most_tokens=MOST_TOKENS,
         scored_together=together,
         why_id_0=_why_id_0(subject),
+        pooling=network.pooling,
     )
 
 
@@ -179,11 +180,14 @@ def _methods_of(subject: Subject) -> list[_Method]:
     with_other = f"naive, padded with id {other}, {quoted(tokens[other])}"
 
     with_zeros = "naive, padded with vectors of zeros"
+    gathered = "padded, the state at each own end"
+    if network.pooling != "last":
+        gathered = "padded, each one's own steps"
     return [
         _Method("id 0", with_0, False, naive(0)),
         _Method("zeros", with_zeros, False, naive(None)),
         _Method(f"id {other}", with_other, False, naive(other)),
-        _Method("gather", "padded, the state at each own end", True, padded(gathered_logits)),
+        _Method("gather", gathered, True, padded(gathered_logits)),
         _Method("masked", "padded, masked and carried", True, padded(masked_logits)),
         _Method("packed", "packed", True, packed),
     ]
@@ -192,6 +196,8 @@ def _methods_of(subject: Subject) -> list[_Method]:
 def _why_id_0(subject: Subject) -> str:
     """Return a sentence on what the id 0 means to the model."""
     if isinstance(subject.checkpoint.config.data, SumModConfig):
+        if subject.network.pooling != "last":
+            return "Id 0 is the digit 0, which adds nothing to a sum, and yet its states count."
         return (
             "Id 0 is the digit 0, which adds nothing to a sum: a model that has learned the sum "
             "keeps its answer while it reads on, by the luck of this task alone."

@@ -3,9 +3,10 @@
 A batch of B sequences of unequal lengths is a rectangle of T time steps and B rows, of which the
 cells behind a sequence's end are padding. Taking the state after the last column is the classic
 mistake: it has read the padding. To take the state at each sequence's own end is right, and so is
-to keep the old state where there is padding.
+to keep the old state where there is padding. Where the head sees the mean or the maximum, it is the
+mistake to take that of all columns, and right to take that of each sequence's own.
 
-Letters: B sequences, T time steps, N classes, hidden_size H.
+Letters: B sequences, T time steps, N classes, hidden_size H, D directions, W = D * H.
 """
 
 from collections.abc import Iterable
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from rnncls.data.batches import rectangle
 from rnncls.data.sequences import Sequences
-from rnncls.model.cells import State, step, weights_of, zero_state
+from rnncls.model.cells import State, step, weights_of
 from rnncls.model.classifier import RNNClassifier
+from rnncls.model.pooling import summary_of_padded
+from rnncls.model.probes import parts_of, state_before
 
 
 class Rectangle(NamedTuple):
@@ -37,21 +40,25 @@ def padded_of(sequences: Sequences, rows: Tensor, device: torch.device) -> Recta
 
 
 def naive_logits(network: RNNClassifier, batch: Rectangle, padding_id: int | None) -> Tensor:
-    """Return logits (B, N) of the states after the padding: the mistake.
+    """Return logits (B, N) of the states after, and of, the padding: the mistake.
 
     The padding is a token like any other; if `padding_id` is None, vectors of zeros. In reverse the
     padding comes first.
     """
-    return _logits_of_finals(network, _embedded(network, batch, padding_id))
+    of_rectangle = torch.full_like(batch.lengths, len(batch.ids))
+    data = _embedded(network, batch, padding_id)
+    return _logits_of_finals(network, data, of_rectangle)
 
 
 def masked_logits(network: RNNClassifier, batch: Rectangle) -> Tensor:
     """Return logits (B, N) of states that are carried over the padding.
 
     h_t = m_t h_new + (1 - m_t) h_(t-1), where m_t is 1 for a token and 0 for padding; c_t as well.
-    In reverse the state is still that of zeros when the first token comes.
+    In reverse the state is still the initial one when the first token comes. What is carried over
+    is no other step for a mean or a maximum.
     """
-    return _logits_of_finals(network, _embedded(network, batch, 0), batch.is_token)
+    data = _embedded(network, batch, 0)
+    return _logits_of_finals(network, data, batch.lengths, batch.is_token)
 
 
 def gathered_logits(network: RNNClassifier, batch: Rectangle) -> Tensor:
@@ -69,20 +76,18 @@ def gathered_logits(network: RNNClassifier, batch: Rectangle) -> Tensor:
             outputs.append(_reversed(backward, batch.lengths))
         data = torch.cat(outputs, 2)
 
-    # One index for each sequence and unit, (1, B, H), as `gather` wants it.
-    last = (batch.lengths - 1).view(1, -1, 1).expand(1, -1, network.rnn.hidden_size)
-    summary = [outputs[0].gather(0, last)[0]]
     # Reversed back, the end of the backward direction is the first time step.
-    summary += [backward[0] for backward in outputs[1:]]
-    return _logits_of(network, summary)
+    ends = [summary_of_padded("last", outputs[0], batch.lengths)]
+    ends += [backward[0] for backward in outputs[1:]]
+    return _logits_of(network, torch.cat(ends, 1), data, batch.lengths)
 
 
 def _logits_of_finals(
-    network: RNNClassifier, data: Tensor, is_token: Tensor | None = None
+    network: RNNClassifier, data: Tensor, lengths: Tensor, is_token: Tensor | None = None
 ) -> Tensor:
     """Return the logits (B, N) of the states that are computed last, from data (T, B, width).
 
-    Where `is_token` (T, B) is False, states are carried over.
+    Where `is_token` (T, B) is False, states are carried over. `lengths` (B,) are as in _logits_of.
     """
     for layer in range(network.rnn.num_layers):
         outputs = [
@@ -92,9 +97,8 @@ def _logits_of_finals(
         data = torch.cat(outputs, 2)
 
     # In reverse, the first time step comes last.
-    summary = [outputs[0][-1]]
-    summary += [backward[0] for backward in outputs[1:]]
-    return _logits_of(network, summary)
+    ends = [outputs[0][-1], *(backward[0] for backward in outputs[1:])]
+    return _logits_of(network, torch.cat(ends, 1), data, lengths)
 
 
 def _embedded(network: RNNClassifier, batch: Rectangle, padding_id: int | None) -> Tensor:
@@ -128,7 +132,7 @@ def _run(
         order = reversed(range(num_steps))
 
     states = inputs.new_empty(num_steps, num_rows, rnn.hidden_size)
-    state = zero_state(rnn, inputs, num_rows)
+    state = state_before(network, layer, direction, num_rows)
     for t in order:
         new = step(rnn.mode, weights, inputs[t], state)
         state = new if is_token is None else _carried(is_token[t], new, state)
@@ -150,7 +154,14 @@ def _reversed(data: Tensor, lengths: Tensor) -> Tensor:
     return data.gather(0, source.unsqueeze(2).expand_as(data))
 
 
-def _logits_of(network: RNNClassifier, summary: list[Tensor]) -> Tensor:
-    """Return the logits (B, N) from the state (B, H) of each direction."""
+def _logits_of(network: RNNClassifier, last: Tensor, outputs: Tensor, lengths: Tensor) -> Tensor:
+    """Return the logits (B, N) by the states `last` (B, W) and the outputs (T, B, W).
+
+    Mean and maximum are those of the first `lengths` (B,) time steps, in both directions: tokens
+    stand in the order of time.
+    """
+    summary = []
+    for part in parts_of(network.pooling):
+        summary.append(last if part == "last" else summary_of_padded(part, outputs, lengths))
     logits: Tensor = network.head(torch.cat(summary, 1))
     return logits

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rnncls.errors import on_one_line
+from rnncls.model.pooling import Pooling
 from rnncls.predict.predictor import Label
 from rnncls.system.rows import shortened
 from rnncls.system.shown import WIDTH, aligned, counted, on_short_line
@@ -14,6 +15,14 @@ from rnncls.system.shown import WIDTH, aligned, counted, on_short_line
 MOST_CLASSES = 5  # whose logits are printed
 MOST_CLASSES_IN_JSON = 2**14  # with the logits of more, it would be a gigabyte
 MOST_OF_NAME = 10  # characters of a label or a token in a table
+
+# What the naive ways do, by what the head sees.
+_MISTAKES: dict[Pooling, str] = {
+    "last": "take the state after the padding",
+    "mean": "take the mean of all columns, with those of padding",
+    "max": "take the maximum of all columns, with those of padding",
+    "last_mean_max": "take the state after the padding, and mean and maximum of all columns",
+}
 
 
 class Way(NamedTuple):
@@ -51,6 +60,7 @@ class PaddingView:
     most_tokens: int
     scored_together: int  # sequences in a batch, when they were scored
     why_id_0: str  # what padding with id 0 means to this model
+    pooling: Pooling  # what the head sees
 
     @property
     def largest_logit(self) -> float:
@@ -167,7 +177,7 @@ class PaddingView:
         naive = self.ways[0]
         packed = self.ways[-1]
         return (
-            "The naive ways take the state after the padding: the model has read on behind the "
+            f"The naive ways {_MISTAKES[self.pooling]}: the model has read on behind the "
             f"end. {self.why_id_0} With id 0 the accuracy is {naive.accuracy:.3f}, against "
             f"{packed.accuracy:.3f} packed, and the logits move by {naive.largest_difference:.2g}: "
             "no way to rely on."

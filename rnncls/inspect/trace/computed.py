@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.errors import Problem, RnnclsError
-from rnncls.model.cells import weights_of, zero_state
+from rnncls.model.cells import State, weights_of
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.layers import ignore_compaction, outputs_of_layer
-from rnncls.model.probes import states_of
+from rnncls.model.probes import state_before, states_of
 
 PIECE_STEPS = 1024  # time steps whose numbers are in memory together
 
@@ -172,7 +172,9 @@ def pieces_of(network: RNNClassifier, ids: Tensor) -> Iterator[Piece]:
 def _streamed(network: RNNClassifier, ids: Tensor) -> Iterator[Piece]:
     rnn = network.rnn
     # The state with which each layer goes on, (1, 1, H) each.
-    starts = [zero_state(rnn, network.embedding.weight, 1, 1)] * rnn.num_layers
+    starts: list[State] = []
+    for layer in range(rnn.num_layers):
+        starts.append(tuple(part.unsqueeze(0) for part in state_before(network, layer, 0)))
 
     first = 0
     for part in torch.split(ids, PIECE_STEPS):
@@ -200,7 +202,14 @@ def _both_directions(network: RNNClassifier, ids: Tensor) -> Iterator[Piece]:
     whole = states_of(network, PackedSequence(ids, _one_each(ids)))
     runs = [
         [
-            _Run(rnn, layer, direction, states.inputs, states.directions[direction])
+            _Run(
+                rnn,
+                layer,
+                direction,
+                states.inputs,
+                states.directions[direction],
+                state_before(network, layer, direction),
+            )
             for direction in range(2)
         ]
         for layer, states in enumerate(whole)
@@ -226,6 +235,7 @@ class _Run(NamedTuple):
     direction: int
     inputs: Tensor  # (T, input_size)
     states: Tensor  # (T, H)
+    start: State  # before the first step, (1, H) each
 
 
 def _computed_in(run: _Run, first: int, cell: Tensor | None) -> tuple[Computed, Tensor]:
@@ -235,16 +245,15 @@ def _computed_in(run: _Run, first: int, cell: Tensor | None) -> tuple[Computed, 
     """
     inputs = run.inputs[first : first + PIECE_STEPS]
     states = run.states[first : first + PIECE_STEPS]
-    zeros = states.new_zeros(1, states.shape[1])
     weights = weights_of(run.rnn, run.layer, run.direction)
     if run.direction == 0:
-        start = run.states[first - 1 : first] if first > 0 else zeros
+        start = run.states[first - 1 : first] if first > 0 else run.start[0]
         before = torch.cat([start, states[:-1]])
         return compute(run.rnn.mode, weights, inputs, before, cell), states
 
     # What is before, in reverse, comes after.
     end = first + len(states)
-    start = run.states[end : end + 1] if end < len(run.states) else zeros
+    start = run.states[end : end + 1] if end < len(run.states) else run.start[0]
     before = torch.cat([start, states[1:].flip(0)])
     computed = compute(run.rnn.mode, weights, inputs.flip(0), before, cell)
     return computed.reversed(), states
@@ -259,7 +268,7 @@ def _cells_before_pieces(run: _Run) -> list[Tensor | None]:
     if run.rnn.mode != "LSTM":
         return [None] * len(firsts)
 
-    cell = run.states.new_zeros(run.states.shape[1])
+    cell = run.start[1][0]
     cells: dict[int, Tensor | None] = {}
     for first in reversed(firsts) if run.direction == 1 else firsts:
         cells[first] = cell

@@ -9,6 +9,7 @@ from rnncls.inspect.trace.computed import Computed
 from rnncls.inspect.trace.question import Question
 from rnncls.inspect.trace.trace import GATES, Answers, Steps, answers_of, in_short, steps_of
 from rnncls.model.cells import DIRECTIONS
+from rnncls.model.probes import parts_of, state_before
 from rnncls.system.rows import write_json_line
 from rnncls.system.streams import reader_has_left
 
@@ -39,11 +40,28 @@ def _about(question: Question) -> dict[str, Any]:
         "tokens": tokens.names,
         "logits": question.logits.tolist(),
         "probabilities": question.logits.softmax(0).tolist(),
+        "states_before": _states_before(question),
         **_answer(question, answers_of(question.logits[None]), 0, len(tokens.names) - 1),
     }
     if question.importance is not None:
         fields["importance_of"] = question.label(question.importance.label)
     return fields
+
+
+def _states_before(question: Question) -> list[dict[str, Any]] | None:
+    """Return the trained state before the first token of each layer and direction."""
+    network = question.network
+    if network.initial_state is None:
+        return None
+    found = []
+    for layer in range(network.rnn.num_layers):
+        for direction in range(network.num_directions):
+            fields: dict[str, Any] = {"layer": layer, "direction": DIRECTIONS[direction]}
+            parts = state_before(network, layer, direction)
+            for name, part in zip(("state", "cell"), parts, strict=False):
+                fields[name] = part[0].tolist()
+            found.append(fields)
+    return found
 
 
 def _answer(question: Question, answers: Answers, number: int, row: int) -> dict[str, Any]:
@@ -84,6 +102,16 @@ def _lines_of(question: Question, steps: Steps) -> Iterator[dict[str, Any]]:
             for direction, arrays in enumerate(directions):
                 place = {"layer": layer, "direction": DIRECTIONS[direction]}
                 fields["layers"].append(place | _row_of(arrays, number))
+
+        # What the head sees, where it is not the state of the line.
+        is_last = row == len(question.ids) - 1
+        pooling = question.network.pooling
+        if steps.summary is not None and is_last and pooling != "last":
+            names = parts_of(pooling)
+            parts = steps.summary.chunk(len(names))
+            fields["summary"] = {
+                name: part.tolist() for name, part in zip(names, parts, strict=True)
+            }
         yield fields
 
 

@@ -3,15 +3,19 @@
 import math
 import textwrap
 
+import numpy as np
+
 from rnncls.config import SumModConfig
 from rnncls.errors import on_one_line
 from rnncls.inspect.heading import heading_of
 from rnncls.inspect.trace.question import Question
 from rnncls.inspect.trace.tables import Column, Group, name_of, tables_of
 from rnncls.inspect.trace.trace import GATES, Answers, Numbers, Trace, answers_of
-from rnncls.model.cells import layer_name
+from rnncls.model.cells import DIRECTIONS, layer_name
+from rnncls.model.classifier import RNNClassifier
+from rnncls.model.probes import parts_of, state_before
 from rnncls.system.rows import shortened
-from rnncls.system.shown import WIDTH, counted
+from rnncls.system.shown import WIDTH, aligned, counted
 
 MOST_ROWS = 40  # of a table
 
@@ -26,6 +30,8 @@ def text_of(traced: Trace) -> str:
     places = [traced.rows.index(row) for row in rows]
 
     blocks = [_heading(question)]
+    if question.network.initial_state is not None:
+        blocks.append(_states_before(question.network))
     is_single = len(traced.layers) == 1 and len(traced.layers[0]) == 1
     for layer, directions in enumerate(traced.layers):
         for direction, numbers in enumerate(directions):
@@ -38,6 +44,8 @@ def text_of(traced: Trace) -> str:
     if not is_single:
         blocks += tables_of(question.tokens.names, rows, answers)
 
+    if question.network.pooling != "last":
+        blocks.append(_summary(traced))
     blocks.append(_legend(traced))
     blocks.append(_conclusion(traced))
     return "\n\n".join(blocks)
@@ -57,6 +65,37 @@ def _heading(question: Question) -> str:
         listed = ", ".join(map(name_of, list(unknown)[: WIDTH // 2]))
         lines["unknown"] = f"{shortened(listed, WIDTH - 32)} (not in the training data)"
     return heading_of(question.subject, **lines)
+
+
+def _states_before(network: RNNClassifier) -> str:
+    """Return a table of the trained states from which layers and directions begin."""
+    rows = [["", "|h|", "h", "|c|", "c"][: 5 if network.rnn.mode == "LSTM" else 3]]
+    for layer in range(network.rnn.num_layers):
+        for direction in range(network.num_directions):
+            row = [layer_name(layer, direction, network.num_directions)]
+            for part in state_before(network, layer, direction):
+                row += _in_short(part[0].double().detach().cpu().numpy())
+            rows.append(row)
+    return "\n".join(["before the first token: trained", *aligned(rows)])
+
+
+def _summary(traced: Trace) -> str:
+    """Return a table of what the head sees: a row for each part and direction."""
+    network = traced.question.network
+    rows = [["", "norm", "range"]]
+    parts = parts_of(network.pooling)
+    for part, of_part in zip(parts, np.split(traced.summary, len(parts)), strict=True):
+        directions = np.split(of_part, network.num_directions)
+        for direction, numbers in zip(DIRECTIONS, directions, strict=False):
+            name = f"{part}, {direction}" if network.num_directions == 2 else part
+            rows.append([name, *_in_short(numbers)])
+    return "\n".join(["what the head sees", *aligned(rows)])
+
+
+def _in_short(numbers: Numbers) -> list[str]:
+    """Return norm and range of a vector (H,)."""
+    norm = _number(float(np.linalg.norm(numbers)))
+    return [norm, f"{_number(numbers.min())}..{_number(numbers.max())}"]
 
 
 def _rows_shown(count: int, parting: int | None) -> list[int]:

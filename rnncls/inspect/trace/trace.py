@@ -21,6 +21,7 @@ from rnncls.inspect.trace.computed import (
     tolerance_of,
 )
 from rnncls.inspect.trace.question import Classes, Question
+from rnncls.inspect.trace.summary import nothing_seen, summaries_after
 from rnncls.model.probes import saturation
 from rnncls.predict.logits import logits_of, rows_together
 from rnncls.system.streams import say
@@ -40,6 +41,7 @@ class Steps(NamedTuple):
 
     piece: Piece
     logits: Tensor | None  # (P, N): the answer after each token
+    summary: Tensor | None  # (summary_size,): what the head sees, known with the last step
 
 
 class Answers(NamedTuple):
@@ -56,6 +58,7 @@ class Trace(NamedTuple):
     rows: list[int]  # the indices of the R steps whose numbers are kept, rising
     layers: list[list[dict[str, Numbers]]]  # of each layer and direction: (R,) each, as `in_short`
     answers: Answers | None
+    summary: Numbers  # (summary_size,): what the head sees
 
     @property
     def parting(self) -> int | None:
@@ -81,29 +84,26 @@ def steps_of(question: Question) -> Iterator[Steps]:
     """
     network = question.network
     num_steps = len(question.ids)
-    final: list[Tensor] = []
+    seen = nothing_seen(network)
     most = rows_together(network)
     pieces = (part for piece in pieces_of(network, question.ids) for part in piece.parts(most))
     for piece in pieces:
         top = [computed.state for computed in piece.layers[-1]]
-        end = piece.first + len(top[0])
+        summaries, seen = summaries_after(network, seen, top)
         if network.num_directions == 1:
-            logits = network.head(top[0])
+            logits = network.head(summaries)
         elif question.prefix_logits is not None:
-            logits = question.prefix_logits[piece.first : end]
+            logits = question.prefix_logits[piece.first : seen.num_steps]
         else:
             logits = None
 
-        # What the head sees: the state at the last token and, in reverse, that at the first.
-        if piece.first == 0 and len(top) == 2:
-            final.append(top[1][0])
-        if end == num_steps:
-            final.insert(0, top[0][-1])
-            if logits is not None:
-                logits = torch.cat([logits[:-1], question.logits[None]])
-        yield Steps(piece, logits)
-
-    _require_same(question, network.head(torch.cat(final)))
+        if seen.num_steps < num_steps:
+            yield Steps(piece, logits, None)
+            continue
+        if logits is not None:
+            logits = torch.cat([logits[:-1], question.logits[None]])
+        yield Steps(piece, logits, summaries[-1])
+        _require_same(question, network.head(summaries[-1]))
 
 
 def _require_same(question: Question, traced: Tensor) -> None:
@@ -153,8 +153,10 @@ def trace(question: Question) -> Trace:
     answers: list[Answers] = []
     rows: list[int] = []
     parting = None
+    summary = None
     for steps in steps_of(question):
         first = steps.piece.first
+        summary = steps.summary
         if steps.logits is not None:
             answers.append(answers_of(steps.logits))
             if question.truth is not None and parting is None:
@@ -171,7 +173,9 @@ def trace(question: Question) -> Trace:
                 pieces[layer][direction].append(of_kept)
 
     layers = [[_joined(parts) for parts in directions] for directions in pieces]
-    return Trace(question, rows, layers, _all_answers(answers))
+    if summary is None:
+        raise ValueError("a sequence without a last step")
+    return Trace(question, rows, layers, _all_answers(answers), summary.double().cpu().numpy())
 
 
 def _kept(question: Question, steps: Steps, parting: int | None) -> list[int]:
