@@ -258,6 +258,24 @@ def test_members_are_grouped_by_how_they_can_run(
     assert sizes == [(2, 2, True), (1, 1, False), (2, 2, True), (1, 1, False), (6, 1, False)]
     assert len(plan_groups(members, jobs=None)[0].members) == 3
 
+    # Stacks, and compiled steps, know the last state of a recurrence that begins at zero alone.
+    cuda = torch.device("cuda")
+    for key, values in {
+        "model.pooling": ["last", "mean"],
+        "model.initial_state": ["zeros", "learned"],
+        "train.objective": ["sequence", "prefix"],
+        "train.recompute_every": ["null", "2"],
+        "train.truncate_after": ["null", "2"],
+    }.items():
+        members = plan_sweep(base, "0-2", {key: values}, None, 10, tmp_path / key).members
+        monkeypatch.setattr(sweep_groups, "resolve_device", lambda _: cuda)
+        stack, rest = plan_groups(members, jobs=None)
+        assert (len(stack.members), stack.stacked) == (3, True)
+        assert (len(rest.members), rest.stacked) == (3, False)
+        assert {member.name.split("seed")[0] for member in rest.members} != {
+            member.name.split("seed")[0] for member in stack.members
+        }
+
     eager = plan_sweep(
         config_of(train={"engine": "captured"}, device="cpu"), "0", {}, None, 10, tmp_path / "t"
     ).members

@@ -266,6 +266,41 @@ def test_bad_sweeps_are_refused_before_anything_is_made(
     assert "not empty" in fails(2, *base)
 
 
+def test_a_sweep_over_pooling_and_initial_state_makes_ordinary_runs(
+    config: Path, tmp_path: Path
+) -> None:
+    base: list[str | Path] = ["sweep", "-c", config, "--seeds", "0", "--lengths", "1-2"]
+    base += ["train.max_steps=6", "model.initial_state=zeros,learned"]
+    for number, (axis, members) in enumerate(
+        [("model.pooling=last,mean,max,last_mean_max", 8), ("train.objective=sequence,prefix", 4)]
+    ):
+        folder = tmp_path / str(number)
+        done = run_rnncls(*base, axis, "--sweep-dir", folder)
+        assert done.returncode == 0, done.stderr
+        summary = json.loads((folder / "summary.json").read_text())
+        assert (len(summary["groups"]), len(summary["members"])) == (members, members)
+        for run_dir in (folder / "members").iterdir():
+            assert run_rnncls("predict", run_dir, "1 2").returncode == 0
+        assert run_rnncls("eval", folder, "--lengths", "1-3").returncode == 0
+
+
+@row("C15")
+def test_settings_that_contradict_each_other_are_refused_before_anything_trains(
+    config: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    words: list[str | Path] = ["sweep", "-c", config, "--sweep-dir", tmp_path / "sweep"]
+    words += ["train.objective=sequence,prefix"]
+    for axis, found in (
+        ("model.pooling=last,mean", "found:    prefix, model.pooling: mean"),
+        ("model.bidirectional=false,true", "found:    prefix, model.bidirectional: true"),
+    ):
+        message = fails(2, *words, axis)
+        assert "error[C15]" in message
+        assert "train.objective" in message
+        assert found in message
+        assert not (tmp_path / "sweep").exists()
+
+
 def test_eager_members_run_one_by_one(config: Path, tmp_path: Path) -> None:
     words: list[str | Path] = [
         "sweep",

@@ -1,4 +1,8 @@
-"""Runs a model on one sequence of up to millions of tokens, with the states of a few in memory."""
+"""Which sequences are too long for a model of two directions.
+
+In one direction, a model reads any sequence piece by piece, with the states of a few tokens in
+memory.
+"""
 
 from rnncls.errors import Problem
 from rnncls.model.classifier import RNNClassifier
@@ -10,7 +14,8 @@ MOST_STATE_BYTES = 3 * 2**27
 def too_long_for(network: RNNClassifier, length: int) -> Problem | None:
     """Return the problem of a sequence whose states do not fit in memory, None if they do.
 
-    Two directions need the states of a whole layer.
+    Two directions need the states of a whole layer. That they are pooled takes no more: it happens
+    behind the layer, whose own needs are larger.
     """
     if network.num_directions == 1:
         return None
