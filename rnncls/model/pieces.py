@@ -119,10 +119,11 @@ def read(
         outputs, state = run(rows, batch_sizes, start.state or None)
         return Reached(state, pooled_with(start.pooled, outputs, batch_sizes, latest=reverse))
 
+    edges = [] if wants_gradient else edges_by_rows(batch_sizes, most)
     whole = Part(batch_sizes, batch_sizes.cumsum(0).sub_(batch_sizes), None)
     reading = _Reading(run, rows, collected, reverse)
     if not wants_gradient:
-        return reading.read(whole, start, edges_by_rows(batch_sizes, most))
+        return reading.read(whole, start, edges)
     after = pieces.truncate_after
     every = pieces.recompute_every
     if after is None or after >= longest:

@@ -123,7 +123,10 @@ def _rows_of_file(
         given = sequence if type(sequence) is str else as_given(sequence)
         true = None if label is None else _true_label(fields.get(label), known)
         tokens = read.names if keep.tokens else ()
-        yield Row(line, number, read.ids, given, kept, true, tokens)
+        row = Row(line, number, read.ids, given, kept, true, tokens)
+        # Millions of tokens may not stay here while the row is answered.
+        del read, tokens
+        yield row
 
     # Behind the last row: an error stands alone.
     if is_remarkable(dialect):

@@ -82,7 +82,10 @@ def rows_of_lines(
             continue
 
         tokens = read.names if keep_tokens else ()
-        yield Row(number, number, read.ids, text, fields, tokens=tokens)
+        row = Row(number, number, read.ids, text, fields, tokens=tokens)
+        # Millions of tokens may not stay here while the row is answered.
+        del read, tokens
+        yield row
 
 
 def numbered_lines(
