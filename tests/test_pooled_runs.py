@@ -48,7 +48,7 @@ def with_other_weights(run_dir: Path, rows: Sequence[Sequence[int]]) -> Path:
         generator = torch.Generator().manual_seed(0)
         for name, tensor in tensors.items():
             if name.startswith("model/"):
-                tensor.normal_(std=0.3, generator=generator)
+                tensor.normal_(std=0.2, generator=generator)
 
     def centre(_: Any, tensors: dict[str, torch.Tensor]) -> None:
         tensors["model/head.bias"].sub_(mean)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rnncls.errors import ConfigError, DataError, NonFiniteError
 from rnncls.predict import prefixes as prefixes_module
+from rnncls.predict import writing_prefixes
 from rnncls.predict.predictor import Predictor, load
 from rnncls.rundir.checkpoint_files import find_checkpoint
 from rnncls.training.fit import fit
@@ -93,9 +94,15 @@ def test_more_sequences_than_are_predicted_together(run_dir: Path) -> None:
         assert [each.label for each in answer][:5] == sums[:5]
 
 
-def test_text_json_and_tables_say_the_same(run_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [2, 2**13])
+def test_text_json_and_tables_say_the_same(
+    together: int, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = ["1 2 0", "2"]
     expected = load(run_dir).predict_prefixes(texts, top_k=2)
+    # A long sequence is answered part by part.
+    monkeypatch.setattr(prefixes_module, "MOST_TOKENS", together)
+    monkeypatch.setattr(writing_prefixes, "ITEMS_TOGETHER", together)
 
     text = run_rnncls("predict", run_dir, *texts, "--prefixes", "--top-k", "2")
     assert text.returncode == 0, text.stderr
@@ -127,8 +134,12 @@ def test_text_json_and_tables_say_the_same(run_dir: Path, tmp_path: Path) -> Non
         assert found["tokens"] == [int(token) for token in texts[number].split()]
         assert found["labels"] == [each.label for each in answer]
         assert found["probabilities"] == pytest.approx([each.probability for each in answer])
-        tops = [[(one["label"], one["probability"]) for one in top] for top in found["top"]]
-        assert tops == [[(one, pytest.approx(p)) for one, p in each.top] for each in answer]
+        for top, each in zip(found["top"], answer, strict=True):
+            assert [one["label"] for one in top] == [label for label, _ in each.top]
+            wanted_probabilities = [probability for _, probability in each.top]
+            assert [one["probability"] for one in top] == pytest.approx(
+                wanted_probabilities, abs=ALIKE
+            )
         assert found["label"] == answer[-1].label
         assert found["probability"] == pytest.approx(answer[-1].probability)
 
@@ -143,8 +154,8 @@ def test_text_json_and_tables_say_the_same(run_dir: Path, tmp_path: Path) -> Non
         for line, each in zip(table, in_order, strict=True):
             (label, probability), (second_label, second_probability) = each.top
             assert (line["predicted"], line["predicted_2"]) == (str(label), str(second_label))
-            assert line["probability"] == f"{probability:.6g}"
-            assert line["probability_2"] == f"{second_probability:.6g}"
+            assert float(line["probability"]) == pytest.approx(probability, abs=ALIKE)
+            assert float(line["probability_2"]) == pytest.approx(second_probability, abs=ALIKE)
 
 
 def test_words_are_shown_as_they_were_given(run_of_words: Path, tmp_path: Path) -> None:

@@ -197,6 +197,9 @@ def edges_by_rows(sizes: Tensor, most: int) -> list[int]:
     """Return where pieces of at most `most` rows begin, but of at least one time step each.
 
     The end of the last one is behind them. `sizes` (T,) as those of a PackedSequence.
+
+    >>> edges_by_rows(torch.tensor([6, 3, 2, 2, 1]), 5)
+    [0, 1, 3, 5]
     """
     # How many rows there are up to the end of each step: of millions, no list is made.
     ends = sizes.cumsum(0)
