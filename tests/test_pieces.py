@@ -19,7 +19,7 @@ from rnncls.data import Batch, collate
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.pieces import WHOLE, Pieces
 from rnncls.model.prefixes import prefix_losses, prefix_weights
-from scripts.bench_pieces import Case, Memory
+from scripts.bench_pieces import Memory
 from tests.helpers import needs_cuda, run_python
 
 VOCABULARY = 5
@@ -415,33 +415,39 @@ def piecewise_loss(
 MEMORY = """
 import sys
 from scripts.bench_pieces import Case, memory_of
-print(*memory_of(eval(sys.argv[1])))
+print(*memory_of(Case(**eval(sys.argv[1])), needed=sys.argv[2] == "needed"))
 """
+reads_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
-def memory_of(case: Case) -> Memory:
-    """Take one step of scripts/bench_pieces.py in a new process; returns its memory."""
-    done = run_python(MEMORY, repr(case))
+def memory_of(needed: bool = False, **case: Any) -> Memory:
+    """Take one step of scripts/bench_pieces.py in a new process; returns its memory in MiB."""
+    done = run_python(MEMORY, repr(case), "needed" if needed else "taken")
     assert done.returncode == 0, done.stderr
     return Memory(*map(float, done.stdout.split()))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("options", [{}, {"objective": "prefix"}, {"bidirectional": True}])
-def test_a_long_batch_computed_again_takes_little_memory(options: dict[str, Any]) -> None:
-    """All states would take 650 MiB, or twice that in two directions."""
-    assert memory_of(Case("rnn", 10_000, recompute_every=100, **options)).beyond < 250
+@reads_proc
+@pytest.mark.parametrize(
+    ("shape", "most"),
+    # All states would take 650 MiB, in two directions 1,300.
+    [({}, 250), ({"objective": "prefix"}, 250), ({"bidirectional": True}, 400)],
+)
+def test_a_long_batch_computed_again_takes_little_memory(shape: dict[str, Any], most: int) -> None:
+    assert memory_of(cell="rnn", length=10_000, recompute_every=100, **shape).beyond < most
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@reads_proc
 def test_a_very_long_batch_computed_again_fits_in_a_small_process() -> None:
-    assert memory_of(Case("rnn", 100_000, recompute_every=100)).process < 1024
+    assert memory_of(cell="rnn", length=100_000, recompute_every=100).process < 1024
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_the_memory_of_a_truncated_step_does_not_depend_on_the_length() -> None:
-    short, long = (memory_of(Case("rnn", length, truncate_after=200)) for length in (1000, 100_000))
+@reads_proc
+def test_what_a_truncated_step_needs_does_not_depend_on_the_length() -> None:
+    short, long = (
+        memory_of(True, cell="rnn", length=length, truncate_after=200) for length in (1000, 100_000)
+    )
     assert long.beyond == pytest.approx(short.beyond, rel=0.1)
