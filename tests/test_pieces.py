@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnncls.data import Batch, collate
 from rnncls.model.classifier import RNNClassifier
@@ -198,6 +199,34 @@ def test_pieces_on_cuda(cell: str, bidirectional: bool) -> None:
         for pieces, expected in references.items():
             _, found = gradients(model, batch.to(torch.device("cuda")), pieces)
             assert_close([each.cpu() for each in found], expected, (pooling, pieces))
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Remembers the bytes of the largest tensor that an operation returns."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        result: object = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.nbytes = max(self.nbytes, result.nbytes)
+        return result
+
+
+def test_masks_of_dropout_are_drawn_a_byte_for_each_number() -> None:
+    """They are as long as the batch: in float32, they would be all of the memory of a step."""
+    model = model_of("tanh", 3, torch.float32, dropout=0.3)
+    tokens = torch.zeros(500, dtype=torch.int64)
+    torch.manual_seed(5)
+    with Largest() as largest:  # type: ignore[no-untyped-call]
+        masks = model.draw_masks(tokens)
+    assert largest.nbytes == 500 * 6
+
+    torch.manual_seed(5)
+    expected = [F.dropout(torch.ones(500, 6), 0.3) != 0 for _ in range(2)]
+    assert all(torch.equal(*pair) for pair in zip(masks, expected, strict=True))
 
 
 # --- truncated
