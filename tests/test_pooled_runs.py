@@ -138,3 +138,26 @@ def test_how_a_run_was_trained_does_not_matter_to_eval_and_predict(
     for row, prediction in zip(evaluated, predictions, strict=True):
         assert prediction.label == row["predicted"]
         assert prediction.probability == pytest.approx(row["probability"], abs=1e-6)
+
+
+def test_files_to_evaluate_and_predict_need_no_prefix_labels(tmp_path: Path) -> None:
+    rows = some_rows(60)
+    with (tmp_path / "d.jsonl").open("w") as file:
+        for ids, label in rows:
+            sums = [sum(ids[: end + 1]) % 3 for end in range(len(ids))]
+            file.write(json.dumps({"sequence": ids, "label": label, "prefixes": sums}) + "\n")
+    config = files_config(
+        tmp_path / "d.jsonl", train={"objective": "prefix"}, prefix_labels_field="prefixes"
+    )
+    fit(config, tmp_path / "run")
+
+    path = write_jsonl(tmp_path / "new.jsonl", rows)
+    done = run_rnncls("eval", tmp_path / "run", "--data", path, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["examples"] == 60
+
+    for words in ([], ["--prefixes"]):
+        done = run_rnncls("predict", tmp_path / "run", "--input", path, "--json", *words)
+        assert done.returncode == 0, done.stderr
+        assert f"({60 - report['errors']} of 60)" in done.stderr

@@ -358,8 +358,8 @@ BANNED_IMPORTS = {
     "subprocess",
     "socketserver",
 }
-# `cost` measures in processes of its own: always this Python with a module of rnncls, to which a case
-# goes as JSON. Two functions of the C library take numbers.
+# `cost` measures in processes of its own: always this Python with a module of rnncls, to which a
+# case goes as JSON. Two functions of the C library take numbers.
 ALLOWED_IMPORTS = {"processes.py": {"subprocess"}, "process_memory.py": {"ctypes"}}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
 BANNED_ATTRIBUTES = {

@@ -300,6 +300,8 @@ HARMLESS = [
     ["predict", "RUN", "--input", "DATA", "--echo", "--top-k", "2"],
     ["predict", "RUN", "--input", "DATA", "--json", "--echo"],
     ["predict", "RUN", "--input", "DATA", "--output", f"out{HOSTILE}.jsonl"],
+    ["predict", "RUN", "--input", "DATA", "--prefixes", "--top-k", "2"],
+    ["predict", "RUN", "--input", "DATA", "--prefixes", "--json"],
     ["predict", "RUN", f"x {HOSTILE}"],
     ["predict", "RUN", "--input", HOSTILE],
     ["predict", "RUN", "--input", "DATA", "--sequence-field", HOSTILE],
