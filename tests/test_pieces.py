@@ -126,6 +126,21 @@ def test_what_is_computed_again_gives_the_gradient_of_the_whole(
             assert_close(found, expected, (pooling, every))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_of_equally_large_states_the_same_one_has_the_gradient(bidirectional: bool) -> None:
+    """All states are equal: which one is the largest decides which token has the gradient."""
+    model = model_of("tanh", 1, pooling="max", bidirectional=bidirectional)
+    with torch.no_grad():
+        for weights in model.rnn.all_weights:
+            weights[0].zero_()
+            weights[1].zero_()
+
+    batch = batch_of(LENGTHS)
+    _, expected = gradients(model, batch, WHOLE)
+    for pieces in (Pieces(1), Pieces(4), Pieces(None, 11)):
+        assert_close(gradients(model, batch, pieces)[1], expected, pieces)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)

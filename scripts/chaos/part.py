@@ -26,7 +26,6 @@ HARD_CONFIG = config_of(
 # HARD_CONFIG with every key that says what the head sees, what a sequence begins with and how far a
 # gradient reaches; and with a loss of prefixes, which wants one direction and the last state.
 TOGETHER = (
-    "model.cell=gru",
     "model.pooling=last_mean_max",
     "model.initial_state=learned",
     "train.recompute_every=2",
