@@ -6,14 +6,14 @@
 Forward and backward of 16 sequences of one length, hidden 256, one thread. Each way is a process of
 its own, and rounds take turns. Printed are the most memory that the process had, how much of it
 beyond what it had with the batch before its first step, the median time, and the median of the
-per-round ratios to the step that keeps all states. No timing is asserted. The memory is read from
-/proc, which Linux alone has. Keeping all states takes 0.7 GiB for the RNN at length 10,000 and 2.4
-for the LSTM; --no-whole leaves it out, for longer ones.
+per-round ratios to the same step with all states kept. No timing is asserted. The memory is read
+from /proc, which Linux alone has; what the C library keeps of freed memory is a part of it. All
+states at length 10,000 take 0.7 GiB for the RNN and 2.4 for the LSTM, which are there at the same
+time in several ways; --no-whole leaves them out, for longer sequences.
 """
 
 import multiprocessing
 import time
-from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple, cast
@@ -22,6 +22,12 @@ import torch
 import typer
 
 from rnncls.config import Config
+from rnncls.cost.process_memory import (
+    forget_peak,
+    give_back_at_once,
+    peak_bytes,
+    resident_bytes,
+)
 from rnncls.data import Batch, Task, collate
 from rnncls.model.classifier import RNNClassifier, build_model
 from rnncls.steps.objective import gradients_of_batch
@@ -60,7 +66,7 @@ class Case(NamedTuple):
             parts.append(f"recompute_every {self.recompute_every}")
         if self.truncate_after is not None:
             parts.append(f"truncate_after {self.truncate_after}")
-        return ", ".join(parts) or "whole"
+        return ", ".join(parts) or "sequence"
 
 
 class Memory(NamedTuple):
@@ -70,19 +76,19 @@ class Memory(NamedTuple):
     beyond: float
 
 
-def cases_of(cell: str, length: int, has_whole: bool) -> list[Case]:
+def cases_of(cell: str, length: int, whole: bool) -> list[Case]:
     """Return the ways of one cell that are compared."""
-    cases = [Case(cell, length)] if has_whole else []
-    cases += [
-        Case(cell, length, EVERY),
-        Case(cell, length, None, AFTER),
-        Case(cell, length, EVERY, None, "prefix"),
-    ]
+    shapes = [Case(cell, length), Case(cell, length, objective="prefix")]
     if cell == "rnn":
-        cases += [
-            Case(cell, length, EVERY, pooling="last_mean_max"),
-            Case(cell, length, EVERY, bidirectional=True),
-        ]
+        shapes.append(Case(cell, length, pooling="last_mean_max"))
+        shapes.append(Case(cell, length, bidirectional=True))
+
+    cases = []
+    for shape in shapes:
+        if whole:
+            cases.append(shape)
+        cases.append(shape._replace(recompute_every=EVERY))
+        cases.append(shape._replace(truncate_after=AFTER))
     return cases
 
 
@@ -146,8 +152,13 @@ def batch_of(case: Case) -> Batch:
     return batch._replace(prefix_labels=batch.tokens.data.clone())
 
 
-def memory_of(case: Case) -> Memory:
-    """Take a step in this process, which should be a new one, and return its memory."""
+def memory_of(case: Case, needed: bool = False) -> Memory:
+    """Take a step in this process, which should be a new one, and return its memory.
+
+    `needed`: without what the C library keeps of freed memory, more or less of it by chance.
+    """
+    if needed:
+        give_back_at_once()
     step = Step(case)
     before = begin_to_measure()
     step.take()
@@ -156,20 +167,14 @@ def memory_of(case: Case) -> Memory:
 
 def begin_to_measure() -> float:
     """Forget the peak of this process so far; returns the MiB that it has now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return status_mib("VmRSS")
+    forget_peak()
+    return resident_bytes() / 2**20
 
 
 def measured(before: float) -> Memory:
     """Return the peak since `begin_to_measure`."""
-    peak = status_mib("VmHWM")
+    peak = peak_bytes() / 2**20
     return Memory(peak, peak - before)
-
-
-def status_mib(what: str) -> float:
-    """Return a figure of this process's memory, as the kernel names it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 
 # --- several ways, in turns
@@ -229,11 +234,13 @@ def main(
     print("cell  way                                      process    beyond    time   ratio")
     for cell in cells.split(","):
         cases = cases_of(cell, length, whole)
-        results = compare(cases, rounds)
-        plain_s, _ = results[0]
-        for case, (seconds, memory) in zip(cases, results, strict=True):
-            ratio = median(own / plain for own, plain in zip(seconds, plain_s, strict=True))
-            shown = f"{ratio:.2f}" if whole else "-"
+        results = dict(zip(cases, compare(cases, rounds), strict=True))
+        for case, (seconds, memory) in results.items():
+            shown = "-"
+            kept = results.get(case._replace(recompute_every=None, truncate_after=None))
+            if kept is not None:
+                ratios = [own / plain for own, plain in zip(seconds, kept[0], strict=True)]
+                shown = f"{median(ratios):.2f}"
             print(
                 f"{cell:<5} {case.name:<36} {memory.process:>6,.0f} MiB {memory.beyond:>5,.0f} MiB"
                 f" {median(seconds):>6.1f}s  {shown:>6}",

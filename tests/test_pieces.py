@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnncls.data import Batch, collate
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.pieces import WHOLE, Pieces
 from rnncls.model.prefixes import prefix_losses, prefix_weights
-from scripts.bench_pieces import Case, Memory
+from scripts.bench_pieces import Memory
 from tests.helpers import needs_cuda, run_python
 
 VOCABULARY = 5
@@ -125,6 +126,21 @@ def test_what_is_computed_again_gives_the_gradient_of_the_whole(
             assert_close(found, expected, (pooling, every))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_of_equally_large_states_the_same_one_has_the_gradient(bidirectional: bool) -> None:
+    """All states are equal: which one is the largest decides which token has the gradient."""
+    model = model_of("tanh", 1, pooling="max", bidirectional=bidirectional)
+    with torch.no_grad():
+        for weights in model.rnn.all_weights:
+            weights[0].zero_()
+            weights[1].zero_()
+
+    batch = batch_of(LENGTHS)
+    _, expected = gradients(model, batch, WHOLE)
+    for pieces in (Pieces(1), Pieces(4), Pieces(None, 11)):
+        assert_close(gradients(model, batch, pieces)[1], expected, pieces)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
@@ -198,6 +214,34 @@ def test_pieces_on_cuda(cell: str, bidirectional: bool) -> None:
         for pieces, expected in references.items():
             _, found = gradients(model, batch.to(torch.device("cuda")), pieces)
             assert_close([each.cpu() for each in found], expected, (pooling, pieces))
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Remembers the bytes of the largest tensor that an operation returns."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        result: object = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.nbytes = max(self.nbytes, result.nbytes)
+        return result
+
+
+def test_masks_of_dropout_are_drawn_a_byte_for_each_number() -> None:
+    """They are as long as the batch: in float32, they would be all of the memory of a step."""
+    model = model_of("tanh", 3, torch.float32, dropout=0.3)
+    tokens = torch.zeros(500, dtype=torch.int64)
+    torch.manual_seed(5)
+    with Largest() as largest:  # type: ignore[no-untyped-call]
+        masks = model.draw_masks(tokens)
+    assert largest.nbytes == 500 * 6
+
+    torch.manual_seed(5)
+    expected = [F.dropout(torch.ones(500, 6), 0.3) != 0 for _ in range(2)]
+    assert all(torch.equal(*pair) for pair in zip(masks, expected, strict=True))
 
 
 # --- truncated
@@ -415,33 +459,39 @@ def piecewise_loss(
 MEMORY = """
 import sys
 from scripts.bench_pieces import Case, memory_of
-print(*memory_of(eval(sys.argv[1])))
+print(*memory_of(Case(**eval(sys.argv[1])), needed=sys.argv[2] == "needed"))
 """
+reads_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
-def memory_of(case: Case) -> Memory:
-    """Take one step of scripts/bench_pieces.py in a new process; returns its memory."""
-    done = run_python(MEMORY, repr(case))
+def memory_of(needed: bool = False, **case: Any) -> Memory:
+    """Take one step of scripts/bench_pieces.py in a new process; returns its memory in MiB."""
+    done = run_python(MEMORY, repr(case), "needed" if needed else "taken")
     assert done.returncode == 0, done.stderr
     return Memory(*map(float, done.stdout.split()))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("options", [{}, {"objective": "prefix"}, {"bidirectional": True}])
-def test_a_long_batch_computed_again_takes_little_memory(options: dict[str, Any]) -> None:
-    """All states would take 650 MiB, or twice that in two directions."""
-    assert memory_of(Case("rnn", 10_000, recompute_every=100, **options)).beyond < 250
+@reads_proc
+@pytest.mark.parametrize(
+    ("shape", "most"),
+    # All states would take 650 MiB, in two directions 1,300.
+    [({}, 250), ({"objective": "prefix"}, 250), ({"bidirectional": True}, 400)],
+)
+def test_a_long_batch_computed_again_takes_little_memory(shape: dict[str, Any], most: int) -> None:
+    assert memory_of(cell="rnn", length=10_000, recompute_every=100, **shape).beyond < most
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@reads_proc
 def test_a_very_long_batch_computed_again_fits_in_a_small_process() -> None:
-    assert memory_of(Case("rnn", 100_000, recompute_every=100)).process < 1024
+    assert memory_of(cell="rnn", length=100_000, recompute_every=100).process < 1024
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_the_memory_of_a_truncated_step_does_not_depend_on_the_length() -> None:
-    short, long = (memory_of(Case("rnn", length, truncate_after=200)) for length in (1000, 100_000))
+@reads_proc
+def test_what_a_truncated_step_needs_does_not_depend_on_the_length() -> None:
+    short, long = (
+        memory_of(True, cell="rnn", length=length, truncate_after=200) for length in (1000, 100_000)
+    )
     assert long.beyond == pytest.approx(short.beyond, rel=0.1)

@@ -307,6 +307,25 @@ def test_a_model_that_needs_the_whole_sequence_takes_and_gives_no_state(
 
 
 @pytest.mark.parametrize("architecture", FROM_LAST, ids=str)
+def test_a_state_of_other_sequences_is_refused(architecture: Architecture) -> None:
+    """PyTorch takes the states of the first ones, here and there, and says nothing."""
+    model = model_of(architecture)
+    tokens = packed(ROWS[:1])
+    padded = Padded(torch.tensor([ROWS[0]]), torch.tensor([len(ROWS[0])]))
+    state = model.final_state(tokens)
+    of_two = model.final_state(packed(ROWS[:2]))
+    flat = tuple(part[0] for part in state)
+    others: list[Any] = [of_two, (*state, state[0]), (), state[0], flat]
+    for wrong in others:
+        for use in (model.final_state, model.prefix_logits):
+            with pytest.raises(ValueError, match="the state must be what final_state returned"):
+                use(tokens, wrong)
+        for inputs in (tokens, padded):
+            with pytest.raises(ValueError, match="the state must be what final_state returned"):
+                model(inputs, wrong)
+
+
+@pytest.mark.parametrize("architecture", FROM_LAST, ids=str)
 @pytest.mark.parametrize("every", [None, 2])
 def test_the_loss_of_prefixes_and_its_gradient_are_those_of_numpy(
     architecture: Architecture, every: int | None

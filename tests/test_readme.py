@@ -42,6 +42,7 @@ SHORTER = {
     "rnncls eval runs/mine": "--samples 50",
     "rnncls eval runs/vanishing": "--samples 50",
     "rnncls sweep configs": f"--seeds 0-1 {SMALL}",
+    "rnncls cost configs": "--hidden 8 --lengths 4 --seconds 0.001 train.engine=eager",
     "python scripts/bench_data": "--rounds 1 --count 4",
     "python scripts/bench_checkpoint": "--rounds 1 --config configs/smoke.yaml",
     "python scripts/bench_recurrence": "--rounds 1 --longest 16",
@@ -74,8 +75,9 @@ def commands(page: str) -> list[str]:
 
 
 def is_slow(block: str) -> bool:
-    """Tell whether a block takes seconds: scripts, what needs them, and whole sweeps."""
-    return "python " in block or "rnncls sweep --resume" in block
+    """Tell whether a block takes seconds: scripts, what needs them, whole sweeps, processes."""
+    slow = ("python ", "rnncls sweep --resume", "rnncls cost")
+    return any(words in block for words in slow)
 
 
 def shorter(command: str) -> str:

@@ -358,6 +358,9 @@ BANNED_IMPORTS = {
     "subprocess",
     "socketserver",
 }
+# `cost` measures in processes of its own: always this Python with a module of rnncls, to which a
+# case goes as JSON. Two functions of the C library take numbers.
+ALLOWED_IMPORTS = {"processes.py": {"subprocess"}, "process_memory.py": {"ctypes"}}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
 BANNED_ATTRIBUTES = {
     "yaml.load",
@@ -374,11 +377,15 @@ BANNED_ATTRIBUTES = {
     "path", sorted((ROOT / "rnncls").rglob("*.py")), ids=lambda path: path.stem
 )
 def test_the_source_has_nothing_that_runs_data(path: Path) -> None:
+    banned = BANNED_IMPORTS
+    if path.parent == ROOT / "rnncls" / "cost":
+        banned = banned - ALLOWED_IMPORTS.get(path.name, set())
+
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            assert not {name.name.partition(".")[0] for name in node.names} & BANNED_IMPORTS
+            assert not {name.name.partition(".")[0] for name in node.names} & banned
         if isinstance(node, ast.ImportFrom):
-            assert (node.module or "").partition(".")[0] not in BANNED_IMPORTS
+            assert (node.module or "").partition(".")[0] not in banned
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in BANNED_CALLS
         if isinstance(node, ast.Attribute):

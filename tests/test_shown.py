@@ -485,6 +485,10 @@ LOOKED_AT = {
     "report.sample(load_task(resolved, progress=True))",
     "accuracy_table(accuracies)",
     "describe_check(checked)",
+    # Numbers, and reasons on one line.
+    "report.to_text(resolved, rows)",
+    # For the process that asked, which reads it as JSON; what is not ASCII is escaped.
+    "f'\\n{json.dumps(result)}'",
     "task.described_size(name)",
     "_answer(predictor, str(text), read.ids, top_k)",
     # Columns, whose cells were.

@@ -122,8 +122,8 @@ class RNNClassifier(nn.Module):
         `pieces`: how packed sequences are run for gradients that need little memory.
 
         Raises: TypeError for anything that is neither packed ids nor `Padded`. ValueError if the
-        model is bidirectional and the sequences are padded, or for a state of a model that needs
-        the whole sequence.
+        model is bidirectional and the sequences are padded, for a state of a model that needs the
+        whole sequence, or for one of other sequences.
         """
         if state is not None:
             self._require_pieces("a state")
@@ -148,7 +148,7 @@ class RNNClassifier(nn.Module):
         >>> logits = model(pack_sequence([torch.tensor([4])]), state)
 
         Raises: TypeError for anything but packed ids. ValueError for two directions, or another
-        pooling than last: such models need the whole sequence.
+        pooling than last: such models need the whole sequence. ValueError for a state of others.
         """
         self._require_pieces("a state")
         _require_packed_ids(tokens)
@@ -163,8 +163,8 @@ class RNNClassifier(nn.Module):
 
         They are those of the prefix that ends at the token. `state`: as for `forward`.
 
-        Raises: TypeError for anything but packed ids. ValueError for two directions, or another
-        pooling than last.
+        Raises: TypeError for anything but packed ids. ValueError for two directions, another
+        pooling than last, or a state of other sequences.
         """
         self._require_pieces("prefixes")
         _require_packed_ids(tokens)
@@ -181,12 +181,35 @@ class RNNClassifier(nn.Module):
             raise ValueError(f'{what} needs pooling "last": this model has "{self.pooling}"')
 
     def start_state(self, tokens: PackedSequence, state: State | None = None) -> State | None:
-        """Return the state before the first token, longest sequence first; None for zeros."""
+        """Return the state before the first token, longest sequence first; None for zeros.
+
+        Raises: ValueError for a state of other sequences.
+        """
+        num_sequences = int(tokens.batch_sizes[0])
         if state is None:
-            return self._initial_state(int(tokens.batch_sizes[0]))
+            return self._initial_state(num_sequences)
+        self._require_state(state, num_sequences)
         if tokens.sorted_indices is None:
             return state
         return tuple(part.index_select(1, tokens.sorted_indices) for part in state)
+
+    def _require_state(self, state: State, num_sequences: int) -> None:
+        """Raise ValueError unless a state is one of these sequences.
+
+        torch.lstm, and a batch that is run in pieces, would take those of the first ones.
+        """
+        shape = (self._num_states, num_sequences, self.rnn.hidden_size)
+        count = 2 if self.rnn.mode == "LSTM" else 1
+        found = type(state).__name__
+        if isinstance(state, tuple | list):
+            shapes = [tuple(part.shape) for part in state]
+            if shapes == [shape] * count:
+                return
+            found += f" of {', '.join(map(str, shapes))}"
+        raise ValueError(
+            "the state must be what final_state returned for the same sequences: a tuple of "
+            f"{', '.join([str(shape)] * count)}, not a {found}"
+        )
 
     def _initial_state(self, num_sequences: int) -> State | None:
         """Return h_0 and c_0 of B sequences, (num_layers * D, B, H) each; None for zeros."""
@@ -204,6 +227,8 @@ class RNNClassifier(nn.Module):
         embedded = self.embedding(padded.tokens.t())  # (T, B, embedding_dim)
         if state is None:
             state = self._initial_state(len(padded.lengths))
+        else:
+            self._require_state(state, len(padded.lengths))
         outputs, _ = self._outputs(embedded, None, state)
         return summary_of_padded(self.pooling, outputs, padded.lengths)
 
@@ -278,10 +303,16 @@ class RNNClassifier(nn.Module):
         """
         if not self.training or self.dropout == 0:
             return []
+        shape = (len(tokens), self.rnn.hidden_size)
         masks = []
         for _ in range(1, self.rnn.num_layers):
-            ones = self.head.weight.new_ones(len(tokens), self.rnn.hidden_size)
-            masks.append(F.dropout(ones, self.dropout) != 0)
+            # F.dropout takes 12 bytes for each number, more than all else of a step in pieces. On
+            # the CPU this draws the same in few; CUDA has another kernel for F.dropout.
+            if tokens.is_cuda:
+                mask = F.dropout(self.head.weight.new_ones(shape), self.dropout) != 0
+            else:
+                mask = tokens.new_empty(shape, dtype=torch.bool).bernoulli_(1 - self.dropout)
+            masks.append(mask)
         return masks
 
 

@@ -154,7 +154,7 @@ def rows(part: Part, tenth: int) -> float:
         path = part.folder / "rows.txt"
         with path.open("w") as file:
             file.writelines(itertools.islice(distinct_rows("txt", number), number))
-        words = ["predict", str(part.folder / "whole"), "--bad", "skip", "--input", str(path)]
+        words = ["predict", str(part.whole), "--bad", "skip", "--input", str(path)]
         words += ["--output", str(part.folder / f"out-{number}.txt")]
         peaks.append(checked(part, words, f"{number:,} rows"))
         path.unlink()

@@ -6,15 +6,16 @@ from pathlib import Path
 from rnncls.errors import CheckpointError
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
-from scripts.chaos.part import Part, Result
+from scripts.chaos.part import TOGETHER, Part, Result
 from scripts.fuzz.running import counts_of, run_all
 
 
 def damage(folder: Path, short: bool) -> Result:
     """Flip bits of a checkpoint, and truncate it: each must be detected before anything is used."""
-    part = Part(folder, "model.hidden_size=2", "model.embedding_dim=1", "train.max_steps=4")
+    small = ("model.hidden_size=2", "model.embedding_dim=1", "train.max_steps=4")
+    part = Part(folder, *small, *TOGETHER)
     rng = random.Random(3)
-    path = find_newest(folder / "whole")
+    path = find_newest(part.whole)
     content = path.read_bytes()
     changed = folder / path.name
     flips = [rng.randrange(8 * len(content)) for _ in range(500 if short else 10_000)]

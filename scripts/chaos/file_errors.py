@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from scripts.chaos.part import SHORTER, Part, Result
+from scripts.chaos.part import PREFIX, SHORTER, TOGETHER, Part, Result
 from scripts.file_calls import committed, failing, killing, listing
 
 
@@ -24,7 +24,7 @@ def list_calls(part: Part) -> list[tuple[str, str]]:
 
 def failpoints(folder: Path, short: bool) -> Result:
     """SIGKILL before every call of a run that changes a file, and in the middle of every write."""
-    part = Part(folder, *(SHORTER if short else ()))
+    part = Part(folder, *PREFIX, *(SHORTER if short else ()))
     calls = list_calls(part)
 
     points = []
@@ -52,7 +52,7 @@ def disk_errors(folder: Path, short: bool) -> Result:
 
     The exit code must be 6, what was committed must stay byte-equal, and the run must be resumable.
     """
-    part = Part(folder, *(SHORTER if short else ()))
+    part = Part(folder, *TOGETHER, *(SHORTER if short else ()))
     calls = list_calls(part)
     points = [
         index

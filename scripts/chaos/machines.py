@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
-from scripts.chaos.part import SHORTER, Part, Result
+from scripts.chaos.part import IN_TURNS, SHORTER, Part, Result
 from scripts.chaos.signals import stopping
 from scripts.file_calls import Prepare
 from scripts.processes import fork, wait
@@ -38,7 +38,7 @@ def limits(folder: Path, short: bool) -> Result:
 
     Each ends with 0, 5 or 6 and a message; without the limit, the run then goes on to its end.
     """
-    part = Part(folder, *SHORTER)
+    part = Part(folder, *SHORTER, turns=IN_TURNS)
     let_others_in(folder)
     open_files = (4, 24) if short else range(3, 40)
     file_sizes = (4_000,) if short else (0, 100, 1_000, 4_000, 8_000, 16_000, 64_000)
@@ -96,7 +96,7 @@ def limit_run(part: Part, prepare: Prepare, what: str, has_message: bool = True)
 
     # What was logged under the limit may have a gap (R10); weights and counters may not.
     part.check_exit(part.run(run_dir), 0, f"{what}: the run was resumed")
-    part.check(weights_of(run_dir) == weights_of(part.folder / "whole"), f"{what}: other weights")
+    part.check(weights_of(run_dir) == weights_of(part.whole), f"{what}: other weights")
     left = [path.name for path in run_dir.rglob(".tmp-*")]
     part.check(not left, f"{what}: left behind {left}")
 
@@ -177,7 +177,7 @@ Mounts = list[list[str]]  # the arguments of `mount`, one list for each
 
 def mount_cases(part: Part) -> Iterator[tuple[list[str], Mounts, tuple[int, ...]]]:
     """Yield commands, the mounts that they find, and the exit codes that are right."""
-    whole = str(part.folder / "whole")
+    whole = str(part.whole)
     read_only = [["--bind", whole, whole], ["-o", "remount,bind,ro", whole]]
     refused = (MACHINE, CANNOT_WRITE)
 
@@ -249,11 +249,11 @@ def clocks(folder: Path, short: bool) -> Result:
 
     The outcome is that of an undisturbed run, and TensorBoard shows each step once, in order.
     """
-    part = Part(folder, "train.log_every=1")
+    part = Part(folder, "train.log_every=1", turns=IN_TURNS)
     rng = random.Random(4)
     num_runs = 3 if short else 30
     jumps = 0
-    expected = event_steps(folder / "whole")
+    expected = event_steps(part.whole)
 
     for number in range(num_runs):
         run_dir = part.next_run_dir()

@@ -1,17 +1,19 @@
-"""A part of chaos: its folder, the undisturbed run to compare with, and what it counts."""
+"""A part of chaos: its folder, the undisturbed runs to compare with, and what it counts."""
 
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rnncls.config import dump_config
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest, step_files
 from scripts.file_calls import Prepare
 from scripts.processes import HUNG, fork, nothing, wait
-from tests.helpers import HARD, config_of, outcome
+from tests.helpers import HARD, Outcome, config_of, outcome
 
 # What the tests resume, with a smaller model: everything random or stateful at once, odd cadences,
 # skipped old checkpoints. Its steps are eager, because two parts patch `eager.train_step`.
@@ -20,6 +22,23 @@ HARD_CONFIG = config_of(
     train=HARD["train"],
     device="cpu",
 )
+
+# HARD_CONFIG with every key that says what the head sees, what a sequence begins with and how far a
+# gradient reaches; and with a loss of prefixes, which wants one direction and the last state.
+TOGETHER = (
+    "model.pooling=last_mean_max",
+    "model.initial_state=learned",
+    "train.recompute_every=2",
+    "train.truncate_after=3",
+)
+PREFIX = (
+    "model.bidirectional=false",
+    "model.initial_state=learned",
+    "train.objective=prefix",
+    "train.recompute_every=2",
+    "train.truncate_after=3",
+)
+IN_TURNS = ((), TOGETHER, PREFIX)
 
 # Every kind of save, once.
 SHORTER = ("train.max_steps=9", "train.eval_every=4", "train.checkpoint_every=3")
@@ -35,10 +54,24 @@ class Result:
     skipped: bool = False
 
 
-class Part:
-    """The folder of a part, its undisturbed run to compare with, and its counts."""
+class Whole(NamedTuple):
+    """An undisturbed run: the overrides that it has besides those of its part, and what it left."""
 
-    def __init__(self, folder: Path, *overrides: str) -> None:
+    overrides: tuple[str, ...]
+    run_dir: Path
+    expected: Outcome
+
+
+class Part:
+    """The folder of a part, its undisturbed runs to compare with, and its counts.
+
+    `turns` are further overrides: the runs that `next_run_dir` begins have them in turns, and each
+    is compared with the undisturbed run that has the same.
+    """
+
+    def __init__(
+        self, folder: Path, *overrides: str, turns: Sequence[tuple[str, ...]] = ((),)
+    ) -> None:
         self.folder = folder
         self.overrides = overrides
         self.log = folder / "rnncls.log"  # of the last process that was started
@@ -46,13 +79,22 @@ class Part:
         self.failures = 0
         folder.mkdir()
 
-        whole = folder / "whole"
-        exit_code = self.run(whole)
-        if exit_code != 0:
-            raise RuntimeError(f"the undisturbed run ended with {exit_code}: {self.last_words()}")
+        self.wholes: list[Whole] = []
+        for number, turn in enumerate(turns):
+            self.overrides = (*overrides, *turn)
+            run_dir = folder / f"whole-{number}"
+            exit_code = self.run(run_dir)
+            if exit_code != 0:
+                words = self.last_words()
+                raise RuntimeError(f"the undisturbed run ended with {exit_code}: {words}")
+            self.wholes.append(Whole(self.overrides, run_dir, outcome(run_dir)))
 
-        self.expected = outcome(whole)
-        self.num_steps = saved_step(whole)
+        self.take_turn(0)
+        self.num_steps = saved_step(self.whole)
+
+    def take_turn(self, number: int) -> None:
+        """Let the runs that begin from now on be compared with this undisturbed run."""
+        self.overrides, self.whole, self.expected = self.wholes[number % len(self.wholes)]
 
     def command(self, run_dir: Path) -> list[str]:
         """Return what a user types next: start the run, or resume it once it has a checkpoint."""
@@ -83,6 +125,7 @@ class Part:
     def next_run_dir(self) -> Path:
         """Return the path of a new run directory; the one before is deleted."""
         shutil.rmtree(self.folder / f"run-{self.num_runs}", ignore_errors=True)
+        self.take_turn(self.num_runs)
         self.num_runs += 1
         return self.folder / f"run-{self.num_runs}"
 

@@ -12,7 +12,7 @@ import pytest
 
 from rnncls.steps import eager
 from rnncls.steps.state import TrainState
-from scripts.chaos.part import Part, Result, saved_step
+from scripts.chaos.part import IN_TURNS, Part, Result, saved_step
 from scripts.file_calls import Prepare
 from scripts.processes import wait
 from tests.helpers import stop_at
@@ -23,7 +23,7 @@ TRIES_PER_HIT = 8
 
 def kills(folder: Path, short: bool) -> Result:
     """SIGKILL at random moments, up to five in one run: while it starts, trains, or resumes."""
-    part = Part(folder)
+    part = Part(folder, turns=IN_TURNS)
     rng = random.Random(0)
     run_s = part.seconds()
     wanted = 10 if short else 200
@@ -62,7 +62,7 @@ def counting(steps: mmap.mmap) -> Prepare:
 
 def signals(folder: Path, short: bool) -> Result:
     """SIGTERM at random moments: exit 143, and the newest checkpoint is of the last step done."""
-    part = Part(folder)
+    part = Part(folder, turns=IN_TURNS)
     rng = random.Random(1)
     run_s = part.seconds()
     wanted = 5 if short else 50
@@ -106,7 +106,7 @@ def stopping(at: int) -> Prepare:
 
 def stops(folder: Path, short: bool) -> Result:
     """SIGTERM in the middle of chosen steps: of each single step, and of random pairs of steps."""
-    part = Part(folder)
+    part = Part(folder, turns=IN_TURNS)
     rng = random.Random(2)
     last = part.num_steps - 1  # a signal in the last step finds the run over
     singles = [[step] for step in range(0, last, 8 if short else 1)]

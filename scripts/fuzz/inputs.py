@@ -57,6 +57,22 @@ STRAY = [
 ]
 # fmt: on
 
+# Keys of a model and of its training that are not their defaults.
+POOLED = {"pooling": "last_mean_max", "initial_state": "learned"}
+IN_PIECES = {"recompute_every": 2, "truncate_after": 3}
+
+GOOD_CONFIGS = [
+    Config(),
+    Config(data=FilesConfig(source="files", train="x.jsonl")),
+    Config.model_validate({"model": POOLED, "train": IN_PIECES}),
+    Config.model_validate(
+        {
+            "data": {"source": "files", "train": "x.jsonl", "prefix_labels_field": "labels"},
+            "train": {"objective": "prefix", **IN_PIECES},
+        }
+    ),
+]
+
 TINY = """
 model: {hidden_size: 2}
 train: {max_steps: 2, eval_samples: 2, batch_size: 2, engine: eager}
@@ -66,7 +82,11 @@ train: {max_steps: 2, eval_samples: 2, batch_size: 2, engine: eager}
 COMMAND_LINES = [
     "train --config tiny.yaml --name x train.max_steps=1",
     "train --config tiny.yaml --init-from run optimizer.lr=1e-3",
+    "train --config tiny.yaml --name y model.pooling=mean train.recompute_every=2",
+    "train --config tiny.yaml --name z train.objective=prefix train.truncate_after=3",
+    "train --config tiny.yaml --init-from run model.initial_state=learned",
     "train --resume run train.max_steps=3",
+    "train --resume run train.max_steps=3 train.truncate_after=1",
     "eval run --lengths 1-2 --samples 3 --json",
     "eval run/checkpoints/best.safetensors --confusion --device cpu",
     "config show --config tiny.yaml seed=1",
@@ -132,7 +152,7 @@ def edited_text(text: str, rng: random.Random) -> str:
 def one_config(rng: random.Random, folder: Path) -> str:
     """Load a config file whose text was edited, sometimes with odd overrides."""
     path = folder / "config.yaml"
-    config = rng.choice((Config(), Config(data=FilesConfig(source="files", train="x.jsonl"))))
+    config = rng.choice(GOOD_CONFIGS)
     path.write_bytes(broken_text(dump_config(config), rng).encode("utf-8", "surrogatepass"))
 
     overrides = []
@@ -152,8 +172,8 @@ def one_config(rng: random.Random, folder: Path) -> str:
 @cache
 def whole_checkpoint() -> bytes:
     """Return the content of a small real checkpoint; makes it once."""
-    train = {"max_steps": 2, "eval_samples": 5, "engine": "eager"}
-    config = Config.model_validate({"model": {"hidden_size": 4}, "train": train})
+    train = {"max_steps": 2, "eval_samples": 5, "engine": "eager", **IN_PIECES}
+    config = Config.model_validate({"model": {"hidden_size": 4, **POOLED}, "train": train})
     with tempfile.TemporaryDirectory() as folder:
         rnncls.fit(config, folder)
         return find_newest(folder).read_bytes()

@@ -32,9 +32,9 @@ GOOD_EXITS = (0, 2, 3, 4, 5, 6)
 
 CONFIG = """
 data: {source: files, train: data.csv, sequence_field: text}
-model: {hidden_size: 4, embedding_dim: 2}
+model: {hidden_size: 4, embedding_dim: 2, initial_state: learned}
 train: {max_steps: 4, batch_size: 8, eval_every: 2, checkpoint_every: 2, log_every: 1,
-        engine: eager, num_threads: 1}
+        engine: eager, num_threads: 1, recompute_every: 1, truncate_after: 2}
 device: cpu
 """
 
@@ -136,7 +136,8 @@ def scene() -> Path:
 
     for line in (
         "train --config tiny.yaml --run-dir run train.histogram_every=2",
-        "train --config tiny.yaml --run-dir other optimizer.lr=0.01 train.profile=true",
+        "train --config tiny.yaml --run-dir other optimizer.lr=0.01 model.pooling=max "
+        "train.profile=true",
         "sweep --config tiny.yaml --seeds 0-1 --sweep-dir sweep --jobs 1",
         "eval other --errors 2",
         "runs ls .",
