@@ -515,6 +515,21 @@ def test_what_a_process_imports_is_not_in_the_current_folder(
     assert isinstance(result, dict), result
 
 
+def test_nothing_of_a_config_stands_in_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+
+    def note(command: list[str], **options: Any) -> None:
+        assert not options.get("shell")
+        commands.append(command)
+        raise BlockingIOError
+
+    monkeypatch.setattr(subprocess, "Popen", note)
+    for case in cases_of([4, 5], [2], {"seed": 7}):
+        with pytest.raises(BlockingIOError):
+            measure_apart(case)
+    assert commands == [[sys.executable, "-P", "-m", "rnncls.cost.worker"]] * 2
+
+
 def children_of(pid: int) -> list[int]:
     """Return the processes that a process has started and that still run."""
     with suppress(OSError):

@@ -479,16 +479,13 @@ LOOKED_AT = {
     "made.text",
     "report.to_text(task)",
     "report.to_text()",
+    "report.to_text(resolved, rows)",
     "text_of(trace(question))",
     "json_text(shown.to_json()) if as_json else shown.to_text()",
     "f'{heading_of(subject)}\\n\\n{result.to_text()}'",
     "report.sample(load_task(resolved, progress=True))",
     "accuracy_table(accuracies)",
     "describe_check(checked)",
-    # Numbers, and reasons on one line.
-    "report.to_text(resolved, rows)",
-    # For the process that asked, which reads it as JSON; what is not ASCII is escaped.
-    "f'\\n{json.dumps(result)}'",
     "task.described_size(name)",
     "_answer(predictor, str(text), read.ids, top_k)",
     # Columns, whose cells were.

@@ -412,7 +412,7 @@ def test_there_are_commands() -> None:
     assert ["train"] in [words for words, _ in COMMANDS]
     assert ["runs", "diff"] in [words for words, _ in COMMANDS]
     kinds = {kind_of(param) for _, command in COMMANDS for param in command.params}
-    assert kinds == {"whole number", "file", "text"}
+    assert kinds == {"whole number", "number", "file", "text"}
 
 
 @pytest.mark.parametrize("words", [words for words, _ in COMMANDS], ids=" ".join)

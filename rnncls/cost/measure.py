@@ -16,10 +16,8 @@ import torch
 from rnncls.cost.cases import Case
 from rnncls.cost.process_memory import (
     forget_peak,
-    give_back_at_once,
     peak_bytes,
     resident_bytes,
-    return_free_memory,
 )
 from rnncls.cost.ways import Way, task_of, way_of
 from rnncls.steps.engines import choose
@@ -30,8 +28,8 @@ LEAST_ROUNDS = 3
 # A case whose rounds take very long has fewer: it ends when it took so many times its time.
 MOST_OVERTIME = 10
 
-# Of the batch that takes the first step. At the second token a state is passed on.
-SHORT = 2
+# Tokens of each sequence of the batch that takes the first step.
+SHORT = 8
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,10 @@ class Times:
 
 def measure_memory(case: Case) -> Memory:
     """Measure the memory of a case. Raises: MachineError, and what torch raises without memory."""
-    give_back_at_once()
     way = way_of(case)
 
-    # One step on a short batch: from here on there are gradients and the optimizer's state.
+    # One step on a short batch: from here on there are gradients, the optimizer's state and what is
+    # needed once, such as the buffers of products.
     way.take_batch(min(SHORT, case.length))
     way.step()
     weights, gradients, state = _parameter_bytes(way)
@@ -112,16 +110,12 @@ def _activations(way: Way) -> int:
 
     Before, there are weights, gradients, the optimizer's state and the batch.
     """
-    # What is needed once, such as the buffers of products, is there after a first time.
-    _compute_gradients(way)
-
     on_gpu = way.device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(way.device)
         before = torch.cuda.memory_allocated(way.device)
         torch.cuda.reset_peak_memory_stats(way.device)
     else:
-        return_free_memory()
         # Where the peak cannot be forgotten, what is above it is all that can be seen.
         before = resident_bytes() if forget_peak() else peak_bytes()
 

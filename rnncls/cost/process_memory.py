@@ -3,19 +3,18 @@
 Linux says both, and can forget the most. Elsewhere only the most since the start is known.
 """
 
-import ctypes
-import gc
 import resource
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _FORGET = Path("/proc/self/clear_refs")
 
-# Of glibc's malloc.h: from how many bytes on an allocation is a mapping of its own.
-_M_MMAP_THRESHOLD = -3
-OWN_MAPPING = 2**14
+# In the environment of a process, it has glibc give each tensor of more than 16 KiB back to the
+# system when it is freed. Otherwise freed memory stays in the process for the next tensors, more or
+# less of it by chance, and the peak is that of what is needed and of what lies idle. Other C
+# libraries do not know it. See mallopt(3).
+GIVE_BACK_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(2**14)}
 
 
 def resident_bytes() -> int:
@@ -37,24 +36,6 @@ def forget_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def give_back_at_once() -> None:
-    """Have glibc give each tensor of more than a few KiB back to the system when it is freed.
-
-    Otherwise freed memory stays in the process for the next tensors, more or less of it by chance,
-    and the peak is that of what is needed and of what lies idle. Other C libraries are left alone.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, OWN_MAPPING)
-
-
-def return_free_memory() -> None:
-    """Give the system back what is not used any more, as far as the C library can do that."""
-    gc.collect()
-    # glibc keeps what was freed, and would take the next tensors from it: nothing would be seen.
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak_since_start() -> int:

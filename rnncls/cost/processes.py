@@ -11,6 +11,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 from rnncls.cost.cases import Case
 from rnncls.cost.measure import Memory, Times
+from rnncls.cost.process_memory import GIVE_BACK_AT_ONCE
 from rnncls.errors import OutOfMemory
 
 # What C++ and LLVM print when they end a process for want of memory.
@@ -63,14 +64,17 @@ def _measured(what: Literal["memory", "time"], case: Case) -> dict[str, Any] | _
     """
     # It imports from where this one does, and not from the current folder, which may be anyone's.
     command = [sys.executable, "-P", "-m", "rnncls.cost.worker"]
-    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    settings = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    if what == "memory":
+        settings |= GIVE_BACK_AT_ONCE
+
     process = subprocess.Popen(
         command,
         bufsize=0,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **path},
+        env={**os.environ, **settings},
     )
     # At the end of the block its pipes are closed, and it has ended.
     with process:

@@ -114,7 +114,8 @@ def to_text(config: Config, rows: Sequence[Row]) -> str:
     lines = [_model(config)]
     if timed:
         rounds = min(times.rounds for times in timed)
-        lines.append(f"{timed[0].device}; medians of at least {counted(rounds, 'round')}")
+        device = on_one_line(timed[0].device)
+        lines.append(f"{device}; medians of at least {counted(rounds, 'round')}")
 
     lines += ["", "time of a batch, in ms", *_table(rows, _TIME_HEADER, _time_cells)]
     lines += ["", _TIME_EXPLAINED]

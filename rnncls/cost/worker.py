@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rnncls.errors import RnnclsError
+from rnncls.system.rows import json_text
 
 
 def main() -> None:
@@ -25,7 +26,8 @@ def main() -> None:
 
     result = _result_of(question["what"], question["case"])
     # A line of its own, whatever a library printed before.
-    print(f"\n{json.dumps(result)}", flush=True)
+    print()
+    print(json_text(result), flush=True)
     # At once: there is nothing to clean up, and the thread still reads.
     os._exit(result.get("exit_code", 0))
 
