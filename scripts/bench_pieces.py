@@ -24,7 +24,6 @@ import typer
 from rnncls.config import Config
 from rnncls.cost.process_memory import (
     forget_peak,
-    give_back_at_once,
     peak_bytes,
     resident_bytes,
 )
@@ -152,13 +151,8 @@ def batch_of(case: Case) -> Batch:
     return batch._replace(prefix_labels=batch.tokens.data.clone())
 
 
-def memory_of(case: Case, needed: bool = False) -> Memory:
-    """Take a step in this process, which should be a new one, and return its memory.
-
-    `needed`: without what the C library keeps of freed memory, more or less of it by chance.
-    """
-    if needed:
-        give_back_at_once()
+def memory_of(case: Case) -> Memory:
+    """Take a step in this process, which should be a new one, and return its memory."""
     step = Step(case)
     before = begin_to_measure()
     step.take()

@@ -3,6 +3,7 @@
 The reference of truncated gradients takes one sequence at a time and one token after the other.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rnncls.cost.process_memory import GIVE_BACK_AT_ONCE
 from rnncls.data import Batch, collate
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.pieces import WHOLE, Pieces
@@ -459,14 +461,18 @@ def piecewise_loss(
 MEMORY = """
 import sys
 from scripts.bench_pieces import Case, memory_of
-print(*memory_of(Case(**eval(sys.argv[1])), needed=sys.argv[2] == "needed"))
+print(*memory_of(Case(**eval(sys.argv[1]))))
 """
 reads_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
 def memory_of(needed: bool = False, **case: Any) -> Memory:
-    """Take one step of scripts/bench_pieces.py in a new process; returns its memory in MiB."""
-    done = run_python(MEMORY, repr(case), "needed" if needed else "taken")
+    """Take one step of scripts/bench_pieces.py in a new process; returns its memory in MiB.
+
+    `needed`: without what the C library keeps of freed memory, more or less of it by chance.
+    """
+    env = {**os.environ, **(GIVE_BACK_AT_ONCE if needed else {})}
+    done = run_python(MEMORY, repr(case), env=env)
     assert done.returncode == 0, done.stderr
     return Memory(*map(float, done.stdout.split()))
 
