@@ -100,6 +100,7 @@ def activations_of(length: int, **train: Any) -> int:
 # --- what is measured
 
 
+@pytest.mark.slow
 def test_activations_are_what_arithmetic_says(printed: dict[str, Any]) -> None:
     """Forward and backward keep a few times T B H numbers of four bytes."""
     states = 4 * BATCH * LENGTH * HIDDEN
@@ -111,6 +112,7 @@ def test_activations_are_what_arithmetic_says(printed: dict[str, Any]) -> None:
     assert 1.8 <= ours / activations_of(LENGTH // 2) <= 2.2
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_recomputation_lowers_the_activations(printed: dict[str, Any]) -> None:
     kept = printed["cases"][0]["activations_bytes"]

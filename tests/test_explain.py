@@ -111,6 +111,7 @@ def test_a_sequence_can_come_from_stdin(run_dir: Path) -> None:
     assert read.returncode == 0, read.stderr
 
 
+@pytest.mark.slow
 def test_nothing_after_the_first_line_is_waited_for(run_dir: Path) -> None:
     command = [PYTHON, "-m", "rnncls", "explain", str(run_dir), "-"]
     with started(command, stdin=PIPE, stdout=PIPE) as process:
@@ -129,8 +130,8 @@ def test_nothing_after_the_first_line_is_waited_for(run_dir: Path) -> None:
     ("content", "id"),
     [
         (b"", "D9"),
-        (b"\n1 2\n", "D9"),
-        (b"1 \xff 2\n", "D11"),
+        pytest.param(b"\n1 2\n", "D9", marks=pytest.mark.slow),
+        pytest.param(b"1 \xff 2\n", "D11", marks=pytest.mark.slow),
         (b"1 " * 2**20 + b"1", "D13"),
     ],
 )

@@ -311,6 +311,7 @@ sys.exit(code)
             assert sum(1 for _ in file) == 10**6 + 1  # a heading, or an empty line
 
 
+@pytest.mark.slow
 def test_a_long_line_ends_when_its_reader_leaves(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("1 2 " * 10_000)
     command = (

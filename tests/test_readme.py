@@ -43,6 +43,7 @@ SHORTER = {
     "rnncls eval runs/vanishing": "--samples 50",
     "rnncls sweep configs": f"--seeds 0-1 {SMALL}",
     "rnncls cost configs": "--hidden 8 --lengths 4 --seconds 0.001 train.engine=eager",
+    "python -m scripts.bench_pieces": "--rounds 1 --length 200",
     "python scripts/bench_data": "--rounds 1 --count 4",
     "python scripts/bench_checkpoint": "--rounds 1 --config configs/smoke.yaml",
     "python scripts/bench_recurrence": "--rounds 1 --longest 16",
