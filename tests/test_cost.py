@@ -292,7 +292,8 @@ def test_the_laws_go_through_the_smallest_case_exactly() -> None:
 
     last = rows[-2]
     assert last.outcome.times is not None
-    assert last.step_ratio == last.outcome.times.step_ms / last.fitted_step_ms  # type: ignore[operator]
+    assert last.fitted_step_ms is not None
+    assert last.step_ratio == last.outcome.times.step_ms / last.fitted_step_ms
 
 
 def test_the_smallest_case_is_one_that_was_measured() -> None:

@@ -14,11 +14,7 @@ from typing import Any
 import torch
 
 from rnncls.cost.cases import Case
-from rnncls.cost.process_memory import (
-    forget_peak,
-    peak_bytes,
-    resident_bytes,
-)
+from rnncls.cost.process_memory import forget_peak, peak_bytes, resident_bytes
 from rnncls.cost.ways import Way, task_of, way_of
 from rnncls.steps.engines import choose
 from rnncls.system.device import describe, describe_precision
@@ -126,9 +122,7 @@ def _activations(way: Way) -> int:
 
 def _times(way: Way, seconds: float) -> tuple[list[float], list[float], list[float]]:
     """Return the seconds of forward, backward and the whole step, round by round."""
-    wait: Callable[[], None] = lambda: None  # noqa: E731
-    if way.device.type == "cuda":
-        wait = torch.cuda.synchronize
+    wait = torch.cuda.synchronize if way.device.type == "cuda" else _not_at_all
 
     way.step()  # a warm-up
     wait()
@@ -148,6 +142,10 @@ def _times(way: Way, seconds: float) -> tuple[list[float], list[float], list[flo
         step.append(_seconds_of(way.step, wait))
         elapsed = time.perf_counter() - started_at
     return forward, backward, step
+
+
+def _not_at_all() -> None:
+    """Wait for the CPU, which is done when a function returns."""
 
 
 def _compute_gradients(way: Way) -> None:

@@ -119,11 +119,12 @@ def read(
         outputs, state = run(rows, batch_sizes, start.state or None)
         return Reached(state, pooled_with(start.pooled, outputs, batch_sizes, latest=reverse))
 
-    edges = [] if wants_gradient else edges_by_rows(batch_sizes, most)
-    whole = Part(batch_sizes, batch_sizes.cumsum(0).sub_(batch_sizes), None)
     reading = _Reading(run, rows, collected, reverse)
     if not wants_gradient:
-        return reading.read(whole, start, edges)
+        edges = edges_by_rows(batch_sizes, most)
+        return reading.read(_whole(batch_sizes), start, edges)
+
+    whole = _whole(batch_sizes)
     after = pieces.truncate_after
     every = pieces.recompute_every
     if after is None or after >= longest:
@@ -179,6 +180,12 @@ class _Reading(NamedTuple):
         pooled = pooled_with(before.pooled, outputs, sizes, latest=self.reverse)
         # What nobody collects is not to be kept.
         return Reached(state, pooled), None if self.collected is None else outputs
+
+
+def _whole(batch_sizes: Tensor) -> Part:
+    """Return all tokens of a batch."""
+    # In place: a sequence of millions of tokens has as many time steps.
+    return Part(batch_sizes, batch_sizes.cumsum(0).sub_(batch_sizes), None)
 
 
 def in_order(collected: list[Collected]) -> Tensor:

@@ -65,7 +65,7 @@ def write_predictions(
     first = next(chunks, [])
     columns = [*first[0].fields] if first else []
     added = added_columns(min(top_k, num_labels))
-    format = (format_of_name(output) if output else "") or ("text" if output else format)
+    format = chosen_format(output, format)
     if format in TABLES:
         _require_new(added, columns, output)
 
@@ -84,6 +84,13 @@ def write_predictions(
     tally.report()
     left_out.report()
     return tally.count
+
+
+def chosen_format(output: Path | None, format: str) -> str:
+    """Return the format of the output: by the name of its file, or `format` on stdout."""
+    if output is None:
+        return format
+    return format_of_name(output) or "text"
 
 
 def answer_chunks(

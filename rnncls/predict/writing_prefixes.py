@@ -25,10 +25,11 @@ from rnncls.predict.writing import (
     PLACE_COLUMNS,
     added_columns,
     answer_chunks,
+    chosen_format,
     opened_output,
     top_in_json,
 )
-from rnncls.system.rows import TABLES, format_of_name, json_for, table_writer
+from rnncls.system.rows import TABLES, json_for, table_writer
 from rnncls.system.streams import reader_has_left
 
 # Of lists in JSON, so many items are turned into text at a time.
@@ -58,7 +59,7 @@ def write_prefixes(
     # A label and its probability take, until they are written, a fourth of a token's memory.
     num_labels = min(top_k, len(predictor.labels))
     chunks = chunks_of(groups, of_token=1 + num_labels // 4)
-    format = (format_of_name(output) if output else "") or ("text" if output else format)
+    format = chosen_format(output, format)
     tally = Tally(predictor)
     with opened_output(output) as file:
         write = writer(predictor, file, format, echo, num_labels, csv_safe)
