@@ -28,7 +28,8 @@ from rnncls.cost.process_memory import (
     resident_bytes,
 )
 from rnncls.data import Batch, Task, collate
-from rnncls.model.classifier import RNNClassifier, build_model
+from rnncls.model.build import build_model
+from rnncls.model.classifier import RNNClassifier
 from rnncls.steps.objective import gradients_of_batch
 
 BATCH_SIZE = 16

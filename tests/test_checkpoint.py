@@ -19,7 +19,7 @@ from torch import nn
 from rnncls.config import Config
 from rnncls.data import batches, collate, load_task
 from rnncls.errors import CheckpointError, Damaged, WriteError
-from rnncls.model.classifier import build_model
+from rnncls.model.build import build_model
 from rnncls.predict.predictor import load_model
 from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint import read_checkpoint, write_checkpoint

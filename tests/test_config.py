@@ -26,7 +26,7 @@ from rnncls.config.defaults import BY_SOURCE, default_warmup, number
 from rnncls.config.keys import Key, all_keys, find_keys, keys_as_table, keys_in_full
 from rnncls.config.strict_yaml import parse
 from rnncls.errors import ConfigError
-from rnncls.model.classifier import build_model
+from rnncls.model.build import build_model
 from tests.helpers import ROOT, config_of
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -22,7 +22,7 @@ from rnncls.evaluation.mistakes import (
     mistake_lines,
 )
 from rnncls.evaluation.scores import scored
-from rnncls.model.classifier import build_model
+from rnncls.model.build import build_model
 from rnncls.system.rows import shortened
 from rnncls.training.fit import fit
 from tests.helpers import (

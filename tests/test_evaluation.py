@@ -16,7 +16,8 @@ from rnncls.evaluation.calibration import shuffled_rows
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.evaluation.report import Report
 from rnncls.evaluation.scores import score
-from rnncls.model.classifier import RNNClassifier, build_model
+from rnncls.model.build import build_model
+from rnncls.model.classifier import RNNClassifier
 from tests.helpers import config_of, data_of, files_config, some_rows, write_jsonl
 
 

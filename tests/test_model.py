@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from rnncls.config import num_parameters, sizes
 from rnncls.data import collate
-from rnncls.model.classifier import RNNClassifier, build_model
+from rnncls.model.build import build_model
+from rnncls.model.classifier import RNNClassifier
 from rnncls.model.describe import describe_model
 from rnncls.model.pooling import Pooling
 from tests.helpers import config_of

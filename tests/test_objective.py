@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_packed_sequence
 
 from rnncls.data import Batch, collate, load_task
-from rnncls.model.classifier import RNNClassifier, build_model
+from rnncls.model.build import build_model
+from rnncls.model.classifier import RNNClassifier
 from rnncls.steps.objective import gradients_of_batch
 from rnncls.training.fit import fit
 from tests.helpers import VARIANTS, config_of, losses, outcome, variant_of

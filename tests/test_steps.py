@@ -19,7 +19,7 @@ import torch
 
 from rnncls.data import load_task
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
-from rnncls.model.classifier import build_model
+from rnncls.model.build import build_model
 from rnncls.steps import chunks, eager_steps
 from rnncls.steps.captured import engine as captured_engine
 from rnncls.steps.captured.engine import CapturedRun, captured_steps

@@ -13,7 +13,7 @@ from rnncls.config import Config
 from rnncls.data import batches, load_task
 from rnncls.errors import ConfigError, NonFiniteError, WriteError
 from rnncls.evaluation.evaluate import evaluate
-from rnncls.model.classifier import build_model
+from rnncls.model.build import build_model
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.steps import train_step
 from rnncls.steps.optim import build_optimizer

@@ -1,6 +1,5 @@
 """The classifier: an embedding, then nn.RNN, nn.LSTM or nn.GRU, then a linear head."""
 
-import threading
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,8 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from rnncls.config import Config, number
-from rnncls.config import sizes as sizes_of
 from rnncls.data import Padded
 from rnncls.model.both_directions import read_both
 from rnncls.model.cells import State, zero_state
@@ -24,10 +21,6 @@ from rnncls.model.pooling import (
     summary_of_pooled,
 )
 from rnncls.model.recurrence import PackedRNN
-from rnncls.seeds import mix
-
-# torch has one generator for all threads: members of a sweep draw their weights one after another.
-_DRAWING = threading.Lock()
 
 _MODULES: dict[str, Any] = {"rnn": PackedRNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -278,12 +271,8 @@ class RNNClassifier(nn.Module):
         masks: Sequence[Tensor] = (),
     ) -> tuple[Tensor, State]:
         """Run all layers over embedded tokens; all as in `outputs_of_layers`."""
-        dropout = self.dropout if self.training else 0.0
-        # On the CPU, PackedRNN draws the dropout of packed sequences as outputs_of_layers does.
-        is_packed = batch_sizes is not None
-        draws_itself = isinstance(self.rnn, PackedRNN) and is_packed and not data.is_cuda
-        if dropout > 0 and (masks or not draws_itself):
-            return outputs_of_layers(self.rnn, data, batch_sizes, state, dropout, masks)
+        if self.training and self.dropout > 0:
+            return outputs_of_layers(self.rnn, data, batch_sizes, state, self.dropout, masks)
 
         # torch.nn wants h_0 alone, but of the LSTM (h_0, c_0).
         start: Any = state
@@ -314,70 +303,6 @@ class RNNClassifier(nn.Module):
                 mask = tokens.new_empty(shape, dtype=torch.bool).bernoulli_(1 - self.dropout)
             masks.append(mask)
         return masks
-
-
-def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClassifier:
-    """Return a new model on the CPU whose weights are a pure function of the arguments.
-
-    `sizes` is (number of tokens, number of classes), for configs that do not say it. The global
-    random state is left alone.
-    """
-    # Only the CPU's generator is saved and restored: the model is built there, whatever the device.
-    with _DRAWING, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mix(config.seed, "init"))
-        model = _model_of(config, sizes)
-        init_recurrence(model, config.model.recurrent_init, number(config.model.init_gain))
-    return model
-
-
-def tensor_shapes(
-    config: Config, sizes: tuple[int, int] | None = None
-) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in the model's state_dict; nothing is allocated.
-
-    All of them are float32. `sizes` is as for `build_model`.
-    """
-    # Tensors on the device "meta" have a shape and no memory.
-    with torch.device("meta"):
-        tensors = _model_of(config, sizes).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _model_of(config: Config, sizes: tuple[int, int] | None) -> RNNClassifier:
-    # The sections of the config name the model's own arguments, except for its initialisation.
-    num_tokens, num_classes = sizes or sizes_of(config)
-    options = config.model.model_dump(exclude={"recurrent_init", "init_gain"})
-    return RNNClassifier(num_tokens, num_classes, **options)
-
-
-@torch.no_grad()
-def init_recurrence(model: RNNClassifier, recurrent_init: str, gain: float) -> None:
-    """Initialise the recurrent weights and scale embedding, W_ih and W_hh by `gain`, in place.
-
-    If `recurrent_init` is "orthogonal" or "identity", each gate's W_hh becomes a random orthogonal
-    or the identity matrix, with b_hh = 0. If it is "default", both keep PyTorch's initialisation,
-    as the head always does.
-    """
-    for name, parameter in model.rnn.named_parameters():
-        if recurrent_init != "default":
-            if name.startswith("weight_hh"):
-                _init_gates(parameter, recurrent_init, model.rnn.hidden_size)
-            elif name.startswith("bias_hh"):
-                nn.init.zeros_(parameter)
-
-        # Of each layer and direction W_ih and W_hh, but no bias.
-        if name.startswith("weight"):
-            parameter.mul_(gain)
-
-    model.embedding.weight.mul_(gain)
-
-
-def _init_gates(weight: Tensor, recurrent_init: str, hidden_size: int) -> None:
-    """Initialise W_hh, (num_gates * hidden_size, hidden_size), gate by gate."""
-    # Each gate has a square matrix of its own; orthogonal as a whole would be something else.
-    init = nn.init.orthogonal_ if recurrent_init == "orthogonal" else nn.init.eye_
-    for gate in torch.split(weight, hidden_size):
-        init(gate)
 
 
 def _require_packed_ids(tokens: object) -> None:

@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from rnncls.config import Config
-from rnncls.model.classifier import tensor_shapes
+from rnncls.model.build import tensor_shapes
 
 FLOAT32_BYTES = 4
 

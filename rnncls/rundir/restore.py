@@ -15,7 +15,8 @@ from rnncls.data.loading import load_held_out, load_labelled_files
 from rnncls.data.new_files import as_new_file
 from rnncls.data.splits import SPLITS
 from rnncls.errors import CheckpointError, ConfigError, Problem
-from rnncls.model.classifier import RNNClassifier, build_model, tensor_shapes
+from rnncls.model.build import build_model, tensor_shapes
+from rnncls.model.classifier import RNNClassifier
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.moved import OF_EVALUATION, with_files_of_run
 

@@ -3,7 +3,7 @@
 from rnncls.config import FilesConfig
 from rnncls.data import Task
 from rnncls.errors import CheckpointError, Problem
-from rnncls.model.classifier import build_model
+from rnncls.model.build import build_model
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.restore import fitting_weights, is_finite, restore_optimizer
 from rnncls.steps.optim import build_optimizer, state_names
