@@ -22,15 +22,15 @@ import torch
 import typer
 
 from rnncls.config import Config
-from rnncls.cost.process_memory import (
-    forget_peak,
-    peak_bytes,
-    resident_bytes,
-)
 from rnncls.data import Batch, Task, collate
 from rnncls.model.build import build_model
 from rnncls.model.classifier import RNNClassifier
 from rnncls.steps.objective import gradients_of_batch
+from rnncls.system.process_memory import (
+    forget_peak,
+    peak_bytes,
+    resident_bytes,
+)
 
 BATCH_SIZE = 16
 HIDDEN_SIZE = 256

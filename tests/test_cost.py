@@ -22,11 +22,11 @@ from rnncls.cost.cases import Case, case_of, plan_cases
 from rnncls.cost.laws import MEMORY, TIME, fitted
 from rnncls.cost.measure import Memory, Times, measure_time
 from rnncls.cost.plot import draw_cost
-from rnncls.cost.process_memory import forget_peak, peak_bytes, resident_bytes
 from rnncls.cost.processes import Outcome, measure_apart
 from rnncls.cost.report import activations_bytes, rows_of, step_ms, to_json, to_text
 from rnncls.cost.ways import batch_of, task_of, way_of
 from rnncls.data import Batch
+from rnncls.system.process_memory import forget_peak, peak_bytes, resident_bytes
 from rnncls.system.shown import WIDTH
 from tests.helpers import (
     PYTHON,

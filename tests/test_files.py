@@ -371,17 +371,17 @@ def test_long_lines_and_gzip_bombs_take_no_memory(tmp_path: Path) -> None:
     (tmp_path / "short.jsonl.gz").write_bytes(whole[:-20])
     (tmp_path / "bad.jsonl.gz").write_bytes(whole[:30] + b"\xff" * 9 + whole[39:])
     code = f"""
-import resource
 from rnncls.config import FilesConfig
 from rnncls.data.loading import load_dataset
 from rnncls.errors import DataError
+from rnncls.system.process_memory import peak_bytes
 for name in ("long.jsonl", "bomb.jsonl.gz", "short.jsonl.gz", "bad.jsonl.gz"):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     try:
         path = {str(tmp_path)!r} + "/" + name
         load_dataset(FilesConfig(source="files", train=path, tokens="ids"))
     except DataError as error:
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+        assert peak_bytes() - before < 200e6
         print(error.render())
 """
     done = run_python(code)

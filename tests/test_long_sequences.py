@@ -1,6 +1,5 @@
 """Sequences of very many tokens: read and predicted in little memory."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,22 +20,22 @@ row = pytest.mark.row
 def test_a_sequence_of_a_million_tokens_takes_the_memory_of_its_ids(options: str) -> None:
     # The states of all its tokens would be 244 MiB.
     code = f"""
-import resource
 import torch
 from rnncls.model.classifier import RNNClassifier
 from rnncls.predict.logits import logits_of
+from rnncls.system.process_memory import peak_bytes
 network = RNNClassifier(5, 3, hidden_size=64, {options}).eval()
 ids = [1, 2, 3, 4] * 250_000
 with torch.inference_mode():
     logits_of(network, [ids[:100_000]])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     logits_of(network, [ids])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak_bytes() - before)
 """
     done = run_command([PYTHON, "-c", code])
     assert done.returncode == 0, done.stderr
-    # In KiB; on macOS in bytes. A few arrays of 8 bytes for each token.
-    assert int(done.stdout) < 64 * (2**20 if sys.platform == "darwin" else 2**10)
+    # A few arrays of 8 bytes for each token.
+    assert int(done.stdout) < 64 * 2**20
 
 
 @pytest.mark.slow
@@ -50,23 +49,22 @@ def test_the_longest_line_takes_little_more_memory_than_its_text(
 ) -> None:
     # The tokens of 16 MiB alone were over 400 MB, and a model's states of them gigabytes.
     code = f"""
-import resource
 from dataclasses import replace
 from rnncls.predict.predictor import encode, load
+from rnncls.system.process_memory import peak_bytes
 predictor = load({str(run_dir)!r}, device="cpu")
 data = predictor.data.model_copy(update={{"tokens": {kind!r}}})
 known = replace(predictor.vocabulary, has_unknown=True)
 predictor = replace(predictor, data=data, vocabulary=known)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_bytes()
 print(len(encode(predictor, {text})))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak_bytes() - before)
 """
     done = run_command([PYTHON, "-c", code])
     assert done.returncode == 0, done.stderr
     length, grown = map(int, done.stdout.split())
     assert length == 2**23
-    # In KiB; on macOS in bytes.
-    assert grown < 256 * (2**20 if sys.platform == "darwin" else 2**10)
+    assert grown < 256 * 2**20
 
 
 @row("D13")
@@ -88,11 +86,11 @@ def test_a_model_of_two_directions_refuses_what_its_states_have_no_room_for(cell
 @row("D13")
 def test_the_longest_sequence_of_two_directions_fits_with_every_pooling() -> None:
     code = """
-import resource
 import torch
 from rnncls.model.classifier import RNNClassifier
 from rnncls.predict import long_sequences
 from rnncls.predict.logits import logits_of
+from rnncls.system.process_memory import peak_bytes
 options = {"hidden_size": 128, "cell": "lstm", "bidirectional": True}
 network = RNNClassifier(5, 3, pooling="last_mean_max", **options).eval()
 longest = 10**5
@@ -100,16 +98,16 @@ while long_sequences.too_long_for(network, longest):
     longest -= 1
 with torch.inference_mode():
     logits_of(network, [[1]])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     logits_of(network, [[1] * longest])
 print(longest, long_sequences.MOST_STATE_BYTES)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak_bytes() - before)
 """
     done = run_command([PYTHON, "-c", code])
     assert done.returncode == 0, done.stderr
     longest, most, grown = map(int, done.stdout.split())
     assert longest > 50_000
-    assert grown < most // (1 if sys.platform == "darwin" else 2**10)
+    assert grown < most
 
 
 @row("D13")

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnncls.cost.process_memory import GIVE_BACK_AT_ONCE
 from rnncls.data import Batch, collate
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.pieces import WHOLE, Pieces
 from rnncls.model.prefixes import prefix_losses, prefix_weights
+from rnncls.system.process_memory import GIVE_BACK_AT_ONCE
 from scripts.bench_pieces import Memory
 from tests.helpers import needs_cuda, run_python
 

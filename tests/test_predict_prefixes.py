@@ -289,7 +289,7 @@ def test_a_million_tokens_are_answered_in_little_memory(options: list[str], tmp_
     code = """
 import sys
 from rnncls.cli.entry import run
-from rnncls.cost.process_memory import peak_bytes
+from rnncls.system.process_memory import peak_bytes
 sys.argv = ["rnncls", *sys.argv[1:]]
 code = run()
 print(peak_bytes() // 1024, file=sys.stderr)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from rnncls.cost.cases import Case
-from rnncls.cost.process_memory import forget_peak, peak_bytes, resident_bytes
 from rnncls.cost.ways import Way, task_of, way_of
 from rnncls.steps.engines import choose
 from rnncls.system.device import describe, describe_precision
+from rnncls.system.process_memory import forget_peak, peak_bytes, resident_bytes
 from rnncls.training.check import steps_per_second
 
 LEAST_ROUNDS = 3

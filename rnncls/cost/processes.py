@@ -11,8 +11,8 @@ from typing import IO, Any, Literal, NamedTuple
 
 from rnncls.cost.cases import Case
 from rnncls.cost.measure import Memory, Times
-from rnncls.cost.process_memory import GIVE_BACK_AT_ONCE
 from rnncls.errors import OutOfMemory
+from rnncls.system.process_memory import GIVE_BACK_AT_ONCE
 
 # What C++ and LLVM print when they end a process for want of memory.
 _WANTS_MEMORY = (b"bad_alloc", b"allocat", b"out of memory", b"MemoryError")
