@@ -76,6 +76,7 @@ class Regime:
                 "recurrent_init": "default",
                 "init_gain": 1.0,
             },
+            # As a textbook trains it: Adam at a constant rate.
             "optimizer": {"name": "adam", "lr": LR, "weight_decay": 0.0},
             "schedule": {"name": "constant", "warmup_steps": 0, "min_lr": 0.0},
             "train": {"batch_size": self.batch_size, "max_steps": 2**40, "engine": engine},

@@ -89,7 +89,9 @@ def drawn_counts(graph: Graph) -> Counts:
 def test_the_counts_of_a_plain_rnn_are_those_of_the_formula(
     num_steps: int, num_layers: int, num_directions: int
 ) -> None:
-    T, L, D = num_steps, num_layers, num_directions
+    T = num_steps
+    L = num_layers
+    D = num_directions
     architecture = Architecture("rnn", num_layers=L, num_directions=D)
 
     nodes = T + 5 * T * L * D + L * D + 1
@@ -117,7 +119,8 @@ def test_the_counts_are_those_of_the_nodes_and_edges(
 @pytest.mark.parametrize("pooling", get_args(Pooling))
 @pytest.mark.parametrize("num_directions", [1, 2])
 def test_the_counts_have_what_is_pooled(num_directions: int, pooling: Pooling) -> None:
-    T, D = 5, num_directions
+    T = 5
+    D = num_directions
     architecture = Architecture("rnn", num_layers=2, num_directions=D, pooling=pooling)
     require_counts(architecture, T)
     trained = architecture._replace(has_trained_start=True)
@@ -199,6 +202,7 @@ def test_what_the_graph_says_is_what_the_network_computes(
     ).double()
     if network.initial_state is not None:
         torch.nn.init.normal_(network.initial_state)
+
     ids = [3, 0, 6, 2]
     graph = unrolled_graph(architecture_of(network), [str(id) for id in ids])
     logits = network(pack_sequence([torch.tensor(ids)]))[0]

@@ -48,6 +48,7 @@ def recurrence(model: RNNClassifier, row: list[int]) -> Tensor:
     for layer in range(model.rnn.num_layers):
         outputs = []
         last = []
+
         for suffix in suffixes:
             name = f"l{layer}{suffix}"
             h = torch.zeros(model.rnn.hidden_size, dtype=torch.float64)
@@ -58,8 +59,10 @@ def recurrence(model: RNNClassifier, row: list[int]) -> Tensor:
                     z = z + weights[f"bias_ih_{name}"] + weights[f"bias_hh_{name}"]
                 h = activation(z)
                 states.append(h)
+
             last.append(h)
             outputs.append(states[::-1] if suffix else states)
+
         inputs = [torch.cat(states) for states in zip(*outputs, strict=True)]
     return model.head.weight @ torch.cat(last) + model.head.bias
 

@@ -49,6 +49,13 @@ def model_of(
     return model.to(dtype)
 
 
+def trained_start(cell: str, bidirectional: bool, pooling: str, **options: Any) -> RNNClassifier:
+    """Return a small model of two layers with this pooling, which begins at a learned state."""
+    return model_of(
+        cell, bidirectional=bidirectional, pooling=pooling, initial_state="learned", **options
+    )
+
+
 def batch_of(lengths: Sequence[int], seed: int = 0) -> Batch:
     """Return random sequences of these lengths, with random labels for all of their prefixes."""
     generator = torch.Generator().manual_seed(seed)
@@ -115,12 +122,7 @@ def test_what_is_computed_again_gives_the_gradient_of_the_whole(
 ) -> None:
     batch = batch_of(LENGTHS)
     for pooling in POOLINGS:
-        options: dict[str, Any] = {
-            "bidirectional": bidirectional,
-            "pooling": pooling,
-            "initial_state": "learned",
-        }
-        model = model_of(cell, dtype=dtype, dropout=0.3, **options)
+        model = trained_start(cell, bidirectional, pooling, dtype=dtype, dropout=0.3)
         logits, expected = gradients(model, batch, WHOLE)
         for every in (1, 4):
             again, found = gradients(model, batch, Pieces(recompute_every=every))
@@ -202,12 +204,7 @@ def test_pieces_on_cuda(cell: str, bidirectional: bool) -> None:
     """What cuDNN computes again is what it computed, and it truncates as the CPU does."""
     batch = batch_of(LENGTHS)
     for pooling in POOLINGS:
-        options: dict[str, Any] = {
-            "bidirectional": bidirectional,
-            "pooling": pooling,
-            "initial_state": "learned",
-        }
-        model = model_of(cell, **options)
+        model = trained_start(cell, bidirectional, pooling)
         references = {
             pieces: gradients(model, batch, pieces)[1]
             for pieces in (WHOLE, Pieces(3), Pieces(None, 4), Pieces(2, 4))
@@ -365,12 +362,7 @@ def test_truncated_gradients_are_a_function_of_each_sequence_alone(
     lengths: list[int], case: tuple[str, bool, str], after: int, every: int | None, seed: int
 ) -> None:
     cell, bidirectional, pooling = case
-    options: dict[str, Any] = {
-        "bidirectional": bidirectional,
-        "pooling": pooling,
-        "initial_state": "learned",
-    }
-    model = model_of(cell, **options)
+    model = trained_start(cell, bidirectional, pooling)
     batch = batch_of(lengths, seed)
     pieces = Pieces(every, after)
 
@@ -390,12 +382,7 @@ def test_nothing_is_truncated_of_sequences_that_are_no_longer(
 ) -> None:
     batch = batch_of(LENGTHS)
     for pooling in POOLINGS:
-        options: dict[str, Any] = {
-            "bidirectional": bidirectional,
-            "pooling": pooling,
-            "initial_state": "learned",
-        }
-        model = model_of(cell, dtype=torch.float32, dropout=0.3, **options)
+        model = trained_start(cell, bidirectional, pooling, dtype=torch.float32, dropout=0.3)
         logits, expected = gradients(model, batch, WHOLE)
         for after in (max(LENGTHS), 100):
             found_logits, found = gradients(model, batch, Pieces(truncate_after=after))

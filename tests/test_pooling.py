@@ -97,7 +97,8 @@ def step(cell: str, w: Weights, name: str, x: Array, h: Array, c: Array) -> tupl
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         return sigmoid(o) * np.tanh(c), c
 
-    (xr, xz, xn), (hr, hz, hn) = np.split(from_input, 3), np.split(from_state, 3)
+    xr, xz, xn = np.split(from_input, 3)
+    hr, hz, hn = np.split(from_state, 3)
     new = np.tanh(xn + sigmoid(xr + hr) * hn)
     update = sigmoid(xz + hz)
     return (1 - update) * new + update * h, c

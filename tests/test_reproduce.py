@@ -70,7 +70,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def reproduce(folder: Path, only: str = "", page_only: bool = False) -> None:
     """Do what the command does with everything below a folder."""
-    out, results = folder / "out", folder / "json"
+    out = folder / "out"
+    results = folder / "json"
     command.main(only, page_only, False, out, results, folder / "RESULTS.md")
 
 

@@ -63,8 +63,10 @@ class Row:
             "parameters": case.num_parameters,
             "status": outcome.status,
             "reason": outcome.reason or None,
+            # What was measured, with its units in the names.
             **_fields(Memory, outcome.memory),
             **_fields(Times, outcome.times),
+            # What the two laws say, and how far off they are.
             "step_ms_by_btd2": self.fitted_step_ms,
             "step_ratio_to_btd2": self.step_ratio,
             "run_step_ms_by_btd2": self.fitted_run_step_ms,

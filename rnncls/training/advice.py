@@ -200,6 +200,7 @@ def _advice_on_lengths(task: Task) -> Iterator[Advice]:
                 f"{data.max_length}",
                 f"first a run with data.max_length={SHORT}, then --init-from that run",
             )
+
     elif isinstance(task, FilesTask):
         median = int(task.train.lengths.median())
         if median > LONG:

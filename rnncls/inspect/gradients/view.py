@@ -117,12 +117,14 @@ class Gradients:
                     "verdict": one.verdict.kind,
                     "vanishing_from": one.verdict.vanishing_from,
                     "exploding_from": one.verdict.exploding_from,
+                    # Lists, with a number for each distance from the end.
                     "counts": one.flow.counts.tolist(),
                     "norms": one.whole.tolist(),
                     "norms_from_last": one.flow.norms.tolist(),
                     "ratios": one.flow.ratios.tolist(),
                 }
             )
+
         return {
             "num_sequences": self.num_sequences,
             "num_tokens": self.num_tokens,
