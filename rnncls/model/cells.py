@@ -46,6 +46,13 @@ def zero_state(rnn: nn.RNNBase, data: Tensor, *sizes: int) -> State:
     return (zeros, zeros) if rnn.mode == "LSTM" else (zeros,)
 
 
+def state_of_layer(rnn: nn.RNNBase, layer: int, state: State) -> State:
+    """Return the part of a state (num_layers * D, B, H) that is one layer's, (D, B, H) each."""
+    num_directions = 2 if rnn.bidirectional else 1
+    first = layer * num_directions
+    return tuple(part[first : first + num_directions] for part in state)
+
+
 def step(mode: str, weights: Sequence[Tensor], inputs: Tensor, state: State) -> State:
     """Return the state after one more token, (B, hidden_size), from its input (B, input_size).
 

@@ -16,6 +16,7 @@ from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, read
 from rnncls.model.pooling import (
     Pooling,
     nothing_pooled,
+    parts_of,
     pooled_with,
     summary_of_padded,
     summary_of_pooled,
@@ -93,7 +94,7 @@ class RNNClassifier(nn.Module):
     def summary_size(self) -> int:
         """How many numbers the head sees of a sequence."""
         width = self.num_directions * self.rnn.hidden_size
-        return 3 * width if self.pooling == "last_mean_max" else width
+        return width * len(parts_of(self.pooling))
 
     def forward(
         self, tokens: PackedSequence | Padded, state: State | None = None, pieces: Pieces = WHOLE

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnncls.model.cells import State, weights_of, zero_state
+from rnncls.model.cells import State, state_of_layer, weights_of, zero_state
 from rnncls.model.recurrence import PackedRNN, last_rows, run_layer
 
 # The functions that nn.RNN, nn.LSTM and nn.GRU call, by the name in their `mode`.
@@ -36,7 +36,6 @@ def outputs_of_layers(
     them they are drawn by F.dropout from torch's generator, and not by torch.nn's modules: cuDNN
     keeps the random state of its own RNN dropout where neither a checkpoint nor a seed reaches it.
     """
-    num_directions = 2 if rnn.bidirectional else 1
     finals = []
     for layer in range(rnn.num_layers):
         if layer > 0 and masks:
@@ -45,11 +44,8 @@ def outputs_of_layers(
         elif layer > 0:
             data = F.dropout(data, dropout)
 
-        of_layer = None
-        if start is not None:
-            first = layer * num_directions
-            of_layer = tuple(part[first : first + num_directions] for part in start)
-        data, final = outputs_of_layer(rnn, layer, data, batch_sizes, of_layer)
+        before = None if start is None else state_of_layer(rnn, layer, start)
+        data, final = outputs_of_layer(rnn, layer, data, batch_sizes, before)
         finals.append(final)
 
     return data, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))

@@ -5,6 +5,7 @@ sequence is its place in that order, and `ranks` (S,) says whose each row is. Ev
 linear in S, and no padding is ever seen.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +15,19 @@ from torch.autograd.function import once_differentiable
 BLOCK_STEPS = 128  # time steps whose outputs are added up before they join the others
 
 Pooling = Literal["last", "mean", "max", "last_mean_max"]
+
+
+# What may stand side by side in what the head sees, in this order.
+Part = Literal["last", "mean", "max"]
+
+
+def parts_of(pooling: Pooling) -> tuple[Part, ...]:
+    """Return what stands side by side in what the head sees.
+
+    >>> parts_of("last_mean_max"), parts_of("mean")
+    (('last', 'mean', 'max'), ('mean',))
+    """
+    return ("last", "mean", "max") if pooling == "last_mean_max" else (pooling,)
 
 
 class Pooled(NamedTuple):
@@ -49,9 +63,9 @@ def nothing_pooled(pooling: Pooling, num_sequences: int, rnn: nn.RNNBase, weight
     width = rnn.hidden_size * (2 if rnn.bidirectional else 1)
     total = None
     largest = None
-    if pooling in ("mean", "last_mean_max"):
+    if "mean" in parts_of(pooling):
         total = weight.new_zeros(num_sequences, width)
-    if pooling in ("max", "last_mean_max"):
+    if "max" in parts_of(pooling):
         largest = weight.new_full((num_sequences, width), -torch.inf)
     return Pooled(total, largest)
 
@@ -122,16 +136,16 @@ def summary_of_pooled(
 
     `last` (B, W): the state at which each direction ends.
     """
-    if pooling == "last":
-        return last
-
-    parts = [last] if pooling == "last_mean_max" else []
-    if pooled.total is not None:
-        lengths = lengths_of(batch_sizes).to(last.device)
-        parts.append(pooled.total / lengths.unsqueeze(1))
-    if pooled.largest is not None:
-        parts.append(pooled.largest)
-    return parts[0] if len(parts) == 1 else torch.cat([part.to(last.dtype) for part in parts], 1)
+    parts = []
+    for part in parts_of(pooling):
+        if part == "last":
+            parts.append(last)
+        elif part == "mean" and pooled.total is not None:
+            lengths = lengths_of(batch_sizes).to(last.device)
+            parts.append(pooled.total / lengths.unsqueeze(1))
+        elif pooled.largest is not None:
+            parts.append(pooled.largest)
+    return side_by_side(parts)
 
 
 def summary_of_padded(pooling: Pooling, outputs: Tensor, lengths: Tensor) -> Tensor:
@@ -140,21 +154,31 @@ def summary_of_padded(pooling: Pooling, outputs: Tensor, lengths: Tensor) -> Ten
     Of each sequence its own first `lengths` (B,) rows count, on the device of the outputs.
     """
     parts = []
-    if pooling in ("last", "last_mean_max"):
-        # One index for each sequence and unit, (1, B, W), as `gather` wants it.
-        last_step = (lengths - 1).view(1, -1, 1).expand(1, -1, outputs.shape[2])
-        parts.append(outputs.gather(0, last_step)[0])
-
-    if pooling != "last":
-        steps = torch.arange(len(outputs), device=outputs.device)
-        is_padding = (steps.unsqueeze(1) >= lengths).unsqueeze(2)  # (T, B, 1)
-        if pooling != "max":
-            total = outputs.masked_fill(is_padding, 0).sum(0)
+    for part in parts_of(pooling):
+        if part == "last":
+            # One index for each sequence and unit, (1, B, W), as `gather` wants it.
+            last_step = (lengths - 1).view(1, -1, 1).expand(1, -1, outputs.shape[2])
+            parts.append(outputs.gather(0, last_step)[0])
+        elif part == "mean":
+            total = _filled(outputs, lengths, 0).sum(0)
             parts.append(total / lengths.unsqueeze(1))
-        if pooling != "mean":
-            largest, _ = outputs.masked_fill(is_padding, -torch.inf).max(0)
+        else:
+            largest, _ = _filled(outputs, lengths, -torch.inf).max(0)
             parts.append(largest)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return side_by_side(parts)
+
+
+def _filled(outputs: Tensor, lengths: Tensor, value: float) -> Tensor:
+    """Return outputs (T, B, W) with a value behind the length of each sequence."""
+    steps = torch.arange(len(outputs), device=outputs.device)
+    is_padding = (steps.unsqueeze(1) >= lengths).unsqueeze(2)  # (T, B, 1)
+    return outputs.masked_fill(is_padding, value)
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Return the columns of all parts, (B, W) each; in the precision of the first."""
+    first = parts[0]
+    return first if len(parts) == 1 else torch.cat([part.to(first.dtype) for part in parts], 1)
 
 
 class _Largest(torch.autograd.Function):

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.data.sequences import Sequences, rows_of_batches
-from rnncls.model.cells import State, step, weights_of, zero_state
+from rnncls.model.cells import State, state_of_layer, step, weights_of, zero_state
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.layers import outputs_of_layer
 from rnncls.model.losses import sequence_losses
-from rnncls.model.pooling import Pooling, nothing_pooled, pooled_with, summary_of_pooled
+from rnncls.model.pooling import nothing_pooled, pooled_with, summary_of_pooled
 from rnncls.model.recurrence import last_rows
 
 SATURATED = 0.99  # of |tanh|
@@ -39,11 +39,8 @@ def states_of(network: RNNClassifier, tokens: PackedSequence) -> list[LayerState
     data = network.embedding(tokens.data)
     layers = []
     for layer in range(network.rnn.num_layers):
-        of_layer = None
-        if start is not None:
-            first = layer * num_directions
-            of_layer = tuple(part[first : first + num_directions] for part in start)
-        outputs, _ = outputs_of_layer(network.rnn, layer, data, tokens.batch_sizes, of_layer)
+        before = None if start is None else state_of_layer(network.rnn, layer, start)
+        outputs, _ = outputs_of_layer(network.rnn, layer, data, tokens.batch_sizes, before)
         layers.append(LayerStates(data, outputs.chunk(num_directions, dim=1)))
         data = outputs
     return layers
@@ -57,15 +54,6 @@ def state_before(
         return zero_state(network.rnn, network.head.weight, num_sequences)
     number = layer * network.num_directions + direction
     return tuple(part[number].expand(num_sequences, -1) for part in network.initial_state)
-
-
-def parts_of(pooling: Pooling) -> list[Pooling]:
-    """Return what stands side by side in what the head sees, in its order.
-
-    >>> parts_of("last_mean_max")
-    ['last', 'mean', 'max']
-    """
-    return ["last", "mean", "max"] if pooling == "last_mean_max" else [pooling]
 
 
 def summary_of(network: RNNClassifier, directions: Sequence[Tensor], batch_sizes: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from rnncls.model.cells import State
+from rnncls.model.cells import State, state_of_layer
 
 # f'(z) as a function of f(z), multiplied with a gradient in one pass and written in place.
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -48,15 +48,13 @@ class PackedRNN(nn.RNN):
             self.check_forward_args(input.data, hx, input.batch_sizes)
 
         data = input.data
-        num_directions = 2 if self.bidirectional else 1
         finals: list[Tensor] = []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0:
                 data = F.dropout(data, self.dropout, self.training)
 
             # nn.RNN's order: layer by layer, and in each the directions.
-            first = layer * num_directions
-            start = None if hx is None else (hx[first : first + num_directions],)
+            start = None if hx is None else state_of_layer(self, layer, (hx,))
             data, (final,) = self.outputs_of_layer(layer, data, input.batch_sizes, start)
             finals.append(final)
 

@@ -38,8 +38,7 @@ from typing import Literal, NamedTuple
 
 from rnncls.inspect.graph.cells import CELLS, Kind
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.pooling import Pooling
-from rnncls.model.probes import parts_of
+from rnncls.model.pooling import Pooling, parts_of
 from rnncls.system.shown import counted
 
 # What is drawn with a round outline.

@@ -19,8 +19,8 @@ from rnncls.data.batches import rectangle
 from rnncls.data.sequences import Sequences
 from rnncls.model.cells import State, step, weights_of
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.pooling import summary_of_padded
-from rnncls.model.probes import parts_of, state_before
+from rnncls.model.pooling import parts_of, summary_of_padded
+from rnncls.model.probes import state_before
 
 
 class Rectangle(NamedTuple):

@@ -9,7 +9,8 @@ from rnncls.inspect.trace.computed import Computed
 from rnncls.inspect.trace.question import Question
 from rnncls.inspect.trace.trace import GATES, Answers, Steps, answers_of, in_short, steps_of
 from rnncls.model.cells import DIRECTIONS
-from rnncls.model.probes import parts_of, state_before
+from rnncls.model.pooling import parts_of
+from rnncls.model.probes import state_before
 from rnncls.system.rows import write_json_line
 from rnncls.system.streams import reader_has_left
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.pooling import Pooled, nothing_pooled
+from rnncls.model.pooling import Pooled, nothing_pooled, parts_of, side_by_side
 
 
 class Seen(NamedTuple):
@@ -43,13 +43,16 @@ def summaries_after(network: RNNClassifier, seen: Seen, top: list[Tensor]) -> tu
         last = torch.cat([last, backward_end.expand(num_steps, -1)], 1)
 
     rows = _pooled_after(seen.pooled, torch.cat(top, 1))
-    parts = [last] if network.pooling in ("last", "last_mean_max") else []
-    if rows.total is not None:
-        lengths = torch.arange(num_steps, device=last.device) + seen.num_steps + 1
-        parts.append(rows.total / lengths.unsqueeze(1))
-    if rows.largest is not None:
-        parts.append(rows.largest)
-    summaries = torch.cat([part.to(last.dtype) for part in parts], 1)
+    parts = []
+    for part in parts_of(network.pooling):
+        if part == "last":
+            parts.append(last)
+        elif part == "mean" and rows.total is not None:
+            lengths = torch.arange(num_steps, device=last.device) + seen.num_steps + 1
+            parts.append((rows.total / lengths.unsqueeze(1)).to(last.dtype))
+        elif rows.largest is not None:
+            parts.append(rows.largest.to(last.dtype))
+    summaries = side_by_side(parts)
 
     pooled = Pooled(*(None if part is None else part[-1:] for part in rows))
     return summaries, Seen(seen.num_steps + num_steps, pooled, backward_end)

@@ -13,7 +13,8 @@ from rnncls.inspect.trace.tables import Column, Group, name_of, tables_of
 from rnncls.inspect.trace.trace import GATES, Answers, Numbers, Trace, answers_of
 from rnncls.model.cells import DIRECTIONS, layer_name
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.probes import parts_of, state_before
+from rnncls.model.pooling import parts_of
+from rnncls.model.probes import state_before
 from rnncls.system.rows import shortened
 from rnncls.system.shown import WIDTH, aligned, counted
 
