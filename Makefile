@@ -47,7 +47,7 @@ test-pythons: ## the quick tests on every supported Python that is installed
 	if [ -n "$$failed" ]; then echo "failed on$$failed"; exit 1; fi
 
 chaos: install ## kill, stop, starve and damage runs and files at length, and print what came of it
-	$(BIN)/python -m scripts.chaos
+	$(BIN)/python -m scripts.chaos --jobs 2
 	$(BIN)/python -m scripts.mutate_files
 
 check: install ## ruff, mypy --strict, import contracts

@@ -84,6 +84,8 @@ def _write_output_to(log: Path) -> None:
     # By the line, as Python's own: what is not flushed would be lost at os._exit.
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     faulthandler.register(signal.SIGUSR2, file=sys.stderr)
+    # A process that crashes says where.
+    faulthandler.enable(file=sys.stderr)
 
 
 def wait(pid: int) -> int:

@@ -3,22 +3,26 @@
     python -m scripts.chaos                     everything (make chaos)
     python -m scripts.chaos --short             what the tests run
     python -m scripts.chaos kills signals       some parts
+    python -m scripts.chaos --jobs 2            two parts at a time
 
 Prints one line per part on stdout, and at last the number of failures and what was skipped. The
 exit code is 1 if anything went wrong. A part that injected no fault has shown nothing and counts
 as a failure too.
 
-Every attempt is `rnncls` in a process of its own, forked from this one so that torch is imported
-once. The parts `strace` and `failing_reads` start real processes and have the kernel inject the
-faults; where strace is not installed, or may not trace, they are skipped and the last line says how
-many cases that were.
+Every attempt is `rnncls` in a process of its own, forked from one that has imported torch, so that
+it is imported once. The parts `strace` and `failing_reads` start real processes and have the kernel
+inject the faults; where strace is not installed, or may not trace, they are skipped and the last
+line says how many cases that were.
 """
 
+import multiprocessing
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -54,14 +58,37 @@ PARTS: dict[str, Callable[[Path, bool], Result]] = {
 }
 
 
+def run_parts(names: Sequence[str], folder: Path, short: bool, jobs: int) -> list[Result]:
+    """Run the parts, `jobs` of them at the same time, and return their results in order."""
+    run = partial(run_part, folder=folder, short=short)
+    if jobs == 1:
+        return [run(name) for name in names]
+
+    # Each part in a fork: what it starts has one parent, as without jobs.
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(jobs, context) as pool:
+        try:
+            return list(pool.map(run, names))
+        except BaseException:
+            # The pool would wait for parts that take minutes.
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
 def run_part(name: str, folder: Path, short: bool) -> Result:
-    """Run a part and print its line. A part that breaks off, or injects nothing, has failed."""
+    """Run a part and print its line. A part that breaks off, or injects nothing, has failed.
+
+    The part has a folder of its own in `folder`. Nothing that it started is left running.
+    """
     started_at = time.monotonic()
     try:
-        result = PARTS[name](folder, short)
+        result = PARTS[name](folder / name, short)
     except Exception:
         traceback.print_exc()
         result = Result("broke off", 0, 1)
+    finally:
+        end_all()
 
     failures = result.failures
     if not result.injected and not result.skipped:
@@ -76,6 +103,7 @@ def run_part(name: str, folder: Path, short: bool) -> Result:
 def main(
     parts: Annotated[list[str] | None, typer.Argument(help=", ".join(PARTS))] = None,
     short: Annotated[bool, typer.Option("--short", help="Fewer cases of each part.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Parts at the same time.")] = 1,
 ) -> None:
     """Run the parts and print their figures."""
     chosen = parts or list(PARTS)
@@ -89,12 +117,15 @@ def main(
         with tempfile.TemporaryDirectory() as folder:
             # A run in this process: all that is imported late is there before the first fork.
             whole_checkpoint()
-            results = {name: run_part(name, Path(folder) / name, short) for name in chosen}
+            results = run_parts(chosen, Path(folder), short, jobs)
     finally:
         end_all()
 
-    failures = sum(result.failures for result in results.values())
-    skipped = [f"{name} ({result.figure})" for name, result in results.items() if result.skipped]
+    failures = sum(result.failures for result in results)
+    skipped = []
+    for name, result in zip(chosen, results, strict=True):
+        if result.skipped:
+            skipped.append(f"{name} ({result.figure})")
     left_out = f"; not run: {', '.join(skipped)}" if skipped else ""
     print(f"{failures} failures in all{left_out}")
     raise typer.Exit(1 if failures else 0)
