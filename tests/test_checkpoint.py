@@ -273,6 +273,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_residue(tmp_path: Path) -
     assert read_checkpoint(path).state.step == 3
 
 
+@pytest.mark.slow
 @pytest.mark.row("R9")
 def test_a_file_size_limit_is_a_clear_error_and_keeps_earlier_checkpoints(tmp_path: Path) -> None:
     """A real limit of the operating system (EFBIG), in a process of its own."""

@@ -119,6 +119,7 @@ def test_recomputation_lowers_the_activations(printed: dict[str, Any]) -> None:
     assert activations_of(LENGTH, recompute_every=20) < 0.5 * kept
 
 
+@pytest.mark.slow
 def test_the_json_has_a_case_for_each_size_length_and_implementation(
     printed: dict[str, Any],
 ) -> None:
@@ -506,6 +507,7 @@ def test_the_last_line_of_a_process_is_its_answer() -> None:
     assert processes._answer(b'noise\n\n{"measured": {"a": 1}}\n', 0) == {"a": 1}
 
 
+@pytest.mark.slow
 def test_what_a_process_imports_is_not_in_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,7 @@ def test_a_sequence_that_is_none(text: str, id: str, run_dir: Path) -> None:
     refused(run_rnncls("explain", run_dir, text), 3, f"error[{id}]")
 
 
+@pytest.mark.slow
 def test_a_sequence_can_come_from_stdin(run_dir: Path) -> None:
     # Linux takes no argument of more than 128 KiB, and people have sequences of 100,000 tokens.
     text = "1 2 0 " * 25_000

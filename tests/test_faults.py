@@ -306,6 +306,7 @@ def test_weights_that_fit_are_taken_whatever_is_made_of_the_states(tmp_path: Pat
         )
 
 
+@pytest.mark.slow
 @row("K9")
 def test_a_well_signed_checkpoint_that_lies_about_its_size_allocates_nothing(
     tmp_path: Path,
@@ -345,6 +346,7 @@ def test_nan_weights_are_seen_before_they_are_believed(tmp_path: Path) -> None:
     assert (done.returncode, "error[K13]" in done.stderr) == (4, True)
 
 
+@pytest.mark.slow
 @row("K15")
 def test_a_checkpoint_folder_that_is_gone_is_a_clear_error(tmp_path: Path) -> None:
     with endless_run(tmp_path / "run") as process:
@@ -428,6 +430,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @row("R4", "R5", "R6")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
@@ -442,6 +445,7 @@ def test_a_signal_at_the_start_ends_it_at_once(tmp_path: Path, number: int, code
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @row("R5")
 @pytest.mark.usefixtures("signals_not_ignored")
 def test_a_second_ctrl_c_ends_at_once_without_saving(tmp_path: Path) -> None:
@@ -471,6 +475,7 @@ def test_sigusr1_saves_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
 
 
+@pytest.mark.slow
 @row("R6")
 def test_sigusr1_before_a_run_is_no_reason_to_die(tmp_path: Path) -> None:
     patch = """
@@ -500,6 +505,7 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     assert read_status(tmp_path / "run")["state"] == "finished"
 
 
+@pytest.mark.slow
 @row("R7", "R16", "R27")
 def test_stopped_by_the_terminal_it_continues_and_killed_it_is_said_to_have_died(
     tmp_path: Path,
@@ -545,6 +551,7 @@ def test_a_run_continues_when_nobody_listens(tmp_path: Path, redirections: str) 
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
 
 
+@pytest.mark.slow
 @row("R8", "R9")
 def test_results_that_cannot_be_written_are_an_error(run_dir: Path) -> None:
     with Path("/dev/full").open("w") as full:
@@ -593,6 +600,7 @@ def limit_file_size(limit: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
+@pytest.mark.slow
 @row("R10")
 def test_logs_that_cannot_be_written_stop_with_one_warning_and_training_continues(
     tmp_path: Path,
@@ -728,6 +736,7 @@ def test_out_of_memory_in_a_step(
     assert (status["state"], status["exit_code"], status["error_id"]) == ("failed", 8, id)
 
 
+@pytest.mark.slow
 @row("R16")
 def test_a_real_lack_of_memory(tmp_path: Path) -> None:
     def limit() -> None:
@@ -858,6 +867,7 @@ def test_an_index_that_torch_would_take_modulo_256(index: int) -> None:
         resolve_device(f"cuda:{index}")
 
 
+@pytest.mark.slow
 @row("R30")
 def test_few_open_files_and_odd_paths(tmp_path: Path) -> None:
     def limit() -> None:

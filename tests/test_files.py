@@ -363,6 +363,7 @@ def test_bytes_that_are_no_utf_8(tmp_path: Path) -> None:
     assert f"{path}:2" in problems_of(path)
 
 
+@pytest.mark.slow
 @row("D13", "D20")
 def test_long_lines_and_gzip_bombs_take_no_memory(tmp_path: Path) -> None:
     (tmp_path / "long.jsonl").write_bytes(b"[" + b"1," * 50_000_000)

@@ -355,6 +355,7 @@ def test_predict_without_input_reads_a_pipe(run_dir: Path) -> None:
     assert run_rnncls("predict", run_dir, input="").stdout == ""
 
 
+@pytest.mark.slow
 def test_output_goes_into_what_is_no_plain_file_and_the_link_stays(
     run_of_files: Path, tmp_path: Path
 ) -> None:

@@ -135,6 +135,7 @@ def test_predicting_ends_when_its_reader_leaves(run_dir: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 @row("R5")
 @pytest.mark.usefixtures("signals_not_ignored")
 def test_ctrl_c_between_two_lines_ends_with_130(run_dir: Path) -> None:
@@ -191,6 +192,7 @@ def test_a_stdin_that_cannot_be_read_is_an_error(run_dir: Path) -> None:
         assert (done.stdout, "Traceback" in done.stderr) == ("", False)
 
 
+@pytest.mark.slow
 @row("D1")
 def test_a_file_as_stdin_that_is_open_for_writing_only_is_an_error(
     run_dir: Path, tmp_path: Path
@@ -212,6 +214,7 @@ def test_predicting_into_a_pipe_by_its_name_ends_when_its_reader_leaves(run_dir:
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.slow
 @row("D13")
 def test_a_long_line_is_skipped_and_those_around_it_are_answered(
     run_dir: Path, tmp_path: Path

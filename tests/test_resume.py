@@ -168,6 +168,7 @@ main()"""
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_determinism_is_switched_on_for_the_process(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(dump_config(config_of(**HARD)))
     code = f"""
@@ -592,6 +593,7 @@ def test_nothing_to_resume_is_a_clear_error(tmp_path: Path, fails: Callable[...,
     )
 
 
+@pytest.mark.slow
 @pytest.mark.row("R16")
 def test_a_run_that_died_without_a_word_is_seen(tmp_path: Path) -> None:
     with endless_run(tmp_path / "run") as process:

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from rnncls.compiled import kernels
+from rnncls.compiled.kept import CodeFolder, code_folder
 from rnncls.data import load_task
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
 from rnncls.model.build import build_model
@@ -25,9 +27,7 @@ from rnncls.steps.captured import engine as captured_engine
 from rnncls.steps.captured.engine import CapturedRun, captured_steps
 from rnncls.steps.captured.graphs import Graphs
 from rnncls.steps.chunks import ahead, in_chunks
-from rnncls.steps.compiled import kernels
 from rnncls.steps.compiled.engine import load_program
-from rnncls.steps.compiled.kept import CodeFolder, code_folder
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState, next_due
 from rnncls.training.fit import fit
@@ -317,7 +317,7 @@ FLIPS = """
 import sys
 from pathlib import Path
 from numba import njit
-from rnncls.steps.compiled.kept import CodeFolder, KeptCode
+from rnncls.compiled.kept import CodeFolder, KeptCode
 
 def add(left, right):
     return left + right

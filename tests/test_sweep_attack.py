@@ -78,6 +78,7 @@ def test_a_sweep_that_profiles_ends_with_a_trace_of_each_member(
 # --- streams
 
 
+@pytest.mark.slow
 @row("R9")
 def test_a_full_stdout_does_not_keep_the_summary_from_being_stored(
     config: Path, tmp_path: Path

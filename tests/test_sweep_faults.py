@@ -63,6 +63,7 @@ def config(tmp_path: Path) -> Path:
 # --- the plan
 
 
+@pytest.mark.slow
 def test_large_sweeps_can_be_read_back_or_are_refused(tmp_path: Path) -> None:
     made = plan_sweep(config_of(), "0-1999", {}, "1-12000", 10, tmp_path / "s")
     assert load_sweep(tmp_path / "s") == made
@@ -458,6 +459,7 @@ def test_the_groups_of_a_grid_are_told_apart_in_an_evaluation(tmp_path: Path) ->
         assert lines[lines.index(group) + 1].split() == ["median", f"{sum(values) / 2:.4f}"]
 
 
+@pytest.mark.slow
 def test_progress_is_shown_on_a_terminal(config: Path, tmp_path: Path) -> None:
     words = f"sweep -c {config} --seeds 0-1 --sweep-dir {tmp_path / 's'}"
     command = f"stty rows 40 cols 120; {PYTHON} -m rnncls {words}"

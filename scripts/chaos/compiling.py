@@ -38,7 +38,7 @@ def compiling(folder: Path, short: bool) -> Result:
     counts = [] if short else [whole_program(part)]
 
     # Numba is imported once, and not by each of many starts.
-    import_module("rnncls.steps.compiled.kept")
+    import_module("rnncls.compiled.kept")
     counts += [
         at_once(part, (2,) if short else (2, 4, 8)),
         kill_at_each_call(part),
@@ -67,7 +67,7 @@ def small(cache: Path, prepare: Prepare = nothing) -> Prepare:
         os.environ["XDG_CACHE_HOME"] = str(cache)
         from numba import njit
 
-        from rnncls.steps.compiled.kept import KeptCode, code_folder
+        from rnncls.compiled.kept import KeptCode, code_folder
 
         prepare()
         made: Any = njit(doubled)

@@ -4,25 +4,23 @@ import math
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 
+from rnncls.compiled import batches, kernels
+from rnncls.compiled.batches import Array, BatchSize
+from rnncls.compiled.loading import load
 from rnncls.config import Config, number
 from rnncls.data import Block, Task
 from rnncls.steps.chunks import Rates, in_chunks
-from rnncls.steps.compiled import kernels, memory, program
-from rnncls.steps.compiled.kept import CodeFolder, KeptCode, code_folder, say_compiling, warn
+from rnncls.steps.compiled import memory, optimizer, program
 from rnncls.steps.compiled.memory import (
     ADAM,
     ADAMW,
     NUM_SUMS,
     SGD,
-    Array,
-    BatchSize,
     Buffers,
     FlatArrays,
     Hyperparameters,
@@ -282,36 +280,14 @@ def load_program() -> Functions:
     """
     with _loading:
         if not _loaded:
-            _loaded.append(_load_or_compile())
+            # All sources, because a function is compiled together with those that it calls.
+            modules = (kernels, batches, memory, optimizer, program)
+            _loaded.append(load(modules, _functions, _warm_up))
         return _loaded[0]
 
 
-def _load_or_compile() -> Functions:
-    """Return the functions, kept if possible, ready for torch's number of threads."""
-    # All sources of the program, because a function is compiled together with those that it calls.
-    modules = (kernels, memory, program)
-    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
-    folder = code_folder(sources)
-    if folder is not None:
-        try:
-            return _warmed_up(_functions(folder))
-        # What is kept is whole, but Numba may raise anything when it loads it.
-        except Exception as error:
-            warn(f"compiled steps cannot be kept in {folder.path}: {error}")
-
-    say_compiling("(about 15 s)")
-    return _warmed_up(_functions(None))
-
-
-def _functions(folder: CodeFolder | None) -> Functions:
-    """Return the functions, which Numba compiles, or reads from `folder`, when first called."""
-
-    def compiled(function: Callable[..., Any]) -> Any:
-        dispatcher = njit(function, **kernels.OPTIONS)
-        if folder is not None:
-            dispatcher._cache = KeptCode(function.__name__, folder)
-        return dispatcher
-
+def _functions(compiled: Callable[..., Any]) -> Functions:
+    """Return the functions, which Numba compiles, or reads, when first called."""
     return Functions(
         make_buffers=compiled(make_buffers),
         train_steps=compiled(program.train_steps),
@@ -320,14 +296,8 @@ def _functions(folder: CodeFolder | None) -> Functions:
     )
 
 
-def _warmed_up(functions: Functions) -> Functions:
-    """Return the functions, of which those that a run needs are compiled."""
-    _warm_up(functions, torch.get_num_threads())
-    return functions
-
-
-def _warm_up(functions: Functions, threads: int) -> None:
-    """Call the functions that a run with so many threads needs, so that they are compiled now.
+def _warm_up(functions: Functions) -> None:
+    """Call the functions that a run with torch's threads needs, so that they are compiled now.
 
     The types of the arguments are those of a run, since Numba compiles for types.
     """
@@ -381,7 +351,7 @@ def _warm_up(functions: Functions, threads: int) -> None:
         buffers=buffers,
     )
 
-    if threads > 1:
+    if torch.get_num_threads() > 1:
         # A step without sequences, and then a gradient that is not finite, so that nothing is done.
         inputs = inputs._replace(edges=np.zeros(2, np.int64))
         functions.share_of_step(

@@ -14,11 +14,12 @@ are read as vectors. The padding is 0. Of the buffers, B, T and S are the capaci
 first entries. Arrays are float32 where nothing else is said.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from rnncls.steps.compiled.kernels import jit, padded
+from rnncls.compiled.batches import Array, BatchLayout, make_layout
+from rnncls.compiled.kernels import jit, padded
 
 # Numbers instead of names, which compiled code would have to handle as strings.
 ADAM, ADAMW, SGD = range(3)
@@ -27,8 +28,6 @@ ADAM, ADAMW, SGD = range(3)
 # `state.Sums`: `CompiledRun.take` makes the array from one, and makes one from the array.
 SUM_LOSS, SUM_CORRECT, SUM_SEQUENCES, SUM_GRAD_NORM, SUM_CLIPPED = range(5)
 NUM_SUMS = 5
-
-Array = np.ndarray[Any, Any]
 
 
 class Sizes(NamedTuple):
@@ -79,29 +78,6 @@ class StepInputs(NamedTuple):
     labels: Array  # int64
     edges: Array  # (K + 1,) int64: step k has the sequences edges[k] to edges[k + 1]
     rates: Array  # (K,) float64: the learning rate of each step
-
-
-class BatchSize(NamedTuple):
-    """The size of one batch, or the largest that buffers can hold."""
-
-    sequences: int  # B
-    time_steps: int  # T
-    rows: int  # S
-
-
-class BatchLayout(NamedTuple):
-    """A packed batch: its sequences longest first, its rows time step by time step.
-
-    Time step t has the running[t] sequences that are longer than t. The token at time t of the i-th
-    sequence, longest first, is in row first_row[t] + i.
-    """
-
-    running: Array  # (T,) int64
-    first_row: Array  # (T,) int64
-    order: Array  # (B,) int64, the index of each sequence in StepInputs
-    last_row: Array  # (B,) int64, the row of each sequence's last token
-    tokens: Array  # (S,) int32
-    next_rank: Array  # (T,) int64, working memory of the sort
 
 
 class PaddedWeights(NamedTuple):
@@ -217,12 +193,4 @@ def _make_workspace(sizes, capacity):
 
 def make_buffers(sizes, capacity):
     """Return Buffers of one thread for batches of up to `capacity`, a BatchSize."""
-    batch = BatchLayout(
-        running=np.empty(capacity.time_steps, np.int64),
-        first_row=np.empty(capacity.time_steps, np.int64),
-        order=np.empty(capacity.sequences, np.int64),
-        last_row=np.empty(capacity.sequences, np.int64),
-        tokens=np.empty(capacity.rows, np.int32),
-        next_rank=np.empty(capacity.time_steps, np.int64),
-    )
-    return Buffers(_make_weights(sizes), _make_workspace(sizes, capacity), batch)
+    return Buffers(_make_weights(sizes), _make_workspace(sizes, capacity), make_layout(capacity))

@@ -5,7 +5,7 @@ takes many steps, on the model's own tensors: parameters, gradients and optimize
 end in four arrays (`memory.FlatArrays`) of which the tensors are views, so that evaluation,
 checkpoints and logs do not know the difference.
 
-A batch is packed as in torch's PackedSequence (`memory.BatchLayout`). The symbols of shapes are
+A batch is packed as in torch's PackedSequence (`batches.BatchLayout`). The symbols of shapes are
 those of `memory`. The gradient with respect to x is written dx, the hidden state h_t, and its
 pre-activation z_t, so that h_t = f(z_t), where f is tanh or relu.
 
@@ -15,7 +15,8 @@ however the steps are divided among calls.
 
 import numpy as np
 
-from rnncls.steps.compiled.kernels import (
+from rnncls.compiled.batches import pack
+from rnncls.compiled.kernels import (
     add_product,
     add_row,
     clear,
@@ -33,22 +34,7 @@ from rnncls.steps.compiled.kernels import (
     tanh,
     tanh_backward,
 )
-from rnncls.steps.compiled.memory import (
-    ADAM,
-    ADAMW,
-    SGD,
-    SUM_CLIPPED,
-    SUM_CORRECT,
-    SUM_GRAD_NORM,
-    SUM_LOSS,
-    SUM_SEQUENCES,
-    BatchSize,
-)
-
-# Gradients with a larger norm are left to the eager step: it computes the norm in float32, and the
-# square of a larger number overflows there: sqrt(3.4e38) is 1.84e19.
-LARGEST_NORM = 1.8e19
-
+from rnncls.steps.compiled.optimizer import finish
 
 # --- parameters
 
@@ -113,57 +99,6 @@ def _load_layer(sizes, flat, offset, layer, weights):
         b_ih, b_hh = _matrix(flat, offset + hidden * (input_size + hidden), 2, hidden)
         for unit in range(hidden):
             weights.bias[layer, 0, unit] = b_ih[unit] + b_hh[unit]
-
-
-# --- the batch
-
-
-@jit
-def _pack(step_inputs, step, share, shares, batch):
-    """Lay out every `shares`-th sequence of a step, from number `share` on; return its BatchSize.
-
-    The sequences are sorted by length, longest first, by counting. Sequences of equal length keep
-    their order. All of `batch`, a BatchLayout, is overwritten.
-    """
-    first = step_inputs.edges[step] + share
-    end = step_inputs.edges[step + 1]
-
-    # Lengths are at least 1, so every time step up to the longest has a row.
-    sequences = 0
-    longest = 0
-    for index in range(first, end, shares):
-        sequences += 1
-        longest = max(longest, step_inputs.lengths[index])
-
-    # Count the sequences of length t + 1 first, then sum from the end: those longer than t.
-    for t in range(longest):
-        batch.running[t] = 0
-    for index in range(first, end, shares):
-        batch.running[step_inputs.lengths[index] - 1] += 1
-    for t in range(longest - 2, -1, -1):
-        batch.running[t] += batch.running[t + 1]
-
-    rows = 0
-    for t in range(longest):
-        batch.first_row[t] = rows
-        rows += batch.running[t]
-
-    # Sequences of length t + 1 come right behind those that are longer.
-    for t in range(longest):
-        batch.next_rank[t] = batch.running[t + 1] if t + 1 < longest else 0
-
-    for index in range(first, end, shares):
-        length = step_inputs.lengths[index]
-        rank = batch.next_rank[length - 1]
-        batch.next_rank[length - 1] += 1
-
-        # The rank is the same at all time steps, because longer sequences stand first.
-        batch.order[rank] = index
-        batch.last_row[rank] = batch.first_row[length - 1] + rank
-        for t in range(length):
-            token = step_inputs.tokens[step_inputs.starts[index] + t]
-            batch.tokens[batch.first_row[t] + rank] = token
-    return BatchSize(sequences, longest, rows)
 
 
 # --- forward
@@ -562,116 +497,6 @@ def _embedding_backward(sizes, offset, weights, work, batch, d_hidden, gradients
     copy(_matrix(gradients, offset, sizes.hidden, sizes.width), work.d_input)
 
 
-# --- clipping and optimizer
-
-
-@jit
-def _norm(flat):
-    """Return the 2-norm of `flat` (P,), sqrt(sum_i flat_i**2), summed in float64."""
-    total = 0.0
-    for index in range(len(flat)):
-        total += np.float64(flat[index]) * np.float64(flat[index])
-    return np.sqrt(total)
-
-
-@jit_inlined
-def _sgd(flat, scale, rate, momentum, decay, has_momentum):
-    """Update as torch.optim.SGD does, where g = scale gradient + decay w, and flat.first is m.
-
-    With momentum m = momentum m + g and w -= rate m, without w -= rate g. The gradients are scaled
-    in place. All factors are float32.
-    """
-    weights = flat.weights
-    gradients = flat.gradients
-    first = flat.first
-
-    # Clipping comes before weight decay, which is the optimizer's own and is not clipped.
-    for index in range(len(weights)):
-        gradients[index] *= scale
-        gradient = gradients[index] + decay * weights[index]
-        if has_momentum:
-            gradient += momentum * first[index]
-            first[index] = gradient
-        weights[index] -= rate * gradient
-
-
-@jit_inlined
-def _adam(sizes, hyper, flat, scale, rate, updates):
-    """Update as torch.optim.Adam or AdamW does, the `updates`-th time.
-
-    With g = scale gradient, m = flat.first and v = flat.second (Kingma and Ba 2015, algorithm 1):
-
-        m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g**2
-        w -= rate / (1 - beta1**updates) m / (sqrt(v / (1 - beta2**updates)) + eps)
-
-    Weight decay adds weight_decay w to g (Adam), or multiplies w by 1 - rate weight_decay before
-    (AdamW, Loshchilov and Hutter 2019). The gradients are scaled in place.
-    """
-    weights = flat.weights
-    gradients = flat.gradients
-    first = flat.first
-    second = flat.second
-
-    # The factors are computed in float64 and rounded once; the loop below is all float32.
-    corrected_rate = np.float32(rate / (1 - hyper.beta1**updates))
-    corrected_root = np.float32(1 / np.sqrt(1 - hyper.beta2**updates))
-    keep = np.float32(1 - rate * hyper.weight_decay if sizes.optimizer == ADAMW else 1)
-    decay = np.float32(hyper.weight_decay if sizes.optimizer == ADAM else 0)
-    new_first = np.float32(1 - hyper.beta1)
-    new_second = np.float32(1 - hyper.beta2)
-    old_second = np.float32(hyper.beta2)
-    eps = np.float32(hyper.eps)
-
-    for index in range(len(weights)):
-        gradients[index] *= scale
-        gradient = gradients[index] + decay * weights[index]
-
-        # The same as beta1 m + (1 - beta1) g.
-        first[index] += new_first * (gradient - first[index])
-        second[index] = old_second * second[index] + new_second * gradient * gradient
-
-        denominator = np.sqrt(second[index]) * corrected_root + eps
-        weights[index] = keep * weights[index] - corrected_rate * first[index] / denominator
-
-
-@jit
-def _update(sizes, hyper, flat, scale, rate, updates):
-    """Scale the gradients (P,) and take one step of the optimizer, its `updates`-th."""
-    scale = np.float32(scale)
-
-    if sizes.optimizer == SGD:
-        # torch's first update sets the buffer to the gradient, whatever was in it.
-        momentum = np.float32(hyper.momentum if updates > 1 else 0)
-        decay = np.float32(hyper.weight_decay)
-        _sgd(flat, scale, np.float32(rate), momentum, decay, hyper.momentum > 0)
-    else:
-        _adam(sizes, hyper, flat, scale, rate, updates)
-
-
-@jit
-def _finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums):
-    """Clip the gradients, update the weights and add the step to `sums` (NUM_SUMS,).
-
-    The gradients are scaled by min(1, max_norm / (norm + clip_epsilon)). Returns False, and changes
-    nothing, if the loss or the gradients, flat.gradients (P,), are not finite.
-    """
-    # A NaN is not smaller than anything, so one comparison finds it as well as an infinity.
-    norm = _norm(flat.gradients)
-    if not (np.isfinite(loss) and norm < LARGEST_NORM):
-        return False
-
-    # Without clipping max_norm is infinite, and so is the quotient: the scale is 1.
-    scale = min(1.0, hyper.max_norm / (norm + hyper.clip_epsilon))
-    _update(sizes, hyper, flat, scale, rate, updates)
-
-    sums[SUM_LOSS] += loss * sequences
-    sums[SUM_CORRECT] += correct
-    sums[SUM_SEQUENCES] += sequences
-    sums[SUM_GRAD_NORM] += norm
-    sums[SUM_CLIPPED] += norm > hyper.max_norm
-    return True
-
-
 # --- steps
 
 
@@ -690,7 +515,7 @@ def _gradients(sizes, weights, out, step_inputs, step, share, shares, class_weig
 
     _load_weights(sizes, weights, offsets, buffers.weights)
     batch = buffers.batch
-    size = _pack(step_inputs, step, share, shares, batch)
+    size = pack(step_inputs, step, share, shares, batch)
 
     # A small batch may have fewer sequences than there are threads.
     if size.sequences == 0:
@@ -741,7 +566,7 @@ def train_steps(sizes, hyper, flat, step_inputs, class_weights, updates, sums, b
             buffers=buffers,
         )
 
-        finished = _finish(
+        finished = finish(
             sizes=sizes,
             hyper=hyper,
             flat=flat,
@@ -784,7 +609,7 @@ def finish_step(sizes, hyper, flat, others, rate, updates, loss, correct, sequen
     # In the order of the threads, so that the sum has the same bits every time.
     for share in range(len(others)):
         add_row(flat.gradients, others[share])
-    return _finish(
+    return finish(
         sizes=sizes,
         hyper=hyper,
         flat=flat,

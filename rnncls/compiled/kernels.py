@@ -356,32 +356,37 @@ def multiply_transposed(out, zeros, left, left_row, right, right_row, rows):
 # where an index might be negative and so count from the end.
 
 
-@jit
-def tanh(values):
-    """Replace the values by their tanh, with Eigen's approximation for float32.
+@jit_inlined
+def tanh_of(x):
+    """Return tanh(x) by Eigen's approximation for float32.
 
     It is a rational function of degree 13 over 6 (MathFunctionsImpl.h). NaN stays NaN.
     """
     # Beyond this, tanh is 1 in float32. Both comparisons are false for a NaN, which so stays one.
     largest = np.float32(7.90531110763549805)
+    x = -largest if x < -largest else x
+    x = largest if x > largest else x
+
+    # Horner's scheme for both polynomials: tanh(x) = x p(x**2) / q(x**2).
+    square = x * x
+    p = square * np.float32(-2.76076847742355e-16) + np.float32(2.00018790482477e-13)
+    p = square * p + np.float32(-8.60467152213735e-11)
+    p = square * p + np.float32(5.12229709037114e-08)
+    p = square * p + np.float32(1.48572235717979e-05)
+    p = square * p + np.float32(6.37261928875436e-04)
+    p = square * p + np.float32(4.89352455891786e-03)
+
+    q = square * np.float32(1.19825839466702e-06) + np.float32(1.18534705686654e-04)
+    q = square * q + np.float32(2.26843463243900e-03)
+    q = square * q + np.float32(4.89352518554385e-03)
+    return x * p / q
+
+
+@jit
+def tanh(values):
+    """Replace the values by their tanh."""
     for index in range(len(values)):
-        x = values[index]
-        x = -largest if x < -largest else x
-        x = largest if x > largest else x
-
-        # Horner's scheme for both polynomials: tanh(x) = x p(x**2) / q(x**2).
-        square = x * x
-        p = square * np.float32(-2.76076847742355e-16) + np.float32(2.00018790482477e-13)
-        p = square * p + np.float32(-8.60467152213735e-11)
-        p = square * p + np.float32(5.12229709037114e-08)
-        p = square * p + np.float32(1.48572235717979e-05)
-        p = square * p + np.float32(6.37261928875436e-04)
-        p = square * p + np.float32(4.89352455891786e-03)
-
-        q = square * np.float32(1.19825839466702e-06) + np.float32(1.18534705686654e-04)
-        q = square * q + np.float32(2.26843463243900e-03)
-        q = square * q + np.float32(4.89352518554385e-03)
-        values[index] = x * p / q
+        values[index] = tanh_of(values[index])
 
 
 @intrinsic

@@ -1,0 +1,55 @@
+"""Compiles the entry points of a program, or reads what an earlier process compiled."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from numba import njit
+
+from rnncls.compiled import kernels
+from rnncls.compiled.kept import CodeFolder, KeptCode, code_folder, say_compiling, warn
+
+# The entry points of a program, by name.
+Functions = TypeVar("Functions")
+
+
+def load(
+    modules: Sequence[ModuleType],
+    make: Callable[[Callable[..., Any]], Functions],
+    warm_up: Callable[[Functions], None],
+) -> Functions:
+    """Return the functions of a program as machine code, from the folder where they are kept.
+
+    If they are not there they are compiled, which takes seconds, and kept; without a folder they
+    are compiled for this process alone. `modules`: all sources on which the machine code depends.
+    `make` applies what it is given to each Python function. `warm_up` calls those that are needed,
+    for Numba compiles at the first call.
+    """
+    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
+    folder = code_folder(sources)
+    if folder is not None:
+        try:
+            functions = make(_compiler(folder))
+            warm_up(functions)
+            return functions
+        # What is kept is whole, but Numba may raise anything when it loads it.
+        except Exception as error:
+            warn(f"compiled steps cannot be kept in {folder.path}: {error}")
+
+    say_compiling("(about 15 s)")
+    functions = make(_compiler(None))
+    warm_up(functions)
+    return functions
+
+
+def _compiler(folder: CodeFolder | None) -> Callable[..., Any]:
+    """Return what makes a compiled function of a Python one, kept in the folder if there is one."""
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        dispatcher = njit(function, **kernels.OPTIONS)
+        if folder is not None:
+            dispatcher._cache = KeptCode(function.__name__, folder)
+        return dispatcher
+
+    return compiled
