@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+import torch
 from tqdm import tqdm
 
 from rnncls import cli
@@ -60,6 +61,9 @@ def fork(words: list[str], log: Path, prepare: Callable[[], None] = nothing) -> 
         # The lock of this process's bars is one for all forks: one that is killed while it holds
         # the lock would never give it back, and the next ones would wait for ever.
         tqdm.set_lock(threading.RLock())
+        # After a fork PyTorch makes its autograd engine anew when it is next used, and two threads
+        # that use it at the same time destroy it twice.
+        torch.zeros(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
         sys.argv = ["rnncls", *words]
         prepare()
         cli.main()
