@@ -49,6 +49,16 @@ GOLDEN_CASES = {
             "schedule.warmup_steps=5",
         ],
     ),
+    "dropout_by_generator": (
+        "configs/parity.yaml",
+        [
+            "model.cell=gru",
+            "model.num_layers=2",
+            "model.bidirectional=true",
+            "model.dropout=0.3",
+            "schedule.warmup_steps=5",
+        ],
+    ),
 }
 
 
