@@ -53,7 +53,7 @@ class RNNClassifier(nn.Module):
     ) -> None:
         super().__init__()
         # Their names, and that of `initial_state`, are those of the tensors in a checkpoint.
-        self.embedding = nn.Embedding(num_embeddings, embedding_dim)
+        self.embedding = _embedding(num_embeddings, embedding_dim)
 
         options: dict[str, Any] = {
             "num_layers": num_layers,
@@ -304,6 +304,16 @@ class RNNClassifier(nn.Module):
                 mask = tokens.new_empty(shape, dtype=torch.bool).bernoulli_(1 - self.dropout)
             masks.append(mask)
         return masks
+
+
+def _embedding(num_embeddings: int, embedding_dim: int) -> nn.Embedding:
+    """Return nn.Embedding(num_embeddings, embedding_dim), which may be on the meta device."""
+    # There the module's own random numbers would import torch._dynamo, which takes as long as torch
+    # itself. On a real device they are the first weights, and must stay what they are.
+    if torch.empty(0).is_meta:
+        weight = torch.empty(num_embeddings, embedding_dim)
+        return nn.Embedding(num_embeddings, embedding_dim, _weight=weight)
+    return nn.Embedding(num_embeddings, embedding_dim)
 
 
 def _require_packed_ids(tokens: object) -> None:
