@@ -10,8 +10,9 @@ Letters: B sequences of S tokens in all, of at most T time steps; W inputs of a 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,7 +41,8 @@ def _signed(number: int) -> int:
 
 # The constants of SplitMix64, as in seeds.py.
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
-_FACTORS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
+_FIRST_FACTOR = _signed(0xBF58476D1CE4E5B9)
+_SECOND_FACTOR = _signed(0x94D049BB133111EB)
 
 # Turned over, the highest bit of both halves makes signed halves compare as unsigned ones do.
 _HIGHEST_BITS = _signed(0x8000000080000000)
@@ -89,46 +91,50 @@ def kept(key: int, places: Tensor, width: int, dropout: float) -> Tensor:
     The lower 32 bits of y belong to the even column of the two, the upper ones to the odd one. What
     is at least round(dropout * 2**32) stays.
     """
-    begins = _finalize(places.flatten() + key)
-    pairs = torch.arange(1, (width + 1) // 2 + 1, device=places.device) * _GOLDEN
+    begins: Any = places.flatten() + key
+    pairs: Any = torch.arange(1, (width + 1) // 2 + 1, device=places.device) * _GOLDEN
     stays = places.new_empty((len(begins), 2 * len(pairs)), dtype=torch.bool)
-    least = round(dropout * 2**32) - 2**31
+    result: Any = stays
+    half: Any = torch.int32
+    most = _PAIRS_CUDA
+    if not places.is_cuda:
+        # The same memory: NumPy needs half the time of torch for these integers.
+        begins, pairs, result = begins.numpy(), pairs.numpy(), stays.numpy()
+        half = np.int32
+        most = _PAIRS
 
-    # Each pass over many numbers would wait for the memory.
-    most = _PAIRS_CUDA if places.is_cuda else _PAIRS
+    begins = _finalize(begins)
+    least = round(dropout * 2**32) - 2**31
     step = max(1, most // len(pairs))
-    for part, result in zip(torch.split(begins, step), torch.split(stays, step), strict=True):
-        drawn = _finalize(part.unsqueeze(1) + pairs).bitwise_xor_(_HIGHEST_BITS)
-        # The machine's order of bytes is the little-endian one: the lower half comes first.
-        torch.ge(drawn.view(torch.int32), least, out=result)
+    for first in range(0, len(begins), step):
+        drawn = _finalize(begins[first : first + step, None] + pairs)
+        drawn ^= _HIGHEST_BITS
+        # In the machine's order of bytes, which is little-endian, the lower half comes first.
+        result[first : first + step] = drawn.view(half) >= least
     return stays.view(*places.shape, -1)[..., :width]
 
 
-def _finalize(numbers: Tensor) -> Tensor:
-    """Apply the finalizer of SplitMix64 to int64 numbers, in place."""
-    first, second = _FACTORS
-    shifted = torch.empty_like(numbers)
-    _xor_shifted(numbers, 30, shifted).mul_(first)
-    _xor_shifted(numbers, 27, shifted).mul_(second)
-    return _xor_shifted(numbers, 31, shifted)
-
-
-def _xor_shifted(numbers: Tensor, count: int, shifted: Tensor) -> Tensor:
+def _finalize(numbers: Any) -> Any:
+    """Apply the finalizer of SplitMix64 in place to int64 numbers, NumPy's or torch's."""
     # A shift of signed numbers fills up with the sign, which does not belong there.
-    torch.bitwise_right_shift(numbers, count, out=shifted)
-    shifted.bitwise_and_(2 ** (64 - count) - 1)
-    return numbers.bitwise_xor_(shifted)
+    for count, factor in ((30, _FIRST_FACTOR), (27, _SECOND_FACTOR), (31, 1)):
+        shifted = numbers >> count
+        shifted &= 2 ** (64 - count) - 1
+        numbers ^= shifted
+        if factor != 1:
+            numbers *= factor
+    return numbers
 
 
 def by_position(keys: Keys, places: Tensor, dropout: float) -> Drop:
     """Return dropout as a function of `places`, (S,) or (T, B); `keys` as of `dropout_keys`."""
     # As a float32, so that what stays has the same bits whoever computes it.
-    scale = float(torch.tensor(1 / (1 - dropout), dtype=torch.float32))
+    scale = float(np.float32(1 / (1 - dropout)))
 
     def drop(layer: int, data: Tensor) -> Tensor:
         stays = kept(keys[layer - 1], places, data.shape[-1], dropout)
         # The backward pass needs the mask alone, a byte for each number.
-        return torch.where(stays, data * scale, 0.0)
+        return (data * scale).mul_(stays)
 
     return drop
 
