@@ -9,10 +9,20 @@ import tempfile
 from pathlib import Path
 
 import rnncls
+from rnncls.system.signals import StopRequest
+from rnncls.training.run import Shared
 from tests.helpers import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "losses.json"
 STEPS = 20
+
+DROPOUT = [
+    "model.cell=gru",
+    "model.num_layers=2",
+    "model.bidirectional=true",
+    "model.dropout=0.3",
+    "schedule.warmup_steps=5",
+]
 
 # Name of the case: config file, overrides.
 GOLDEN_CASES = {
@@ -49,6 +59,8 @@ GOLDEN_CASES = {
             "schedule.warmup_steps=5",
         ],
     ),
+    "dropout_by_generator": ("configs/parity.yaml", DROPOUT),
+    "dropout_by_position": ("configs/parity.yaml", DROPOUT),
 }
 
 
@@ -70,8 +82,13 @@ def first_losses(case: str, engine: str = "eager") -> list[float]:
     ]
     config = rnncls.load_config(ROOT / path, [*overrides, *short_run])
 
+    # As a member of a sweep that began before dropout was drawn by position.
+    shared = None
+    if case == "dropout_by_generator":
+        shared = Shared(StopRequest(), report_steps=lambda _: None, dropout_rule="generator")
+
     with tempfile.TemporaryDirectory() as folder:
-        rnncls.fit(config, folder)
+        rnncls.fit(config, folder, shared=shared)
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
 
     return [json.loads(line)["train/loss"] for line in lines]

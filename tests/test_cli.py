@@ -71,6 +71,22 @@ main()"""
     assert int(done.stdout.split()[-1]) < 500
 
 
+def test_what_reads_a_checkpoint_imports_nothing_that_only_training_needs(run_dir: Path) -> None:
+    """torch._dynamo alone takes as long as torch itself: it came with the shapes of the model."""
+    code = """
+import sys
+from rnncls.cli import entry
+run_dir = sys.argv[1]
+for words in (["predict", run_dir, "2 1 2"], ["explain", run_dir, "2 1 2"], ["eval", run_dir]):
+    sys.argv[1:] = words
+    assert entry.run() == 0
+    print([name for name in ("torch._dynamo", "numba", "tensorboard") if name in sys.modules])"""
+    done = run_python(code, run_dir)
+    assert done.returncode == 0, done.stderr
+    found = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert found == ["[]"] * 3
+
+
 def test_version() -> None:
     assert run_rnncls("--version").stdout == f"rnncls {rnncls.__version__}\n"
 

@@ -88,7 +88,8 @@ def test_compiled_steps_on_files_with_class_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", GOLDEN_CASES)
 def test_every_engine_keeps_to_the_golden_losses(case: str) -> None:
-    if case in ("deep_bidirectional", "prefix", "gated_in_pieces"):
+    eager = ("deep_bidirectional", "prefix", "gated_in_pieces")
+    if case in eager or case.startswith("dropout"):
         pytest.skip("it is computed by eager steps")
     assert first_losses(case, "compiled") == pytest.approx(golden_losses(case), rel=1e-4)
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.model.cells import State
+from rnncls.model.dropout import Keys, by_position, places_of_packed
 from rnncls.model.layers import outputs_forward
 from rnncls.model.pieces import Collected, Pieces, Reached, Rows, in_order, read, reversed_rows
 from rnncls.model.pooling import Pooled
@@ -24,23 +25,29 @@ def read_both(
     start: Reached,
     pieces: Pieces,
     dropout: float,
+    keys: Keys = (),
 ) -> Reached:
     """Read all tokens of a batch in both directions; as `read` does it in one.
 
     `start.state` is (num_layers * 2, B, H) each, not None. Truncated, each direction of each layer
-    has a gradient for the last K tokens that it reads: in reverse those are the first ones.
+    has a gradient for the last K tokens that it reads: in reverse those are the first ones. `keys`
+    are those of `dropout_keys`; without them torch's generator draws.
     """
     sizes = tokens.batch_sizes
     backwards = reversed_rows(sizes).to(tokens.data.device)
     orders: list[slice | Tensor] = [slice(None), backwards]
 
     data = tokens.data
+    places = (places_of_packed(tokens),) if keys and dropout > 0 else ()
     finals: list[State] = []
     for layer in range(rnn.num_layers):
         is_last = layer == rnn.num_layers - 1
-        if layer > 0 and dropout > 0:
-            # Drawn for the whole layer, as without pieces.
-            data = F.dropout(data, dropout)
+        # The rows of a piece know their places. The generator draws for the whole layer.
+        rows: Rows = (data,)
+        if layer > 0 and places:
+            rows = (data, *places)
+        elif layer > 0 and dropout > 0:
+            rows = (F.dropout(data, dropout),)
 
         outputs = []
         pooled = []
@@ -50,11 +57,10 @@ def read_both(
                 tuple(part[number : number + 1] for part in start.state),
                 _of_direction(start.pooled, direction, rnn.hidden_size) if is_last else Pooled(),
             )
-            run = partial(_run_direction, embedding, rnn, layer, direction)
+            run = partial(_run_direction, embedding, rnn, layer, direction, dropout, keys)
+            ordered = tuple(each[order] for each in rows)
             collected: list[Collected] | None = None if is_last else []
-            reached = read(
-                run, (data[order],), sizes, before, pieces, collected, reverse=direction == 1
-            )
+            reached = read(run, ordered, sizes, before, pieces, collected, reverse=direction == 1)
 
             finals.append(reached.state)
             pooled.append(reached.pooled)
@@ -72,14 +78,21 @@ def _run_direction(
     rnn: nn.RNNBase,
     layer: int,
     direction: int,
+    dropout: float,
+    keys: Keys,
     rows: Rows,
     batch_sizes: Tensor,
     state: State | None,
 ) -> tuple[Tensor, State]:
-    """Run one direction of one layer over ids (S,) or, above the first layer, inputs (S, W)."""
-    (data,) = rows
+    """Run one direction of one layer over ids (S,) or, above the first layer, inputs (S, W).
+
+    Beside the inputs stand their places, where dropout by position acts on them.
+    """
+    data, *places = rows
     if layer == 0:
         data = embedding(data)
+    elif places:
+        data = by_position(keys, places[0], dropout)(layer, data)
     return outputs_forward(rnn, layer, direction, data, batch_sizes, state)
 
 

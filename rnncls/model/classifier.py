@@ -1,16 +1,26 @@
 """The classifier: an embedding, then nn.RNN, nn.LSTM or nn.GRU, then a linear head."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.data import Padded
 from rnncls.model.both_directions import read_both
 from rnncls.model.cells import State, zero_state
+from rnncls.model.dropout import (
+    Drop,
+    Keys,
+    by_generator,
+    by_masks,
+    by_position,
+    draw_masks,
+    places_of_packed,
+    places_of_padded,
+)
 from rnncls.model.layers import ignore_compaction, outputs_of_layers
 from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, read
 from rnncls.model.pooling import (
@@ -53,7 +63,7 @@ class RNNClassifier(nn.Module):
     ) -> None:
         super().__init__()
         # Their names, and that of `initial_state`, are those of the tensors in a checkpoint.
-        self.embedding = nn.Embedding(num_embeddings, embedding_dim)
+        self.embedding = _embedding(num_embeddings, embedding_dim)
 
         options: dict[str, Any] = {
             "num_layers": num_layers,
@@ -97,7 +107,11 @@ class RNNClassifier(nn.Module):
         return width * len(parts_of(self.pooling))
 
     def forward(
-        self, tokens: PackedSequence | Padded, state: State | None = None, pieces: Pieces = WHOLE
+        self,
+        tokens: PackedSequence | Padded,
+        state: State | None = None,
+        pieces: Pieces = WHOLE,
+        keys: Keys = (),
     ) -> Tensor:
         """Return the logits, (B, num_classes), in the order in which the sequences were given.
 
@@ -113,7 +127,9 @@ class RNNClassifier(nn.Module):
         torch.Size([2, 2])
 
         `state`: what `final_state` returned for the tokens before these, if there were some.
-        `pieces`: how packed sequences are run for gradients that need little memory.
+        `pieces`: how packed sequences are run for gradients that need little memory. `keys`: those
+        of `dropout_keys`, for dropout as a function of them and of positions; without them dropout
+        is that of torch's generator.
 
         Raises: TypeError for anything that is neither packed ids nor `Padded`. ValueError if the
         model is bidirectional and the sequences are padded, for a state of a model that needs the
@@ -123,10 +139,10 @@ class RNNClassifier(nn.Module):
             self._require_pieces("a state")
 
         if isinstance(tokens, Padded):
-            summary = self._summary_of_padded(tokens, state)
+            summary = self._summary_of_padded(tokens, state, keys)
         else:
             _require_packed_ids(tokens)
-            summary = self._summary(tokens, state, pieces)
+            summary = self._summary(tokens, state, pieces, keys)
         logits: Tensor = self.head(summary)
         return logits
 
@@ -213,7 +229,7 @@ class RNNClassifier(nn.Module):
         parts = self.initial_state.unsqueeze(2).expand(-1, -1, num_sequences, -1)
         return tuple(part.contiguous() for part in parts)
 
-    def _summary_of_padded(self, padded: Padded, state: State | None) -> Tensor:
+    def _summary_of_padded(self, padded: Padded, state: State | None, keys: Keys) -> Tensor:
         """Return what the head sees of padded sequences, (B, summary_size)."""
         if self.num_directions == 2:
             raise ValueError("padded sequences cannot be run in reverse: padding would come first")
@@ -223,10 +239,16 @@ class RNNClassifier(nn.Module):
             state = self._initial_state(len(padded.lengths))
         else:
             self._require_state(state, len(padded.lengths))
-        outputs, _ = self._outputs(embedded, None, state)
+
+        more = []
+        if keys:
+            more.append(places_of_padded(padded.tokens))
+        outputs, _ = self._outputs(embedded, None, state, self._drop(more, keys))
         return summary_of_padded(self.pooling, outputs, padded.lengths)
 
-    def _summary(self, tokens: PackedSequence, state: State | None, pieces: Pieces) -> Tensor:
+    def _summary(
+        self, tokens: PackedSequence, state: State | None, pieces: Pieces, keys: Keys
+    ) -> Tensor:
         """Return what the head sees of packed sequences, (B, summary_size)."""
         sizes = tokens.batch_sizes
         start = self.start_state(tokens, state) or ()
@@ -236,17 +258,18 @@ class RNNClassifier(nn.Module):
         if is_cut and not start:
             start = zero_state(self.rnn, self.head.weight, self._num_states, int(sizes[0]))
 
+        run = partial(self.run, keys=keys)
         if self.num_directions == 1:
-            rows = (tokens.data, *(self.draw_masks(tokens.data) if is_cut else ()))
-            reached = read(self.run, rows, sizes, Reached(start, nothing), pieces)
+            rows = self.rows_of(tokens, is_cut, keys)
+            reached = read(run, rows, sizes, Reached(start, nothing), pieces)
         elif is_cut:
             dropout = self.dropout if self.training else 0.0
             reached = read_both(
-                self.embedding, self.rnn, tokens, Reached(start, nothing), pieces, dropout
+                self.embedding, self.rnn, tokens, Reached(start, nothing), pieces, dropout, keys
             )
         else:
             # The reverse direction begins at the end, so that no state can go before it is done.
-            outputs, final = self.run((tokens.data,), sizes, start or None)
+            outputs, final = run(self.rows_of(tokens, is_cut, keys), sizes, start or None)
             reached = Reached(final, pooled_with(nothing, outputs, sizes))
 
         # Of (num_layers * D, B, H) the last D are the last layer's.
@@ -259,21 +282,46 @@ class RNNClassifier(nn.Module):
             return summary
         return summary.index_select(0, tokens.unsorted_indices)
 
-    def run(self, rows: Rows, batch_sizes: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Run ids (S,) and, in pieces, masks of dropout: a `Run` as read wants it."""
-        ids, *masks = rows
-        return self._outputs(self.embedding(ids), batch_sizes, state, masks)
+    def rows_of(self, tokens: PackedSequence, is_cut: bool, keys: Keys) -> Rows:
+        """Return what `run` reads: ids (S,), and what says which inputs of the layers stay.
+
+        `is_cut`: whether they are read in pieces, whose dropout is to be that of the whole.
+        """
+        if not self._drops:
+            return (tokens.data,)
+        if keys:
+            return tokens.data, places_of_packed(tokens)
+        if not is_cut:
+            return (tokens.data,)
+        shape = (len(tokens.data), self.rnn.hidden_size)
+        count = self.rnn.num_layers - 1
+        return tokens.data, *draw_masks(self.head.weight, shape, self.dropout, count)
+
+    def run(
+        self, rows: Rows, batch_sizes: Tensor, state: State | None, keys: Keys = ()
+    ) -> tuple[Tensor, State]:
+        """Run rows of `rows_of`, all or some: with its keys, a `Run` as read wants it."""
+        ids, *more = rows
+        return self._outputs(self.embedding(ids), batch_sizes, state, self._drop(more, keys))
+
+    @property
+    def _drops(self) -> bool:
+        return self.training and self.dropout > 0
+
+    def _drop(self, more: Sequence[Tensor], keys: Keys) -> Drop | None:
+        """Return how dropout acts, or None; `more` is what `rows_of` returns beside the ids."""
+        if not self._drops:
+            return None
+        if keys:
+            return by_position(keys, more[0], self.dropout)
+        return by_masks(more, self.dropout) if more else by_generator(self.dropout)
 
     def _outputs(
-        self,
-        data: Tensor,
-        batch_sizes: Tensor | None,
-        state: State | None,
-        masks: Sequence[Tensor] = (),
+        self, data: Tensor, batch_sizes: Tensor | None, state: State | None, drop: Drop | None
     ) -> tuple[Tensor, State]:
         """Run all layers over embedded tokens; all as in `outputs_of_layers`."""
-        if self.training and self.dropout > 0:
-            return outputs_of_layers(self.rnn, data, batch_sizes, state, self.dropout, masks)
+        if drop is not None:
+            return outputs_of_layers(self.rnn, data, batch_sizes, state, drop)
 
         # torch.nn wants h_0 alone, but of the LSTM (h_0, c_0).
         start: Any = state
@@ -286,24 +334,15 @@ class RNNClassifier(nn.Module):
             outputs = packed.data
         return outputs, final if isinstance(final, tuple) else (final,)
 
-    def draw_masks(self, tokens: Tensor) -> list[Tensor]:
-        """Return which inputs of each layer but the first stay, (S, H) bool, for tokens (S,).
 
-        They are those that F.dropout would draw for whole layers, so that pieces have the same.
-        """
-        if not self.training or self.dropout == 0:
-            return []
-        shape = (len(tokens), self.rnn.hidden_size)
-        masks = []
-        for _ in range(1, self.rnn.num_layers):
-            # F.dropout takes 12 bytes for each number, more than all else of a step in pieces. On
-            # the CPU this draws the same in few; CUDA has another kernel for F.dropout.
-            if tokens.is_cuda:
-                mask = F.dropout(self.head.weight.new_ones(shape), self.dropout) != 0
-            else:
-                mask = tokens.new_empty(shape, dtype=torch.bool).bernoulli_(1 - self.dropout)
-            masks.append(mask)
-        return masks
+def _embedding(num_embeddings: int, embedding_dim: int) -> nn.Embedding:
+    """Return nn.Embedding(num_embeddings, embedding_dim), which may be on the meta device."""
+    # There the module's own random numbers would import torch._dynamo, which takes as long as torch
+    # itself. On a real device they are the first weights, and must stay what they are.
+    if torch.empty(0).is_meta:
+        weight = torch.empty(num_embeddings, embedding_dim)
+        return nn.Embedding(num_embeddings, embedding_dim, _weight=weight)
+    return nn.Embedding(num_embeddings, embedding_dim)
 
 
 def _require_packed_ids(tokens: object) -> None:

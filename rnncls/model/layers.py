@@ -1,14 +1,13 @@
 """Layers of nn.RNN, nn.LSTM or nn.GRU one at a time, or one direction of a layer."""
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rnncls.model.cells import State, state_of_layer, weights_of, zero_state
+from rnncls.model.dropout import Drop
 from rnncls.model.recurrence import PackedRNN, last_rows, run_layer
 
 # The functions that nn.RNN, nn.LSTM and nn.GRU call, by the name in their `mode`.
@@ -25,24 +24,19 @@ def outputs_of_layers(
     data: Tensor,
     batch_sizes: Tensor | None,
     start: State | None,
-    dropout: float,
-    masks: Sequence[Tensor] = (),
+    drop: Drop,
 ) -> tuple[Tensor, State]:
     """Run all layers, with dropout between them, and return the last one's outputs.
 
     `data` is packed, (S, width), with its batch sizes, or padded, (T, B, width), with None. `start`
     and the final states are (num_layers * D, B, H) each, for D directions. Sequences stand longest
-    first. `masks`: which inputs of each layer but the first stay, as bool in their shape; without
-    them they are drawn by F.dropout from torch's generator, and not by torch.nn's modules: cuDNN
-    keeps the random state of its own RNN dropout where neither a checkpoint nor a seed reaches it.
+    first. Dropout is not left to torch.nn's modules: cuDNN keeps the random state of its own where
+    neither a checkpoint nor a seed reaches it.
     """
     finals = []
     for layer in range(rnn.num_layers):
-        if layer > 0 and masks:
-            # As F.dropout does it, to the bit.
-            data = data * masks[layer - 1].to(data.dtype).div_(1 - dropout)
-        elif layer > 0:
-            data = F.dropout(data, dropout)
+        if layer > 0:
+            data = drop(layer, data)
 
         before = None if start is None else state_of_layer(rnn, layer, start)
         data, final = outputs_of_layer(rnn, layer, data, batch_sizes, before)

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.model.cells import State
 from rnncls.model.classifier import RNNClassifier
+from rnncls.model.dropout import Keys
 from rnncls.model.losses import sequence_losses
 from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, read
 from rnncls.model.pooling import Pooled, lengths_of, ranks_of
@@ -28,6 +29,7 @@ def prefix_losses(
     labels: Tensor,
     weights: Tensor,
     pieces: Pieces = WHOLE,
+    keys: Keys = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield parts of the sum over all prefixes of weight * cross-entropy, in nats, as scalars.
 
@@ -36,16 +38,17 @@ def prefix_losses(
     for so many time steps, through whose beginning no gradient flows; the gradient of a part is to
     be computed before the next one is asked for. Beside each loss come the logits (B, N) after the
     last token that was read of each sequence, without gradient, in the order of the sequences.
+    `keys`: as of the network's `forward`.
     """
     sizes = tokens.batch_sizes
     longest = len(sizes)
     part_length = pieces.truncate_after or longest
-    masks = network.draw_masks(tokens.data) if pieces.cut(longest) else []
-    rows = (tokens.data, labels, weights, *masks)
+    ids, *more = network.rows_of(tokens, pieces.cut(longest), keys)
+    rows = (ids, labels, weights, *more)
 
     def run(rows: Rows, batch_sizes: Tensor, state: State | None) -> tuple[Tensor, State]:
-        ids, labels, weights, *masks = rows
-        outputs, final = network.run((ids, *masks), batch_sizes, state)
+        ids, labels, weights, *more = rows
+        outputs, final = network.run((ids, *more), batch_sizes, state, keys)
         logits = network.head(outputs).float()
         losses = sequence_losses(logits, labels) * weights
         return losses.unsqueeze(1), final

@@ -22,6 +22,7 @@ from rnncls.config import Config, parse_saved, sizes
 from rnncls.data import Task, Vocabulary
 from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID
 from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem
+from rnncls.model.dropout import DropoutRule
 from rnncls.rundir import tensorfile
 from rnncls.rundir.paths import STEP_PREFIX, step_path
 from rnncls.steps.state import TrainState
@@ -65,6 +66,9 @@ class SavedState(BaseModel):
     device: str
     vocabulary: VocabularyState | None = None
     fingerprints: dict[str, tuple[str, ...]] = {}  # SHA-256 of each data file, by split
+
+    # A run that began before dropout was drawn by position goes on as it began.
+    dropout_rule: DropoutRule = "generator"
 
     @field_validator("fingerprints", mode="before")
     @classmethod
@@ -140,6 +144,7 @@ def write_checkpoint(folder: Path, state: TrainState, task: Task) -> Path:
         device=str(state.device),
         vocabulary=vocabulary,
         fingerprints=task.fingerprints,
+        dropout_rule=state.dropout_rule,
     )
 
     # allow_nan=False, because JSON has no NaN, and other readers would refuse the file.

@@ -9,6 +9,7 @@ from torch import Tensor
 from rnncls.config import Config
 from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.errors import NonFiniteError, Problem
+from rnncls.model.dropout import Keys, dropout_keys
 from rnncls.model.losses import sequence_losses
 from rnncls.seeds import mix
 from rnncls.steps.objective import gradients_of_batch
@@ -63,10 +64,6 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
     """
     config = task.config
 
-    # Dropout is a function of seed and step, so that a resumed run draws the same masks.
-    if config.model.dropout > 0:
-        torch.manual_seed(mix(config.seed, "dropout", state.step))
-
     lr = learning_rate(state.step, task.max_steps, config.optimizer.lr, config.schedule)
     (group,) = state.optimizer.param_groups
     group["lr"] = lr
@@ -75,7 +72,8 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
     for parameter in group["params"]:
         parameter.grad = None
 
-    loss, logits = gradients_of_batch(state.model, batch, task)
+    keys = draw_dropout(state, config)
+    loss, logits = gradients_of_batch(state.model, batch, task, keys)
     # Truncated, no sequence of the batch may reach back to a learned initial state. The optimizer
     # is to see a gradient of 0 then, or it would have no state for that parameter.
     for parameter in group["params"]:
@@ -107,6 +105,17 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
             len(batch.labels),
             config.train.max_grad_norm,
         )
+
+
+def draw_dropout(state: TrainState, config: Config) -> Keys:
+    """Return the keys of the next step's dropout, or seed torch's generator for it."""
+    # Either way dropout is a function of seed and step, so that a resumed run has the same.
+    if config.model.dropout == 0:
+        return ()
+    if state.dropout_rule == "generator":
+        torch.manual_seed(mix(config.seed, "dropout", state.step))
+        return ()
+    return dropout_keys(config.seed, state.step, config.model.num_layers)
 
 
 def _non_finite(

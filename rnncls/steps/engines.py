@@ -19,6 +19,7 @@ import torch
 from rnncls.config import Config
 from rnncls.data import Task
 from rnncls.errors import MachineError, Problem
+from rnncls.model.dropout import DropoutRule
 from rnncls.steps.eager import eager_steps
 from rnncls.steps.state import TrainState
 
@@ -44,11 +45,13 @@ class Engine(Protocol):
         """Take the steps of a run."""
 
 
-def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
+def choose(
+    config: Config, device: torch.device, dropout_rule: DropoutRule = "position"
+) -> tuple[Engine, str]:
     """Return the engine that `train.engine` asks for, and its name for people.
 
     With train.engine=auto that is the fastest engine which can train this run on this device; if
-    it has to be the eager one, the name includes the reason.
+    it has to be the eager one, the name includes the reason. `dropout_rule`: that of the run.
 
     Raises: MachineError if the engine that was asked for cannot train this run here.
     """
@@ -62,7 +65,7 @@ def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
         name = "captured" if device.type == "cuda" else "compiled"
 
     engine: Engine | None = None
-    reason = why_not(name, config, device)
+    reason = why_not(name, config, device, dropout_rule)
     remedy = "train.engine=auto, which takes the fastest engine that works here"
     if not reason:
         engine, reason = _load(name)
@@ -97,7 +100,9 @@ def _load(name: str) -> tuple[Engine | None, str]:
     return compiled_steps, ""
 
 
-def why_not(engine: str, config: Config, device: torch.device) -> str:
+def why_not(
+    engine: str, config: Config, device: torch.device, dropout_rule: DropoutRule = "position"
+) -> str:
     """Return the reason why "captured" or "compiled" steps cannot train this run; "" if they can.
 
     Whether Numba works is only found out when the compiled steps are loaded.
@@ -110,6 +115,8 @@ def why_not(engine: str, config: Config, device: torch.device) -> str:
     # torch's generator anew at each step.
     if config.model.bidirectional:
         return "model.bidirectional is true"
+    if config.model.dropout > 0 and dropout_rule == "generator":
+        return "the run began before dropout was drawn by position"
     if config.model.dropout > 0:
         return "model.dropout is not 0"
 

@@ -9,19 +9,20 @@ from torch.nn import functional as F
 from rnncls.config import Config
 from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.model.classifier import RNNClassifier
+from rnncls.model.dropout import Keys
 from rnncls.model.pieces import Pieces
 from rnncls.model.prefixes import prefix_losses, prefix_weights
 
 
 def gradients_of_batch(
-    model: RNNClassifier, batch: Batch | PaddedBatch, task: Task
+    model: RNNClassifier, batch: Batch | PaddedBatch, task: Task, keys: Keys = ()
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of the batch's loss to those of the parameters.
 
     Returns the loss, a scalar in nats, and the logits of the whole sequences, (B, num_classes),
     both without gradient and in float32. The loss is the mean over sequences; with
     `train.objective: prefix` of the mean over the prefixes of each sequence. Class weights are
-    those of a weighted mean, as in torch.nn.CrossEntropyLoss.
+    those of a weighted mean, as in torch.nn.CrossEntropyLoss. `keys`: as of the model's `forward`.
     """
     config = task.config
     weights = task.class_weights
@@ -29,14 +30,14 @@ def gradients_of_batch(
         weights = weights.to(batch.labels.device)
 
     if isinstance(batch, Batch) and batch.prefix_labels is not None:
-        return _gradients_of_prefixes(model, batch, batch.prefix_labels, weights, config)
+        return _gradients_of_prefixes(model, batch, batch.prefix_labels, weights, config, keys)
 
     # The loss is computed in float32, also where autocast makes the logits bfloat16.
     with precision(config, batch.labels.device):
         if isinstance(batch, PaddedBatch):
-            logits = model(batch.tokens).float()  # (B, num_classes)
+            logits = model(batch.tokens, keys=keys).float()  # (B, num_classes)
         else:
-            logits = model(batch.tokens, pieces=pieces_of(config)).float()
+            logits = model(batch.tokens, pieces=pieces_of(config), keys=keys).float()
     loss = F.cross_entropy(logits, batch.labels, weights)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach(), logits.detach()
@@ -48,6 +49,7 @@ def _gradients_of_prefixes(
     labels: Tensor,
     class_weights: Tensor | None,
     config: Config,
+    keys: Keys,
 ) -> tuple[Tensor, Tensor]:
     """Do what `gradients_of_batch` says for the labels (S,) of all prefixes."""
     device = batch.labels.device
@@ -60,7 +62,7 @@ def _gradients_of_prefixes(
 
     losses: list[Tensor] = []
     logits = model.head.weight.new_empty(0)
-    parts = prefix_losses(model, batch.tokens, labels, weights, pieces_of(config))
+    parts = prefix_losses(model, batch.tokens, labels, weights, pieces_of(config), keys)
     while True:
         with precision(config, device):
             part = next(parts, None)

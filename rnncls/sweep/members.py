@@ -65,9 +65,15 @@ def run_sweep(
     progress = _Progress(members)
     # Signal handlers belong to the process, so they are set here once and not by each member.
     with stop_requests() as stop, progress.bar:
-        shared = Shared(stop, progress.update, search=search, said=set())
+        shared = Shared(
+            stop,
+            progress.update,
+            search=search,
+            said=set(),
+            dropout_rule=sweep.dropout_rule,
+        )
         _say_profiled(members, jobs)
-        for group in plan_groups(members, jobs):
+        for group in plan_groups(members, jobs, sweep.dropout_rule):
             _run_group(sweep, group, stop, progress, shared)
             if stop.number is not None:
                 raise _interrupted(sweep, stop.number)

@@ -24,6 +24,7 @@ from rnncls.data import spread_lengths
 from rnncls.data.files.opening import fingerprint
 from rnncls.data.read_tables import DATA_KEYS, data_files, with_files_found
 from rnncls.errors import ConfigError, Problem
+from rnncls.model.dropout import DropoutRule
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
 from rnncls.sweep.paths import FOLDERS, MEMBERS, SWEEP_FILE
@@ -69,6 +70,7 @@ class Sweep:
     lengths: list[int]  # tested in addition to the training lengths
     samples: int  # sequences per length, where a length has more
     fingerprints: dict[str, str]  # SHA-256 of the data files, by path
+    dropout_rule: DropoutRule  # the same for all members, whenever they begin
 
     def run_dir(self, member: Member) -> Path:
         return self.folder / MEMBERS / member.name
@@ -93,6 +95,9 @@ class SweepFile(BaseModel):
     # What values of the grid stood for that name data files: a folder or a pattern may stand for
     # others later, and a path is relative to where the command was given.
     files: dict[str, Annotated[list[FilePath], Field(strict=False)]] = {}
+
+    # The members of a sweep that began before dropout was drawn by position all go on as it began.
+    dropout_rule: DropoutRule = "generator"
 
 
 def format_setting(values: dict[str, str], *, short: bool = False, separator: str = " ") -> str:
@@ -145,6 +150,7 @@ def plan_sweep(
         samples=samples,
         fingerprints={},
         files=_files_of_grid(base, grid, str(folder)),
+        dropout_rule="position",
     )
     sweep = _expand(content, folder, source=str(folder))
 
@@ -153,7 +159,8 @@ def plan_sweep(
     for path in sorted(planned_files(sweep.members)):
         content.fingerprints[path] = fingerprint(path)
 
-    return replace(sweep, folder=_write_plan(folder, content, origin, numbered))
+    folder, rule = _write_plan(folder, content, origin, numbered)
+    return replace(sweep, folder=folder, dropout_rule=rule)
 
 
 def _files_of_grid(base: Config, grid: Grid, source: str) -> dict[str, list[str]]:
@@ -186,8 +193,13 @@ def tested_lengths(sweep: Sweep, config: Config) -> list[int]:
     return sorted({*spread_lengths(config.data), *sweep.lengths})
 
 
-def _write_plan(folder: Path, content: SweepFile, origin: str, numbered: bool) -> Path:
-    """Write sweep.yaml, or check that the one in the folder says the same; return the folder."""
+def _write_plan(
+    folder: Path, content: SweepFile, origin: str, numbered: bool
+) -> tuple[Path, DropoutRule]:
+    """Write sweep.yaml, or check that the one in the folder says the same.
+
+    Returns the folder, and the rule of dropout in that file, which may be older.
+    """
     text = commented(origin, write_yaml(content.model_dump())).encode()
     if len(text) > MAX_SWEEP_FILE_BYTES:
         raise ConfigError(
@@ -216,20 +228,26 @@ def _write_plan(folder: Path, content: SweepFile, origin: str, numbered: bool) -
             _require_unused(folder)
             with writing(path):
                 write_atomically(path, text)
-        elif _meaning(_read_plan(path), path) != _meaning(content, path):
+            return folder, content.dropout_rule
+
+        kept = _read_plan(path)
+        if _meaning(kept, path) != _meaning(content, path):
             what = "another sweep is in this folder"
             remedy = "another --sweep-dir, or sweep --resume"
             raise ConfigError(Problem(what, str(path), remedy=remedy, id="C19"))
-    return folder
+    return folder, kept.dropout_rule
 
 
 def _meaning(content: SweepFile, path: Path) -> dict[str, Any]:
     """Return what a plan says, with every key of its config: it may be older than some of them.
 
+    Its rule of dropout is nothing that a command says.
+
     Raises: ConfigError for a config that is not valid.
     """
     config = parse_saved(content.config, str(path))
-    return content.model_dump(mode="json") | {"config": config.model_dump(mode="json")}
+    said = content.model_dump(mode="json", exclude={"dropout_rule"})
+    return said | {"config": config.model_dump(mode="json")}
 
 
 def _require_unused(folder: Path) -> None:
@@ -285,7 +303,9 @@ def _expand(content: SweepFile, folder: Path, source: str) -> Sweep:
             require_generated_data(member.config)
 
     _check_members(members, source)
-    return Sweep(folder, members, lengths, content.samples, content.fingerprints)
+    return Sweep(
+        folder, members, lengths, content.samples, content.fingerprints, content.dropout_rule
+    )
 
 
 def _check_grid(grid: Grid, num_seeds: int, source: str) -> None:

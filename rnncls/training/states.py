@@ -4,6 +4,7 @@ from rnncls.config import FilesConfig
 from rnncls.data import Task
 from rnncls.errors import CheckpointError, Problem
 from rnncls.model.build import build_model
+from rnncls.model.dropout import DropoutRule
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.restore import fitting_weights, is_finite, restore_optimizer
 from rnncls.steps.optim import build_optimizer, state_names
@@ -12,10 +13,13 @@ from rnncls.system.device import prepare_device
 from rnncls.system.streams import say
 
 
-def new_state(task: Task, source: Checkpoint | None = None) -> TrainState:
+def new_state(
+    task: Task, source: Checkpoint | None = None, dropout_rule: DropoutRule = "position"
+) -> TrainState:
     """Return a fresh model and optimizer on the config's device.
 
-    `source`: a checkpoint to take the weights from, instead of initial ones.
+    `source`: a checkpoint to take the weights from, instead of initial ones. `dropout_rule`: that
+    of a new run, unless it belongs to a sweep that began by another.
 
     Raises: MachineError without the device. CheckpointError if the weights of `source` do not fit.
     """
@@ -31,7 +35,11 @@ def new_state(task: Task, source: Checkpoint | None = None) -> TrainState:
 
     # A run of no steps evaluates its first weights and is over.
     return TrainState(
-        model, optimizer, due=task.max_steps == 0, best_metric=config.train.best_metric
+        model,
+        optimizer,
+        due=task.max_steps == 0,
+        best_metric=config.train.best_metric,
+        dropout_rule=dropout_rule,
     )
 
 
@@ -71,7 +79,7 @@ def restored_state(checkpoint: Checkpoint, task: Task) -> TrainState:
 
     Raises: CheckpointError if anything in it does not fit the task. MachineError.
     """
-    state = new_state(task, checkpoint)
+    state = new_state(task, checkpoint, checkpoint.state.dropout_rule)
     if not is_finite(checkpoint):
         raise CheckpointError(
             Problem(

@@ -1,0 +1,167 @@
+"""Dropout between layers: which inputs of a layer stay, and how they reach it.
+
+There are two rules. By position, whether a number stays is a function of a key for the layer, its
+sequence's row in the batch, its token's time step and its column. Nothing else matters: neither how
+the batch is laid out or cut, nor what else is in it, nor who computes it. By generator, torch's own
+draws one number after the other for a layer as a whole. Runs that began before there was the first
+rule go on by the second, and so does a model that is given no keys.
+
+Letters: B sequences of S tokens in all, of at most T time steps; W inputs of a layer.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from rnncls.model.pooling import ranks_of
+from rnncls.seeds import mix
+
+DropoutRule = Literal["generator", "position"]
+
+# One of each layer but the first; none means that torch's generator draws.
+Keys = tuple[int, ...]
+
+# Leaves some inputs (S, W) or (T, B, W) of the layer of this number out, and enlarges the others.
+Drop = Callable[[int, Tensor], Tensor]
+
+# Pairs of columns that are drawn at a time: on the CPU as many as its cache holds.
+_PAIRS = 2**15
+_PAIRS_CUDA = 2**24
+
+
+def _signed(number: int) -> int:
+    """Return the int64 of the same 64 bits: torch's integers are signed, and wrap around."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+# The constants of SplitMix64, as in seeds.py.
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_FIRST_FACTOR = _signed(0xBF58476D1CE4E5B9)
+_SECOND_FACTOR = _signed(0x94D049BB133111EB)
+
+# Turned over, the highest bit of both halves makes signed halves compare as unsigned ones do.
+_HIGHEST_BITS = _signed(0x8000000080000000)
+
+
+def dropout_keys(seed: int, step: int, num_layers: int) -> Keys:
+    """Return the key of each layer but the first for the step that follows `step` steps."""
+    return tuple(mix(seed, "dropout", step, layer) for layer in range(1, num_layers))
+
+
+def places_of_packed(tokens: PackedSequence) -> Tensor:
+    """Return the place of each packed row, (S,) int64 on the device of the tokens.
+
+    A place stands for the sequence's row in the order in which the sequences were given, and for
+    the token's time step. `kept` takes it.
+    """
+    sizes = tokens.batch_sizes
+    ranks = ranks_of(sizes)
+    times = torch.arange(len(sizes)).repeat_interleave(sizes)
+    device = tokens.data.device
+    ranks = ranks.to(device)
+    rows = ranks if tokens.sorted_indices is None else tokens.sorted_indices[ranks]
+    return _places(rows, times.to(device))
+
+
+def places_of_padded(tokens: Tensor) -> Tensor:
+    """Return the places, (T, B), of padded sequences (B, T); otherwise as `places_of_packed`."""
+    num_sequences, longest = tokens.shape
+    times = torch.arange(longest, device=tokens.device).unsqueeze(1)
+    return _places(torch.arange(num_sequences, device=tokens.device), times)
+
+
+def _places(rows: Tensor, times: Tensor) -> Tensor:
+    return ((rows << 32) + times + 1) * _GOLDEN
+
+
+def kept(key: int, places: Tensor, width: int, dropout: float) -> Tensor:
+    """Return which inputs of a layer stay, bool, in the shape of `places` and a last one of W.
+
+    The numbers are those of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom
+    number generators"). Modulo 2**64, with `finalize` as its finalizer:
+
+        x = finalize(key + ((row << 32) + time + 1) * GOLDEN)
+        y = finalize(x + (column // 2 + 1) * GOLDEN)
+
+    The lower 32 bits of y belong to the even column of the two, the upper ones to the odd one. What
+    is at least round(dropout * 2**32) stays.
+    """
+    begins: Any = places.flatten() + key
+    pairs: Any = torch.arange(1, (width + 1) // 2 + 1, device=places.device) * _GOLDEN
+    stays = places.new_empty((len(begins), 2 * len(pairs)), dtype=torch.bool)
+    result: Any = stays
+    half: Any = torch.int32
+    most = _PAIRS_CUDA
+    if not places.is_cuda:
+        # The same memory: NumPy needs half the time of torch for these integers.
+        begins, pairs, result = begins.numpy(), pairs.numpy(), stays.numpy()
+        half = np.int32
+        most = _PAIRS
+
+    begins = _finalize(begins)
+    least = round(dropout * 2**32) - 2**31
+    step = max(1, most // len(pairs))
+    for first in range(0, len(begins), step):
+        drawn = _finalize(begins[first : first + step, None] + pairs)
+        drawn ^= _HIGHEST_BITS
+        # In the machine's order of bytes, which is little-endian, the lower half comes first.
+        result[first : first + step] = drawn.view(half) >= least
+    return stays.view(*places.shape, -1)[..., :width]
+
+
+def _finalize(numbers: Any) -> Any:
+    """Apply the finalizer of SplitMix64 in place to int64 numbers, NumPy's or torch's."""
+    # A shift of signed numbers fills up with the sign, which does not belong there.
+    for count, factor in ((30, _FIRST_FACTOR), (27, _SECOND_FACTOR), (31, 1)):
+        shifted = numbers >> count
+        shifted &= 2 ** (64 - count) - 1
+        numbers ^= shifted
+        if factor != 1:
+            numbers *= factor
+    return numbers
+
+
+def by_position(keys: Keys, places: Tensor, dropout: float) -> Drop:
+    """Return dropout as a function of `places`, (S,) or (T, B); `keys` as of `dropout_keys`."""
+    # As a float32, so that what stays has the same bits whoever computes it.
+    scale = float(np.float32(1 / (1 - dropout)))
+
+    def drop(layer: int, data: Tensor) -> Tensor:
+        stays = kept(keys[layer - 1], places, data.shape[-1], dropout)
+        # The backward pass needs the mask alone, a byte for each number.
+        return (data * scale).mul_(stays)
+
+    return drop
+
+
+def by_generator(dropout: float) -> Drop:
+    """Return dropout as torch's generator draws it, for layers one after the other."""
+    return lambda _, data: F.dropout(data, dropout)
+
+
+def by_masks(masks: Sequence[Tensor], dropout: float) -> Drop:
+    """Return dropout by what `draw_masks` returned, or the same rows of each."""
+    # As F.dropout does it, to the bit.
+    return lambda layer, data: data * masks[layer - 1].to(data.dtype).div_(1 - dropout)
+
+
+def draw_masks(weight: Tensor, shape: tuple[int, int], dropout: float, count: int) -> list[Tensor]:
+    """Return which inputs of `count` layers stay, bool of a shape (S, W), on the weight's device.
+
+    They are those that F.dropout would draw for whole layers, so that pieces have the same.
+    """
+    masks = []
+    for _ in range(count):
+        # F.dropout takes 12 bytes for each number, more than all else of a step in pieces. On the
+        # CPU this draws the same in few; CUDA has another kernel for F.dropout.
+        if weight.is_cuda:
+            mask = F.dropout(weight.new_ones(shape), dropout) != 0
+        else:
+            mask = weight.new_empty(shape, dtype=torch.bool).bernoulli_(1 - dropout)
+        masks.append(mask)
+    return masks
