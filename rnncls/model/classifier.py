@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnncls.data import Padded
 from rnncls.model.both_directions import read_both
 from rnncls.model.cells import State, zero_state
+from rnncls.model.gated import PackedGRU, PackedLSTM
 from rnncls.model.layers import ignore_compaction, outputs_of_layers
 from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, read
 from rnncls.model.pooling import (
@@ -23,7 +24,7 @@ from rnncls.model.pooling import (
 )
 from rnncls.model.recurrence import PackedRNN
 
-_MODULES: dict[str, Any] = {"rnn": PackedRNN, "lstm": nn.LSTM, "gru": nn.GRU}
+_MODULES: dict[str, Any] = {"rnn": PackedRNN, "lstm": PackedLSTM, "gru": PackedGRU}
 
 
 class RNNClassifier(nn.Module):

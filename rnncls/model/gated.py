@@ -9,8 +9,6 @@ one product that passes it on. The gradient of each weight is one product over a
 Letters as in recurrence.py. Gates stand as torch has them: GRU r, z, n; LSTM i, f, g, o.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -31,24 +29,24 @@ from rnncls.model.recurrence import (
 class _PackedGated(PackedLayers):
     """What the two gated cells have in common: where no gradient is wanted, torch runs them."""
 
-    def is_ours(self, data: Tensor, batch_sizes: Tensor | None) -> bool:
-        """Return whether our functions, and not PyTorch's, run this input.
+    def is_ours(self, data: Tensor) -> bool:
+        """Return whether our functions, and not PyTorch's, run these packed rows.
 
         PyTorch's forward pass alone is linear in the length, too.
         """
         wants_gradient = torch.is_grad_enabled() and not self.as_before
-        return wants_gradient and super().is_ours(data, batch_sizes)
+        return wants_gradient and super().is_ours(data)
 
 
 class PackedGRU(_PackedGated, nn.GRU):
-    """An nn.GRU with the same arguments, parameters, initialisation and, up to rounding, results."""
+    """An nn.GRU with a function of ours over packed sequences on the CPU; see `PackedLayers`."""
 
     def direction(
         self, data: Tensor, sizes: list[int], start: State | None, weights: Weights, reverse: bool
     ) -> State:
         """Run one direction of one layer; see `PackedLayers`."""
-        data, start, weights = in_precision(data, start, weights)
-        hidden = None if start is None else start[0]
+        data, state, weights = in_precision(data, start or (), weights)
+        hidden = state[0] if state else None
         w_ih, w_hh, *biases = weights
         b_ih, b_hh = biases or (None, None)
         output: Tensor = _GRULayer.apply(  # type: ignore[no-untyped-call]
@@ -58,22 +56,22 @@ class PackedGRU(_PackedGated, nn.GRU):
 
 
 class PackedLSTM(_PackedGated, nn.LSTM):
-    """An nn.LSTM with the same arguments, parameters, initialisation and, up to rounding, results."""
+    """An nn.LSTM with a function of ours over packed sequences on the CPU; see `PackedLayers`."""
 
     def direction(
         self, data: Tensor, sizes: list[int], start: State | None, weights: Weights, reverse: bool
     ) -> State:
         """Run one direction of one layer; see `PackedLayers`."""
-        data, start, weights = in_precision(data, start, weights)
-        hidden, cell = start or (None, None)
+        data, state, weights = in_precision(data, start or (), weights)
+        hidden, cell = state or (None, None)
 
         # Both biases are added to the same sum, so one addition does; each gets its gradient.
         w_ih, w_hh, *biases = weights
         bias = biases[0] + biases[1] if biases else None
-        state: State = _LSTMLayer.apply(  # type: ignore[no-untyped-call]
+        states: State = _LSTMLayer.apply(  # type: ignore[no-untyped-call]
             data, hidden, cell, w_ih, w_hh, bias, sizes, reverse
         )
-        return state
+        return states
 
 
 class _GRULayer(torch.autograd.Function):
@@ -88,7 +86,9 @@ class _GRULayer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, data, start, w_ih, w_hh, b_ih, b_hh, sizes, reverse):  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, data, start, w_ih, w_hh, b_ih, b_hh, sizes, reverse
+    ):
         rows = len(data)
         size = w_hh.shape[1]
         both = 2 * size  # of r and z
@@ -106,16 +106,15 @@ class _GRULayer(torch.autograd.Function):
             new += scale * b_ih[both:]
 
         output = torch.empty_like(new)
-        steps = output.split(sizes)
-        r, z, m = (gates[:, k * size : (k + 1) * size].split(sizes) for k in range(3))
-        sums = gates.split(sizes)
-        sums_of_both = gates[:, :both].split(sizes)
-        news = new.split(sizes)
+        steps = torch.split(output, sizes)
+        r, z, m = (torch.split(part, sizes) for part in gates.view(rows, 3, size).unbind(1))
+        sums = torch.split(gates, sizes)
+        sums_of_both = torch.split(gates[:, :both], sizes)
+        news = torch.split(new, sizes)
 
         recurrent = w_hh.t()
-        zeros = None if start is None and not reverse else data.new_zeros(sizes[0], size)
         for t in time_order(sizes, reverse):
-            before = _full_before(steps, sizes, start, zeros, t, reverse)
+            before = _state_before(steps, sizes, start, t, reverse)
             if before is not None:
                 sums[t].addmm_(before, recurrent)
             sums_of_both[t].sigmoid_()
@@ -156,7 +155,7 @@ class _GRULayer(torch.autograd.Function):
         d_hidden = d_output.clone(memory_format=torch.contiguous_format)
         d_start = None if start is None else torch.zeros_like(start)
         flat = factors.view(rows, 3 * size)
-        parts = [part.split(sizes) for part in (d_hidden, factors, flat, z)]
+        parts = [torch.split(part, sizes) for part in (d_hidden, factors, flat, z)]
         for t in reversed(time_order(sizes, reverse)):
             own, own_factors, own_flat, own_z = (part[t] for part in parts)
             own_factors.mul_(own.unsqueeze(1))
@@ -189,13 +188,15 @@ class _LSTMLayer(torch.autograd.Function):
     i, f, g, o are the sigmoid, for g the tanh, of W_i x + b_i + W_h h + b_h; c' = f c + i g and
     h' = o tanh(c').
 
-    With d = dL/dh' and e = dL/dc' + o (1 - tanh^2 c') d the gradients of the sums are i (1 - i) g e,
-    f (1 - f) c e, i (1 - g^2) e and o (1 - o) tanh(c') d. What flows on to c is f e, and to h the
-    product of these four with W_hh.
+    With d = dL/dh' and e = dL/dc' + o (1 - tanh^2 c') d the gradients of the four sums are
+    i (1 - i) g e, f (1 - f) c e, i (1 - g^2) e and o (1 - o) tanh(c') d. What flows on to c is f e,
+    and to h the product of these four with W_hh.
     """
 
     @staticmethod
-    def forward(ctx: Any, data, start, start_cell, w_ih, w_hh, bias, sizes, reverse):  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, data, start, start_cell, w_ih, w_hh, bias, sizes, reverse
+    ):
         rows = len(data)
         size = w_hh.shape[1]
         scale = tanh_scale(data.dtype)
@@ -213,34 +214,32 @@ class _LSTMLayer(torch.autograd.Function):
 
         cell, tanh_cell, output = (data.new_empty(rows, size) for _ in range(3))
         steps, cells, tanh_cells, sums = (
-            part.split(sizes) for part in (output, cell, tanh_cell, gates)
+            torch.split(part, sizes) for part in (output, cell, tanh_cell, gates)
         )
-        i, f, g, o = (gates[:, k * size : (k + 1) * size].split(sizes) for k in range(4))
-        zeros = None if start is None and not reverse else data.new_zeros(sizes[0], size)
+        i, f, g, o = (torch.split(part, sizes) for part in gates.view(rows, 4, size).unbind(1))
         for t in time_order(sizes, reverse):
-            before = _full_before(steps, sizes, start, zeros, t, reverse)
+            before = _state_before(steps, sizes, start, t, reverse)
             if before is not None:
                 sums[t].addmm_(before, recurrent)
             if scale == 2:
                 sums[t].sigmoid_()
                 finish_tanh_(g[t], is_sigmoid=True)
             else:
-                gates_but_g = (i[t], f[t], o[t])
-                for gate in gates_but_g:
+                for gate in (i[t], f[t], o[t]):
                     gate.sigmoid_()
                 g[t].tanh_()
 
             torch.mul(i[t], g[t], out=cells[t])
-            cell_before = _full_before(cells, sizes, start_cell, zeros, t, reverse)
+            cell_before = _state_before(cells, sizes, start_cell, t, reverse)
             if cell_before is not None:
                 cells[t].addcmul_(f[t], cell_before)
-            torch.mul(cells[t], scale, out=tanh_cells[t])
+            tanh_cells[t].copy_(cells[t])
+            if scale == 2:
+                tanh_cells[t].add_(cells[t])
             finish_tanh_(tanh_cells[t])
             torch.mul(o[t], tanh_cells[t], out=steps[t])
 
-        ctx.save_for_backward(
-            data, start, start_cell, w_ih, w_hh, gates, cell, tanh_cell, output
-        )
+        ctx.save_for_backward(data, start, start_cell, w_ih, w_hh, gates, cell, tanh_cell, output)
         ctx.sizes = sizes
         ctx.reverse = reverse
         # The gradient of cells that nobody looks at is None, and not a tensor of zeros.
@@ -271,21 +270,18 @@ class _LSTMLayer(torch.autograd.Function):
         of_o.mul_(tanh_cell)
         to_cell = torch.addcmul(o, output, tanh_cell, value=-1)  # o (1 - tanh^2 c')
 
-        def own_copy(gradient: Tensor | None) -> Tensor:
-            if gradient is None:
-                return torch.zeros_like(output)
-            return gradient.clone(memory_format=torch.contiguous_format)
-
-        d_hidden = own_copy(d_output)
-        d_cells = own_copy(d_cell)
-        d_start = None if start is None else torch.zeros_like(start)
-        d_start_cell = None if start is None else torch.zeros_like(start)
+        d_hidden = _own_copy(d_output, output)
+        d_cells = _own_copy(d_cell, cell)
+        d_start = d_start_cell = None
+        if start is not None:
+            d_start = torch.zeros_like(start)
+            d_start_cell = torch.zeros_like(start)
 
         flat = factors.view(rows, 4 * size)
         of_cell = factors[:, :3]
         of_output = factors[:, 3]
         everything = (d_hidden, d_cells, of_cell, of_output, flat, to_cell, f)
-        parts = [part.split(sizes) for part in everything]
+        parts = [torch.split(part, sizes) for part in everything]
         for t in reversed(time_order(sizes, reverse)):
             own, own_cell, own_of_cell, own_of_output, own_flat, own_to_cell, own_f = (
                 part[t] for part in parts
@@ -299,7 +295,7 @@ class _LSTMLayer(torch.autograd.Function):
             if known:
                 parts[1][source][:known].addcmul_(own_cell[:known], own_f[:known])
                 parts[0][source][:known].addmm_(own_flat[:known], w_hh)
-            if d_start is not None and known < len(own):
+            if d_start is not None and d_start_cell is not None and known < len(own):
                 d_start_cell[known : len(own)].addcmul_(own_cell[known:], own_f[known:])
                 d_start[known : len(own)].addmm_(own_flat[known:], w_hh)
 
@@ -310,24 +306,29 @@ class _LSTMLayer(torch.autograd.Function):
         return d_data, d_start, d_start_cell, d_w_ih, d_w_hh, d_bias, None, None
 
 
-def _full_before(
-    steps: tuple[Tensor, ...],
-    sizes: list[int],
-    start: Tensor | None,
-    zeros: Tensor | None,
-    t: int,
-    reverse: bool,
+def _state_before(
+    steps: tuple[Tensor, ...], sizes: list[int], start: Tensor | None, t: int, reverse: bool
 ) -> Tensor | None:
     """Return the state before each row of step t; None where it is zero for all of them.
 
-    `start`: (B, H), or None for zeros, which are `zeros` then.
+    `start`: (B, H), or None for zeros.
     """
     source, known = source_of(sizes, t, reverse)
     if not known:
         return None if start is None else start[: sizes[t]]
     if known == sizes[t]:
         return steps[source][:known]
-    first = zeros if start is None else start
-    if first is None:
-        return None
-    return torch.cat([steps[source], first[known : sizes[t]]])
+
+    # In reverse, some sequences begin at step t.
+    if start is None:
+        begin = steps[t].new_zeros(sizes[t] - known, steps[t].shape[1])
+    else:
+        begin = start[known : sizes[t]]
+    return torch.cat([steps[source], begin])
+
+
+def _own_copy(gradient: Tensor | None, like: Tensor) -> Tensor:
+    """Return a copy of a gradient that may be written to; None stands for zeros."""
+    if gradient is None:
+        return torch.zeros_like(like)
+    return gradient.clone(memory_format=torch.contiguous_format)

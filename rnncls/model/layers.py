@@ -67,9 +67,8 @@ def outputs_of_layer(
     form of `start`. Sequences stand longest first.
     """
     num_directions = 2 if rnn.bidirectional else 1
-    if isinstance(rnn, PackedLayers) and batch_sizes is not None:
-        if rnn.is_ours(data, batch_sizes):
-            return rnn.outputs_of_layer(layer, data, batch_sizes, start)
+    if batch_sizes is not None and isinstance(rnn, PackedLayers) and rnn.is_ours(data):
+        return rnn.outputs_of_layer(layer, data, batch_sizes, start)
 
     # torch.nn keeps one list of weights for each layer and direction, in this order.
     first = layer * num_directions
@@ -93,7 +92,7 @@ def outputs_forward(
     (1, B, H) each. Returns the outputs (S, H), and the final state. Longest sequence first.
     """
     weights = weights_of(rnn, layer, direction)
-    if isinstance(rnn, PackedLayers) and rnn.is_ours(data, batch_sizes):
+    if isinstance(rnn, PackedLayers) and rnn.is_ours(data):
         return rnn.outputs_of_direction(data, batch_sizes, start, weights)
     return _run(rnn, list(weights), data, batch_sizes, start, bidirectional=False)
 

@@ -1,5 +1,7 @@
 """An nn.RNN whose forward and backward over packed sequences take time linear in their length.
 
+gated.py has the GRU and the LSTM.
+
 PyTorch slices its projected input once per time step, and the backward of each slice fills, copies
 and adds a tensor as large as the whole input: quadratic in the length. Here, one direction of one
 layer is one autograd function. Its forward is one product for all input projections, then one
@@ -11,7 +13,7 @@ time step by time step; of step t there are sizes[t] rows, one for each sequence
 longest sequence first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ _relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
 class PackedLayers(nn.RNNBase):
-    """What nn.RNN, nn.GRU and nn.LSTM have in common once their packed layers are functions of ours.
+    """nn.RNN, nn.GRU and nn.LSTM with functions of ours for a direction of a layer: what is common.
 
     They have the same arguments, parameters, initialisation and, up to rounding, results as torch's
     modules. Input that is not packed, or not on the CPU, is left to PyTorch, which on CUDA calls
@@ -44,12 +46,9 @@ class PackedLayers(nn.RNNBase):
     # now: a run keeps its bits until its end.
     as_before = False
 
-    def is_ours(self, data: Tensor, batch_sizes: Tensor | None) -> bool:
-        """Return whether our functions, and not PyTorch's, run this input.
-
-        `data` is packed, (S, input_size), with its batch sizes; padded input has None.
-        """
-        return batch_sizes is not None and data.device.type == "cpu"
+    def is_ours(self, data: Tensor) -> bool:
+        """Return whether our functions, and not PyTorch's, run these packed rows."""
+        return data.device.type == "cpu"
 
     def direction(
         self, data: Tensor, sizes: list[int], start: State | None, weights: Weights, reverse: bool
@@ -67,7 +66,7 @@ class PackedLayers(nn.RNNBase):
         For a PackedSequence of (S, input_size) these are a PackedSequence of (S, D * H), and
         (D * num_layers, B, H) in the order in which the sequences were given; of the LSTM two.
         """
-        if not isinstance(input, PackedSequence) or not self.is_ours(input.data, input.batch_sizes):
+        if not isinstance(input, PackedSequence) or not self.is_ours(input.data):
             return super().forward(input, hx)  # type: ignore[no-any-return]
 
         # Inside, sequences stand longest first, as in the packed rows.
@@ -149,7 +148,7 @@ class PackedLayers(nn.RNNBase):
 
 
 class PackedRNN(PackedLayers, nn.RNN):
-    """An nn.RNN with the same arguments, parameters, initialisation and, up to rounding, results."""
+    """An nn.RNN with a function of ours over packed sequences on the CPU; see `PackedLayers`."""
 
     def direction(
         self, data: Tensor, sizes: list[int], start: State | None, weights: Weights, reverse: bool
@@ -194,9 +193,8 @@ def run_layer(
     first. `start`: h_0 (B, H), or None for zeros. `weights`: w_ih (H, input_size), w_hh (H, H) and,
     unless the layer has no bias, b_ih (H,) and b_hh (H,). `by_sigmoid`: see `finish_tanh_`.
     """
-    state = None if start is None else (start,)
-    data, state, weights = in_precision(data, state, weights)
-    hidden = None if state is None else state[0]
+    data, state, weights = in_precision(data, () if start is None else (start,), weights)
+    hidden = state[0] if state else None
 
     # Both biases are added to the same sum, so one addition does; each gets its gradient.
     w_ih, w_hh, *biases = weights
@@ -208,9 +206,7 @@ def run_layer(
     return output
 
 
-def in_precision(
-    data: Tensor, start: State | None, weights: Weights
-) -> tuple[Tensor, State | None, Weights]:
+def in_precision(data: Tensor, start: State, weights: Weights) -> tuple[Tensor, State, Weights]:
     """Return the same in the type in which autocast, if it is on, wants products on the CPU.
 
     Autocast itself leaves products in place alone.
@@ -218,9 +214,8 @@ def in_precision(
     if not torch.is_autocast_enabled("cpu"):
         return data, start, weights
     dtype = torch.get_autocast_dtype("cpu")
-    if start is not None:
-        start = tuple(part.to(dtype) for part in start)
-    return data.to(dtype), start, [weight.to(dtype) for weight in weights]
+    cast_start = tuple(part.to(dtype) for part in start)
+    return data.to(dtype), cast_start, [weight.to(dtype) for weight in weights]
 
 
 class _Layer(torch.autograd.Function):
@@ -242,9 +237,11 @@ class _Layer(torch.autograd.Function):
             bias = None if bias is None else 2 * bias
         output = torch.mm(data, w_input) if bias is None else torch.addmm(bias, data, w_input)
         steps = torch.split(output, sizes)
-        activate = torch.tanh_ if nonlinearity == "tanh" else torch.relu_
+        activate: Callable[[Tensor], object]
         if scale == 2:
             activate = finish_tanh_
+        else:
+            activate = torch.tanh_ if nonlinearity == "tanh" else torch.relu_
 
         for t in time_order(sizes, reverse):
             previous = _previous_states(steps, sizes, start, t, reverse)
@@ -347,15 +344,13 @@ def source_of(sizes: list[int], t: int, reverse: bool) -> tuple[int, int]:
     return source, known
 
 
-def states_before(
-    output: Tensor, sizes: list[int], start: Tensor | None, reverse: bool
-) -> Tensor:
+def states_before(output: Tensor, sizes: list[int], start: Tensor | None, reverse: bool) -> Tensor:
     """Return the state before each row, (S, H), from the one after each row.
 
     `start`: h_0 (B, H), or None for zeros.
     """
     first = output.new_zeros(sizes[0], output.shape[1]) if start is None else start
-    steps = output.split(sizes)
+    steps = torch.split(output, sizes)
     parts = []
     for t, size in enumerate(sizes):
         source, known = source_of(sizes, t, reverse)
