@@ -166,7 +166,7 @@ def _still(config: Config) -> Config:
 def batch_of(case: Case, length: int, device: torch.device) -> Batch | PaddedBatch:
     """Return a training batch of sequences of this length, laid out as eager steps want it."""
     task = task_of(case, length)
-    if layout_of(case.config, device) == "padded":
+    if layout_of(task, device) == "padded":
         block = next(task.blocks(0, 1))
         return block.padded(0).to(device)
     return next(task.batches(0, 1)).to(device)

@@ -43,6 +43,17 @@ def draw(data: SumModConfig, rows: int, generator: torch.Generator) -> DigitRows
     return digits, lengths, digits.sum(1) % data.modulus
 
 
+def filled(data: SumModConfig, batch_size: int) -> float:
+    """Return the share of a padded batch of B = `batch_size` sequences that is digits, on average.
+
+    The longest of B uniform lengths is at most l with probability ((l - min + 1) / n)^B for the n
+    lengths from min_length on.
+    """
+    count = data.max_length - data.min_length + 1
+    shorter = sum((number / count) ** batch_size for number in range(1, count))
+    return (data.min_length + data.max_length) / 2 / (data.max_length - shorter)
+
+
 def batches(
     data: SumModConfig,
     seed: int,

@@ -79,6 +79,14 @@ class Task(ABC):
         """Length of the longest training sequence, in tokens."""
 
     @property
+    @abstractmethod
+    def filled(self) -> float:
+        """The share of a padded training batch that is tokens, the rest being padding.
+
+        A function of the config without its seed, and of the data.
+        """
+
+    @property
     def described_split(self) -> str:
         """How many sequences are for what, in one line; "" where data is generated."""
         return ""
@@ -152,6 +160,10 @@ class SumModTask(Task):
     @property
     def longest(self) -> int:
         return self.data.max_length
+
+    @property
+    def filled(self) -> float:
+        return sum_mod.filled(self.data, self.config.train.batch_size)
 
     @property
     def class_shares(self) -> Tensor:
@@ -229,6 +241,13 @@ class FilesTask(Task):
     @property
     def longest(self) -> int:
         return int(self.train.lengths.max())
+
+    @property
+    def filled(self) -> float:
+        # Of some order, always the same one: a choice must not change with the seed.
+        batch_size = self.config.train.batch_size
+        order = sequences.epoch_order(self.train, 0, 0, batch_size, self.data.batching)
+        return 1 - sequences.padding_waste(self.train, order)
 
     @property
     def described_split(self) -> str:

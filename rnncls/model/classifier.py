@@ -21,6 +21,7 @@ from rnncls.model.dropout import (
     places_of_packed,
     places_of_padded,
 )
+from rnncls.model.gated import PackedGRU, PackedLSTM
 from rnncls.model.layers import ignore_compaction, outputs_of_layers
 from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, read
 from rnncls.model.pooling import (
@@ -33,7 +34,7 @@ from rnncls.model.pooling import (
 )
 from rnncls.model.recurrence import PackedRNN
 
-_MODULES: dict[str, Any] = {"rnn": PackedRNN, "lstm": nn.LSTM, "gru": nn.GRU}
+_MODULES: dict[str, Any] = {"rnn": PackedRNN, "lstm": PackedLSTM, "gru": PackedGRU}
 
 
 class RNNClassifier(nn.Module):

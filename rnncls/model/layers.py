@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rnncls.model.cells import State, state_of_layer, weights_of, zero_state
 from rnncls.model.dropout import Drop
-from rnncls.model.recurrence import PackedRNN, last_rows, run_layer
+from rnncls.model.recurrence import PackedLayers
 
 # The functions that nn.RNN, nn.LSTM and nn.GRU call, by the name in their `mode`.
 _RNN_FUNCTIONS: dict[str, Any] = {
@@ -61,7 +61,7 @@ def outputs_of_layer(
     form of `start`. Sequences stand longest first.
     """
     num_directions = 2 if rnn.bidirectional else 1
-    if isinstance(rnn, PackedRNN) and batch_sizes is not None and not data.is_cuda:
+    if batch_sizes is not None and isinstance(rnn, PackedLayers) and rnn.is_ours(data):
         return rnn.outputs_of_layer(layer, data, batch_sizes, start)
 
     # torch.nn keeps one list of weights for each layer and direction, in this order.
@@ -86,12 +86,8 @@ def outputs_forward(
     (1, B, H) each. Returns the outputs (S, H), and the final state. Longest sequence first.
     """
     weights = weights_of(rnn, layer, direction)
-    if isinstance(rnn, PackedRNN) and not data.is_cuda:
-        sizes = batch_sizes.tolist()
-        first_state = None if start is None else start[0][0]
-        outputs = run_layer(data, sizes, first_state, weights, rnn.nonlinearity)
-        last = torch.tensor(last_rows(sizes))
-        return outputs, (outputs.index_select(0, last).unsqueeze(0),)
+    if isinstance(rnn, PackedLayers) and rnn.is_ours(data):
+        return rnn.outputs_of_direction(data, batch_sizes, start, weights)
     return _run(rnn, list(weights), data, batch_sizes, start, bidirectional=False)
 
 

@@ -16,6 +16,11 @@ from rnncls.steps.objective import gradients_of_batch
 from rnncls.steps.optim import clip_grad_norm, learning_rate
 from rnncls.steps.state import TrainState
 
+# An LSTM is padded on the CPU if its states of a time step, (B, H), are fewer numbers than this, so
+# that calls cost more than arithmetic, or if this share of its batches is tokens.
+LARGE_STEP = 4096
+WELL_FILLED = 2 / 3
+
 MOST_NAMED = 5  # sequences that an error message lists
 
 # Of steps at the beginning, in which the learning rate may be too large for the first weights.
@@ -27,7 +32,7 @@ def eager_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
     device = state.device
     # Both layouts have the same sequences in the same order, so that the losses agree.
     batches: Iterator[Batch | PaddedBatch] = task.batches(state.step, task.max_steps)
-    if layout_of(task.config, device) == "padded":
+    if layout_of(task, device) == "padded":
         batches = _padded_batches(task, state.step)
 
     for batch in batches:
@@ -35,16 +40,31 @@ def eager_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
         yield 1
 
 
-def layout_of(config: Config, device: torch.device) -> str:
-    """Return how batches are laid out on this device: "packed" or "padded"."""
+def layout_of(task: Task, device: torch.device) -> str:
+    """Return how batches are laid out on this device: "packed" or "padded".
+
+    docs/performance.md has the measurements behind the rule.
+    """
+    config = task.config
     # Prefix labels stand in the order of packed tokens, and pieces are cut from packed sequences.
     train = config.train
     if train.objective == "prefix" or train.recompute_every or train.truncate_after:
         return "packed"
     if config.data.layout != "auto":
         return config.data.layout
+
     # A padded batch in reverse would begin with its padding, so two directions need packed ones.
-    return "padded" if device.type == "cuda" and not config.model.bidirectional else "packed"
+    model = config.model
+    if model.bidirectional:
+        return "packed"
+    if device.type == "cuda":
+        return "padded"
+
+    # On the CPU, torch's padded LSTM is one call of oneDNN for each layer, but of all padding.
+    if model.cell != "lstm" or train.precision == "bfloat16":
+        return "packed"
+    is_small = train.batch_size * model.hidden_size < LARGE_STEP
+    return "padded" if is_small or task.filled >= WELL_FILLED else "packed"
 
 
 def _padded_batches(task: Task, step: int) -> Iterator[PaddedBatch]:
