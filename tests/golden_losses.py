@@ -85,7 +85,7 @@ def first_losses(case: str, engine: str = "eager") -> list[float]:
     # As a member of a sweep that began before dropout was drawn by position.
     shared = None
     if case == "dropout_by_generator":
-        shared = Shared(StopRequest(), report_steps=lambda _: None, dropout_rule="generator")
+        shared = Shared(StopRequest(), report_steps=lambda _: None, step_rules=1)
 
     with tempfile.TemporaryDirectory() as folder:
         rnncls.fit(config, folder, shared=shared)

@@ -340,12 +340,12 @@ def test_a_model_on_cuda_drops_what_it_drops_on_the_cpu(cell: str, bidirectional
 def begun_before(config: Config, run_dir: Path) -> None:
     """Train a run by the rule of before, as a member of a sweep of then does."""
     with stop_requests() as stop:
-        shared = Shared(stop, report_steps=lambda _: None, dropout_rule="generator")
+        shared = Shared(stop, report_steps=lambda _: None, step_rules=1)
         fit(config, run_dir, shared=shared)
 
 
-def rule_of(run_dir: Path) -> str:
-    return read_checkpoint(find_newest(run_dir)).state.dropout_rule
+def rule_of(run_dir: Path) -> int:
+    return read_checkpoint(find_newest(run_dir)).state.step_rules
 
 
 def test_a_run_keeps_the_rule_that_it_began_with(
@@ -354,7 +354,7 @@ def test_a_run_keeps_the_rule_that_it_began_with(
     config = config_of(**HARD)
     fit(config, tmp_path / "new")
     begun_before(config, tmp_path / "old")
-    assert (rule_of(tmp_path / "new"), rule_of(tmp_path / "old")) == ("position", "generator")
+    assert (rule_of(tmp_path / "new"), rule_of(tmp_path / "old")) == (2, 1)
     assert outcome(tmp_path / "old") != outcome(tmp_path / "new")
 
     for name, begin in (("new", fit), ("old", begun_before)):
@@ -365,13 +365,13 @@ def test_a_run_keeps_the_rule_that_it_began_with(
         # A copy of what there is of it goes on as the run itself.
         copy = tmp_path / "copy" / name
         shutil.copytree(tmp_path / "stopped" / name, copy)
-        assert resume(copy).dropout_rule == rule_of(copy) == rule_of(tmp_path / name)
+        assert resume(copy).step_rules == rule_of(copy) == rule_of(tmp_path / name)
         assert outcome(copy) == outcome(tmp_path / name)
 
     # A new run with the weights of an old one is a new run.
     config = config_of(model=HARD["model"], train={"max_steps": 1})
     fit(config, tmp_path / "fork", init_from=tmp_path / "old")
-    assert rule_of(tmp_path / "fork") == "position"
+    assert rule_of(tmp_path / "fork") == 2
 
 
 def test_a_checkpoint_without_a_rule_is_of_before(tmp_path: Path) -> None:
@@ -379,11 +379,11 @@ def test_a_checkpoint_without_a_rule_is_of_before(tmp_path: Path) -> None:
     begun_before(config, tmp_path / "old")
     shutil.copytree(tmp_path / "old", tmp_path / "nameless")
     for path in (tmp_path / "nameless" / "checkpoints").glob("step-*"):
-        change_checkpoint(path, lambda state, _: state.pop("dropout_rule"))
+        change_checkpoint(path, lambda state, _: state.pop("step_rules"))
     more = ["train.max_steps=30"]
     resume(tmp_path / "old", more)
     resume(tmp_path / "nameless", more)
-    assert rule_of(tmp_path / "nameless") == "generator"
+    assert rule_of(tmp_path / "nameless") == 1
     assert outcome(tmp_path / "nameless") == outcome(tmp_path / "old")
 
 
@@ -407,29 +407,29 @@ def test_a_run_begun_before_goes_on_with_eager_steps() -> None:
     cpu = torch.device("cpu")
     layers = {"num_layers": 2, "dropout": 0.4}
     config = config_of(model=layers, train={"engine": "auto"})
-    engine, how = choose(config, cpu, "generator")
+    engine, how = choose(config, cpu, 1)
     assert engine is eager_steps
     assert how == "eager steps (the run began before dropout was drawn by position)"
 
     # The rule is nothing to a run without dropout.
-    assert why_not("compiled", config_of(train={"engine": "auto"}), cpu, "generator") == ""
+    assert why_not("compiled", config_of(train={"engine": "auto"}), cpu, 1) == ""
 
 
 def test_a_sweep_keeps_the_rule_that_it_began_with(tmp_path: Path) -> None:
     base = config_of(model={"num_layers": 2}, train={"engine": "auto"})
     grid = {"model.dropout": ["0", "0.4"]}
     plan = (base, "0-1", grid, None, 10, tmp_path / "sweep")
-    assert plan_sweep(*plan).dropout_rule == load_sweep(tmp_path / "sweep").dropout_rule
-    assert load_sweep(tmp_path / "sweep").dropout_rule == "position"
+    assert plan_sweep(*plan).step_rules == load_sweep(tmp_path / "sweep").step_rules
+    assert load_sweep(tmp_path / "sweep").step_rules == 2
 
     # The same command goes on with a sweep of before.
     path = tmp_path / "sweep" / "sweep.yaml"
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if not line.startswith("dropout_rule")))
-    assert plan_sweep(*plan).dropout_rule == load_sweep(tmp_path / "sweep").dropout_rule
-    assert load_sweep(tmp_path / "sweep").dropout_rule == "generator"
+    path.write_text("".join(line for line in lines if not line.startswith("step_rules")))
+    assert plan_sweep(*plan).step_rules == load_sweep(tmp_path / "sweep").step_rules
+    assert load_sweep(tmp_path / "sweep").step_rules == 1
 
     members = load_sweep(tmp_path / "sweep").members
-    compiled, eager = plan_groups(members, 2, "generator")
+    compiled, eager = plan_groups(members, 2, 1)
     assert {member.values["model.dropout"] for member in compiled.members} == {"0"}
     assert {member.values["model.dropout"] for member in eager.members} == {"0.4"}

@@ -1,16 +1,16 @@
 """Dropout between layers: which inputs of a layer stay, and how they reach it.
 
-There are two rules. By position, whether a number stays is a function of a key for the layer, its
+There are two ways. By position, whether a number stays is a function of a key for the layer, its
 sequence's row in the batch, its token's time step and its column. Nothing else matters: neither how
 the batch is laid out or cut, nor what else is in it, nor who computes it. By generator, torch's own
-draws one number after the other for a layer as a whole. Runs that began before there was the first
-rule go on by the second, and so does a model that is given no keys.
+draws one number after the other for a layer as a whole: for runs that began before there was the
+first way (`rules`), and for a model that is given no keys.
 
 Letters: B sequences of S tokens in all, of at most T time steps; W inputs of a layer.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.model.pooling import ranks_of
 from rnncls.seeds import mix
-
-DropoutRule = Literal["generator", "position"]
 
 # One of each layer but the first; none means that torch's generator draws.
 Keys = tuple[int, ...]

@@ -22,7 +22,7 @@ from rnncls.config import Config, parse_saved, sizes
 from rnncls.data import Task, Vocabulary
 from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID
 from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem
-from rnncls.model.dropout import DropoutRule
+from rnncls.model.rules import StepRules
 from rnncls.rundir import tensorfile
 from rnncls.rundir.paths import STEP_PREFIX, step_path
 from rnncls.steps.state import TrainState
@@ -68,7 +68,7 @@ class SavedState(BaseModel):
     fingerprints: dict[str, tuple[str, ...]] = {}  # SHA-256 of each data file, by split
 
     # A run that began before dropout was drawn by position goes on as it began.
-    dropout_rule: DropoutRule = "generator"
+    step_rules: StepRules = 1
 
     @field_validator("fingerprints", mode="before")
     @classmethod
@@ -144,7 +144,7 @@ def write_checkpoint(folder: Path, state: TrainState, task: Task) -> Path:
         device=str(state.device),
         vocabulary=vocabulary,
         fingerprints=task.fingerprints,
-        dropout_rule=state.dropout_rule,
+        step_rules=state.step_rules,
     )
 
     # allow_nan=False, because JSON has no NaN, and other readers would refuse the file.

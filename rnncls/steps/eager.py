@@ -11,6 +11,7 @@ from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.errors import NonFiniteError, Problem
 from rnncls.model.dropout import Keys, dropout_keys
 from rnncls.model.losses import sequence_losses
+from rnncls.model.rules import StepRules
 from rnncls.seeds import mix
 from rnncls.steps.objective import gradients_of_batch
 from rnncls.steps.optim import clip_grad_norm, learning_rate
@@ -32,7 +33,7 @@ def eager_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
     device = state.device
     # Both layouts have the same sequences in the same order, so that the losses agree.
     batches: Iterator[Batch | PaddedBatch] = task.batches(state.step, task.max_steps)
-    if layout_of(task, device) == "padded":
+    if layout_of(task, device, state.step_rules) == "padded":
         batches = _padded_batches(task, state.step)
 
     for batch in batches:
@@ -40,10 +41,10 @@ def eager_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
         yield 1
 
 
-def layout_of(task: Task, device: torch.device) -> str:
+def layout_of(task: Task, device: torch.device, step_rules: StepRules = 2) -> str:
     """Return how batches are laid out on this device: "packed" or "padded".
 
-    docs/performance.md has the measurements behind the rule.
+    `step_rules`: those of the run. docs/performance.md has the measurements behind the rule.
     """
     config = task.config
     # Prefix labels stand in the order of packed tokens, and pieces are cut from packed sequences.
@@ -61,7 +62,7 @@ def layout_of(task: Task, device: torch.device) -> str:
         return "padded"
 
     # On the CPU, torch's padded LSTM is one call of oneDNN for each layer, but of all padding.
-    if model.cell != "lstm" or train.precision == "bfloat16":
+    if model.cell != "lstm" or step_rules == 1 or train.precision == "bfloat16":
         return "packed"
     is_small = train.batch_size * model.hidden_size < LARGE_STEP
     return "padded" if is_small or task.filled >= WELL_FILLED else "packed"
@@ -132,7 +133,7 @@ def draw_dropout(state: TrainState, config: Config) -> Keys:
     # Either way dropout is a function of seed and step, so that a resumed run has the same.
     if config.model.dropout == 0:
         return ()
-    if state.dropout_rule == "generator":
+    if state.step_rules == 1:
         torch.manual_seed(mix(config.seed, "dropout", state.step))
         return ()
     return dropout_keys(config.seed, state.step, config.model.num_layers)

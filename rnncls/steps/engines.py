@@ -19,7 +19,7 @@ import torch
 from rnncls.config import Config
 from rnncls.data import Task
 from rnncls.errors import MachineError, Problem
-from rnncls.model.dropout import DropoutRule
+from rnncls.model.rules import StepRules
 from rnncls.steps.eager import eager_steps
 from rnncls.steps.state import TrainState
 
@@ -45,13 +45,11 @@ class Engine(Protocol):
         """Take the steps of a run."""
 
 
-def choose(
-    config: Config, device: torch.device, dropout_rule: DropoutRule = "position"
-) -> tuple[Engine, str]:
+def choose(config: Config, device: torch.device, step_rules: StepRules = 2) -> tuple[Engine, str]:
     """Return the engine that `train.engine` asks for, and its name for people.
 
     With train.engine=auto that is the fastest engine which can train this run on this device; if
-    it has to be the eager one, the name includes the reason. `dropout_rule`: that of the run.
+    it has to be the eager one, the name includes the reason. `step_rules`: that of the run.
 
     Raises: MachineError if the engine that was asked for cannot train this run here.
     """
@@ -65,7 +63,7 @@ def choose(
         name = "captured" if device.type == "cuda" else "compiled"
 
     engine: Engine | None = None
-    reason = why_not(name, config, device, dropout_rule)
+    reason = why_not(name, config, device, step_rules)
     remedy = "train.engine=auto, which takes the fastest engine that works here"
     if not reason:
         engine, reason = _load(name)
@@ -100,9 +98,7 @@ def _load(name: str) -> tuple[Engine | None, str]:
     return compiled_steps, ""
 
 
-def why_not(
-    engine: str, config: Config, device: torch.device, dropout_rule: DropoutRule = "position"
-) -> str:
+def why_not(engine: str, config: Config, device: torch.device, step_rules: StepRules = 2) -> str:
     """Return the reason why "captured" or "compiled" steps cannot train this run; "" if they can.
 
     Whether Numba works is only found out when the compiled steps are loaded.
@@ -115,7 +111,7 @@ def why_not(
     # torch's generator anew at each step.
     if config.model.bidirectional:
         return "model.bidirectional is true"
-    if config.model.dropout > 0 and dropout_rule == "generator":
+    if config.model.dropout > 0 and step_rules == 1:
         return "the run began before dropout was drawn by position"
     if config.model.dropout > 0:
         return "model.dropout is not 0"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rnncls.model.dropout import DropoutRule
+from rnncls.model.rules import StepRules
 from rnncls.steps.captured.stack import shape_of
 from rnncls.steps.engines import why_not
 from rnncls.sweep.plan import Member
@@ -27,13 +27,13 @@ class Group:
 
 
 def plan_groups(
-    members: Sequence[Member], jobs: int | None, dropout_rule: DropoutRule = "position"
+    members: Sequence[Member], jobs: int | None, step_rules: StepRules = 2
 ) -> list[Group]:
     """Decide which members train together.
 
     Members with compiled steps run in parallel threads. On CUDA, members of one shape train as
     one stack. All others run one after another, and so do members that profile. `jobs`: the most
-    that train at the same time. `dropout_rule`: that of the sweep.
+    that train at the same time. `step_rules`: that of the sweep.
 
     Raises: MachineError if a member asks for a device that is not there.
     """
@@ -51,12 +51,12 @@ def plan_groups(
             rest.append(member)
             continue
 
-        if _can_run(member, "compiled", device, dropout_rule):
+        if _can_run(member, "compiled", device, step_rules):
             parallel.append(member)
             continue
 
         shape = None
-        if _can_run(member, "captured", device, dropout_rule):
+        if _can_run(member, "captured", device, step_rules):
             shape = shape_of(member.config)
         if shape is not None:
             # A config is not hashable; its JSON says the same.
@@ -90,9 +90,9 @@ def _stacks(members: list[Member], most: int) -> list[Group]:
     return stacks
 
 
-def _can_run(member: Member, engine: str, device: torch.device, dropout_rule: DropoutRule) -> bool:
+def _can_run(member: Member, engine: str, device: torch.device, step_rules: StepRules) -> bool:
     """Return whether the member's config and device allow this engine, and ask for no other."""
     config = member.config
     if config.train.engine not in ("auto", engine):
         return False
-    return not why_not(engine, config, device, dropout_rule)
+    return not why_not(engine, config, device, step_rules)

@@ -70,10 +70,10 @@ def run_sweep(
             progress.update,
             search=search,
             said=set(),
-            dropout_rule=sweep.dropout_rule,
+            step_rules=sweep.step_rules,
         )
         _say_profiled(members, jobs)
-        for group in plan_groups(members, jobs, sweep.dropout_rule):
+        for group in plan_groups(members, jobs, sweep.step_rules):
             _run_group(sweep, group, stop, progress, shared)
             if stop.number is not None:
                 raise _interrupted(sweep, stop.number)

@@ -24,7 +24,7 @@ from rnncls.data import spread_lengths
 from rnncls.data.files.opening import fingerprint
 from rnncls.data.read_tables import DATA_KEYS, data_files, with_files_found
 from rnncls.errors import ConfigError, Problem
-from rnncls.model.dropout import DropoutRule
+from rnncls.model.rules import StepRules
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
 from rnncls.sweep.paths import FOLDERS, MEMBERS, SWEEP_FILE
@@ -70,7 +70,7 @@ class Sweep:
     lengths: list[int]  # tested in addition to the training lengths
     samples: int  # sequences per length, where a length has more
     fingerprints: dict[str, str]  # SHA-256 of the data files, by path
-    dropout_rule: DropoutRule  # the same for all members, whenever they begin
+    step_rules: StepRules  # the same for all members, whenever they begin
 
     def run_dir(self, member: Member) -> Path:
         return self.folder / MEMBERS / member.name
@@ -97,7 +97,7 @@ class SweepFile(BaseModel):
     files: dict[str, Annotated[list[FilePath], Field(strict=False)]] = {}
 
     # The members of a sweep that began before dropout was drawn by position all go on as it began.
-    dropout_rule: DropoutRule = "generator"
+    step_rules: StepRules = 1
 
 
 def format_setting(values: dict[str, str], *, short: bool = False, separator: str = " ") -> str:
@@ -150,7 +150,7 @@ def plan_sweep(
         samples=samples,
         fingerprints={},
         files=_files_of_grid(base, grid, str(folder)),
-        dropout_rule="position",
+        step_rules=2,
     )
     sweep = _expand(content, folder, source=str(folder))
 
@@ -160,7 +160,7 @@ def plan_sweep(
         content.fingerprints[path] = fingerprint(path)
 
     folder, rule = _write_plan(folder, content, origin, numbered)
-    return replace(sweep, folder=folder, dropout_rule=rule)
+    return replace(sweep, folder=folder, step_rules=rule)
 
 
 def _files_of_grid(base: Config, grid: Grid, source: str) -> dict[str, list[str]]:
@@ -195,7 +195,7 @@ def tested_lengths(sweep: Sweep, config: Config) -> list[int]:
 
 def _write_plan(
     folder: Path, content: SweepFile, origin: str, numbered: bool
-) -> tuple[Path, DropoutRule]:
+) -> tuple[Path, StepRules]:
     """Write sweep.yaml, or check that the one in the folder says the same.
 
     Returns the folder, and the rule of dropout in that file, which may be older.
@@ -228,14 +228,14 @@ def _write_plan(
             _require_unused(folder)
             with writing(path):
                 write_atomically(path, text)
-            return folder, content.dropout_rule
+            return folder, content.step_rules
 
         kept = _read_plan(path)
         if _meaning(kept, path) != _meaning(content, path):
             what = "another sweep is in this folder"
             remedy = "another --sweep-dir, or sweep --resume"
             raise ConfigError(Problem(what, str(path), remedy=remedy, id="C19"))
-    return folder, kept.dropout_rule
+    return folder, kept.step_rules
 
 
 def _meaning(content: SweepFile, path: Path) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def _meaning(content: SweepFile, path: Path) -> dict[str, Any]:
     Raises: ConfigError for a config that is not valid.
     """
     config = parse_saved(content.config, str(path))
-    said = content.model_dump(mode="json", exclude={"dropout_rule"})
+    said = content.model_dump(mode="json", exclude={"step_rules"})
     return said | {"config": config.model_dump(mode="json")}
 
 
@@ -304,7 +304,7 @@ def _expand(content: SweepFile, folder: Path, source: str) -> Sweep:
 
     _check_members(members, source)
     return Sweep(
-        folder, members, lengths, content.samples, content.fingerprints, content.dropout_rule
+        folder, members, lengths, content.samples, content.fingerprints, content.step_rules
     )
 
 

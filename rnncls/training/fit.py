@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rnncls.config import Config
 from rnncls.data import load_task
-from rnncls.model.dropout import DropoutRule
+from rnncls.model.rules import StepRules
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint
 from rnncls.rundir.claim import create_run, require_text, require_unused
@@ -61,11 +61,11 @@ def fit(
         task = load_task(config, vocabulary, progress=True, said=said)
         if source is not None:
             warn_of_other_split(task, source)
-        rule: DropoutRule = "position" if shared is None else shared.dropout_rule
+        rule: StepRules = 2 if shared is None else shared.step_rules
         state = new_state(task, source, rule)
 
     # An engine that cannot work here is an error before anything is written.
-    engine = choose(config, state.device, state.dropout_rule)
+    engine = choose(config, state.device, state.step_rules)
 
     with create_run(run_dir, numbered) as run:
         if say_directory is not None:

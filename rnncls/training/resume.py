@@ -54,7 +54,7 @@ def resume(
         said = None if shared is None else shared.said
         task = restored_task(checkpoint, config, said)
         state = restored_state(checkpoint, task)
-        engine = choose(config, state.device, state.dropout_rule)
+        engine = choose(config, state.device, state.step_rules)
 
         if _is_complete(state, task, checkpoint):
             say(_completion(state, task))

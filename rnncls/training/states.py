@@ -4,7 +4,8 @@ from rnncls.config import FilesConfig
 from rnncls.data import Task
 from rnncls.errors import CheckpointError, Problem
 from rnncls.model.build import build_model
-from rnncls.model.dropout import DropoutRule
+from rnncls.model.recurrence import PackedLayers
+from rnncls.model.rules import StepRules
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.restore import fitting_weights, is_finite, restore_optimizer
 from rnncls.steps.optim import build_optimizer, state_names
@@ -14,12 +15,12 @@ from rnncls.system.streams import say
 
 
 def new_state(
-    task: Task, source: Checkpoint | None = None, dropout_rule: DropoutRule = "position"
+    task: Task, source: Checkpoint | None = None, step_rules: StepRules = 2
 ) -> TrainState:
     """Return a fresh model and optimizer on the config's device.
 
-    `source`: a checkpoint to take the weights from, instead of initial ones. `dropout_rule`: that
-    of a new run, unless it belongs to a sweep that began by another.
+    `source`: a checkpoint to take the weights from, instead of initial ones. `step_rules`: those
+    of a new run, unless it belongs to a sweep that began by others.
 
     Raises: MachineError without the device. CheckpointError if the weights of `source` do not fit.
     """
@@ -29,6 +30,8 @@ def new_state(
     device = prepare_device(config)
     # Built on the CPU, so that a seed gives the same initial weights on every device.
     model = build_model(config, task.sizes).to(device)
+    if isinstance(model.rnn, PackedLayers):
+        model.rnn.as_before = step_rules == 1
     optimizer = build_optimizer(model.parameters(), config.optimizer)
     if weights is not None:
         model.load_state_dict(weights)
@@ -39,7 +42,7 @@ def new_state(
         optimizer,
         due=task.max_steps == 0,
         best_metric=config.train.best_metric,
-        dropout_rule=dropout_rule,
+        step_rules=step_rules,
     )
 
 
@@ -79,7 +82,7 @@ def restored_state(checkpoint: Checkpoint, task: Task) -> TrainState:
 
     Raises: CheckpointError if anything in it does not fit the task. MachineError.
     """
-    state = new_state(task, checkpoint, checkpoint.state.dropout_rule)
+    state = new_state(task, checkpoint, checkpoint.state.step_rules)
     if not is_finite(checkpoint):
         raise CheckpointError(
             Problem(

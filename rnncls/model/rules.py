@@ -1,0 +1,15 @@
+"""By which rules a run takes its steps, where a later version would take them otherwise.
+
+A run keeps the rules that it began with, so that it goes on to the bit. A checkpoint, or the file
+of a sweep, that names none is of the first.
+
+1. Dropout is drawn by torch's generator, a layer at a time. GRU and LSTM are torch's own functions,
+   packed on the CPU, and tanh is torch's. Only an nn.RNN of one direction without dropout has
+   compiled steps.
+2. Dropout is drawn by position (`dropout.kept`). On the CPU, GRU and LSTM of packed sequences are
+   functions of ours (`gated`), an LSTM may be padded, and tanh is computed by a sigmoid.
+"""
+
+from typing import Literal
+
+StepRules = Literal[1, 2]
