@@ -65,7 +65,7 @@ def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
     reason = why_not(name, config, device)
     remedy = "train.engine=auto, which takes the fastest engine that works here"
     if not reason:
-        engine, reason = _load(name)
+        engine, reason = _load(name, config)
         remedy = "train.engine=auto, or another version of numba"
 
     if engine is not None:
@@ -78,8 +78,8 @@ def choose(config: Config, device: torch.device) -> tuple[Engine, str]:
     raise MachineError(Problem(what, "train.engine", remedy=remedy, id="R32"))
 
 
-def _load(name: str) -> tuple[Engine | None, str]:
-    """Return the engine of this name, or None and the reason why it does not work here."""
+def _load(name: str, config: Config) -> tuple[Engine | None, str]:
+    """Return the engine of this name for a run, or None and why it does not work here."""
     # Engines are imported only where they are chosen: Numba is optional, and slow to import.
     if name == "captured":
         from rnncls.steps.captured.engine import captured_steps
@@ -90,7 +90,7 @@ def _load(name: str) -> tuple[Engine | None, str]:
         from rnncls.steps.compiled.engine import compiled_steps, load_program
 
         # Now, so that a failure is found before the first step.
-        load_program()
+        load_program(config.model.cell)
     # Numba or LLVM may not fit the machine or the other packages, and then raises anything.
     except Exception as error:
         return None, f"numba fails: {error!s:.200}"
@@ -105,13 +105,6 @@ def why_not(engine: str, config: Config, device: torch.device) -> str:
     required = "cuda" if engine == "captured" else "cpu"
     if device.type != required:
         return f"the device is {device.type}"
-
-    # Both engines run forwards only. Neither draws dropout masks, for which `train_step` seeds
-    # torch's generator anew at each step.
-    if config.model.bidirectional:
-        return "model.bidirectional is true"
-    if config.model.dropout > 0:
-        return "model.dropout is not 0"
 
     # Both are written for what a recurrence that began at zero, and is kept as a whole, ends with.
     poolings = ("last",) if engine == "captured" else ("last", "mean")
@@ -130,6 +123,11 @@ def why_not(engine: str, config: Config, device: torch.device) -> str:
 
 
 def _why_not_captured(config: Config) -> str:
+    # A graph runs forwards only, and draws no dropout masks.
+    if config.model.bidirectional:
+        return "model.bidirectional is true"
+    if config.model.dropout > 0:
+        return "model.dropout is not 0"
     # A graph has static shapes, but packed batches differ in their numbers of rows.
     if config.data.layout == "packed":
         return "data.layout is packed"
@@ -139,9 +137,6 @@ def _why_not_captured(config: Config) -> str:
 
 
 def _why_not_compiled(config: Config) -> str:
-    # The compiled program is written for h_t = f(z_t), with neither gates nor bfloat16.
-    if config.model.cell != "rnn":
-        return f"model.cell is {config.model.cell}"
     if config.train.precision == "bfloat16":
         return f"train.precision is {config.train.precision}"
 
