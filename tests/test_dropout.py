@@ -409,7 +409,7 @@ def test_a_run_begun_before_goes_on_with_eager_steps() -> None:
     config = config_of(model=layers, train={"engine": "auto"})
     engine, how = choose(config, cpu, 1)
     assert engine is eager_steps
-    assert how == "eager steps (the run began before dropout was drawn by position)"
+    assert how == "eager steps (the run began before such steps were compiled)"
 
     # The rule is nothing to a run without dropout.
     assert why_not("compiled", config_of(train={"engine": "auto"}), cpu, 1) == ""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnncls.compiled.kernels import jit
+from rnncls.compiled.kernels import jit, jit_inlined
 
 Array = np.ndarray[Any, Any]
 
@@ -38,6 +38,39 @@ class BatchLayout(NamedTuple):
     last_row: Array  # (B,) int64, the row of each sequence's last token
     tokens: Array  # (S,) int32
     next_rank: Array  # (T,) int64, working memory of the sort
+
+
+class TimeStep(NamedTuple):
+    """Where the rows of one time step are, and those from which they go on.
+
+    Rows first to first + rows are its own. The first `known` of them go on from the states of as
+    many rows from `before` on; the others begin at the initial state.
+    """
+
+    first: int
+    rows: int
+    before: int
+    known: int
+
+
+@jit_inlined
+def time_step(batch, time_steps, number, reverse):
+    """Return the TimeStep that a direction reads as its `number`-th, from 0 on.
+
+    Forwards, all sequences begin at time 0, and those of a later time are the first ones of the
+    time before. In reverse, the first running[t + 1] go on at time t and the others begin there.
+    """
+    t = time_steps - 1 - number if reverse else number
+    rows = batch.running[t]
+    if number == 0:
+        return TimeStep(first=batch.first_row[t], rows=rows, before=0, known=0)
+    earlier = t + 1 if reverse else t - 1
+    return TimeStep(
+        first=batch.first_row[t],
+        rows=rows,
+        before=batch.first_row[earlier],
+        known=min(rows, batch.running[earlier]),
+    )
 
 
 @jit

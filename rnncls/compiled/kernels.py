@@ -291,6 +291,25 @@ def multiply(out, start, left, right, rows):
 
 
 @jit_inlined
+def multiply_rows(out, out_row, start, left, left_row, right, rows):
+    """Compute out[out_row:][:rows] = start + left[left_row:][:rows] @ right; `start` has one row.
+
+    Shapes: out (.., N'), start (1, >= N'), left (.., >= K), right (K, N').
+    """
+    _multiply(
+        out=out,
+        out_row=out_row,
+        start=start,
+        start_row=0,
+        start_rows_per_row=0,
+        left=left,
+        left_row=left_row,
+        right=right,
+        rows=rows,
+    )
+
+
+@jit_inlined
 def add_product(out, out_row, left, left_row, right, rows):
     """Compute out[out_row:][:rows] += left[left_row:][:rows] @ right.
 
@@ -346,6 +365,37 @@ def multiply_transposed(out, zeros, left, left_row, right, right_row, rows):
             right_stride=columns,
             rows=out.shape[0],
             inner=count,
+            columns=columns,
+        )
+
+
+@jit
+def add_transposed(out, left, left_row, right, right_row, rows):
+    """Compute out += left[left_row:][:rows].T @ right[right_row:][:rows], a sum over rows.
+
+    Shapes: out (M, N'), left (.., >= M), right (.., N'). The sum goes on where that of `out` ended:
+    after `clear(out)` the result has the bits of `multiply_transposed`.
+    """
+    inner = left.shape[1]
+    columns = out.shape[1]
+
+    for done in range(0, rows, BLOCK_ROWS):
+        _tiles(
+            out=out,
+            out_offset=0,
+            out_stride=columns,
+            start=out,
+            start_offset=0,
+            start_stride=columns,
+            left=left,
+            left_offset=(left_row + done) * inner,
+            left_row_stride=1,
+            left_inner_stride=inner,
+            right=right,
+            right_offset=(right_row + done) * columns,
+            right_stride=columns,
+            rows=out.shape[0],
+            inner=min(rows - done, BLOCK_ROWS),
             columns=columns,
         )
 

@@ -66,7 +66,7 @@ def choose(config: Config, device: torch.device, step_rules: StepRules = 2) -> t
     reason = why_not(name, config, device, step_rules)
     remedy = "train.engine=auto, which takes the fastest engine that works here"
     if not reason:
-        engine, reason = _load(name)
+        engine, reason = _load(name, config)
         remedy = "train.engine=auto, or another version of numba"
 
     if engine is not None:
@@ -79,8 +79,8 @@ def choose(config: Config, device: torch.device, step_rules: StepRules = 2) -> t
     raise MachineError(Problem(what, "train.engine", remedy=remedy, id="R32"))
 
 
-def _load(name: str) -> tuple[Engine | None, str]:
-    """Return the engine of this name, or None and the reason why it does not work here."""
+def _load(name: str, config: Config) -> tuple[Engine | None, str]:
+    """Return the engine of this name for a run, or None and why it does not work here."""
     # Engines are imported only where they are chosen: Numba is optional, and slow to import.
     if name == "captured":
         from rnncls.steps.captured.engine import captured_steps
@@ -91,7 +91,7 @@ def _load(name: str) -> tuple[Engine | None, str]:
         from rnncls.steps.compiled.engine import compiled_steps, load_program
 
         # Now, so that a failure is found before the first step.
-        load_program()
+        load_program(config.model.cell)
     # Numba or LLVM may not fit the machine or the other packages, and then raises anything.
     except Exception as error:
         return None, f"numba fails: {error!s:.200}"
@@ -101,20 +101,12 @@ def _load(name: str) -> tuple[Engine | None, str]:
 def why_not(engine: str, config: Config, device: torch.device, step_rules: StepRules = 2) -> str:
     """Return the reason why "captured" or "compiled" steps cannot train this run; "" if they can.
 
-    Whether Numba works is only found out when the compiled steps are loaded.
+    `step_rules`: those of the run. Whether Numba works is only found out when the compiled steps
+    are loaded.
     """
     required = "cuda" if engine == "captured" else "cpu"
     if device.type != required:
         return f"the device is {device.type}"
-
-    # Both engines run forwards only. Neither draws dropout masks, for which `train_step` seeds
-    # torch's generator anew at each step.
-    if config.model.bidirectional:
-        return "model.bidirectional is true"
-    if config.model.dropout > 0 and step_rules == 1:
-        return "the run began before dropout was drawn by position"
-    if config.model.dropout > 0:
-        return "model.dropout is not 0"
 
     # Both are written for what a recurrence that began at zero, and is kept as a whole, ends with.
     poolings = ("last",) if engine == "captured" else ("last", "mean")
@@ -129,10 +121,17 @@ def why_not(engine: str, config: Config, device: torch.device, step_rules: StepR
     if config.train.truncate_after is not None:
         return f"train.truncate_after is {config.train.truncate_after:,}"
 
-    return _why_not_captured(config) if engine == "captured" else _why_not_compiled(config)
+    if engine == "captured":
+        return _why_not_captured(config)
+    return _why_not_compiled(config, step_rules)
 
 
 def _why_not_captured(config: Config) -> str:
+    # A graph runs forwards only, and draws no dropout masks.
+    if config.model.bidirectional:
+        return "model.bidirectional is true"
+    if config.model.dropout > 0:
+        return "model.dropout is not 0"
     # A graph has static shapes, but packed batches differ in their numbers of rows.
     if config.data.layout == "packed":
         return "data.layout is packed"
@@ -141,15 +140,16 @@ def _why_not_captured(config: Config) -> str:
     return ""
 
 
-def _why_not_compiled(config: Config) -> str:
-    # The compiled program is written for h_t = f(z_t), with neither gates nor bfloat16.
-    if config.model.cell != "rnn":
-        return f"model.cell is {config.model.cell}"
+def _why_not_compiled(config: Config, step_rules: StepRules) -> str:
+    # Such a run goes on as it began.
+    model = config.model
+    if step_rules == 1 and (model.cell != "rnn" or model.bidirectional or model.dropout > 0):
+        return "the run began before such steps were compiled"
     if config.train.precision == "bfloat16":
         return f"train.precision is {config.train.precision}"
 
     # Large models can be compiled, but gain nothing: only an explicit choice compiles them.
-    if config.train.engine == "auto" and config.model.hidden_size > MOST_COMPILED:
+    if config.train.engine == "auto" and model.hidden_size > MOST_COMPILED:
         return f"model.hidden_size is above {MOST_COMPILED}"
 
     # Looked for, not imported: that takes long, and may not be needed.

@@ -1,21 +1,34 @@
-"""Runs the compiled steps of `program` on a run's own model and optimizer."""
+"""Runs the compiled steps of a cell's program on a run's own model and optimizer."""
 
 import math
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from rnncls.compiled import batches, kernels
+from rnncls.compiled import batches, gates, kernels
 from rnncls.compiled.batches import Array, BatchSize
 from rnncls.compiled.loading import load
 from rnncls.config import Config, number
 from rnncls.data import Block, Task
+from rnncls.seeds import mix
 from rnncls.steps.chunks import Rates, in_chunks
-from rnncls.steps.compiled import memory, optimizer, program
+from rnncls.steps.compiled import (
+    dropout,
+    gru,
+    head,
+    inputs,
+    lstm,
+    memory,
+    optimizer,
+    parameters,
+    program,
+    rnn,
+)
 from rnncls.steps.compiled.memory import (
     ADAM,
     ADAMW,
@@ -34,6 +47,9 @@ from rnncls.steps.state import Sums, TrainState
 
 _OPTIMIZERS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
+# By their name in model.cell. Each says what it needs in GATES, KEPT and BIAS_APART.
+_CELLS: dict[str, ModuleType] = {"rnn": rnn, "gru": gru, "lstm": lstm}
+
 
 def compiled_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
     """Train up to the task's last step on the CPU, with torch's number of threads.
@@ -50,8 +66,9 @@ class CompiledRun:
 
     def __init__(self, state: TrainState, task: Task, pool: ThreadPoolExecutor) -> None:
         self.state = state
+        self.seed = task.config.seed
         self.pool = pool
-        self.functions = load_program()
+        self.functions = load_program(task.config.model.cell)
         self.threads = torch.get_num_threads()
 
         # The arrays are the same memory as the tensors, so that nothing is copied back and forth.
@@ -91,7 +108,9 @@ class CompiledRun:
         # The edges and rates of this chunk alone, whose steps the program counts from 0. The edges
         # point into the arrays of the whole block.
         inputs = self.inputs._replace(
-            edges=self.inputs.edges[first : last + 1], rates=rates[first:last]
+            edges=self.inputs.edges[first : last + 1],
+            rates=rates[first:last],
+            keys=self._dropout_keys(last - first),
         )
         sums = np.array(self.state.totals.sums())
         if self.threads == 1:
@@ -111,8 +130,19 @@ class CompiledRun:
         """Make the block the one whose steps are taken next."""
         self._make_room(block)
         tokens, starts, lengths, labels, edges = (part.numpy() for part in block)
-        self.inputs = StepInputs(tokens, starts, lengths, labels, edges, rates)
+        keys = np.empty((0, 0), np.uint64)  # each chunk gets its own
+        self.inputs = StepInputs(tokens, starts, lengths, labels, edges, rates, keys)
         self.block = block
+
+    def _dropout_keys(self, num_steps: int) -> Array:
+        """Return the keys of the dropout of the next steps, as StepInputs wants them."""
+        layers = range(1, self.sizes.layers) if self.sizes.dropout > 0 else ()
+        keys = np.empty((num_steps, len(layers)), np.uint64)
+        for index in range(num_steps):
+            step = self.state.step + index
+            for layer in layers:
+                keys[index, layer - 1] = mix(self.seed, "dropout", step, layer)
+        return keys
 
     def _make_room(self, block: Block) -> None:
         """Make sure that every batch of the block fits into the buffers, which never shrink."""
@@ -210,17 +240,24 @@ def sizes_of(task: Task) -> Sizes:
     `by_table` depends on the config alone, not on the batch: the two ways differ in rounding.
     """
     model = task.config.model
+    cell = _CELLS[model.cell]
     num_tokens, num_classes = task.sizes
     return Sizes(
         tokens=num_tokens,
         width=model.embedding_dim,
         hidden=model.hidden_size,
         layers=model.num_layers,
+        directions=2 if model.bidirectional else 1,
         classes=num_classes,
+        gates=cell.GATES,
+        kept=cell.KEPT,
+        bias_apart=cell.BIAS_APART,
         bias=model.bias,
         relu=model.nonlinearity == "relu",
-        mean=model.pooling == "mean",
+        dropout=float(model.dropout),
         optimizer=_OPTIMIZERS[task.config.optimizer.name],
+        last=model.pooling == "last",
+        mean=model.pooling == "mean",
         by_table=num_tokens <= task.config.train.batch_size,
     )
 
@@ -259,7 +296,7 @@ def largest_batch(block: Block) -> BatchSize:
 
 
 class Functions(NamedTuple):
-    """The entry points of `program`, as machine code."""
+    """The entry points of the program of a cell, as machine code."""
 
     make_buffers: Callable[..., Any]
     train_steps: Callable[..., Any]
@@ -268,50 +305,64 @@ class Functions(NamedTuple):
 
 
 # The members of a sweep are threads of one process: the first of them compiles, the others wait.
-_loaded: list[Functions] = []
+_loaded: dict[str, Functions] = {}
 _loading = threading.Lock()
 
 
-def load_program() -> Functions:
-    """Return the compiled functions, from the folder where they are kept if they are there.
+def load_program(cell: str = "rnn") -> Functions:
+    """Return the compiled functions of a cell, from the folder where they are kept if they are.
 
     Otherwise they are compiled, which takes a few seconds, and kept. If there is no folder, they
     are compiled for this process alone.
     """
     with _loading:
-        if not _loaded:
-            # All sources, because a function is compiled together with those that it calls.
-            modules = (kernels, batches, memory, optimizer, program)
-            _loaded.append(load(modules, _functions, _warm_up))
-        return _loaded[0]
+        if cell not in _loaded:
+            # All sources, because a function is compiled together with those that it calls. So a
+            # change of one cell leaves the code of the others as it is.
+            shared = (kernels, gates, batches, memory, parameters, inputs, dropout, head)
+            modules = (*shared, optimizer, program, _CELLS[cell])
+            _loaded[cell] = load(
+                modules,
+                make=lambda compiled: _functions(cell, compiled),
+                warm_up=lambda functions: _warm_up(cell, functions),
+            )
+        return _loaded[cell]
 
 
-def _functions(compiled: Callable[..., Any]) -> Functions:
+def _functions(cell: str, compiled: Callable[..., Any]) -> Functions:
     """Return the functions, which Numba compiles, or reads, when first called."""
+    train_steps, share_of_step = program.entry_points(_CELLS[cell])
     return Functions(
         make_buffers=compiled(make_buffers),
-        train_steps=compiled(program.train_steps),
-        share_of_step=compiled(program.share_of_step),
+        train_steps=compiled(train_steps),
+        share_of_step=compiled(share_of_step),
         finish_step=compiled(program.finish_step),
     )
 
 
-def _warm_up(functions: Functions) -> None:
+def _warm_up(cell: str, functions: Functions) -> None:
     """Call the functions that a run with torch's threads needs, so that they are compiled now.
 
     The types of the arguments are those of a run, since Numba compiles for types.
     """
     # The values do not matter, since no step is taken. They are small to keep the buffers small.
+    num_gates = _CELLS[cell].GATES
     sizes = Sizes(
         tokens=1,
         width=1,
         hidden=1,
         layers=1,
+        directions=1,
         classes=1,
+        gates=num_gates,
+        kept=_CELLS[cell].KEPT,
+        bias_apart=_CELLS[cell].BIAS_APART,
         bias=True,
         relu=False,
-        mean=False,
+        dropout=0.0,
         optimizer=ADAM,
+        last=True,
+        mean=False,
         by_table=True,
     )
     hyper = Hyperparameters(
@@ -325,26 +376,27 @@ def _warm_up(functions: Functions) -> None:
     )
     buffers = functions.make_buffers(sizes, BatchSize(sequences=1, time_steps=1, rows=1))
 
-    # This model has 7 parameters: 1 in the embedding, 4 in the layer, 2 in the head.
-    floats = np.zeros(7, np.float32)
+    # This model has 1 parameter in the embedding, 4 for each gate of its layer and 2 in the head.
+    floats = np.zeros(3 + 4 * num_gates, np.float32)
     flat = FlatArrays(weights=floats, gradients=floats, first=floats, second=floats)
 
     # No steps: one edge, no learning rates.
     integers = np.zeros(1, np.int64)
-    inputs = StepInputs(
+    step_inputs = StepInputs(
         tokens=np.zeros(1, np.int32),
         starts=integers,
         lengths=integers,
         labels=integers,
         edges=integers,
         rates=np.zeros(0),
+        keys=np.zeros((0, 0), np.uint64),
     )
     sums = np.zeros(NUM_SUMS)
     functions.train_steps(
         sizes=sizes,
         hyper=hyper,
         flat=flat,
-        step_inputs=inputs,
+        step_inputs=step_inputs,
         class_weights=floats,
         updates=0,
         sums=sums,
@@ -353,12 +405,14 @@ def _warm_up(functions: Functions) -> None:
 
     if torch.get_num_threads() > 1:
         # A step without sequences, and then a gradient that is not finite, so that nothing is done.
-        inputs = inputs._replace(edges=np.zeros(2, np.int64))
+        step_inputs = step_inputs._replace(
+            edges=np.zeros(2, np.int64), keys=np.zeros((1, 0), np.uint64)
+        )
         functions.share_of_step(
             sizes=sizes,
             weights=floats,
             out=floats.copy(),
-            step_inputs=inputs,
+            step_inputs=step_inputs,
             step=0,
             share=0,
             shares=1,

@@ -1,13 +1,19 @@
-"""The arrays and settings that the compiled program works on.
+"""The arrays and settings that the compiled programs work on.
 
 All are named tuples, which Numba passes without Python objects. The symbols of shapes, here and in
-`program`:
+the modules that compute:
 
     V  tokens of the vocabulary         B  sequences of a batch
     E  size of an embedding             T  time steps: tokens of the longest sequence
     H  hidden units of a layer          S  rows: tokens of all sequences together
     L  layers                           K  steps whose batches are given at once
-    C  classes                          P  parameters, all tensors end to end
+    D  directions                       P  parameters, all tensors end to end
+    G  blocks of H rows in a weight: 1 of nn.RNN, 3 of nn.GRU, 4 of nn.LSTM
+    N  arrays (S, H') that a cell keeps for its backward pass, beside its outputs
+    W  parts of H columns of what the head sees
+    C  classes
+
+What belongs to one direction of a layer has the number layer * D + direction.
 
 H', E' and C' are H, E and C rounded up to a multiple of `kernels.WIDTH`: the rows of arrays that
 are read as vectors. The padding is 0. Of the buffers, B, T and S are the capacity; a batch uses the
@@ -37,11 +43,24 @@ class Sizes(NamedTuple):
     width: int  # E
     hidden: int  # H
     layers: int  # L
+    directions: int  # D
     classes: int  # C
+
+    # What the cell says of itself: G, N, and whether b_hh of the last block is kept apart from
+    # b_ih, as in the GRU, which multiplies it by the reset gate.
+    gates: int
+    kept: int
+    bias_apart: bool
+
     bias: bool
-    relu: bool  # else tanh
-    mean: bool  # whether the head sees the mean of a sequence's states, else the last one
+    relu: bool  # else tanh, of nn.RNN
+    dropout: float  # of the inputs of every layer but the first
     optimizer: int  # ADAM, ADAMW or SGD
+
+    # What the head sees of each direction of the last layer: its last state, the mean of its
+    # states, or both, in this order.
+    last: bool
+    mean: bool
 
     # Whether W_ih x of the first layer is computed once per token of the vocabulary, instead of
     # once per row of a batch.
@@ -78,43 +97,51 @@ class StepInputs(NamedTuple):
     labels: Array  # int64
     edges: Array  # (K + 1,) int64: step k has the sequences edges[k] to edges[k + 1]
     rates: Array  # (K,) float64: the learning rate of each step
+    keys: Array  # (K, L - 1) uint64: of the dropout of each layer but the first; else (K, 0)
 
 
 class PaddedWeights(NamedTuple):
     """Copies of the weights with padded rows. Those named `..._t` are transposed for forward."""
 
     embedding: Array  # (V, E')
-    input: Array  # (H, E')  W_ih of the first layer
-    input_t: Array  # (E, H')
+    input: Array  # (D, G, H, E')  W_ih of the first layer
+    input_t: Array  # (D, G, E, H')
 
-    # W_ih of the layers above, and its transpose. In both the entry of the first layer is not used.
-    between: Array  # (L, H, H')
-    between_t: Array  # (L, H, H')
+    # W_ih of the layers above, by the direction below whose outputs it multiplies, and its
+    # transpose. In both the entries of the first layer are not used.
+    between: Array  # (L * D, D, G, H, H')
+    between_t: Array  # (L * D, D, G, H, H')
 
-    recurrent: Array  # (L, H, H')  W_hh
-    recurrent_t: Array  # (L, H, H')
-    bias: Array  # (L, 1, H')  b_ih + b_hh
-    head: Array  # (C, H')
-    head_t: Array  # (H, C')
+    recurrent: Array  # (L * D, G, H, H')  W_hh
+    recurrent_t: Array  # (L * D, G, H, H')
+    bias: Array  # (L * D, G + 1, 1, H')  b_ih + b_hh; the last is b_hh alone if sizes.bias_apart
+    head: Array  # (W, C, H')
+    head_t: Array  # (W, H, C')
     head_bias: Array  # (1, C')
 
 
 class Workspace(NamedTuple):
     """The values that a step computes, and the gradients with respect to them (`d_...`)."""
 
-    table: Array  # (V, H')  W_ih x + b of each token; no rows unless sizes.by_table
+    table: Array  # (D, G, V, H')  W_ih x + b of each token; no rows unless sizes.by_table
     inputs: Array  # (S, E')  the embedded tokens; no rows if sizes.by_table
-    hidden: Array  # (L, S, H')
-    previous: Array  # (S, H')  the hidden state before each row, from time step 1 on
-    d_hidden: Array  # (2, S, H')  of a layer and of the layer below
-    final: Array  # (B, H')  the last hidden state of each sequence
-    d_final: Array  # (B, H')
+    hidden: Array  # (L * D, S, H')
+    kept: Array  # (L * D, N, S, H')
+    dropped: Array  # (L, D, S, H')  hidden of the layer below with dropout; no rows without
+    beside: Array  # (S, H')  of nn.RNN: for each row, that of the time step before
+    d_hidden: Array  # (2, D, S, H')  of a layer and of the layer below
+    no_rows: Array  # (B, H')  zeros
+    d_carried: Array  # (B, H')  dc of the LSTM; of the GRU, what reaches the initial state
+    final: Array  # (W, B, H')  what the head sees of each sequence
+    d_final: Array  # (W, B, H')
     logits: Array  # (B, C')  first logits, then probabilities, then gradients of the logits
     zeros: Array  # (1, largest of H', E' and C')
+    bits: Array  # (D * H / 2,) uint64  the random numbers of a row's dropout
 
     # Gradients with padded rows. What belongs to a parameter is copied to the flat array.
-    d_square: Array  # (H, H')  of W_hh, or of W_ih of a layer above the first
-    d_input: Array  # (H, E')
+    d_recurrent: Array  # (G, H, H')  of W_hh
+    d_between: Array  # (D, G, H, H')  of W_ih of a layer above the first
+    d_input: Array  # (G, H, E')
     d_embedded: Array  # (V or S, E')
     d_head: Array  # (C, H')
 
@@ -132,26 +159,35 @@ _padded = jit(padded)
 
 
 @jit
+def parts_of_head(sizes):
+    """Return W, how many parts of H columns the head sees."""
+    return sizes.directions * (int(sizes.last) + int(sizes.mean))
+
+
+@jit
 def _make_weights(sizes):
     """Return PaddedWeights of zeros."""
     # Each step copies the weights anew, but never into the padding, which stays 0.
     hidden = sizes.hidden
-    layers = sizes.layers
+    gates = sizes.gates
+    directions = sizes.directions
+    units = sizes.layers * directions
     padded_hidden = _padded(hidden)
     padded_width = _padded(sizes.width)
     padded_classes = _padded(sizes.classes)
+    parts = parts_of_head(sizes)
 
     return PaddedWeights(
         embedding=np.zeros((sizes.tokens, padded_width), np.float32),
-        input=np.zeros((hidden, padded_width), np.float32),
-        input_t=np.zeros((sizes.width, padded_hidden), np.float32),
-        between=np.zeros((layers, hidden, padded_hidden), np.float32),
-        between_t=np.zeros((layers, hidden, padded_hidden), np.float32),
-        recurrent=np.zeros((layers, hidden, padded_hidden), np.float32),
-        recurrent_t=np.zeros((layers, hidden, padded_hidden), np.float32),
-        bias=np.zeros((layers, 1, padded_hidden), np.float32),
-        head=np.zeros((sizes.classes, padded_hidden), np.float32),
-        head_t=np.zeros((hidden, padded_classes), np.float32),
+        input=np.zeros((directions, gates, hidden, padded_width), np.float32),
+        input_t=np.zeros((directions, gates, sizes.width, padded_hidden), np.float32),
+        between=np.zeros((units, directions, gates, hidden, padded_hidden), np.float32),
+        between_t=np.zeros((units, directions, gates, hidden, padded_hidden), np.float32),
+        recurrent=np.zeros((units, gates, hidden, padded_hidden), np.float32),
+        recurrent_t=np.zeros((units, gates, hidden, padded_hidden), np.float32),
+        bias=np.zeros((units, gates + 1, 1, padded_hidden), np.float32),
+        head=np.zeros((parts, sizes.classes, padded_hidden), np.float32),
+        head_t=np.zeros((parts, hidden, padded_classes), np.float32),
         head_bias=np.zeros((1, padded_classes), np.float32),
     )
 
@@ -163,29 +199,43 @@ def _make_workspace(sizes, capacity):
     The arrays of which a step writes whole rows, padding included, are not filled with zeros.
     """
     hidden = sizes.hidden
+    gates = sizes.gates
+    directions = sizes.directions
+    units = sizes.layers * directions
     rows = capacity.rows
     sequences = capacity.sequences
     padded_hidden = _padded(hidden)
     padded_width = _padded(sizes.width)
     padded_classes = _padded(sizes.classes)
     widest = max(padded_hidden, padded_width, padded_classes)
+    parts = parts_of_head(sizes)
 
     # W_ih x of the first layer is computed for the rows of one of two arrays; the other is empty.
     table_rows = sizes.tokens if sizes.by_table else 0
     input_rows = 0 if sizes.by_table else rows
 
+    # Not every cell and every run needs these.
+    dropped_rows = rows if sizes.dropout > 0 else 0
+    beside_rows = rows if sizes.gates == 1 else 0
+
     return Workspace(
-        table=np.zeros((table_rows, padded_hidden), np.float32),
+        table=np.zeros((directions, gates, table_rows, padded_hidden), np.float32),
         inputs=np.zeros((input_rows, padded_width), np.float32),
-        hidden=np.empty((sizes.layers, rows, padded_hidden), np.float32),
-        previous=np.empty((rows, padded_hidden), np.float32),
-        d_hidden=np.empty((2, rows, padded_hidden), np.float32),
-        final=np.empty((sequences, padded_hidden), np.float32),
-        d_final=np.empty((sequences, padded_hidden), np.float32),
+        hidden=np.empty((units, rows, padded_hidden), np.float32),
+        kept=np.empty((units, sizes.kept, rows, padded_hidden), np.float32),
+        dropped=np.empty((sizes.layers, directions, dropped_rows, padded_hidden), np.float32),
+        beside=np.empty((beside_rows, padded_hidden), np.float32),
+        d_hidden=np.empty((2, directions, rows, padded_hidden), np.float32),
+        no_rows=np.zeros((sequences, padded_hidden), np.float32),
+        d_carried=np.empty((sequences, padded_hidden), np.float32),
+        final=np.empty((parts, sequences, padded_hidden), np.float32),
+        d_final=np.empty((parts, sequences, padded_hidden), np.float32),
         logits=np.zeros((sequences, padded_classes), np.float32),
         zeros=np.zeros((1, widest), np.float32),
-        d_square=np.empty((hidden, padded_hidden), np.float32),
-        d_input=np.empty((hidden, padded_width), np.float32),
+        bits=np.empty((directions * hidden + 1) // 2, np.uint64),
+        d_recurrent=np.empty((gates, hidden, padded_hidden), np.float32),
+        d_between=np.empty((directions, gates, hidden, padded_hidden), np.float32),
+        d_input=np.empty((gates, hidden, padded_width), np.float32),
         d_embedded=np.empty((table_rows + input_rows, padded_width), np.float32),
         d_head=np.empty((sizes.classes, padded_hidden), np.float32),
     )

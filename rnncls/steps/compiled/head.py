@@ -1,0 +1,201 @@
+"""What the head sees of a sequence, its logits and their loss, forward and backward.
+
+The head sees W parts of H numbers, first those of the last states and then the means, and of each
+those of all directions. The symbols of shapes are those of `memory`.
+"""
+
+import numpy as np
+
+from rnncls.compiled.kernels import (
+    add_product,
+    add_row,
+    clear,
+    copy,
+    copy_row,
+    exp,
+    jit,
+    jit_inlined,
+    multiply,
+    multiply_transposed,
+    sum_rows,
+)
+from rnncls.steps.compiled.memory import parts_of_head
+from rnncls.steps.compiled.parameters import matrix
+
+
+@jit_inlined
+def head_forward(sizes, weights, work, batch, size):
+    """Compute work.final (W, B, H') and work.logits (B, C'), longest sequence first.
+
+    logits = final head^T + head_bias.
+    """
+    top = (sizes.layers - 1) * sizes.directions
+    part = 0
+    if sizes.last:
+        for direction in range(sizes.directions):
+            states = work.hidden[top + direction]
+            for rank in range(size.sequences):
+                copy_row(work.final[part, rank], states[_last_row(batch, direction, rank)])
+            part += 1
+    if sizes.mean:
+        for direction in range(sizes.directions):
+            _mean(work.hidden[top + direction], work.final[part], batch, size)
+            part += 1
+
+    multiply(  # logits = head_bias + final @ head^T
+        out=work.logits,
+        start=weights.head_bias,
+        left=work.final[0],
+        right=weights.head_t[0],
+        rows=size.sequences,
+    )
+    for other in range(1, parts_of_head(sizes)):
+        add_product(
+            out=work.logits,
+            out_row=0,
+            left=work.final[other],
+            left_row=0,
+            right=weights.head_t[other],
+            rows=size.sequences,
+        )
+
+
+@jit_inlined
+def _last_row(batch, direction, rank):
+    """Return the row at which a direction ends with a sequence."""
+    # In reverse that is its first token, and the first tokens are the first rows.
+    return rank if direction == 1 else batch.last_row[rank]
+
+
+@jit_inlined
+def _mean(states, out, batch, size):
+    """Compute the mean of each sequence's rows of `states` (S, H') into `out` (B, H')."""
+    clear(out[: size.sequences].reshape(-1))
+    for t in range(size.time_steps):
+        start = batch.first_row[t]
+        running = batch.running[t]
+        add_row(out[:running].reshape(-1), states[start : start + running].reshape(-1))
+    _divide_by_lengths(out, batch, size)
+
+
+@jit_inlined
+def _mean_backward(d_mean, d_states, batch, size):
+    """Give each row of `d_states` (S, H') its share of `d_mean` (B, H'), which is overwritten."""
+    _divide_by_lengths(d_mean, batch, size)
+    for t in range(size.time_steps):
+        start = batch.first_row[t]
+        running = batch.running[t]
+        copy(d_states[start : start + running], d_mean[:running])
+
+
+@jit_inlined
+def _divide_by_lengths(rows, batch, size):
+    """Divide each of the first B rows by the length of its sequence."""
+    # Longest first: the length of a rank is the number of time steps with more sequences.
+    length = size.time_steps
+    for rank in range(size.sequences):
+        while batch.running[length - 1] <= rank:
+            length -= 1
+        for column in range(rows.shape[1]):
+            rows[rank, column] /= np.float32(length)
+
+
+@jit
+def cross_entropy(sizes, logits, order, labels, class_weights, total_weight, sequences):
+    """Return the cross-entropy in nats and how many predictions are correct.
+
+    loss = sum_i w_i (log sum_c exp(logits_ic) - logits_i,label) / total_weight, where w_i is the
+    class weight (C,) of sequence i's label. On return, `logits` (B, C') has the gradient,
+    w_i (softmax(logits_i) - one_hot(label)) / total_weight.
+    """
+    classes = sizes.classes
+    loss = 0.0
+    correct = 0
+
+    # The largest logit of each row is subtracted, so that exp cannot overflow.
+    for rank in range(sequences):
+        label = labels[order[rank]]
+        best = 0
+        for number in range(1, classes):
+            if logits[rank, number] > logits[rank, best]:
+                best = number
+        correct += best == label
+
+        highest = logits[rank, best]
+        for number in range(classes):
+            logits[rank, number] -= highest
+        loss -= class_weights[label] * logits[rank, label]
+
+    # All rows in one loop, with their padding, so that it consists of whole vectors.
+    exp(logits[:sequences].reshape(-1))
+
+    for rank in range(sequences):
+        label = labels[order[rank]]
+        # In float64, as the loss is.
+        total = 0.0
+        for number in range(classes):
+            total += logits[rank, number]
+        loss += class_weights[label] * np.log(total)
+
+        scale = np.float32(class_weights[label] / total_weight)
+        for number in range(classes):
+            logits[rank, number] *= scale / np.float32(total)
+
+        # exp has turned the padding into 1.
+        for number in range(classes, logits.shape[1]):
+            logits[rank, number] = 0
+        logits[rank, label] -= scale
+    return loss / total_weight, correct
+
+
+@jit_inlined
+def head_backward(sizes, offset, weights, work, batch, gradients, d_hidden, size):
+    """Compute the gradients of the head, which begins at `offset`, and d_hidden (D, S, H').
+
+    With dlogits = work.logits (B, C'): dhead = dlogits^T final, dhead_bias = sum of the rows of
+    dlogits, dfinal = dlogits head. d_hidden is what the outputs of the last layer get of dfinal.
+    """
+    hidden = sizes.hidden
+    classes = sizes.classes
+    parts = parts_of_head(sizes)
+    d_head = matrix(gradients, offset, classes, parts * hidden)
+
+    for part in range(parts):
+        multiply_transposed(  # dhead = dlogits^T @ final
+            out=work.d_head,
+            zeros=work.zeros,
+            left=work.logits,
+            left_row=0,
+            right=work.final[part],
+            right_row=0,
+            rows=size.sequences,
+        )
+        copy(d_head[:, part * hidden : (part + 1) * hidden], work.d_head)
+
+        multiply(  # dfinal = dlogits @ head
+            out=work.d_final[part],
+            start=work.zeros,
+            left=work.logits,
+            right=weights.head[part],
+            rows=size.sequences,
+        )
+    d_head_bias = gradients[offset + classes * parts * hidden :][:classes]
+    sum_rows(d_head_bias, work.logits, size.sequences)
+
+    for direction in range(sizes.directions):
+        _states_backward(sizes, work, batch, direction, d_hidden[direction], size)
+
+
+@jit_inlined
+def _states_backward(sizes, work, batch, direction, d_states, size):
+    """Compute what the outputs of a direction, `d_states` (S, H'), get of work.d_final."""
+    # Of a mean each row has its share. Otherwise only the last rows reach the head.
+    if sizes.mean:
+        part = sizes.directions * int(sizes.last) + direction
+        _mean_backward(work.d_final[part], d_states, batch, size)
+    else:
+        clear(d_states[: size.rows].reshape(-1))
+
+    if sizes.last:
+        for rank in range(size.sequences):
+            add_row(d_states[_last_row(batch, direction, rank)], work.d_final[direction, rank])
