@@ -137,10 +137,12 @@ def train(
 
 def _check(config: "Config", run_dir: Path | None, init_from: Path | None) -> None:
     """Try out a config and print what was found. Raises: what training raises before it begins."""
-    from rnncls.rundir.claim import require_unused
     from rnncls.training.check import check_training, describe_check, warning_of_check
 
     if run_dir is not None:
+        # Only here: it imports TensorBoard.
+        from rnncls.rundir.claim import require_unused
+
         require_unused(run_dir)
     checked = check_training(config, init_from)
     if checked.task.described_split:
