@@ -27,7 +27,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from scripts.bench import ratio
+from scripts.bench.measuring import ratio
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("data.jsonl", "data.csv", "data.tsv", "data.jsonl.gz")

@@ -29,7 +29,8 @@ from rnncls.steps.chunks import with_rates
 from rnncls.steps.engines import choose
 from rnncls.system.machine import usable_cores
 from rnncls.training.states import new_state
-from scripts.bench import REGIMES, Run
+from scripts.bench.regimes import REGIMES
+from scripts.bench.torch_ways import Run
 
 MEMBERS = 16
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from rnncls.model.gated import PackedGRU, PackedLSTM
-from rnncls.model.recurrence import PackedLayers, PackedRNN, finish_tanh_
+from rnncls.model.recurrence import PackedLayers
 
 LENGTHS = torch.tensor([3, 7, 1, 7, 2])
 CELLS: list[tuple[Any, Any]] = [(nn.GRU, PackedGRU), (nn.LSTM, PackedLSTM)]
@@ -132,38 +132,6 @@ def test_without_a_gradient_or_as_before_the_bits_are_torchs(cells: tuple[Any, A
     # A copy of a run's model goes on as the run does.
     assert copy.deepcopy(own).as_before
     assert not cells[1](3, 4).as_before
-
-
-def test_a_tanh_of_before_is_torchs_to_the_bit() -> None:
-    torch.manual_seed(5)
-    rnn = PackedRNN(3, 4)
-    rows = torch.randn(5, 7, 3)
-    now = rnn(packed(rows))[0].data.detach()
-    rnn.as_before = True
-    before = rnn(packed(rows))[0].data.detach()
-    with torch.no_grad():
-        assert torch.equal(before, rnn(packed(rows))[0].data)
-        rnn.as_before = False
-        assert torch.equal(before, rnn(packed(rows))[0].data)
-    assert not torch.equal(now, before)
-    torch.testing.assert_close(now, before, rtol=0, atol=1e-6)
-
-
-def test_tanh_by_the_sigmoid_is_tanh() -> None:
-    x = torch.cat([torch.linspace(-20, 20, 10_001), torch.tensor([0.0, torch.inf, -torch.inf])])
-    doubled = 2 * x
-    finish_tanh_(doubled)
-    assert float((doubled.double() - x.double().tanh()).abs().max()) < 2e-7
-    assert doubled.abs().max() == 1
-
-    # Small numbers keep their few digits in bfloat16.
-    small = torch.tensor([0.001, -0.002], dtype=torch.bfloat16)
-    expected = small.tanh()
-    finish_tanh_(small)
-    assert torch.equal(small, expected)
-    nothing = torch.tensor([torch.nan])
-    finish_tanh_(nothing)
-    assert nothing.isnan()
 
 
 @pytest.mark.parametrize("cls", [PackedGRU, PackedLSTM])

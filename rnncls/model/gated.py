@@ -17,17 +17,19 @@ from rnncls.model.cells import State
 from rnncls.model.recurrence import (
     PackedLayers,
     Weights,
-    finish_tanh_,
     in_precision,
     source_of,
     states_before,
-    tanh_scale,
     time_order,
 )
 
 
 class _PackedGated(PackedLayers):
     """What the two gated cells have in common: where no gradient is wanted, torch runs them."""
+
+    # Whether torch runs them always, as in runs begun before there were functions of ours: a run
+    # has one rounding until its end.
+    as_before = False
 
     def is_ours(self, data: Tensor) -> bool:
         """Return whether our functions, and not PyTorch's, run these packed rows.
@@ -92,18 +94,17 @@ class _GRULayer(torch.autograd.Function):
         rows = len(data)
         size = w_hh.shape[1]
         both = 2 * size  # of r and z
-        scale = tanh_scale(data.dtype)
 
         # (S, 3H): the sums of r and z, and m. First their parts without h: m has no x in it.
         gates = data.new_empty(rows, 3 * size)
-        new = torch.mm(data, (scale * w_ih[both:]).t())  # (S, H), becomes n
+        new = torch.mm(data, w_ih[both:].t())  # (S, H), becomes n
         if b_ih is None:
             torch.mm(data, w_ih[:both].t(), out=gates[:, :both])
             gates[:, both:] = 0
         else:
             torch.addmm(b_ih[:both] + b_hh[:both], data, w_ih[:both].t(), out=gates[:, :both])
             gates[:, both:] = b_hh[both:]
-            new += scale * b_ih[both:]
+            new += b_ih[both:]
 
         output = torch.empty_like(new)
         steps = torch.split(output, sizes)
@@ -118,8 +119,7 @@ class _GRULayer(torch.autograd.Function):
             if before is not None:
                 sums[t].addmm_(before, recurrent)
             sums_of_both[t].sigmoid_()
-            news[t].addcmul_(r[t], m[t], value=scale)
-            finish_tanh_(news[t])
+            news[t].addcmul_(r[t], m[t]).tanh_()
             if before is not None:
                 torch.lerp(news[t], before, z[t], out=steps[t])
             else:
@@ -199,44 +199,28 @@ class _LSTMLayer(torch.autograd.Function):
     ):
         rows = len(data)
         size = w_hh.shape[1]
-        scale = tanh_scale(data.dtype)
 
-        # With the sum of g doubled, one call makes all four gates: see finish_tanh_.
-        scales = w_ih.new_ones(4, size)
-        scales[2] = scale
-        scales = scales.flatten()
-        w_input = (w_ih * scales.unsqueeze(1)).t()
-        recurrent = (w_hh * scales.unsqueeze(1)).t()
-        if bias is None:
-            gates = torch.mm(data, w_input)
-        else:
-            gates = torch.addmm(bias * scales, data, w_input)  # (S, 4H)
-
+        gates = torch.mm(data, w_ih.t()) if bias is None else torch.addmm(bias, data, w_ih.t())
+        recurrent = w_hh.t()  # (H, 4H), as the gates are (S, 4H)
         cell, tanh_cell, output = (data.new_empty(rows, size) for _ in range(3))
         steps, cells, tanh_cells, sums = (
             torch.split(part, sizes) for part in (output, cell, tanh_cell, gates)
         )
         i, f, g, o = (torch.split(part, sizes) for part in gates.view(rows, 4, size).unbind(1))
+        of_both = torch.split(gates[:, : 2 * size], sizes)  # i and f
         for t in time_order(sizes, reverse):
             before = _state_before(steps, sizes, start, t, reverse)
             if before is not None:
                 sums[t].addmm_(before, recurrent)
-            if scale == 2:
-                sums[t].sigmoid_()
-                finish_tanh_(g[t], is_sigmoid=True)
-            else:
-                for gate in (i[t], f[t], o[t]):
-                    gate.sigmoid_()
-                g[t].tanh_()
+            of_both[t].sigmoid_()
+            g[t].tanh_()
+            o[t].sigmoid_()
 
             torch.mul(i[t], g[t], out=cells[t])
             cell_before = _state_before(cells, sizes, start_cell, t, reverse)
             if cell_before is not None:
                 cells[t].addcmul_(f[t], cell_before)
-            tanh_cells[t].copy_(cells[t])
-            if scale == 2:
-                tanh_cells[t].add_(cells[t])
-            finish_tanh_(tanh_cells[t])
+            torch.tanh(cells[t], out=tanh_cells[t])
             torch.mul(o[t], tanh_cells[t], out=steps[t])
 
         ctx.save_for_backward(data, start, start_cell, w_ih, w_hh, gates, cell, tanh_cell, output)

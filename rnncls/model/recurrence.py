@@ -13,7 +13,7 @@ time step by time step; of step t there are sizes[t] rows, one for each sequence
 longest sequence first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,8 +27,6 @@ from rnncls.model.cells import State, state_of_layer
 # w_ih, w_hh and, unless the layer has no bias, b_ih and b_hh.
 Weights = Sequence[Tensor]
 
-_MINUS_ONE = torch.tensor(-1.0)
-
 # f'(z) as a function of f(z), multiplied with a gradient in one pass and written in place.
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _relu_backward = torch.ops.aten.threshold_backward.grad_input
@@ -41,10 +39,6 @@ class PackedLayers(nn.RNNBase):
     modules. Input that is not packed, or not on the CPU, is left to PyTorch, which on CUDA calls
     cuDNN.
     """
-
-    # Whether rounding is that of runs begun before gated cells and tanh were computed as they are
-    # now: a run keeps its bits until its end.
-    as_before = False
 
     def is_ours(self, data: Tensor) -> bool:
         """Return whether our functions, and not PyTorch's, run these packed rows."""
@@ -155,9 +149,7 @@ class PackedRNN(PackedLayers, nn.RNN):
     ) -> State:
         """Run one direction of one layer; see `PackedLayers`."""
         hidden = None if start is None else start[0]
-        # Evaluation, and what looks inside a network, has torch's own tanh.
-        by_sigmoid = torch.is_grad_enabled() and not self.as_before
-        return (run_layer(data, sizes, hidden, weights, self.nonlinearity, reverse, by_sigmoid),)
+        return (run_layer(data, sizes, hidden, weights, self.nonlinearity, reverse),)
 
 
 def last_rows(sizes: list[int]) -> list[int]:
@@ -185,13 +177,12 @@ def run_layer(
     weights: Weights,
     nonlinearity: str,
     reverse: bool = False,
-    by_sigmoid: bool = False,
 ) -> Tensor:
     """Run one direction of one layer and return the states after every token, (S, H).
 
     `data`: (S, input_size), time step by time step, sizes[t] rows for step t, longest sequence
     first. `start`: h_0 (B, H), or None for zeros. `weights`: w_ih (H, input_size), w_hh (H, H) and,
-    unless the layer has no bias, b_ih (H,) and b_hh (H,). `by_sigmoid`: see `finish_tanh_`.
+    unless the layer has no bias, b_ih (H,) and b_hh (H,).
     """
     data, state, weights = in_precision(data, () if start is None else (start,), weights)
     hidden = state[0] if state else None
@@ -199,9 +190,8 @@ def run_layer(
     # Both biases are added to the same sum, so one addition does; each gets its gradient.
     w_ih, w_hh, *biases = weights
     bias = biases[0] + biases[1] if biases else None
-    scale = tanh_scale(data.dtype) if by_sigmoid and nonlinearity == "tanh" else 1
     output: Tensor = _Layer.apply(  # type: ignore[no-untyped-call]
-        data, hidden, w_ih, w_hh, bias, sizes, nonlinearity, reverse, scale
+        data, hidden, w_ih, w_hh, bias, sizes, nonlinearity, reverse
     )
     return output
 
@@ -228,20 +218,13 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, data, start, w_ih, w_hh, bias, sizes, nonlinearity, reverse, scale
+        ctx, data, start, w_ih, w_hh, bias, sizes, nonlinearity, reverse
     ):
         # (S, H): x_t W_ih' + b of all steps. It becomes the states, in place.
-        w_input, recurrent = w_ih.t(), w_hh.t()
-        if scale == 2:
-            w_input, recurrent = 2 * w_input, 2 * recurrent
-            bias = None if bias is None else 2 * bias
-        output = torch.mm(data, w_input) if bias is None else torch.addmm(bias, data, w_input)
+        output = torch.mm(data, w_ih.t()) if bias is None else torch.addmm(bias, data, w_ih.t())
         steps = torch.split(output, sizes)
-        activate: Callable[[Tensor], object]
-        if scale == 2:
-            activate = finish_tanh_
-        else:
-            activate = torch.tanh_ if nonlinearity == "tanh" else torch.relu_
+        activate = torch.tanh_ if nonlinearity == "tanh" else torch.relu_
+        recurrent = w_hh.t()
 
         for t in time_order(sizes, reverse):
             previous = _previous_states(steps, sizes, start, t, reverse)
@@ -296,7 +279,7 @@ class _Layer(torch.autograd.Function):
         own, previous = _joined(pairs, gradient, output, sizes[0], reverse, start is None)
         d_w_hh = own.t().mm(previous)
         d_bias = gradient.sum(0) if ctx.needs_input_grad[4] else None
-        return d_data, d_start, d_w_ih, d_w_hh, d_bias, None, None, None, None
+        return d_data, d_start, d_w_ih, d_w_hh, d_bias, None, None, None
 
 
 def _joined(
@@ -359,27 +342,6 @@ def states_before(output: Tensor, sizes: list[int], start: Tensor | None, revers
         if known < size:
             parts.append(first[known:size])
     return torch.cat(parts)
-
-
-def tanh_scale(dtype: torch.dtype) -> int:
-    """Return what `finish_tanh_` wants its argument to be multiplied by."""
-    # With few digits, 2 s - 1 would lose those of small numbers.
-    return 2 if dtype in (torch.float32, torch.float64) else 1
-
-
-def finish_tanh_(scaled: Tensor, is_sigmoid: bool = False) -> None:
-    """Make tanh(x) of tanh_scale * x, in place. `is_sigmoid`: its sigmoid has been taken already.
-
-    tanh(x) = 2 s(2 x) - 1 with the sigmoid s: on some CPUs torch's tanh takes ten times as long as
-    its sigmoid. The absolute error is 1.2e-7 in float32.
-    """
-    if tanh_scale(scaled.dtype) == 1:
-        scaled.tanh_()
-        return
-    if not is_sigmoid:
-        scaled.sigmoid_()
-    # One pass; 2 * s - 1 would be two, each with a number of Python's to be made a tensor.
-    torch.add(_MINUS_ONE, scaled, alpha=2, out=scaled)
 
 
 def _previous_states(
