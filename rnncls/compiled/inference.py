@@ -5,8 +5,7 @@ stays in the cache and nothing is as long as a sequence. Two directions run laye
 the outputs of two layers.
 
 The logits of a sequence have the same bits alone and in company: whatever is beside it, each sum
-runs over the same numbers in the same order. What W_ih x + b is of a token, too, is the same
-whether it comes from a table of all tokens or is computed where the token stands.
+runs over the same numbers in the same order.
 
 The symbols of shapes, beside those of `batches`:
 
@@ -25,15 +24,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnncls.compiled.batches import Array, make_layout, pack
+from rnncls.compiled.batches import Array
 from rnncls.compiled.gates import gru_forward, lstm_forward
-from rnncls.compiled.kernels import add_product, copy_row, jit, multiply, padded, relu, tanh
+from rnncls.compiled.kernels import (
+    add_product,
+    copy_row,
+    jit_inlined,
+    padded,
+    relu,
+    tanh,
+)
 
 # Numbers instead of names, which compiled code would have to handle as strings.
 TANH, RELU, GRU, LSTM = range(4)
 
 # Sequences whose states are worked on together, so that they stay in the cache.
 BLOCK = 128
+
+
+# The first row of a matrix. A plain 0 would be part of a type, and the product would be compiled
+# once for each of them.
+_FIRST = np.int64(0)
 
 
 class Network(NamedTuple):
@@ -70,26 +81,33 @@ class Weights(NamedTuple):
     recurrent_t: Array  # (L * D, G, H, H')
 
     # All biases that are added to W_ih x; what GRU adds to W_hn h, which the reset gate multiplies.
-    bias: Array  # (L * D, G, 1, H')
-    recurrent_bias: Array  # (L * D, 1, H')
+    bias: Array  # (L * D, G, H')
+    recurrent_bias: Array  # (L * D, H')
 
     start_hidden: Array  # (L * D, H')
     start_cell: Array  # (L * D, H')
     head_t: Array  # (W, C')
-    head_bias: Array  # (1, C')
+    head_bias: Array  # (C',)
     table: Array  # (D, G, V, H') if the network is `by_table`, else (D, G, 0, H')
 
 
 class Work(NamedTuple):
-    """Working memory for one block of sequences."""
+    """Working memory for one block of sequences.
 
-    gates: Array  # (4, R, H'), what is in a gate's products, then the gate
+    What is read as one vector has the numbers of all sequences in one row. Gates and hidden states
+    are there in both shapes, in the same memory: to reshape them in compiled code takes long to
+    compile.
+    """
+
+    gates: Array  # (4, R, H'), the pre-activations, then the gates
+    flat_gates: Array  # (4, R * H')
     hidden: Array  # (L * D, R, H')
-    cell: Array  # (L * D, R, H')
-    new: Array  # (3, R, H'), what a cell gives
+    flat_hidden: Array  # (L * D, R * H')
+    cell: Array  # (L * D, R * H')
+    new: Array  # (3, R * H'), what a cell gives
     embedded: Array  # (R, E)
-    total: Array  # (D, R, H') float64, the sum of the last layer's outputs
-    largest: Array  # (D, R, H'), the largest of them
+    total: Array  # (D, R * H') float64, the sum of the last layer's outputs
+    largest: Array  # (D, R * H'), the largest of them
     summary: Array  # (R, W)
 
 
@@ -115,12 +133,12 @@ def make_weights(network: Network, num_tokens: int) -> Weights:
         input_t=_zeros(network.directions, products, network.width, size),
         between_t=_zeros(between, products, width, size),
         recurrent_t=_zeros(numbers, products, network.hidden, size),
-        bias=_zeros(numbers, products, 1, size),
-        recurrent_bias=_zeros(numbers, 1, size),
+        bias=_zeros(numbers, products, size),
+        recurrent_bias=_zeros(numbers, size),
         start_hidden=_zeros(numbers, size),
         start_cell=_zeros(numbers, size),
         head_t=_zeros(network.summary_size, padded(network.classes)),
-        head_bias=_zeros(1, padded(network.classes)),
+        head_bias=_zeros(padded(network.classes)),
         table=_zeros(network.directions, products, rows, size),
     )
 
@@ -129,14 +147,18 @@ def make_work(network: Network) -> Work:
     """Return working memory for one thread."""
     size = padded(network.hidden)
     numbers = network.layers * network.directions
+    gates = _zeros(4, BLOCK, size)
+    hidden = _zeros(numbers, BLOCK, size)
     return Work(
-        gates=_zeros(4, BLOCK, size),
-        hidden=_zeros(numbers, BLOCK, size),
-        cell=_zeros(numbers, BLOCK, size),
-        new=_zeros(3, BLOCK, size),
+        gates=gates,
+        flat_gates=gates.reshape(4, -1),
+        hidden=hidden,
+        flat_hidden=hidden.reshape(numbers, -1),
+        cell=_zeros(numbers, BLOCK * size),
+        new=_zeros(3, BLOCK * size),
         embedded=_zeros(BLOCK, network.width),
-        total=np.zeros((network.directions, BLOCK, size)),
-        largest=_zeros(network.directions, BLOCK, size),
+        total=np.zeros((network.directions, BLOCK * size)),
+        largest=_zeros(network.directions, BLOCK * size),
         summary=_zeros(BLOCK, network.summary_size),
     )
 
@@ -145,27 +167,7 @@ def _zeros(*shape: int) -> Array:
     return np.zeros(shape, np.float32)
 
 
-# --- the entry points
-
-
-def lay_out(given, capacity):
-    """Return the sequences as a BatchLayout. `capacity`: their BatchSize."""
-    layout = make_layout(capacity)
-    pack(given, 0, 0, 1, layout)
-    return layout
-
-
-def fill_table(network, weights):
-    """Compute what the first layer makes of each token of the vocabulary."""
-    for direction in range(network.directions):
-        for gate in range(weights.input_t.shape[1]):
-            multiply(
-                out=weights.table[direction, gate],
-                start=weights.bias[direction, gate],
-                left=weights.embedding,
-                right=weights.input_t[direction, gate],
-                rows=len(weights.embedding),
-            )
+# --- the entry point
 
 
 def logits(network, weights, layout, first, stride, kept, work, out):
@@ -178,159 +180,128 @@ def logits(network, weights, layout, first, stride, kept, work, out):
     for begin in range(first * BLOCK, sequences, stride * BLOCK):
         count = min(BLOCK, sequences - begin)
         _begin(network, weights, work)
-        if network.directions == 1:
-            _run_forwards(network, weights, layout, begin, work)
-        else:
-            _run_both(network, weights, layout, begin, kept, work)
+        _read(network, weights, layout, begin, kept, work)
         _summarize(network, layout, begin, count, work)
-        multiply(
-            out=out[begin : begin + count],
-            start=weights.head_bias,
-            left=work.summary,
-            right=weights.head_t,
-            rows=count,
-        )
+        for row in range(count):
+            copy_row(out[begin + row], weights.head_bias)
+        add_product(out, begin, work.summary, _FIRST, weights.head_t, count)
 
 
 # --- a block of sequences
+#
+# The parts are copied into `logits` (see `jit_inlined`), which makes compiling twice as fast.
 
 
-@jit
+@jit_inlined
 def _begin(network, weights, work):
     """Put every sequence of the block before its first token."""
+    size = work.hidden.shape[2]
     for number in range(len(work.hidden)):
         for row in range(BLOCK):
             copy_row(work.hidden[number, row], weights.start_hidden[number])
-            copy_row(work.cell[number, row], weights.start_cell[number])
-    if network.mean:
-        work.total[:] = 0.0
-    if network.largest:
-        work.largest[:] = -np.inf
+            cell = work.cell[number, row * size : (row + 1) * size]
+            copy_row(cell, weights.start_cell[number])
+    for direction in range(network.directions):
+        for index in range(BLOCK * size):
+            work.total[direction, index] = 0.0
+            work.largest[direction, index] = -np.inf
 
 
-@jit
-def _run_forwards(network, weights, layout, begin, work):
-    """Read all tokens of a block, in one direction."""
-    for t in range(len(layout.running)):
-        rows = min(layout.running[t] - begin, BLOCK)
-        if rows <= 0:
-            break
-        for layer in range(network.layers):
-            if layer == 0:
-                _read_tokens(network, weights, layout, layout.first_row[t] + begin, 0, rows, work)
-            else:
-                for gate in range(weights.between_t.shape[1]):
-                    multiply(
-                        out=work.gates[gate],
-                        start=weights.bias[layer, gate],
-                        left=work.hidden[layer - 1],
-                        right=weights.between_t[layer - 1, gate],
-                        rows=rows,
-                    )
-            _advance(network, weights, layer, rows, work)
-        _pool(network, network.layers - 1, 0, rows, work)
+@jit_inlined
+def _read(network, weights, layout, begin, kept, work):
+    """Read all tokens of the block that begins with sequence `begin`.
 
-
-@jit
-def _run_both(network, weights, layout, begin, kept, work):
-    """Read all tokens of a block in two directions, layer by layer."""
+    In one direction, each token goes through all layers. Two directions run one after the other,
+    layer by layer, for the layer above needs both.
+    """
     longest = 0
     while longest < len(layout.running) and layout.running[longest] > begin:
         longest += 1
 
-    for number in range(2 * network.layers):
-        layer = number // 2
-        direction = number % 2
+    numbers = len(work.hidden)
+    together = numbers if network.directions == 1 else 1
+    for lowest in range(0, numbers, together):
+        direction = lowest % network.directions
         for step in range(longest):
             # In reverse, a sequence begins at its own last token: until then it is not among the
             # first rows, and its state stays the initial one.
-            t = longest - 1 - step if direction else step
+            t = longest - 1 - step if direction == 1 else step
             rows = min(layout.running[t] - begin, BLOCK)
             place = layout.first_row[t] + begin
-            if layer == 0:
-                _read_tokens(network, weights, layout, place, direction, rows, work)
-            else:
-                below = kept[(layer - 1) % 2]
-                for gate in range(weights.between_t.shape[1]):
-                    multiply(
-                        out=work.gates[gate],
-                        start=weights.bias[number, gate],
-                        left=below[place : place + rows],
-                        right=weights.between_t[number - 2, gate],
-                        rows=rows,
-                    )
-            _advance(network, weights, number, rows, work)
-
-            if layer < network.layers - 1:
-                side = direction * network.hidden
-                for row in range(rows):
-                    output = kept[layer % 2, place + row, side : side + network.hidden]
-                    copy_row(output, work.hidden[number, row])
-            else:
-                _pool(network, number, direction, rows, work)
+            for number in range(lowest, lowest + together):
+                _put_input(network, weights, layout, number, place, rows, kept, work)
+                _advance(network, weights, number, rows, work)
+                if number >= numbers - network.directions:
+                    _pool(network, number, direction, rows, work)
+                elif network.directions == 2:
+                    side = direction * network.hidden
+                    outputs = kept[number // 2 % 2]
+                    for row in range(rows):
+                        output = outputs[place + row, side : side + network.hidden]
+                        copy_row(output, work.hidden[number, row])
 
 
-@jit
-def _read_tokens(network, weights, layout, place, direction, rows, work):
-    """Put W_ih x + b of the first layer into the gates; the tokens are in the rows from `place`."""
-    tokens = layout.tokens[place : place + rows]
-    if network.by_table:
-        for gate in range(weights.input_t.shape[1]):
+@jit_inlined
+def _put_input(network, weights, layout, number, place, rows, kept, work):
+    """Put W_ih x + b into the gates; what x is of stands in the layout's rows from `place` on."""
+    products = weights.bias.shape[1]
+    if number < network.directions and network.by_table:
+        for gate in range(products):
             for row in range(rows):
-                copy_row(work.gates[gate, row], weights.table[direction, gate, tokens[row]])
-        return
+                token = layout.tokens[place + row]
+                copy_row(work.gates[gate, row], weights.table[number, gate, token])
+    else:
+        below = work.embedded
+        first_row = _FIRST
+        matrices = weights.input_t
+        index = number
+        if number < network.directions:
+            for row in range(rows):
+                copy_row(work.embedded[row], weights.embedding[layout.tokens[place + row]])
+        else:
+            matrices = weights.between_t
+            index = number - network.directions
+            if network.directions == 1:
+                below = work.hidden[number - 1]
+            else:
+                below = kept[(number // 2 - 1) % 2]
+                first_row = place
+        for gate in range(products):
+            for row in range(rows):
+                copy_row(work.gates[gate, row], weights.bias[number, gate])
+            add_product(work.gates[gate], _FIRST, below, first_row, matrices[index, gate], rows)
 
-    for row in range(rows):
-        copy_row(work.embedded[row], weights.embedding[tokens[row]])
-    for gate in range(weights.input_t.shape[1]):
-        multiply(
-            out=work.gates[gate],
-            start=weights.bias[direction, gate],
-            left=work.embedded,
-            right=weights.input_t[direction, gate],
-            rows=rows,
-        )
 
-
-@jit
+@jit_inlined
 def _advance(network, weights, number, rows, work):
     """Let one layer and direction read one more token, whose part is in the gates already."""
-    hidden = work.hidden[number]
-    before = hidden[:rows].reshape(-1)
-    after = work.new[0, :rows].reshape(-1)
     gates = work.gates
+    hidden = work.hidden[number]
 
-    # The third product of GRU stands alone: the reset gate multiplies it.
-    summed = 2 if network.cell == GRU else weights.recurrent_t.shape[1]
-    for gate in range(summed):
-        add_product(
-            out=gates[gate],
-            out_row=0,
-            left=hidden,
-            left_row=0,
-            right=weights.recurrent_t[number, gate],
-            rows=rows,
-        )
+    # The third product of GRU stands alone, for the reset gate multiplies it.
+    for product in range(weights.bias.shape[1]):
+        gate = product
+        if network.cell == GRU and product == 2:
+            gate = 3
+            for row in range(rows):
+                copy_row(gates[gate, row], weights.recurrent_bias[number])
+        right = weights.recurrent_t[number, product]
+        add_product(gates[gate], _FIRST, hidden, _FIRST, right, rows)
 
-    first = gates[0, :rows].reshape(-1)
-    second = gates[1, :rows].reshape(-1)
-    third = gates[2, :rows].reshape(-1)
-    fourth = gates[3, :rows].reshape(-1)
+    end = rows * hidden.shape[1]
+    before = work.flat_hidden[number, :end]
+    after = work.new[0, :end]
+    first = work.flat_gates[0, :end]
+    second = work.flat_gates[1, :end]
+    third = work.flat_gates[2, :end]
+    fourth = work.flat_gates[3, :end]
     if network.cell == GRU:
-        multiply(
-            out=gates[3],
-            start=weights.recurrent_bias[number],
-            left=hidden,
-            right=weights.recurrent_t[number, 2],
-            rows=rows,
-        )
         gru_forward(after, first, second, third, fourth, before)
         copy_row(before, after)
     elif network.cell == LSTM:
-        cell = work.cell[number, :rows].reshape(-1)
-        cell_after = work.new[1, :rows].reshape(-1)
-        tanh_cell = work.new[2, :rows].reshape(-1)
-        lstm_forward(after, cell_after, tanh_cell, first, second, third, fourth, cell)
+        cell = work.cell[number, :end]
+        cell_after = work.new[1, :end]
+        lstm_forward(after, cell_after, work.new[2, :end], first, second, third, fourth, cell)
         copy_row(cell, cell_after)
         copy_row(before, after)
     else:
@@ -341,17 +312,18 @@ def _advance(network, weights, number, rows, work):
         copy_row(before, first)
 
 
-@jit
+@jit_inlined
 def _pool(network, number, direction, rows, work):
     """Add an output of the last layer to the sum of outputs, and compare it with the largest."""
-    hidden = work.hidden[number, :rows].reshape(-1)
+    end = rows * work.hidden.shape[2]
+    hidden = work.flat_hidden[number, :end]
     if network.mean:
         # In float64: a float32 to which thousands of small numbers are added loses digits.
-        total = work.total[direction, :rows].reshape(-1)
+        total = work.total[direction, :end]
         for index in range(len(hidden)):
             total[index] += hidden[index]
     if network.largest:
-        largest = work.largest[direction, :rows].reshape(-1)
+        largest = work.largest[direction, :end]
         for index in range(len(hidden)):
             # NaN becomes the largest and stays so: it is above nothing, and nothing is above it.
             value = hidden[index]
@@ -359,30 +331,29 @@ def _pool(network, number, direction, rows, work):
             largest[index] = value if is_larger else largest[index]
 
 
-@jit
+@jit_inlined
 def _summarize(network, layout, begin, count, work):
     """Put what the head sees side by side: last, mean and largest, each of all directions."""
     hidden = network.hidden
-    directions = network.directions
     length = len(layout.running)
     for row in range(count):
         # Longest first: lengths fall from row to row.
         while layout.running[length - 1] <= begin + row:
             length -= 1
 
-        column = 0
-        if network.last:
-            for direction in range(directions):
-                number = (network.layers - 1) * directions + direction
-                copy_row(work.summary[row, column : column + hidden], work.hidden[number, row])
-                column += hidden
-        if network.mean:
-            for direction in range(directions):
+        summary = work.summary[row]
+        first = row * work.hidden.shape[2]
+        width = network.directions * hidden
+        for direction in range(network.directions):
+            column = direction * hidden
+            if network.last:
+                number = len(work.hidden) - network.directions + direction
+                copy_row(summary[column : column + hidden], work.hidden[number, row])
+                column += width
+            if network.mean:
                 for unit in range(hidden):
-                    mean = work.total[direction, row, unit] / length
-                    work.summary[row, column + unit] = np.float32(mean)
-                column += hidden
-        if network.largest:
-            for direction in range(directions):
-                copy_row(work.summary[row, column : column + hidden], work.largest[direction, row])
-                column += hidden
+                    mean = work.total[direction, first + unit] / length
+                    summary[column + unit] = np.float32(mean)
+                column += width
+            if network.largest:
+                copy_row(summary[column : column + hidden], work.largest[direction, first:])

@@ -47,8 +47,6 @@ class CompiledModel:
         self.functions = load_program()
         self.network = network_of(model)
         self.weights = weights_of(model, self.network)
-        if self.network.by_table:
-            self.functions.fill_table(self.network, self.weights)
         self.threads = torch.get_num_threads()
         self.works = [make_work(self.network) for _ in range(self.threads)]
 
@@ -76,7 +74,8 @@ class CompiledModel:
         size = BatchSize(len(ids), int(lengths.max()), int(ends[-1]))
         tokens = np.fromiter(chain.from_iterable(ids), np.int32, size.rows)
         given = Given(tokens, ends - lengths, lengths, np.array([0, len(ids)]))
-        layout = BatchLayout(*self.functions.lay_out(given, size))
+        layout = _empty_layout(size)
+        self.functions.pack(given, 0, 0, 1, layout)
 
         ranks = np.empty(len(ids), np.int64)
         ranks[layout.order] = np.arange(len(ids))
@@ -104,6 +103,18 @@ class CompiledModel:
             for future in futures:
                 future.result()
         return out[:, : network.classes]
+
+
+def _empty_layout(size: BatchSize) -> BatchLayout:
+    """Return room for a packed batch."""
+    return BatchLayout(
+        running=np.empty(size.time_steps, np.int64),
+        first_row=np.empty(size.time_steps, np.int64),
+        order=np.empty(size.sequences, np.int64),
+        last_row=np.empty(size.sequences, np.int64),
+        tokens=np.empty(size.rows, np.int32),
+        next_rank=np.empty(size.time_steps, np.int64),
+    )
 
 
 def network_of(model: RNNClassifier) -> Network:
@@ -153,8 +164,15 @@ def weights_of(model: RNNClassifier, network: Network) -> Weights:
         for start, values in zip(starts, model.initial_state.numpy(), strict=False):
             start[:, :hidden] = values
 
+    if network.by_table:
+        # In float64, so that the order of the sums does not matter: NumPy chooses it.
+        embedding = weights.embedding.astype(np.float64)
+        for direction in range(directions):
+            products = embedding @ weights.input_t[direction]  # (G, V, H')
+            weights.table[direction] = products + weights.bias[direction, :, None]
+
     weights.head_t[:, : network.classes] = model.head.weight.numpy().T
-    weights.head_bias[0, : network.classes] = model.head.bias.numpy()
+    weights.head_bias[: network.classes] = model.head.bias.numpy()
     return weights
 
 
@@ -175,19 +193,18 @@ def _add_biases(
 
     # n = tanh(W_in x + b_in + r (W_hn h + b_hn)): the last one stays where the gate multiplies it.
     if network.cell == GRU:
-        weights.recurrent_bias[number, 0, :hidden] = recurrent[2]
+        weights.recurrent_bias[number, :hidden] = recurrent[2]
         recurrent[2] = 0
-    weights.bias[number, :, 0, :hidden] = of_input + recurrent
+    weights.bias[number, :, :hidden] = of_input + recurrent
 
 
 # --- the machine code and where it is kept
 
 
 class Functions(NamedTuple):
-    """The entry points of `inference`, as machine code."""
+    """The entry points of the program, as machine code."""
 
-    lay_out: Callable[..., Any]
-    fill_table: Callable[..., Any]
+    pack: Callable[..., Any]
     logits: Callable[..., Any]
 
 
@@ -209,8 +226,7 @@ def load_program() -> Functions:
 def _functions(compiled: Callable[..., Any]) -> Functions:
     """Return the functions, which Numba compiles, or reads, when first called."""
     return Functions(
-        lay_out=compiled(inference.lay_out),
-        fill_table=compiled(inference.fill_table),
+        pack=compiled(batches.pack.py_func),
         logits=compiled(inference.logits),
     )
 
@@ -232,8 +248,8 @@ def _warm_up(functions: Functions) -> None:
     weights = make_weights(network, num_tokens=1)
     one = np.ones(1, np.int64)
     given = Given(np.zeros(1, np.int32), np.zeros(1, np.int64), one, np.array([0, 1]))
-    layout = BatchLayout(*functions.lay_out(given, BatchSize(1, 1, 1)))
-    functions.fill_table(network, weights)
+    layout = _empty_layout(BatchSize(1, 1, 1))
+    functions.pack(given, 0, 0, 1, layout)
     kept = np.zeros((2, 0, 2), np.float32)
-    out = np.zeros(weights.head_bias.shape, np.float32)
+    out = np.zeros((1, len(weights.head_bias)), np.float32)
     functions.logits(network, weights, layout, 0, 1, kept, make_work(network), out)
