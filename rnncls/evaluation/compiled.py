@@ -26,6 +26,7 @@ from rnncls.compiled.inference import (
     make_work,
 )
 from rnncls.compiled.loading import load
+from rnncls.evaluation.ways import LONGEST
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.pooling import parts_of
 
@@ -44,6 +45,7 @@ class CompiledModel:
     """
 
     def __init__(self, model: RNNClassifier) -> None:
+        self.model = model
         self.functions = load_program()
         self.network = network_of(model)
         self.weights = weights_of(model, self.network)
@@ -52,6 +54,10 @@ class CompiledModel:
 
     def of_packed(self, tokens: PackedSequence) -> Tensor:
         """Return the logits (B, C) of packed ids, in the order in which they were given."""
+        if len(tokens.batch_sizes) > LONGEST:
+            logits: Tensor = self.model(tokens)
+            return logits
+
         running = tokens.batch_sizes.numpy()
         nothing = np.zeros(0, np.int64)
         layout = BatchLayout(
@@ -62,13 +68,13 @@ class CompiledModel:
             tokens=tokens.data.int().numpy(),
             next_rank=nothing,
         )
-        logits = self._of_layout(layout)
+        by_rank = self._of_layout(layout)
         if tokens.unsorted_indices is None:
-            return logits
-        return logits.index_select(0, tokens.unsorted_indices)
+            return by_rank
+        return by_rank.index_select(0, tokens.unsorted_indices)
 
     def of_ids(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Return the logits (B, C) of B lists of ids. None of them is empty."""
+        """Return the logits (B, C) of B lists of 1 to LONGEST ids."""
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         ends = np.cumsum(lengths)
         size = BatchSize(len(ids), int(lengths.max()), int(ends[-1]))
@@ -219,7 +225,8 @@ def load_program() -> Functions:
         if not _loaded:
             # All sources, because a function is compiled together with those that it calls.
             modules = (kernels, gates, batches, inference)
-            _loaded.append(load(modules, _functions, _warm_up))
+            functions = load(modules, _functions, _warm_up, "evaluation and prediction", seconds=6)
+            _loaded.append(functions)
         return _loaded[0]
 
 
