@@ -72,12 +72,13 @@ def evaluate(
     confident = MostConfident(errors or 0, examples)
     confidences = Confidences()
 
+    compiled = compiled_model(model, examples.num_tokens)
+    logits_of = model if compiled is None else compiled.of_packed
+
     # The label of a generated sequence does not depend on the order of its tokens.
     shuffled = None
     if examples.source is None:
-        shuffled = Shuffled(model, examples.total, config.seed)
-    compiled = compiled_model(model, examples.num_tokens)
-    logits_of = None if compiled is None else compiled.of_packed
+        shuffled = Shuffled(model, examples.total, config.seed, logits_of)
     path = None if predictions is None else Path(predictions)
     with (
         # disable=None leaves the bar out unless stderr is a terminal.

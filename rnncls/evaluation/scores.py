@@ -12,6 +12,9 @@ from rnncls.data import Batch
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.losses import sequence_losses
 
+# Gives the logits (B, N) of packed ids: a model, or another way of computing the same.
+LogitsOf = Callable[[PackedSequence], Tensor]
+
 
 class Scored(NamedTuple):
     """What a model says about one batch of B sequences. Only the batch is always on the CPU."""
@@ -46,12 +49,12 @@ def score(model: RNNClassifier, batches: Iterable[Batch]) -> Scores:
 def scored(
     model: RNNClassifier,
     batches: Iterable[Batch],
-    logits_of: Callable[[PackedSequence], Tensor] | None = None,
+    logits_of: LogitsOf | None = None,
 ) -> Generator[Scored, None, None]:
     """Run the model over batches in evaluation mode, and yield what it says about each of them.
 
-    `logits_of` gives the model's logits (B, N) of packed ids in another way than the model does.
-    Whoever stops early closes the generator, which restores the model's training mode.
+    `logits_of` gives its logits, if it is not the model itself that computes them. Whoever stops
+    early closes the generator, which restores the model's training mode.
     """
     # Training validates between two steps, and must find its dropout switched on again.
     was_training = model.training
