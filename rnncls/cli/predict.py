@@ -120,7 +120,7 @@ def predict(
     load_torch()
     from rnncls.data.files.bad_rows import Skipping
     from rnncls.data.new_files import overrides_of
-    from rnncls.predict.predictor import load
+    from rnncls.predict.predictor import for_many, load
     from rnncls.predict.prefixes import require_prefixes
     from rnncls.predict.writing import write_predictions
     from rnncls.predict.writing_prefixes import write_prefixes
@@ -150,6 +150,8 @@ def predict(
     format = "jsonl" if as_json else "text"
     # A table has all columns of the input; the other formats need not keep them.
     keep_fields = output is not None and format_of_name(output) in TABLES and not prefixes
+    if not prefixes:
+        predictor = for_many(predictor, _size_of_input(input, texts))
     reading = _Reading(predictor, skipped, overrides, keep_fields, keep_tokens=prefixes)
     write = write_prefixes if prefixes else write_predictions
     with _groups(reading, input, texts) as groups:
@@ -246,6 +248,18 @@ def _groups(
         # Bytes, so that a line that is not UTF-8 is one bad line and not the end.
         groups = line_groups(sys.stdin.buffer, "stdin", _encoding_and_bound(predictor)[1])
         yield (rows_of_lines(predictor, lines, skipped, keep_tokens) for lines in groups)
+
+
+def _size_of_input(path: Path | None, texts: list[str] | None) -> int:
+    """Return how many bytes a file or `texts` have; 0 for a pipe, which may have any number."""
+    from rnncls.predict.reading import size_of_file
+
+    if path is not None:
+        # A file that is missing is an error where it is read.
+        return path.stat().st_size if path.is_file() else 0
+    if texts is not None:
+        return sum(map(len, texts))
+    return size_of_file(sys.stdin.buffer) or 0
 
 
 def _encoding_and_bound(predictor: "Predictor") -> tuple[str, int]:

@@ -33,10 +33,15 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class CodeFolder:
-    """The folder of the files."""
+    """The folder of the files.
 
-    def __init__(self, path: Path) -> None:
+    What is compiled into it, and about how many seconds that takes, is what people are told.
+    """
+
+    def __init__(self, path: Path, what: str = "the training step", seconds: int = 15) -> None:
         self.path = path
+        self.what = what
+        self.seconds = seconds
         self.is_said = False  # that something is compiled
 
     def read(self, name: str) -> bytes | None:
@@ -55,7 +60,8 @@ class CodeFolder:
 
         if not self.is_said:
             self.is_said = True
-            say_compiling(f"(once, about 15 s); kept in {self.path}")
+            how = f"(once, about {self.seconds} s); kept in {self.path}"
+            say_compiling(f"{self.what} {how}")
         return None
 
     def write(self, name: str, content: bytes) -> None:
@@ -133,7 +139,9 @@ def _digest(name: str, content: bytes) -> bytes:
     return digest.digest()
 
 
-def code_folder(sources: bytes) -> CodeFolder | None:
+def code_folder(
+    sources: bytes, what: str = "the training step", seconds: int = 15
+) -> CodeFolder | None:
     """Return the folder for the machine code of these sources.
 
     Warn and return None if there is no safe place.
@@ -156,7 +164,7 @@ def code_folder(sources: bytes) -> CodeFolder | None:
     if reason:
         warn(f"compiled steps are not kept, and compiled at every start: {reason}")
         return None
-    return CodeFolder(folder)
+    return CodeFolder(folder, what, seconds)
 
 
 def _make_private(folder: Path) -> None:
@@ -198,10 +206,10 @@ def _others_may_rename(status: os.stat_result) -> bool:
     return bool(by_group or status.st_mode & stat.S_IWOTH)
 
 
-def say_compiling(how: str) -> None:
+def say_compiling(what: str) -> None:
     """Say on stderr what the process is busy with."""
     # Through tqdm, which moves a bar out of the way: that of a sweep is there already.
-    tqdm.write(on_one_line(f"compiling the training step {how}"), file=sys.stderr)
+    tqdm.write(on_one_line(f"compiling {what}"), file=sys.stderr)
 
 
 def warn(text: str) -> None:

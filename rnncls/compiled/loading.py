@@ -18,16 +18,19 @@ def load(
     modules: Sequence[ModuleType],
     make: Callable[[Callable[..., Any]], Functions],
     warm_up: Callable[[Functions], None],
+    what: str = "the training step",
+    seconds: int = 15,
 ) -> Functions:
     """Return the functions of a program as machine code, from the folder where they are kept.
 
     If they are not there they are compiled, which takes seconds, and kept; without a folder they
     are compiled for this process alone. `modules`: all sources on which the machine code depends.
     `make` applies what it is given to each Python function. `warm_up` calls those that are needed,
-    for Numba compiles at the first call.
+    for Numba compiles at the first call. `what` is compiled, and about how many `seconds` that
+    takes, is what people are told.
     """
     sources = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
-    folder = code_folder(sources)
+    folder = code_folder(sources, what, seconds)
     if folder is not None:
         try:
             functions = make(_compiler(folder))
@@ -37,7 +40,7 @@ def load(
         except Exception as error:
             warn(f"compiled steps cannot be kept in {folder.path}: {error}")
 
-    say_compiling("(about 15 s)")
+    say_compiling(f"{what} (about {seconds} s)")
     functions = make(_compiler(None))
     warm_up(functions)
     return functions

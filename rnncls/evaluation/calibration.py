@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_packed_sequence
 
 from rnncls.data import Batch, pack
-from rnncls.evaluation.scores import Scored
+from rnncls.evaluation.scores import LogitsOf, Scored
 from rnncls.model.classifier import RNNClassifier
 from rnncls.seeds import mix
 
@@ -41,8 +41,9 @@ class Shuffled:
     they are do not count, such as all of length 1: their prediction survives whatever the model is.
     """
 
-    def __init__(self, model: RNNClassifier, total: int, seed: int) -> None:
-        self._model = model
+    def __init__(self, model: RNNClassifier, total: int, seed: int, logits_of: LogitsOf) -> None:
+        self._device = model.device
+        self._logits_of = logits_of
         self._share = min(1.0, MOST_SHUFFLED / total)
 
         # A function of the run's seed: the same evaluation shuffles in the same way.
@@ -60,9 +61,8 @@ class Shuffled:
         rows, batch = shuffled_rows(part.batch, self._share, self._generator)
         if batch is None:
             return
-        device = self._model.device
-        again = self._model(batch.to(device).tokens).argmax(1)
-        self._survived.append(again == part.predictions[rows.to(device)])
+        again = self._logits_of(batch.to(self._device).tokens).argmax(1)
+        self._survived.append(again == part.predictions[rows.to(self._device)])
 
     def surviving(self) -> float | None:
         """Return the share of predictions that stay as they are; None if nothing was shuffled."""

@@ -24,6 +24,7 @@ from rnncls.evaluation.mistakes import MostConfident, confused_classes
 from rnncls.evaluation.predictions import writing_predictions
 from rnncls.evaluation.report import Report, make_report, require_few_classes
 from rnncls.evaluation.scores import gather, scored
+from rnncls.evaluation.ways import compiled_model
 from rnncls.model.classifier import RNNClassifier
 
 
@@ -71,15 +72,18 @@ def evaluate(
     confident = MostConfident(errors or 0, examples)
     confidences = Confidences()
 
+    compiled = compiled_model(model, examples.num_tokens)
+    logits_of = model if compiled is None else compiled.of_packed
+
     # The label of a generated sequence does not depend on the order of its tokens.
     shuffled = None
     if examples.source is None:
-        shuffled = Shuffled(model, examples.total, config.seed)
+        shuffled = Shuffled(model, examples.total, config.seed, logits_of)
     path = None if predictions is None else Path(predictions)
     with (
         # disable=None leaves the bar out unless stderr is a terminal.
         tqdm(total=examples.total, unit="seq", disable=None if progress else True) as bar,
-        closing(scored(model, _with_progress(examples.batches, bar, check))) as parts,
+        closing(scored(model, _with_progress(examples.batches, bar, check), logits_of)) as parts,
         writing_predictions(path, examples, csv_safe) as written,
     ):
         watched = confidences.watch(confident.watch(parts))

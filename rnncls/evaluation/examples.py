@@ -46,6 +46,7 @@ class Examples(NamedTuple):
     """The sequences to evaluate, and what the report says about them."""
 
     total: int  # number of sequences
+    num_tokens: int  # of all sequences; expected where their lengths are drawn
     batches: Iterable[Batch]
     labels: tuple[str, ...]  # the names of the classes
     trained: Container[int] | None  # lengths seen in training; None: unknown
@@ -107,22 +108,27 @@ def generated_examples(
     # The training lengths are too many to enumerate: one sample of them all, as in training.
     if lengths is None and len(exhaustive) < len(trained):
         drawn = samples(data, seed, "test", num_samples)
-        return Examples(num_samples, drawn, labels, trained, (), data=None, source=None)
+        # Lengths are uniform.
+        num_tokens = num_samples * (data.min_length + data.max_length) // 2
+        return Examples(num_samples, num_tokens, drawn, labels, trained, (), None, None)
 
     total = 0
+    num_tokens = 0
     parts: list[Iterable[Batch]] = []
     for length in chosen:
         if length in exhaustive:
-            total += num_sequences(data, length)
+            count = num_sequences(data, length)
             parts.append(all_sequences(data, length))
         else:
             # A stream of its own for each length: a sample does not depend on the other lengths.
             of_length = data.model_copy(update={"min_length": length, "max_length": length})
-            total += num_samples
+            count = num_samples
             parts.append(samples(of_length, seed, "test", num_samples))
+        total += count
+        num_tokens += count * length
 
     batches = chain.from_iterable(parts)
-    return Examples(total, batches, labels, trained, exhaustive, data=None, source=None)
+    return Examples(total, num_tokens, batches, labels, trained, exhaustive, None, None)
 
 
 def require_sizes(dataset: Dataset, sizes: tuple[int, int]) -> None:
@@ -176,7 +182,8 @@ def held_out_examples(
     )
     batches = (split.batch(part) for part in parts)
     labels = dataset.vocabulary.labels
-    return Examples(len(rows), batches, labels, trained, (), described, source)
+    num_tokens = int(split.lengths_of(rows).sum())
+    return Examples(len(rows), num_tokens, batches, labels, trained, (), described, source)
 
 
 def _no_sequences(file: str, lengths: Sequence[int], present: Tensor) -> DataError:

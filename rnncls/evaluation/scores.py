@@ -1,15 +1,19 @@
 """The predictions and losses of a model over batches."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.data import Batch
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.losses import sequence_losses
+
+# Gives the logits (B, N) of packed ids: a model, or another way of computing the same.
+LogitsOf = Callable[[PackedSequence], Tensor]
 
 
 class Scored(NamedTuple):
@@ -42,10 +46,15 @@ def score(model: RNNClassifier, batches: Iterable[Batch]) -> Scores:
 
 
 @torch.inference_mode()
-def scored(model: RNNClassifier, batches: Iterable[Batch]) -> Generator[Scored, None, None]:
+def scored(
+    model: RNNClassifier,
+    batches: Iterable[Batch],
+    logits_of: LogitsOf | None = None,
+) -> Generator[Scored, None, None]:
     """Run the model over batches in evaluation mode, and yield what it says about each of them.
 
-    Whoever stops early closes the generator, which restores the model's training mode.
+    `logits_of` gives its logits, if it is not the model itself that computes them. Whoever stops
+    early closes the generator, which restores the model's training mode.
     """
     # Training validates between two steps, and must find its dropout switched on again.
     was_training = model.training
@@ -53,7 +62,7 @@ def scored(model: RNNClassifier, batches: Iterable[Batch]) -> Generator[Scored, 
     try:
         for batch in batches:
             moved = batch.to(model.device)
-            logits = model(moved.tokens)  # (B, N)
+            logits = (logits_of or model)(moved.tokens)  # (B, N)
             losses = sequence_losses(logits, moved.labels)
             yield Scored(batch, logits, logits.argmax(1), losses)
     finally:

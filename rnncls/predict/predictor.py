@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from rnncls.data.cells import sequence_of, tokens_of
 from rnncls.data.sequences import cut_for_evaluation
 from rnncls.data.vocabulary import are_integers, truncate
 from rnncls.errors import DataError, NonFiniteError, Problem
+from rnncls.evaluation.ways import LONGEST, compiled_model
 from rnncls.model.classifier import RNNClassifier
 from rnncls.predict.logits import likeliest, logits_of
 from rnncls.predict.long_sequences import too_long_for
@@ -30,11 +31,18 @@ from rnncls.predict.prefixes import Prefixes, prefixes_of, require_prefixes
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.checkpoint_files import load_checkpoint
 
+if TYPE_CHECKING:
+    from rnncls.evaluation.compiled import CompiledModel
+
 MOST_TOKENS_SHOWN = 12  # in a message about an unknown one
 
 # Sequences that are sorted by length together; predictions keep the given order. It bounds what is
 # in memory.
 CHUNK = 4096
+
+# Of a text of ids or words, about so many characters are one token. Before a file is read, only its
+# size is known.
+CHARACTERS_OF_TOKEN = 4
 
 # An int where all labels of a run are integers, as in its files; else text.
 Label = str | int
@@ -69,6 +77,7 @@ class Predictor:
     checkpoint: Path  # the file that was read
     step: int  # training steps behind the checkpoint
     data: FilesConfig  # how sequences are read: kind of tokens, length, names of fields
+    compiled: "CompiledModel | None" = None  # the network, where many sequences are predicted
 
     def __repr__(self) -> str:
         tokens = self.vocabulary.num_embeddings
@@ -81,15 +90,17 @@ class Predictor:
         A sequence is text, as `rnncls predict` takes it, or a list of its tokens; ids may also be a
         tensor or an array (length,). Where several fields make a sequence, a dict is a row with
         them. There may be any number of sequences, and the probabilities are those of
-        `rnncls predict`. They do not depend on what is predicted beside a sequence.
+        `rnncls predict`. They do not depend on what is predicted beside a sequence, but for
+        rounding: a list or tuple of very many is predicted by the compiled program.
 
         Raises: DataError for an item that is no sequence, is empty, or has a token that the model
         does not know and has no `<unk>` for; it names the item. NonFiniteError if the model's
         weights have become NaN. ValueError for a top_k below 1.
         """
+        predictor = for_many(self, _num_characters(self, items))
         predictions: list[Prediction] = []
-        for ids in _chunks_of_items(self, items, top_k):
-            predictions += predict_ids(self, ids, top_k)
+        for ids in _chunks_of_items(predictor, items, top_k):
+            predictions += predict_ids(predictor, ids, top_k)
         return predictions
 
     def predict_prefixes(self, items: Iterable[Item], top_k: int = 1) -> list[list[Prediction]]:
@@ -152,6 +163,34 @@ def _numbers(checkpoint: Checkpoint) -> Vocabulary:
     tokens = tuple(map(str, range(num_tokens)))
     labels = tuple(map(str, range(num_classes)))
     return Vocabulary(tokens, labels, has_unknown=False)
+
+
+def for_many(predictor: Predictor, num_characters: int) -> Predictor:
+    """Return the predictor for sequences of so many characters in all, as a text or a file has.
+
+    For many of them, the network is compiled where it can be.
+    """
+    num_tokens = num_characters
+    if predictor.data.tokens != "characters":
+        num_tokens //= CHARACTERS_OF_TOKEN
+    return replace(predictor, compiled=compiled_model(predictor.network, num_tokens))
+
+
+def _num_characters(predictor: Predictor, items: Iterable[Item]) -> int:
+    """Return about how long a text of all items would be; 0 where they are not all there yet."""
+    if not isinstance(items, list | tuple):
+        return 0
+    of_token = 1 if predictor.data.tokens == "characters" else CHARACTERS_OF_TOKEN
+    size = 0
+    for item in items:
+        if isinstance(item, str):
+            size += len(item)
+        elif isinstance(item, Mapping):
+            size += sum(len(value) for value in item.values() if isinstance(value, str))
+        # What is no sequence is refused later.
+        elif isinstance(item, Sequence) or getattr(item, "ndim", 0) == 1:
+            size += of_token * len(item)
+    return size
 
 
 def encode(predictor: Predictor, value: Any) -> list[int] | Problem:
@@ -353,9 +392,13 @@ def _finite(predictor: Predictor, parts: Iterator[Prefixes]) -> Iterator[Prefixe
 
 
 def _predict_batch(predictor: Predictor, ids: list[list[int]], top_k: int) -> Iterator[Prediction]:
-    """Yield the predictions for a few sequences, in their order."""
+    """Yield the predictions for a few sequences whose lengths rise, in their order."""
     # (B, top_k) each, best first.
-    classes, probabilities = likeliest(logits_of(predictor.network, ids), top_k)
+    if predictor.compiled is None or len(ids[-1]) > LONGEST:
+        logits = logits_of(predictor.network, ids)
+    else:
+        logits = predictor.compiled.of_ids(ids)
+    classes, probabilities = likeliest(logits, top_k)
     _require_finite(predictor, probabilities)
     yield from predictions_of(predictor, classes, probabilities)
 

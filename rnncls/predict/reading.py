@@ -126,7 +126,7 @@ def line_groups(file: IO[bytes], name: str, most: int = MAX_LINE_BYTES) -> Itera
     Raises: DataError if the stream cannot be read.
     """
     # Nobody waits for the lines of a file, and they are read faster so.
-    if _never_waits(file):
+    if size_of_file(file) is not None:
         yield numbered_lines(file, name, most=most)
         return
 
@@ -196,12 +196,16 @@ def reading(name: str, read: Callable[..., Any], *arguments: Any) -> Any:
         raise DataError(Problem(f"cannot read: {error.strerror}", name, id="D1")) from None
 
 
-def _never_waits(file: IO[bytes]) -> bool:
-    """Return whether all that there will be is there already, as in a regular file."""
+def size_of_file(file: IO[bytes]) -> int | None:
+    """Return the bytes of a file in which all that there will be is there already.
+
+    None for a pipe or a terminal, which may have any number of them. 0 for a stream in memory.
+    """
     try:
-        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        status = os.fstat(file.fileno())
     except OSError:  # a stream in memory has no descriptor
-        return True
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _has_more(file: IO[bytes]) -> bool:

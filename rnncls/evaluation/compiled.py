@@ -1,0 +1,262 @@
+"""Runs a model's forward pass as the compiled program of `rnncls.compiled.inference`."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from rnncls.compiled import batches, gates, inference, kernels
+from rnncls.compiled.batches import Array, BatchLayout, BatchSize
+from rnncls.compiled.inference import (
+    BLOCK,
+    GRU,
+    LSTM,
+    RELU,
+    TANH,
+    Given,
+    Network,
+    Weights,
+    make_weights,
+    make_work,
+)
+from rnncls.compiled.loading import load
+from rnncls.evaluation.ways import LONGEST
+from rnncls.model.classifier import RNNClassifier
+from rnncls.model.pooling import parts_of
+
+_CELLS = {"RNN_TANH": TANH, "RNN_RELU": RELU, "GRU": GRU, "LSTM": LSTM}
+
+# Above this, in numbers, what the first layer makes of each token of the vocabulary is no table:
+# it would not stay in the cache. 16 MiB.
+MOST_IN_TABLE = 2**22
+
+
+class CompiledModel:
+    """A model on the CPU as it is now: later changes of its weights are not seen.
+
+    The logits of a sequence have the same bits, whatever sequences are beside it and with any
+    number of threads. They are those of the model within rounding.
+    """
+
+    def __init__(self, model: RNNClassifier) -> None:
+        self.model = model
+        self.functions = load_program()
+        self.network = network_of(model)
+        self.weights = weights_of(model, self.network)
+        self.threads = torch.get_num_threads()
+        self.works = [make_work(self.network) for _ in range(self.threads)]
+
+    def of_packed(self, tokens: PackedSequence) -> Tensor:
+        """Return the logits (B, C) of packed ids, in the order in which they were given."""
+        if len(tokens.batch_sizes) > LONGEST:
+            logits: Tensor = self.model(tokens)
+            return logits
+
+        running = tokens.batch_sizes.numpy()
+        nothing = np.zeros(0, np.int64)
+        layout = BatchLayout(
+            running=running,
+            first_row=np.cumsum(running) - running,
+            order=nothing,
+            last_row=nothing,
+            tokens=tokens.data.int().numpy(),
+            next_rank=nothing,
+        )
+        by_rank = self._of_layout(layout)
+        if tokens.unsorted_indices is None:
+            return by_rank
+        return by_rank.index_select(0, tokens.unsorted_indices)
+
+    def of_ids(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Return the logits (B, C) of B lists of 1 to LONGEST ids."""
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        ends = np.cumsum(lengths)
+        size = BatchSize(len(ids), int(lengths.max()), int(ends[-1]))
+        tokens = np.fromiter(chain.from_iterable(ids), np.int32, size.rows)
+        given = Given(tokens, ends - lengths, lengths, np.array([0, len(ids)]))
+        layout = _empty_layout(size)
+        self.functions.pack(given, 0, 0, 1, layout)
+
+        ranks = np.empty(len(ids), np.int64)
+        ranks[layout.order] = np.arange(len(ids))
+        return self._of_layout(layout).index_select(0, torch.from_numpy(ranks))
+
+    def _of_layout(self, layout: BatchLayout) -> Tensor:
+        """Return the logits (B, C) of a batch, the longest sequence first."""
+        network = self.network
+        sequences = int(layout.running[0])
+        out = torch.empty(sequences, self.weights.head_t.shape[1])
+        rows = len(layout.tokens) if network.directions == 2 else 0
+        kept = np.empty((2, rows, 2 * network.hidden), np.float32)
+
+        # Every thread takes blocks of its own. What it computes does not depend on which.
+        threads = min(self.threads, -(-sequences // BLOCK))
+        arguments = (self.network, self.weights, layout)
+        if threads == 1:
+            self.functions.logits(*arguments, 0, 1, kept, self.works[0], out.numpy())
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                futures = []
+                for first, work in enumerate(self.works[:threads]):
+                    rest = (first, threads, kept, work, out.numpy())
+                    futures.append(pool.submit(self.functions.logits, *arguments, *rest))
+            for future in futures:
+                future.result()
+        return out[:, : network.classes]
+
+
+def _empty_layout(size: BatchSize) -> BatchLayout:
+    """Return room for a packed batch."""
+    return BatchLayout(
+        running=np.empty(size.time_steps, np.int64),
+        first_row=np.empty(size.time_steps, np.int64),
+        order=np.empty(size.sequences, np.int64),
+        last_row=np.empty(size.sequences, np.int64),
+        tokens=np.empty(size.rows, np.int32),
+        next_rank=np.empty(size.time_steps, np.int64),
+    )
+
+
+def network_of(model: RNNClassifier) -> Network:
+    """Return the sizes and functions of a model."""
+    rnn = model.rnn
+    parts = parts_of(model.pooling)
+    num_tokens = model.embedding.num_embeddings
+    cell = _CELLS[rnn.mode]
+    network = Network(
+        cell=cell,
+        width=rnn.input_size,
+        hidden=rnn.hidden_size,
+        layers=rnn.num_layers,
+        directions=model.num_directions,
+        classes=model.head.out_features,
+        last="last" in parts,
+        mean="mean" in parts,
+        largest="max" in parts,
+        by_table=False,
+    )
+    columns = network.directions * network.products * kernels.padded(network.hidden)
+    return network._replace(by_table=num_tokens * columns <= MOST_IN_TABLE)
+
+
+@torch.no_grad()
+def weights_of(model: RNNClassifier, network: Network) -> Weights:
+    """Return copies of a model's parameters, as the compiled program reads them."""
+    weights = make_weights(network, model.embedding.num_embeddings)
+    hidden = network.hidden
+    directions = network.directions
+    weights.embedding[:] = model.embedding.weight.numpy()
+
+    for number in range(network.layers * directions):
+        layer, direction = divmod(number, directions)
+        suffix = f"l{layer}" + ("_reverse" if direction else "")
+        if layer == 0:
+            input_t = weights.input_t[direction]
+        else:
+            input_t = weights.between_t[number - directions]
+        input_t[..., :hidden] = _gates(model, f"weight_ih_{suffix}", network)
+        weights.recurrent_t[number, ..., :hidden] = _gates(model, f"weight_hh_{suffix}", network)
+        if model.rnn.bias:
+            _add_biases(model, network, weights, number, suffix)
+
+    if model.initial_state is not None:
+        starts = (weights.start_hidden, weights.start_cell)
+        for start, values in zip(starts, model.initial_state.numpy(), strict=False):
+            start[:, :hidden] = values
+
+    if network.by_table:
+        # In float64, so that the order of the sums does not matter: NumPy chooses it.
+        embedding = weights.embedding.astype(np.float64)
+        for direction in range(directions):
+            products = embedding @ weights.input_t[direction]  # (G, V, H')
+            weights.table[direction] = products + weights.bias[direction, :, None]
+
+    weights.head_t[:, : network.classes] = model.head.weight.numpy().T
+    weights.head_bias[: network.classes] = model.head.bias.numpy()
+    return weights
+
+
+def _gates(model: RNNClassifier, name: str, network: Network) -> Array:
+    """Return a matrix (G * H, K) transposed, gate by gate, (G, K, H)."""
+    matrix = model.rnn.get_parameter(name).numpy()
+    return matrix.reshape(network.products, network.hidden, -1).transpose(0, 2, 1)
+
+
+def _add_biases(
+    model: RNNClassifier, network: Network, weights: Weights, number: int, suffix: str
+) -> None:
+    """Add up the two biases of a layer and direction where the program adds one."""
+    hidden = network.hidden
+    shape = (network.products, hidden)
+    of_input = model.rnn.get_parameter(f"bias_ih_{suffix}").numpy().reshape(shape)
+    recurrent = model.rnn.get_parameter(f"bias_hh_{suffix}").numpy().reshape(shape).copy()
+
+    # n = tanh(W_in x + b_in + r (W_hn h + b_hn)): the last one stays where the gate multiplies it.
+    if network.cell == GRU:
+        weights.recurrent_bias[number, :hidden] = recurrent[2]
+        recurrent[2] = 0
+    weights.bias[number, :, :hidden] = of_input + recurrent
+
+
+# --- the machine code and where it is kept
+
+
+class Functions(NamedTuple):
+    """The entry points of the program, as machine code."""
+
+    pack: Callable[..., Any]
+    logits: Callable[..., Any]
+
+
+# The members of a sweep are threads of one process: the first of them compiles, the others wait.
+_loaded: list[Functions] = []
+_loading = threading.Lock()
+
+
+def load_program() -> Functions:
+    """Return the compiled functions, from the folder where they are kept if they are there."""
+    with _loading:
+        if not _loaded:
+            # All sources, because a function is compiled together with those that it calls.
+            modules = (kernels, gates, batches, inference)
+            functions = load(modules, _functions, _warm_up, "evaluation and prediction", seconds=6)
+            _loaded.append(functions)
+        return _loaded[0]
+
+
+def _functions(compiled: Callable[..., Any]) -> Functions:
+    """Return the functions, which Numba compiles, or reads, when first called."""
+    return Functions(
+        pack=compiled(batches.pack.py_func),
+        logits=compiled(inference.logits),
+    )
+
+
+def _warm_up(functions: Functions) -> None:
+    """Call all functions, so that they are compiled now: Numba compiles for types."""
+    network = Network(
+        cell=TANH,
+        width=1,
+        hidden=1,
+        layers=1,
+        directions=1,
+        classes=1,
+        last=True,
+        mean=False,
+        largest=False,
+        by_table=True,
+    )
+    weights = make_weights(network, num_tokens=1)
+    one = np.ones(1, np.int64)
+    given = Given(np.zeros(1, np.int32), np.zeros(1, np.int64), one, np.array([0, 1]))
+    layout = _empty_layout(BatchSize(1, 1, 1))
+    functions.pack(given, 0, 0, 1, layout)
+    kept = np.zeros((2, 0, 2), np.float32)
+    out = np.zeros((1, len(weights.head_bias)), np.float32)
+    functions.logits(network, weights, layout, 0, 1, kept, make_work(network), out)
