@@ -273,6 +273,9 @@ def test_the_way_depends_on_the_model_and_the_number_of_tokens() -> None:
     # A small network is quick anyway: it takes more sequences. A large one takes fewer.
     assert not is_worth_compiling(RNNClassifier(10, 3, 10, 16), edge)
     assert is_worth_compiling(RNNClassifier(100, 3, 32, 512, cell="gru"), edge // 4)
+    assert is_worth_compiling(RNNClassifier(10, 2**14, 8, 8), 10**9)
+    assert not is_worth_compiling(RNNClassifier(10, 2**14 + 1, 8, 8), 10**9)
+    assert is_worth_compiling(RNNClassifier(10, 3, 8, 1024), 10**9)
     assert not is_worth_compiling(RNNClassifier(10, 3, 8, 1025), 10**9)
 
 

@@ -120,16 +120,16 @@ class Given(NamedTuple):
     edges: Array  # (2,) int64: 0 and B
 
 
-def make_weights(network: Network, num_tokens: int) -> Weights:
-    """Return weights of zeros for a vocabulary of so many tokens."""
+def make_weights(network: Network, embedding: Array) -> Weights:
+    """Return weights with these embeddings, (V, E), and zeros in place of all others."""
     products = network.products
     size = padded(network.hidden)
     numbers = network.layers * network.directions
     width = network.directions * network.hidden
     between = numbers - network.directions
-    rows = num_tokens if network.by_table else 0
+    rows = len(embedding) if network.by_table else 0
     return Weights(
-        embedding=_zeros(num_tokens, network.width),
+        embedding=embedding,
         input_t=_zeros(network.directions, products, network.width, size),
         between_t=_zeros(between, products, width, size),
         recurrent_t=_zeros(numbers, products, network.hidden, size),

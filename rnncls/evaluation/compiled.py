@@ -38,7 +38,7 @@ MOST_IN_TABLE = 2**22
 
 
 class CompiledModel:
-    """A model on the CPU as it is now: later changes of its weights are not seen.
+    """A model on the CPU as it is now: its weights may not change meanwhile.
 
     The logits of a sequence have the same bits, whatever sequences are beside it and with any
     number of threads. They are those of the model within rounding.
@@ -147,11 +147,11 @@ def network_of(model: RNNClassifier) -> Network:
 
 @torch.no_grad()
 def weights_of(model: RNNClassifier, network: Network) -> Weights:
-    """Return copies of a model's parameters, as the compiled program reads them."""
-    weights = make_weights(network, model.embedding.num_embeddings)
+    """Return a model's parameters as the compiled program reads them: copies but for embeddings."""
+    embedding = np.ascontiguousarray(model.embedding.weight.numpy())
+    weights = make_weights(network, embedding)
     hidden = network.hidden
     directions = network.directions
-    weights.embedding[:] = model.embedding.weight.numpy()
 
     for number in range(network.layers * directions):
         layer, direction = divmod(number, directions)
@@ -171,11 +171,12 @@ def weights_of(model: RNNClassifier, network: Network) -> Weights:
             start[:, :hidden] = values
 
     if network.by_table:
-        # In float64, so that the order of the sums does not matter: NumPy chooses it.
-        embedding = weights.embedding.astype(np.float64)
-        for direction in range(directions):
-            products = embedding @ weights.input_t[direction]  # (G, V, H')
-            weights.table[direction] = products + weights.bias[direction, :, None]
+        # In float64, so that the order of the sums does not matter: NumPy chooses it. Whether
+        # numbers are finite is looked at in the logits.
+        with np.errstate(all="ignore"):
+            for direction in range(directions):
+                products = embedding.astype(np.float64) @ weights.input_t[direction]  # (G, V, H')
+                weights.table[direction] = products + weights.bias[direction, :, None]
 
     weights.head_t[:, : network.classes] = model.head.weight.numpy().T
     weights.head_bias[: network.classes] = model.head.bias.numpy()
@@ -252,7 +253,7 @@ def _warm_up(functions: Functions) -> None:
         largest=False,
         by_table=True,
     )
-    weights = make_weights(network, num_tokens=1)
+    weights = make_weights(network, np.zeros((1, 1), np.float32))
     one = np.ones(1, np.int64)
     given = Given(np.zeros(1, np.int32), np.zeros(1, np.int64), one, np.array([0, 1]))
     layout = _empty_layout(BatchSize(1, 1, 1))
