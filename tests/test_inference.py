@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
+from rnncls.cli.predict import size_of_input
 from rnncls.config import FilesConfig
 from rnncls.data.loading import load_dataset
 from rnncls.data.sequences import Sequences
@@ -370,6 +371,11 @@ def test_a_prediction_knows_how_long_its_input_is(
     # A pipe may have any number of sequences, and the first one is answered before that is known.
     with path.open("rb") as file:
         assert size_of_file(file) == 80
+    with path.open() as stdin, monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", stdin)
+        assert size_of_input(None, None) == 80
+    assert size_of_input(tmp_path / "missing", None) == 0
+    assert size_of_input(Path("x" * 5000), None) == 0
     read, write = os.pipe()
     with os.fdopen(read, "rb") as file, os.fdopen(write, "wb"):
         assert size_of_file(file) is None
