@@ -30,11 +30,13 @@ from rnncls.predict.predictor import CHUNK, for_many, load
 from rnncls.predict.reading import size_of_file
 from rnncls.rundir.checkpoint_files import load_checkpoint
 from tests.helpers import (
+    PYTHON,
     ROOT,
     config_of,
     copy_of_run,
     data_of,
     files_config,
+    run_command,
     run_process,
     run_rnncls,
     some_rows,
@@ -308,6 +310,21 @@ def test_without_numba_torch_runs_and_one_line_says_so(
     said = capsys.readouterr().err
     assert said.count("numba is not installed: pip install 'rnncls[fast]'") == 1
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_few_sequences_do_without_numba(run_dir: Path) -> None:
+    code = f"""
+import sys
+from rnncls.cli.entry import run
+for words in (["predict", {str(run_dir)!r}, "1 2"], ["eval", {str(run_dir)!r}, "--json"]):
+    sys.argv = ["rnncls", *words]
+    assert run() == 0
+print("numba" in sys.modules, "rnncls.compiled" in sys.modules)
+"""
+    done = run_command([PYTHON, "-c", code])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False False"
 
 
 @pytest.mark.slow

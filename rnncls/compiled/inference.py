@@ -26,21 +26,13 @@ import numpy as np
 
 from rnncls.compiled.batches import Array
 from rnncls.compiled.gates import gru_forward, lstm_forward
-from rnncls.compiled.kernels import (
-    add_product,
-    copy_row,
-    jit_inlined,
-    padded,
-    relu,
-    tanh,
-)
+from rnncls.compiled.kernels import add_product, copy_row, jit_inlined, padded, relu, tanh
 
 # Numbers instead of names, which compiled code would have to handle as strings.
 TANH, RELU, GRU, LSTM = range(4)
 
 # Sequences whose states are worked on together, so that they stay in the cache.
 BLOCK = 128
-
 
 # The first row of a matrix. A plain 0 would be part of a type, and the product would be compiled
 # once for each of them.
@@ -174,7 +166,7 @@ def logits(network, weights, layout, first, stride, kept, work, out):
     """Write the logits (B, C') of a packed batch, the longest sequence first.
 
     Of its blocks of BLOCK sequences, every `stride`-th is computed, from number `first` on. `kept`
-    (2, S, 2 * H) has room for the outputs of two layers of two directions.
+    (2, >= S, 2 * H) has room for the outputs of two layers of two directions; one layer needs none.
     """
     sequences = layout.running[0]
     for begin in range(first * BLOCK, sequences, stride * BLOCK):

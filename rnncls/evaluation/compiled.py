@@ -52,6 +52,9 @@ class CompiledModel:
         self.threads = torch.get_num_threads()
         self.works = [make_work(self.network) for _ in range(self.threads)]
 
+        # The outputs of two layers of two directions; it grows with the batches.
+        self.kept = np.empty((2, 0, 2 * self.network.hidden), np.float32)
+
     def of_packed(self, tokens: PackedSequence) -> Tensor:
         """Return the logits (B, C) of packed ids, in the order in which they were given."""
         if len(tokens.batch_sizes) > LONGEST:
@@ -92,19 +95,20 @@ class CompiledModel:
         network = self.network
         sequences = int(layout.running[0])
         out = torch.empty(sequences, self.weights.head_t.shape[1])
-        rows = len(layout.tokens) if network.directions == 2 else 0
-        kept = np.empty((2, rows, 2 * network.hidden), np.float32)
+        rows = len(layout.tokens)
+        if network.directions == 2 and network.layers > 1 and rows > self.kept.shape[1]:
+            self.kept = np.empty((2, rows, 2 * network.hidden), np.float32)
 
         # Every thread takes blocks of its own. What it computes does not depend on which.
         threads = min(self.threads, -(-sequences // BLOCK))
         arguments = (self.network, self.weights, layout)
         if threads == 1:
-            self.functions.logits(*arguments, 0, 1, kept, self.works[0], out.numpy())
+            self.functions.logits(*arguments, 0, 1, self.kept, self.works[0], out.numpy())
         else:
             with ThreadPoolExecutor(threads) as pool:
                 futures = []
                 for first, work in enumerate(self.works[:threads]):
-                    rest = (first, threads, kept, work, out.numpy())
+                    rest = (first, threads, self.kept, work, out.numpy())
                     futures.append(pool.submit(self.functions.logits, *arguments, *rest))
             for future in futures:
                 future.result()
