@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -151,7 +151,7 @@ def predict(
     # A table has all columns of the input; the other formats need not keep them.
     keep_fields = output is not None and format_of_name(output) in TABLES and not prefixes
     if not prefixes:
-        predictor = for_many(predictor, _size_of_input(input, texts))
+        predictor = for_many(predictor, size_of_input(input, texts))
     reading = _Reading(predictor, skipped, overrides, keep_fields, keep_tokens=prefixes)
     write = write_prefixes if prefixes else write_predictions
     with _groups(reading, input, texts) as groups:
@@ -250,13 +250,15 @@ def _groups(
         yield (rows_of_lines(predictor, lines, skipped, keep_tokens) for lines in groups)
 
 
-def _size_of_input(path: Path | None, texts: list[str] | None) -> int:
-    """Return how many bytes a file or `texts` have; 0 for a pipe, which may have any number."""
+def size_of_input(path: Path | None, texts: list[str] | None) -> int:
+    """Return how many bytes a file has, or characters `texts`; 0 for a pipe, which may have any."""
     from rnncls.predict.reading import size_of_file
 
     if path is not None:
-        # A file that is missing is an error where it is read.
-        return path.stat().st_size if path.is_file() else 0
+        # What cannot be looked at is an error where it is read.
+        with suppress(OSError):
+            return path.stat().st_size
+        return 0
     if texts is not None:
         return sum(map(len, texts))
     return size_of_file(sys.stdin.buffer) or 0

@@ -26,21 +26,13 @@ import numpy as np
 
 from rnncls.compiled.batches import Array
 from rnncls.compiled.gates import gru_forward, lstm_forward
-from rnncls.compiled.kernels import (
-    add_product,
-    copy_row,
-    jit_inlined,
-    padded,
-    relu,
-    tanh,
-)
+from rnncls.compiled.kernels import add_product, copy_row, jit_inlined, padded, relu, tanh
 
 # Numbers instead of names, which compiled code would have to handle as strings.
 TANH, RELU, GRU, LSTM = range(4)
 
 # Sequences whose states are worked on together, so that they stay in the cache.
 BLOCK = 128
-
 
 # The first row of a matrix. A plain 0 would be part of a type, and the product would be compiled
 # once for each of them.
@@ -120,16 +112,16 @@ class Given(NamedTuple):
     edges: Array  # (2,) int64: 0 and B
 
 
-def make_weights(network: Network, num_tokens: int) -> Weights:
-    """Return weights of zeros for a vocabulary of so many tokens."""
+def make_weights(network: Network, embedding: Array) -> Weights:
+    """Return weights with these embeddings, (V, E), and zeros in place of all others."""
     products = network.products
     size = padded(network.hidden)
     numbers = network.layers * network.directions
     width = network.directions * network.hidden
     between = numbers - network.directions
-    rows = num_tokens if network.by_table else 0
+    rows = len(embedding) if network.by_table else 0
     return Weights(
-        embedding=_zeros(num_tokens, network.width),
+        embedding=embedding,
         input_t=_zeros(network.directions, products, network.width, size),
         between_t=_zeros(between, products, width, size),
         recurrent_t=_zeros(numbers, products, network.hidden, size),
@@ -174,7 +166,7 @@ def logits(network, weights, layout, first, stride, kept, work, out):
     """Write the logits (B, C') of a packed batch, the longest sequence first.
 
     Of its blocks of BLOCK sequences, every `stride`-th is computed, from number `first` on. `kept`
-    (2, S, 2 * H) has room for the outputs of two layers of two directions.
+    (2, >= S, 2 * H) has room for the outputs of two layers of two directions; one layer needs none.
     """
     sequences = layout.running[0]
     for begin in range(first * BLOCK, sequences, stride * BLOCK):

@@ -38,7 +38,7 @@ MOST_IN_TABLE = 2**22
 
 
 class CompiledModel:
-    """A model on the CPU as it is now: later changes of its weights are not seen.
+    """A model on the CPU as it is now: its weights may not change meanwhile.
 
     The logits of a sequence have the same bits, whatever sequences are beside it and with any
     number of threads. They are those of the model within rounding.
@@ -51,6 +51,9 @@ class CompiledModel:
         self.weights = weights_of(model, self.network)
         self.threads = torch.get_num_threads()
         self.works = [make_work(self.network) for _ in range(self.threads)]
+
+        # The outputs of two layers of two directions; it grows with the batches.
+        self.kept = np.empty((2, 0, 2 * self.network.hidden), np.float32)
 
     def of_packed(self, tokens: PackedSequence) -> Tensor:
         """Return the logits (B, C) of packed ids, in the order in which they were given."""
@@ -92,19 +95,20 @@ class CompiledModel:
         network = self.network
         sequences = int(layout.running[0])
         out = torch.empty(sequences, self.weights.head_t.shape[1])
-        rows = len(layout.tokens) if network.directions == 2 else 0
-        kept = np.empty((2, rows, 2 * network.hidden), np.float32)
+        rows = len(layout.tokens)
+        if network.directions == 2 and network.layers > 1 and rows > self.kept.shape[1]:
+            self.kept = np.empty((2, rows, 2 * network.hidden), np.float32)
 
         # Every thread takes blocks of its own. What it computes does not depend on which.
         threads = min(self.threads, -(-sequences // BLOCK))
         arguments = (self.network, self.weights, layout)
         if threads == 1:
-            self.functions.logits(*arguments, 0, 1, kept, self.works[0], out.numpy())
+            self.functions.logits(*arguments, 0, 1, self.kept, self.works[0], out.numpy())
         else:
             with ThreadPoolExecutor(threads) as pool:
                 futures = []
                 for first, work in enumerate(self.works[:threads]):
-                    rest = (first, threads, kept, work, out.numpy())
+                    rest = (first, threads, self.kept, work, out.numpy())
                     futures.append(pool.submit(self.functions.logits, *arguments, *rest))
             for future in futures:
                 future.result()
@@ -147,11 +151,11 @@ def network_of(model: RNNClassifier) -> Network:
 
 @torch.no_grad()
 def weights_of(model: RNNClassifier, network: Network) -> Weights:
-    """Return copies of a model's parameters, as the compiled program reads them."""
-    weights = make_weights(network, model.embedding.num_embeddings)
+    """Return a model's parameters as the compiled program reads them: copies but for embeddings."""
+    embedding = np.ascontiguousarray(model.embedding.weight.numpy())
+    weights = make_weights(network, embedding)
     hidden = network.hidden
     directions = network.directions
-    weights.embedding[:] = model.embedding.weight.numpy()
 
     for number in range(network.layers * directions):
         layer, direction = divmod(number, directions)
@@ -171,11 +175,12 @@ def weights_of(model: RNNClassifier, network: Network) -> Weights:
             start[:, :hidden] = values
 
     if network.by_table:
-        # In float64, so that the order of the sums does not matter: NumPy chooses it.
-        embedding = weights.embedding.astype(np.float64)
-        for direction in range(directions):
-            products = embedding @ weights.input_t[direction]  # (G, V, H')
-            weights.table[direction] = products + weights.bias[direction, :, None]
+        # In float64, so that the order of the sums does not matter: NumPy chooses it. Whether
+        # numbers are finite is looked at in the logits.
+        with np.errstate(all="ignore"):
+            for direction in range(directions):
+                products = embedding.astype(np.float64) @ weights.input_t[direction]  # (G, V, H')
+                weights.table[direction] = products + weights.bias[direction, :, None]
 
     weights.head_t[:, : network.classes] = model.head.weight.numpy().T
     weights.head_bias[: network.classes] = model.head.bias.numpy()
@@ -252,7 +257,7 @@ def _warm_up(functions: Functions) -> None:
         largest=False,
         by_table=True,
     )
-    weights = make_weights(network, num_tokens=1)
+    weights = make_weights(network, np.zeros((1, 1), np.float32))
     one = np.ones(1, np.int64)
     given = Given(np.zeros(1, np.int32), np.zeros(1, np.int64), one, np.array([0, 1]))
     layout = _empty_layout(BatchSize(1, 1, 1))

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # A hidden_size. Beyond it torch's own products are as fast.
 MOST_COMPILED = 1024
 
+# The program has a copy of the head. Beyond this, it would take long to make, and much memory.
+MOST_CLASSES = 2**14
+
 # A batch with a longer sequence is run by the model itself, which reads it piece by piece: a call
 # of the program cannot be interrupted, and needs memory for each token. Where people's own
 # sequences are evaluated or predicted, one that is so long is alone in its batch.
@@ -68,7 +71,7 @@ def is_worth_compiling(model: RNNClassifier, num_tokens: int) -> bool:
     weight = model.head.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
-    if model.rnn.hidden_size > MOST_COMPILED:
+    if model.rnn.hidden_size > MOST_COMPILED or model.head.out_features > MOST_CLASSES:
         return False
 
     num_weights = sum(parameter.numel() for parameter in model.rnn.parameters())
