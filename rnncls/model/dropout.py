@@ -31,7 +31,7 @@ Drop = Callable[[int, Tensor], Tensor]
 
 # Pairs of columns that are drawn at a time: on the CPU as many as its cache holds.
 _PAIRS = 2**15
-_PAIRS_CUDA = 2**24
+_PAIRS_CUDA = 2**22
 
 
 def _signed(number: int) -> int:
