@@ -62,7 +62,7 @@ def packed_of(lengths: Sequence[int]) -> PackedSequence:
     return pack_sequence([torch.zeros(n, dtype=torch.int64) for n in lengths], enforce_sorted=False)
 
 
-@pytest.mark.parametrize("dropout", [1e-10, 0.1, 0.5, 0.75, 1 - 2**-20])
+@pytest.mark.parametrize("dropout", [1e-10, 0.1, 0.5, 0.75, 1 - 2**-20, 1 - 1e-12])
 @pytest.mark.parametrize("key", [0, KEY, 2**63 - 1])
 def test_masks_are_those_of_the_rule_packed_and_padded(key: int, dropout: float) -> None:
     for width in (1, 2, 7):
@@ -308,8 +308,9 @@ def test_masks_on_cuda_are_those_of_the_cpu() -> None:
             places_of_padded(torch.zeros(9, 50)),
             places_of_packed(packed_of((*LENGTHS, 300))),
         ):
-            on_cuda = kept(KEY, places.cuda(), width, 0.3)
-            assert torch.equal(on_cuda.cpu(), kept(KEY, places, width, 0.3))
+            for dropout in (1e-10, 0.3, 0.75, 1 - 1e-12):
+                on_cuda = kept(KEY, places.cuda(), width, dropout)
+                assert torch.equal(on_cuda.cpu(), kept(KEY, places, width, dropout))
     tokens = packed_of(LENGTHS)
     assert torch.equal(places_of_packed(tokens.cuda()).cpu(), places_of_packed(tokens))
     padded = torch.zeros(9, 50)

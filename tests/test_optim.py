@@ -9,6 +9,21 @@ from torch import nn
 
 from rnncls.config import OptimizerConfig, ScheduleConfig
 from rnncls.steps.optim import build_optimizer, clip_grad_norm, learning_rate
+from tests.helpers import run_python
+
+
+def test_an_optimizer_is_made_without_torch_dynamo() -> None:
+    """Compiled steps use no more of it than its groups and its state."""
+    code = """
+import sys, torch
+from rnncls.config import OptimizerConfig
+from rnncls.steps.optim import build_optimizer
+for name in ("sgd", "adam", "adamw"):
+    config = OptimizerConfig(name=name, weight_decay=0.0)
+    optimizer = build_optimizer([torch.nn.Parameter(torch.zeros(2))], config)
+    print(type(optimizer).__mro__[1].__name__, "torch._dynamo" in sys.modules)"""
+    done = run_python(code)
+    assert done.stdout.splitlines() == ["SGD False", "Adam False", "AdamW False"], done.stderr
 
 
 def rates(

@@ -228,7 +228,7 @@ def test_a_sweep_of_stacks_makes_ordinary_runs(
     monkeypatch.setattr(
         sweep_members,
         "plan_groups",
-        lambda members, _: [Group(members, len(members), stacked=True)],
+        lambda members, *_: [Group(members, len(members), stacked=True)],
     )
     assert run_sweep(sweep) == []
     assert run_sweep(sweep) == []  # all are done, and leave the stack

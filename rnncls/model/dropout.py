@@ -29,7 +29,7 @@ Drop = Callable[[int, Tensor], Tensor]
 
 # Pairs of columns that are drawn at a time: on the CPU as many as its cache holds.
 _PAIRS = 2**15
-_PAIRS_CUDA = 2**24
+_PAIRS_CUDA = 2**22
 
 
 def _signed(number: int) -> int:
@@ -89,6 +89,11 @@ def kept(key: int, places: Tensor, width: int, dropout: float) -> Tensor:
     The lower 32 bits of y belong to the even column of the two, the upper ones to the odd one. What
     is at least round(dropout * 2**32) stays.
     """
+    # Less than a number in 2**32 stays, and no int32 is as large.
+    least = round(dropout * 2**32) - 2**31
+    if least == 2**31:
+        return places.new_zeros((*places.shape, width), dtype=torch.bool)
+
     begins: Any = places.flatten() + key
     pairs: Any = torch.arange(1, (width + 1) // 2 + 1, device=places.device) * _GOLDEN
     stays = places.new_empty((len(begins), 2 * len(pairs)), dtype=torch.bool)
@@ -102,7 +107,6 @@ def kept(key: int, places: Tensor, width: int, dropout: float) -> Tensor:
         most = _PAIRS
 
     begins = _finalize(begins)
-    least = round(dropout * 2**32) - 2**31
     step = max(1, most // len(pairs))
     for first in range(0, len(begins), step):
         drawn = _finalize(begins[first : first + step, None] + pairs)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,32 @@ from rnncls.config import OptimizerConfig, ScheduleConfig, number
 CLIP_EPSILON = 1e-6
 
 
+Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
+
+
+def _light(kind: type[Kind]) -> type[Kind]:
+    """Return the same class of optimizers, but made without an import of torch._dynamo.
+
+    torch.compile is not to look into `add_param_group`, which the constructor calls, and to say so
+    torch imports all of it: a second of CPU. The function itself is behind the one that does. The
+    first `step` imports it anyway, but compiled steps never call that.
+    """
+    inner = getattr(kind.add_param_group, "__wrapped__", kind.add_param_group)
+    return cast(type[Kind], type(kind.__name__, (kind,), {"add_param_group": inner}))
+
+
+_SGD = _light(torch.optim.SGD)
+_ADAM = _light(torch.optim.Adam)
+_ADAMW = _light(torch.optim.AdamW)
+
+
 def build_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
     """Return Adam, AdamW or SGD for these parameters, with PyTorch's fused kernels."""
     weight_decay = number(config.weight_decay)
     if config.name == "sgd":
-        return torch.optim.SGD(
+        return _SGD(
             parameters,
             config.lr,
             momentum=config.momentum,
@@ -26,7 +46,7 @@ def build_optimizer(
             fused=True,
         )
 
-    adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    adam = _ADAM if config.name == "adam" else _ADAMW
     return adam(
         parameters,
         config.lr,
