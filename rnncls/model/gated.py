@@ -27,10 +27,6 @@ from rnncls.model.recurrence import (
 class _PackedGated(PackedLayers):
     """What the two gated cells have in common: where no gradient is wanted, torch runs them."""
 
-    # Whether torch runs them always, as in runs begun before there were functions of ours: a run
-    # has one rounding until its end.
-    as_before = False
-
     def is_ours(self, data: Tensor) -> bool:
         """Return whether our functions, and not PyTorch's, run these packed rows.
 

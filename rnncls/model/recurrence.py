@@ -40,6 +40,10 @@ class PackedLayers(nn.RNNBase):
     cuDNN.
     """
 
+    # Whether torch itself runs what had no function of ours when the run of this model began: a run
+    # has one rounding until its end.
+    as_before = False
+
     def is_ours(self, data: Tensor) -> bool:
         """Return whether our functions, and not PyTorch's, run these packed rows."""
         return data.device.type == "cpu"
