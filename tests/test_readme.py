@@ -87,7 +87,7 @@ def shorter(command: str) -> str:
     for beginning, addition in SHORTER.items():
         if command.startswith(beginning):
             for option in re.findall(r"--[a-z-]+", addition):
-                command = re.sub(rf" {option}[ =]\S+", "", command)
+                command = re.sub(rf" {option}[ =](\"[^\"]*\"|\S+)", "", command)
             return f"{command} {addition}"
     return command
 
