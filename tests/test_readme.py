@@ -47,8 +47,9 @@ SHORTER = {
     "python scripts/bench_data": "--rounds 1 --count 4",
     "python scripts/bench_checkpoint": "--rounds 1 --config configs/smoke.yaml",
     "python scripts/bench_recurrence": "--rounds 1 --longest 16",
-    "python scripts/bench.py": (
-        "--regimes tutorial --rounds 1 --seconds 0.01 --only 'rnncls compiled'"
+    "python -m scripts.bench ": (
+        "--regimes tutorial --cells rnn --rounds 1 --seconds 0.01 --only 'rnncls compiled' "
+        "--sequences 20"
     ),
     "python -m scripts.bench_files": "--rows 1000",
     "python scripts/source_lines": "--files 150",
@@ -86,7 +87,7 @@ def shorter(command: str) -> str:
     for beginning, addition in SHORTER.items():
         if command.startswith(beginning):
             for option in re.findall(r"--[a-z-]+", addition):
-                command = re.sub(rf" {option}[ =]\S+", "", command)
+                command = re.sub(rf" {option}[ =](\"[^\"]*\"|\S+)", "", command)
             return f"{command} {addition}"
     return command
 

@@ -71,8 +71,8 @@ class SumModConfig(Section):
     """Longest length in digits, in training and validation."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """Layout of a batch: packed (no padding) or padded (not for bidirectional models; faster on
-    CUDA). auto: padded on CUDA where the model allows it, and for most LSTMs of one direction on
-    the CPU; else packed. Batches that are run in pieces, or have prefix labels, are packed."""
+    CUDA). auto: padded on CUDA where the model allows it, and on the CPU where steps are eager and
+    faster so; else packed. Batches that are run in pieces, or have prefix labels, are packed."""
 
     @property
     def num_classes(self) -> int:
@@ -163,8 +163,8 @@ class FilesConfig(Section):
     """How batches are formed: at random (shuffle), or at random among similar lengths (bucket)."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """Layout of a batch: packed (no padding) or padded (not for bidirectional models; faster on
-    CUDA). auto: padded on CUDA where the model allows it, and for most LSTMs of one direction on
-    the CPU; else packed. Batches that are run in pieces, or have prefix labels, are packed."""
+    CUDA). auto: padded on CUDA where the model allows it, and on the CPU where steps are eager and
+    faster so; else packed. Batches that are run in pieces, or have prefix labels, are packed."""
 
     @property
     def sequence_fields(self) -> tuple[str, ...]:

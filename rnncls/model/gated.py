@@ -17,6 +17,7 @@ from rnncls.model.cells import State
 from rnncls.model.recurrence import (
     PackedLayers,
     Weights,
+    first_rows,
     in_precision,
     source_of,
     states_before,
@@ -26,10 +27,6 @@ from rnncls.model.recurrence import (
 
 class _PackedGated(PackedLayers):
     """What the two gated cells have in common: where no gradient is wanted, torch runs them."""
-
-    # Whether torch runs them always, as in runs begun before there were functions of ours: a run
-    # has one rounding until its end.
-    as_before = False
 
     def is_ours(self, data: Tensor) -> bool:
         """Return whether our functions, and not PyTorch's, run these packed rows.
@@ -163,9 +160,9 @@ class _GRULayer(torch.autograd.Function):
             # The first `known` rows come from step `source`; the others began at `start`.
             source, known = source_of(sizes, t, reverse)
             if known:
-                target = parts[0][source][:known]
-                target.addcmul_(own[:known], own_z[:known])
-                target.addmm_(own_flat[:known], w_hh)
+                target = first_rows(parts[0][source], known)
+                target.addcmul_(first_rows(own, known), first_rows(own_z, known))
+                target.addmm_(first_rows(own_flat, known), w_hh)
             if d_start is not None and known < len(own):
                 target = d_start[known : len(own)]
                 target.addcmul_(own[known:], own_z[known:])
@@ -277,8 +274,9 @@ class _LSTMLayer(torch.autograd.Function):
             # The first `known` rows come from step `source`; the others began at `start`.
             source, known = source_of(sizes, t, reverse)
             if known:
-                parts[1][source][:known].addcmul_(own_cell[:known], own_f[:known])
-                parts[0][source][:known].addmm_(own_flat[:known], w_hh)
+                target = first_rows(parts[1][source], known)
+                target.addcmul_(first_rows(own_cell, known), first_rows(own_f, known))
+                first_rows(parts[0][source], known).addmm_(first_rows(own_flat, known), w_hh)
             if d_start is not None and d_start_cell is not None and known < len(own):
                 d_start_cell[known : len(own)].addcmul_(own_cell[known:], own_f[known:])
                 d_start[known : len(own)].addmm_(own_flat[known:], w_hh)
@@ -301,7 +299,7 @@ def _state_before(
     if not known:
         return None if start is None else start[: sizes[t]]
     if known == sizes[t]:
-        return steps[source][:known]
+        return first_rows(steps[source], known)
 
     # In reverse, some sequences begin at step t.
     if start is None:

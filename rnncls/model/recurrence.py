@@ -40,6 +40,10 @@ class PackedLayers(nn.RNNBase):
     cuDNN.
     """
 
+    # Whether torch itself runs what had no function of ours when the run of this model began: a run
+    # has one rounding until its end.
+    as_before = False
+
     def is_ours(self, data: Tensor) -> bool:
         """Return whether our functions, and not PyTorch's, run these packed rows."""
         return data.device.type == "cpu"
@@ -229,7 +233,7 @@ class _Layer(torch.autograd.Function):
         for t in time_order(sizes, reverse):
             previous = _previous_states(steps, sizes, start, t, reverse)
             if previous is not None:
-                steps[t][: len(previous)].addmm_(previous, recurrent)
+                first_rows(steps[t], len(previous)).addmm_(previous, recurrent)
             activate(steps[t])
 
         ctx.save_for_backward(data, start, w_ih, w_hh, output)
@@ -251,62 +255,47 @@ class _Layer(torch.autograd.Function):
         steps = output.split(sizes)
         d_start = None if start is None else torch.zeros_like(start)
 
-        # (g_t, h_(t-1)) of each step, for its rows that have a previous state.
-        pairs = []
         for t in reversed(time_order(sizes, reverse)):
             if ctx.nonlinearity == "tanh":
                 _tanh_backward(gradients[t], steps[t], grad_input=gradients[t])
             else:
                 _relu_backward(gradients[t], steps[t], 0, grad_input=gradients[t])
 
-            # At the first step from zero there is nothing to pass on.
-            previous = _previous_states(steps, sizes, start, t, reverse)
-            if previous is None:
-                continue
-            own = gradients[t][: len(previous)]
-            pairs.append((own, previous))
-
             # The first `known` rows come from step `source`; the others began at `start`.
             source, known = source_of(sizes, t, reverse)
             if known:
-                gradients[source][:known].addmm_(own[:known], w_hh)
-            if d_start is not None and known < len(previous):
-                d_start[known : len(previous)].addmm_(own[known:], w_hh)
+                first_rows(gradients[source], known).addmm_(first_rows(gradients[t], known), w_hh)
+            if d_start is not None and known < sizes[t]:
+                d_start[known : sizes[t]].addmm_(gradients[t][known:], w_hh)
 
         # One product for each gradient, over all steps at once.
         d_data = gradient.mm(w_ih) if ctx.needs_input_grad[0] else None
         d_w_ih = gradient.t().mm(data)
-        own, previous = _joined(pairs, gradient, output, sizes[0], reverse, start is None)
+        own, previous = _joined(gradient, output, sizes, start, reverse)
         d_w_hh = own.t().mm(previous)
         d_bias = gradient.sum(0) if ctx.needs_input_grad[4] else None
         return d_data, d_start, d_w_ih, d_w_hh, d_bias, None, None, None
 
 
 def _joined(
-    pairs: list[tuple[Tensor, Tensor]],
-    gradient: Tensor,
-    output: Tensor,
-    first: int,
-    reverse: bool,
-    from_zero: bool,
+    gradient: Tensor, output: Tensor, sizes: list[int], start: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
     """Return g_t and h_(t-1) of all steps in two tensors, (R, H) each, for R rows with an h_(t-1).
 
-    `first` is the number of rows of step 0, and `from_zero` says that h_0 = 0. Starting from zero,
-    one of the two is all of `gradient` or `output` but step 0 and need not be copied: forwards g_t,
-    because every later step has a previous state, and in reverse h_(t-1), because every later step
-    is one.
+    From h_0 = 0, one of them is all of `gradient` or `output` but step 0 and is not copied:
+    forwards g_t, because every later step has a previous state, and in reverse h_(t-1), because
+    every later step is one.
     """
-    if not pairs:
-        return gradient[:0], output[:0]
+    if start is not None:
+        return gradient, states_before(output, sizes, start, reverse)
 
-    # In the order of the rows in `gradient` and `output`, which is that of the time steps.
-    pairs = sorted(pairs, key=lambda pair: pair[0].storage_offset())
-    slice_own = from_zero and not reverse
-    slice_previous = from_zero and reverse
-    own = gradient[first:] if slice_own else torch.cat([pair[0] for pair in pairs])
-    previous = output[first:] if slice_previous else torch.cat([pair[1] for pair in pairs])
-    return own, previous
+    # The first rows of each step that are rows of the next one, too.
+    whole = gradient if reverse else output
+    steps = torch.split(whole, sizes)
+    parts = [first_rows(step, size) for step, size in zip(steps, sizes[1:], strict=False)]
+    joined = torch.cat(parts) if parts else whole[:0]
+    later = (output if reverse else gradient)[sizes[0] :]
+    return (joined, later) if reverse else (later, joined)
 
 
 def time_order(sizes: list[int], reverse: bool) -> range:
@@ -327,6 +316,11 @@ def source_of(sizes: list[int], t: int, reverse: bool) -> tuple[int, int]:
     return source, known
 
 
+def first_rows(step: Tensor, count: int) -> Tensor:
+    """Return the first `count` rows: all of them without a call of torch."""
+    return step if len(step) == count else step[:count]
+
+
 def states_before(output: Tensor, sizes: list[int], start: Tensor | None, reverse: bool) -> Tensor:
     """Return the state before each row, (S, H), from the one after each row.
 
@@ -338,7 +332,7 @@ def states_before(output: Tensor, sizes: list[int], start: Tensor | None, revers
     for t, size in enumerate(sizes):
         source, known = source_of(sizes, t, reverse)
         if known:
-            parts.append(steps[source][:known])
+            parts.append(first_rows(steps[source], known))
         if known < size:
             parts.append(first[known:size])
     return torch.cat(parts)
@@ -353,7 +347,7 @@ def _previous_states(
     """
     # Forwards, the sequences of step t are the first of those of step t - 1.
     if not reverse:
-        return steps[t - 1][: sizes[t]] if t > 0 else start
+        return first_rows(steps[t - 1], sizes[t]) if t > 0 else start
 
     # In reverse, fewer sequences run at step t + 1; those that begin at step t come from `start`.
     known = steps[t + 1] if t + 1 < len(sizes) else steps[t][:0]

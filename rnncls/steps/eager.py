@@ -17,10 +17,12 @@ from rnncls.steps.objective import gradients_of_batch
 from rnncls.steps.optim import clip_grad_norm, learning_rate
 from rnncls.steps.state import TrainState
 
-# An LSTM is padded on the CPU if its states of a time step, (B, H), are fewer numbers than this, so
-# that calls cost more than arithmetic, or if this share of its batches is tokens.
+# A time step is small if its states, (B, H), are fewer numbers than this: calls then cost more than
+# arithmetic. A small LSTM is padded on the CPU, and one of whose batches at least this share is
+# tokens; of small nn.RNNs those whose longest sequence is short.
 LARGE_STEP = 4096
 WELL_FILLED = 2 / 3
+SHORT = 5  # tokens
 
 MOST_NAMED = 5  # sequences that an error message lists
 
@@ -61,11 +63,16 @@ def layout_of(task: Task, device: torch.device, step_rules: StepRules = 2) -> st
     if device.type == "cuda":
         return "padded"
 
-    # On the CPU, torch's padded LSTM is one call of oneDNN for each layer, but of all padding.
-    if model.cell != "lstm" or step_rules == 1 or train.precision == "bfloat16":
-        return "packed"
+    # On the CPU, torch's padded LSTM is one call of oneDNN for each layer, but of all padding. The
+    # padded nn.RNN is faster where little else is done than calling.
     is_small = train.batch_size * model.hidden_size < LARGE_STEP
-    return "padded" if is_small or task.filled >= WELL_FILLED else "packed"
+    if train.precision == "bfloat16" or step_rules == 1:
+        is_padded = False
+    elif model.cell == "lstm":
+        is_padded = is_small or task.filled >= WELL_FILLED
+    else:
+        is_padded = model.cell == "rnn" and is_small and task.longest <= SHORT
+    return "padded" if is_padded else "packed"
 
 
 def _padded_batches(task: Task, step: int) -> Iterator[PaddedBatch]:

@@ -142,7 +142,7 @@ def table(
             f"{result['peak_mib'] - result['before_mib']:,.0f}",
         ]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
-    lines += [f"| {way} | not available: {reason} ||||||| " for way, reason in reasons.items()]
+    lines += [f"| {way} | not available: {reason} |||||||" for way, reason in reasons.items()]
     return "\n".join(lines)
 
 
