@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnncls.compiled.kernels import jit, jit_inlined
+from rnncls.compiled.kernels import jit
 
 Array = np.ndarray[Any, Any]
 
@@ -53,24 +53,20 @@ class TimeStep(NamedTuple):
     known: int
 
 
-@jit_inlined
-def time_step(batch, time_steps, number, reverse):
+@jit
+def time_step(first_row, running, time_steps, number, reverse):
     """Return the TimeStep that a direction reads as its `number`-th, from 0 on.
 
-    Forwards, all sequences begin at time 0, and those of a later time are the first ones of the
-    time before. In reverse, the first running[t + 1] go on at time t and the others begin there.
+    `first_row` and `running` are those of a BatchLayout. Forwards, all sequences begin at time 0,
+    and those of a later time are the first ones of the time before. In reverse, the first
+    running[t + 1] go on at time t and the others begin there.
     """
     t = time_steps - 1 - number if reverse else number
-    rows = batch.running[t]
     if number == 0:
-        return TimeStep(first=batch.first_row[t], rows=rows, before=0, known=0)
+        return TimeStep(first_row[t], running[t], 0, 0)
     earlier = t + 1 if reverse else t - 1
-    return TimeStep(
-        first=batch.first_row[t],
-        rows=rows,
-        before=batch.first_row[earlier],
-        known=min(rows, batch.running[earlier]),
-    )
+    known = min(running[t], running[earlier])
+    return TimeStep(first_row[t], running[t], first_row[earlier], known)
 
 
 @jit

@@ -19,7 +19,12 @@ from rnncls.compiled.kernels import (
     jit_inlined,
     multiply_rows,
 )
-from rnncls.steps.compiled.inputs import project, project_backward
+from rnncls.steps.compiled.inputs import (
+    input_gradients_of,
+    inputs_of,
+    project,
+    project_backward,
+)
 from rnncls.steps.compiled.parameters import apart_bias_gradient, bias_gradients
 
 GATES = 3
@@ -35,31 +40,22 @@ def forward(sizes, weights, work, batch, layer, direction, size):
     """Compute the outputs of one direction of a layer, work.hidden[unit] (S, H')."""
     unit = layer * sizes.directions + direction
     hidden = work.hidden[unit]
+    inputs = inputs_of(sizes, weights, work, batch, layer, direction)
+    recurrent_t = weights.recurrent_t[unit]
     kept = work.kept[unit]
     recurrent_bias = weights.bias[unit, _RECURRENT]
 
     for number in range(size.time_steps):
-        step = time_step(batch, size.time_steps, number, direction == 1)
+        step = time_step(batch.first_row, batch.running, size.time_steps, number, direction == 1)
         for gate in range(GATES):
-            project(
-                sizes=sizes,
-                weights=weights,
-                work=work,
-                batch=batch,
-                layer=layer,
-                direction=direction,
-                gate=gate,
-                out=kept[gate],
-                first=step.first,
-                rows=step.rows,
-            )
+            project(inputs, gate, kept[gate], step.first, step.rows)
         for gate in range(_NEW):
             add_product(  # r and z += h before @ W_hh^T
                 out=kept[gate],
                 out_row=step.first,
                 left=hidden,
                 left_row=step.before,
-                right=weights.recurrent_t[unit, gate],
+                right=recurrent_t[gate],
                 rows=step.known,
             )
 
@@ -70,7 +66,7 @@ def forward(sizes, weights, work, batch, layer, direction, size):
             start=recurrent_bias,
             left=hidden,
             left_row=step.before,
-            right=weights.recurrent_t[unit, _NEW],
+            right=recurrent_t[_NEW],
             rows=step.known,
         )
         for row in range(step.first + step.known, step.first + step.rows):
@@ -107,11 +103,15 @@ def backward(
     """
     unit = layer * sizes.directions + direction
     hidden = work.hidden[unit]
+    inputs = inputs_of(sizes, weights, work, batch, layer, direction)
+    d_inputs = input_gradients_of(sizes, weights, work, layer, direction, d_below)
+    recurrent = weights.recurrent[unit]
+    d_weight = work.d_recurrent
     kept = work.kept[unit]
     clear(work.d_carried[: size.sequences].reshape(-1))
 
     for number in range(size.time_steps - 1, -1, -1):
-        step = time_step(batch, size.time_steps, number, direction == 1)
+        step = time_step(batch.first_row, batch.running, size.time_steps, number, direction == 1)
         begin = step.first + step.known
         _d_gates(d_hidden, kept, step.first, step.known, hidden, d_hidden, step.before)
         # Nobody asks for the gradient of the state 0 in which a sequence begins.
@@ -125,11 +125,11 @@ def backward(
                 out_row=step.before,
                 left=d_recurrent,
                 left_row=step.first,
-                right=weights.recurrent[unit, gate],
+                right=recurrent[gate],
                 rows=step.known,
             )
             add_transposed(  # dW_hh += dz^T @ h before
-                out=work.d_recurrent[gate],
+                out=d_weight[gate],
                 left=d_recurrent,
                 left_row=step.first,
                 right=hidden,
@@ -138,19 +138,7 @@ def backward(
             )
 
         for gate in range(GATES):
-            project_backward(
-                sizes=sizes,
-                weights=weights,
-                work=work,
-                batch=batch,
-                layer=layer,
-                direction=direction,
-                gate=gate,
-                d_gate=kept[gate],
-                d_below=d_below,
-                first=step.first,
-                rows=step.rows,
-            )
+            project_backward(inputs, d_inputs, gate, kept[gate], step.first, step.rows)
 
     for gate in range(GATES):
         bias_gradients(sizes, offset, layer, gate, gradients, kept[gate], size.rows)

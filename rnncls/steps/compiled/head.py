@@ -34,8 +34,7 @@ def head_forward(sizes, weights, work, batch, size):
     if sizes.last:
         for direction in range(sizes.directions):
             states = work.hidden[top + direction]
-            for rank in range(size.sequences):
-                copy_row(work.final[part, rank], states[_last_row(batch, direction, rank)])
+            _last(states, work.final[part], batch.last_row, direction, size.sequences)
             part += 1
     if sizes.mean:
         for direction in range(sizes.directions):
@@ -60,11 +59,21 @@ def head_forward(sizes, weights, work, batch, size):
         )
 
 
-@jit_inlined
-def _last_row(batch, direction, rank):
-    """Return the row at which a direction ends with a sequence."""
+@jit
+def _last(states, out, last_row, direction, sequences):
+    """Copy the rows of `states` (S, H') at which a direction ends with each sequence to `out`."""
     # In reverse that is its first token, and the first tokens are the first rows.
-    return rank if direction == 1 else batch.last_row[rank]
+    for rank in range(sequences):
+        row = rank if direction == 1 else last_row[rank]
+        copy_row(out[rank], states[row])
+
+
+@jit
+def _last_backward(d_last, d_states, last_row, direction, sequences):
+    """Add the rows of `d_last` (B, H') to those of `d_states` (S, H') from which they came."""
+    for rank in range(sequences):
+        row = rank if direction == 1 else last_row[rank]
+        add_row(d_states[row], d_last[rank])
 
 
 @jit_inlined
@@ -197,5 +206,5 @@ def _states_backward(sizes, work, batch, direction, d_states, size):
         clear(d_states[: size.rows].reshape(-1))
 
     if sizes.last:
-        for rank in range(size.sequences):
-            add_row(d_states[_last_row(batch, direction, rank)], work.d_final[direction, rank])
+        d_final = work.d_final[direction]
+        _last_backward(d_final, d_states, batch.last_row, direction, size.sequences)

@@ -5,6 +5,9 @@ cells for one time step at a time, while its rows are in the cache. The symbols 
 of `memory`.
 """
 
+from typing import NamedTuple
+
+from rnncls.compiled.batches import Array
 from rnncls.compiled.kernels import (
     add_product,
     add_row,
@@ -12,6 +15,7 @@ from rnncls.compiled.kernels import (
     clear,
     copy,
     copy_row,
+    jit,
     jit_inlined,
     multiply,
     multiply_rows,
@@ -42,52 +46,116 @@ def embed(sizes, weights, work, batch, rows):
             copy_row(work.inputs[row], weights.embedding[batch.tokens[row]])
 
 
-@jit_inlined
-def _output_below(sizes, work, layer, part):
-    """Return what a layer above the first reads of one direction of the layer below, (S, H')."""
-    if sizes.dropout > 0:
-        outputs = work.dropped[layer, part]
-    else:
-        outputs = work.hidden[(layer - 1) * sizes.directions + part]
-    return outputs
+class Inputs(NamedTuple):
+    """What one direction of a layer reads, and the weights of all gates for it.
+
+    Layers above the first read the outputs of one or both directions below, x and x_other; the
+    columns of W_ih for them are separate weights. Of one direction, x_other is x and not used.
+    """
+
+    by_table: bool
+    table: Array  # (G, V, H')
+    tokens: Array  # (S,) int32
+    bias: Array  # (G + 1, 1, H')
+    x: Array  # (S, E' or H')
+    weight_t: Array  # (G, E or H, H')
+    has_other: bool
+    x_other: Array  # (S, H')
+    weight_other_t: Array  # (G, H, H')
 
 
-@jit_inlined
-def project(sizes, weights, work, batch, layer, direction, gate, out, first, rows):
-    """Compute out[first:][:rows] = W_ih x + b of one gate, where out is (S, H')."""
+class InputGradients(NamedTuple):
+    """Where the gradients of Inputs are added up, and the weights that they need."""
+
+    overwrites: bool  # whether the first gate overwrites d_x and d_x_other, instead of adding
+    d_weight: Array  # (G, H, E' or H')
+    d_x: Array  # (S, E' or H')
+    weight: Array  # (G, H, E' or H')
+    d_weight_other: Array  # (G, H, H')
+    d_x_other: Array  # (S, H')
+    weight_other: Array  # (G, H, H')
+
+
+@jit
+def inputs_of(sizes, weights, work, batch, layer, direction):
+    """Return the Inputs of one direction of a layer."""
     unit = layer * sizes.directions + direction
-
-    if layer > 0:
-        multiply_rows(  # out = bias + outputs below @ W_ih^T
-            out=out,
-            out_row=first,
-            start=weights.bias[unit, gate],
-            left=_output_below(sizes, work, layer, 0),
-            left_row=first,
-            right=weights.between_t[unit, 0, gate],
-            rows=rows,
-        )
-        # The columns of W_ih for the reverse direction below.
-        if sizes.directions == 2:
-            add_product(
-                out=out,
-                out_row=first,
-                left=_output_below(sizes, work, layer, 1),
-                left_row=first,
-                right=weights.between_t[unit, 1, gate],
-                rows=rows,
-            )
-    elif sizes.by_table:
-        for row in range(first, first + rows):
-            copy_row(out[row], work.table[direction, gate, batch.tokens[row]])
+    other = sizes.directions - 1
+    if layer == 0:
+        x = work.inputs
+        weight_t = weights.input_t[direction]
+        x_other = x
+    elif sizes.dropout > 0:
+        x = work.dropped[layer, 0]
+        weight_t = weights.between_t[unit, 0]
+        x_other = work.dropped[layer, other]
     else:
-        multiply_rows(  # out = bias + inputs @ W_ih^T
+        below = (layer - 1) * sizes.directions
+        x = work.hidden[below]
+        weight_t = weights.between_t[unit, 0]
+        x_other = work.hidden[below + other]
+    return Inputs(
+        by_table=layer == 0 and sizes.by_table,
+        table=work.table[direction],
+        tokens=batch.tokens,
+        bias=weights.bias[unit],
+        x=x,
+        weight_t=weight_t,
+        has_other=layer > 0 and other > 0,
+        x_other=x_other,
+        weight_other_t=weights.between_t[unit, other],
+    )
+
+
+@jit
+def input_gradients_of(sizes, weights, work, layer, direction, d_below):
+    """Return the InputGradients of one direction; `d_below` (D, S, H') is for the layer below."""
+    unit = layer * sizes.directions + direction
+    other = sizes.directions - 1
+    if layer == 0:
+        d_weight = work.d_input
+        d_x = work.d_embedded
+        weight = weights.input[direction]
+    else:
+        d_weight = work.d_between[0]
+        d_x = d_below[0]
+        weight = weights.between[unit, 0]
+    return InputGradients(
+        overwrites=direction == 0,
+        d_weight=d_weight,
+        d_x=d_x,
+        weight=weight,
+        d_weight_other=work.d_between[other],
+        d_x_other=d_below[other],
+        weight_other=weights.between[unit, other],
+    )
+
+
+@jit
+def project(inputs, gate, out, first, rows):
+    """Compute out[first:][:rows] = W_ih x + b of one gate, where out is (S, H')."""
+    if inputs.by_table:
+        table = inputs.table[gate]
+        for row in range(first, first + rows):
+            copy_row(out[row], table[inputs.tokens[row]])
+        return
+
+    multiply_rows(  # out = bias + x @ W_ih^T
+        out=out,
+        out_row=first,
+        start=inputs.bias[gate],
+        left=inputs.x,
+        left_row=first,
+        right=inputs.weight_t[gate],
+        rows=rows,
+    )
+    if inputs.has_other:
+        add_product(
             out=out,
             out_row=first,
-            start=weights.bias[unit, gate],
-            left=work.inputs,
+            left=inputs.x_other,
             left_row=first,
-            right=weights.input_t[direction, gate],
+            right=inputs.weight_other_t[gate],
             rows=rows,
         )
 
@@ -105,84 +173,58 @@ def begin_gradients(sizes, work, layer, direction):
         clear(work.d_input.reshape(-1))
 
 
-@jit_inlined
-def project_backward(
-    sizes, weights, work, batch, layer, direction, gate, d_gate, d_below, first, rows
-):
+@jit
+def project_backward(inputs, gradients, gate, d_gate, first, rows):
     """Add what some rows of dz of one gate, `d_gate` (S, H'), give to dW_ih and to dx.
 
-    With dz = d_gate[first:][:rows]: dW_ih += dz^T x, and dx += dz W_ih, which is d_below (D, S, H')
-    or, in the first layer, work.d_embedded. The first gate of the first direction does not add to
-    dx but overwrites it, so it has to come first.
+    With dz = d_gate[first:][:rows]: dW_ih += dz^T x, and dx += dz W_ih. The first gate of the first
+    direction overwrites dx instead, so it has to come first.
     """
-    unit = layer * sizes.directions + direction
-    overwrites = direction == 0 and gate == 0
-
-    if layer > 0:
-        for part in range(sizes.directions):
-            add_transposed(  # dW_ih += dz^T @ outputs below
-                out=work.d_between[part, gate],
-                left=d_gate,
-                left_row=first,
-                right=_output_below(sizes, work, layer, part),
-                right_row=first,
-                rows=rows,
-            )
-            _pass_down(
-                out=d_below[part],
-                zeros=work.zeros,
-                overwrites=overwrites,
-                d_gate=d_gate,
-                weight=weights.between[unit, part, gate],
-                first=first,
-                rows=rows,
-            )
-    elif sizes.by_table:
+    if inputs.by_table:
         # For a token v, dtable_v is the sum of dz over the rows with token v.
+        table = inputs.table[gate]
         for row in range(first, first + rows):
-            add_row(work.table[direction, gate, batch.tokens[row]], d_gate[row])
-    else:
-        add_transposed(  # dW_ih += dz^T @ inputs
-            out=work.d_input[gate],
+            add_row(table[inputs.tokens[row]], d_gate[row])
+        return
+
+    overwrites = gradients.overwrites and gate == 0
+    add_transposed(  # dW_ih += dz^T @ x
+        out=gradients.d_weight[gate],
+        left=d_gate,
+        left_row=first,
+        right=inputs.x,
+        right_row=first,
+        rows=rows,
+    )
+    _pass_down(gradients.d_x, overwrites, d_gate, gradients.weight[gate], first, rows)
+
+    if inputs.has_other:
+        add_transposed(
+            out=gradients.d_weight_other[gate],
             left=d_gate,
             left_row=first,
-            right=work.inputs,
+            right=inputs.x_other,
             right_row=first,
             rows=rows,
         )
         _pass_down(
-            out=work.d_embedded,
-            zeros=work.zeros,
-            overwrites=overwrites,
-            d_gate=d_gate,
-            weight=weights.input[direction, gate],
-            first=first,
-            rows=rows,
+            gradients.d_x_other, overwrites, d_gate, gradients.weight_other[gate], first, rows
         )
 
 
 @jit_inlined
-def _pass_down(out, zeros, overwrites, d_gate, weight, first, rows):
-    """Compute out[first:][:rows] (+)= d_gate[first:][:rows] @ weight."""
+def _pass_down(out, overwrites, d_gate, weight, first, rows):
+    """Compute out[first:][:rows] = d_gate[first:][:rows] @ weight, or add it."""
     if overwrites:
-        multiply_rows(
-            out=out,
-            out_row=first,
-            start=zeros,
-            left=d_gate,
-            left_row=first,
-            right=weight,
-            rows=rows,
-        )
-    else:
-        add_product(
-            out=out,
-            out_row=first,
-            left=d_gate,
-            left_row=first,
-            right=weight,
-            rows=rows,
-        )
+        clear(out[first : first + rows].reshape(-1))
+    add_product(
+        out=out,
+        out_row=first,
+        left=d_gate,
+        left_row=first,
+        right=weight,
+        rows=rows,
+    )
 
 
 @jit_inlined
@@ -203,7 +245,6 @@ def table_backward(sizes, weights, work, direction):
         )
         _pass_down(
             out=work.d_embedded,
-            zeros=work.zeros,
             overwrites=direction == 0 and gate == 0,
             d_gate=work.table[direction, gate],
             weight=weights.input[direction, gate],

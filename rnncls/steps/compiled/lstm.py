@@ -11,7 +11,12 @@ symbols of shapes are those of `memory`.
 from rnncls.compiled.batches import time_step
 from rnncls.compiled.gates import lstm_backward, lstm_forward
 from rnncls.compiled.kernels import add_product, add_transposed, clear, jit, jit_inlined
-from rnncls.steps.compiled.inputs import project, project_backward
+from rnncls.steps.compiled.inputs import (
+    input_gradients_of,
+    inputs_of,
+    project,
+    project_backward,
+)
 from rnncls.steps.compiled.parameters import bias_gradients
 
 GATES = 4
@@ -27,30 +32,21 @@ def forward(sizes, weights, work, batch, layer, direction, size):
     """Compute the outputs of one direction of a layer, work.hidden[unit] (S, H')."""
     unit = layer * sizes.directions + direction
     hidden = work.hidden[unit]
+    inputs = inputs_of(sizes, weights, work, batch, layer, direction)
+    recurrent_t = weights.recurrent_t[unit]
     kept = work.kept[unit]
     cells = kept[_CELL]
 
     for number in range(size.time_steps):
-        step = time_step(batch, size.time_steps, number, direction == 1)
+        step = time_step(batch.first_row, batch.running, size.time_steps, number, direction == 1)
         for gate in range(GATES):
-            project(
-                sizes=sizes,
-                weights=weights,
-                work=work,
-                batch=batch,
-                layer=layer,
-                direction=direction,
-                gate=gate,
-                out=kept[gate],
-                first=step.first,
-                rows=step.rows,
-            )
+            project(inputs, gate, kept[gate], step.first, step.rows)
             add_product(  # += h before @ W_hh^T
                 out=kept[gate],
                 out_row=step.first,
                 left=hidden,
                 left_row=step.before,
-                right=weights.recurrent_t[unit, gate],
+                right=recurrent_t[gate],
                 rows=step.known,
             )
 
@@ -87,6 +83,10 @@ def backward(
     """
     unit = layer * sizes.directions + direction
     hidden = work.hidden[unit]
+    inputs = inputs_of(sizes, weights, work, batch, layer, direction)
+    d_inputs = input_gradients_of(sizes, weights, work, layer, direction, d_below)
+    recurrent = weights.recurrent[unit]
+    d_weight = work.d_recurrent
     kept = work.kept[unit]
     cells = kept[_CELL]
     # By rank. A sequence that has not been reached from its end has dc = 0.
@@ -94,7 +94,7 @@ def backward(
     clear(d_cell[: size.sequences].reshape(-1))
 
     for number in range(size.time_steps - 1, -1, -1):
-        step = time_step(batch, size.time_steps, number, direction == 1)
+        step = time_step(batch.first_row, batch.running, size.time_steps, number, direction == 1)
         begin = step.first + step.known
         _d_gates(d_hidden, kept, step.first, step.known, cells, step.before, d_cell, 0)
         _d_gates(d_hidden, kept, begin, step.rows - step.known, work.no_rows, 0, d_cell, step.known)
@@ -105,30 +105,18 @@ def backward(
                 out_row=step.before,
                 left=kept[gate],
                 left_row=step.first,
-                right=weights.recurrent[unit, gate],
+                right=recurrent[gate],
                 rows=step.known,
             )
             add_transposed(  # dW_hh += dz^T @ h before
-                out=work.d_recurrent[gate],
+                out=d_weight[gate],
                 left=kept[gate],
                 left_row=step.first,
                 right=hidden,
                 right_row=step.before,
                 rows=step.known,
             )
-            project_backward(
-                sizes=sizes,
-                weights=weights,
-                work=work,
-                batch=batch,
-                layer=layer,
-                direction=direction,
-                gate=gate,
-                d_gate=kept[gate],
-                d_below=d_below,
-                first=step.first,
-                rows=step.rows,
-            )
+            project_backward(inputs, d_inputs, gate, kept[gate], step.first, step.rows)
 
     for gate in range(GATES):
         bias_gradients(sizes, offset, layer, gate, gradients, kept[gate], size.rows)

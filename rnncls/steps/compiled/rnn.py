@@ -16,7 +16,12 @@ from rnncls.compiled.kernels import (
     tanh,
     tanh_backward,
 )
-from rnncls.steps.compiled.inputs import project, project_backward
+from rnncls.steps.compiled.inputs import (
+    input_gradients_of,
+    inputs_of,
+    project,
+    project_backward,
+)
 from rnncls.steps.compiled.parameters import bias_gradients
 
 GATES = 1
@@ -29,29 +34,21 @@ def forward(sizes, weights, work, batch, layer, direction, size):
     """Compute the outputs of one direction of a layer, work.hidden[unit] (S, H')."""
     unit = layer * sizes.directions + direction
     hidden = work.hidden[unit]
-    project(
-        sizes=sizes,
-        weights=weights,
-        work=work,
-        batch=batch,
-        layer=layer,
-        direction=direction,
-        gate=0,
-        out=hidden,
-        first=0,
-        rows=size.rows,
-    )
+    inputs = inputs_of(sizes, weights, work, batch, layer, direction)
+    recurrent_t = weights.recurrent_t[unit, 0]
+    project(inputs, 0, hidden, 0, size.rows)
 
     for number in range(size.time_steps):
-        step = time_step(batch, size.time_steps, number, direction == 1)
-        add_product(  # z += h before @ W_hh^T
-            out=hidden,
-            out_row=step.first,
-            left=hidden,
-            left_row=step.before,
-            right=weights.recurrent_t[unit, 0],
-            rows=step.known,
-        )
+        step = time_step(batch.first_row, batch.running, size.time_steps, number, direction == 1)
+        if step.known > 0:
+            add_product(  # z += h before @ W_hh^T
+                out=hidden,
+                out_row=step.first,
+                left=hidden,
+                left_row=step.before,
+                right=recurrent_t,
+                rows=step.known,
+            )
         states = hidden[step.first : step.first + step.rows].reshape(-1)
         if sizes.relu:
             relu(states)
@@ -72,10 +69,13 @@ def backward(
     """
     unit = layer * sizes.directions + direction
     hidden = work.hidden[unit]
+    inputs = inputs_of(sizes, weights, work, batch, layer, direction)
+    d_inputs = input_gradients_of(sizes, weights, work, layer, direction, d_below)
+    recurrent = weights.recurrent[unit, 0]
     reverse = direction == 1
 
     for number in range(size.time_steps - 1, -1, -1):
-        step = time_step(batch, size.time_steps, number, reverse)
+        step = time_step(batch.first_row, batch.running, size.time_steps, number, reverse)
         # By now dh_t is complete, for the step that was read after it has added its part.
         gradient = d_hidden[step.first : step.first + step.rows].reshape(-1)
         output = hidden[step.first : step.first + step.rows].reshape(-1)
@@ -84,15 +84,16 @@ def backward(
         else:
             tanh_backward(gradient, output)
 
-        add_product(  # dh before += dz @ W_hh
-            out=d_hidden,
-            out_row=step.before,
-            left=d_hidden,
-            left_row=step.first,
-            right=weights.recurrent[unit, 0],
-            rows=step.known,
-        )
-        _lay_beside(work.beside, hidden, d_hidden, step, reverse)
+        if step.known > 0:
+            add_product(  # dh before += dz @ W_hh
+                out=d_hidden,
+                out_row=step.before,
+                left=d_hidden,
+                left_row=step.first,
+                right=recurrent,
+                rows=step.known,
+            )
+            _lay_beside(work.beside, hidden, d_hidden, step, reverse)
 
     # dW_hh = sum_t dz_t^T h_(t-1). The first B rows have nothing beside them.
     multiply_transposed(
@@ -105,19 +106,7 @@ def backward(
         rows=size.rows - size.sequences,
     )
     bias_gradients(sizes, offset, layer, 0, gradients, d_hidden, size.rows)
-    project_backward(
-        sizes=sizes,
-        weights=weights,
-        work=work,
-        batch=batch,
-        layer=layer,
-        direction=direction,
-        gate=0,
-        d_gate=d_hidden,
-        d_below=d_below,
-        first=0,
-        rows=size.rows,
-    )
+    project_backward(inputs, d_inputs, 0, d_hidden, 0, size.rows)
 
 
 @jit_inlined
