@@ -21,6 +21,8 @@ from rnncls.cli.predict import size_of_input
 from rnncls.config import FilesConfig
 from rnncls.data.loading import load_dataset
 from rnncls.data.sequences import Sequences
+from rnncls.data.task import FilesTask, load_task
+from rnncls.errors import Interrupted
 from rnncls.evaluation import ways
 from rnncls.evaluation.evaluate import evaluate
 from rnncls.evaluation.examples import generated_examples, held_out_examples
@@ -29,6 +31,10 @@ from rnncls.model.classifier import RNNClassifier
 from rnncls.predict.predictor import CHUNK, for_many, load
 from rnncls.predict.reading import size_of_file
 from rnncls.rundir.checkpoint_files import load_checkpoint
+from rnncls.training.fit import fit
+from rnncls.training.progress import way_of_validation
+from rnncls.training.resume import resume
+from rnncls.training.states import new_state
 from tests.helpers import (
     PYTHON,
     ROOT,
@@ -36,10 +42,12 @@ from tests.helpers import (
     copy_of_run,
     data_of,
     files_config,
+    outcome,
     run_command,
     run_process,
     run_rnncls,
     some_rows,
+    stop_at,
     write_jsonl,
 )
 
@@ -458,6 +466,57 @@ def test_an_evaluation_says_what_a_prediction_says(tmp_path: Path, run_dir: Path
     for row, answer in zip(rows, answers, strict=True):
         assert row["predicted"] == answer.label
         assert row["probability"] == answer.probability
+
+
+# --- validation during training
+
+
+def test_validation_knows_how_many_tokens_it_has(tmp_path: Path) -> None:
+    generated = load_task(config_of(data={"min_length": 2, "max_length": 4}))
+    assert generated.validation_tokens == 100 * 3
+
+    path = write_jsonl(tmp_path / "train.jsonl", some_rows(60))
+    files = load_task(files_config(path, val_fraction=0.5, test_fraction=0.0))
+    assert isinstance(files, FilesTask)
+    assert files.validation_tokens == len(files.validated.tokens)
+    files = load_task(files_config(path, {"eval_samples": 10}, val_fraction=0.5))
+    assert isinstance(files, FilesTask)
+    assert files.validation_tokens == len(files.validated.tokens) * 10 // len(files.validated)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("always")
+def test_a_run_that_was_stopped_has_the_validation_of_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(model={"cell": "gru", "dropout": 0.3, "num_layers": 2})
+    fit(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 27)
+        with pytest.raises(Interrupted):
+            fit(config, tmp_path / "stopped")
+    resume(tmp_path / "stopped")
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+    # By torch, the same but for rounding; the training itself is the same to the bit.
+    monkeypatch.setattr(ways, "PICOSECONDS_OF_START", 10**30)
+    fit(config, tmp_path / "torch")
+    weights, lines, _ = outcome(tmp_path / "torch")
+    weights_of_whole, lines_of_whole, _ = outcome(tmp_path / "whole")
+    assert weights == weights_of_whole
+    assert lines != lines_of_whole
+    for line, other in zip(lines, lines_of_whole, strict=True):
+        assert line == pytest.approx(other, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("always")
+def test_a_run_that_began_before_is_validated_by_torch() -> None:
+    task = load_task(config_of())
+    state = new_state(task)
+    assert way_of_validation(state, task) is not None
+    state.dropout_rule = "generator"
+    assert way_of_validation(state, task) is None
 
 
 @pytest.mark.slow

@@ -75,6 +75,11 @@ class Task(ABC):
 
     @property
     @abstractmethod
+    def validation_tokens(self) -> int:
+        """About how many tokens an evaluation has: a function of config and data."""
+
+    @property
+    @abstractmethod
     def longest(self) -> int:
         """Length of the longest training sequence, in tokens."""
 
@@ -158,6 +163,12 @@ class SumModTask(Task):
         return number(self.config.train.eval_samples), None
 
     @property
+    def validation_tokens(self) -> int:
+        # Lengths are uniform.
+        used, _ = self.validation_sizes
+        return used * (self.data.min_length + self.data.max_length) // 2
+
+    @property
     def longest(self) -> int:
         return self.data.max_length
 
@@ -237,6 +248,11 @@ class FilesTask(Task):
     def validation_sizes(self) -> tuple[int, int | None]:
         available = len(self.validated)
         return min(number(self.config.train.eval_samples), available), available
+
+    @property
+    def validation_tokens(self) -> int:
+        used, available = self.validation_sizes
+        return len(self.validated.tokens) * used // (available or 1)
 
     @property
     def longest(self) -> int:

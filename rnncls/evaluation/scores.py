@@ -39,9 +39,14 @@ class Scores(NamedTuple):
         return (self.predictions != self.labels) | ~self.losses.isfinite()
 
 
-def score(model: RNNClassifier, batches: Iterable[Batch]) -> Scores:
-    """Run the model over at least one batch in evaluation mode, then restore its training mode."""
-    with closing(scored(model, batches)) as parts:
+def score(
+    model: RNNClassifier, batches: Iterable[Batch], logits_of: LogitsOf | None = None
+) -> Scores:
+    """Run the model over at least one batch in evaluation mode, then restore its training mode.
+
+    `logits_of` gives its logits, if it is not the model itself that computes them.
+    """
+    with closing(scored(model, batches, logits_of)) as parts:
         return gather(parts)
 
 

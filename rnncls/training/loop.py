@@ -16,6 +16,7 @@ from rnncls.training.progress import (
     reason_to_stop,
     training_scalars,
     validation_scalars,
+    way_of_validation,
 )
 
 
@@ -79,7 +80,8 @@ def after_step(
 
     if is_over or due.evaluation:
         sequences = stop.checked(task.validation(), step, str(run.path))
-        scalars = validation_scalars(state.model, task, sequences)
+        logits_of = way_of_validation(state, task)
+        scalars = validation_scalars(state.model, task, sequences, logits_of)
         is_best = note_score(state, scalars, train.best_metric)
         # People read "best" as better than before. Of equal evaluations the latest counts.
         is_better = is_best and state.stale_evaluations == 0

@@ -6,20 +6,36 @@ from collections.abc import Iterable
 from rnncls.config import TrainConfig
 from rnncls.data import Batch, Task
 from rnncls.evaluation.metrics import class_counts
-from rnncls.evaluation.scores import count_by_length, score
+from rnncls.evaluation.scores import LogitsOf, count_by_length, score
+from rnncls.evaluation.ways import compiled_model
 from rnncls.model.classifier import RNNClassifier
 from rnncls.steps.optim import learning_rate
 from rnncls.steps.state import TrainState
 
 
+def way_of_validation(state: TrainState, task: Task) -> LogitsOf | None:
+    """Return the compiled way of computing the logits of validation; None: the model itself.
+
+    It depends on the config and the data, so that a resumed run and the members of a sweep get the
+    numbers of an undisturbed run.
+    """
+    # A run that began before there was this way goes on as it began. It is known by its dropout,
+    # whose rule changed at the same time.
+    if state.dropout_rule == "generator":
+        return None
+    compiled = compiled_model(state.model, task.validation_tokens)
+    return None if compiled is None else compiled.of_packed
+
+
 def validation_scalars(
-    model: RNNClassifier, task: Task, batches: Iterable[Batch]
+    model: RNNClassifier, task: Task, batches: Iterable[Batch], logits_of: LogitsOf | None = None
 ) -> dict[str, float]:
     """Evaluate on the validation sequences.
 
-    Returns loss, accuracy, macro-F1, and the accuracy of each logged length that occurs.
+    `logits_of` gives the logits, if it is not the model itself that computes them. Returns loss,
+    accuracy, macro-F1, and the accuracy of each logged length that occurs.
     """
-    scores = score(model, batches)
+    scores = score(model, batches, logits_of)
     by_length = count_by_length(scores)
     _, num_classes = task.sizes
     counts = class_counts(scores.labels, scores.predictions, num_classes)
