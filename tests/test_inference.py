@@ -515,7 +515,7 @@ def test_a_run_that_began_before_is_validated_by_torch() -> None:
     task = load_task(config_of())
     state = new_state(task)
     assert way_of_validation(state, task) is not None
-    state.dropout_rule = "generator"
+    state.step_rules = 1
     assert way_of_validation(state, task) is None
 
 

@@ -19,9 +19,8 @@ def way_of_validation(state: TrainState, task: Task) -> LogitsOf | None:
     It depends on the config and the data, so that a resumed run and the members of a sweep get the
     numbers of an undisturbed run.
     """
-    # A run that began before there was this way goes on as it began. It is known by its dropout,
-    # whose rule changed at the same time.
-    if state.dropout_rule == "generator":
+    # A run that began before there was this way goes on as it began.
+    if state.step_rules == 1:
         return None
     compiled = compiled_model(state.model, task.validation_tokens)
     return None if compiled is None else compiled.of_packed
