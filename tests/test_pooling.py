@@ -230,10 +230,10 @@ def test_what_is_read_piece_by_piece_has_the_logits_of_the_whole(
     calls = 0
     run = model.run
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        return run(*arguments)
+        return run(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(model, "run", counted)

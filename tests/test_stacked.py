@@ -246,10 +246,13 @@ def test_members_are_grouped_by_how_they_can_run(
     base = config_of(train={"engine": "auto"})
     grid = {"model.hidden_size": ["8", "16"], "model.cell": ["rnn", "gru"]}
     members = plan_sweep(base, "0-2", grid, None, 10, tmp_path / "s").members
-    on_cpu = plan_groups(members, jobs=2)
-    assert [(len(group.members), group.threads, group.stacked) for group in on_cpu] == [
-        (6, 2, False),
-        (6, 1, False),
+    (on_cpu,) = plan_groups(members, jobs=2)
+    assert (len(on_cpu.members), on_cpu.threads, on_cpu.stacked) == (12, 2, False)
+    poolings = {"model.pooling": ["mean", "max"]}
+    apart = plan_sweep(base, "0-2", poolings, None, 10, tmp_path / "apart").members
+    assert [(len(group.members), group.threads) for group in plan_groups(apart, jobs=2)] == [
+        (3, 2),
+        (3, 1),
     ]
 
     monkeypatch.setattr(sweep_groups, "resolve_device", lambda _: torch.device("cuda"))
