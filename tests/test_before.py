@@ -373,14 +373,36 @@ def before_pooling(before: Path) -> Path:
     return with_files_here(before / "before_pooling")
 
 
-def test_a_run_from_before_pooling_is_resumed_as_it_was_then(before_pooling: Path) -> None:
-    run_dir = before_pooling / "run"
+@pytest.fixture
+def before_rules(before: Path) -> Path:
+    """The same of the version before a run named the rules that it began with."""
+    return with_files_here(before / "before_rules")
+
+
+def assert_resumed_as_then(folder: Path) -> None:
+    """Resume the run in `folder` to step 60, and compare with what became of it then."""
+    run_dir = folder / "run"
     state = resume(run_dir, ["train.max_steps=60"])
     assert state.step == 60
 
+    step_60 = read_checkpoint(run_dir / "checkpoints" / "step-00000060.safetensors")
+    expected = read_checkpoint(folder / "resumed" / "step-00000060.safetensors")
+    assert step_60.model.keys() == expected.model.keys()
+    for name, tensor in expected.model.items():
+        torch.testing.assert_close(step_60.model[name], tensor, rtol=1e-3, atol=1e-4)
+
+    rows = rows_of(run_dir / "metrics.jsonl")
+    expected_rows = rows_of(folder / "resumed" / "metrics.jsonl")
+    for row, expected_row in zip(rows, expected_rows, strict=True):
+        assert row == pytest.approx(expected_row, rel=1e-3, nan_ok=True)
+
+
+def test_a_run_from_before_pooling_is_resumed_as_it_was_then(before_pooling: Path) -> None:
+    assert_resumed_as_then(before_pooling)
+
     # None of the new keys is in a file of then: without them, a config means what it meant.
     assert "pooling:" not in (before_pooling / "sweep" / "sweep.yaml").read_text()
-    config = read_checkpoint(find_newest(run_dir)).config
+    config = read_checkpoint(find_newest(before_pooling / "run")).config
     assert (config.model.pooling, config.model.initial_state) == ("last", "zeros")
     train = config.train
     assert (train.objective, train.recompute_every, train.truncate_after) == (
@@ -389,49 +411,54 @@ def test_a_run_from_before_pooling_is_resumed_as_it_was_then(before_pooling: Pat
         None,
     )
 
-    step_60 = read_checkpoint(run_dir / "checkpoints" / "step-00000060.safetensors")
-    expected = read_checkpoint(before_pooling / "resumed" / "step-00000060.safetensors")
-    assert step_60.model.keys() == expected.model.keys()
-    for name, tensor in expected.model.items():
-        torch.testing.assert_close(step_60.model[name], tensor, rtol=1e-3, atol=1e-4)
 
-    rows = rows_of(run_dir / "metrics.jsonl")
-    expected_rows = rows_of(before_pooling / "resumed" / "metrics.jsonl")
-    for row, expected_row in zip(rows, expected_rows, strict=True):
-        assert row == pytest.approx(expected_row, rel=1e-3, nan_ok=True)
+def test_a_run_from_before_rules_is_resumed_by_those_of_then(before_rules: Path) -> None:
+    """It has dropout, in pieces, between two layers that read in both directions."""
+    assert_resumed_as_then(before_rules)
+    assert read_checkpoint(find_newest(before_rules / "run")).state.step_rules == 1
 
 
-def test_a_run_from_before_pooling_is_evaluated_and_predicts_as_it_did_then(
-    before_pooling: Path,
+@pytest.mark.parametrize("version", ["before_pooling", "before_rules"])
+def test_a_run_of_an_earlier_version_is_evaluated_and_predicts_as_it_did_then(
+    before: Path, version: str
 ) -> None:
-    run_dir = before_pooling / "run"
+    folder = with_files_here(before / version)
+    run_dir = folder / "run"
     assert_evaluated_as_then([run_dir], run_dir / "eval.json")
     assert_predicted_as_then(
-        predictions(run_dir, before_pooling / "rows.jsonl"), run_dir / "predictions.jsonl"
+        predictions(run_dir, folder / "rows.jsonl"), run_dir / "predictions.jsonl"
     )
 
 
-def test_a_sweep_from_before_pooling_is_completed_as_it_was_then(before_pooling: Path) -> None:
-    sweep = before_pooling / "sweep"
+# Before pooling, both cells read in two directions, with dropout between the layers. Before rules,
+# neither: today their steps would be compiled, and the LSTM padded.
+@pytest.mark.parametrize(
+    ("version", "cells"), [("before_pooling", ("rnn", "lstm")), ("before_rules", ("gru", "lstm"))]
+)
+def test_a_sweep_of_an_earlier_version_is_completed_as_it_was_then(
+    before: Path, version: str, cells: tuple[str, str]
+) -> None:
+    folder = with_files_here(before / version)
+    sweep = folder / "sweep"
     expected = json.loads((sweep / "summary.json").read_text())
     assert json.loads(json.dumps(summarize(load_sweep(sweep)).to_json())) == expected
 
-    # Both cells read in two directions, with dropout between the layers.
-    for cell in ("rnn", "lstm"):
+    for cell in cells:
         member = sweep / "members" / f"cell={cell}_seed=5"
-        member.rename(before_pooling / cell)
+        member.rename(folder / cell)
     done = run_rnncls("sweep", "--resume", sweep, "--json")
     assert done.returncode == 0, done.stderr
 
-    for cell in ("rnn", "lstm"):
+    for cell in cells:
         member = sweep / "members" / f"cell={cell}_seed=5"
         trained = read_checkpoint(find_newest(member))
-        kept = read_checkpoint(find_newest(before_pooling / cell))
+        kept = read_checkpoint(find_newest(folder / cell))
         assert trained.config == kept.config
+        assert trained.state.step_rules == 1
         for name, tensor in kept.model.items():
             torch.testing.assert_close(trained.model[name], tensor, rtol=1e-3, atol=1e-4)
 
         evaluation = json.loads((member / "evaluation.json").read_text())
-        then = json.loads((before_pooling / cell / "evaluation.json").read_text())
+        then = json.loads((folder / cell / "evaluation.json").read_text())
         assert math.isclose(evaluation["loss"], then["loss"], rel_tol=1e-3)
         assert evaluation["accuracy"] == then["accuracy"]
