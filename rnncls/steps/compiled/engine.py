@@ -155,9 +155,7 @@ class CompiledRun:
         if capacity == self.capacity:
             return
 
-        self.buffers = [
-            self.functions.make_buffers(self.sizes, capacity) for _ in range(self.threads)
-        ]
+        self.buffers = [make_buffers(self.sizes, capacity) for _ in range(self.threads)]
         self.capacity = capacity
 
     def _take_in_one_thread(self, inputs: StepInputs, sums: Array) -> int:
@@ -258,6 +256,7 @@ def sizes_of(task: Task) -> Sizes:
         optimizer=_OPTIMIZERS[task.config.optimizer.name],
         last=model.pooling == "last",
         mean=model.pooling == "mean",
+        parts=2 if model.bidirectional else 1,
         by_table=num_tokens <= task.config.train.batch_size,
     )
 
@@ -298,7 +297,6 @@ def largest_batch(block: Block) -> BatchSize:
 class Functions(NamedTuple):
     """The entry points of the program of a cell, as machine code."""
 
-    make_buffers: Callable[..., Any]
     train_steps: Callable[..., Any]
     share_of_step: Callable[..., Any]
     finish_step: Callable[..., Any]
@@ -333,7 +331,6 @@ def _functions(cell: str, compiled: Callable[..., Any]) -> Functions:
     """Return the functions, which Numba compiles, or reads, when first called."""
     train_steps, share_of_step = program.entry_points(_CELLS[cell])
     return Functions(
-        make_buffers=compiled(make_buffers),
         train_steps=compiled(train_steps),
         share_of_step=compiled(share_of_step),
         finish_step=compiled(program.finish_step),
@@ -363,6 +360,7 @@ def _warm_up(cell: str, functions: Functions) -> None:
         optimizer=ADAM,
         last=True,
         mean=False,
+        parts=1,
         by_table=True,
     )
     hyper = Hyperparameters(
@@ -374,7 +372,7 @@ def _warm_up(cell: str, functions: Functions) -> None:
         eps=1e-8,
         momentum=0.0,
     )
-    buffers = functions.make_buffers(sizes, BatchSize(sequences=1, time_steps=1, rows=1))
+    buffers = make_buffers(sizes, BatchSize(sequences=1, time_steps=1, rows=1))
 
     # This model has 1 parameter in the embedding, 4 for each gate of its layer and 2 in the head.
     floats = np.zeros(3 + 4 * num_gates, np.float32)

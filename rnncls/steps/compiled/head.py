@@ -13,13 +13,12 @@ from rnncls.compiled.kernels import (
     copy,
     copy_row,
     exp,
-    jit,
     jit_inlined,
+    jit_inner,
     multiply,
     multiply_transposed,
     sum_rows,
 )
-from rnncls.steps.compiled.memory import parts_of_head
 from rnncls.steps.compiled.parameters import matrix
 
 
@@ -48,7 +47,7 @@ def head_forward(sizes, weights, work, batch, size):
         right=weights.head_t[0],
         rows=size.sequences,
     )
-    for other in range(1, parts_of_head(sizes)):
+    for other in range(1, sizes.parts):
         add_product(
             out=work.logits,
             out_row=0,
@@ -59,7 +58,7 @@ def head_forward(sizes, weights, work, batch, size):
         )
 
 
-@jit
+@jit_inner
 def _last(states, out, last_row, direction, sequences):
     """Copy the rows of `states` (S, H') at which a direction ends with each sequence to `out`."""
     # In reverse that is its first token, and the first tokens are the first rows.
@@ -68,7 +67,7 @@ def _last(states, out, last_row, direction, sequences):
         copy_row(out[rank], states[row])
 
 
-@jit
+@jit_inner
 def _last_backward(d_last, d_states, last_row, direction, sequences):
     """Add the rows of `d_last` (B, H') to those of `d_states` (S, H') from which they came."""
     for rank in range(sequences):
@@ -109,7 +108,7 @@ def _divide_by_lengths(rows, batch, size):
             rows[rank, column] /= np.float32(length)
 
 
-@jit
+@jit_inner
 def cross_entropy(sizes, logits, order, labels, class_weights, total_weight, sequences):
     """Return the cross-entropy in nats and how many predictions are correct.
 
@@ -166,7 +165,7 @@ def head_backward(sizes, offset, weights, work, batch, gradients, d_hidden, size
     """
     hidden = sizes.hidden
     classes = sizes.classes
-    parts = parts_of_head(sizes)
+    parts = sizes.parts
     d_head = matrix(gradients, offset, classes, parts * hidden)
 
     for part in range(parts):
