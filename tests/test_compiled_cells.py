@@ -114,11 +114,21 @@ class Reference(nn.Module):
 
         hidden = final[0] if settings.cell == "lstm" else final
         summary = hidden.transpose(0, 1).flatten(1)  # (B, D * H)
+        padded, lengths = nn.utils.rnn.pad_packed_sequence(
+            PackedSequence(data, tokens.batch_sizes), batch_first=True
+        )
+        if settings.pooling in ("mean", "last_mean_max"):
+            mean = padded.sum(1) / lengths.unsqueeze(1)
+        if settings.pooling in ("max", "last_mean_max"):
+            behind = torch.arange(padded.shape[1]) >= lengths.unsqueeze(1)
+            largest = padded.masked_fill(behind.unsqueeze(2), -torch.inf).amax(1)
+
         if settings.pooling == "mean":
-            padded, lengths = nn.utils.rnn.pad_packed_sequence(
-                PackedSequence(data, tokens.batch_sizes), batch_first=True
-            )
-            summary = padded.sum(1) / lengths.unsqueeze(1)
+            summary = mean
+        elif settings.pooling == "max":
+            summary = largest
+        elif settings.pooling == "last_mean_max":
+            summary = torch.cat([summary, mean, largest], 1)
         assert tokens.sorted_indices is not None
         logits = self.head(summary)
         return F.cross_entropy(logits, batch.labels[tokens.sorted_indices])
@@ -188,6 +198,9 @@ def test_gradients_are_those_of_float64(cell: str) -> None:
     assert_gradients(case_of(cell, layers=3, bidirectional=True, bias=True, dropout=0.3))
     assert_gradients(case_of(cell, layers=1, bidirectional=False, bias=False, dropout=0.0))
 
+    # All that the head can see.
+    assert_gradients(case_of(cell, 1, True, True, 0.0, pooling="last_mean_max"))
+
     # More tokens than sequences, so that the first layer embeds tokens.
     case = case_of(cell, layers=2, bidirectional=False, bias=True, dropout=0.0)
     case["data"] = {"max_length": 9, "modulus": 40, "max_value": 50}
@@ -197,7 +210,8 @@ def test_gradients_are_those_of_float64(cell: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_of_all_kinds_are_those_of_float64(cell: str) -> None:
-    choices = product((1, 3), (False, True), (False, True), (0.0, 0.3), ("last", "mean"))
+    poolings = ("last", "mean", "max", "last_mean_max")
+    choices = product((1, 3), (False, True), (False, True), (0.0, 0.3), poolings)
     for layers, bidirectional, bias, dropout, pooling in choices:
         if layers == 1 and dropout:
             continue

@@ -43,7 +43,7 @@ OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy", "nogil": Tr
 jit: Callable[..., Any] = njit(**OPTIONS)
 
 # For functions that only compiled code calls. What would make them callable from Python, with
-# dozens of arrays as arguments, takes long to compile.
+# dozens of arrays as arguments, takes long to compile. Without it such a call ends the process.
 INNER_OPTIONS: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 jit_inner: Callable[..., Any] = njit(**INNER_OPTIONS)
 

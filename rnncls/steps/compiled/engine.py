@@ -15,6 +15,7 @@ from rnncls.compiled.batches import Array, BatchSize
 from rnncls.compiled.loading import load
 from rnncls.config import Config, number
 from rnncls.data import Block, Task
+from rnncls.model.pooling import parts_of
 from rnncls.seeds import mix
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.compiled import (
@@ -239,6 +240,7 @@ def sizes_of(task: Task) -> Sizes:
     """
     model = task.config.model
     cell = _CELLS[model.cell]
+    parts = parts_of(model.pooling)
     num_tokens, num_classes = task.sizes
     return Sizes(
         tokens=num_tokens,
@@ -254,9 +256,10 @@ def sizes_of(task: Task) -> Sizes:
         relu=model.nonlinearity == "relu",
         dropout=float(model.dropout),
         optimizer=_OPTIMIZERS[task.config.optimizer.name],
-        last=model.pooling == "last",
-        mean=model.pooling == "mean",
-        parts=2 if model.bidirectional else 1,
+        last="last" in parts,
+        mean="mean" in parts,
+        largest="max" in parts,
+        parts=len(parts) * (2 if model.bidirectional else 1),
         by_table=num_tokens <= task.config.train.batch_size,
     )
 
@@ -360,6 +363,7 @@ def _warm_up(cell: str, functions: Functions) -> None:
         optimizer=ADAM,
         last=True,
         mean=False,
+        largest=False,
         parts=1,
         by_table=True,
     )

@@ -59,9 +59,10 @@ class Sizes(NamedTuple):
     optimizer: int  # ADAM, ADAMW or SGD
 
     # What the head sees of each direction of the last layer: its last state, the mean of its
-    # states, or both, in this order; and W.
+    # states, the largest of each unit, or all of them, in this order; and W.
     last: bool
     mean: bool
+    largest: bool
     parts: int
 
     # Whether W_ih x of the first layer is computed once per token of the vocabulary, instead of
@@ -136,6 +137,7 @@ class Workspace(NamedTuple):
     d_carried: Array  # (B, H')  dc of the LSTM; of the GRU, what reaches the initial state
     final: Array  # (W, B, H')  what the head sees of each sequence
     d_final: Array  # (W, B, H')
+    winners: Array  # (D, B, H') int32  the row of each largest state; no rows without
     logits: Array  # (B, C')  first logits, then probabilities, then gradients of the logits
     zeros: Array  # (1, largest of H', E' and C')
     bits: Array  # (D * H / 2,) uint64  the random numbers of a row's dropout
@@ -211,6 +213,7 @@ def _make_workspace(sizes: Sizes, capacity: BatchSize) -> Workspace:
 
     # Not every cell and every run needs these.
     dropped_rows = rows if sizes.dropout > 0 else 0
+    winner_rows = sequences if sizes.largest else 0
     beside_rows = rows if sizes.gates == 1 else 0
 
     return Workspace(
@@ -225,6 +228,7 @@ def _make_workspace(sizes: Sizes, capacity: BatchSize) -> Workspace:
         d_carried=_zeros(sequences, padded_hidden),
         final=_zeros(parts, sequences, padded_hidden),
         d_final=_zeros(parts, sequences, padded_hidden),
+        winners=np.zeros((directions, winner_rows, padded_hidden), np.int32),
         logits=_zeros(sequences, padded_classes),
         zeros=_zeros(1, widest),
         bits=np.empty((directions * hidden + 1) // 2, np.uint64),
