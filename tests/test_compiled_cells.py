@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.config import Config
+from rnncls.config.load import dump_config
 from rnncls.data import Batch, load_task
 from rnncls.model.classifier import RNNClassifier
 from rnncls.seeds import mix
@@ -27,7 +28,7 @@ from rnncls.steps.optim import learning_rate
 from rnncls.steps.state import TrainState
 from rnncls.training.fit import fit
 from rnncls.training.states import new_state
-from tests.helpers import config_with, losses, outcome
+from tests.helpers import config_with, losses, outcome, run_rnncls
 
 CELLS = ("rnn", "gru", "lstm")
 
@@ -308,6 +309,20 @@ def test_two_threads_drop_the_same_and_give_the_same_bits_every_time(
     assert outcome(tmp_path / "two") == outcome(tmp_path / "again")
     # Another mask would change the first digits.
     assert losses_by_run[1] == pytest.approx(losses_by_run[0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_members_of_a_sweep_have_the_bits_of_single_runs(cell: str, tmp_path: Path) -> None:
+    config = config_with("compiled", hard(cell), max_steps=30, log_every=10)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    words: list[str | Path] = ["-c", tmp_path / "config.yaml", "--seeds", "1-2", "--lengths", "1-2"]
+    done = run_rnncls("sweep", *words, "--samples", "20", "--sweep-dir", tmp_path / "sweep")
+    assert done.returncode == 0, done.stderr
+    for seed in (1, 2):
+        fit(config.model_copy(update={"seed": seed}), tmp_path / str(seed))
+        member = tmp_path / "sweep" / "members" / f"seed={seed}"
+        assert outcome(member) == outcome(tmp_path / str(seed))
 
 
 @pytest.mark.slow

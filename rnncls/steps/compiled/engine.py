@@ -394,18 +394,18 @@ def _warm_up(cell: str, functions: Functions) -> None:
         keys=np.zeros((0, 0), np.uint64),
     )
     sums = np.zeros(NUM_SUMS)
-    functions.train_steps(
-        sizes=sizes,
-        hyper=hyper,
-        flat=flat,
-        step_inputs=step_inputs,
-        class_weights=floats,
-        updates=0,
-        sums=sums,
-        buffers=buffers,
-    )
-
-    if torch.get_num_threads() > 1:
+    if torch.get_num_threads() == 1:
+        functions.train_steps(
+            sizes=sizes,
+            hyper=hyper,
+            flat=flat,
+            step_inputs=step_inputs,
+            class_weights=floats,
+            updates=0,
+            sums=sums,
+            buffers=buffers,
+        )
+    else:
         # A step without sequences, and then a gradient that is not finite, so that nothing is done.
         step_inputs = step_inputs._replace(
             edges=np.zeros(2, np.int64), keys=np.zeros((1, 0), np.uint64)
