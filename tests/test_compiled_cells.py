@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.config import Config
+from rnncls.config.load import dump_config
 from rnncls.data import Batch, load_task
 from rnncls.model.classifier import RNNClassifier
 from rnncls.seeds import mix
@@ -27,7 +28,7 @@ from rnncls.steps.optim import learning_rate
 from rnncls.steps.state import TrainState
 from rnncls.training.fit import fit
 from rnncls.training.states import new_state
-from tests.helpers import config_with, losses, outcome
+from tests.helpers import config_with, losses, outcome, run_rnncls
 
 CELLS = ("rnn", "gru", "lstm")
 
@@ -114,11 +115,21 @@ class Reference(nn.Module):
 
         hidden = final[0] if settings.cell == "lstm" else final
         summary = hidden.transpose(0, 1).flatten(1)  # (B, D * H)
+        padded, lengths = nn.utils.rnn.pad_packed_sequence(
+            PackedSequence(data, tokens.batch_sizes), batch_first=True
+        )
+        if settings.pooling in ("mean", "last_mean_max"):
+            mean = padded.sum(1) / lengths.unsqueeze(1)
+        if settings.pooling in ("max", "last_mean_max"):
+            behind = torch.arange(padded.shape[1]) >= lengths.unsqueeze(1)
+            largest = padded.masked_fill(behind.unsqueeze(2), -torch.inf).amax(1)
+
         if settings.pooling == "mean":
-            padded, lengths = nn.utils.rnn.pad_packed_sequence(
-                PackedSequence(data, tokens.batch_sizes), batch_first=True
-            )
-            summary = padded.sum(1) / lengths.unsqueeze(1)
+            summary = mean
+        elif settings.pooling == "max":
+            summary = largest
+        elif settings.pooling == "last_mean_max":
+            summary = torch.cat([summary, mean, largest], 1)
         assert tokens.sorted_indices is not None
         logits = self.head(summary)
         return F.cross_entropy(logits, batch.labels[tokens.sorted_indices])
@@ -188,6 +199,9 @@ def test_gradients_are_those_of_float64(cell: str) -> None:
     assert_gradients(case_of(cell, layers=3, bidirectional=True, bias=True, dropout=0.3))
     assert_gradients(case_of(cell, layers=1, bidirectional=False, bias=False, dropout=0.0))
 
+    # All that the head can see.
+    assert_gradients(case_of(cell, 1, True, True, 0.0, pooling="last_mean_max"))
+
     # More tokens than sequences, so that the first layer embeds tokens.
     case = case_of(cell, layers=2, bidirectional=False, bias=True, dropout=0.0)
     case["data"] = {"max_length": 9, "modulus": 40, "max_value": 50}
@@ -197,7 +211,8 @@ def test_gradients_are_those_of_float64(cell: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_of_all_kinds_are_those_of_float64(cell: str) -> None:
-    choices = product((1, 3), (False, True), (False, True), (0.0, 0.3), ("last", "mean"))
+    poolings = ("last", "mean", "max", "last_mean_max")
+    choices = product((1, 3), (False, True), (False, True), (0.0, 0.3), poolings)
     for layers, bidirectional, bias, dropout, pooling in choices:
         if layers == 1 and dropout:
             continue
@@ -294,6 +309,20 @@ def test_two_threads_drop_the_same_and_give_the_same_bits_every_time(
     assert outcome(tmp_path / "two") == outcome(tmp_path / "again")
     # Another mask would change the first digits.
     assert losses_by_run[1] == pytest.approx(losses_by_run[0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_members_of_a_sweep_have_the_bits_of_single_runs(cell: str, tmp_path: Path) -> None:
+    config = config_with("compiled", hard(cell), max_steps=30, log_every=10)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    words: list[str | Path] = ["-c", tmp_path / "config.yaml", "--seeds", "1-2", "--lengths", "1-2"]
+    done = run_rnncls("sweep", *words, "--samples", "20", "--sweep-dir", tmp_path / "sweep")
+    assert done.returncode == 0, done.stderr
+    for seed in (1, 2):
+        fit(config.model_copy(update={"seed": seed}), tmp_path / str(seed))
+        member = tmp_path / "sweep" / "members" / f"seed={seed}"
+        assert outcome(member) == outcome(tmp_path / str(seed))
 
 
 @pytest.mark.slow

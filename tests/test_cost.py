@@ -422,7 +422,7 @@ def test_files_with_too_many_tokens_for_a_size_are_refused() -> None:
 @row("R32")
 def test_an_engine_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "measure_apart", pytest.fail)
-    done = run_rnncls(*SMOKE, "model.pooling=max", "train.engine=compiled")
+    done = run_rnncls(*SMOKE, "model.initial_state=learned", "train.engine=compiled")
     assert done.returncode == 5
     assert "error[R32]" in done.stderr
 

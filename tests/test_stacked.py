@@ -248,8 +248,8 @@ def test_members_are_grouped_by_how_they_can_run(
     members = plan_sweep(base, "0-2", grid, None, 10, tmp_path / "s").members
     (on_cpu,) = plan_groups(members, jobs=2)
     assert (len(on_cpu.members), on_cpu.threads, on_cpu.stacked) == (12, 2, False)
-    poolings = {"model.pooling": ["mean", "max"]}
-    apart = plan_sweep(base, "0-2", poolings, None, 10, tmp_path / "apart").members
+    states = {"model.initial_state": ["zeros", "learned"]}
+    apart = plan_sweep(base, "0-2", states, None, 10, tmp_path / "apart").members
     assert [(len(group.members), group.threads) for group in plan_groups(apart, jobs=2)] == [
         (3, 2),
         (3, 1),

@@ -204,8 +204,6 @@ def test_an_engine_that_cannot_be_is_refused_or_named(
     case: dict[str, dict[str, Any]]
     for case, reason in (
         ({"train": {"precision": "bfloat16"}}, "precision"),
-        ({"model": {"pooling": "max"}}, "model.pooling is max"),
-        ({"model": {"pooling": "last_mean_max"}}, "model.pooling is last_mean_max"),
         ({"model": {"initial_state": "learned"}}, "model.initial_state is learned"),
         ({"train": {"objective": "prefix"}}, "train.objective is prefix"),
         ({"train": {"recompute_every": 2}}, "train.recompute_every is 2"),
@@ -216,7 +214,7 @@ def test_an_engine_that_cannot_be_is_refused_or_named(
         assert reason in how
         with pytest.raises(MachineError, match=reason):
             choose(config_with("compiled", case), cpu)
-    # Captured steps read the last state alone; compiled ones take the mean, too.
+    # Captured steps read the last state alone; compiled ones take every pooling.
     cuda = torch.device("cuda")
     for case, reason in (
         ({"model": {"bidirectional": True}}, "model.bidirectional is true"),

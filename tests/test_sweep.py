@@ -308,7 +308,7 @@ def test_eager_members_run_one_by_one(config: Path, tmp_path: Path) -> None:
         config,
         "--seeds",
         "0-1",
-        "model.cell=gru",
+        "model.initial_state=learned",
         "train.max_steps=5",
         "--lengths",
         "1-2",

@@ -69,9 +69,8 @@ def time_step(first_row, running, time_steps, number, reverse):
     return TimeStep(first_row[t], running[t], first_row[earlier], known)
 
 
-@jit
-def make_layout(capacity):
-    """Return a BatchLayout with room for batches of up to `capacity`, a BatchSize."""
+def make_layout(capacity: BatchSize) -> BatchLayout:
+    """Return a BatchLayout with room for batches of up to `capacity`."""
     return BatchLayout(
         running=np.empty(capacity.time_steps, np.int64),
         first_row=np.empty(capacity.time_steps, np.int64),

@@ -42,6 +42,11 @@ FAST = {"reassoc", "contract", "nsz", "arcp"}
 OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy", "nogil": True}
 jit: Callable[..., Any] = njit(**OPTIONS)
 
+# For functions that only compiled code calls. What would make them callable from Python, with
+# dozens of arrays as arguments, takes long to compile. Without it such a call ends the process.
+INNER_OPTIONS: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+jit_inner: Callable[..., Any] = njit(**INNER_OPTIONS)
+
 # For functions that give a name to a part of their caller: Numba copies them into it. As functions
 # of their own they would cost time, because LLVM optimizes all that a function calls once more.
 jit_inlined: Callable[..., Any] = njit(inline="always", **OPTIONS)

@@ -108,10 +108,7 @@ def why_not(engine: str, config: Config, device: torch.device, step_rules: StepR
     if device.type != required:
         return f"the device is {device.type}"
 
-    # Both are written for what a recurrence that began at zero, and is kept as a whole, ends with.
-    poolings = ("last",) if engine == "captured" else ("last", "mean")
-    if config.model.pooling not in poolings:
-        return f"model.pooling is {config.model.pooling}"
+    # Both are written for a recurrence that began at zero and is kept as a whole.
     if config.model.initial_state != "zeros":
         return f"model.initial_state is {config.model.initial_state}"
     if config.train.objective != "sequence":
@@ -132,6 +129,8 @@ def _why_not_captured(config: Config) -> str:
         return "model.bidirectional is true"
     if config.model.dropout > 0:
         return "model.dropout is not 0"
+    if config.model.pooling != "last":
+        return f"model.pooling is {config.model.pooling}"
     # A graph has static shapes, but packed batches differ in their numbers of rows.
     if config.data.layout == "packed":
         return "data.layout is packed"

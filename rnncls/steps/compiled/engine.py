@@ -15,6 +15,7 @@ from rnncls.compiled.batches import Array, BatchSize
 from rnncls.compiled.loading import load
 from rnncls.config import Config, number
 from rnncls.data import Block, Task
+from rnncls.model.pooling import parts_of
 from rnncls.seeds import mix
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.compiled import (
@@ -155,9 +156,7 @@ class CompiledRun:
         if capacity == self.capacity:
             return
 
-        self.buffers = [
-            self.functions.make_buffers(self.sizes, capacity) for _ in range(self.threads)
-        ]
+        self.buffers = [make_buffers(self.sizes, capacity) for _ in range(self.threads)]
         self.capacity = capacity
 
     def _take_in_one_thread(self, inputs: StepInputs, sums: Array) -> int:
@@ -241,6 +240,7 @@ def sizes_of(task: Task) -> Sizes:
     """
     model = task.config.model
     cell = _CELLS[model.cell]
+    parts = parts_of(model.pooling)
     num_tokens, num_classes = task.sizes
     return Sizes(
         tokens=num_tokens,
@@ -256,8 +256,10 @@ def sizes_of(task: Task) -> Sizes:
         relu=model.nonlinearity == "relu",
         dropout=float(model.dropout),
         optimizer=_OPTIMIZERS[task.config.optimizer.name],
-        last=model.pooling == "last",
-        mean=model.pooling == "mean",
+        last="last" in parts,
+        mean="mean" in parts,
+        largest="max" in parts,
+        parts=len(parts) * (2 if model.bidirectional else 1),
         by_table=num_tokens <= task.config.train.batch_size,
     )
 
@@ -298,7 +300,6 @@ def largest_batch(block: Block) -> BatchSize:
 class Functions(NamedTuple):
     """The entry points of the program of a cell, as machine code."""
 
-    make_buffers: Callable[..., Any]
     train_steps: Callable[..., Any]
     share_of_step: Callable[..., Any]
     finish_step: Callable[..., Any]
@@ -333,7 +334,6 @@ def _functions(cell: str, compiled: Callable[..., Any]) -> Functions:
     """Return the functions, which Numba compiles, or reads, when first called."""
     train_steps, share_of_step = program.entry_points(_CELLS[cell])
     return Functions(
-        make_buffers=compiled(make_buffers),
         train_steps=compiled(train_steps),
         share_of_step=compiled(share_of_step),
         finish_step=compiled(program.finish_step),
@@ -363,6 +363,8 @@ def _warm_up(cell: str, functions: Functions) -> None:
         optimizer=ADAM,
         last=True,
         mean=False,
+        largest=False,
+        parts=1,
         by_table=True,
     )
     hyper = Hyperparameters(
@@ -374,7 +376,7 @@ def _warm_up(cell: str, functions: Functions) -> None:
         eps=1e-8,
         momentum=0.0,
     )
-    buffers = functions.make_buffers(sizes, BatchSize(sequences=1, time_steps=1, rows=1))
+    buffers = make_buffers(sizes, BatchSize(sequences=1, time_steps=1, rows=1))
 
     # This model has 1 parameter in the embedding, 4 for each gate of its layer and 2 in the head.
     floats = np.zeros(3 + 4 * num_gates, np.float32)
@@ -392,18 +394,18 @@ def _warm_up(cell: str, functions: Functions) -> None:
         keys=np.zeros((0, 0), np.uint64),
     )
     sums = np.zeros(NUM_SUMS)
-    functions.train_steps(
-        sizes=sizes,
-        hyper=hyper,
-        flat=flat,
-        step_inputs=step_inputs,
-        class_weights=floats,
-        updates=0,
-        sums=sums,
-        buffers=buffers,
-    )
-
-    if torch.get_num_threads() > 1:
+    if torch.get_num_threads() == 1:
+        functions.train_steps(
+            sizes=sizes,
+            hyper=hyper,
+            flat=flat,
+            step_inputs=step_inputs,
+            class_weights=floats,
+            updates=0,
+            sums=sums,
+            buffers=buffers,
+        )
+    else:
         # A step without sequences, and then a gradient that is not finite, so that nothing is done.
         step_inputs = step_inputs._replace(
             edges=np.zeros(2, np.int64), keys=np.zeros((1, 0), np.uint64)

@@ -15,8 +15,8 @@ from rnncls.compiled.kernels import (
     add_transposed,
     clear,
     copy_row,
-    jit,
     jit_inlined,
+    jit_inner,
     multiply_rows,
 )
 from rnncls.steps.compiled.inputs import (
@@ -77,7 +77,7 @@ def forward(sizes, weights, work, batch, layer, direction, size):
         _states(hidden, kept, begin, step.rows - step.known, work.no_rows, 0)
 
 
-@jit
+@jit_inner
 def _states(hidden, kept, first, rows, before, first_before):
     """Compute the states of some rows, which go on from those of `before` from another row on."""
     if rows > 0:
@@ -145,7 +145,7 @@ def backward(
     apart_bias_gradient(sizes, offset, layer, gradients, kept[_RECURRENT], size.rows)
 
 
-@jit
+@jit_inner
 def _d_gates(d_hidden, kept, first, rows, before, d_before, first_before):
     """Turn the gates of some rows into gradients, and add to that of the states before."""
     if rows > 0:

@@ -1,7 +1,7 @@
 """What the head sees of a sequence, its logits and their loss, forward and backward.
 
-The head sees W parts of H numbers, first those of the last states and then the means, and of each
-those of all directions. The symbols of shapes are those of `memory`.
+The head sees W parts of H numbers: those of the last states, of the means and of the largest
+states, and of each those of all directions. The symbols of shapes are those of `memory`.
 """
 
 import numpy as np
@@ -13,13 +13,12 @@ from rnncls.compiled.kernels import (
     copy,
     copy_row,
     exp,
-    jit,
     jit_inlined,
+    jit_inner,
     multiply,
     multiply_transposed,
     sum_rows,
 )
-from rnncls.steps.compiled.memory import parts_of_head
 from rnncls.steps.compiled.parameters import matrix
 
 
@@ -40,6 +39,17 @@ def head_forward(sizes, weights, work, batch, size):
         for direction in range(sizes.directions):
             _mean(work.hidden[top + direction], work.final[part], batch, size)
             part += 1
+    if sizes.largest:
+        for direction in range(sizes.directions):
+            _largest(
+                work.hidden[top + direction],
+                work.final[part],
+                work.winners[direction],
+                batch.first_row,
+                batch.running,
+                size.time_steps,
+            )
+            part += 1
 
     multiply(  # logits = head_bias + final @ head^T
         out=work.logits,
@@ -48,7 +58,7 @@ def head_forward(sizes, weights, work, batch, size):
         right=weights.head_t[0],
         rows=size.sequences,
     )
-    for other in range(1, parts_of_head(sizes)):
+    for other in range(1, sizes.parts):
         add_product(
             out=work.logits,
             out_row=0,
@@ -59,7 +69,7 @@ def head_forward(sizes, weights, work, batch, size):
         )
 
 
-@jit
+@jit_inner
 def _last(states, out, last_row, direction, sequences):
     """Copy the rows of `states` (S, H') at which a direction ends with each sequence to `out`."""
     # In reverse that is its first token, and the first tokens are the first rows.
@@ -68,7 +78,7 @@ def _last(states, out, last_row, direction, sequences):
         copy_row(out[rank], states[row])
 
 
-@jit
+@jit_inner
 def _last_backward(d_last, d_states, last_row, direction, sequences):
     """Add the rows of `d_last` (B, H') to those of `d_states` (S, H') from which they came."""
     for rank in range(sequences):
@@ -109,7 +119,34 @@ def _divide_by_lengths(rows, batch, size):
             rows[rank, column] /= np.float32(length)
 
 
-@jit
+@jit_inner
+def _largest(states, out, winners, first_row, running, time_steps):
+    """Find the largest state of each sequence and unit (B, H'), and in which row it is.
+
+    Of equal ones the first wins, as in rnncls/model/pooling.py. A NaN is larger than any number.
+    """
+    for t in range(time_steps):
+        for rank in range(running[t]):
+            row = first_row[t] + rank
+            state = states[row]
+            best = out[rank]
+            winner = winners[rank]
+            for unit in range(len(best)):
+                value = state[unit]
+                wins = t == 0 or value > best[unit] or np.isnan(value)
+                best[unit] = value if wins else best[unit]
+                winner[unit] = np.int32(row) if wins else winner[unit]
+
+
+@jit_inner
+def _largest_backward(d_largest, d_states, winners, sequences):
+    """Add `d_largest` (B, H') to the states that were the largest."""
+    for rank in range(sequences):
+        for unit in range(d_largest.shape[1]):
+            d_states[winners[rank, unit], unit] += d_largest[rank, unit]
+
+
+@jit_inner
 def cross_entropy(sizes, logits, order, labels, class_weights, total_weight, sequences):
     """Return the cross-entropy in nats and how many predictions are correct.
 
@@ -166,7 +203,7 @@ def head_backward(sizes, offset, weights, work, batch, gradients, d_hidden, size
     """
     hidden = sizes.hidden
     classes = sizes.classes
-    parts = parts_of_head(sizes)
+    parts = sizes.parts
     d_head = matrix(gradients, offset, classes, parts * hidden)
 
     for part in range(parts):
@@ -208,3 +245,8 @@ def _states_backward(sizes, work, batch, direction, d_states, size):
     if sizes.last:
         d_final = work.d_final[direction]
         _last_backward(d_final, d_states, batch.last_row, direction, size.sequences)
+
+    if sizes.largest:
+        part = sizes.parts - sizes.directions + direction
+        winners = work.winners[direction]
+        _largest_backward(work.d_final[part], d_states, winners, size.sequences)

@@ -15,8 +15,8 @@ from rnncls.compiled.kernels import (
     clear,
     copy,
     copy_row,
-    jit,
     jit_inlined,
+    jit_inner,
     multiply,
     multiply_rows,
     multiply_transposed,
@@ -76,7 +76,7 @@ class InputGradients(NamedTuple):
     weight_other: Array  # (G, H, H')
 
 
-@jit
+@jit_inner
 def inputs_of(sizes, weights, work, batch, layer, direction):
     """Return the Inputs of one direction of a layer."""
     unit = layer * sizes.directions + direction
@@ -107,7 +107,7 @@ def inputs_of(sizes, weights, work, batch, layer, direction):
     )
 
 
-@jit
+@jit_inner
 def input_gradients_of(sizes, weights, work, layer, direction, d_below):
     """Return the InputGradients of one direction; `d_below` (D, S, H') is for the layer below."""
     unit = layer * sizes.directions + direction
@@ -131,7 +131,7 @@ def input_gradients_of(sizes, weights, work, layer, direction, d_below):
     )
 
 
-@jit
+@jit_inner
 def project(inputs, gate, out, first, rows):
     """Compute out[first:][:rows] = W_ih x + b of one gate, where out is (S, H')."""
     if inputs.by_table:
@@ -173,7 +173,7 @@ def begin_gradients(sizes, work, layer, direction):
         clear(work.d_input.reshape(-1))
 
 
-@jit
+@jit_inner
 def project_backward(inputs, gradients, gate, d_gate, first, rows):
     """Add what some rows of dz of one gate, `d_gate` (S, H'), give to dW_ih and to dx.
 

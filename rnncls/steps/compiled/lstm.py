@@ -10,7 +10,7 @@ symbols of shapes are those of `memory`.
 
 from rnncls.compiled.batches import time_step
 from rnncls.compiled.gates import lstm_backward, lstm_forward
-from rnncls.compiled.kernels import add_product, add_transposed, clear, jit, jit_inlined
+from rnncls.compiled.kernels import add_product, add_transposed, clear, jit_inlined, jit_inner
 from rnncls.steps.compiled.inputs import (
     input_gradients_of,
     inputs_of,
@@ -55,7 +55,7 @@ def forward(sizes, weights, work, batch, layer, direction, size):
         _states(hidden, kept, begin, step.rows - step.known, work.no_rows, 0)
 
 
-@jit
+@jit_inner
 def _states(hidden, kept, first, rows, before, first_before):
     """Compute the states of some rows, which go on from the c of `before` from another row on."""
     if rows > 0:
@@ -122,7 +122,7 @@ def backward(
         bias_gradients(sizes, offset, layer, gate, gradients, kept[gate], size.rows)
 
 
-@jit
+@jit_inner
 def _d_gates(d_hidden, kept, first, rows, before, first_before, d_cell, first_rank):
     """Turn the gates of some rows into gradients, and d_cell into that of the c before."""
     if rows > 0:

@@ -20,12 +20,13 @@ are read as vectors. The padding is 0. Of the buffers, B, T and S are the capaci
 first entries. Arrays are float32 where nothing else is said.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from rnncls.compiled.batches import Array, BatchLayout, make_layout
-from rnncls.compiled.kernels import jit, padded
+from rnncls.compiled.batches import Array, BatchLayout, BatchSize, make_layout
+from rnncls.compiled.kernels import WIDTH, padded
 
 # Numbers instead of names, which compiled code would have to handle as strings.
 ADAM, ADAMW, SGD = range(3)
@@ -58,9 +59,11 @@ class Sizes(NamedTuple):
     optimizer: int  # ADAM, ADAMW or SGD
 
     # What the head sees of each direction of the last layer: its last state, the mean of its
-    # states, or both, in this order.
+    # states, the largest of each unit, or all of them, in this order; and W.
     last: bool
     mean: bool
+    largest: bool
+    parts: int
 
     # Whether W_ih x of the first layer is computed once per token of the vocabulary, instead of
     # once per row of a batch.
@@ -134,6 +137,7 @@ class Workspace(NamedTuple):
     d_carried: Array  # (B, H')  dc of the LSTM; of the GRU, what reaches the initial state
     final: Array  # (W, B, H')  what the head sees of each sequence
     d_final: Array  # (W, B, H')
+    winners: Array  # (D, B, H') int32  the row of each largest state; no rows without
     logits: Array  # (B, C')  first logits, then probabilities, then gradients of the logits
     zeros: Array  # (1, largest of H', E' and C')
     bits: Array  # (D * H / 2,) uint64  the random numbers of a row's dropout
@@ -154,61 +158,54 @@ class Buffers(NamedTuple):
     batch: BatchLayout
 
 
-# `padded` as compiled code can call it.
-_padded = jit(padded)
+def _zeros(*shape: int) -> Array:
+    """Return float32 zeros that begin at a cache line, so that no vector lies across two."""
+    size = math.prod(shape)
+    room = np.zeros(size + WIDTH, np.float32)
+    begin = -(room.ctypes.data // room.itemsize) % WIDTH
+    return room[begin : begin + size].reshape(shape)
 
 
-@jit
-def parts_of_head(sizes):
-    """Return W, how many parts of H columns the head sees."""
-    return sizes.directions * (int(sizes.last) + int(sizes.mean))
-
-
-@jit
-def _make_weights(sizes):
+def _make_weights(sizes: Sizes) -> PaddedWeights:
     """Return PaddedWeights of zeros."""
     # Each step copies the weights anew, but never into the padding, which stays 0.
     hidden = sizes.hidden
     gates = sizes.gates
     directions = sizes.directions
     units = sizes.layers * directions
-    padded_hidden = _padded(hidden)
-    padded_width = _padded(sizes.width)
-    padded_classes = _padded(sizes.classes)
-    parts = parts_of_head(sizes)
+    padded_hidden = padded(hidden)
+    padded_width = padded(sizes.width)
+    padded_classes = padded(sizes.classes)
+    parts = sizes.parts
 
     return PaddedWeights(
-        embedding=np.zeros((sizes.tokens, padded_width), np.float32),
-        input=np.zeros((directions, gates, hidden, padded_width), np.float32),
-        input_t=np.zeros((directions, gates, sizes.width, padded_hidden), np.float32),
-        between=np.zeros((units, directions, gates, hidden, padded_hidden), np.float32),
-        between_t=np.zeros((units, directions, gates, hidden, padded_hidden), np.float32),
-        recurrent=np.zeros((units, gates, hidden, padded_hidden), np.float32),
-        recurrent_t=np.zeros((units, gates, hidden, padded_hidden), np.float32),
-        bias=np.zeros((units, gates + 1, 1, padded_hidden), np.float32),
-        head=np.zeros((parts, sizes.classes, padded_hidden), np.float32),
-        head_t=np.zeros((parts, hidden, padded_classes), np.float32),
-        head_bias=np.zeros((1, padded_classes), np.float32),
+        embedding=_zeros(sizes.tokens, padded_width),
+        input=_zeros(directions, gates, hidden, padded_width),
+        input_t=_zeros(directions, gates, sizes.width, padded_hidden),
+        between=_zeros(units, directions, gates, hidden, padded_hidden),
+        between_t=_zeros(units, directions, gates, hidden, padded_hidden),
+        recurrent=_zeros(units, gates, hidden, padded_hidden),
+        recurrent_t=_zeros(units, gates, hidden, padded_hidden),
+        bias=_zeros(units, gates + 1, 1, padded_hidden),
+        head=_zeros(parts, sizes.classes, padded_hidden),
+        head_t=_zeros(parts, hidden, padded_classes),
+        head_bias=_zeros(1, padded_classes),
     )
 
 
-@jit
-def _make_workspace(sizes, capacity):
-    """Return a Workspace for batches of up to `capacity`, a BatchSize.
-
-    The arrays of which a step writes whole rows, padding included, are not filled with zeros.
-    """
+def _make_workspace(sizes: Sizes, capacity: BatchSize) -> Workspace:
+    """Return a Workspace for batches of up to `capacity`."""
     hidden = sizes.hidden
     gates = sizes.gates
     directions = sizes.directions
     units = sizes.layers * directions
     rows = capacity.rows
     sequences = capacity.sequences
-    padded_hidden = _padded(hidden)
-    padded_width = _padded(sizes.width)
-    padded_classes = _padded(sizes.classes)
+    padded_hidden = padded(hidden)
+    padded_width = padded(sizes.width)
+    padded_classes = padded(sizes.classes)
     widest = max(padded_hidden, padded_width, padded_classes)
-    parts = parts_of_head(sizes)
+    parts = sizes.parts
 
     # W_ih x of the first layer is computed for the rows of one of two arrays; the other is empty.
     table_rows = sizes.tokens if sizes.by_table else 0
@@ -216,31 +213,33 @@ def _make_workspace(sizes, capacity):
 
     # Not every cell and every run needs these.
     dropped_rows = rows if sizes.dropout > 0 else 0
+    winner_rows = sequences if sizes.largest else 0
     beside_rows = rows if sizes.gates == 1 else 0
 
     return Workspace(
-        table=np.zeros((directions, gates, table_rows, padded_hidden), np.float32),
-        inputs=np.zeros((input_rows, padded_width), np.float32),
-        hidden=np.empty((units, rows, padded_hidden), np.float32),
-        kept=np.empty((units, sizes.kept, rows, padded_hidden), np.float32),
-        dropped=np.empty((sizes.layers, directions, dropped_rows, padded_hidden), np.float32),
-        beside=np.empty((beside_rows, padded_hidden), np.float32),
-        d_hidden=np.empty((2, directions, rows, padded_hidden), np.float32),
-        no_rows=np.zeros((sequences, padded_hidden), np.float32),
-        d_carried=np.empty((sequences, padded_hidden), np.float32),
-        final=np.empty((parts, sequences, padded_hidden), np.float32),
-        d_final=np.empty((parts, sequences, padded_hidden), np.float32),
-        logits=np.zeros((sequences, padded_classes), np.float32),
-        zeros=np.zeros((1, widest), np.float32),
+        table=_zeros(directions, gates, table_rows, padded_hidden),
+        inputs=_zeros(input_rows, padded_width),
+        hidden=_zeros(units, rows, padded_hidden),
+        kept=_zeros(units, sizes.kept, rows, padded_hidden),
+        dropped=_zeros(sizes.layers, directions, dropped_rows, padded_hidden),
+        beside=_zeros(beside_rows, padded_hidden),
+        d_hidden=_zeros(2, directions, rows, padded_hidden),
+        no_rows=_zeros(sequences, padded_hidden),
+        d_carried=_zeros(sequences, padded_hidden),
+        final=_zeros(parts, sequences, padded_hidden),
+        d_final=_zeros(parts, sequences, padded_hidden),
+        winners=np.zeros((directions, winner_rows, padded_hidden), np.int32),
+        logits=_zeros(sequences, padded_classes),
+        zeros=_zeros(1, widest),
         bits=np.empty((directions * hidden + 1) // 2, np.uint64),
-        d_recurrent=np.empty((gates, hidden, padded_hidden), np.float32),
-        d_between=np.empty((directions, gates, hidden, padded_hidden), np.float32),
-        d_input=np.empty((gates, hidden, padded_width), np.float32),
-        d_embedded=np.empty((table_rows + input_rows, padded_width), np.float32),
-        d_head=np.empty((sizes.classes, padded_hidden), np.float32),
+        d_recurrent=_zeros(gates, hidden, padded_hidden),
+        d_between=_zeros(directions, gates, hidden, padded_hidden),
+        d_input=_zeros(gates, hidden, padded_width),
+        d_embedded=_zeros(table_rows + input_rows, padded_width),
+        d_head=_zeros(sizes.classes, padded_hidden),
     )
 
 
-def make_buffers(sizes, capacity):
-    """Return Buffers of one thread for batches of up to `capacity`, a BatchSize."""
+def make_buffers(sizes: Sizes, capacity: BatchSize) -> Buffers:
+    """Return Buffers of one thread for batches of up to `capacity`."""
     return Buffers(_make_weights(sizes), _make_workspace(sizes, capacity), make_layout(capacity))

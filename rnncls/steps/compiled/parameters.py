@@ -11,14 +11,13 @@ from rnncls.compiled.kernels import (
     copy,
     copy_row,
     copy_transposed,
-    jit,
     jit_inlined,
+    jit_inner,
     sum_rows,
 )
-from rnncls.steps.compiled.memory import parts_of_head
 
 
-@jit
+@jit_inner
 def offsets_of(sizes):
     """Return (L * D + 1,) positions: where each direction of each layer begins, then the head."""
     units = sizes.layers * sizes.directions
@@ -33,18 +32,18 @@ def offsets_of(sizes):
     return offsets
 
 
-@jit
+@jit_inner
 def _input_size(sizes, layer):
     return sizes.width if layer == 0 else sizes.directions * sizes.hidden
 
 
-@jit
+@jit_inner
 def matrix(flat, offset, rows, columns):
     """Return the parameter that begins at this offset, a view (rows, columns)."""
     return flat[offset : offset + rows * columns].reshape((rows, columns))
 
 
-@jit
+@jit_inner
 def load_weights(sizes, flat, offsets, weights):
     """Copy the parameters from `flat` (P,) to PaddedWeights."""
     # A product reads whole rows of its right operand: forward those of W^T, backward those of W.
@@ -55,7 +54,7 @@ def load_weights(sizes, flat, offsets, weights):
 
     hidden = sizes.hidden
     classes = sizes.classes
-    parts = parts_of_head(sizes)
+    parts = sizes.parts
     offset = offsets[sizes.layers * sizes.directions]
     head = matrix(flat, offset, classes, parts * hidden)
     for part in range(parts):
@@ -111,7 +110,7 @@ def _load_bias(sizes, bias, gate, b_ih, b_hh):
             bias[gate, 0, number] = b_ih[number] + b_hh[number]
 
 
-@jit
+@jit_inner
 def store_gradients(sizes, offset, layer, work, gradients):
     """Copy the gradients of one direction's W_ih and W_hh, which begin at `offset`, from `work`."""
     hidden = sizes.hidden
@@ -152,7 +151,7 @@ def apart_bias_gradient(sizes, offset, layer, gradients, d_recurrent, rows):
         sum_rows(_bias(sizes, offset, layer, 2 * sizes.gates - 1, gradients), d_recurrent, rows)
 
 
-@jit
+@jit_inner
 def _bias(sizes, offset, layer, number, flat):
     """Return a bias (H,) of a direction: number 0 to G - 1 of b_ih, and then those of b_hh."""
     hidden = sizes.hidden

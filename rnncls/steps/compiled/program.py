@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from rnncls.compiled.batches import pack
-from rnncls.compiled.kernels import add_row, clear, jit, jit_inlined
+from rnncls.compiled.kernels import add_row, clear, jit_inlined
 from rnncls.steps.compiled.dropout import drop, drop_outputs
 from rnncls.steps.compiled.head import cross_entropy, head_backward, head_forward
 from rnncls.steps.compiled.inputs import (
@@ -40,7 +40,7 @@ def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]
     forward_direction = cell.forward
     backward_direction = cell.backward
 
-    @jit
+    @jit_inlined
     def forward(sizes, weights, work, batch, keys, first, size):
         """Compute the outputs of all layers and the logits of all sequences, longest first.
 
@@ -54,7 +54,7 @@ def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]
                 forward_direction(sizes, weights, work, batch, layer, direction, size)
         head_forward(sizes, weights, work, batch, size)
 
-    @jit
+    @jit_inlined
     def backward(sizes, offsets, weights, work, batch, keys, first, gradients, size):
         """Compute the gradients of all parameters, (P,), from those of work.logits (B, C').
 
