@@ -137,11 +137,13 @@ class CompiledRun:
 
     def _dropout_keys(self, num_steps: int) -> Array:
         """Return the keys of the dropout of the next steps, as StepInputs wants them."""
-        layers = range(1, self.sizes.layers) if self.sizes.dropout > 0 else ()
-        keys = np.empty((num_steps, len(layers)), np.uint64)
+        if self.sizes.dropout == 0:
+            return np.empty((num_steps, 0), np.uint64)
+
+        keys = np.empty((num_steps, self.sizes.layers - 1), np.uint64)
         for index in range(num_steps):
             step = self.state.step + index
-            for layer in layers:
+            for layer in range(1, self.sizes.layers):
                 keys[index, layer - 1] = mix(self.seed, "dropout", step, layer)
         return keys
 

@@ -76,7 +76,7 @@ class InputGradients(NamedTuple):
     weight_other: Array  # (G, H, H')
 
 
-@jit_inner
+@jit_inlined
 def inputs_of(sizes, weights, work, batch, layer, direction):
     """Return the Inputs of one direction of a layer."""
     unit = layer * sizes.directions + direction
@@ -107,7 +107,7 @@ def inputs_of(sizes, weights, work, batch, layer, direction):
     )
 
 
-@jit_inner
+@jit_inlined
 def input_gradients_of(sizes, weights, work, layer, direction, d_below):
     """Return the InputGradients of one direction; `d_below` (D, S, H') is for the layer below."""
     unit = layer * sizes.directions + direction

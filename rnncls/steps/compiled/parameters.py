@@ -111,8 +111,11 @@ def _load_bias(sizes, bias, gate, b_ih, b_hh):
 
 
 @jit_inner
-def store_gradients(sizes, offset, layer, work, gradients):
-    """Copy the gradients of one direction's W_ih and W_hh, which begin at `offset`, from `work`."""
+def store_gradients(sizes, offset, layer, d_input, d_between, d_recurrent, gradients):
+    """Copy the gradients of one direction's W_ih and W_hh, which begin at `offset`.
+
+    They come from the arrays of these names in Workspace.
+    """
     hidden = sizes.hidden
     gates = sizes.gates
     input_size = _input_size(sizes, layer)
@@ -121,14 +124,14 @@ def store_gradients(sizes, offset, layer, work, gradients):
     for gate in range(gates):
         d_w_ih = matrix(gradients, offset + gate * hidden * input_size, hidden, input_size)
         if layer == 0:
-            copy(d_w_ih, work.d_input[gate])
+            copy(d_w_ih, d_input[gate])
         else:
             for part in range(sizes.directions):
                 columns = d_w_ih[:, part * hidden : (part + 1) * hidden]
-                copy(columns, work.d_between[part, gate])
+                copy(columns, d_between[part, gate])
 
         d_w_hh = matrix(gradients, recurrent_offset + gate * hidden * hidden, hidden, hidden)
-        copy(d_w_hh, work.d_recurrent[gate])
+        copy(d_w_hh, d_recurrent[gate])
 
 
 @jit_inlined

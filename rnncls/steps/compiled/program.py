@@ -85,7 +85,15 @@ def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]
                 )
                 if layer == 0 and sizes.by_table:
                     table_backward(sizes, weights, work, direction)
-                store_gradients(sizes, offset, layer, work, gradients)
+                store_gradients(
+                    sizes,
+                    offset,
+                    layer,
+                    work.d_input,
+                    work.d_between,
+                    work.d_recurrent,
+                    gradients,
+                )
 
             # The same elements are dropped as going forward.
             if layer > 0 and sizes.dropout > 0:
