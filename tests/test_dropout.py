@@ -412,8 +412,11 @@ def test_a_run_begun_before_goes_on_with_eager_steps() -> None:
     assert engine is eager_steps
     assert how == "eager steps (the run began before such steps were compiled)"
 
-    # The rule is nothing to a run without dropout.
-    assert why_not("compiled", config_of(train={"engine": "auto"}), cpu, 1) == ""
+    # The head saw the last state or the mean in compiled steps, and nothing else.
+    for pooling in ("last", "mean", "max", "last_mean_max"):
+        config = config_of(model={"pooling": pooling}, train={"engine": "auto"})
+        assert (why_not("compiled", config, cpu, 1) == "") == (pooling in ("last", "mean"))
+        assert why_not("compiled", config, cpu) == ""
 
 
 def test_a_sweep_keeps_the_rule_that_it_began_with(tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ def test_code_is_kept_only_where_nobody_else_could_put_some(
             folder.chmod(mode)
             assert code_folder(b"sources") is None
             said = capsys.readouterr().err
-            assert "warning[R31]: compiled steps are not kept" in said
+            assert "warning[R31]: compiled code is not kept" in said
             assert f"others may write to {folder}" in said
         folder.chmod(0o700)
 
@@ -419,7 +419,7 @@ def test_another_numba_only_costs_time(tmp_path: Path) -> None:
     done = run_python(OTHER_NUMBA, env=own)
     assert done.returncode == 0, done.stderr
     warning, compiling = done.stderr.splitlines()
-    assert warning.startswith("rnncls: warning[R31]: compiled steps cannot be kept in")
+    assert warning.startswith("rnncls: warning[R31]: compiled code cannot be kept in")
     assert compiling == "compiling the training step (about 15 s)"
 
 

@@ -51,7 +51,7 @@ class CodeFolder:
         except FileNotFoundError:
             pass
         except OSError as error:
-            warn(f"compiled steps cannot be read from {self.path}: {error.strerror}")
+            warn(f"compiled code cannot be read from {self.path}: {error.strerror}")
         else:
             code = content[_DIGEST_BYTES:]
             if content[:_DIGEST_BYTES] == _digest(name, code):
@@ -71,7 +71,7 @@ class CodeFolder:
             write_atomically(self.path / name, _digest(name, content) + content, durable=False)
             self._remove_leftovers()
         except OSError as error:
-            warn(f"compiled steps cannot be kept in {self.path}: {error.strerror}")
+            warn(f"compiled code cannot be kept in {self.path}: {error.strerror}")
 
     def _remove_leftovers(self) -> None:
         """Remove what processes left that were killed while they wrote. Raises: OSError."""
@@ -162,7 +162,7 @@ def code_folder(
         reason = str(error)
 
     if reason:
-        warn(f"compiled steps are not kept, and compiled at every start: {reason}")
+        warn(f"compiled code is not kept, but made anew at every start: {reason}")
         return None
     return CodeFolder(folder, what, seconds)
 

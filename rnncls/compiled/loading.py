@@ -38,7 +38,7 @@ def load(
             return functions
         # What is kept is whole, but Numba may raise anything when it loads it.
         except Exception as error:
-            warn(f"compiled steps cannot be kept in {folder.path}: {error}")
+            warn(f"compiled code cannot be kept in {folder.path}: {error}")
 
     say_compiling(f"{what} (about {seconds} s)")
     functions = make(_compiler(None))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.compiled import batches, gates, inference, kernels
-from rnncls.compiled.batches import Array, BatchLayout, BatchSize
+from rnncls.compiled.batches import Array, BatchLayout, BatchSize, make_layout
 from rnncls.compiled.inference import (
     BLOCK,
     GRU,
@@ -83,7 +83,7 @@ class CompiledModel:
         size = BatchSize(len(ids), int(lengths.max()), int(ends[-1]))
         tokens = np.fromiter(chain.from_iterable(ids), np.int32, size.rows)
         given = Given(tokens, ends - lengths, lengths, np.array([0, len(ids)]))
-        layout = _empty_layout(size)
+        layout = make_layout(size)
         self.functions.pack(given, 0, 0, 1, layout)
 
         ranks = np.empty(len(ids), np.int64)
@@ -113,18 +113,6 @@ class CompiledModel:
             for future in futures:
                 future.result()
         return out[:, : network.classes]
-
-
-def _empty_layout(size: BatchSize) -> BatchLayout:
-    """Return room for a packed batch."""
-    return BatchLayout(
-        running=np.empty(size.time_steps, np.int64),
-        first_row=np.empty(size.time_steps, np.int64),
-        order=np.empty(size.sequences, np.int64),
-        last_row=np.empty(size.sequences, np.int64),
-        tokens=np.empty(size.rows, np.int32),
-        next_rank=np.empty(size.time_steps, np.int64),
-    )
 
 
 def network_of(model: RNNClassifier) -> Network:
@@ -260,7 +248,7 @@ def _warm_up(functions: Functions) -> None:
     weights = make_weights(network, np.zeros((1, 1), np.float32))
     one = np.ones(1, np.int64)
     given = Given(np.zeros(1, np.int32), np.zeros(1, np.int64), one, np.array([0, 1]))
-    layout = _empty_layout(BatchSize(1, 1, 1))
+    layout = make_layout(BatchSize(1, 1, 1))
     functions.pack(given, 0, 0, 1, layout)
     kept = np.zeros((2, 0, 2), np.float32)
     out = np.zeros((1, len(weights.head_bias)), np.float32)

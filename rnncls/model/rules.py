@@ -5,7 +5,7 @@ of a sweep, that names none is of the first.
 
 1. Dropout is drawn by torch's generator, a layer at a time. On the CPU, every batch is packed, GRU
    and LSTM are torch's own functions, validation is run by torch, and only an nn.RNN of one
-   direction without dropout has compiled steps.
+   direction, without dropout, whose head sees the last state or the mean has compiled steps.
 2. Dropout is drawn by position (`dropout.kept`). On the CPU, GRU and LSTM of packed sequences are
    functions of ours (`gated`), small batches may be padded (`eager.layout_of`), every cell may have
    compiled steps, and large validation sets are run by a compiled program.

@@ -67,7 +67,7 @@ class SavedState(BaseModel):
     vocabulary: VocabularyState | None = None
     fingerprints: dict[str, tuple[str, ...]] = {}  # SHA-256 of each data file, by split
 
-    # A run that began before dropout was drawn by position goes on as it began.
+    # A run that began before there were others goes on by the first rules (model/rules.py).
     step_rules: StepRules = 1
 
     @field_validator("fingerprints", mode="before")

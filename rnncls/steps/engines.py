@@ -16,7 +16,7 @@ from typing import Protocol
 
 import torch
 
-from rnncls.config import Config
+from rnncls.config import Config, ModelConfig
 from rnncls.data import Task
 from rnncls.errors import MachineError, Problem
 from rnncls.model.rules import StepRules
@@ -49,7 +49,7 @@ def choose(config: Config, device: torch.device, step_rules: StepRules = 2) -> t
     """Return the engine that `train.engine` asks for, and its name for people.
 
     With train.engine=auto that is the fastest engine which can train this run on this device; if
-    it has to be the eager one, the name includes the reason. `step_rules`: that of the run.
+    it has to be the eager one, the name includes the reason. `step_rules`: those of the run.
 
     Raises: MachineError if the engine that was asked for cannot train this run here.
     """
@@ -142,7 +142,7 @@ def _why_not_captured(config: Config) -> str:
 def _why_not_compiled(config: Config, step_rules: StepRules) -> str:
     # Such a run goes on as it began.
     model = config.model
-    if step_rules == 1 and (model.cell != "rnn" or model.bidirectional or model.dropout > 0):
+    if step_rules == 1 and not _was_compiled(model):
         return "the run began before such steps were compiled"
     if config.train.precision == "bfloat16":
         return f"train.precision is {config.train.precision}"
@@ -155,3 +155,9 @@ def _why_not_compiled(config: Config, step_rules: StepRules) -> str:
     if find_spec("numba") is None:
         return "numba is not installed: pip install 'rnncls[fast]'"
     return ""
+
+
+def _was_compiled(model: ModelConfig) -> bool:
+    """Return whether a run that follows the first step rules has compiled steps."""
+    is_plain = model.cell == "rnn" and not model.bidirectional and model.dropout == 0
+    return is_plain and model.pooling in ("last", "mean")

@@ -33,7 +33,7 @@ def plan_groups(
 
     Members with compiled steps run in parallel threads. On CUDA, members of one shape train as
     one stack. All others run one after another, and so do members that profile. `jobs`: the most
-    that train at the same time. `step_rules`: that of the sweep.
+    that train at the same time. `step_rules`: those of the sweep.
 
     Raises: MachineError if a member asks for a device that is not there.
     """

@@ -96,7 +96,7 @@ class SweepFile(BaseModel):
     # others later, and a path is relative to where the command was given.
     files: dict[str, Annotated[list[FilePath], Field(strict=False)]] = {}
 
-    # The members of a sweep that began before dropout was drawn by position all go on as it began.
+    # The members of a sweep that began before there were others all go by the first rules.
     step_rules: StepRules = 1
 
 
@@ -159,8 +159,8 @@ def plan_sweep(
     for path in sorted(planned_files(sweep.members)):
         content.fingerprints[path] = fingerprint(path)
 
-    folder, rule = _write_plan(folder, content, origin, numbered)
-    return replace(sweep, folder=folder, step_rules=rule)
+    folder, step_rules = _write_plan(folder, content, origin, numbered)
+    return replace(sweep, folder=folder, step_rules=step_rules)
 
 
 def _files_of_grid(base: Config, grid: Grid, source: str) -> dict[str, list[str]]:
@@ -198,7 +198,7 @@ def _write_plan(
 ) -> tuple[Path, StepRules]:
     """Write sweep.yaml, or check that the one in the folder says the same.
 
-    Returns the folder, and the rule of dropout in that file, which may be older.
+    Returns the folder, and the step rules in that file, which may be older.
     """
     text = commented(origin, write_yaml(content.model_dump())).encode()
     if len(text) > MAX_SWEEP_FILE_BYTES:
@@ -241,7 +241,7 @@ def _write_plan(
 def _meaning(content: SweepFile, path: Path) -> dict[str, Any]:
     """Return what a plan says, with every key of its config: it may be older than some of them.
 
-    Its rule of dropout is nothing that a command says.
+    The step rules are nothing that a command says.
 
     Raises: ConfigError for a config that is not valid.
     """

@@ -61,8 +61,8 @@ def fit(
         task = load_task(config, vocabulary, progress=True, said=said)
         if source is not None:
             warn_of_other_split(task, source)
-        rule: StepRules = 2 if shared is None else shared.step_rules
-        state = new_state(task, source, rule)
+        step_rules: StepRules = 2 if shared is None else shared.step_rules
+        state = new_state(task, source, step_rules)
 
     # An engine that cannot work here is an error before anything is written.
     engine = choose(config, state.device, state.step_rules)
