@@ -301,11 +301,13 @@ def test_two_threads_drop_the_same_and_give_the_same_bits_every_time(
     cell: str, tmp_path: Path
 ) -> None:
     losses_by_run = []
-    for name in ("one", "two", "again"):
-        threads = 1 if name == "one" else 2
-        config = config_with("compiled", hard(cell), num_threads=threads, max_steps=30)
-        losses_by_run.append(losses(config, tmp_path / name))
-    torch.set_num_threads(1)
+    try:
+        for name in ("one", "two", "again"):
+            threads = 1 if name == "one" else 2
+            config = config_with("compiled", hard(cell), num_threads=threads, max_steps=30)
+            losses_by_run.append(losses(config, tmp_path / name))
+    finally:
+        torch.set_num_threads(1)
     assert outcome(tmp_path / "two") == outcome(tmp_path / "again")
     # Another mask would change the first digits.
     assert losses_by_run[1] == pytest.approx(losses_by_run[0], rel=1e-4)
