@@ -45,6 +45,7 @@ print([os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(8)])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "options"),
     [

@@ -330,6 +330,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_resume(tmp_path: Path) -> None:
     assert run_rnncls("eval", tmp_path / "run").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.row("R8")
 def test_stdout_closed_early_is_no_error(run_dir: Path) -> None:
     done = run_command(["sh", "-c", f"{PYTHON} -m rnncls eval {run_dir} | head -1"])

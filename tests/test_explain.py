@@ -133,7 +133,7 @@ def test_nothing_after_the_first_line_is_waited_for(run_dir: Path) -> None:
         (b"", "D9"),
         pytest.param(b"\n1 2\n", "D9", marks=pytest.mark.slow),
         pytest.param(b"1 \xff 2\n", "D11", marks=pytest.mark.slow),
-        (b"1 " * 2**20 + b"1", "D13"),
+        pytest.param(b"1 " * 2**20 + b"1", "D13", marks=pytest.mark.slow),
     ],
 )
 def test_a_line_of_stdin_that_is_no_sequence(
@@ -245,6 +245,7 @@ def test_every_view_of_a_run_on_files(view: list[str], words_run: Path, tmp_path
     assert done.stdout
 
 
+@pytest.mark.slow
 def test_every_view_of_what_is_pooled_from_a_trained_state(words_run: Path, tmp_path: Path) -> None:
     keys = ["model.pooling=last_mean_max", "model.initial_state=learned", "model.cell=lstm"]
     small = ["train.max_steps=20", "model.hidden_size=8", "model.bidirectional=true"]

@@ -374,6 +374,7 @@ def test_other_versions_are_named_on_resume(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @row("K23")
 def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
@@ -532,8 +533,8 @@ def test_stopped_by_the_terminal_it_continues_and_killed_it_is_said_to_have_died
     "redirections",
     [
         "2>&1 | head -1",
-        ">&- 2>&-",
-        "2>/dev/full",
+        pytest.param(">&- 2>&-", marks=pytest.mark.slow),
+        pytest.param("2>/dev/full", marks=pytest.mark.slow),
         # One stream of those above.
         pytest.param("| head -1", marks=pytest.mark.slow),
         pytest.param(">&-", marks=pytest.mark.slow),
@@ -560,6 +561,7 @@ def test_results_that_cannot_be_written_are_an_error(run_dir: Path) -> None:
     assert "error[R9]: cannot write: No space left on device (stdout)" in done.stderr
 
 
+@pytest.mark.slow
 @row("R9")
 def test_a_real_full_disk(tmp_path: Path) -> None:
     """A file system of 200 kB in a namespace of its own."""

@@ -720,6 +720,7 @@ def test_odd_tokens_and_labels_are_read_or_named(tmp_path: Path, kind: str) -> N
         assert f"{path}:1" in message
 
 
+@pytest.mark.slow
 @row("D7")
 def test_a_vocabulary_that_no_checkpoint_could_hold_is_refused_at_once(tmp_path: Path) -> None:
     words = [

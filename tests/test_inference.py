@@ -535,8 +535,10 @@ def test_weights_that_are_nan_are_an_error_as_ever(tmp_path: Path, run_dir: Path
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("always", "signals_not_ignored")
+@pytest.mark.usefixtures("always")
 def test_a_signal_ends_an_evaluation_as_ever(tmp_path: Path, run_dir: Path) -> None:
+    # A shell may have started this process in the background, with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     checkpoint, model = load_checkpoint(run_dir, "cpu")
     calls = 0
 
@@ -547,7 +549,10 @@ def test_a_signal_ends_an_evaluation_as_ever(tmp_path: Path, run_dir: Path) -> N
             os.kill(os.getpid(), signal.SIGINT)
 
     path = tmp_path / "predictions.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(model, checkpoint.config, predictions=path, check=check)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(model, checkpoint.config, predictions=path, check=check)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert calls == 2
     assert list(tmp_path.iterdir()) == []

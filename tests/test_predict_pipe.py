@@ -85,6 +85,7 @@ def test_many_lines_at_once_are_answered_in_order(run_dir: Path) -> None:
         assert answer["label"] == sum(map(int, text.split())) % 3
 
 
+@pytest.mark.slow
 @row("D7")
 @pytest.mark.parametrize("together", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_is_answered_before_a_bad_line_does_not_depend_on_the_pipe(
@@ -125,6 +126,7 @@ def test_a_long_line_of_a_text_file_is_refused(run_dir: Path, tmp_path: Path) ->
     assert not list(tmp_path.glob("*out*"))
 
 
+@pytest.mark.slow
 @row("R8")
 def test_predicting_ends_when_its_reader_leaves(run_dir: Path) -> None:
     # `yes` never ends, either.

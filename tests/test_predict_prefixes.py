@@ -260,6 +260,7 @@ def test_answers_that_are_not_numbers_are_none(run_dir: Path, tmp_path: Path) ->
         load(path).predict_prefixes(["1", ""])
 
 
+@pytest.mark.slow
 def test_each_line_of_a_pipe_is_answered_before_the_next_one(run_dir: Path) -> None:
     with predicting(run_dir, "--prefixes") as process:
         for text in (b"1 2\n", b"2\n", b"0 0 0\n"):

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,7 +167,18 @@ def run_all(lines: list[str], run_command: Run) -> None:
         assert printed or "--output" in command, command
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page, slow=False)])
+# Together, the commands of each of the other pages take seconds.
+QUICK_PAGES = (README, "docs/data.md", "docs/performance.md")
+
+
+def quick_pages() -> list[Any]:
+    pages = [page for page in PAGES if runnable(page, slow=False)]
+    return [
+        pytest.param(page, marks=() if page in QUICK_PAGES else pytest.mark.slow) for page in pages
+    ]
+
+
+@pytest.mark.parametrize("page", quick_pages())
 def test_every_quick_command_of_a_page_runs(page: str, run_command: Run) -> None:
     run_all(runnable(page, slow=False), run_command)
 

@@ -60,6 +60,7 @@ def run_without_rights(folder: Path, commands: list[list[str]]) -> list[tuple[in
     return [(code, err, out) for code, err, out in json.loads(done.stdout)]
 
 
+@pytest.mark.slow
 @row("R30")
 def test_a_folder_that_may_not_be_entered(tmp_path: Path) -> None:
     fit(config_of(train={"max_steps": 2}), tmp_path / "open")
@@ -149,6 +150,7 @@ for words in json.loads(sys.argv[2]):
     assert done.stderr.count("rnncls: error[R30]: the current folder was deleted") == len(commands)
 
 
+@pytest.mark.slow
 @row("R30")
 def test_a_listing_of_a_very_deep_tree(tmp_path: Path) -> None:
     """Deeper than Python calls itself, and in the end deeper than the system takes a path."""

@@ -81,6 +81,7 @@ def written(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths}
 
 
+@pytest.mark.slow
 def test_a_sweep_replaces_its_own_section_and_needs_no_other(folder: Path) -> None:
     before = written(folder)
     assert list(before) == ["RESULTS.md", "one.json", "two.json"]
@@ -107,6 +108,7 @@ def test_a_sweep_replaces_its_own_section_and_needs_no_other(folder: Path) -> No
     assert written(folder)["RESULTS.md"] == after["RESULTS.md"]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_not_whole_changes_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

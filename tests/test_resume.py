@@ -112,8 +112,18 @@ def test_every_optimizer_resumes(
     assert outcome(tmp_path / "pieces") == outcome(tmp_path / "whole")
 
 
+# These two have everything that the others have.
+QUICK_VARIANTS = ("together", "prefix_in_pieces")
+
+
 @pytest.mark.row("K18", "K19")
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(name, marks=() if name in QUICK_VARIANTS else pytest.mark.slow)
+        for name in VARIANTS
+    ],
+)
 def test_every_output_strategy_and_every_way_to_cut_gradients_resumes(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,7 +407,7 @@ def test_a_new_run_can_start_from_given_weights(tmp_path: Path, fails: Callable[
 
 @pytest.mark.row("K18", "K21")
 @pytest.mark.parametrize("first", [{"max_steps": 12}, {"max_steps": 0}, {"stop_at_accuracy": 0.01}])
-@pytest.mark.parametrize("how", [stop_at, kill_at])
+@pytest.mark.parametrize("how", [pytest.param(stop_at, marks=pytest.mark.slow), kill_at])
 def test_a_lengthened_run_that_is_stopped_or_killed_resumes(
     first: dict[str, Any], how: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -563,7 +573,7 @@ def test_a_run_directory_has_one_owner(tmp_path: Path, fails: Callable[..., str]
         # Ctrl-C of `rnncls train` has a quick test in test_cli.py.
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         (signal.SIGTERM, 143),
-        (signal.SIGHUP, 129),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.row("R4", "R5", "R6")

@@ -166,6 +166,7 @@ def test_a_huge_text_does_not_make_a_wide_list(tmp_path: Path) -> None:
     assert max(map(len, shown.splitlines())) < 150 + len(str(run_dir))
 
 
+@pytest.mark.slow
 def test_a_tree_of_any_depth_is_searched(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
@@ -180,6 +181,7 @@ def test_a_tree_of_any_depth_is_searched(tmp_path: Path) -> None:
         run_command(["rm", "-r", tmp_path / "d"])
 
 
+@pytest.mark.slow
 def test_a_running_run_is_running(tmp_path: Path) -> None:
     with endless_run(tmp_path / "run"):
         assert [row["state"] for row in listed(tmp_path)] == ["running"]

@@ -92,7 +92,7 @@ def changed(config: Config, **sections: Any) -> Config:
     return config.model_copy(update={"seed": seed, **parts})
 
 
-@pytest.mark.parametrize("log_every", [1, 25])
+@pytest.mark.parametrize("log_every", [pytest.param(1, marks=pytest.mark.slow), 25])
 @pytest.mark.parametrize("name", CASES)
 def test_members_that_differ_in_values_have_the_losses_of_eager_runs(
     name: str, log_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -657,6 +657,7 @@ def test_bfloat16_is_close_and_float32_is_float32(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "steps"), [("eager", 60), ("compiled", 10)])
 def test_a_profile_can_be_opened(engine: str, steps: int, tmp_path: Path) -> None:
     fit(config_with(engine, {}, max_steps=steps, profile=True), tmp_path / "run")

@@ -266,6 +266,7 @@ def test_bad_sweeps_are_refused_before_anything_is_made(
     assert "not empty" in fails(2, *base)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_pooling_and_initial_state_makes_ordinary_runs(
     config: Path, tmp_path: Path
 ) -> None:

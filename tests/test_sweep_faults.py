@@ -472,6 +472,7 @@ def test_progress_is_shown_on_a_terminal(config: Path, tmp_path: Path) -> None:
 # --- signals and time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
