@@ -101,8 +101,10 @@ class Part:
         if step_files(run_dir / "checkpoints"):
             return ["train", "--resume", str(run_dir)]
 
+        # Written once: a run that was started before may be about to read it.
         config = self.folder / "hard.yaml"
-        config.write_text(dump_config(HARD_CONFIG))
+        if not config.exists():
+            config.write_text(dump_config(HARD_CONFIG))
         return ["train", "--config", str(config), "--run-dir", str(run_dir), *self.overrides]
 
     def start(self, run_dir: Path, prepare: Prepare = nothing) -> int:
