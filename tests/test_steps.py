@@ -423,6 +423,38 @@ def test_another_numba_only_costs_time(tmp_path: Path) -> None:
     assert compiling == "compiling the training step (about 15 s)"
 
 
+# With these sizes, functions that LLVM has optimized on their own round otherwise than their copies
+# in the program.
+TRAINED = """
+import torch
+from rnncls.data import load_task
+from rnncls.steps.compiled.engine import compiled_steps
+from rnncls.training.states import new_state
+from tests.helpers import config_with
+
+torch.set_num_threads(1)
+case = {
+    "model": {"num_layers": 2, "hidden_size": 40, "nonlinearity": "tanh"},
+    "data": {"max_length": 60, "modulus": 40, "max_value": 50},
+    "train": {"batch_size": 33},
+}
+task = load_task(config_with("compiled", case, max_steps=60))
+state = new_state(task)
+for _ in compiled_steps(state, task):
+    pass
+print(*(parameter.double().sum().item() for parameter in state.model.parameters()))
+"""
+
+
+@pytest.mark.slow
+def test_the_process_that_compiles_has_the_bits_of_those_that_read(tmp_path: Path) -> None:
+    own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    compiling, reading = (run_python(TRAINED, env=own) for _ in range(2))
+    assert "compiling the training step" in compiling.stderr
+    assert reading.stderr == ""
+    assert reading.stdout == compiling.stdout != ""
+
+
 # --- padded batches and captured steps
 
 

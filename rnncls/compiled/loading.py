@@ -10,6 +10,9 @@ from numba import njit
 from rnncls.compiled import kernels
 from rnncls.compiled.kept import CodeFolder, KeptCode, code_folder, say_compiling, warn
 
+# How an entry point is compiled is part of what its code depends on.
+_OWN_COPIES = Path(__file__).with_name("own_copies.py")
+
 # The entry points of a program, by name.
 Functions = TypeVar("Functions")
 
@@ -29,30 +32,38 @@ def load(
     for Numba compiles at the first call. `what` is compiled, and about how many `seconds` that
     takes, is what people are told.
     """
-    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
+    paths = [*(Path(str(module.__file__)) for module in modules), _OWN_COPIES]
+    sources = b"".join(path.read_bytes() for path in paths)
     folder = code_folder(sources, what, seconds)
     if folder is not None:
         try:
-            functions = make(_compiler(folder))
-            warm_up(functions)
-            return functions
+            return _ready(make, warm_up, folder)
         # What is kept is whole, but Numba may raise anything when it loads it.
         except Exception as error:
             warn(f"compiled code cannot be kept in {folder.path}: {error}")
 
     say_compiling(f"{what} (about {seconds} s)")
-    functions = make(_compiler(None))
-    warm_up(functions)
-    return functions
+    return _ready(make, warm_up, None)
 
 
-def _compiler(folder: CodeFolder | None) -> Callable[..., Any]:
-    """Return what makes a compiled function of a Python one, kept in the folder if there is one."""
+def _ready(
+    make: Callable[[Callable[..., Any]], Functions],
+    warm_up: Callable[[Functions], None],
+    folder: CodeFolder | None,
+) -> Functions:
+    """Return the functions, compiled or read from the folder, if there is one."""
 
     def compiled(function: Callable[..., Any]) -> Any:
-        dispatcher = njit(function, **kernels.OPTIONS)
-        if folder is not None:
-            dispatcher._cache = KeptCode(function.__name__, folder)
+        if folder is None:
+            return njit(function, **kernels.OPTIONS)
+
+        # Here, because what it needs of Numba may be missing.
+        from rnncls.compiled.own_copies import WithOwnCopies
+
+        dispatcher = njit(function, pipeline_class=WithOwnCopies, **kernels.OPTIONS)
+        dispatcher._cache = KeptCode(function.__name__, folder)
         return dispatcher
 
-    return compiled
+    functions = make(compiled)
+    warm_up(functions)
+    return functions
