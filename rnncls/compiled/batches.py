@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnncls.compiled.kernels import jit
+from rnncls.compiled.compiler import jit
 
 Array = np.ndarray[Any, Any]
 

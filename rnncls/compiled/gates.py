@@ -10,7 +10,8 @@ calls libm's functions one element at a time. Their absolute error is 1.6e-7.
 
 import numpy as np
 
-from rnncls.compiled.kernels import jit, jit_inlined, tanh_of
+from rnncls.compiled.compiler import jit, jit_inlined
+from rnncls.compiled.kernels import tanh_of
 
 
 @jit_inlined

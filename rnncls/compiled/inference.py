@@ -25,18 +25,15 @@ from typing import NamedTuple
 import numpy as np
 
 from rnncls.compiled.batches import Array
+from rnncls.compiled.compiler import jit_inlined
 from rnncls.compiled.gates import gru_forward, lstm_forward
-from rnncls.compiled.kernels import add_product, copy_row, jit_inlined, padded, relu, tanh
+from rnncls.compiled.kernels import ZERO, add_product, copy_row, padded, relu, tanh
 
 # Numbers instead of names, which compiled code would have to handle as strings.
 TANH, RELU, GRU, LSTM = range(4)
 
 # Sequences whose states are worked on together, so that they stay in the cache.
 BLOCK = 128
-
-# The first row of a matrix. A plain 0 would be part of a type, and the product would be compiled
-# once for each of them.
-_FIRST = np.int64(0)
 
 
 class Network(NamedTuple):
@@ -176,12 +173,12 @@ def logits(network, weights, layout, first, stride, kept, work, out):
         _summarize(network, layout, begin, count, work)
         for row in range(count):
             copy_row(out[begin + row], weights.head_bias)
-        add_product(out, begin, work.summary, _FIRST, weights.head_t, count)
+        add_product(out, begin, work.summary, ZERO, weights.head_t, count)
 
 
 # --- a block of sequences
 #
-# The parts are copied into `logits` (see `jit_inlined`), which makes compiling twice as fast.
+# These parts have one caller each, into which they are copied.
 
 
 @jit_inlined
@@ -244,7 +241,7 @@ def _put_input(network, weights, layout, number, place, rows, kept, work):
                 copy_row(work.gates[gate, row], weights.table[number, gate, token])
     else:
         below = work.embedded
-        first_row = _FIRST
+        first_row = ZERO
         matrices = weights.input_t
         index = number
         if number < network.directions:
@@ -261,7 +258,7 @@ def _put_input(network, weights, layout, number, place, rows, kept, work):
         for gate in range(products):
             for row in range(rows):
                 copy_row(work.gates[gate, row], weights.bias[number, gate])
-            add_product(work.gates[gate], _FIRST, below, first_row, matrices[index, gate], rows)
+            add_product(work.gates[gate], ZERO, below, first_row, matrices[index, gate], rows)
 
 
 @jit_inlined
@@ -278,7 +275,7 @@ def _advance(network, weights, number, rows, work):
             for row in range(rows):
                 copy_row(gates[gate, row], weights.recurrent_bias[number])
         right = weights.recurrent_t[number, product]
-        add_product(gates[gate], _FIRST, hidden, _FIRST, right, rows)
+        add_product(gates[gate], ZERO, hidden, ZERO, right, rows)
 
     end = rows * hidden.shape[1]
     before = work.flat_hidden[number, :end]

@@ -8,15 +8,17 @@ kernel of a BLAS (Goto and van de Geijn 2008), but it starts without packing, th
 at the sizes of small recurrent networks these cost more than the arithmetic.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from rnncls.compiled.compiler import jit, jit_inlined
 
 # The code is made for the machine that it runs on. A folder that machines share does no harm: Numba
 # keeps the name and the features of the CPU with everything in its cache.
@@ -29,27 +31,12 @@ LANES = 16 if AVX512 else 8
 # Rows of a tile, largest first: 8 rows of 2 sums in 32 registers, or 4 rows of 2 sums in 16.
 HEIGHTS = (8, 4, 2, 1) if AVX512 else (4, 2, 1)
 
+# A function is compiled anew for each literal number among its arguments, but not for these.
+ZERO = np.int64(0)
+_ONE = np.int64(1)
+
 # Rows of a matrix that are multiplied at a time, so that their columns stay in the cache.
 BLOCK_ROWS = 256
-
-# LLVM may reorder sums, so that loops become vector instructions ("reassoc"), fuse a product and a
-# sum ("contract"), ignore the sign of zero ("nsz") and divide by multiplying ("arcp"). "nnan" and
-# "ninf" are left out: a loss or gradient that is not finite must be noticed.
-FAST = {"reassoc", "contract", "nsz", "arcp"}
-
-# Division by zero gives an infinity instead of an exception, as in NumPy, and other Python threads
-# run at the same time.
-OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy", "nogil": True}
-jit: Callable[..., Any] = njit(**OPTIONS)
-
-# For functions that only compiled code calls. What would make them callable from Python, with
-# dozens of arrays as arguments, takes long to compile. Without it such a call ends the process.
-INNER_OPTIONS: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-jit_inner: Callable[..., Any] = njit(**INNER_OPTIONS)
-
-# For functions that give a name to a part of their caller: Numba copies them into it. As functions
-# of their own they would cost time, because LLVM optimizes all that a function calls once more.
-jit_inlined: Callable[..., Any] = njit(inline="always", **OPTIONS)
 
 _INT = ir.IntType(64)
 _FLOAT = ir.FloatType()
@@ -277,26 +264,7 @@ def _multiply(out, out_row, start, start_row, start_rows_per_row, left, left_row
 
 
 @jit_inlined
-def multiply(out, start, left, right, rows):
-    """Compute out[:rows] = start + left[:rows] @ right; `start` has one row, a bias or zeros.
-
-    Shapes: out (>= rows, N'), start (1, N'), left (>= rows, >= K), right (K, N').
-    """
-    _multiply(
-        out=out,
-        out_row=0,
-        start=start,
-        start_row=0,
-        start_rows_per_row=0,
-        left=left,
-        left_row=0,
-        right=right,
-        rows=rows,
-    )
-
-
-@jit_inlined
-def multiply_rows(out, out_row, start, left, left_row, right, rows):
+def multiply(out, out_row, start, left, left_row, right, rows):
     """Compute out[out_row:][:rows] = start + left[left_row:][:rows] @ right; `start` has one row.
 
     Shapes: out (.., N'), start (1, >= N'), left (.., >= K), right (K, N').
@@ -305,8 +273,8 @@ def multiply_rows(out, out_row, start, left, left_row, right, rows):
         out=out,
         out_row=out_row,
         start=start,
-        start_row=0,
-        start_rows_per_row=0,
+        start_row=ZERO,
+        start_rows_per_row=ZERO,
         left=left,
         left_row=left_row,
         right=right,
@@ -326,7 +294,7 @@ def add_product(out, out_row, left, left_row, right, rows):
         out_row=out_row,
         start=out,
         start_row=out_row,
-        start_rows_per_row=1,
+        start_rows_per_row=_ONE,
         left=left,
         left_row=left_row,
         right=right,
@@ -335,51 +303,10 @@ def add_product(out, out_row, left, left_row, right, rows):
 
 
 @jit
-def multiply_transposed(out, zeros, left, left_row, right, right_row, rows):
-    """Compute out = left[left_row:][:rows].T @ right[right_row:][:rows], a sum over rows.
-
-    Shapes: out (M, N'), zeros (1, >= N'), left (.., >= M), right (.., N'). Of `left`, the first M
-    columns are used.
-    """
-    inner = left.shape[1]
-    columns = out.shape[1]
-
-    # The first block overwrites `out`, also if there are no rows; the others are added to it.
-    for done in range(0, max(rows, 1), BLOCK_ROWS):
-        if done > 0:
-            start = out
-            start_stride = columns
-        else:
-            start = zeros
-            start_stride = 0
-        count = min(rows - done, BLOCK_ROWS)
-
-        _tiles(
-            out=out,
-            out_offset=0,
-            out_stride=columns,
-            start=start,
-            start_offset=0,
-            start_stride=start_stride,
-            left=left,
-            left_offset=(left_row + done) * inner,
-            left_row_stride=1,
-            left_inner_stride=inner,
-            right=right,
-            right_offset=(right_row + done) * columns,
-            right_stride=columns,
-            rows=out.shape[0],
-            inner=count,
-            columns=columns,
-        )
-
-
-@jit
 def add_transposed(out, left, left_row, right, right_row, rows):
     """Compute out += left[left_row:][:rows].T @ right[right_row:][:rows], a sum over rows.
 
-    Shapes: out (M, N'), left (.., >= M), right (.., N'). The sum goes on where that of `out` ended:
-    after `clear(out)` the result has the bits of `multiply_transposed`.
+    Shapes: out (M, N'), left (.., >= M), right (.., N').
     """
     inner = left.shape[1]
     columns = out.shape[1]

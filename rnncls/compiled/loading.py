@@ -5,13 +5,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from numba import njit
-
-from rnncls.compiled import kernels
+from rnncls.compiled import compiler
+from rnncls.compiled.compiler import entry_point
 from rnncls.compiled.kept import CodeFolder, KeptCode, code_folder, say_compiling, warn
-
-# How an entry point is compiled is part of what its code depends on.
-_OWN_COPIES = Path(__file__).with_name("own_copies.py")
 
 # The entry points of a program, by name.
 Functions = TypeVar("Functions")
@@ -32,7 +28,8 @@ def load(
     for Numba compiles at the first call. `what` is compiled, and about how many `seconds` that
     takes, is what people are told.
     """
-    paths = [*(Path(str(module.__file__)) for module in modules), _OWN_COPIES]
+    # How they are compiled is part of what the machine code depends on.
+    paths = [Path(str(module.__file__)) for module in (*modules, compiler)]
     sources = b"".join(path.read_bytes() for path in paths)
     folder = code_folder(sources, what, seconds)
     if folder is not None:
@@ -54,14 +51,9 @@ def _ready(
     """Return the functions, compiled or read from the folder, if there is one."""
 
     def compiled(function: Callable[..., Any]) -> Any:
-        if folder is None:
-            return njit(function, **kernels.OPTIONS)
-
-        # Here, because what it needs of Numba may be missing.
-        from rnncls.compiled.own_copies import WithOwnCopies
-
-        dispatcher = njit(function, pipeline_class=WithOwnCopies, **kernels.OPTIONS)
-        dispatcher._cache = KeptCode(function.__name__, folder)
+        dispatcher = entry_point(function)
+        if folder is not None:
+            dispatcher._cache = KeptCode(function.__name__, folder)
         return dispatcher
 
     functions = make(compiled)

@@ -207,14 +207,17 @@ def product_rates() -> dict[str, float]:
 
 def _rate_of_tiles() -> float:
     """Return the speed of the products of compiled steps, in GF/s."""
-    from rnncls.compiled import kernels
+    from rnncls.compiled.compiler import entry_point
+    from rnncls.compiled.kernels import add_product
 
     left = np.ones((64, 256), np.float32)
     right = np.ones((256, 256), np.float32)
     out = np.zeros((64, 256), np.float32)
 
+    add = entry_point(add_product)
+
     def product() -> None:
-        kernels.add_product(out=out, out_row=0, left=left, left_row=0, right=right, rows=64)
+        add(out=out, out_row=0, left=left, left_row=0, right=right, rows=64)
 
     return _rate(product, 2 * 64 * 256**2, 100)
 

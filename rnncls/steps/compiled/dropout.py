@@ -12,7 +12,8 @@ numbers of 32 bits, of columns 2 i and 2 i + 1.
 
 import numpy as np
 
-from rnncls.compiled.kernels import copy, jit_inlined, jit_inner
+from rnncls.compiled.compiler import jit, jit_inlined
+from rnncls.compiled.kernels import copy
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
@@ -27,7 +28,7 @@ def _finalize(z):
     return z ^ (z >> np.uint64(31))
 
 
-@jit_inner
+@jit
 def _draw(bits, key, row, time):
     """Fill `bits` (uint64) with the random numbers of one token."""
     place = np.uint64((row << 32) + time + 1)
@@ -36,14 +37,14 @@ def _draw(bits, key, row, time):
         bits[index] = _finalize(state + np.uint64(index + 1) * _GOLDEN)
 
 
-@jit_inner
+@jit
 def _apply(values, bits, threshold, scale):
     """Multiply each value by `scale` or, where its number in `bits` (uint32) is low, by 0."""
     for index in range(len(values)):
         values[index] *= scale if np.int64(bits[index]) >= threshold else np.float32(0)
 
 
-@jit_inner
+@jit
 def drop(sizes, values, bits, key, first, batch, size):
     """Apply dropout to the outputs of all directions of a layer, (D, S, H'), or their gradients.
 

@@ -9,16 +9,9 @@ pre-activations. The symbols of shapes are those of `memory`.
 """
 
 from rnncls.compiled.batches import time_step
+from rnncls.compiled.compiler import jit, jit_inlined
 from rnncls.compiled.gates import gru_backward, gru_forward
-from rnncls.compiled.kernels import (
-    add_product,
-    add_transposed,
-    clear,
-    copy_row,
-    jit_inlined,
-    jit_inner,
-    multiply_rows,
-)
+from rnncls.compiled.kernels import ZERO, add_product, add_transposed, clear, copy_row, multiply
 from rnncls.steps.compiled.inputs import (
     input_gradients_of,
     inputs_of,
@@ -60,7 +53,7 @@ def forward(sizes, weights, work, batch, layer, direction, size):
             )
 
         # What begins here has h = 0, so that the bias is all of it.
-        multiply_rows(
+        multiply(
             out=kept[_RECURRENT],
             out_row=step.first,
             start=recurrent_bias,
@@ -74,10 +67,10 @@ def forward(sizes, weights, work, batch, layer, direction, size):
 
         begin = step.first + step.known
         _states(hidden, kept, step.first, step.known, hidden, step.before)
-        _states(hidden, kept, begin, step.rows - step.known, work.no_rows, 0)
+        _states(hidden, kept, begin, step.rows - step.known, work.no_rows, ZERO)
 
 
-@jit_inner
+@jit
 def _states(hidden, kept, first, rows, before, first_before):
     """Compute the states of some rows, which go on from those of `before` from another row on."""
     if rows > 0:
@@ -115,7 +108,7 @@ def backward(
         begin = step.first + step.known
         _d_gates(d_hidden, kept, step.first, step.known, hidden, d_hidden, step.before)
         # Nobody asks for the gradient of the state 0 in which a sequence begins.
-        _d_gates(d_hidden, kept, begin, step.rows - step.known, work.no_rows, work.d_carried, 0)
+        _d_gates(d_hidden, kept, begin, step.rows - step.known, work.no_rows, work.d_carried, ZERO)
 
         for gate in range(GATES):
             # W_hn gets the gradient of the recurrent part of n, and W_in that of n.
@@ -145,7 +138,7 @@ def backward(
     apart_bias_gradient(sizes, offset, layer, gradients, kept[_RECURRENT], size.rows)
 
 
-@jit_inner
+@jit
 def _d_gates(d_hidden, kept, first, rows, before, d_before, first_before):
     """Turn the gates of some rows into gradients, and add to that of the states before."""
     if rows > 0:

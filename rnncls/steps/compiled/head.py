@@ -6,17 +6,17 @@ states, and of each those of all directions. The symbols of shapes are those of 
 
 import numpy as np
 
+from rnncls.compiled.compiler import jit, jit_inlined
 from rnncls.compiled.kernels import (
+    ZERO,
     add_product,
     add_row,
+    add_transposed,
     clear,
     copy,
     copy_row,
     exp,
-    jit_inlined,
-    jit_inner,
     multiply,
-    multiply_transposed,
     sum_rows,
 )
 from rnncls.steps.compiled.parameters import matrix
@@ -53,23 +53,25 @@ def head_forward(sizes, weights, work, batch, size):
 
     multiply(  # logits = head_bias + final @ head^T
         out=work.logits,
+        out_row=ZERO,
         start=weights.head_bias,
         left=work.final[0],
+        left_row=ZERO,
         right=weights.head_t[0],
         rows=size.sequences,
     )
     for other in range(1, sizes.parts):
         add_product(
             out=work.logits,
-            out_row=0,
+            out_row=ZERO,
             left=work.final[other],
-            left_row=0,
+            left_row=ZERO,
             right=weights.head_t[other],
             rows=size.sequences,
         )
 
 
-@jit_inner
+@jit
 def _last(states, out, last_row, direction, sequences):
     """Copy the rows of `states` (S, H') at which a direction ends with each sequence to `out`."""
     # In reverse that is its first token, and the first tokens are the first rows.
@@ -78,7 +80,7 @@ def _last(states, out, last_row, direction, sequences):
         copy_row(out[rank], states[row])
 
 
-@jit_inner
+@jit
 def _last_backward(d_last, d_states, last_row, direction, sequences):
     """Add the rows of `d_last` (B, H') to those of `d_states` (S, H') from which they came."""
     for rank in range(sequences):
@@ -119,7 +121,7 @@ def _divide_by_lengths(rows, batch, size):
             rows[rank, column] /= np.float32(length)
 
 
-@jit_inner
+@jit
 def _largest(states, out, winners, first_row, running, time_steps):
     """Find the largest state of each sequence and unit (B, H'), and in which row it is.
 
@@ -138,7 +140,7 @@ def _largest(states, out, winners, first_row, running, time_steps):
                 winner[unit] = np.int32(row) if wins else winner[unit]
 
 
-@jit_inner
+@jit
 def _largest_backward(d_largest, d_states, winners, sequences):
     """Add `d_largest` (B, H') to the states that were the largest."""
     for rank in range(sequences):
@@ -146,7 +148,7 @@ def _largest_backward(d_largest, d_states, winners, sequences):
             d_states[winners[rank, unit], unit] += d_largest[rank, unit]
 
 
-@jit_inner
+@jit
 def cross_entropy(sizes, logits, order, labels, class_weights, total_weight, sequences):
     """Return the cross-entropy in nats and how many predictions are correct.
 
@@ -207,21 +209,23 @@ def head_backward(sizes, offset, weights, work, batch, gradients, d_hidden, size
     d_head = matrix(gradients, offset, classes, parts * hidden)
 
     for part in range(parts):
-        multiply_transposed(  # dhead = dlogits^T @ final
+        clear(work.d_head.reshape(-1))
+        add_transposed(  # dhead = dlogits^T @ final
             out=work.d_head,
-            zeros=work.zeros,
             left=work.logits,
-            left_row=0,
+            left_row=ZERO,
             right=work.final[part],
-            right_row=0,
+            right_row=ZERO,
             rows=size.sequences,
         )
         copy(d_head[:, part * hidden : (part + 1) * hidden], work.d_head)
 
-        multiply(  # dfinal = dlogits @ head
+        clear(work.d_final[part, : size.sequences].reshape(-1))
+        add_product(  # dfinal = dlogits @ head
             out=work.d_final[part],
-            start=work.zeros,
+            out_row=ZERO,
             left=work.logits,
+            left_row=ZERO,
             right=weights.head[part],
             rows=size.sequences,
         )

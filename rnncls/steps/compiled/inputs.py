@@ -8,18 +8,16 @@ of `memory`.
 from typing import NamedTuple
 
 from rnncls.compiled.batches import Array
+from rnncls.compiled.compiler import jit, jit_inlined
 from rnncls.compiled.kernels import (
+    ZERO,
     add_product,
     add_row,
     add_transposed,
     clear,
     copy,
     copy_row,
-    jit_inlined,
-    jit_inner,
     multiply,
-    multiply_rows,
-    multiply_transposed,
 )
 from rnncls.steps.compiled.parameters import matrix
 
@@ -36,8 +34,10 @@ def embed(sizes, weights, work, batch, rows):
             for gate in range(sizes.gates):
                 multiply(  # table = bias + embedding @ W_ih^T
                     out=work.table[direction, gate],
+                    out_row=ZERO,
                     start=weights.bias[direction, gate],
                     left=weights.embedding,
+                    left_row=ZERO,
                     right=weights.input_t[direction, gate],
                     rows=sizes.tokens,
                 )
@@ -131,7 +131,7 @@ def input_gradients_of(sizes, weights, work, layer, direction, d_below):
     )
 
 
-@jit_inner
+@jit
 def project(inputs, gate, out, first, rows):
     """Compute out[first:][:rows] = W_ih x + b of one gate, where out is (S, H')."""
     if inputs.by_table:
@@ -140,7 +140,7 @@ def project(inputs, gate, out, first, rows):
             copy_row(out[row], table[inputs.tokens[row]])
         return
 
-    multiply_rows(  # out = bias + x @ W_ih^T
+    multiply(  # out = bias + x @ W_ih^T
         out=out,
         out_row=first,
         start=inputs.bias[gate],
@@ -173,7 +173,7 @@ def begin_gradients(sizes, work, layer, direction):
         clear(work.d_input.reshape(-1))
 
 
-@jit_inner
+@jit
 def project_backward(inputs, gradients, gate, d_gate, first, rows):
     """Add what some rows of dz of one gate, `d_gate` (S, H'), give to dW_ih and to dx.
 
@@ -233,14 +233,14 @@ def table_backward(sizes, weights, work, direction):
 
     For each gate: dW_ih = sum_v dtable_v^T embedding_v, and dembedding_v += dtable_v W_ih.
     """
+    clear(work.d_input.reshape(-1))
     for gate in range(sizes.gates):
-        multiply_transposed(  # dW_ih = dtable^T @ embedding
+        add_transposed(  # dW_ih = dtable^T @ embedding
             out=work.d_input[gate],
-            zeros=work.zeros,
             left=work.table[direction, gate],
-            left_row=0,
+            left_row=ZERO,
             right=weights.embedding,
-            right_row=0,
+            right_row=ZERO,
             rows=sizes.tokens,
         )
         _pass_down(
@@ -248,7 +248,7 @@ def table_backward(sizes, weights, work, direction):
             overwrites=direction == 0 and gate == 0,
             d_gate=work.table[direction, gate],
             weight=weights.input[direction, gate],
-            first=0,
+            first=ZERO,
             rows=sizes.tokens,
         )
 

@@ -9,8 +9,9 @@ symbols of shapes are those of `memory`.
 """
 
 from rnncls.compiled.batches import time_step
+from rnncls.compiled.compiler import jit, jit_inlined
 from rnncls.compiled.gates import lstm_backward, lstm_forward
-from rnncls.compiled.kernels import add_product, add_transposed, clear, jit_inlined, jit_inner
+from rnncls.compiled.kernels import ZERO, add_product, add_transposed, clear
 from rnncls.steps.compiled.inputs import (
     input_gradients_of,
     inputs_of,
@@ -52,10 +53,10 @@ def forward(sizes, weights, work, batch, layer, direction, size):
 
         begin = step.first + step.known
         _states(hidden, kept, step.first, step.known, cells, step.before)
-        _states(hidden, kept, begin, step.rows - step.known, work.no_rows, 0)
+        _states(hidden, kept, begin, step.rows - step.known, work.no_rows, ZERO)
 
 
-@jit_inner
+@jit
 def _states(hidden, kept, first, rows, before, first_before):
     """Compute the states of some rows, which go on from the c of `before` from another row on."""
     if rows > 0:
@@ -96,8 +97,10 @@ def backward(
     for number in range(size.time_steps - 1, -1, -1):
         step = time_step(batch.first_row, batch.running, size.time_steps, number, direction == 1)
         begin = step.first + step.known
-        _d_gates(d_hidden, kept, step.first, step.known, cells, step.before, d_cell, 0)
-        _d_gates(d_hidden, kept, begin, step.rows - step.known, work.no_rows, 0, d_cell, step.known)
+        _d_gates(d_hidden, kept, step.first, step.known, cells, step.before, d_cell, ZERO)
+        _d_gates(
+            d_hidden, kept, begin, step.rows - step.known, work.no_rows, ZERO, d_cell, step.known
+        )
 
         for gate in range(GATES):
             add_product(  # dh before += dz @ W_hh
@@ -122,7 +125,7 @@ def backward(
         bias_gradients(sizes, offset, layer, gate, gradients, kept[gate], size.rows)
 
 
-@jit_inner
+@jit
 def _d_gates(d_hidden, kept, first, rows, before, first_before, d_cell, first_rank):
     """Turn the gates of some rows into gradients, and d_cell into that of the c before."""
     if rows > 0:

@@ -139,7 +139,6 @@ class Workspace(NamedTuple):
     d_final: Array  # (W, B, H')
     winners: Array  # (D, B, H') int32  the row of each largest state; no rows without
     logits: Array  # (B, C')  first logits, then probabilities, then gradients of the logits
-    zeros: Array  # (1, largest of H', E' and C')
     bits: Array  # (D * H / 2,) uint64  the random numbers of a row's dropout
 
     # Gradients with padded rows. What belongs to a parameter is copied to the flat array.
@@ -204,7 +203,6 @@ def _make_workspace(sizes: Sizes, capacity: BatchSize) -> Workspace:
     padded_hidden = padded(hidden)
     padded_width = padded(sizes.width)
     padded_classes = padded(sizes.classes)
-    widest = max(padded_hidden, padded_width, padded_classes)
     parts = sizes.parts
 
     # W_ih x of the first layer is computed for the rows of one of two arrays; the other is empty.
@@ -230,7 +228,6 @@ def _make_workspace(sizes: Sizes, capacity: BatchSize) -> Workspace:
         d_final=_zeros(parts, sequences, padded_hidden),
         winners=np.zeros((directions, winner_rows, padded_hidden), np.int32),
         logits=_zeros(sequences, padded_classes),
-        zeros=_zeros(1, widest),
         bits=np.empty((directions * hidden + 1) // 2, np.uint64),
         d_recurrent=_zeros(gates, hidden, padded_hidden),
         d_between=_zeros(directions, gates, hidden, padded_hidden),

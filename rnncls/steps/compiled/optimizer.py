@@ -5,7 +5,7 @@ The symbols of shapes are those of `memory`.
 
 import numpy as np
 
-from rnncls.compiled.kernels import jit_inlined, jit_inner
+from rnncls.compiled.compiler import jit, jit_inlined
 from rnncls.steps.compiled.memory import (
     ADAM,
     ADAMW,
@@ -22,7 +22,7 @@ from rnncls.steps.compiled.memory import (
 LARGEST_NORM = 1.8e19
 
 
-@jit_inner
+@jit
 def _norm(flat):
     """Return the 2-norm of `flat` (P,), sqrt(sum_i flat_i**2), summed in float64."""
     total = 0.0
@@ -91,7 +91,7 @@ def _adam(sizes, hyper, flat, scale, rate, updates):
         weights[index] = keep * weights[index] - corrected_rate * first[index] / denominator
 
 
-@jit_inner
+@jit
 def _update(sizes, hyper, flat, scale, rate, updates):
     """Scale the gradients (P,) and take one step of the optimizer, its `updates`-th."""
     scale = np.float32(scale)
@@ -105,7 +105,7 @@ def _update(sizes, hyper, flat, scale, rate, updates):
         _adam(sizes, hyper, flat, scale, rate, updates)
 
 
-@jit_inner
+@jit
 def finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums):
     """Clip the gradients, update the weights and add the step to `sums` (NUM_SUMS,).
 

@@ -5,57 +5,50 @@ and then weight and bias of the head. The weights of a gated cell are G blocks o
 the other, in torch's order. The symbols of shapes are those of `memory`.
 """
 
-import numpy as np
-
-from rnncls.compiled.kernels import (
-    copy,
-    copy_row,
-    copy_transposed,
-    jit_inlined,
-    jit_inner,
-    sum_rows,
-)
+from rnncls.compiled.compiler import jit, jit_inlined, jit_view
+from rnncls.compiled.kernels import copy, copy_row, copy_transposed, sum_rows
 
 
-@jit_inner
-def offsets_of(sizes):
-    """Return (L * D + 1,) positions: where each direction of each layer begins, then the head."""
-    units = sizes.layers * sizes.directions
-    offsets = np.empty(units + 1, np.int64)
-    offsets[0] = sizes.tokens * sizes.width
-    rows = sizes.gates * sizes.hidden
+@jit
+def offset_of(sizes, unit):
+    """Return where a direction of a layer begins, or the head, whose `unit` is L * D."""
+    of_first_layer = min(unit, sizes.directions)
+    first = of_first_layer * _num_parameters(sizes, 0)
+    others = (unit - of_first_layer) * _num_parameters(sizes, 1)
+    return sizes.tokens * sizes.width + first + others
+
+
+@jit
+def _num_parameters(sizes, layer):
+    """Return how many numbers the parameters of one direction of a layer are."""
     biases = 2 if sizes.bias else 0
-
-    for unit in range(units):
-        columns = _input_size(sizes, unit // sizes.directions) + sizes.hidden + biases
-        offsets[unit + 1] = offsets[unit] + rows * columns
-    return offsets
+    return sizes.gates * sizes.hidden * (_input_size(sizes, layer) + sizes.hidden + biases)
 
 
-@jit_inner
+@jit
 def _input_size(sizes, layer):
     return sizes.width if layer == 0 else sizes.directions * sizes.hidden
 
 
-@jit_inner
+@jit_view
 def matrix(flat, offset, rows, columns):
     """Return the parameter that begins at this offset, a view (rows, columns)."""
     return flat[offset : offset + rows * columns].reshape((rows, columns))
 
 
-@jit_inner
-def load_weights(sizes, flat, offsets, weights):
+@jit
+def load_weights(sizes, flat, weights):
     """Copy the parameters from `flat` (P,) to PaddedWeights."""
     # A product reads whole rows of its right operand: forward those of W^T, backward those of W.
     copy(weights.embedding, matrix(flat, 0, sizes.tokens, sizes.width))
     for layer in range(sizes.layers):
         for direction in range(sizes.directions):
-            _load_unit(sizes, flat, offsets, layer, direction, weights)
+            _load_unit(sizes, flat, layer, direction, weights)
 
     hidden = sizes.hidden
     classes = sizes.classes
     parts = sizes.parts
-    offset = offsets[sizes.layers * sizes.directions]
+    offset = offset_of(sizes, sizes.layers * sizes.directions)
     head = matrix(flat, offset, classes, parts * hidden)
     for part in range(parts):
         columns = head[:, part * hidden : (part + 1) * hidden]
@@ -65,13 +58,13 @@ def load_weights(sizes, flat, offsets, weights):
 
 
 @jit_inlined
-def _load_unit(sizes, flat, offsets, layer, direction, weights):
+def _load_unit(sizes, flat, layer, direction, weights):
     """Copy the parameters of one direction of a layer."""
     hidden = sizes.hidden
     gates = sizes.gates
     unit = layer * sizes.directions + direction
     input_size = _input_size(sizes, layer)
-    offset = offsets[unit]
+    offset = offset_of(sizes, unit)
     recurrent_offset = offset + gates * hidden * input_size
     bias_offset = recurrent_offset + gates * hidden * hidden
 
@@ -110,7 +103,7 @@ def _load_bias(sizes, bias, gate, b_ih, b_hh):
             bias[gate, 0, number] = b_ih[number] + b_hh[number]
 
 
-@jit_inner
+@jit
 def store_gradients(sizes, offset, layer, d_input, d_between, d_recurrent, gradients):
     """Copy the gradients of one direction's W_ih and W_hh, which begin at `offset`.
 
@@ -154,7 +147,7 @@ def apart_bias_gradient(sizes, offset, layer, gradients, d_recurrent, rows):
         sum_rows(_bias(sizes, offset, layer, 2 * sizes.gates - 1, gradients), d_recurrent, rows)
 
 
-@jit_inner
+@jit_view
 def _bias(sizes, offset, layer, number, flat):
     """Return a bias (H,) of a direction: number 0 to G - 1 of b_ih, and then those of b_hh."""
     hidden = sizes.hidden

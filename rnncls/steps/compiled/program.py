@@ -22,7 +22,8 @@ from types import ModuleType
 from typing import Any
 
 from rnncls.compiled.batches import pack
-from rnncls.compiled.kernels import add_row, clear, jit_inlined
+from rnncls.compiled.compiler import jit_inlined
+from rnncls.compiled.kernels import add_row, clear
 from rnncls.steps.compiled.dropout import drop, drop_outputs
 from rnncls.steps.compiled.head import cross_entropy, head_backward, head_forward
 from rnncls.steps.compiled.inputs import (
@@ -32,7 +33,7 @@ from rnncls.steps.compiled.inputs import (
     table_backward,
 )
 from rnncls.steps.compiled.optimizer import finish
-from rnncls.steps.compiled.parameters import load_weights, offsets_of, store_gradients
+from rnncls.steps.compiled.parameters import load_weights, offset_of, store_gradients
 
 
 def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -55,7 +56,7 @@ def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]
         head_forward(sizes, weights, work, batch, size)
 
     @jit_inlined
-    def backward(sizes, offsets, weights, work, batch, keys, first, gradients, size):
+    def backward(sizes, weights, work, batch, keys, first, gradients, size):
         """Compute the gradients of all parameters, (P,), from those of work.logits (B, C').
 
         Layer by layer from the top: d_hidden (D, S, H') has dh of the layer's outputs, and d_below
@@ -64,11 +65,12 @@ def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]
         head = sizes.layers * sizes.directions
         d_hidden = work.d_hidden[0]
         d_below = work.d_hidden[1]
-        head_backward(sizes, offsets[head], weights, work, batch, gradients, d_hidden, size)
+        offset = offset_of(sizes, head)
+        head_backward(sizes, offset, weights, work, batch, gradients, d_hidden, size)
 
         for layer in range(sizes.layers - 1, -1, -1):
             for direction in range(sizes.directions):
-                offset = offsets[layer * sizes.directions + direction]
+                offset = offset_of(sizes, layer * sizes.directions + direction)
                 begin_gradients(sizes, work, layer, direction)
                 backward_direction(
                     sizes,
@@ -122,8 +124,7 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
         for index in range(first, step_inputs.edges[step + 1]):
             total_weight += class_weights[step_inputs.labels[index]]
 
-        offsets = offsets_of(sizes)
-        load_weights(sizes, weights, offsets, buffers.weights)
+        load_weights(sizes, weights, buffers.weights)
         batch = buffers.batch
         size = pack(step_inputs, step, share, shares, batch)
 
@@ -144,7 +145,7 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
             total_weight=total_weight,
             sequences=size.sequences,
         )
-        backward(sizes, offsets, buffers.weights, work, batch, keys, first, out, size)
+        backward(sizes, buffers.weights, work, batch, keys, first, out, size)
         return loss, correct
 
     def train_steps(sizes, hyper, flat, step_inputs, class_weights, updates, sums, buffers):

@@ -6,11 +6,12 @@ of `memory`.
 """
 
 from rnncls.compiled.batches import time_step
+from rnncls.compiled.compiler import jit_inlined
 from rnncls.compiled.kernels import (
+    ZERO,
     add_product,
+    add_transposed,
     copy,
-    jit_inlined,
-    multiply_transposed,
     relu,
     relu_backward,
     tanh,
@@ -36,7 +37,7 @@ def forward(sizes, weights, work, batch, layer, direction, size):
     hidden = work.hidden[unit]
     inputs = inputs_of(sizes, weights, work, batch, layer, direction)
     recurrent_t = weights.recurrent_t[unit, 0]
-    project(inputs, 0, hidden, 0, size.rows)
+    project(inputs, 0, hidden, ZERO, size.rows)
 
     for number in range(size.time_steps):
         step = time_step(batch.first_row, batch.running, size.time_steps, number, direction == 1)
@@ -96,9 +97,8 @@ def backward(
             _lay_beside(work.beside, hidden, d_hidden, step, reverse)
 
     # dW_hh = sum_t dz_t^T h_(t-1). The first B rows have nothing beside them.
-    multiply_transposed(
+    add_transposed(
         out=work.d_recurrent[0],
-        zeros=work.zeros,
         left=work.beside if reverse else d_hidden,
         left_row=size.sequences,
         right=hidden if reverse else work.beside,
@@ -106,7 +106,7 @@ def backward(
         rows=size.rows - size.sequences,
     )
     bias_gradients(sizes, offset, layer, 0, gradients, d_hidden, size.rows)
-    project_backward(inputs, d_inputs, 0, d_hidden, 0, size.rows)
+    project_backward(inputs, d_inputs, 0, d_hidden, ZERO, size.rows)
 
 
 @jit_inlined
