@@ -4,6 +4,7 @@ Their gradients and losses are those of an independent reference: torch.nn's mod
 layer, with dropout as NumPy draws it. What the compiled RNN has beside that is in test_steps.py.
 """
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -20,15 +21,27 @@ from rnncls.config import Config
 from rnncls.config.load import dump_config
 from rnncls.data import Batch, load_task
 from rnncls.model.classifier import RNNClassifier
+from rnncls.model.rules import LATEST, StepRules
 from rnncls.seeds import mix
 from rnncls.steps import chunks
-from rnncls.steps.compiled.engine import CompiledRun
+from rnncls.steps.compiled.engine import CompiledRun, is_by_table
 from rnncls.steps.engines import choose
 from rnncls.steps.optim import learning_rate
 from rnncls.steps.state import TrainState
+from rnncls.system.signals import stop_requests
 from rnncls.training.fit import fit
+from rnncls.training.resume import resume
+from rnncls.training.run import Shared
 from rnncls.training.states import new_state
-from tests.helpers import config_with, losses, outcome, run_rnncls
+from tests.helpers import (
+    config_of,
+    config_with,
+    files_config,
+    losses,
+    outcome,
+    run_rnncls,
+    write_jsonl,
+)
 
 CELLS = ("rnn", "gru", "lstm")
 
@@ -206,6 +219,9 @@ def test_gradients_are_those_of_float64(cell: str) -> None:
     case = case_of(cell, layers=2, bidirectional=False, bias=True, dropout=0.0)
     case["data"] = {"max_length": 9, "modulus": 40, "max_value": 50}
     assert_gradients(case)
+    # But not if they are long enough.
+    case["data"]["max_length"] = 80
+    assert_gradients(case)
 
 
 @pytest.mark.slow
@@ -225,6 +241,81 @@ def test_gradients_of_all_kinds_are_those_of_float64(cell: str) -> None:
 @pytest.mark.parametrize("dropout", [0.001, 0.5, 0.97])
 def test_dropout_is_drawn_by_position(dropout: float) -> None:
     assert_gradients(case_of("gru", layers=2, bidirectional=False, bias=True, dropout=dropout))
+
+
+# --- the first layer's products, once per token of the vocabulary
+
+
+def is_by_table_of(
+    tokens: int, batch_size: int, shortest: int, longest: int, step_rules: StepRules = LATEST
+) -> bool:
+    data = {"max_value": tokens - 1, "min_length": shortest, "max_length": longest}
+    config = config_of(data=data, train={"batch_size": batch_size})
+    return is_by_table(load_task(config), step_rules)
+
+
+# Eight rows of a batch for each token are enough, or one sequence.
+@pytest.mark.parametrize(
+    ("shortest", "longest", "most"), [(2, 5, 64), (1, 15, 64), (9, 9, 72), (50, 300, 1400)]
+)
+def test_a_table_is_for_few_tokens_and_for_all_that_had_one_before(
+    shortest: int, longest: int, most: int
+) -> None:
+    most_by_rules: dict[StepRules, int] = {1: 64, 2: 64, 3: most}
+    for step_rules, limit in most_by_rules.items():
+        for tokens in (limit - 20, limit):
+            assert is_by_table_of(tokens, 64, shortest, longest, step_rules)
+        for tokens in (limit + 1, 2 * limit):
+            assert not is_by_table_of(tokens, 64, shortest, longest, step_rules)
+
+
+def test_a_table_is_chosen_by_the_sequences_that_are_trained_on(tmp_path: Path) -> None:
+    train = [(list(range(30)), 0), ([*range(30, 39), 0], 1)]  # 39 tokens, mean length 20
+    long = write_jsonl(tmp_path / "long.jsonl", [(list(range(39)) * 50, 0)])
+    path = write_jsonl(tmp_path / "train.jsonl", train * 50)
+
+    def chosen(batch_size: int, **data: Any) -> bool:
+        config = files_config(path, {"batch_size": batch_size}, **data)
+        return is_by_table(load_task(config))
+
+    none_held_out: dict[str, Any] = {"val_fraction": 0.0, "test_fraction": 0.0}
+    num_tokens, _ = load_task(files_config(path, **none_held_out)).sizes
+    enough = -(-num_tokens * 8 // 20)
+    other_splits: list[dict[str, Any]] = [{}, {"val": str(long)}, {"test": str(long)}]
+    for own_files in other_splits:
+        assert chosen(enough, **none_held_out, **own_files)
+        assert not chosen(enough - 1, **none_held_out, **own_files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_run_goes_on_by_the_table_or_without_as_it_began(cell: str, tmp_path: Path) -> None:
+    case: dict[str, Any] = {
+        "model": {"cell": cell, "nonlinearity": "tanh"},
+        "data": {"max_length": 60, "modulus": 40, "max_value": 50},
+    }
+    config = config_with(
+        "compiled", case, batch_size=16, max_steps=60, checkpoint_every=20, keep_checkpoints=3
+    )
+    rules: tuple[StepRules, ...] = (2, 3)
+    with stop_requests() as stop:
+        for step_rules in rules:
+            run_dir = tmp_path / str(step_rules)
+            shared = Shared(stop, report_steps=lambda _: None, step_rules=step_rules)
+            fit(config, run_dir, shared=shared)
+
+            copy = tmp_path / f"copy-{step_rules}"
+            shutil.copytree(run_dir, copy)
+            for step in (40, 60):
+                (copy / "checkpoints" / f"step-{step:08}.safetensors").unlink()
+            assert resume(copy).step_rules == step_rules
+            assert outcome(copy) == outcome(run_dir)
+
+    # A run that begins now has the latest rules. The two differ by rounding.
+    fit(config, tmp_path / "new")
+    assert outcome(tmp_path / "new") == outcome(tmp_path / "3") != outcome(tmp_path / "2")
+    before, now = ([row["train/loss"] for row in outcome(tmp_path / name)[1]] for name in "23")
+    assert before == pytest.approx(now, rel=1e-4)
 
 
 # --- losses of many steps

@@ -24,6 +24,7 @@ from rnncls.model.dropout import (
     places_of_padded,
 )
 from rnncls.model.pieces import WHOLE, Pieces
+from rnncls.model.rules import LATEST
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.steps.eager import eager_steps
@@ -355,7 +356,7 @@ def test_a_run_keeps_the_rule_that_it_began_with(
     config = config_of(**HARD)
     fit(config, tmp_path / "new")
     begun_before(config, tmp_path / "old")
-    assert (rule_of(tmp_path / "new"), rule_of(tmp_path / "old")) == (2, 1)
+    assert (rule_of(tmp_path / "new"), rule_of(tmp_path / "old")) == (LATEST, 1)
     assert outcome(tmp_path / "old") != outcome(tmp_path / "new")
 
     for name, begin in (("new", fit), ("old", begun_before)):
@@ -372,7 +373,7 @@ def test_a_run_keeps_the_rule_that_it_began_with(
     # A new run with the weights of an old one is a new run.
     config = config_of(model=HARD["model"], train={"max_steps": 1})
     fit(config, tmp_path / "fork", init_from=tmp_path / "old")
-    assert rule_of(tmp_path / "fork") == 2
+    assert rule_of(tmp_path / "fork") == LATEST
 
 
 def test_a_checkpoint_without_a_rule_is_of_before(tmp_path: Path) -> None:
@@ -424,7 +425,7 @@ def test_a_sweep_keeps_the_rule_that_it_began_with(tmp_path: Path) -> None:
     grid = {"model.dropout": ["0", "0.4"]}
     plan = (base, "0-1", grid, None, 10, tmp_path / "sweep")
     assert plan_sweep(*plan).step_rules == load_sweep(tmp_path / "sweep").step_rules
-    assert load_sweep(tmp_path / "sweep").step_rules == 2
+    assert load_sweep(tmp_path / "sweep").step_rules == LATEST
 
     # The same command goes on with a sweep of before.
     path = tmp_path / "sweep" / "sweep.yaml"

@@ -130,7 +130,7 @@ def test_a_vocabulary_that_no_model_can_have_is_refused_by_every_command(tmp_pat
         lambda state, _: with_twice("labels", state),
         lambda state, _: state["vocabulary"]["tokens"].reverse(),
         lambda state, _: state.update(step=-2),
-        lambda state, _: state.update(step_rules=3),
+        lambda state, _: state.update(step_rules=4),
         lambda state, _: state.update(step=10**400),
     ):
         # Alone, so that resuming cannot take another one in its place.

@@ -436,7 +436,7 @@ from tests.helpers import config_with
 torch.set_num_threads(1)
 case = {
     "model": {"num_layers": 2, "hidden_size": 40, "nonlinearity": "tanh"},
-    "data": {"max_length": 60, "modulus": 40, "max_value": 50},
+    "data": {"max_length": 60, "modulus": 40, "max_value": 200},
     "train": {"batch_size": 33},
 }
 task = load_task(config_with("compiled", case, max_steps=60))

@@ -85,6 +85,11 @@ class Task(ABC):
 
     @property
     @abstractmethod
+    def mean_length(self) -> float:
+        """Mean length of the training sequences, in tokens: a function of config and data."""
+
+    @property
+    @abstractmethod
     def filled(self) -> float:
         """The share of a padded training batch that is tokens, the rest being padding.
 
@@ -173,6 +178,11 @@ class SumModTask(Task):
         return self.data.max_length
 
     @property
+    def mean_length(self) -> float:
+        # Lengths are uniform.
+        return (self.data.min_length + self.data.max_length) / 2
+
+    @property
     def filled(self) -> float:
         return sum_mod.filled(self.data, self.config.train.batch_size)
 
@@ -257,6 +267,10 @@ class FilesTask(Task):
     @property
     def longest(self) -> int:
         return int(self.train.lengths.max())
+
+    @property
+    def mean_length(self) -> float:
+        return len(self.train.tokens) / len(self.train)
 
     @property
     def filled(self) -> float:

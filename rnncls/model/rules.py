@@ -9,8 +9,13 @@ of a sweep, that names none is of the first.
 2. Dropout is drawn by position (`dropout.kept`). On the CPU, GRU and LSTM of packed sequences are
    functions of ours (`gated`), small batches may be padded (`eager.layout_of`), every cell may have
    compiled steps, and large validation sets are run by a compiled program.
+3. Compiled steps compute the first layer's products once per token of the vocabulary where a batch
+   has many rows for each token, and not only where it has a sequence for each (`is_by_table`).
 """
 
 from typing import Literal
 
-StepRules = Literal[1, 2]
+StepRules = Literal[1, 2, 3]
+
+# Of runs and sweeps that begin now.
+LATEST: StepRules = 3

@@ -11,7 +11,7 @@ from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.errors import NonFiniteError, Problem
 from rnncls.model.dropout import Keys, dropout_keys
 from rnncls.model.losses import sequence_losses
-from rnncls.model.rules import StepRules
+from rnncls.model.rules import LATEST, StepRules
 from rnncls.seeds import mix
 from rnncls.steps.objective import gradients_of_batch
 from rnncls.steps.optim import clip_grad_norm, learning_rate
@@ -43,7 +43,7 @@ def eager_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
         yield 1
 
 
-def layout_of(task: Task, device: torch.device, step_rules: StepRules = 2) -> str:
+def layout_of(task: Task, device: torch.device, step_rules: StepRules = LATEST) -> str:
     """Return how batches are laid out on this device: "packed" or "padded".
 
     `step_rules`: those of the run. docs/performance.md has the measurements behind the rule.

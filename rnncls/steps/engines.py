@@ -19,7 +19,7 @@ import torch
 from rnncls.config import Config, ModelConfig
 from rnncls.data import Task
 from rnncls.errors import MachineError, Problem
-from rnncls.model.rules import StepRules
+from rnncls.model.rules import LATEST, StepRules
 from rnncls.steps.eager import eager_steps
 from rnncls.steps.state import TrainState
 
@@ -45,7 +45,9 @@ class Engine(Protocol):
         """Take the steps of a run."""
 
 
-def choose(config: Config, device: torch.device, step_rules: StepRules = 2) -> tuple[Engine, str]:
+def choose(
+    config: Config, device: torch.device, step_rules: StepRules = LATEST
+) -> tuple[Engine, str]:
     """Return the engine that `train.engine` asks for, and its name for people.
 
     With train.engine=auto that is the fastest engine which can train this run on this device; if
@@ -98,7 +100,9 @@ def _load(name: str, config: Config) -> tuple[Engine | None, str]:
     return compiled_steps, ""
 
 
-def why_not(engine: str, config: Config, device: torch.device, step_rules: StepRules = 2) -> str:
+def why_not(
+    engine: str, config: Config, device: torch.device, step_rules: StepRules = LATEST
+) -> str:
     """Return the reason why "captured" or "compiled" steps cannot train this run; "" if they can.
 
     `step_rules`: those of the run. Whether Numba works is only found out when the compiled steps

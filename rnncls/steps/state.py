@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rnncls.config import TrainConfig
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.rules import StepRules
+from rnncls.model.rules import LATEST, StepRules
 
 # Stands before the names of the totals in a checkpoint.
 TOTALS = "totals_"
@@ -131,7 +131,7 @@ class TrainState:
     best_metric: str = "accuracy"  # `train.best_metric`, the same for the whole run
     stale_evaluations: int = 0  # in a row, without a higher score
     stopped: bool = False  # whether the run is over, be it before its last step
-    step_rules: StepRules = 2  # the same for the whole run
+    step_rules: StepRules = LATEST  # the same for the whole run
 
     @property
     def device(self) -> torch.device:

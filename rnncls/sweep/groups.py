@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rnncls.model.rules import StepRules
+from rnncls.model.rules import LATEST, StepRules
 from rnncls.steps.captured.stack import shape_of
 from rnncls.steps.engines import why_not
 from rnncls.sweep.plan import Member
@@ -27,7 +27,7 @@ class Group:
 
 
 def plan_groups(
-    members: Sequence[Member], jobs: int | None, step_rules: StepRules = 2
+    members: Sequence[Member], jobs: int | None, step_rules: StepRules = LATEST
 ) -> list[Group]:
     """Decide which members train together.
 

@@ -24,7 +24,7 @@ from rnncls.data import spread_lengths
 from rnncls.data.files.opening import fingerprint
 from rnncls.data.read_tables import DATA_KEYS, data_files, with_files_found
 from rnncls.errors import ConfigError, Problem
-from rnncls.model.rules import StepRules
+from rnncls.model.rules import LATEST, StepRules
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
 from rnncls.sweep.paths import FOLDERS, MEMBERS, SWEEP_FILE
@@ -150,7 +150,7 @@ def plan_sweep(
         samples=samples,
         fingerprints={},
         files=_files_of_grid(base, grid, str(folder)),
-        step_rules=2,
+        step_rules=LATEST,
     )
     sweep = _expand(content, folder, source=str(folder))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rnncls.config import Config
 from rnncls.data import load_task
-from rnncls.model.rules import StepRules
+from rnncls.model.rules import LATEST, StepRules
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint
 from rnncls.rundir.claim import create_run, require_text, require_unused
@@ -61,7 +61,7 @@ def fit(
         task = load_task(config, vocabulary, progress=True, said=said)
         if source is not None:
             warn_of_other_split(task, source)
-        step_rules: StepRules = 2 if shared is None else shared.step_rules
+        step_rules: StepRules = LATEST if shared is None else shared.step_rules
         state = new_state(task, source, step_rules)
 
     # An engine that cannot work here is an error before anything is written.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rnncls.data import Task
 from rnncls.data.files.search import Search
-from rnncls.model.rules import StepRules
+from rnncls.model.rules import LATEST, StepRules
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.steps.engines import Engine
 from rnncls.steps.state import TrainState
@@ -26,7 +26,7 @@ class Shared:
     compared: tuple[str, ...] = ()  # the config keys in which the members differ
     search: Search | None = None  # where data files are looked for that were moved
     said: set[str] | None = None  # what was said of the data, which need not be said again
-    step_rules: StepRules = 2  # of members that begin
+    step_rules: StepRules = LATEST  # of members that begin
 
 
 def train(

@@ -5,7 +5,7 @@ from rnncls.data import Task
 from rnncls.errors import CheckpointError, Problem
 from rnncls.model.build import build_model
 from rnncls.model.recurrence import PackedLayers
-from rnncls.model.rules import StepRules
+from rnncls.model.rules import LATEST, StepRules
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.restore import fitting_weights, is_finite, restore_optimizer
 from rnncls.steps.optim import build_optimizer, state_names
@@ -15,7 +15,7 @@ from rnncls.system.streams import say
 
 
 def new_state(
-    task: Task, source: Checkpoint | None = None, step_rules: StepRules = 2
+    task: Task, source: Checkpoint | None = None, step_rules: StepRules = LATEST
 ) -> TrainState:
     """Return a fresh model and optimizer on the config's device.
 

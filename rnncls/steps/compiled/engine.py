@@ -16,6 +16,7 @@ from rnncls.compiled.loading import load
 from rnncls.config import Config, number
 from rnncls.data import Block, Task
 from rnncls.model.pooling import parts_of
+from rnncls.model.rules import LATEST, StepRules
 from rnncls.seeds import mix
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.compiled import (
@@ -46,6 +47,10 @@ from rnncls.steps.flat import FlatStorage
 from rnncls.steps.optim import CLIP_EPSILON
 from rnncls.steps.state import Sums, TrainState
 
+# From so many rows of a batch for each token of the vocabulary on, a table is faster; in batches of
+# short sequences from one sequence for each.
+ROWS_OF_TOKEN = 8
+
 _OPTIMIZERS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
 # By their name in model.cell. Each says what it needs in GATES, KEPT and BIAS_APART.
@@ -75,7 +80,7 @@ class CompiledRun:
         # The arrays are the same memory as the tensors, so that nothing is copied back and forth.
         self.flat = FlatStorage(state, task.config)
         self.arrays = FlatArrays(*(row.numpy() for row in self.flat.flat))
-        self.sizes = sizes_of(task)
+        self.sizes = sizes_of(task, state.step_rules)
         self.hyper = hyperparameters_of(task.config)
 
         if task.class_weights is None:
@@ -235,11 +240,8 @@ class CompiledRun:
 # --- what the program is told about a run
 
 
-def sizes_of(task: Task) -> Sizes:
-    """Return the sizes and functions of the task's model.
-
-    `by_table` depends on the config alone, not on the batch: the two ways differ in rounding.
-    """
+def sizes_of(task: Task, step_rules: StepRules = LATEST) -> Sizes:
+    """Return the sizes and functions of the task's model. `step_rules`: those of the run."""
     model = task.config.model
     cell = _CELLS[model.cell]
     parts = parts_of(model.pooling)
@@ -262,8 +264,21 @@ def sizes_of(task: Task) -> Sizes:
         mean="mean" in parts,
         largest="max" in parts,
         parts=len(parts) * (2 if model.bidirectional else 1),
-        by_table=num_tokens <= task.config.train.batch_size,
+        by_table=is_by_table(task, step_rules),
     )
+
+
+def is_by_table(task: Task, step_rules: StepRules = LATEST) -> bool:
+    """Return whether the first layer's W_ih x + b is computed once per token of the vocabulary.
+
+    It depends on config and training data, not on the batch: the two ways differ in rounding.
+    docs/performance.md has the measurements behind the rule.
+    """
+    num_tokens, _ = task.sizes
+    batch_size = task.config.train.batch_size
+    if step_rules < 3:
+        return num_tokens <= batch_size
+    return num_tokens <= batch_size * max(1, task.mean_length / ROWS_OF_TOKEN)
 
 
 def hyperparameters_of(config: Config) -> Hyperparameters:
