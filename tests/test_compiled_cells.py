@@ -24,7 +24,8 @@ from rnncls.model.classifier import RNNClassifier
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.seeds import mix
 from rnncls.steps import chunks
-from rnncls.steps.compiled.engine import CompiledRun, is_by_table
+from rnncls.steps.compiled.description import is_by_table
+from rnncls.steps.compiled.engine import CompiledRun
 from rnncls.steps.engines import choose
 from rnncls.steps.optim import learning_rate
 from rnncls.steps.state import TrainState

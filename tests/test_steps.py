@@ -28,7 +28,7 @@ from rnncls.steps.captured import engine as captured_engine
 from rnncls.steps.captured.engine import CapturedRun, captured_steps
 from rnncls.steps.captured.graphs import Graphs
 from rnncls.steps.chunks import ahead, in_chunks
-from rnncls.steps.compiled.engine import load_program
+from rnncls.steps.compiled.code import load_program
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState, next_due
 from rnncls.training.fit import fit
@@ -408,7 +408,7 @@ def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(
 OTHER_NUMBA = """
 import numba.core.caching
 del numba.core.serialize.loads
-from rnncls.steps.compiled.engine import load_program
+from rnncls.steps.compiled.code import load_program
 load_program()
 """
 

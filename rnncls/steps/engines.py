@@ -90,7 +90,8 @@ def _load(name: str, config: Config) -> tuple[Engine | None, str]:
         return captured_steps, ""
 
     try:
-        from rnncls.steps.compiled.engine import compiled_steps, load_program
+        from rnncls.steps.compiled.code import load_program
+        from rnncls.steps.compiled.engine import compiled_steps
 
         # Now, so that a failure is found before the first step.
         load_program(config.model.cell)
