@@ -2,6 +2,7 @@
 
     python -m scripts.bench                 every regime of this machine, all cells (an hour or two)
     python -m scripts.bench --regimes tutorial,tiny --cells rnn --rounds 5 --output bench.json
+    python -m scripts.bench --regimes text --directions 2           both directions
     python -m scripts.bench --regimes "" --sequences 100000         eval and predict alone
 
 A step is everything: making the batch, forward, backward, clipping, Adam. First each way that can
@@ -22,6 +23,7 @@ import os
 import platform
 import signal
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,15 +40,15 @@ from scripts.bench.measuring import (
     missing,
     product_rates,
     ratio,
-    regime_of,
     ways,
 )
-from scripts.bench.regimes import CELLS, FOLDER, REGIMES, write_file
+from scripts.bench.regimes import CELLS, FOLDER, REGIMES, Regime, regime_of, write_file
 
 
 def main(
     regimes: Annotated[str, typer.Option(help="Names, or all of this machine.")] = "all",
     cells: Annotated[str, typer.Option(help="Of rnn, gru and lstm.")] = ",".join(CELLS),
+    directions: Annotated[str, typer.Option(help="1, 2, or 1,2 for both.")] = "1",
     rounds: Annotated[int, typer.Option()] = 10,
     seconds: Annotated[float, typer.Option(help="Of each way in each round.")] = 2.0,
     sequences: Annotated[int, typer.Option(help="That eval and predict get; 0 for neither.")] = 0,
@@ -68,8 +70,10 @@ def main(
         os.environ[FOLDER] = folder
         for name in here() if regimes == "all" else filter(None, regimes.split(",")):
             write_file(REGIMES[name])
-            for cell in cells.split(","):
-                report["regimes"][f"{name} {cell}"] = one(name, cell, rounds, seconds, only, rates)
+            for cell, number in product(cells.split(","), map(int, directions.split(","))):
+                regime = regime_of(name, cell, number)
+                title = f"{name} {cell}" if number == 1 else f"{name} {cell}, two directions"
+                report["regimes"][title] = one(title, regime, rounds, seconds, only, rates)
 
         if sequences:
             of_cells = {}
@@ -85,10 +89,9 @@ def main(
 
 
 def one(
-    name: str, cell: str, rounds: int, seconds: float, only: str, rates: dict[str, float]
+    title: str, regime: Regime, rounds: int, seconds: float, only: str, rates: dict[str, float]
 ) -> dict[str, Any]:
     """Measure one regime with one cell, and print its table."""
-    regime = regime_of(name, cell)
     taken = list(ways(regime))
     if only:
         wanted = only.split(",")
@@ -96,31 +99,30 @@ def one(
 
     differences = gate(regime, taken)
     listed = ", ".join(f"{way} {value:.1e}" for way, value in differences.items())
-    print(f"\n{name} {cell}: losses of 5 steps against float64: {listed}")
+    print(f"\n{title}: losses of 5 steps against float64: {listed}")
     limit = 1e-5 if regime.device == "cpu" else 1e-3
     if max(differences.values(), default=0.0) > limit:
         raise SystemExit(f"a way computes something else: relative difference above {limit}")
 
-    results = measure(name, cell, taken, rounds, seconds)
+    results = measure(regime, taken, rounds, seconds)
     reasons = missing(regime)
     floors = {who: 1e6 * regime.gigaflop() / rate for who, rate in rates.items() if rate}
-    print(table(name, cell, results, reasons, floors), flush=True)
+    print(table(title, regime, results, reasons, floors), flush=True)
     return {"gate": differences, "results": results, "missing": reasons, "floors_us": floors}
 
 
 def table(
-    name: str,
-    cell: str,
+    title: str,
+    regime: Regime,
     results: Results,
     reasons: dict[str, str],
     floors: dict[str, float],
 ) -> str:
     """Return the figures of a regime as a table in Markdown."""
-    regime = regime_of(name, cell)
     best = best_textbook(results)
     rates = " and ".join(f"{us:,.0f} us at the rate of {who}" for who, us in floors.items())
     lines = [
-        f"**{name} {cell}** ({regime.described()}; floor {rates})",
+        f"**{title}** ({regime.described()}; floor {rates})",
         "",
         f"| way | us per step | against {best} (95 %) | against JAX | share of torch's floor "
         "| first step, s | peak, MiB | of that training |",

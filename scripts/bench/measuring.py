@@ -4,7 +4,6 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -20,36 +19,35 @@ from rnncls.system.device import set_precision
 from scripts.bench.jax_ways import jax_losses, jax_scan
 from scripts.bench.keras_ways import keras_loop
 from scripts.bench.own_ways import OWN, losses_of, steps_of
-from scripts.bench.regimes import REGIMES, Regime
+from scripts.bench.regimes import Regime
 from scripts.bench.torch_ways import Run, float64_losses, textbook, tuned
 
 Results = dict[str, dict[str, Any]]
-
-
-def regime_of(name: str, cell: str) -> Regime:
-    """Return a regime by its name, with a cell."""
-    return replace(REGIMES[name], cell=cell)
 
 
 def ways(regime: Regime) -> dict[str, Callable[[], Run]]:
     """Return every way that can train a regime on this machine, by its name."""
     makers: dict[str, Callable[[], Run]] = {
         "textbook packed": lambda: with_threads(1, textbook(regime, packed=True)),
-        "textbook padded": lambda: with_threads(1, textbook(regime, packed=False)),
     }
+    # In two directions, only what is packed gives the right answer.
+    is_one_way = regime.directions == 1
+    if is_one_way:
+        makers["textbook padded"] = lambda: with_threads(1, textbook(regime, packed=False))
     # Bucketed, where packed steps of torch take a second, that would be more of the same.
     if not regime.bucketed:
         makers["textbook packed 2"] = lambda: with_threads(2, textbook(regime, packed=True))
         makers["stock packed"] = lambda: with_threads(1, tuned(regime, packed=True))
-        makers["stock padded"] = lambda: with_threads(1, tuned(regime, packed=False))
+        if is_one_way:
+            makers["stock padded"] = lambda: with_threads(1, tuned(regime, packed=False))
 
     for name, own in OWN.items():
         if not own.why_not(regime):
             # The names are bound here: a function in a loop would see those of the last round.
             makers[name] = lambda own=own: with_threads(own.threads, steps_of(own, regime))  # type: ignore[misc]
-    if find_spec("jax"):
+    if not _why_no_peer("jax", regime):
         makers["JAX"] = lambda: jax_scan(regime)
-    if find_spec("keras"):
+    if not _why_no_peer("keras", regime):
         makers["Keras"] = lambda: keras_loop(regime)
     return makers
 
@@ -57,9 +55,16 @@ def ways(regime: Regime) -> dict[str, Callable[[], Run]]:
 def missing(regime: Regime) -> dict[str, str]:
     """Return the ways that cannot train a regime on this machine, and why."""
     reasons = {name: own.why_not(regime) for name, own in OWN.items()}
-    reasons["JAX"] = "" if find_spec("jax") else "jax is not installed"
-    reasons["Keras"] = "" if find_spec("keras") else "keras is not installed"
+    reasons["JAX"] = _why_no_peer("jax", regime)
+    reasons["Keras"] = _why_no_peer("keras", regime)
     return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _why_no_peer(package: str, regime: Regime) -> str:
+    """Return the reason why a loop of another package cannot train a regime; "" if it can."""
+    if regime.directions == 2:
+        return "its loop here has one direction"
+    return "" if find_spec(package) else f"{package} is not installed"
 
 
 def with_threads(threads: int, run: Run) -> Run:
@@ -90,7 +95,7 @@ def gate(regime: Regime, chosen: list[str]) -> dict[str, float]:
     return differences
 
 
-def measure(name: str, cell: str, chosen: list[str], rounds: int, seconds: float) -> Results:
+def measure(regime: Regime, chosen: list[str], rounds: int, seconds: float) -> Results:
     """Return for each way its microseconds per step, by round, its first step and its memory.
 
     Each way is a process of its own, so that none has another's threads and memory; all but one
@@ -100,11 +105,11 @@ def measure(name: str, cell: str, chosen: list[str], rounds: int, seconds: float
     pipes: dict[str, Any] = {}
     processes = []
     results: Results = {}
-    fixed = regime_of(name, cell).steps_of_round
+    fixed = regime.steps_of_round
     try:
         for way in chosen:
             pipes[way], other = context.Pipe()
-            process = context.Process(target=_work, args=(other, name, cell, way), daemon=True)
+            process = context.Process(target=_work, args=(other, regime, way), daemon=True)
             process.start()
             processes.append(process)
             other.close()  # or a process that dies would leave the pipe open, and recv waiting
@@ -140,11 +145,10 @@ def _take(pipe: Any, steps: int) -> Any:
     return pipe.recv()
 
 
-def _work(pipe: Any, name: str, cell: str, way: str) -> None:
+def _work(pipe: Any, regime: Regime, way: str) -> None:
     """Take as many steps as the pipe says, until it says 0. Runs in a process of its own."""
     set_precision("float32")  # for all alike: cuDNN would use TF32
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or JAX would take most of a GPU
-    regime = regime_of(name, cell)
 
     # What is loaded once is not what training needs.
     if way in OWN:

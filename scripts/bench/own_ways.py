@@ -30,6 +30,8 @@ class Own:
 
     def why_not(self, regime: Regime) -> str:
         """Return the reason why this way cannot train a regime; "" if it can."""
+        if self.layout == "padded" and regime.directions == 2:
+            return "a padded batch in reverse would begin with its padding"
         if self.engine in ("auto", "eager"):
             return ""
         return why_not(self.engine, self.config(regime), torch.device(regime.device))

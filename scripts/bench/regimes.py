@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Regime:
     num_tokens: int = 10
     bucketed: bool = False  # batches of similar lengths, of a file
     cell: str = "rnn"
+    directions: int = 1
 
     def config(self, engine: str, layout: str = "auto") -> Config:
         """Return the config with which rnncls trains this."""
@@ -47,6 +48,7 @@ class Regime:
             "embedding_dim": self.embedding_dim,
             "hidden_size": self.hidden_size,
             "num_layers": self.num_layers,
+            "bidirectional": self.directions == 2,
             "recurrent_init": "default",
             "init_gain": 1.0,
         }
@@ -99,18 +101,19 @@ class Regime:
     def gigaflop(self) -> float:
         """Return the arithmetic of one step over real tokens, forward and backward.
 
-        A layer with inputs of size D takes 6 G (S H D + (S - B) H^2) for S tokens of B sequences
-        and G gates: the recurrent product is not needed for the first token of each. The head takes
-        6 B H N.
+        One direction of a layer with inputs of size I takes 6 G (S H I + (S - B) H^2) for S tokens
+        of B sequences and G gates: the recurrent product is not needed for the first token of each.
+        The head takes 6 B D H N with D directions.
         """
         h = self.hidden_size
         tokens = self.batch_size * (self.min_length + self.max_length) / 2
         later_tokens = tokens - self.batch_size
 
-        flop = 6.0 * self.batch_size * h * N
+        flop = 6.0 * self.batch_size * self.directions * h * N
         for layer in range(self.num_layers):
-            input_size = self.embedding_dim if layer == 0 else h
-            flop += 6 * GATES[self.cell] * h * (tokens * input_size + later_tokens * h)
+            input_size = self.embedding_dim if layer == 0 else self.directions * h
+            products = tokens * input_size + later_tokens * h
+            flop += 6 * GATES[self.cell] * self.directions * h * products
         return flop / 1e9
 
     def described(self) -> str:
@@ -132,6 +135,11 @@ REGIMES = {
     "gpu-medium": Regime(256, 512, 2, 20, 200, "cuda"),
     "gpu-large": Regime(512, 1024, 2, 128, 512, "cuda"),
 }
+
+
+def regime_of(name: str, cell: str, directions: int = 1) -> Regime:
+    """Return a regime by its name, with a cell that reads in one direction or in two."""
+    return replace(REGIMES[name], cell=cell, directions=directions)
 
 
 def file_of(regime: Regime) -> Path:

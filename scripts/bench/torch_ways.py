@@ -45,26 +45,34 @@ class Sequences(Dataset[tuple[Tensor, int]]):
 
 
 class Classifier(nn.Module):
-    """The model of a textbook: embedding, nn.RNN, GRU or LSTM, linear head on the last state."""
+    """The model of a textbook: embedding, nn.RNN, GRU or LSTM, linear head on the last states."""
 
     def __init__(self, regime: Regime) -> None:
         super().__init__()
         num_tokens, num_classes = regime.task().sizes
         self.embedding = nn.Embedding(num_tokens, regime.embedding_dim)
+        self.directions = regime.directions
         self.rnn = _MODULES[regime.cell](
-            regime.embedding_dim, regime.hidden_size, regime.num_layers, batch_first=True
+            regime.embedding_dim,
+            regime.hidden_size,
+            regime.num_layers,
+            batch_first=True,
+            bidirectional=regime.directions == 2,
         )
-        self.head = nn.Linear(regime.hidden_size, num_classes)
+        self.head = nn.Linear(regime.directions * regime.hidden_size, num_classes)
 
     def of_packed(self, tokens: Any) -> Tensor:
         """Return the logits of packed ids or packed inputs, (B, N)."""
         _, final = self.rnn(tokens)
         hidden = final[0] if isinstance(final, tuple) else final
-        logits: Tensor = self.head(hidden[-1])
+        logits: Tensor = self.head(torch.cat(list(hidden[-self.directions :]), 1))
         return logits
 
     def of_padded(self, padded: Tensor, lengths: Tensor) -> Tensor:
-        """Return the logits, (B, N), of padded ids (B, T): each last state is picked."""
+        """Return the logits, (B, N), of padded ids (B, T): each last state is picked.
+
+        In two directions that would be wrong: the second one would begin with the padding.
+        """
         output, _ = self.rnn(self.embedding(padded))
         last = lengths.to(output.device) - 1
         logits: Tensor = self.head(output[torch.arange(len(lengths)), last])

@@ -40,6 +40,9 @@ PREFIX = (
 )
 IN_TURNS = ((), TOGETHER, PREFIX)
 
+# HARD_CONFIG with compiled steps: a GRU of two layers in both directions, with dropout.
+COMPILED_GRU = ("model.cell=gru", "train.engine=compiled")
+
 # Every kind of save, once.
 SHORTER = ("train.max_steps=9", "train.eval_every=4", "train.checkpoint_every=3")
 

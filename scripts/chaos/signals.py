@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from rnncls.steps import eager
+from rnncls.steps.compiled.engine import load_program
 from rnncls.steps.state import TrainState
-from scripts.chaos.part import IN_TURNS, Part, Result, saved_step
+from scripts.chaos.part import COMPILED_GRU, IN_TURNS, Part, Result, saved_step
 from scripts.file_calls import Prepare
 from scripts.processes import wait
 from tests.helpers import stop_at
@@ -23,7 +24,9 @@ TRIES_PER_HIT = 8
 
 def kills(folder: Path, short: bool) -> Result:
     """SIGKILL at random moments, up to five in one run: while it starts, trains, or resumes."""
-    part = Part(folder, turns=IN_TURNS)
+    # Compiled or read here once, and not by each of many starts.
+    load_program("gru")
+    part = Part(folder, turns=(*IN_TURNS, COMPILED_GRU))
     rng = random.Random(0)
     run_s = part.seconds()
     wanted = 10 if short else 200
