@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rnncls.evaluation.compiled import CompiledModel
 
 # A hidden_size. Beyond it torch's own products are as fast.
-MOST_COMPILED = 1024
+WIDEST_EVALUATION = 1024
 
 # The program has a copy of the head. Beyond this, it would take long to make, and much memory.
 MOST_CLASSES = 2**14
@@ -71,7 +71,7 @@ def is_worth_compiling(model: RNNClassifier, num_tokens: int) -> bool:
     weight = model.head.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
-    if model.rnn.hidden_size > MOST_COMPILED or model.head.out_features > MOST_CLASSES:
+    if model.rnn.hidden_size > WIDEST_EVALUATION or model.head.out_features > MOST_CLASSES:
         return False
 
     num_weights = sum(parameter.numel() for parameter in model.rnn.parameters())

@@ -23,8 +23,8 @@ from rnncls.model.rules import LATEST, StepRules
 from rnncls.steps.eager import eager_steps
 from rnncls.steps.state import TrainState
 
-# A hidden_size. Beyond it torch's own products are as fast, and multithreaded.
-MOST_COMPILED = 512
+# A hidden_size. Beyond it torch's own products are as fast or faster, and multithreaded.
+WIDEST_STEP = 512
 
 
 class Engine(Protocol):
@@ -153,8 +153,8 @@ def _why_not_compiled(config: Config, step_rules: StepRules) -> str:
         return f"train.precision is {config.train.precision}"
 
     # Large models can be compiled, but gain nothing: only an explicit choice compiles them.
-    if config.train.engine == "auto" and model.hidden_size > MOST_COMPILED:
-        return f"model.hidden_size is above {MOST_COMPILED}"
+    if config.train.engine == "auto" and model.hidden_size > WIDEST_STEP:
+        return f"model.hidden_size is above {WIDEST_STEP}"
 
     # Looked for, not imported: that takes long, and may not be needed.
     if find_spec("numba") is None:
