@@ -23,6 +23,7 @@ from rnncls.cli.options import (
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, parse_lengths
 from rnncls.errors import ConfigError, NonFiniteError, Problem, on_one_line
 from rnncls.sweep.paths import is_sweep
+from rnncls.system.collector import lasting
 from rnncls.system.rows import json_text
 from rnncls.system.streams import say
 from rnncls.system.waiting import load_torch
@@ -178,12 +179,13 @@ def _evaluate_checkpoint(
     as_json: bool,
 ) -> None:
     """Print the report of one checkpoint. Raises: NonFiniteError if its loss is not finite."""
-    from rnncls.evaluation.evaluate import evaluate
-    from rnncls.rundir.checkpoint_files import load_checkpoint
-    from rnncls.rundir.restore import held_out_data, is_finite
-    from rnncls.system.device import set_precision
+    with lasting():
+        from rnncls.evaluation.evaluate import evaluate
+        from rnncls.rundir.checkpoint_files import load_checkpoint
+        from rnncls.rundir.restore import held_out_data, is_finite
+        from rnncls.system.device import set_precision
 
-    loaded, model = load_checkpoint(checkpoint, device)
+        loaded, model = load_checkpoint(checkpoint, device)
     set_precision(loaded.config.train.precision)
 
     # Only a warning: if these weights matter, the loss is not finite either, an error below.

@@ -24,6 +24,7 @@ from rnncls.cli.options import (
 from rnncls.cli.sequences import KEEPS_ITS_CONFIG, is_file_name, is_override
 from rnncls.config import SumModConfig
 from rnncls.errors import ConfigError, Problem, on_one_line
+from rnncls.system.collector import lasting
 from rnncls.system.file_kinds import is_data_name, other_kind_by_name, without_packing
 from rnncls.system.rows import TABLES, format_of_name
 from rnncls.system.streams import say
@@ -118,16 +119,18 @@ def predict(
         )
     # After the checks of the options, because importing torch takes a second.
     load_torch()
-    from rnncls.data.files.bad_rows import Skipping
-    from rnncls.data.new_files import overrides_of
-    from rnncls.predict.predictor import for_many, load
-    from rnncls.predict.prefixes import require_prefixes
-    from rnncls.predict.writing import write_predictions
-    from rnncls.predict.writing_prefixes import write_prefixes
-    from rnncls.system.device import set_precision
+    with lasting():
+        from rnncls.data.files.bad_rows import Skipping
+        from rnncls.data.new_files import overrides_of
+        from rnncls.predict.predictor import for_many, load
+        from rnncls.predict.prefixes import require_prefixes
+        from rnncls.predict.writing import write_predictions
+        from rnncls.predict.writing_prefixes import write_prefixes
+        from rnncls.system.device import set_precision
 
     overrides = overrides_of(sequence_field, label_field, read)
-    predictor = load(checkpoint, device)
+    with lasting():
+        predictor = load(checkpoint, device)
     set_precision(predictor.config.train.precision)
     if prefixes:
         require_prefixes(predictor.network, "--prefixes")
@@ -151,7 +154,9 @@ def predict(
     # A table has all columns of the input; the other formats need not keep them.
     keep_fields = output is not None and format_of_name(output) in TABLES and not prefixes
     if not prefixes:
-        predictor = for_many(predictor, size_of_input(input, texts))
+        # The program comes with all of Numba.
+        with lasting():
+            predictor = for_many(predictor, size_of_input(input, texts))
     reading = _Reading(predictor, skipped, overrides, keep_fields, keep_tokens=prefixes)
     write = write_prefixes if prefixes else write_predictions
     with _groups(reading, input, texts) as groups:

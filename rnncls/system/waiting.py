@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from rnncls.system.collector import lasting
+
 LOADING = "loading torch ..."
 
 
@@ -16,12 +18,16 @@ def load_torch() -> None:
     # Intel's library, which torch loads, would end the process with a message about other things.
     Path.cwd()
 
-    if "torch" in sys.modules or not sys.stderr.isatty():
+    if "torch" in sys.modules:
         return
 
-    print(LOADING, end="", file=sys.stderr, flush=True)
+    is_shown = sys.stderr.isatty()
+    if is_shown:
+        print(LOADING, end="", file=sys.stderr, flush=True)
     try:
-        import torch  # noqa: F401
+        with lasting():
+            import torch  # noqa: F401
     finally:
         # Overwritten, so that whatever comes next begins in the first column.
-        print(f"\r{' ' * len(LOADING)}\r", end="", file=sys.stderr, flush=True)
+        if is_shown:
+            print(f"\r{' ' * len(LOADING)}\r", end="", file=sys.stderr, flush=True)
