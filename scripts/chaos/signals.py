@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rnncls.steps import eager
-from rnncls.steps.compiled.engine import load_program
+from rnncls.steps.compiled.code import load_program
 from rnncls.steps.state import TrainState
 from scripts.chaos.part import COMPILED_GRU, IN_TURNS, Part, Result, saved_step
 from scripts.file_calls import Prepare
