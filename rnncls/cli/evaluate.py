@@ -114,7 +114,9 @@ def evaluate(
     if not data and (sequence_field or label_field or read or bad == "skip"):
         what = "--sequence-field, --label-field, --read and --bad are about a file"
         raise ConfigError(Problem(what, remedy="--data FILE", id="C17"))
-    load_torch()
+    with lasting():
+        load_torch()
+        from rnncls.data.new_files import overrides_of
 
     if is_sweep(checkpoint):
         # Members are evaluated on their own data, on the device of their config.
@@ -138,8 +140,6 @@ def evaluate(
         )
     if predictions is not None:
         _require_writable(predictions, checkpoint, *(data or []))
-    from rnncls.data.new_files import overrides_of
-
     overrides = overrides_of(sequence_field, label_field, read, bad)
     wanted = _Wanted(chosen, samples, confusion, errors, plot, predictions, csv_safe, overrides)
     _evaluate_checkpoint(checkpoint, wanted, data, data_dir, device, as_json)

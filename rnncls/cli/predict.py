@@ -118,8 +118,8 @@ def predict(
             Problem("no sequences: stdin is closed", remedy="--input FILE or sequences", id="C17")
         )
     # After the checks of the options, because importing torch takes a second.
-    load_torch()
     with lasting():
+        load_torch()
         from rnncls.data.files.bad_rows import Skipping
         from rnncls.data.new_files import overrides_of
         from rnncls.predict.predictor import for_many, load

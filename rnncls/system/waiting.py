@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from rnncls.system.collector import lasting
-
 LOADING = "loading torch ..."
 
 
@@ -18,16 +16,12 @@ def load_torch() -> None:
     # Intel's library, which torch loads, would end the process with a message about other things.
     Path.cwd()
 
-    if "torch" in sys.modules:
+    if "torch" in sys.modules or not sys.stderr.isatty():
         return
 
-    is_shown = sys.stderr.isatty()
-    if is_shown:
-        print(LOADING, end="", file=sys.stderr, flush=True)
+    print(LOADING, end="", file=sys.stderr, flush=True)
     try:
-        with lasting():
-            import torch  # noqa: F401
+        import torch  # noqa: F401
     finally:
         # Overwritten, so that whatever comes next begins in the first column.
-        if is_shown:
-            print(f"\r{' ' * len(LOADING)}\r", end="", file=sys.stderr, flush=True)
+        print(f"\r{' ' * len(LOADING)}\r", end="", file=sys.stderr, flush=True)
