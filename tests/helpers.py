@@ -5,6 +5,7 @@
 """
 
 import atexit
+import gc
 import io
 import json
 import os
@@ -300,6 +301,8 @@ def run_rnncls(*words: str | Path, cwd: Path | None = None, input: str = "") -> 
         patch.chdir(cwd or ROOT)
         exit_code = entry.run()
 
+    # A command keeps the collector of cycles away from what lasts as long as its own process.
+    gc.unfreeze()
     return Completed(["rnncls", *words], exit_code, _written(stdout), _written(stderr))
 
 

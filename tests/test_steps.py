@@ -424,6 +424,21 @@ def test_another_numba_only_costs_time(tmp_path: Path) -> None:
     assert compiling == "compiling the training step (about 15 s)"
 
 
+@pytest.mark.slow  # the whole program is compiled as any other
+def test_a_numba_without_the_private_parts_compiles_all_the_same(tmp_path: Path) -> None:
+    own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    script = f"import sys\nsys.modules['rnncls.compiled.numba_internals'] = None\n{TRAINED}"
+    without = run_python(script, env=own)
+    assert without.returncode == 0, without.stderr
+    assert "R31" not in without.stderr
+    assert "compiling the training step" in without.stderr
+
+    # What it kept is read by the next process.
+    again = run_python(script, env=own)
+    assert again.returncode == 0, again.stderr
+    assert "compiling" not in again.stderr
+
+
 # With these sizes, functions that LLVM has optimized on their own round otherwise than their copies
 # in the program.
 TRAINED = """

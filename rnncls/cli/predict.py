@@ -128,8 +128,7 @@ def predict(
         from rnncls.predict.writing_prefixes import write_prefixes
         from rnncls.system.device import set_precision
 
-    overrides = overrides_of(sequence_field, label_field, read)
-    with lasting():
+        overrides = overrides_of(sequence_field, label_field, read)
         predictor = load(checkpoint, device)
     set_precision(predictor.config.train.precision)
     if prefixes:

@@ -30,6 +30,7 @@ def load(
     """
     # How they are compiled is part of what the machine code depends on.
     paths = [Path(str(module.__file__)) for module in (*modules, compiler)]
+    paths.append(Path(compiler.__file__).with_name("numba_internals.py"))
     sources = b"".join(path.read_bytes() for path in paths)
     folder = code_folder(sources, what, seconds)
     if folder is not None:

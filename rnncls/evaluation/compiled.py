@@ -226,7 +226,7 @@ def load_program() -> Functions:
 def _functions(compiled: Callable[..., Any]) -> Functions:
     """Return the functions, which Numba compiles, or reads, when first called."""
     return Functions(
-        pack=compiled(batches.pack.py_func),
+        pack=compiled(batches.pack),
         logits=compiled(inference.logits),
     )
 

@@ -48,7 +48,7 @@ from scripts.bench.regimes import CELLS, FOLDER, REGIMES, Regime, regime_of, wri
 def main(
     regimes: Annotated[str, typer.Option(help="Names, or all of this machine.")] = "all",
     cells: Annotated[str, typer.Option(help="Of rnn, gru and lstm.")] = ",".join(CELLS),
-    directions: Annotated[str, typer.Option(help="1, 2, or 1,2 for both.")] = "1",
+    directions: Annotated[str, typer.Option(help="1, 2, or 1,2 for both; of steps.")] = "1",
     rounds: Annotated[int, typer.Option()] = 10,
     seconds: Annotated[float, typer.Option(help="Of each way in each round.")] = 2.0,
     sequences: Annotated[int, typer.Option(help="That eval and predict get; 0 for neither.")] = 0,
@@ -58,6 +58,10 @@ def main(
     """Measure, and print tables in Markdown."""
     # SIGTERM raises KeyboardInterrupt as Ctrl-C does; then `measure` ends what it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    numbers = [int(number) for number in directions.split(",")]
+    if not {1, 2}.issuperset(numbers):
+        raise typer.BadParameter("1, 2, or 1,2", param_hint="--directions")
 
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     set_precision("float32")
@@ -70,7 +74,7 @@ def main(
         os.environ[FOLDER] = folder
         for name in here() if regimes == "all" else filter(None, regimes.split(",")):
             write_file(REGIMES[name])
-            for cell, number in product(cells.split(","), map(int, directions.split(","))):
+            for cell, number in product(cells.split(","), numbers):
                 regime = regime_of(name, cell, number)
                 title = f"{name} {cell}" if number == 1 else f"{name} {cell}, two directions"
                 report["regimes"][title] = one(title, regime, rounds, seconds, only, rates)

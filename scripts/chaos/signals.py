@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from rnncls.steps import eager
-from rnncls.steps.compiled.code import load_program
 from rnncls.steps.state import TrainState
 from scripts.chaos.part import COMPILED_GRU, IN_TURNS, Part, Result, saved_step
 from scripts.file_calls import Prepare
@@ -24,7 +23,9 @@ TRIES_PER_HIT = 8
 
 def kills(folder: Path, short: bool) -> Result:
     """SIGKILL at random moments, up to five in one run: while it starts, trains, or resumes."""
-    # Compiled or read here once, and not by each of many starts.
+    from rnncls.steps.compiled.code import load_program
+
+    # Once: forks have what this process has loaded.
     load_program("gru")
     part = Part(folder, turns=(*IN_TURNS, COMPILED_GRU))
     rng = random.Random(0)
