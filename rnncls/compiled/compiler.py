@@ -45,14 +45,13 @@ except ImportError:
 else:
     _ENTRY_POINT = {"pipeline_class": EntryPoint}
     _PART = {"pipeline_class": Part}
+_PART = {**_OPTIONS, **_PART, "no_cpython_wrapper": True}
 
 # For parts. To call one from Python ends the process, unless it has been given to `entry_point`.
-jit: Callable[..., Any] = njit(**_OPTIONS, **_PART, no_cpython_wrapper=True)
+jit: Callable[..., Any] = njit(**_PART)
 
 # For parts that give a name to some lines of their caller: LLVM copies them into it.
-jit_inlined: Callable[..., Any] = njit(
-    **{**_OPTIONS, "forceinline": True}, **_PART, no_cpython_wrapper=True
-)
+jit_inlined: Callable[..., Any] = njit(**{**_PART, "forceinline": True})
 
 # For parts that return an array, which Numba refuses as a result where nobody counts who uses it,
 # though not in a tuple: the caller of the entry point holds the memory. Numba copies them into
