@@ -234,8 +234,9 @@ def _loop(builder: Any, begin: Any, end: Any, step: int) -> Iterator[Any]:
 def _multiply(out, out_row, start, start_row, start_rows_per_row, left, left_row, right, rows):
     """Compute out[out_row:][:rows] = start[start_row:][:rows] + left[left_row:][:rows] @ right.
 
-    With start_rows_per_row = 0 instead of 1, start[start_row] is added to every row. `out`,
-    `start` and `right` have the same number of columns.
+    With start_rows_per_row = 0 instead of 1, start[start_row] is added to every row. `out` and
+    `start` have the same number of columns; `right` has as many or more, of which the rest is not
+    read.
     """
     inner = left.shape[1]
     columns = out.shape[1]
@@ -256,7 +257,7 @@ def _multiply(out, out_row, start, start_row, start_rows_per_row, left, left_row
             left_inner_stride=1,
             right=right,
             right_offset=0,
-            right_stride=columns,
+            right_stride=right.shape[1],
             rows=count,
             inner=right.shape[0],  # the rest of a row of `left` is padding
             columns=columns,
