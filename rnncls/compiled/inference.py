@@ -259,6 +259,7 @@ def _put_input(network, weights, layout, number, place, rows, kept, work):
             else:
                 below = kept[(number // 2 - 1) % 2]
                 first_row = place
+
         for gate in range(products):
             for row in range(rows):
                 copy_row(work.gates[gate, row], weights.bias[number, gate])

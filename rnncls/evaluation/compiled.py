@@ -246,10 +246,13 @@ def _warm_up(functions: Functions) -> None:
         by_table=True,
     )
     weights = make_weights(network, np.zeros((1, 1), np.float32))
+
+    # One sequence of one token.
     one = np.ones(1, np.int64)
     given = Given(np.zeros(1, np.int32), np.zeros(1, np.int64), one, np.array([0, 1]))
     layout = make_layout(BatchSize(1, 1, 1))
     functions.pack(given, 0, 0, 1, layout)
+
     kept = np.zeros((2, 0, 2), np.float32)
     out = np.zeros((1, len(weights.head_bias)), np.float32)
     functions.logits(network, weights, layout, 0, 1, kept, make_work(network), out)

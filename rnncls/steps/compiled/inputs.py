@@ -94,6 +94,7 @@ def inputs_of(sizes, weights, work, batch, layer, direction):
         x = work.hidden[below]
         weight_t = weights.between_t[unit, 0]
         x_other = work.hidden[below + other]
+
     return Inputs(
         by_table=layer == 0 and sizes.by_table,
         table=work.table[direction],
@@ -120,6 +121,7 @@ def input_gradients_of(sizes, weights, work, layer, direction, d_below):
         d_weight = work.d_between[0]
         d_x = d_below[0]
         weight = weights.between[unit, 0]
+
     return InputGradients(
         overwrites=direction == 0,
         d_weight=d_weight,
