@@ -8,11 +8,12 @@ It also gives the same bits to the process that compiles and to those that read 
 there were machine code of the parts, the linker of the process that compiles would take that, in
 place of the copies that LLVM has optimized inside the entry point and that may round otherwise.
 
-This needs private parts of Numba (`numba_internals`). Where another version has others, Numba
-compiles as it always does.
+This needs private parts of Numba (`numba_internals`). Where another version has others, compiling
+takes longer, and the process that compiles may round otherwise than those that read.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from numba import njit
@@ -26,26 +27,24 @@ _OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     # Other Python threads run at the same time.
     "nogil": True,
-    # Nobody counts who uses an array, which takes a fifth of a small step's time: the caller holds
-    # all of them, and no function makes one.
+    # References to arrays are not counted, which would take a fifth of a small step's time: the
+    # caller of the entry point holds all arrays, and no function makes one.
     "_nrt": False,
-    # C calls none of them.
+    # No function is called from C.
     "no_cfunc_wrapper": True,
-    # Unless it is said, a function is inlined where its caller is.
+    # Otherwise a function would be inlined because its caller is.
     "forceinline": False,
 }
 
 
-try:
+_ENTRY_POINT = {**_OPTIONS}
+_PART = {**_OPTIONS, "no_cpython_wrapper": True}
+
+with suppress(ImportError):
     from rnncls.compiled.numba_internals import EntryPoint, Part
-except ImportError:
-    # Another Numba compiles all of it, only more slowly.
-    _ENTRY_POINT: dict[str, Any] = {}
-    _PART: dict[str, Any] = {}
-else:
-    _ENTRY_POINT = {"pipeline_class": EntryPoint}
-    _PART = {"pipeline_class": Part}
-_PART = {**_OPTIONS, **_PART, "no_cpython_wrapper": True}
+
+    _ENTRY_POINT["pipeline_class"] = EntryPoint
+    _PART["pipeline_class"] = Part
 
 # For parts. To call one from Python ends the process, unless it has been given to `entry_point`.
 jit: Callable[..., Any] = njit(**_PART)
@@ -53,12 +52,12 @@ jit: Callable[..., Any] = njit(**_PART)
 # For parts that give a name to some lines of their caller: LLVM copies them into it.
 jit_inlined: Callable[..., Any] = njit(**{**_PART, "forceinline": True})
 
-# For parts that return an array, which Numba refuses as a result where nobody counts who uses it,
-# though not in a tuple: the caller of the entry point holds the memory. Numba copies them into
-# their caller, which takes long if they have more than a line or two.
+# For parts that return an array. Without counted references, Numba refuses an array as a result,
+# though not in a tuple. It copies these parts into their caller, which takes long if they have more
+# than a line or two.
 jit_view: Callable[..., Any] = njit(inline="always", **_OPTIONS)
 
 
 def entry_point(function: Callable[..., Any]) -> Any:
     """Return the function, or part, for calls from Python. The first call compiles it."""
-    return njit(getattr(function, "py_func", function), **_OPTIONS, **_ENTRY_POINT)
+    return njit(getattr(function, "py_func", function), **_ENTRY_POINT)

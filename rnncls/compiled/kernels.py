@@ -268,7 +268,7 @@ def _multiply(out, out_row, start, start_row, start_rows_per_row, left, left_row
 def multiply(out, out_row, start, left, left_row, right, rows):
     """Compute out[out_row:][:rows] = start + left[left_row:][:rows] @ right; `start` has one row.
 
-    Shapes: out (.., N'), start (1, >= N'), left (.., >= K), right (K, N').
+    Shapes: out (.., N'), start (1, >= N'), left (.., >= K), right (K, >= N').
     """
     _multiply(
         out=out,
@@ -287,8 +287,8 @@ def multiply(out, out_row, start, left, left_row, right, rows):
 def add_product(out, out_row, left, left_row, right, rows):
     """Compute out[out_row:][:rows] += left[left_row:][:rows] @ right.
 
-    Shapes: out (.., N'), left (.., >= K), right (K, N'). `out` and `left` may be one array if these
-    rows do not overlap.
+    Shapes: out (.., N'), left (.., >= K), right (K, >= N'). `out` and `left` may be one array if
+    these rows do not overlap.
     """
     _multiply(
         out=out,

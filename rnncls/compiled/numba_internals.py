@@ -12,7 +12,7 @@ class EntryPoint(Compiler):
     def __init__(
         self, typingctx: Any, targetctx: Any, library: Any, *rest: Any, **options: Any
     ) -> None:
-        # What Numba would make if there were none, but of another class.
+        # Numba makes a library if it is given none. This one is of another class.
         library = _EntryPointCode(targetctx.codegen(), "rnncls")
         library.enable_object_caching()
         super().__init__(typingctx, targetctx, library, *rest, **options)
@@ -47,7 +47,7 @@ class _PartCode(JITCodeLibrary):
         return _NoEnvironments()
 
     def get_pointer_to_function(self, _name: str) -> int:
-        return 0  # Numba takes it that there is no function of this name.
+        return 0  # For Numba, there is no function of this name.
 
     def _optimize_final_module(self) -> None:
         pass

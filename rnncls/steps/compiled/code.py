@@ -40,7 +40,7 @@ _loading = threading.Lock()
 def load_program(cell: str = "rnn") -> Functions:
     """Return the compiled functions of a cell, from the folder where they are kept if they are.
 
-    Otherwise they are compiled, which takes a few seconds, and kept. If there is no folder, they
+    Otherwise they are compiled, which takes seconds, and kept. If there is no folder, they
     are compiled for this process alone.
     """
     with _loading:
@@ -74,6 +74,7 @@ def _warm_up(cell: str, functions: Functions) -> None:
     """
     # The values do not matter, since no step is taken. They are small to keep the buffers small.
     num_gates = CELLS[cell].GATES
+
     sizes = Sizes(
         tokens=1,
         width=1,

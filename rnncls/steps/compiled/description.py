@@ -1,4 +1,4 @@
-"""What the compiled program is told about a run: sizes, numbers of the optimizer, its batches."""
+"""What the compiled program is told about a run: its sizes, its optimizer, its largest batch."""
 
 import math
 from types import ModuleType
@@ -14,9 +14,9 @@ from rnncls.steps.compiled import gru, lstm, rnn
 from rnncls.steps.compiled.memory import ADAM, ADAMW, SGD, Hyperparameters, Sizes
 from rnncls.steps.optim import CLIP_EPSILON
 
-# From so many rows of a batch for each token of the vocabulary on, a table is faster; in batches of
-# short sequences from one sequence for each.
-ROWS_OF_TOKEN = 8
+# A table is faster in batches with at least so many rows for each token of the vocabulary. Where
+# sequences are short, one sequence for each is enough.
+_ROWS_PER_TOKEN = 8
 
 _OPTIMIZERS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
@@ -30,12 +30,14 @@ def sizes_of(task: Task, step_rules: StepRules = LATEST) -> Sizes:
     cell = CELLS[model.cell]
     parts = parts_of(model.pooling)
     num_tokens, num_classes = task.sizes
+    directions = 2 if model.bidirectional else 1
+
     return Sizes(
         tokens=num_tokens,
         width=model.embedding_dim,
         hidden=model.hidden_size,
         layers=model.num_layers,
-        directions=2 if model.bidirectional else 1,
+        directions=directions,
         classes=num_classes,
         gates=cell.GATES,
         kept=cell.KEPT,
@@ -47,7 +49,7 @@ def sizes_of(task: Task, step_rules: StepRules = LATEST) -> Sizes:
         last="last" in parts,
         mean="mean" in parts,
         largest="max" in parts,
-        parts=len(parts) * (2 if model.bidirectional else 1),
+        parts=len(parts) * directions,
         by_table=is_by_table(task, step_rules),
     )
 
@@ -62,7 +64,7 @@ def is_by_table(task: Task, step_rules: StepRules = LATEST) -> bool:
     batch_size = task.config.train.batch_size
     if step_rules < 3:
         return num_tokens <= batch_size
-    return num_tokens <= batch_size * max(1, task.mean_length / ROWS_OF_TOKEN)
+    return num_tokens <= batch_size * max(1, task.mean_length / _ROWS_PER_TOKEN)
 
 
 def hyperparameters_of(config: Config) -> Hyperparameters:
