@@ -27,7 +27,7 @@ import numpy as np
 from rnncls.compiled.batches import Array
 from rnncls.compiled.compiler import jit_inlined
 from rnncls.compiled.gates import gru_forward, lstm_forward
-from rnncls.compiled.kernels import WIDTH, ZERO, add_product, copy_row, padded, relu, tanh
+from rnncls.compiled.kernels import ZERO, add_product, copy_row, padded, relu, row_of_matrix, tanh
 
 # Numbers instead of names, which compiled code would have to handle as strings.
 TANH, RELU, GRU, LSTM = range(4)
@@ -66,8 +66,8 @@ class Weights(NamedTuple):
 
     embedding: Array  # (V, E)
     input_t: Array  # (D, G, E, H'), W_ih transposed, of the first layer
-    between_t: Array  # ((L - 1) * D, G, D * H, >= H'), of the others
-    recurrent_t: Array  # (L * D, G, H, >= H')
+    between_t: Array  # ((L - 1) * D, G, D * H, >= H'), of the others; its rows are `row_of_matrix`
+    recurrent_t: Array  # (L * D, G, H, >= H'), the same rows
 
     # All biases that are added to W_ih x; what GRU adds to W_hn h, which the reset gate multiplies.
     bias: Array  # (L * D, G, H')
@@ -118,14 +118,12 @@ def make_weights(network: Network, embedding: Array) -> Weights:
     between = numbers - network.directions
     rows = len(embedding) if network.by_table else 0
 
-    # An odd number of cache lines: where a row has a power of two of them, the columns of a tile
-    # share a few sets of the cache and drive each other out of it.
-    stride = size if size // WIDTH % 2 else size + WIDTH
+    row = row_of_matrix(network.hidden)
     return Weights(
         embedding=embedding,
         input_t=_zeros(network.directions, products, network.width, size),
-        between_t=_zeros(between, products, width, stride),
-        recurrent_t=_zeros(numbers, products, network.hidden, stride),
+        between_t=_zeros(between, products, width, row),
+        recurrent_t=_zeros(numbers, products, network.hidden, row),
         bias=_zeros(numbers, products, size),
         recurrent_bias=_zeros(numbers, size),
         start_hidden=_zeros(numbers, size),

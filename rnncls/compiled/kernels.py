@@ -52,6 +52,16 @@ def padded(size: int) -> int:
     return -(-size // WIDTH) * WIDTH
 
 
+def row_of_matrix(size: int) -> int:
+    """Return how many floats a row of this size takes in a matrix that products read on the right.
+
+    They are an odd number of cache lines: where they are a power of two of them, the columns of a
+    tile share a few sets of the cache and drive each other out of it.
+    """
+    lines = -(-size // WIDTH)
+    return WIDTH * (lines if lines % 2 else lines + 1)
+
+
 # --- the matrix product, written in LLVM's intermediate representation
 
 

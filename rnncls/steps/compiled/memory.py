@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rnncls.compiled.batches import Array, BatchLayout, BatchSize, make_layout
-from rnncls.compiled.kernels import WIDTH, padded
+from rnncls.compiled.kernels import WIDTH, padded, row_of_matrix
 
 # Numbers instead of names, which compiled code would have to handle as strings.
 ADAM, ADAMW, SGD = range(3)
@@ -104,7 +104,10 @@ class StepInputs(NamedTuple):
 
 
 class PaddedWeights(NamedTuple):
-    """Copies of the weights with padded rows. Those named `..._t` are transposed for forward."""
+    """Copies of the weights with padded rows. Those named `..._t` are transposed for forward.
+
+    R is the length of a row of H' numbers that products read on the right (`row_of_matrix`).
+    """
 
     embedding: Array  # (V, E')
     input: Array  # (D, G, H, E')  W_ih of the first layer
@@ -112,11 +115,11 @@ class PaddedWeights(NamedTuple):
 
     # W_ih of the layers above, by the direction below whose outputs it multiplies, and its
     # transpose. In both the entries of the first layer are not used.
-    between: Array  # (L * D, D, G, H, H')
-    between_t: Array  # (L * D, D, G, H, H')
+    between: Array  # (L * D, D, G, H, R)
+    between_t: Array  # (L * D, D, G, H, R)
 
-    recurrent: Array  # (L * D, G, H, H')  W_hh
-    recurrent_t: Array  # (L * D, G, H, H')
+    recurrent: Array  # (L * D, G, H, R)  W_hh
+    recurrent_t: Array  # (L * D, G, H, R)
     bias: Array  # (L * D, G + 1, 1, H')  b_ih + b_hh; the last is b_hh alone if sizes.bias_apart
     head: Array  # (W, C, H')
     head_t: Array  # (W, H, C')
@@ -176,15 +179,16 @@ def _make_weights(sizes: Sizes) -> PaddedWeights:
     padded_width = padded(sizes.width)
     padded_classes = padded(sizes.classes)
     parts = sizes.parts
+    row = row_of_matrix(hidden)
 
     return PaddedWeights(
         embedding=_zeros(sizes.tokens, padded_width),
         input=_zeros(directions, gates, hidden, padded_width),
         input_t=_zeros(directions, gates, sizes.width, padded_hidden),
-        between=_zeros(units, directions, gates, hidden, padded_hidden),
-        between_t=_zeros(units, directions, gates, hidden, padded_hidden),
-        recurrent=_zeros(units, gates, hidden, padded_hidden),
-        recurrent_t=_zeros(units, gates, hidden, padded_hidden),
+        between=_zeros(units, directions, gates, hidden, row),
+        between_t=_zeros(units, directions, gates, hidden, row),
+        recurrent=_zeros(units, gates, hidden, row),
+        recurrent_t=_zeros(units, gates, hidden, row),
         bias=_zeros(units, gates + 1, 1, padded_hidden),
         head=_zeros(parts, sizes.classes, padded_hidden),
         head_t=_zeros(parts, hidden, padded_classes),
