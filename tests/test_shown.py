@@ -500,7 +500,7 @@ LOOKED_AT = {
     "f'\\n{heading}' if pairs else f'\\n{heading}: no difference'",
     "f'ok: {num_tokens:,} different tokens, {classes}'",
     "f'steps: {state.step:,}; best val/{state.best_metric}: {best}'",
-    "f'compiling the training step (once, about 15 s); {kept}'",
+    "f'compiling the training step (once, about 20 s); {kept}'",
     "f'{error.render()}\\n  set aside: {name}'",
 }
 

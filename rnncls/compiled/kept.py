@@ -38,7 +38,7 @@ class CodeFolder:
     What is compiled into it, and about how many seconds that takes, is what people are told.
     """
 
-    def __init__(self, path: Path, what: str = "the training step", seconds: int = 15) -> None:
+    def __init__(self, path: Path, what: str = "the training step", seconds: int = 20) -> None:
         self.path = path
         self.what = what
         self.seconds = seconds
@@ -140,7 +140,7 @@ def _digest(name: str, content: bytes) -> bytes:
 
 
 def code_folder(
-    sources: bytes, what: str = "the training step", seconds: int = 15
+    sources: bytes, what: str = "the training step", seconds: int = 20
 ) -> CodeFolder | None:
     """Return the folder for the machine code of these sources.
 

@@ -17,8 +17,8 @@ def load(
     modules: Sequence[ModuleType],
     make: Callable[[Callable[..., Any]], Functions],
     warm_up: Callable[[Functions], None],
-    what: str = "the training step",
-    seconds: int = 15,
+    what: str,
+    seconds: int,
 ) -> Functions:
     """Return the functions of a program as machine code, from the folder where they are kept.
 

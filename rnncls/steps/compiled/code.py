@@ -53,6 +53,8 @@ def load_program(cell: str = "rnn") -> Functions:
                 modules,
                 make=lambda compiled: _functions(cell, compiled),
                 warm_up=lambda functions: _warm_up(cell, functions),
+                what="the training step",
+                seconds=20,
             )
         return _loaded[cell]
 
