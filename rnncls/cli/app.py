@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from rnncls.cli import (
+    board,
     config,
     cost,
     data,
@@ -36,6 +37,7 @@ app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
+app.command("board")(board.board)
 app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)
 app.command("cost")(cost.cost)

@@ -178,6 +178,7 @@ def _run(
 
     Raises the first error of a member, unless it diverged: that is a result.
     """
+    from rnncls.dashboard.link import how_to_look
     from rnncls.sweep.members import run_sweep
     from rnncls.sweep.report import updated_summary
 
@@ -195,6 +196,7 @@ def _run(
     with updated_summary(sweep, plots=True) as summary:
         _warn_without_scipy(summary)
         _print_summary(summary, as_json)
+    say(how_to_look(sweep.folder, sweep=True))
 
     # After all else, so that one broken member does not keep the summary from being written.
     for _, error in failed:

@@ -134,6 +134,10 @@ def train(
     print(f"steps: {state.step:,}; best val/{state.best_metric}: {best}")
     _say_directory(taken[0])
 
+    from rnncls.dashboard.link import how_to_look
+
+    say(how_to_look(taken[0]))
+
 
 def _check(config: "Config", run_dir: Path | None, init_from: Path | None) -> None:
     """Try out a config and print what was found. Raises: what training raises before it begins."""

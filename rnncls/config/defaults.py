@@ -28,6 +28,9 @@ BY_SOURCE: dict[str, dict[str, float | str]] = {
 # configs without them.
 FILES_BEFORE = {"split": "hash", "quoting": "standard"}
 
+# The same of keys that both sources have.
+TRAIN_BEFORE = {"plots": False}
+
 # The keys that stay null until the files have been read.
 COUNTED = tuple(key for key, value in BY_SOURCE["files"].items() if isinstance(value, str))
 

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rnncls.config import strict_yaml
-from rnncls.config.defaults import FILES_BEFORE
+from rnncls.config.defaults import FILES_BEFORE, TRAIN_BEFORE
 from rnncls.config.messages import (
     SOURCES,
     Places,
@@ -95,10 +95,14 @@ def parse_saved(
 
 def _as_it_was(raw: dict[str, Any]) -> dict[str, Any]:
     """Return the sections of a saved config, with the values that missing keys had."""
+    raw = dict(raw)
     data = raw.get("data")
-    if not isinstance(data, dict) or data.get("source") != "files":
-        return raw
-    return {**raw, "data": {**FILES_BEFORE, **data}}
+    if isinstance(data, dict) and data.get("source") == "files":
+        raw["data"] = {**FILES_BEFORE, **data}
+    train = raw.get("train")
+    if isinstance(train, dict):
+        raw["train"] = {**TRAIN_BEFORE, **train}
+    return raw
 
 
 def dump_config(config: Config) -> str:

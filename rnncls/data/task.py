@@ -4,7 +4,8 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from pydantic_core import PydanticCustomError
@@ -29,7 +30,21 @@ from rnncls.data.warnings import dataset_warnings, files_found, how_read
 from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.system.streams import say
 
-MOST_LENGTHS_LOGGED = 20  # a chart with more curves cannot be read
+MOST_LENGTHS_TESTED = 20  # of the training lengths, by a sweep
+
+# Up to so many different lengths are logged one by one. Of more, those within a factor of 2 share a
+# value: 1, 2, 3-4, 5-8 and so on.
+MOST_SINGLE_LENGTHS = 10
+
+
+class Lengths(NamedTuple):
+    """Sequences whose accuracy is logged as one value: those of first to last tokens."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
 
 
 class Task(ABC):
@@ -38,6 +53,7 @@ class Task(ABC):
     config: Config  # with numbers for all defaults of the data source
     max_steps: int  # of the whole run
     steps_per_epoch: int | None = None  # None where data is generated, and never ends
+    logged_lengths: list[Lengths]  # those whose validation accuracy is logged separately
     # Without a vocabulary, tokens and labels are the numbers themselves.
     vocabulary: Vocabulary | None = None
 
@@ -112,20 +128,33 @@ class Task(ABC):
         return self.class_shares
 
     @abstractmethod
-    def logged_lengths(self) -> list[int]:
-        """Return the lengths whose validation accuracy is logged separately."""
+    def sequences_seen(self, step: int) -> int:
+        """Return how many training sequences the steps before `step` have had."""
 
 
 def spread_lengths(data: SumModConfig) -> list[int]:
     """Return all training lengths, or 20 spread evenly from the shortest to the longest."""
-    # Both ends are among them, so that the chart shows the easiest and the hardest length.
+    # Both ends are among them: the easiest and the hardest length.
     span = data.max_length - data.min_length
-    number = min(MOST_LENGTHS_LOGGED, span + 1)
+    number = min(MOST_LENGTHS_TESTED, span + 1)
     if number == 1:
         return [data.min_length]
 
     lengths = {data.min_length + round(index * span / (number - 1)) for index in range(number)}
     return sorted(lengths)
+
+
+def grouped_lengths(lengths: Collection[int]) -> list[Lengths]:
+    """Return the lengths one by one if they are few, else those within a factor of 2 together.
+
+    >>> [str(group) for group in grouped_lengths(range(2, 17))]
+    ['2', '3-4', '5-8', '9-16']
+    """
+    if len(lengths) <= MOST_SINGLE_LENGTHS:
+        return [Lengths(length, length) for length in sorted(lengths)]
+
+    powers = sorted({(length - 1).bit_length() for length in lengths})
+    return [Lengths(2**power // 2 + 1, 2**power) for power in powers]
 
 
 class SumModTask(Task):
@@ -135,6 +164,7 @@ class SumModTask(Task):
         self.config = config
         self.data = data
         self.max_steps = config.train.max_steps
+        self.logged_lengths = grouped_lengths(range(data.min_length, data.max_length + 1))
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -191,9 +221,9 @@ class SumModTask(Task):
         # Exact where digits go up to modulus - 1, which makes every sum equally likely.
         return torch.full((self.data.num_classes,), 1 / self.data.num_classes, dtype=torch.float64)
 
-    def logged_lengths(self) -> list[int]:
-        """Return all training lengths, or evenly spread ones if they are many."""
-        return spread_lengths(self.data)
+    def sequences_seen(self, step: int) -> int:
+        """Return how many training sequences the steps before `step` have had."""
+        return step * self.config.train.batch_size
 
 
 class FilesTask(Task):
@@ -210,6 +240,7 @@ class FilesTask(Task):
             self.train = self.train.without_prefix_labels()
 
         self.steps_per_epoch = sequences.steps_per_epoch(self.train, config.train.batch_size)
+        self.logged_lengths = grouped_lengths(self.train.lengths.unique().tolist())
 
         # Whichever ends first: the epochs or the steps.
         self.max_steps = config.train.max_steps
@@ -320,12 +351,12 @@ class FilesTask(Task):
     def trained_shares(self) -> Tensor:
         return self.train.class_counts(self.sizes[1]).double() / len(self.train)
 
-    def logged_lengths(self) -> list[int]:
-        """Return the most frequent lengths of the training split."""
-        # Stable: of equally frequent lengths the shorter ones, on any machine.
-        counts = torch.bincount(self.train.lengths)
-        frequent = counts.argsort(descending=True, stable=True)[:MOST_LENGTHS_LOGGED]
-        return sorted(int(length) for length in frequent if counts[length])
+    def sequences_seen(self, step: int) -> int:
+        """Return how many training sequences the steps before `step` have had."""
+        # The last batch of an epoch may be smaller.
+        batch_size = self.config.train.batch_size
+        epochs, steps = divmod(step, sequences.steps_per_epoch(self.train, batch_size))
+        return epochs * len(self.train) + min(steps * batch_size, len(self.train))
 
 
 def load_task(

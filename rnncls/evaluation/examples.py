@@ -81,15 +81,20 @@ class Examples(NamedTuple):
         """
         if self.source is None:
             return [*ids]
-        tokens = [self.source.vocabulary.tokens[id] for id in ids]
-        if self.source.tokens == "ids":
-            # Python's int() would refuse thousands of digits.
-            return [int(token) if are_integers([token]) else token for token in tokens]
-        return ("" if self.source.tokens == "characters" else " ").join(tokens)
+        return readable(ids, self.source.vocabulary, self.source.tokens)
 
     def sum(self, ids: list[int]) -> int | None:
         """Return the sum of a generated sequence, of which the label is the remainder."""
         return sum(ids) if self.source is None else None
+
+
+def readable(ids: list[int], vocabulary: Vocabulary, kind: str) -> Readable:
+    """Return a sequence of a file as a person reads it. `kind`: ids, words or characters."""
+    tokens = [vocabulary.tokens[id] for id in ids]
+    if kind == "ids":
+        # Python's int() would refuse thousands of digits.
+        return [int(token) if are_integers([token]) else token for token in tokens]
+    return ("" if kind == "characters" else " ").join(tokens)
 
 
 def generated_examples(

@@ -84,6 +84,12 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> T
     return counts.view(num_classes, num_classes)
 
 
+def entropy(shares: Tensor) -> float:
+    """Return the entropy of shares (N,) that add up to 1, in nats: ln N if they are equal."""
+    shares = shares[shares > 0]
+    return float(-(shares * shares.log()).sum())
+
+
 def calibration_error(confidences: Tensor, correct: Tensor) -> float:
     """Return the expected calibration error of R examples, R > 0; NaN if a confidence is.
 

@@ -1,10 +1,9 @@
 """TensorBoard: a run's event stream, and pictures of a sweep."""
 
-import json
 import os
 import re
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import accumulate, repeat
@@ -14,26 +13,16 @@ from typing import Any
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
-from torch.utils.tensorboard.summary import histogram, hparams, image, scalar, text
+from torch.utils.tensorboard.summary import histogram, image, scalar, text
 
-from rnncls.config import Config, dump_config, flatten
+from rnncls.config import Config, dump_config
+from rnncls.rundir.hparams import InSweep, end_of_session, start_of_session
 from rnncls.rundir.paths import EVENT_FILES
 from rnncls.system.files import open_regular
-
-# Keys that change what is written or how fast, not what is learned. They would only crowd the
-# HParams table.
-_NOT_HPARAMS = {
-    "device",
-    "train.num_threads",
-    "train.deterministic",
-    "train.keep_checkpoints",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.histogram_every",
-}
 
 # The name of an event file: its number is the second in which it was begun. TensorBoard's own
 # writer gives the same names.
@@ -98,12 +87,12 @@ class EventLog:
         config: Config,
         step: int,
         last_logged: int,
-        compared: Collection[str] = (),
+        in_sweep: InSweep | None = None,
     ) -> None:
         """Start the stream, or continue after `step` with a second event file.
 
         What was logged after `last_logged` will come again: TensorBoard is told to forget it.
-        `compared`: the keys that HParams shows; by default all that say what is learned.
+        `in_sweep`: what HParams is told of a member of a sweep.
         """
         is_resumed = any(run_dir.glob(EVENT_FILES))
         self._file = EventFile(run_dir)
@@ -115,40 +104,30 @@ class EventLog:
 
         # Four spaces make a code block of Markdown, which TensorBoard renders.
         indented = [f"    {line}" for line in dump_config(config).splitlines()]
-        summary = text("config", "\n".join(indented))  # type: ignore[no-untyped-call]
-        self._add_summary(summary, step)
-        self._begin_session(config, compared)
+        self.add(step, [text("config", "\n".join(indented))])  # type: ignore[no-untyped-call]
 
-    def _begin_session(self, config: Config, compared: Collection[str]) -> None:
-        """Write HParams into the run's own stream.
-
-        SummaryWriter.add_hparams would open a second run, named after the time.
-        """
-        values: dict[str, Any] = {}
-        for key, value in flatten(config).items():
-            is_shown = key in compared if compared else key not in _NOT_HPARAMS
-            if is_shown:
-                # torch's hparams writes booleans as 0 and 1, and knows no lists.
-                values[key] = json.dumps(value) if isinstance(value, bool | list) else value
-
-        # Names alone: TensorBoard takes the values from the scalars of the same run.
-        metrics = {"val/accuracy": None, "val/loss": None}
-        experiment, start, end = hparams(values, metrics)  # type: ignore[no-untyped-call]
-        self._session_end = end
-        self._add_summary(experiment)
-        self._add_summary(start)
+        # Into the run's own stream: SummaryWriter.add_hparams would open a second run, named after
+        # the time.
+        self.add(0, start_of_session(config, in_sweep))
 
     def end_session(self) -> None:
         """Say in HParams that the run has finished."""
-        self._add_summary(self._session_end)
+        self.add(0, [end_of_session()])
+
+    def add(self, step: int, summaries: Iterable[Summary]) -> None:
+        """Write what TensorBoard shows beside the scalars: pictures, texts, curves."""
+        for summary in summaries:
+            self._file.add(Event(step=step, summary=summary))
+        self._file.flush()
+
+    def add_graph(self, graph: GraphDef) -> None:
+        """Write the graph of the model, once for a run."""
+        self._file.add(Event(graph_def=graph.SerializeToString()))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Write one step's values by tag."""
-        for tag, value in scalars.items():
-            self._add_summary(scalar(tag, value), step)  # type: ignore[no-untyped-call]
-
-        # Whoever looks at TensorBoard sees the values at once.
-        self._file.flush()
+        # Flushed: whoever looks at TensorBoard sees the values at once.
+        self.add(step, [_scalar(tag, value) for tag, value in scalars.items()])
 
     def write_histograms(self, step: int, model: nn.Module) -> None:
         """Write the distributions of every parameter and of its gradient at this step."""
@@ -156,17 +135,19 @@ class EventLog:
         for name, parameter in model.named_parameters():
             self._add_histogram(f"weights/{name}", parameter, step)
             if parameter.grad is not None:
-                self._add_histogram(f"gradients/{name}", parameter.grad, step)
+                self._add_histogram(f"weights/{name}.grad", parameter.grad, step)
 
     def close(self) -> None:
         """Write what is still buffered and close the file."""
         self._file.close()
 
     def _add_histogram(self, tag: str, values: torch.Tensor, step: int) -> None:
-        self._add_summary(histogram(tag, values, _LIMITS), step)  # type: ignore[no-untyped-call]
-
-    def _add_summary(self, summary: Any, step: int = 0) -> None:
+        summary = histogram(tag, values, _LIMITS)  # type: ignore[no-untyped-call]
         self._file.add(Event(step=step, summary=summary))
+
+
+def _scalar(tag: str, value: float) -> Summary:
+    return scalar(tag, value)  # type: ignore[no-untyped-call]
 
 
 def log_images(folder: Path, images: dict[str, Any]) -> None:

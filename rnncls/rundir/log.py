@@ -1,12 +1,14 @@
 """The reports of a run that trains: metrics, TensorBoard, lines and a progress bar on stderr."""
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from tqdm import tqdm
 
@@ -14,6 +16,7 @@ from rnncls.config import Config, dump_config
 from rnncls.data import Task
 from rnncls.errors import on_one_line
 from rnncls.rundir.events import EventLog
+from rnncls.rundir.hparams import InSweep
 from rnncls.rundir.paths import CONFIG, METRICS, METRICS_TABLE
 from rnncls.rundir.tables import MetricsTables, keep_metrics
 from rnncls.system.files import commented, open_regular, write_atomically
@@ -29,10 +32,14 @@ TAGS = (
     "train/clip_fraction",
     "train/lr",
     "train/sequences_per_second",
+    "train/sequences_seen",
     "val/loss",
     "val/accuracy",
     "val/macro_f1",
+    "val/calibration_error",
+    "val/best_value",
 )
+BY_LENGTH = "val/accuracy_by_length/"  # a length or a range of lengths follows
 
 
 def prepare_logs(run_dir: Path, config: Config, last_logged: int, comment: str = "") -> None:
@@ -81,15 +88,16 @@ class RunLog:
         step: int = 0,
         last_logged: int = 0,
         report_steps: Callable[[int], object] | None = None,
-        compared: Collection[str] = (),
+        in_sweep: InSweep | None = None,
     ) -> None:
         """Open the logs of a run that has taken `step` steps.
 
         What was logged after step `last_logged` will come again. `report_steps` is told how many
-        steps were taken, instead of a progress bar; then only warnings are said. `compared`: the
-        keys that HParams shows; by default all that say what is learned.
+        steps were taken, instead of a progress bar; then only warnings are said. `in_sweep`: what
+        HParams is told of a member of a sweep.
         """
         self.run_dir = run_dir
+        self.last_logged = last_logged
         self._off: set[str] = set()  # the logs that failed
         self._tables: MetricsTables | None = None
         self._events: EventLog | None = None
@@ -110,11 +118,11 @@ class RunLog:
 
         # Opened through `write`, so that a full disk costs a run its logs and no more.
         def open_tables() -> None:
-            by_length = [f"val/accuracy_by_length/{n}" for n in task.logged_lengths()]
+            by_length = [f"{BY_LENGTH}{lengths}" for lengths in task.logged_lengths]
             self._tables = MetricsTables(run_dir, ["step", *TAGS, *by_length])
 
         def open_events() -> None:
-            self._events = EventLog(run_dir, task.config, step, last_logged, compared)
+            self._events = EventLog(run_dir, task.config, step, last_logged, in_sweep)
 
         self.write(TABLES, open_tables)
         self.write(EVENTS, open_events)
@@ -149,6 +157,18 @@ class RunLog:
         events = self._events
         if events is not None:
             self.write(EVENTS, lambda: events.write(step, scalars))
+
+    def add(self, step: int, summaries: Sequence[Summary]) -> None:
+        """Write what TensorBoard alone shows of a step: pictures, texts, curves."""
+        events = self._events
+        if events is not None:
+            self.write(EVENTS, lambda: events.add(step, summaries))
+
+    def add_graph(self, graph: GraphDef) -> None:
+        """Write the graph of the model to TensorBoard, once for a run."""
+        events = self._events
+        if events is not None:
+            self.write(EVENTS, lambda: events.add_graph(graph))
 
     def show(self, step: int, scalars: dict[str, float], is_better: bool) -> None:
         """Show people the values of a step: in the bar, and at an evaluation in a line of its own.

@@ -7,6 +7,7 @@ metrics.jsonl, metrics.csv   one line per logged step, named like the TensorBoar
 events.out.tfevents.*        TensorBoard: one event stream, HParams included (events.py)
 checkpoints/                 step-N.safetensors and best.safetensors (checkpoint.py)
 profile/                     a trace of some steps, with train.profile
+plots/                       pictures, and the evaluations that they are made of (rnncls/dashboard)
 crash.log                    the traceback of an error that rnncls did not expect
 """
 
@@ -26,7 +27,9 @@ STEP_FILES = f"{STEP_PREFIX}*.safetensors"  # a glob pattern for what `step_path
 PROFILE = "profile"
 TRACE = f"{PROFILE}/steps.pt.trace.json"
 CRASH_LOG = "crash.log"
-FOLDERS = (CHECKPOINTS, PROFILE)
+PLOTS = "plots"
+EVALUATIONS = f"{PLOTS}/evaluations.jsonl"
+FOLDERS = (CHECKPOINTS, PROFILE, PLOTS)
 
 
 def step_path(folder: Path, step: int) -> Path:

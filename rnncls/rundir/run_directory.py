@@ -13,7 +13,7 @@ killed before leaves a lock file and an empty folder, which a new run may use ag
 """
 
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from rnncls.data import Task
 from rnncls.errors import Interrupted, NonFiniteError, RnnclsError
 from rnncls.rundir.checkpoint import Checkpoint, write_checkpoint
 from rnncls.rundir.checkpoint_files import recover, tidy
+from rnncls.rundir.hparams import InSweep
 from rnncls.rundir.log import RunLog, prepare_logs
 from rnncls.rundir.paths import CHECKPOINTS, CRASH_LOG
 from rnncls.rundir.status import write_status
@@ -87,11 +88,11 @@ class RunDirectory:
         state: TrainState,
         task: Task,
         report_steps: Callable[[int], object] | None = None,
-        compared: Collection[str] = (),
+        in_sweep: InSweep | None = None,
     ) -> Iterator[RunLog]:
         """Keep logs for the duration, and have status.json say how it ends, whatever happens.
 
-        See RunLog about `report_steps` and `compared`.
+        See RunLog about `report_steps` and `in_sweep`.
         """
         # What the status will say of anything that is not caught below, KeyboardInterrupt included.
         outcome = "failed"
@@ -101,7 +102,7 @@ class RunDirectory:
         write_status(self.path, "running", state)
         try:
             last_logged = _last_logged(state)
-            log = RunLog(self.path, task, state.step, last_logged, report_steps, compared)
+            log = RunLog(self.path, task, state.step, last_logged, report_steps, in_sweep)
             # Inside the recording, so that the status has the exit code of OutOfMemory.
             with reporting_memory(task.config), log:
                 _warn_of_little_space(self.path, state, log)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from rnncls.data.files.search import Search
 from rnncls.errors import Interrupted, Problem, RnnclsError, WriteError, on_one_line
 from rnncls.steps.captured.stack import Stack
+from rnncls.rundir.hparams import InSweep
 from rnncls.sweep.groups import Group, plan_groups
 from rnncls.sweep.member import InUse, run_member
 from rnncls.sweep.moved import with_files_of_sweep
@@ -188,7 +189,9 @@ def _submit(
                 shared,
                 stop=stop.member(),
                 engine=stack_member.steps if stack_member else None,
-                compared=("seed", *member.values),
+                in_sweep=InSweep(
+                    tuple(member.values), group=f"{sweep.folder} {member.setting}".strip()
+                ),
             )
 
             future = pool.submit(run_member, sweep, member, of_member)

@@ -9,6 +9,8 @@
 
 from pathlib import Path
 
+from rnncls.system.folders import walk
+
 SWEEP_FILE = "sweep.yaml"
 MEMBERS = "members"
 EVALUATION = "evaluation.json"  # in the run directory of a member
@@ -25,3 +27,13 @@ def is_sweep(folder: Path) -> bool:
         return (folder / SWEEP_FILE).is_file()
     except OSError:
         return False
+
+
+def sweeps_below(folder: Path, shown: Path) -> list[str]:
+    """Return the sweeps in a folder, as paths relative to `shown`, which is the same or above it."""
+    closed: list[OSError] = []
+    sweeps = []
+    for path, _, files in walk(folder, closed):
+        if SWEEP_FILE in files:
+            sweeps.append(path.resolve().relative_to(shown.resolve()).as_posix())
+    return sweeps

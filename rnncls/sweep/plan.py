@@ -241,13 +241,16 @@ def _write_plan(
 def _meaning(content: SweepFile, path: Path) -> dict[str, Any]:
     """Return what a plan says, with every key of its config: it may be older than some of them.
 
-    The step rules are nothing that a command says.
+    The step rules are nothing that a command says. No pictures are what null means for members, and
+    what sweeps had before there was that key.
 
     Raises: ConfigError for a config that is not valid.
     """
     config = parse_saved(content.config, str(path))
     said = content.model_dump(mode="json", exclude={"step_rules"})
-    return said | {"config": config.model_dump(mode="json")}
+    meant = config.model_dump(mode="json")
+    meant["train"]["plots"] = bool(config.train.plots)
+    return said | {"config": meant}
 
 
 def _require_unused(folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from rnncls.config import SumModConfig, number
 from rnncls.data import Task
 from rnncls.data.task import FilesTask
+from rnncls.evaluation.metrics import entropy
 from rnncls.evaluation.scores import score
 from rnncls.steps.state import TrainState
 
@@ -90,7 +91,7 @@ def warning_of_guessing(state: TrainState, task: Task, scalars: dict[str, float]
 
 def guessing_loss(task: Task) -> float:
     """Return the cross-entropy of guessing, in nats: the entropy of the training labels."""
-    return _entropy(task.class_shares)
+    return entropy(task.class_shares)
 
 
 def guessing_loss_of_training(task: Task) -> float:
@@ -102,12 +103,7 @@ def guessing_loss_of_training(task: Task) -> float:
     # Balanced weights make the classes that occur equally large.
     if task.class_weights is not None:
         return math.log(int((shares > 0).sum()))
-    return _entropy(shares)
-
-
-def _entropy(shares: Tensor) -> float:
-    shares = shares[shares > 0]
-    return float(-(shares * shares.log()).sum())
+    return entropy(shares)
 
 
 def is_guessing(task: Task, scalars: dict[str, float]) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Generator
 from contextlib import closing
 from itertools import chain
 
+from rnncls.dashboard.board import Board
 from rnncls.data import Task
 from rnncls.rundir.log import RunLog
 from rnncls.rundir.run_directory import RunDirectory
@@ -15,7 +16,7 @@ from rnncls.training.progress import (
     note_score,
     reason_to_stop,
     training_scalars,
-    validation_scalars,
+    validate,
     way_of_validation,
 )
 
@@ -27,6 +28,7 @@ def follow(
     run: RunDirectory,
     log: RunLog,
     stop: StopRequest,
+    board: Board,
 ) -> None:
     """Have an engine take steps until the run is over, and do what is due after them.
 
@@ -39,7 +41,7 @@ def follow(
         # The 0 is for a run that was interrupted in the middle of an evaluation: it is due first.
         for taken in chain([0], steps):
             log.advance(taken)
-            if state.due and after_step(state, task, run, log, stop):
+            if state.due and after_step(state, task, run, log, stop, board):
                 return
 
             # Between two steps the state is whole, and can be saved.
@@ -60,7 +62,12 @@ def timed(steps: Generator[int, None, None], state: TrainState) -> Generator[int
 
 
 def after_step(
-    state: TrainState, task: Task, run: RunDirectory, log: RunLog, stop: StopRequest
+    state: TrainState,
+    task: Task,
+    run: RunDirectory,
+    log: RunLog,
+    stop: StopRequest,
+    board: Board,
 ) -> bool:
     """Evaluate, log and commit, whatever is due after this step. Return whether the run is over.
 
@@ -81,16 +88,20 @@ def after_step(
     if is_over or due.evaluation:
         sequences = stop.checked(task.validation(), step, str(run.path))
         logits_of = way_of_validation(state, task)
-        scalars = validation_scalars(state.model, task, sequences, logits_of)
+        found = validate(state.model, task, sequences, logits_of, board.watch)
+        scalars = found.scalars
         is_best = note_score(state, scalars, train.best_metric)
         # People read "best" as better than before. Of equal evaluations the latest counts.
         is_better = is_best and state.stale_evaluations == 0
+        if state.best_value is not None:
+            scalars["val/best_value"] = state.best_value
 
         # After the last step the run is over anyway: there is nothing to explain.
         reason = "" if is_over else reason_to_stop(state, train, scalars["val/accuracy"])
         if reason:
             notes.append(f"stopped at step {step:,}: {reason}")
             is_over = True
+        board.note(scalars, found.scores, found.confidences, is_over)
 
         # A sweep counts the members that learned nothing; their warnings would only scroll.
         if (is_over or is_early_look(task, step)) and not log.is_quiet:
@@ -114,4 +125,6 @@ def after_step(
         state.stopped = is_over
         stop.save = False
         run.commit(state, task, is_best)
+    if not is_over:
+        board.draw()
     return is_over

@@ -1,16 +1,26 @@
 """How training is going: the numbers to log, the best evaluation so far, when to stop early."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from typing import NamedTuple
+
+from torch import Tensor
 
 from rnncls.config import TrainConfig
 from rnncls.data import Batch, Task
-from rnncls.evaluation.metrics import class_counts
-from rnncls.evaluation.scores import LogitsOf, count_by_length, score
+from rnncls.evaluation.calibration import Confidences
+from rnncls.evaluation.metrics import calibration_error, class_counts
+from rnncls.evaluation.scores import LogitsOf, Scored, Scores, gather, scored
 from rnncls.evaluation.ways import compiled_model
 from rnncls.model.classifier import RNNClassifier
+from rnncls.rundir.log import BY_LENGTH
 from rnncls.steps.optim import learning_rate
 from rnncls.steps.state import TrainState
+
+
+# Sees what a model says about each batch, and hands it on.
+Watch = Callable[[Iterable[Scored]], Iterator[Scored]]
 
 
 def way_of_validation(state: TrainState, task: Task) -> LogitsOf | None:
@@ -26,16 +36,33 @@ def way_of_validation(state: TrainState, task: Task) -> LogitsOf | None:
     return None if compiled is None else compiled.of_packed
 
 
-def validation_scalars(
-    model: RNNClassifier, task: Task, batches: Iterable[Batch], logits_of: LogitsOf | None = None
-) -> dict[str, float]:
-    """Evaluate on the validation sequences.
+class Validation(NamedTuple):
+    """An evaluation on the validation sequences: what is logged, and what pictures are made of."""
 
-    `logits_of` gives the logits, if it is not the model itself that computes them. Returns loss,
-    accuracy, macro-F1, and the accuracy of each logged length that occurs.
+    scalars: dict[str, float]  # by TensorBoard tag
+    scores: Scores
+    confidences: Tensor  # (R,) probabilities of the predicted classes
+
+
+def validate(
+    model: RNNClassifier,
+    task: Task,
+    batches: Iterable[Batch],
+    logits_of: LogitsOf | None = None,
+    watch: Watch | None = None,
+) -> Validation:
+    """Evaluate on the validation sequences: loss, accuracy, macro-F1, calibration, by length.
+
+    `logits_of` gives the logits, if it is not the model itself that computes them. `watch` sees
+    what the model says about each batch. Lengths that do not occur have no accuracy.
     """
-    scores = score(model, batches, logits_of)
-    by_length = count_by_length(scores)
+    confidences = Confidences()
+    with closing(scored(model, batches, logits_of)) as parts:
+        watched = confidences.watch(parts)
+        scores = gather(watched if watch is None else watch(watched))
+
+    found = confidences.all()
+    wrong = scores.wrong()
     _, num_classes = task.sizes
     counts = class_counts(scores.labels, scores.predictions, num_classes)
 
@@ -45,12 +72,15 @@ def validation_scalars(
         "val/loss": float(scores.losses.double().mean()),
         "val/accuracy": float(correct.mean()),
         "val/macro_f1": counts.macro_f1(),
+        "val/calibration_error": calibration_error(found, ~wrong),
     }
-    for length in task.logged_lengths():
-        if length in by_length:
-            examples, errors = by_length[length]
-            scalars[f"val/accuracy_by_length/{length}"] = 1 - errors / examples
-    return scalars
+    for lengths in task.logged_lengths:
+        among = (scores.lengths >= lengths.first) & (scores.lengths <= lengths.last)
+        examples = int(among.sum())
+        if examples:
+            errors = int(wrong[among].sum())
+            scalars[f"{BY_LENGTH}{lengths}"] = 1 - errors / examples
+    return Validation(scalars, scores, found)
 
 
 def note_score(state: TrainState, scalars: dict[str, float], metric: str) -> bool:
@@ -104,4 +134,5 @@ def training_scalars(state: TrainState, task: Task) -> dict[str, float]:
     # Steps are counted from 0, and the state's step is the next one.
     last_step = state.step - 1
     rate = learning_rate(last_step, task.max_steps, config.optimizer.lr, config.schedule)
-    return {**state.totals.averages(), "train/lr": rate}
+    seen = task.sequences_seen(state.step)
+    return {**state.totals.averages(), "train/lr": rate, "train/sequences_seen": float(seen)}

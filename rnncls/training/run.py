@@ -4,9 +4,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+from rnncls.dashboard.board import Board
 from rnncls.data import Task
 from rnncls.data.files.search import Search
 from rnncls.model.rules import LATEST, StepRules
+from rnncls.rundir.hparams import InSweep
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.steps.engines import Engine
 from rnncls.steps.state import TrainState
@@ -23,7 +25,7 @@ class Shared:
     stop: StopRequest  # instead of signal handlers of the run's own
     report_steps: Callable[[int], object]  # instead of a bar; is told how many steps were taken
     engine: Engine | None = None  # takes the steps of all members at once
-    compared: tuple[str, ...] = ()  # the config keys in which the members differ
+    in_sweep: InSweep | None = None  # the place of one member
     search: Search | None = None  # where data files are looked for that were moved
     said: set[str] | None = None  # what was said of the data, which need not be said again
     step_rules: StepRules = LATEST  # of members that begin
@@ -53,20 +55,25 @@ def train(
         start += f", from step {state.step:,}"
 
     report_steps = None if shared is None else shared.report_steps
-    compared = () if shared is None else shared.compared
+    in_sweep = None if shared is None else shared.in_sweep
     signals = stop_requests() if shared is None else nullcontext(shared.stop)
 
     # The signals outside: until the last status is written, none may end the process halfway.
-    with signals as stop, run.recording(state, task, report_steps, compared) as log:
+    with signals as stop, run.recording(state, task, report_steps, in_sweep) as log:
         log.say(start)
         if task.described_split:
             log.say(task.described_split)
         used, available = task.validation_sizes
         if available is not None and used < available:
             log.say(f"validating on {used:,} of {available:,} sequences (train.eval_samples)")
+        # The members of a sweep have the pictures of the sweep.
+        draws = task.config.train.plots
+        board = Board(state, task, log, shared is None if draws is None else draws)
+        board.begin(engine_name)
         steps = timed(take_steps(state, task), state)
         # Around the timing: a profiler takes seconds to start and to write its file.
         if task.config.train.profile:
             steps = traced(steps, task.max_steps - state.step, log)
-        follow(steps, state, task, run, log, stop)
+        follow(steps, state, task, run, log, stop, board)
+        board.finish(stop)
     return state

@@ -1,0 +1,199 @@
+"""What a run shows beside its logs: texts at its beginning, pictures while it trains and at its end.
+
+Never in the way of training. What pictures need is recorded at some evaluations. They are drawn
+beside training only while all drawing takes less than 1 % of the time, the rest after the last
+checkpoint. If that fails, one warning says so, and the run is what it would have been without.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+
+from rnncls.dashboard.layout import custom_scalars
+from rnncls.dashboard.record import Evaluation, Levels
+from rnncls.dashboard.recording import Records, evaluation_of, is_recorded
+from rnncls.dashboard.texts import config_changes, final_report, run_summary, worst_errors
+from rnncls.dashboard.watching import Watcher, class_names
+from rnncls.data import Task
+from rnncls.evaluation.metrics import entropy
+from rnncls.evaluation.scores import Scored, Scores
+from rnncls.rundir.log import RunLog
+from rnncls.rundir.paths import PLOTS
+from rnncls.rundir.tables import Row, read_metrics
+from rnncls.steps.state import TrainState
+from rnncls.system.files import write_atomically
+from rnncls.system.pictures import rendered
+from rnncls.system.signals import StopRequest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# The share of a run's time that drawing beside training may take, and about how many seconds the
+# first pictures take, matplotlib's import included: before that nobody knows.
+SHARE = 0.01
+FIRST_SECONDS = 1.5
+
+
+class Board:
+    """The dashboard of one run. Nothing here raises, but for bugs in the texts of its beginning."""
+
+    def __init__(self, state: TrainState, task: Task, log: RunLog, draws: bool) -> None:
+        """`draws`: whether the run has pictures."""
+        self._state = state
+        self._task = task
+        self._log = log
+        self._draws = draws
+        self._names = class_names(task)
+        self._started_at = time.monotonic()
+        self._seconds = 0.0  # spent on drawing
+        self._next_seconds = FIRST_SECONDS  # that the next pictures are likely to take
+        self._records: Records | None = None
+        self._watcher: Watcher | None = None
+        self._last: tuple[Scores, Tensor] | None = None
+        if draws:
+            self._records = Records(log.run_dir, log.last_logged)
+
+    def begin(self, engine: str) -> None:
+        """Write the texts that say what the run is, and the layout of the custom scalars."""
+        summaries = [
+            run_summary(self._state, self._task, engine),
+            config_changes(self._task),
+            custom_scalars(),
+        ]
+        self._log.add(self._state.step, summaries)
+
+    def watch(self, parts: Iterable[Scored]) -> Iterator[Scored]:
+        """Yield what an evaluation says about each batch, and keep what pictures need of it."""
+        if not self._draws:
+            yield from parts
+            return
+        self._watcher = Watcher(self._task)
+        yield from self._watcher.watch(parts)
+
+    def note(
+        self, scalars: dict[str, float], scores: Scores, confidences: Tensor, is_over: bool
+    ) -> None:
+        """Record the evaluation of this step, which was watched, if it is to be drawn.
+
+        `scalars`: its values by tag. `confidences` (R,): the probabilities of the predicted
+        classes. `is_over`: whether it is the last one.
+        """
+        eval_every = self._task.config.train.eval_every
+        step = self._state.step
+        watcher = self._watcher
+        records = self._records
+        if records is None or watcher is None or not is_recorded(step, eval_every, is_over):
+            return
+
+        def record() -> None:
+            evaluation = evaluation_of(
+                step, scalars, scores, confidences, self._names, watcher.errors()
+            )
+            records.add(evaluation)
+
+        self._last = (scores, confidences)
+        self._safely(record)
+
+    def draw(self) -> None:
+        """Draw what is recorded, while drawing takes less than its share of the time."""
+        records = self._records
+        if records is None:
+            return
+        for evaluation in records.waiting():
+            elapsed = time.monotonic() - self._started_at
+            if self._seconds + self._next_seconds > SHARE * elapsed:
+                return
+            self._draw(evaluation)
+
+    def finish(self, stop: StopRequest) -> None:
+        """Draw the rest, once the last checkpoint is committed. A signal ends it early."""
+        records = self._records
+        if records is None:
+            return
+        for evaluation in records.waiting():
+            if stop.number is not None:
+                return
+            self._draw(evaluation)
+        last = records.last()
+        for part in (self._draw_results, self._write_report, self._write_shapes):
+            if stop.number is None and last is not None:
+                self._safely(lambda part=part: part(last))
+
+    def _draw(self, evaluation: Evaluation) -> None:
+        """Draw the pictures of one evaluation."""
+        started_at = time.monotonic()
+        self._safely(lambda: self._draw_pictures(evaluation))
+        self._next_seconds = time.monotonic() - started_at
+        self._seconds += self._next_seconds
+
+    def _draw_pictures(self, evaluation: Evaluation) -> None:
+        # Imported here, because matplotlib takes long.
+        from rnncls.dashboard import pictures
+
+        rows = self._rows(evaluation.step)
+        figures = {
+            "confusion": pictures.confusion(evaluation),
+            "accuracy_by_length_over_time": pictures.accuracy_by_length(rows, evaluation),
+            "calibration": pictures.calibration(evaluation),
+        }
+        for name, figure in figures.items():
+            self._show(name, figure, evaluation.step)
+        self._log.add(evaluation.step, [worst_errors(evaluation)])
+        if self._records is not None:
+            self._records.note_drawn(evaluation.step)
+
+    def _draw_results(self, last: Evaluation) -> None:
+        from rnncls.dashboard import pictures
+
+        figure = pictures.results(self._rows(last.step), last, levels_of(self._task))
+        self._show("results", figure, last.step)
+
+    def _write_report(self, last: Evaluation) -> None:
+        if self._last is None:
+            return
+        report = final_report(self._state, self._task, *self._last, self._names)
+        self._log.add(last.step, [report])
+
+    def _write_shapes(self, last: Evaluation) -> None:
+        """Write what the tabs of precision and recall, graphs and projector show."""
+
+    def _show(self, name: str, figure: "Figure", step: int) -> None:
+        """Write a picture into plots/ and TensorBoard. Raises: OSError."""
+        png, height, width = rendered(figure)
+        folder = self._log.run_dir / PLOTS
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"{name}.png", png, durable=False)
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+        self._log.add(step, [Summary(value=[Summary.Value(tag=f"val/{name}", image=image)])])
+
+    def _rows(self, step: int) -> list[Row]:
+        return [row for row in read_metrics(self._log.run_dir) if row["step"] <= step]
+
+    def _safely(self, action: Callable[[], object]) -> None:
+        """Do what must not end a run. After a failure there are no more pictures."""
+        if not self._draws:
+            return
+        try:
+            action()
+        # Whatever it is, from a full disk to a bug in matplotlib: the run is worth more.
+        except Exception as error:
+            self._draws = False
+            self._records = None
+            reason = error.strerror if isinstance(error, OSError) else error
+            what = f"no more pictures of this run: {reason or type(error).__name__}"
+            self._log.say(f"rnncls: warning[R36]: {what}; training is not affected")
+
+
+def levels_of(task: Task) -> Levels:
+    """Return the lines that a run is held against."""
+    shares = task.class_shares
+    return Levels(
+        guessing_loss=entropy(shares),
+        num_classes=len(shares),
+        chance=float(shares.max()),
+        max_grad_norm=task.config.train.max_grad_norm,
+    )
+
