@@ -62,6 +62,7 @@ SMALL: dict[str, Any] = {
         "eval_every": 20,
         "eval_samples": 100,
         "engine": "eager",
+        "plots": False,
     },
 }
 
@@ -404,6 +405,7 @@ def run_python(code: str, *words: str | Path, **options: Any) -> Completed:
 def endless_run(run_dir: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     """Start a process that trains for minutes; when the block begins, it has logged step 100."""
     words = ["train", "--config", "configs/smoke.yaml", "device=cpu", "train.engine=eager"]
+    words.append("train.plots=false")
     words += ["train.max_steps=1000000", *overrides, "--run-dir", str(run_dir)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 

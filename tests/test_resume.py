@@ -28,7 +28,7 @@ from rnncls.rundir.status import read_status
 from rnncls.sweep.listing import find_rows
 from rnncls.training import loop
 from rnncls.training.fit import fit
-from rnncls.training.progress import validation_scalars
+from rnncls.training.progress import Validation, validate
 from rnncls.training.resume import resume
 from tests.helpers import (
     HARD,
@@ -444,14 +444,14 @@ def test_tensorboard_has_each_step_once_after_an_interrupted_evaluation_and_a_ki
     config = config_of(
         train={"log_every": 5, "eval_every": 10, "checkpoint_every": 1000, "best_metric": "loss"}
     )
-    original = validation_scalars
+    original = validate
 
-    def interrupted(*arguments: Any) -> dict[str, float]:
+    def interrupted(*arguments: Any) -> Validation:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "validation_scalars", interrupted)
+        patch.setattr(loop, "validate", interrupted)
         with pytest.raises(Interrupted):
             fit(config, tmp_path / "run")
     with monkeypatch.context() as patch:

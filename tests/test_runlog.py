@@ -18,6 +18,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from rnncls.config import load_config
+from rnncls.config.keys import all_keys
 from rnncls.data import load_task
 from rnncls.rundir import events as events_module
 from rnncls.rundir.events import EventLog, _next_name
@@ -26,8 +27,10 @@ from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from tests.helpers import PYTHON, ROOT, SAFETY_S, Completed, config_of, started
 
-TRAIN_TAGS = {"loss", "accuracy", "grad_norm", "clip_fraction", "lr", "sequences_per_second"}
-VAL_TAGS = {"loss", "accuracy", "macro_f1"} | {f"accuracy_by_length/{n}" for n in range(1, 5)}
+TRAIN_TAGS = {"loss", "accuracy", "grad_norm", "clip_fraction", "lr"}
+TRAIN_TAGS |= {"sequences_per_second", "sequences_seen"}
+VAL_TAGS = {"loss", "accuracy", "macro_f1", "calibration_error", "best_value"}
+VAL_TAGS |= {f"accuracy_by_length/{n}" for n in range(1, 5)}
 ALL_TAGS = {f"train/{tag}" for tag in TRAIN_TAGS} | {f"val/{tag}" for tag in VAL_TAGS}
 
 
@@ -127,8 +130,10 @@ def test_the_run_directory_has_the_documented_files(run_dir: Path) -> None:
     checkpoints = [
         f"checkpoints/{name}.safetensors" for name in ("best", "step-00000300", "step-00000400")
     ]
-    files = ["config.yaml", "events.out.tfevents", "metrics.csv", "metrics.jsonl", "status.json"]
-    assert names == [".lock", "checkpoints", *checkpoints, *files]
+    pictures = ["accuracy_by_length_over_time", "calibration", "confusion", "results"]
+    plots = ["plots", *sorted(["plots/evaluations.jsonl", *(f"plots/{n}.png" for n in pictures)])]
+    files = ["config.yaml", "events.out.tfevents", "metrics.csv", "metrics.jsonl"]
+    assert names == sorted([".lock", "checkpoints", *checkpoints, *files, *plots, "status.json"])
 
 
 def test_the_saved_config_is_the_resolved_one(run_dir: Path) -> None:
@@ -181,7 +186,7 @@ def test_the_config_and_the_histograms_are_in_tensorboard(events: EventAccumulat
     parameters = ["embedding.weight", "head.bias", "head.weight"]
     parameters += [f"rnn.{kind}_l0" for kind in ("bias_hh", "bias_ih", "weight_hh", "weight_ih")]
     assert sorted(names) == sorted(
-        f"{kind}/{name}" for kind in ("weights", "gradients") for name in parameters
+        f"weights/{name}{suffix}" for suffix in ("", ".grad") for name in parameters
     )
     assert [event.step for event in events.Histograms("weights/head.weight")] == [
         100,
@@ -206,10 +211,18 @@ def test_hparams_are_in_the_runs_own_stream(run_dir: Path, events: EventAccumula
     assert start["optimizer.lr"].number_value == 5e-3
     assert start["model.nonlinearity"].string_value == "relu"
     assert start["seed"].number_value == 0
-    assert start["model.bidirectional"].string_value == "false"
-    assert "train.log_every" not in start
-    metrics = {info.name.tag for info in data["_hparams_/experiment"].experiment.metric_infos}
-    assert metrics == {"val/accuracy", "val/loss"} < ALL_TAGS
+    assert start["model.bidirectional"].bool_value is False
+    assert start["optimizer.betas"].string_value == "[0.9, 0.999]"
+    assert "data.max_value" not in start  # null
+
+    # Every column of either data source is there; the first ones are those that show.
+    experiment = data["_hparams_/experiment"].experiment
+    shown = {info.name for info in experiment.hparam_infos if info.differs}
+    expected = {"model.cell", "model.hidden_size", "optimizer.lr", "train.batch_size", "seed"}
+    assert shown == expected
+    assert {info.name for info in experiment.hparam_infos} == {key.name for key in all_keys()}
+    metrics = {info.name.tag for info in experiment.metric_infos}
+    assert metrics == {"val/best_value", "val/accuracy", "val/loss", "val/macro_f1"} < ALL_TAGS
 
 
 @contextmanager
@@ -271,12 +284,15 @@ def test_a_tensorboard_server_shows_scalars_and_hparams_over_http(
     assert group["sessions"][0]["status"] == "STATUS_SUCCESS"
 
 
-def test_many_lengths_are_thinned_out_to_a_readable_chart() -> None:
+def test_many_lengths_are_put_together_in_a_readable_chart() -> None:
     few, many = ({"min_length": 2, "max_length": n} for n in (5, 500))
-    assert load_task(config_of(data=few)).logged_lengths() == [2, 3, 4, 5]
-    lengths = load_task(config_of(data=many)).logged_lengths()
-    assert len(lengths) == 20
-    assert (lengths[0], lengths[-1]) == (2, 500)
+    assert load_task(config_of(data=few)).logged_lengths == [(n, n) for n in (2, 3, 4, 5)]
+    groups = load_task(config_of(data=many)).logged_lengths
+    assert [str(group) for group in groups[:3]] == ["2", "3-4", "5-8"]
+    assert str(groups[-1]) == "257-512"
+    # Every length is in exactly one group.
+    counted = [sum(group.first <= n <= group.last for group in groups) for n in range(2, 501)]
+    assert counted == [1] * 499
 
 
 def test_default_run_directories_are_named_after_the_config_and_the_time(run_dir: Path) -> None:

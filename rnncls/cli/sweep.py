@@ -196,7 +196,8 @@ def _run(
     with updated_summary(sweep, plots=True) as summary:
         _warn_without_scipy(summary)
         _print_summary(summary, as_json)
-    say(how_to_look(sweep.folder, sweep=True))
+    for line in how_to_look(sweep.folder, sweep=True):
+        say(line)
 
     # After all else, so that one broken member does not keep the summary from being written.
     for _, error in failed:

@@ -136,7 +136,8 @@ def train(
 
     from rnncls.dashboard.link import how_to_look
 
-    say(how_to_look(taken[0]))
+    for line in how_to_look(taken[0]):
+        say(line)
 
 
 def _check(config: "Config", run_dir: Path | None, init_from: Path | None) -> None:

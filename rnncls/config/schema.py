@@ -334,8 +334,8 @@ class TrainConfig(Section):
     histogram_every: Count | None = None
     """Steps between two TensorBoard histograms of weights and gradients. null: no histograms."""
     plots: bool | None = None
-    """Draw pictures of the run into plots/ and TensorBoard, beside training and after it. null: yes,
-    but not for the members of a sweep."""
+    """Draw pictures of the run into plots/ and TensorBoard, beside training and after it. null:
+    yes, but not for the members of a sweep."""
     stop_at_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     """Stop after an evaluation with at least this validation accuracy. null: do not stop for it."""
     patience: Count | None = None

@@ -1,4 +1,4 @@
-"""What a run shows beside its logs: texts at its beginning, pictures while it trains and at its end.
+"""What a run shows beside its logs: texts at its beginning, pictures at evaluations and its end.
 
 Never in the way of training. What pictures need is recorded at some evaluations. They are drawn
 beside training only while all drawing takes less than 1 % of the time, the rest after the last
@@ -38,23 +38,22 @@ FIRST_SECONDS = 1.5
 
 
 class Board:
-    """The dashboard of one run. Nothing here raises, but for bugs in the texts of its beginning."""
+    """The dashboard of one run."""
 
     def __init__(self, state: TrainState, task: Task, log: RunLog, draws: bool) -> None:
         """`draws`: whether the run has pictures."""
         self._state = state
         self._task = task
         self._log = log
-        self._draws = draws
+        self._draws = draws  # until something fails
         self._names = class_names(task)
+        self._records = Records(log.run_dir, log.last_logged if draws else -1)
+        self._watcher = Watcher(task)
+        self._last: tuple[Scores, Tensor] | None = None  # what the last evaluation found
+
         self._started_at = time.monotonic()
         self._seconds = 0.0  # spent on drawing
         self._next_seconds = FIRST_SECONDS  # that the next pictures are likely to take
-        self._records: Records | None = None
-        self._watcher: Watcher | None = None
-        self._last: tuple[Scores, Tensor] | None = None
-        if draws:
-            self._records = Records(log.run_dir, log.last_logged)
 
     def begin(self, engine: str) -> None:
         """Write the texts that say what the run is, and the layout of the custom scalars."""
@@ -68,10 +67,9 @@ class Board:
     def watch(self, parts: Iterable[Scored]) -> Iterator[Scored]:
         """Yield what an evaluation says about each batch, and keep what pictures need of it."""
         if not self._draws:
-            yield from parts
-            return
+            return iter(parts)
         self._watcher = Watcher(self._task)
-        yield from self._watcher.watch(parts)
+        return self._watcher.watch(parts)
 
     def note(
         self, scalars: dict[str, float], scores: Scores, confidences: Tensor, is_over: bool
@@ -81,28 +79,14 @@ class Board:
         `scalars`: its values by tag. `confidences` (R,): the probabilities of the predicted
         classes. `is_over`: whether it is the last one.
         """
-        eval_every = self._task.config.train.eval_every
         step = self._state.step
-        watcher = self._watcher
-        records = self._records
-        if records is None or watcher is None or not is_recorded(step, eval_every, is_over):
-            return
-
-        def record() -> None:
-            evaluation = evaluation_of(
-                step, scalars, scores, confidences, self._names, watcher.errors()
-            )
-            records.add(evaluation)
-
-        self._last = (scores, confidences)
-        self._safely(record)
+        if is_recorded(step, self._task.config.train.eval_every, is_over):
+            self._last = (scores, confidences)
+            self._safely(self._record, step, scalars, scores, confidences)
 
     def draw(self) -> None:
         """Draw what is recorded, while drawing takes less than its share of the time."""
-        records = self._records
-        if records is None:
-            return
-        for evaluation in records.waiting():
+        for evaluation in self._waiting():
             elapsed = time.monotonic() - self._started_at
             if self._seconds + self._next_seconds > SHARE * elapsed:
                 return
@@ -110,22 +94,30 @@ class Board:
 
     def finish(self, stop: StopRequest) -> None:
         """Draw the rest, once the last checkpoint is committed. A signal ends it early."""
-        records = self._records
-        if records is None:
-            return
-        for evaluation in records.waiting():
+        for evaluation in self._waiting():
             if stop.number is not None:
                 return
             self._draw(evaluation)
-        last = records.last()
-        for part in (self._draw_results, self._write_report, self._write_shapes):
-            if stop.number is None and last is not None:
-                self._safely(lambda part=part: part(last))
+
+        step = self._state.step
+        for part in (self._show_results, self._show_data, self._show_model):
+            if stop.number is None:
+                self._safely(part, step)
+
+    def _waiting(self) -> list[Evaluation]:
+        return self._records.waiting() if self._draws else []
+
+    def _record(
+        self, step: int, scalars: dict[str, float], scores: Scores, confidences: Tensor
+    ) -> None:
+        errors = self._watcher.errors()
+        evaluation = evaluation_of(step, scalars, scores, confidences, self._names, errors)
+        self._records.add(evaluation)
 
     def _draw(self, evaluation: Evaluation) -> None:
-        """Draw the pictures of one evaluation."""
+        """Draw the pictures of one evaluation, and take the time."""
         started_at = time.monotonic()
-        self._safely(lambda: self._draw_pictures(evaluation))
+        self._safely(self._draw_pictures, evaluation)
         self._next_seconds = time.monotonic() - started_at
         self._seconds += self._next_seconds
 
@@ -133,55 +125,60 @@ class Board:
         # Imported here, because matplotlib takes long.
         from rnncls.dashboard import pictures
 
-        rows = self._rows(evaluation.step)
-        figures = {
-            "confusion": pictures.confusion(evaluation),
-            "accuracy_by_length_over_time": pictures.accuracy_by_length(rows, evaluation),
-            "calibration": pictures.calibration(evaluation),
-        }
-        for name, figure in figures.items():
-            self._show(name, figure, evaluation.step)
-        self._log.add(evaluation.step, [worst_errors(evaluation)])
-        if self._records is not None:
-            self._records.note_drawn(evaluation.step)
+        step = evaluation.step
+        rows = self._rows(step)
+        self._show("val/confusion", pictures.confusion(evaluation), step)
+        by_length = pictures.accuracy_by_length(rows, evaluation)
+        self._show("val/accuracy_by_length_over_time", by_length, step)
+        self._show("val/calibration", pictures.calibration(evaluation), step)
+        self._add(step, worst_errors(evaluation))
+        self._records.note_drawn(step)
 
-    def _draw_results(self, last: Evaluation) -> None:
+    def _show_results(self, step: int) -> None:
+        """Show the whole run in one picture, and the report on the last evaluation."""
         from rnncls.dashboard import pictures
 
-        figure = pictures.results(self._rows(last.step), last, levels_of(self._task))
-        self._show("results", figure, last.step)
-
-    def _write_report(self, last: Evaluation) -> None:
-        if self._last is None:
+        last = self._records.last()
+        if last is None or self._last is None:
             return
-        report = final_report(self._state, self._task, *self._last, self._names)
-        self._log.add(last.step, [report])
+        figure = pictures.results(self._rows(step), last, levels_of(self._task))
+        self._show("val/results", figure, step)
+        self._add(step, final_report(self._state, self._task, *self._last, self._names))
 
-    def _write_shapes(self, last: Evaluation) -> None:
-        """Write what the tabs of precision and recall, graphs and projector show."""
+    def _show_data(self, step: int) -> None:
+        """Show the first batch, and precision and recall of each class."""
+        curves = self._watcher.curves()
+        if curves is not None:
+            self._add(step, *pr_curves(*curves, self._names))
 
-    def _show(self, name: str, figure: "Figure", step: int) -> None:
+    def _show_model(self, step: int) -> None:
+        """Show the graph of the model, and its embeddings and states in the projector."""
+
+    def _show(self, tag: str, figure: "Figure", step: int) -> None:
         """Write a picture into plots/ and TensorBoard. Raises: OSError."""
         png, height, width = rendered(figure)
         folder = self._log.run_dir / PLOTS
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{name}.png", png, durable=False)
+        write_atomically(folder / f"{tag.rpartition('/')[2]}.png", png, durable=False)
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-        self._log.add(step, [Summary(value=[Summary.Value(tag=f"val/{name}", image=image)])])
+        self._add(step, Summary(value=[Summary.Value(tag=tag, image=image)]))
+
+    def _add(self, step: int, *summaries: Summary) -> None:
+        # Where TensorBoard's log cannot be written, a warning has said so.
+        self._draws = self._log.add(step, summaries)
 
     def _rows(self, step: int) -> list[Row]:
         return [row for row in read_metrics(self._log.run_dir) if row["step"] <= step]
 
-    def _safely(self, action: Callable[[], object]) -> None:
+    def _safely(self, action: Callable[..., object], *arguments: object) -> None:
         """Do what must not end a run. After a failure there are no more pictures."""
         if not self._draws:
             return
         try:
-            action()
+            action(*arguments)
         # Whatever it is, from a full disk to a bug in matplotlib: the run is worth more.
         except Exception as error:
             self._draws = False
-            self._records = None
             reason = error.strerror if isinstance(error, OSError) else error
             what = f"no more pictures of this run: {reason or type(error).__name__}"
             self._log.say(f"rnncls: warning[R36]: {what}; training is not affected")
@@ -196,4 +193,3 @@ def levels_of(task: Task) -> Levels:
         chance=float(shares.max()),
         max_grad_norm=task.config.train.max_grad_norm,
     )
-

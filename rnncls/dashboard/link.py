@@ -8,15 +8,19 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import quote
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlencode
+
+if TYPE_CHECKING:
+    from tensorboard.manager import TensorBoardInfo
 
 # The four that say whether a run learns, pinned above all other cards.
 PINNED = ("val/accuracy", "val/loss", "train/loss", "train/grad_norm")
 PINNED_OF_SWEEP = "whole_sweep/success_rate"
 
-# All members of a setting have one colour: what stands before the seed in their names.
-BY_SETTING = r"regex:(.*?)_?seed=\d+$"
+# All members of a setting have one colour, by what stands before the seed in their names. Every
+# other run has a colour of its own.
+BY_SETTING = r"regex:(.*?)(?:_?seed=\d+)?$"
 
 DEFAULT_PORT = 6006
 _EXPERIMENT = "defaultExperimentId"  # TensorBoard's own name for all that is below its folder
@@ -32,8 +36,8 @@ class Running(NamedTuple):
 def link(url: str, sweeps: Sequence[str] = ()) -> str:
     """Return the address of the view. `url`: that of TensorBoard, which ends in a slash.
 
-    `sweeps`: the names of sweeps, relative to the folder that TensorBoard shows. Then members have
-    the colour of their setting, and the success rates of the first sweep are pinned.
+    `sweeps`: the names of sweeps, relative to the folder that TensorBoard shows. The success rates
+    of the first one are pinned, too.
     """
     cards: list[dict[str, object]] = []
     for name in sweeps[:1]:
@@ -41,10 +45,9 @@ def link(url: str, sweeps: Sequence[str] = ()) -> str:
         cards.append({"plugin": "images", "tag": PINNED_OF_SWEEP, "runId": run, "sample": 0})
     cards += [{"plugin": "scalars", "tag": tag} for tag in PINNED]
 
-    parts = [f"pinnedCards={_quoted(json.dumps(cards, separators=(',', ':')))}", "smoothing=0"]
-    if sweeps:
-        parts.append(f"runColorGroup={_quoted(BY_SETTING)}")
-    return f"{url}?{'&'.join(parts)}#timeseries"
+    pinned = json.dumps(cards, separators=(",", ":"))
+    query = urlencode({"pinnedCards": pinned, "smoothing": 0, "runColorGroup": BY_SETTING})
+    return f"{url}?{query}#timeseries"
 
 
 def find_running(folder: Path) -> Running | None:
@@ -61,7 +64,7 @@ def find_running(folder: Path) -> Running | None:
     return None
 
 
-def _folder_of(info: "manager.TensorBoardInfo") -> Path | None:
+def _folder_of(info: "TensorBoardInfo") -> Path | None:
     """Return the folder that a TensorBoard shows, which may be relative to where it began."""
     if not info.logdir:
         return None
@@ -85,17 +88,15 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _quoted(text: str) -> str:
-    return quote(text, safe="")
-
-
-def how_to_look(folder: Path, sweep: bool = False) -> str:
-    """Return the line that ends a run: the link where TensorBoard runs, else the command for one.
+def how_to_look(folder: Path, sweep: bool = False) -> list[str]:
+    """Return the lines that end a run: the link, and the command for it where it does not work yet.
 
     `folder`: the run directory, or that of a sweep.
     """
     running = find_running(folder)
     if running is None:
-        return f"dashboard: rnncls board {shlex.quote(str(folder))}"
+        command = f"rnncls board {shlex.quote(str(folder))}"
+        address = link(f"http://localhost:{DEFAULT_PORT}/", ["."] if sweep else [])
+        return [f"dashboard: {address}", f"           after: {command}"]
     name = folder.resolve().relative_to(running.folder).as_posix()
-    return f"dashboard: {link(running.url, [name] if sweep else [])}"
+    return [f"dashboard: {link(running.url, [name] if sweep else [])}"]

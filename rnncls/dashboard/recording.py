@@ -37,7 +37,7 @@ def is_recorded(step: int, eval_every: int, is_over: bool) -> bool:
     if is_over:
         return True
     number, rest = divmod(step, eval_every)
-    return rest == 0 and number & (number - 1) == 0
+    return number > 0 and rest == 0 and number & (number - 1) == 0
 
 
 def evaluation_of(

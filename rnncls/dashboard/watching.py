@@ -31,7 +31,8 @@ class Watcher:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._passed = 0
-        # A heap, the least confident first: (probability, -number, that of the truth, classes, ids).
+        # A heap, the least confident first: (probability, -number, that of the true class, the true
+        # and the predicted class, ids).
         self._worst: list[tuple[float, int, float, int, int, list[int]]] = []
         self._probabilities: list[Tensor] = []
         self._labels: list[Tensor] = []

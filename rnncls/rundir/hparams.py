@@ -43,7 +43,9 @@ def start_of_session(config: Config, in_sweep: InSweep | None) -> list[Summary]:
     group = "" if in_sweep is None else in_sweep.group
     start = SessionStartInfo(group_name=group)
     for key, value in flatten(config).items():
-        _set(start.hparams[key], value)
+        # An empty cell, where the key is null: to ask for a slot would already make it.
+        if value is not None:
+            _set(start.hparams[key], value)
     return [
         _summary(metadata.EXPERIMENT_TAG, experiment=_experiment(keys)),
         _summary(metadata.SESSION_START_INFO_TAG, session_start_info=start),
@@ -83,14 +85,14 @@ def _type_of(words: str) -> Any:
 
 
 def _set(slot: Any, value: Any) -> None:
-    """Set a google.protobuf.Value; null is an empty cell."""
+    """Set a google.protobuf.Value."""
     if isinstance(value, bool):
         slot.bool_value = value
     elif isinstance(value, int | float):
         slot.number_value = value
     elif isinstance(value, str):
         slot.string_value = value
-    elif value is not None:
+    else:
         slot.string_value = json.dumps(value)
 
 

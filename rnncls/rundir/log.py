@@ -158,17 +158,18 @@ class RunLog:
         if events is not None:
             self.write(EVENTS, lambda: events.write(step, scalars))
 
-    def add(self, step: int, summaries: Sequence[Summary]) -> None:
-        """Write what TensorBoard alone shows of a step: pictures, texts, curves."""
-        events = self._events
-        if events is not None:
-            self.write(EVENTS, lambda: events.add(step, summaries))
+    def add(self, step: int, summaries: Sequence[Summary]) -> bool:
+        """Write what TensorBoard alone shows of a step: pictures, texts, curves.
 
-    def add_graph(self, graph: GraphDef) -> None:
-        """Write the graph of the model to TensorBoard, once for a run."""
+        Returns whether that log is still written.
+        """
         events = self._events
-        if events is not None:
-            self.write(EVENTS, lambda: events.add_graph(graph))
+        return events is not None and self.write(EVENTS, lambda: events.add(step, summaries))
+
+    def add_graph(self, graph: GraphDef) -> bool:
+        """Write the graph of the model to TensorBoard, as `add` does."""
+        events = self._events
+        return events is not None and self.write(EVENTS, lambda: events.add_graph(graph))
 
     def show(self, step: int, scalars: dict[str, float], is_better: bool) -> None:
         """Show people the values of a step: in the bar, and at an evaluation in a line of its own.
@@ -217,10 +218,13 @@ class RunLog:
         if events is not None:
             self.write(EVENTS, lambda: events.write_histograms(step, model))
 
-    def write(self, log: str, action: Callable[[], object]) -> None:
-        """Do `action` unless that log is off. If it fails, turn the log off and say so once."""
+    def write(self, log: str, action: Callable[[], object]) -> bool:
+        """Do `action` unless that log is off. If it fails, turn the log off and say so once.
+
+        Returns whether it was done.
+        """
         if log in self._off:
-            return
+            return False
         # Other errors are bugs, and end the run.
         try:
             action()
@@ -228,6 +232,8 @@ class RunLog:
             self._off.add(log)
             what = f"cannot write {log} any more: {error.strerror}"
             self.say(f"rnncls: warning[R10]: {what}; training continues")
+            return False
+        return True
 
     def say(self, first: str, *more: str) -> None:
         """Print lines on stderr that do not tear the progress bar. Each of them stays one line."""

@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from rnncls.data.files.search import Search
 from rnncls.errors import Interrupted, Problem, RnnclsError, WriteError, on_one_line
-from rnncls.steps.captured.stack import Stack
 from rnncls.rundir.hparams import InSweep
+from rnncls.steps.captured.stack import Stack
 from rnncls.sweep.groups import Group, plan_groups
 from rnncls.sweep.member import InUse, run_member
 from rnncls.sweep.moved import with_files_of_sweep
 from rnncls.sweep.paths import FOLDERS
-from rnncls.sweep.plan import Member, Sweep
+from rnncls.sweep.plan import Member, Sweep, format_setting
 from rnncls.system.folders import refuse_links
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.run import Shared
@@ -190,7 +190,8 @@ def _submit(
                 stop=stop.member(),
                 engine=stack_member.steps if stack_member else None,
                 in_sweep=InSweep(
-                    tuple(member.values), group=f"{sweep.folder} {member.setting}".strip()
+                    tuple(member.values),
+                    group=f"{format_setting(member.values, short=True)} of {sweep.folder}",
                 ),
             )
 

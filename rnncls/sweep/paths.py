@@ -30,7 +30,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def sweeps_below(folder: Path, shown: Path) -> list[str]:
-    """Return the sweeps in a folder, as paths relative to `shown`, which is the same or above it."""
+    """Return the sweeps in a folder, as paths relative to `shown`: the same, or one above it."""
     closed: list[OSError] = []
     sweeps = []
     for path, _, files in walk(folder, closed):

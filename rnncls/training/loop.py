@@ -41,8 +41,10 @@ def follow(
         # The 0 is for a run that was interrupted in the middle of an evaluation: it is due first.
         for taken in chain([0], steps):
             log.advance(taken)
-            if state.due and after_step(state, task, run, log, stop, board):
-                return
+            if state.due:
+                if after_step(state, task, run, log, stop, board):
+                    return
+                board.draw()
 
             # Between two steps the state is whole, and can be saved.
             if stop.number is not None:
@@ -125,6 +127,4 @@ def after_step(
         state.stopped = is_over
         stop.save = False
         run.commit(state, task, is_best)
-    if not is_over:
-        board.draw()
     return is_over

@@ -18,7 +18,6 @@ from rnncls.rundir.log import BY_LENGTH
 from rnncls.steps.optim import learning_rate
 from rnncls.steps.state import TrainState
 
-
 # Sees what a model says about each batch, and hands it on.
 Watch = Callable[[Iterable[Scored]], Iterator[Scored]]
 
