@@ -25,7 +25,7 @@ train: install ## the main job: train configs/sum_mod_10.yaml and evaluate it
 	$(BIN)/rnncls train --config $(CONFIG) --run-dir $(RUN)
 	$(BIN)/rnncls eval $(RUN)
 	@echo
-	@echo "curves: $(BIN)/tensorboard --logdir runs, then open http://localhost:6006"
+	@echo "curves: $(BIN)/rnncls board"
 
 # Two threads that wait for each other would keep both cores busy, and the other tests waiting.
 test test-slow: export OMP_WAIT_POLICY := passive

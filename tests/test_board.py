@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -156,6 +157,7 @@ def assert_same_but_for_plots(one: Path, other: Path) -> None:
     assert counters == other_counters
 
 
+@pytest.mark.row("R36")
 def test_a_run_whose_pictures_cannot_be_written_warns_once_and_is_unharmed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,6 +297,16 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     done = run_rnncls("board", tmp_path / "none")
     assert done.returncode == 2
     assert "C17" in done.stderr
+
+
+@pytest.mark.row("R37")
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run_process("board", tmp_path, "--port", port, "--host", "127.0.0.1")
+    assert done.returncode == 5
+    assert "error[R37]" in done.stderr
+    assert port in done.stderr
 
 
 @pytest.fixture
