@@ -30,6 +30,7 @@ def summary_markdown(summary: Summary) -> str:
         _table(_escaped(setting_rows(shown, MOST_OF_NAME))),
         "**Success rates with 95 % Wilson intervals**",
         _table(_success_rows(found)),
+        *(["p: Fisher's exact test against the first setting."] if _is_compared(found) else []),
         "**Accuracy and training**",
         _table(_training_rows(found)),
         *_length_parts(found),
@@ -68,8 +69,12 @@ def _found(summary: Summary) -> Found:
     return found
 
 
+def _is_compared(found: Found) -> bool:
+    return any(setting.p_against_first for _, setting, _ in found)
+
+
 def _success_rows(found: Found) -> list[list[str]]:
-    is_compared = any(setting.p_against_first for _, setting, _ in found)
+    is_compared = _is_compared(found)
     header = ["setting"]
     for level in LEVELS:
         header.append(f"{100 * level:g} %" if level == 1 else f"at least {100 * level:g} %")

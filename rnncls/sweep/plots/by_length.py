@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from rnncls.sweep.outcomes import Outcome, accuracies_at
 from rnncls.sweep.plots.looks import (
-    MOST_LINES,
     legend_below,
     meaning_of_lines,
     new_axes,
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 MOSTLY_RIGHT = 0.5
 
 # The least that an axis of accuracies shows, so that rounding does not look like a difference.
-LEAST_SPAN = 0.01
+LEAST_SPAN = 0.002
 
 # The floor of error rates, if there is no error at all.
 DEFAULT_FLOOR = 1e-4
@@ -43,13 +42,14 @@ def accuracy_by_length(ended: Sequence[Outcome]) -> "Figure":
 
     drawn: list[float] = []
     for part in parts_of(ended):
-        for outcome in part.members[:MOST_LINES]:
+        for outcome in part.drawn:
             points = _accuracies(outcome, lengths)
             axes.plot(list(points), list(points.values()), **part.thin)
             drawn += points.values()
 
         medians = _medians(part.members, lengths)
         axes.plot(list(medians), list(medians.values()), label=part.label, **part.thick)
+        drawn += medians.values()
 
     start = _start_of_axis(min(drawn, default=0.0))
     words = "accuracy" if start <= 0 else f"accuracy (axis begins at {start:g})"
@@ -80,7 +80,7 @@ def error_rate_by_length(ended: Sequence[Outcome]) -> "Figure":
     lines = []
     errors = []
     for part in parts_of(ended):
-        for outcome in part.members[:MOST_LINES]:
+        for outcome in part.drawn:
             lines.append((_accuracies(outcome, lengths), part.thin))
         medians = _medians(part.members, lengths)
         lines.append((medians, {**part.thick, "label": part.label}))
@@ -92,8 +92,18 @@ def error_rate_by_length(ended: Sequence[Outcome]) -> "Figure":
         rates = [max(floor, 1 - accuracy) for accuracy in points.values()]
         axes.plot(list(points), rates, clip_on=False, **options)
 
-    axes.set(yscale="log", xlabel="length (tokens)", ylabel="error rate", ylim=(floor / 1.3, 1.3))
-    _name_floor(axes, floor)
+    # The margins are as wide as they look, however many powers of ten there are.
+    margin = (1 / floor) ** 0.05
+    axes.set(yscale="log", xlabel="length (tokens)", ylabel="error rate")
+    axes.set_ylim(floor / margin, margin)
+    ticks = _ticks(floor)
+    names = [f"{tick:g}" for tick in ticks]
+    if min(errors, default=0.0) <= 0:
+        axes.axhspan(floor / margin, floor * margin, color="0.8", zorder=0)
+        ticks = [floor, *(tick for tick in ticks if tick > floor * margin)]
+        names = ["no error", *(f"{tick:g}" for tick in ticks[1:])]
+    axes.set_yticks(ticks, names)
+    axes.set_yticks([], minor=True)
     for chance in chances(ended):
         if chance < 1:
             label = f"guessing: {1 - chance:.3g}"
@@ -150,21 +160,21 @@ def _start_of_axis(lowest: float) -> float:
 
 
 def _floor(errors: Sequence[float]) -> float:
-    """Return where no error is drawn: a power of ten well below all others."""
-    least = min((error for error in errors if error > 0), default=0.0)
-    if not least:
-        return DEFAULT_FLOOR
-    return float(10.0 ** math.floor(math.log10(least / 2)))
+    """Return where the axis of error rates begins, and no error is drawn: well below all others."""
+    least = min((error for error in errors if error > 0), default=DEFAULT_FLOOR)
+    return min(0.5, least / 2)
 
 
-def _name_floor(axes: "Axes", floor: float) -> None:
-    """Shade the floor, and write at its place on the axis that it stands for no error."""
-    axes.axhspan(floor / 1.3, floor * 1.3, color="0.8", zorder=0)
-    powers = range(round(math.log10(floor)) + 1, 1)
-    step = -(-len(powers) // 6)
-    ticks = [float(10.0**power) for power in sorted(powers, reverse=True)[::step]]
-    axes.set_yticks([floor, *ticks], ["no error", *(f"{tick:g}" for tick in ticks)])
-    axes.set_yticks([], minor=True)
+def _ticks(floor: float) -> list[float]:
+    """Return powers of ten from 1 down to the floor; with their multiples, if there are few."""
+    num_powers = math.floor(-math.log10(floor)) + 1
+    step = -(-num_powers // 6)
+    digits = (1.0,) if num_powers > 2 else (1.0, 2.0, 5.0)
+
+    ticks = []
+    for power in range(0, -num_powers - 1, -step):
+        ticks += [digit * 10.0**power for digit in digits]
+    return [tick for tick in ticks if floor <= tick <= 1]
 
 
 def _shade_trained(axes: "Axes", ended: Sequence[Outcome]) -> None:

@@ -5,7 +5,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from rnncls.sweep.outcomes import Outcome, accuracies_at
-from rnncls.sweep.plots.looks import WIDTH, new_axes
+from rnncls.sweep.plots.looks import HEIGHT, WIDTH, new_axes
 from rnncls.sweep.summary import LEVELS, success
 from rnncls.system.pictures import default_style, in_picture
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_OF_VALUE = 12  # characters
+MOST_OF_VALUE = 16  # characters
 MOST_OF_KEY = 40
 MOST_OF_ROW = 36  # characters of all values below the axis, side by side
 
@@ -41,7 +41,7 @@ def grid_map(outcomes: Sequence[Outcome]) -> "Figure | None":
 
     columns = len(values_x)
     rows = len(values_y)
-    figure, axes = new_axes(title, height=max(3.0, 1.3 + _CELL * rows))
+    figure, axes = new_axes(title, height=max(HEIGHT, 1.3 + _CELL * rows))
     figure.set_figwidth(max(WIDTH, 1.3 + _CELL * columns))
 
     shares = [[numbers.get((x, y), float("nan")) for x in values_x] for y in values_y]
@@ -120,8 +120,10 @@ def _measured(cells: Cells) -> tuple[str, dict[tuple[str, str], float], dict[tup
             medians[place] = median(outcome.accuracy for outcome in members)
         words[place] = f"{medians[place]:.3f}"
 
-    where = "the training lengths" if is_generated else "the test"
+    where = "the training lengths" if is_generated else "all test sequences"
     where = "the longest length" if is_solved and is_generated else where
-    share = "all members" if is_solved else f"{100 * max(rates.values(), default=0):.0f} %"
-    title = f"median accuracy at {where} ({share} reach {100 * LEVELS[0]:g} %)"
+    share = (
+        "all members" if is_solved else f"{100 * max(rates.values(), default=0):.0f} % of members"
+    )
+    title = f"median accuracy at {where}\n({share} reach {100 * LEVELS[0]:g} %)"
     return title, medians, words

@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any
 from rnncls.sweep.outcomes import SOLVED, Outcome, by_setting
 from rnncls.sweep.plan import format_setting
 from rnncls.system.pictures import in_picture
+from rnncls.system.shown import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # In inches. TensorBoard shows a picture at 330 pixels width first, where this text is still read.
-WIDTH = 5.3
-HEIGHT = 3.0
+WIDTH = 4.6
+HEIGHT = 2.7
 LINE = 0.2  # of a line of the legend
 DPI = 150
 
-# Members drawn per setting. More thin lines only blacken the picture; the median is of all members.
+# Members drawn per setting. More thin lines only blacken the picture, and of many settings any do;
+# the median is of all members.
 MOST_LINES = 200
+MOST_WITH_LINES = 12
 
 # Matplotlib's cycle has ten colours. No two of 130 settings share both colour and marker.
 NUM_COLOURS = 10
@@ -34,8 +37,10 @@ DARKER = 0.55
 # So many lines of the legend fit below the picture, and so many characters into one of them.
 MOST_NAMED = 20
 MOST_OF_NAME = 48
-MOST_OF_TWO = 33  # characters of a line, if two are to stand side by side
-MOST_OF_THREE = 17  # the same of three
+MOST_OF_TWO = 29  # characters of a line, if two are to stand side by side
+MOST_OF_THREE = 15  # the same of three
+MANY_LINES = 8  # of the legend, from which on they are smaller
+SMALLER = 1.25  # so many times as many of their characters fit
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Part:
     colour: Any
     style: str
     marker: str
+
+    drawn: list[Outcome]  # those that have a line of their own
 
     @property
     def thin(self) -> dict[str, Any]:
@@ -83,13 +90,14 @@ def parts_of(ended: Sequence[Outcome]) -> list[Part]:
             count = f"{words}, {len(part):,} of {len(members):,}"
             parts.append(
                 Part(
-                    part,
-                    number,
-                    is_solved,
+                    members=part,
+                    setting=number,
+                    is_solved=is_solved,
                     label=f"{name}: {count}" if name else count,
                     colour=_colour(number, is_solved, len(settings)),
                     style="-" if is_solved else "--",
                     marker=marker_of(number),
+                    drawn=part[:MOST_LINES] if len(settings) <= MOST_WITH_LINES else [],
                 )
             )
     return parts
@@ -137,7 +145,7 @@ def new_axes(title: str, height: float = HEIGHT) -> "tuple[Figure, Axes]":
 def title_of(ended: Sequence[Outcome]) -> str:
     """Return how many members there are, and how they ended."""
     num_solved = sum(solves(outcome) for outcome in ended)
-    title = f"{len(ended):,} members, {num_solved:,} solved"
+    title = f"{counted(len(ended), 'member')}, {num_solved:,} solved"
 
     num_diverged = sum(outcome.diverged for outcome in ended)
     return f"{title}, {num_diverged:,} not finite" if num_diverged else title
@@ -145,8 +153,10 @@ def title_of(ended: Sequence[Outcome]) -> str:
 
 def meaning_of_lines(ended: Sequence[Outcome]) -> str:
     """Return what the lines of a picture are, for the legend."""
-    where = "training lengths" if any(outcome.tested for outcome in ended) else "the test"
-    return f"thick: median, thin: a member; solved: {100 * SOLVED:g} % of {where}"
+    where = "at training lengths" if any(outcome.tested for outcome in ended) else "in the test"
+    solved = f"solved: {100 * SOLVED:g} % accuracy {where}"
+    has_members = len(by_setting(ended)) <= MOST_WITH_LINES
+    return f"thick: median, thin: a member; {solved}" if has_members else f"medians; {solved}"
 
 
 def legend_below(figure: "Figure", axes: "Axes", title: str = "") -> None:
@@ -162,7 +172,8 @@ def legend_below(figure: "Figure", axes: "Axes", title: str = "") -> None:
         handles = [*handles[:MOST_NAMED], axes.plot([], [], alpha=0)[0]]
         labels = [*labels[:MOST_NAMED], f"... and {len(labels) - MOST_NAMED:,} more"]
 
-    longest = max(map(len, labels))
+    is_long = len(labels) > MANY_LINES
+    longest = max(map(len, labels)) / (SMALLER if is_long else 1)
     columns = 3 if longest <= MOST_OF_THREE else 2 if longest <= MOST_OF_TWO else 1
     lines = -(-len(labels) // columns) + bool(title)
     figure.set_figheight(figure.get_figheight() + LINE * lines)
@@ -172,7 +183,7 @@ def legend_below(figure: "Figure", axes: "Axes", title: str = "") -> None:
         labels,
         loc="outside lower center",
         ncols=columns,
-        fontsize="small",
+        fontsize="x-small" if is_long else "small",
         title=title or None,
         title_fontsize="small",
         frameon=False,

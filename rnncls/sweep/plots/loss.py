@@ -11,7 +11,6 @@ from rnncls.sweep.outcomes import Outcome
 from rnncls.sweep.plan import Sweep
 from rnncls.sweep.plots.by_length import chances
 from rnncls.sweep.plots.looks import (
-    MOST_LINES,
     legend_below,
     meaning_of_lines,
     new_axes,
@@ -29,6 +28,9 @@ MOST_LOSS = 3.5e38
 
 MARKERS_OF_LINE = 6
 
+# An axis whose ends are no further apart is labelled with plain numbers.
+NARROW = 4.0
+
 
 @default_style()
 def losses(sweep: Sweep, ended: Sequence[Outcome]) -> "Figure":
@@ -38,22 +40,11 @@ def losses(sweep: Sweep, ended: Sequence[Outcome]) -> "Figure":
     """
     figure, axes = new_axes(title_of(ended))
     for part in parts_of(ended):
-        at_step: dict[int, list[float]] = {}
-        for place, outcome in enumerate(part.members):
-            curve = _loss_curve(sweep, outcome)
-            for step, loss in curve.items():
-                at_step.setdefault(step, []).append(loss)
+        curves = [_loss_curve(sweep, outcome) for outcome in part.members]
+        for curve in curves[: len(part.drawn)]:
+            axes.plot(list(curve), list(curve.values()), **part.thin)
 
-            # The median needs the losses of all members, drawn or not.
-            if place < MOST_LINES:
-                axes.plot(list(curve), list(curve.values()), **part.thin)
-
-        # Runs stop at different steps. Where most have stopped, the median would be that of the few
-        # that find the task hard, and would seem to rise again.
-        medians = {}
-        for step, at_this_step in sorted(at_step.items()):
-            if 2 * len(at_this_step) >= len(part.members):
-                medians[step] = median(at_this_step)
+        medians = _medians(curves)
         if medians:
             # Few markers, and those of each setting at other places.
             every = max(1, len(medians) // MARKERS_OF_LINE)
@@ -61,14 +52,41 @@ def losses(sweep: Sweep, ended: Sequence[Outcome]) -> "Figure":
             options = {**part.thick, "markevery": markevery, "label": part.label}
             axes.plot(list(medians), list(medians.values()), **options)
 
+    if not axes.get_legend_handles_labels()[1]:
+        axes.set_xticks([])
+        axes.text(0.5, 0.6, "no finite loss was logged", ha="center", transform=axes.transAxes)
+
     # Guessing gives each of N classes the probability 1/N: a cross-entropy of ln N.
     for chance in chances(ended):
-        label = f"guessing: ln {1 / chance:.0f}"
-        axes.axhline(-math.log(chance), color="0.4", linestyle=":", linewidth=1.2, label=label)
+        # Of one class there is nothing to guess: a loss of 0, which a logarithmic axis has not.
+        if chance < 1:
+            label = f"guessing: ln {1 / chance:.0f}"
+            axes.axhline(-math.log(chance), color="0.4", linestyle=":", linewidth=1.2, label=label)
 
     axes.set(yscale="log", xlabel="training step", ylabel="training loss (nats)")
+    low, high = axes.get_ylim()
+    if high < NARROW * low:
+        # Within a power of ten, its multiples would be long labels: 1.04 x 10^0.
+        axes.yaxis.set_major_formatter("{x:.3g}")
+        axes.yaxis.set_minor_formatter("{x:.3g}")
     legend_below(figure, axes, meaning_of_lines(ended))
     return figure
+
+
+def _medians(curves: Sequence[dict[int, float]]) -> dict[int, float]:
+    """Return the median loss by step, where at least half of the members have one."""
+    at_step: dict[int, list[float]] = {}
+    for curve in curves:
+        for step, loss in curve.items():
+            at_step.setdefault(step, []).append(loss)
+
+    # Runs stop at different steps. Where most have stopped, the median would be that of the few
+    # that find the task hard, and would seem to rise again.
+    medians = {}
+    for step, at_this_step in sorted(at_step.items()):
+        if 2 * len(at_this_step) >= len(curves):
+            medians[step] = median(at_this_step)
+    return medians
 
 
 def _loss_curve(sweep: Sweep, outcome: Outcome) -> dict[int, float]:

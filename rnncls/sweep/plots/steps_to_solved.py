@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rnncls.sweep.outcomes import SOLVED, Outcome, by_setting
 from rnncls.sweep.plots.looks import colour_of, legend_below, marker_of, name_of, new_axes
 from rnncls.system.pictures import default_style
+from rnncls.system.shown import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +22,7 @@ def steps_to_solved(ended: Sequence[Outcome]) -> "Figure":
     run of its setting does.
     """
     solved = sum(outcome.steps_to_solved is not None for outcome in ended)
-    title = f"{solved:,} of {len(ended):,} members reach {100 * SOLVED:g} % in validation"
+    title = f"{solved:,} of {counted(len(ended), 'member')} reach {100 * SOLVED:g} % in validation"
     figure, axes = new_axes(title)
 
     for number, members in enumerate(by_setting(ended).values()):

@@ -8,6 +8,7 @@ from rnncls.sweep.plan import format_setting
 from rnncls.sweep.plots.looks import legend_below, name_of, new_axes
 from rnncls.sweep.summary import LEVELS, success
 from rnncls.system.pictures import default_style, in_picture
+from rnncls.system.shown import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 # Beyond these, rows could not be told apart; the tables have them all.
 MOST_SETTINGS = 40
 MOST_OF_NAME = 28
+
+# Of more settings the rows are lower, so that the picture is no tower.
+MOST_IN_HIGH_ROWS = 8
+HIGH_ROW = 0.42  # inches
+LOW_ROW = 0.23
 
 # How each level looks, and how far from the middle of its row, as a share of the row.
 _MARKERS = ("o", "s", "D")
@@ -30,25 +36,29 @@ def success_rates(ended: Sequence[Outcome]) -> "Figure":
     settings = list(by_setting(ended).values())
     shown = settings[:MOST_SETTINGS]
     where = "training lengths" if any(outcome.tested for outcome in ended) else "test sequences"
-    height = 1.3 + max(0.42 * len(shown), 0.9)
-    figure, axes = new_axes(f"success of {len(ended):,} members ({where})", height)
+    is_low = len(shown) > MOST_IN_HIGH_ROWS
+    height = 1.3 + max((LOW_ROW if is_low else HIGH_ROW) * len(shown), 0.9)
+    figure, axes = new_axes(f"success of {counted(len(ended), 'member')} ({where})", height)
+    size = "x-small" if is_low else "small"
 
     names = []
     for row, members in enumerate(shown):
-        names.append(_name_of_row(members[0]))
+        names.append(_name_of_row(members[0], is_low))
         accuracies = [outcome.accuracy for outcome in members]
         for number, level in enumerate(LEVELS):
             rate = success(accuracies, level)
             low, high = rate.ci95
             y = row + _PLACES[number]
-            axes.plot([100 * low, 100 * high], [y, y], color=f"C{number}", linewidth=1.5)
+            axes.plot(
+                [100 * low, 100 * high], [y, y], color=f"C{number}", linewidth=1 if is_low else 1.5
+            )
             axes.plot(
                 100 * rate.rate,
                 y,
                 color=f"C{number}",
                 linestyle="",
                 marker=_MARKERS[number],
-                markersize=5,
+                markersize=3.5 if is_low else 5,
                 clip_on=False,
                 zorder=3,
                 label="" if row else f"at least {100 * level:g} %" if level < 1 else "100 %",
@@ -63,7 +73,7 @@ def success_rates(ended: Sequence[Outcome]) -> "Figure":
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
             va="center",
-            fontsize="small",
+            fontsize=size,
         )
 
         if row:
@@ -71,7 +81,7 @@ def success_rates(ended: Sequence[Outcome]) -> "Figure":
 
     axes.set(xlim=(0, 100), ylim=(len(shown) - 0.5, -0.5))
     axes.set_xlabel("members that reach it (%), 95 % Wilson intervals")
-    axes.set_yticks(range(len(shown)), names, fontsize="small", parse_math=False)
+    axes.set_yticks(range(len(shown)), names, fontsize=size, parse_math=False)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
 
@@ -81,9 +91,9 @@ def success_rates(ended: Sequence[Outcome]) -> "Figure":
     return figure
 
 
-def _name_of_row(outcome: Outcome) -> str:
-    """Return the name of a member's setting: two keys stand one above the other."""
-    if len(outcome.member.values) != 2:
+def _name_of_row(outcome: Outcome, is_low: bool) -> str:
+    """Return the name of a member's setting: in a high row, two keys stand on two lines."""
+    if is_low or len(outcome.member.values) != 2:
         return name_of(outcome, MOST_OF_NAME) or "all members"
     lines = []
     for key, value in outcome.member.values.items():
