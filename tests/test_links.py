@@ -32,13 +32,14 @@ FILES_OF_RUN = [
     *[".tmp-1-abc-status.json", "events.out.tfevents.1.host.1.0", "evaluation.json"],
 ]
 FOLDERS_OF_SWEEP = [
-    *["members", "plots", "members/seed=1"],
+    *["members", "plots", "summary", "members/seed=1"],
     pytest.param("members/seed=1/checkpoints", marks=pytest.mark.slow),
     pytest.param("members/seed=1/profile", marks=pytest.mark.slow),
 ]
 FILES_OF_SWEEP = [
     *[".lock", "sweep.yaml", "summary.json", "summary.csv", ".tmp-1-abc-summary.json"],
     *["plots/loss.png", "plots/accuracy_by_length.png", "events.out.tfevents.1.host.1.0"],
+    "summary/events.out.tfevents.1.host.1.0",
     *["members/seed=1/.lock", "members/seed=1/evaluation.json", "members/seed=1/metrics.csv"],
 ]
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy.stats import trim_mean
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +21,7 @@ from rnncls.config import dump_config
 from rnncls.config.ranges import parse_seeds
 from rnncls.errors import ConfigError
 from rnncls.evaluation.metrics import wilson_interval
+from rnncls.rundir.events import log_images
 from rnncls.sweep.plan import load_sweep, plan_sweep
 from rnncls.sweep.summary import SuccessRate, fisher, horizon, interquartile_mean, success
 from tests.helpers import (
@@ -117,13 +119,26 @@ def test_the_summary_says_what_the_members_say(swept: tuple[Path, str]) -> None:
 
 def test_pictures_are_drawn_and_shown_in_tensorboard(swept: tuple[Path, str]) -> None:
     folder, _ = swept
-    for name in ("accuracy_by_length", "loss"):
+    names = [
+        "accuracy_by_length",
+        "error_rate_by_length",
+        "loss",
+        "steps_to_solved",
+        "success_rate",
+    ]
+    for name in names:
         content = (folder / "plots" / f"{name}.png").read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 10_000
-    events = EventAccumulator(str(folder))
+    events = EventAccumulator(str(folder / "summary"))
     events.Reload()
-    assert events.Tags()["images"] == ["sweep/accuracy_by_length", "sweep/loss"]
+    assert sorted(events.Tags()["images"]) == [f"whole_sweep/{name}" for name in names]
+    assert {events.Images(tag)[0].step for tag in events.Tags()["images"]} == {6}
+
+    (tables,) = events.Tensors("whole_sweep/tables/text_summary")
+    assert tables.step == 6
+    assert "| lr=2e-2 | 3 of 3 |" in tables.tensor_proto.string_val[0].decode()
+    assert not list(folder.glob("events.out.tfevents.*"))
     assert len({path.parent for path in folder.glob("members/*/events.out.tfevents.*")}) == 6
     for member in folder.glob("members/*"):
         events = EventAccumulator(str(member))
@@ -131,6 +146,34 @@ def test_pictures_are_drawn_and_shown_in_tensorboard(swept: tuple[Path, str]) ->
         content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
         assert set(start.hparams) == {"seed", "optimizer.lr"}  # what members differ in
+
+
+def test_pictures_of_earlier_versions_go_and_nothing_else(
+    swept: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(swept[0], tmp_path / "sweep")
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    log_images(folder, {"sweep/accuracy_by_length": pixels, "sweep/loss": pixels})
+    foreign = folder / "events.out.tfevents.1.mine.1.0"
+    foreign.write_bytes(b"mine")
+    before = [path.name for path in (folder / "summary").iterdir()]
+    assert run_rnncls("sweep", "--resume", folder).returncode == 0
+    assert list(folder.glob("events.out.tfevents.*")) == [foreign]
+
+    # Those of today are replaced, and not added to.
+    (after,) = [path.name for path in (folder / "summary").iterdir()]
+    assert [after] != before
+
+
+def test_settings_stand_in_one_table_before_all_else(swept: tuple[Path, str]) -> None:
+    folder, printed = swept
+    table = printed.split("\n\n")[0].splitlines()
+    assert " ".join(table[0].split()) == "setting ended >= 99 % >= 99.9 % 100 % median at 9"
+    groups = json.loads((folder / "summary.json").read_text())["groups"]
+    for line, name, group in zip(table[1:], ["lr=1e-3", "lr=2e-2"], groups, strict=True):
+        counts = [str(success["count"]) for success in group["success"].values()]
+        middle = f"{group['by_length']['9']['median']:.4f}"
+        assert line.split() == [name, "3", "of", "3", *counts, middle]
 
 
 def test_every_member_is_evaluated_in_one_table(swept: tuple[Path, str]) -> None:

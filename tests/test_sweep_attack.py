@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 
 from rnncls.config import dump_config
-from rnncls.sweep import plots
 from rnncls.sweep.groups import plan_groups
 from rnncls.sweep.members import run_sweep
 from rnncls.sweep.outcomes import Outcome
 from rnncls.sweep.plan import Member, Sweep, plan_sweep
+from rnncls.sweep.plots.by_length import accuracy_by_length, error_rate_by_length
+from rnncls.sweep.plots.looks import MOST_NAMED
+from rnncls.sweep.plots.loss import _loss_curve, losses
+from rnncls.sweep.plots.steps_to_solved import steps_to_solved
+from rnncls.sweep.plots.success_rate import success_rates
 from rnncls.sweep.results import Evaluation, LengthResult
 from rnncls.sweep.summary import _as_csv, summarize
 from rnncls.sweep.text import summary_text
@@ -140,25 +144,23 @@ def outcomes_of(values: list[str]) -> list[Outcome]:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("values", [ODD_TEXT[:2], ODD_TEXT], ids=["inside", "beside"])
 def test_values_of_a_grid_are_drawn_as_text(values: list[str]) -> None:
-    figure = plots.accuracy_by_length(outcomes_of(values))
-    assert png_of(figure).startswith(b"\x89PNG")
-    (axes,) = figure.axes
-    legend = axes.get_legend()
-    assert legend is not None
-    labels = [text.get_text() for text in legend.get_texts()]
-    assert "label_field=$\\frac{$ median" in labels
-    assert all(label.isprintable() and len(label) < 70 for label in labels)
+    for draw in (accuracy_by_length, error_rate_by_length, steps_to_solved, success_rates):
+        figure = draw(outcomes_of(values))
+        assert png_of(figure).startswith(b"\x89PNG")
+        shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+        for legend in figure.legends:
+            shown += [text.get_text() for text in legend.get_texts()]
+        assert any(text.startswith("label_field=$\\frac{$") for text in shown)
+        assert all(text.isprintable() and len(text) < 75 for text in shown)
 
 
 def test_a_legend_names_the_first_of_many_settings() -> None:
-    figure = plots.accuracy_by_length(outcomes_of([f"v{number}" for number in range(50)]))
-    (axes,) = figure.axes
-    legend = axes.get_legend()
-    assert legend is not None
+    figure = accuracy_by_length(outcomes_of([f"v{number}" for number in range(50)]))
+    (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
-    assert len(labels) == plots.MOST_NAMED + 1
+    assert len(labels) == MOST_NAMED + 1
     # The settings, the training lengths and the chance.
-    assert labels[-1] == f"... and {52 - plots.MOST_NAMED} more"
+    assert labels[-1] == f"... and {52 - MOST_NAMED} more"
 
 
 # --- odd values in every field of a member's files
@@ -241,12 +243,17 @@ def test_odd_values_in_a_members_files_are_never_an_internal_error(name: str, sw
 
             # Drawing takes longest, so only what differs is drawn.
             ended = [outcome for outcome in summary.outcomes if outcome.ended]
-            curves = str([plots._loss_curve(swept, outcome) for outcome in ended])
-            shown = str([(outcome.evaluation, outcome.diverged) for outcome in ended]) + curves
+            curves = str([_loss_curve(swept, outcome) for outcome in ended])
+            shown = curves
+            for outcome in ended:
+                steps = (outcome.steps_to_solved, outcome.step)
+                shown += str((outcome.evaluation, outcome.diverged, steps))
             if shown not in drawn:
                 drawn.add(shown)
-                plots.accuracy_by_length(ended).draw_without_rendering()
-                plots.losses(swept, ended).draw_without_rendering()
+                accuracy_by_length(ended).draw_without_rendering()
+                error_rate_by_length(ended).draw_without_rendering()
+                steps_to_solved(ended).draw_without_rendering()
+                losses(swept, ended).draw_without_rendering()
     path.write_text(before)
 
 

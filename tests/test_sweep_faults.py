@@ -18,11 +18,12 @@ from rnncls.config import dump_config
 from rnncls.errors import CheckpointError, ConfigError, NonFiniteError
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
-from rnncls.sweep import plots
 from rnncls.sweep.evaluate import evaluate_all
 from rnncls.sweep.members import run_sweep
 from rnncls.sweep.outcomes import Outcome, outcomes
 from rnncls.sweep.plan import Sweep, load_sweep, plan_sweep
+from rnncls.sweep.plots.by_length import accuracy_by_length
+from rnncls.sweep.plots.draw import draw
 from rnncls.sweep.results import Evaluation, read_evaluation
 from rnncls.sweep.summary import mean, summarize, summarize_setting
 from rnncls.sweep.text import accuracy_table
@@ -266,11 +267,11 @@ def test_members_that_diverged_are_zero_everywhere(tmp_path: Path) -> None:
     evaluation = evaluate_all(sweep.folder, [1, 2], None)
     assert evaluation.diverged == ["lr=1e30_seed=0", "lr=1e30_seed=1"]
     assert evaluation.by_member["lr=1e30_seed=0"] == {1: 0.0, 2: 0.0}
-    axes = plots.accuracy_by_length(outcomes(sweep)).axes[0]
-    assert axes.get_title() == "4 members, 2 not finite"
+    axes = accuracy_by_length(outcomes(sweep)).axes[0]
+    assert axes.get_title() == "4 members, 0 solved, 2 not finite"
     medians = {line.get_label(): list(np.asarray(line.get_ydata())) for line in axes.lines}
-    assert set(medians["lr=1e30 median"]) == {0.0}
-    assert min(medians["lr=1e-3 median"]) > 0
+    assert set(medians["lr=1e30: not solved, 2 of 2"]) == {0.0}
+    assert min(medians["lr=1e-3: not solved, 2 of 2"]) > 0
 
 
 def test_numbers_that_overflow_in_a_long_test_are_errors(tmp_path: Path) -> None:
@@ -376,7 +377,7 @@ def test_success_on_files_is_by_sequences(tmp_path: Path) -> None:
     raw = json.loads((sweep.run_dir(sweep.members[0]) / "evaluation.json").read_text())
     (outcome,) = outcomes(sweep)
     assert outcome.accuracy == raw["accuracy"] == 1 - raw["errors"] / raw["examples"]
-    chance = plots.accuracy_by_length([outcome]).axes[0].lines[-1]
+    chance = accuracy_by_length([outcome]).axes[0].lines[-1]
     assert np.asarray(chance.get_ydata()).tolist() == [raw["chance"]] * 2
 
 
@@ -444,7 +445,7 @@ def test_a_group_that_diverged_as_a_whole_has_a_table_of_zeros(tmp_path: Path) -
     by_length = setting.statistics.by_length
     assert {n: at.median for n, at in by_length.items()} == {1: 0, 2: 0, 3: 0, 4: 0, 9: 0}
     assert summary.to_json()["members"][0]["accuracy_at_9"] == 0
-    assert plots.draw(sweep) == []
+    assert draw(sweep, summary) == []
 
 
 def test_the_groups_of_a_grid_are_told_apart_in_an_evaluation(tmp_path: Path) -> None:

@@ -150,10 +150,12 @@ def _scalar(tag: str, value: float) -> Summary:
     return scalar(tag, value)  # type: ignore[no-untyped-call]
 
 
-def log_images(folder: Path, images: dict[str, Any]) -> None:
-    """Show pictures in TensorBoard in place of those before.
+def log_images(
+    folder: Path, images: dict[str, Any], texts: dict[str, str] | None = None, step: int = 0
+) -> None:
+    """Show pictures and texts of this step in TensorBoard, in place of those before.
 
-    `images`: (height, width, 3) uint8 arrays by tag. Raises: OSError.
+    `images`: (height, width, 3) uint8 arrays by tag. `texts`: Markdown by tag. Raises: OSError.
     """
     old = list(folder.glob(EVENT_FILES))
     file = EventFile(folder)
@@ -163,4 +165,7 @@ def log_images(folder: Path, images: dict[str, Any]) -> None:
             path.unlink()
         for tag, pixels in images.items():
             summary = image(tag, pixels, dataformats="HWC")  # type: ignore[no-untyped-call]
-            file.add(Event(step=0, summary=summary))
+            file.add(Event(step=step, summary=summary))
+        for tag, markdown in (texts or {}).items():
+            summary = text(tag, markdown)  # type: ignore[no-untyped-call]
+            file.add(Event(step=step, summary=summary))

@@ -5,6 +5,7 @@
 <sweep>/summary.json     statistics of the members
 <sweep>/summary.csv      one line per member
 <sweep>/plots/           pictures
+<sweep>/summary/         the same pictures, and tables, as a run of TensorBoard
 """
 
 from pathlib import Path
@@ -17,7 +18,8 @@ EVALUATION = "evaluation.json"  # in the run directory of a member
 SUMMARY_JSON = "summary.json"
 SUMMARY_CSV = "summary.csv"
 PLOTS = "plots"
-FOLDERS = (MEMBERS, PLOTS)
+SUMMARY = "summary"
+FOLDERS = (MEMBERS, PLOTS, SUMMARY)
 
 
 def is_sweep(folder: Path) -> bool:

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from rnncls.rundir.lock import holding
 from rnncls.sweep.paths import FOLDERS
 from rnncls.sweep.plan import Sweep
-from rnncls.sweep.plots import draw
+from rnncls.sweep.plots.draw import draw
 from rnncls.sweep.summary import Summary, summarize, write_summary
 
 
 @contextmanager
 def updated_summary(sweep: Sweep, *, plots: bool) -> Iterator[Summary]:
-    """Summarise the sweep for the body, and write summary.json, summary.csv and plots/ after it,
-    also when the body raises.
+    """Summarise the sweep for the body, and write summary.json, summary.csv, plots/ and summary/
+    after it, also when the body raises.
 
     `plots`: whether to draw, which takes seconds. Raises: WriteError.
     """
@@ -28,4 +28,4 @@ def updated_summary(sweep: Sweep, *, plots: bool) -> Iterator[Summary]:
         finally:
             write_summary(sweep, summary)
             if plots:
-                draw(sweep)
+                draw(sweep, summary)

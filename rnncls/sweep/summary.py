@@ -23,6 +23,9 @@ from rnncls.system.refusals import writing
 # Accuracies from which a member counts as a success. Their text is a key of summary.json.
 LEVELS = (0.99, 0.999, 1.0)
 
+# What accuracy is measured on, where there are such lengths.
+TRAINING_LENGTHS = "training lengths"
+
 
 @dataclass(frozen=True)
 class SuccessRate:
@@ -178,7 +181,7 @@ def _statistics(ended: Sequence[Outcome]) -> Statistics:
         by_length[length] = _length_accuracy(accuracies_at(length, ended))
 
     return Statistics(
-        measure="training lengths" if ended[0].tested else "test sequences",
+        measure=TRAINING_LENGTHS if ended[0].tested else "test sequences",
         diverged=sum(outcome.diverged for outcome in ended),
         accuracy=AccuracyStatistics(mean(accuracies), median(accuracies), min(accuracies)),
         success=_success_by_level(accuracies),

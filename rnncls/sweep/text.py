@@ -7,10 +7,20 @@ from statistics import median
 from rnncls.errors import on_one_line
 from rnncls.sweep.evaluate import Accuracies
 from rnncls.sweep.outcomes import SOLVED
-from rnncls.sweep.summary import LEVELS, Setting, Statistics, Summary, interquartile_mean
+from rnncls.sweep.plan import format_setting
+from rnncls.sweep.summary import (
+    LEVELS,
+    TRAINING_LENGTHS,
+    Setting,
+    Statistics,
+    Summary,
+    interquartile_mean,
+)
 from rnncls.system.rows import shortened
+from rnncls.system.shown import aligned, on_short_line
 
 MOST_OF_ID = 20  # characters of the id of an error
+MOST_OF_NAME = 36  # of the name of a setting in the table of all
 
 
 def accuracy_table(accuracies: Accuracies) -> str:
@@ -87,14 +97,58 @@ def _statistics_lines(
 
 
 def summary_text(summary: Summary) -> str:
-    """Return the statistics of each setting as text."""
+    """Return the statistics of each setting as text, and first of all settings in one table."""
     paragraphs = [_setting_text(setting) for setting in summary.settings]
+    # Of one setting, the paragraph itself says as much.
+    if len(summary.settings) > 1:
+        paragraphs.insert(0, "\n".join(aligned(setting_rows(summary, MOST_OF_NAME), texts=1)))
 
     if any(setting.p_against_first is not None for setting in summary.settings):
         paragraphs.append(
             "p: Fisher's exact test against the first setting. IQM: inter-quartile mean."
         )
     return "\n\n".join(paragraphs)
+
+
+def setting_rows(summary: Summary, most: int) -> list[list[str]]:
+    """Return a table of the settings, header first: success, and one median.
+
+    The median is that at the longest length tested; on data files, where few sequences may be that
+    long, that of the accuracy on all. `most`: characters of a setting's name.
+    """
+    found = [setting.statistics for setting in summary.settings if setting.statistics is not None]
+    longest = {statistics.horizon.tested for statistics in found}
+    is_generated = any(statistics.measure == TRAINING_LENGTHS for statistics in found)
+    title = "median"
+    if is_generated:
+        title = f"median at {longest.pop():,}" if len(longest) == 1 else "median at longest"
+
+    names = short_names(summary)
+    levels = [f">= {100 * level:g} %" if level < 1 else "100 %" for level in LEVELS]
+    rows = [["setting", "ended", *levels, title]]
+    for setting in summary.settings:
+        name = on_short_line(names[setting.name], most) or "all"
+        row = [name, f"{setting.ended} of {setting.members}"]
+
+        statistics = setting.statistics
+        if statistics is None:
+            rows.append(row + [""] * (len(rows[0]) - len(row)))
+            continue
+        row += [str(statistics.success[level].count) for level in LEVELS]
+
+        middle = statistics.accuracy.median
+        if is_generated:
+            middle = statistics.by_length[statistics.horizon.tested].median
+        rows.append([*row, f"{middle:.4f}"])
+    return rows
+
+
+def short_names(summary: Summary) -> dict[str, str]:
+    """Return the names of the settings without the sections of their keys, by name."""
+    names = {}
+    for outcome in summary.outcomes:
+        names[outcome.member.setting] = format_setting(outcome.member.values, short=True)
+    return names
 
 
 def _setting_text(setting: Setting) -> str:

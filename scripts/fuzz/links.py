@@ -35,7 +35,7 @@ MADE_IN_SWEEPS = [
     ".lock", "plots", "plots/loss.png", "plots/accuracy_by_length.png", "members", "crash.log",
     "summary.json", "summary.csv", "sweep.yaml", ".tmp-1-ab-summary.json", "plots/.tmp-1-ab-x",
     "members/.tmp-1-ab-x", "members/seed=1", "members/seed=0/evaluation.json",
-    "events.out.tfevents.9999999999.host.1.0",
+    "events.out.tfevents.9999999999.host.1.0", "summary", "summary/events.out.tfevents.1.host.1.0",
     *[f"members/seed=1/{name}" for name in MADE_IN_RUNS],
 ]  # fmt: skip
 
