@@ -194,9 +194,9 @@ def draw_reliability(axes: "Axes", bins: Sequence[Bin], size: float) -> None:
 
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(HISTOGRAM_FROM, 1.05)
-    heights = [HISTOGRAM_FROM + 0.02, HISTOGRAM_FROM + HISTOGRAM_HEIGHT, 0, 0.5, 1]
-    texts = ["0%", f"{highest:.0%}", "0", "0.5", "1"]
-    mark_y(axes, heights, texts, "share        accuracy   ", size)
+    mark_y(axes, [0, 0.5, 1], ["0", "0.5", "1"], "accuracy", size, name_at=0.66)
+    heights = [HISTOGRAM_FROM + 0.02, HISTOGRAM_FROM + HISTOGRAM_HEIGHT]
+    mark_y(axes, heights, ["0%", f"{highest:.0%}"], "share", size, name_at=0.14)
     ticks = ["0", "0.2", "0.4", "0.6", "0.8", "1"]
     name = "confidence: probability of the predicted class"
     mark_x(axes, [float(tick) for tick in ticks], ticks, name, size)

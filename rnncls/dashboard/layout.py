@@ -4,16 +4,17 @@ from typing import Any
 
 from torch.utils.tensorboard import summary
 
+# Each tag is a regular expression for the beginning of one: without its end, "val/accuracy" would
+# stand for the accuracies of all lengths, too.
 LAYOUT = {
     "learning": {
-        "loss": ["Multiline", ["train/loss", "val/loss"]],
-        "accuracy": ["Multiline", ["train/accuracy", "val/accuracy"]],
+        "loss": ["Multiline", ["train/loss$", "val/loss$"]],
+        "accuracy": ["Multiline", ["train/accuracy$", "val/accuracy$"]],
     },
-    # Each tag is a regular expression.
     "lengths": {"accuracy by length": ["Multiline", ["val/accuracy_by_length/.*"]]},
     "optimizer": {
-        "gradient norm": ["Multiline", ["train/grad_norm"]],
-        "learning rate": ["Multiline", ["train/lr"]],
+        "gradient norm": ["Multiline", ["train/grad_norm$"]],
+        "learning rate": ["Multiline", ["train/lr$"]],
     },
 }
 
