@@ -9,7 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnncls.evaluation.metrics import calibration_error, confusion_matrix, wilson_interval
+from rnncls.evaluation.metrics import (
+    calibration_bins,
+    calibration_error,
+    confusion_matrix,
+    wilson_interval,
+)
 from rnncls.model.losses import sequence_losses
 from rnncls.seeds import mix
 from rnncls.steps.state import Totals
@@ -153,6 +158,41 @@ def test_of_fewer_examples_than_bins_each_has_its_own() -> None:
 def test_a_confidence_that_is_not_a_number_makes_the_error_none() -> None:
     confidences = torch.tensor([0.5, math.nan, 0.7])
     assert math.isnan(calibration_error(confidences, torch.tensor([True, False, True])))
+
+
+@given(EXAMPLES)
+def test_the_bins_of_the_calibration_error_hold_every_example_and_make_the_error(
+    examples: list[tuple[float, bool]],
+) -> None:
+    values, right = zip(*examples, strict=True)
+    confidences, correct = torch.tensor(values), torch.tensor(right)
+    bins = calibration_bins(confidences, correct)
+    assert 1 <= len(bins) <= 15
+    assert all(count > 0 for count, _, _ in bins)
+    assert [mean for _, mean, _ in bins] == sorted(mean for _, mean, _ in bins)
+
+    # Together they have all examples, all their confidence and all that are right.
+    assert sum(count for count, _, _ in bins) == len(examples)
+    total = float(confidences.double().sum())
+    assert sum(count * mean for count, mean, _ in bins) == pytest.approx(total)
+    assert sum(count * accuracy for count, _, accuracy in bins) == pytest.approx(sum(right))
+
+    # Each bin has the examples between those of its neighbours.
+    ordered = sorted(zip(confidences.tolist(), right, strict=True))
+    start = 0
+    for count, mean, accuracy in bins:
+        part = ordered[start : start + count]
+        start += count
+        assert mean == pytest.approx(sum(value for value, _ in part) / count)
+        assert accuracy == pytest.approx(sum(is_right for _, is_right in part) / count)
+        assert start == len(ordered) or ordered[start][0] > part[-1][0]
+
+    error = sum(count * abs(accuracy - mean) for count, mean, accuracy in bins) / len(examples)
+    assert error == pytest.approx(calibration_error(confidences, correct), abs=1e-12)
+
+
+def test_without_examples_there_are_no_calibration_bins() -> None:
+    assert calibration_bins(torch.tensor([]), torch.tensor([], dtype=torch.bool)) == []
 
 
 def test_sequence_losses_are_negative_log_probabilities() -> None:

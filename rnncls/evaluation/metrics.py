@@ -109,13 +109,41 @@ def calibration_error(confidences: Tensor, correct: Tensor) -> float:
     >>> calibration_error(always_sure, torch.tensor([True, False, False, False]))
     0.75
     """
+    confidences, correct, bins = _into_bins(confidences, correct)
+    excess = correct.double() - confidences.double()
+
+    sums = torch.bincount(bins, weights=excess)
+    return float(sums.abs().sum()) / len(confidences)
+
+
+def calibration_bins(confidences: Tensor, correct: Tensor) -> list[tuple[int, float, float]]:
+    """Return the bins of `calibration_error` that have examples, the least confident ones first.
+
+    Each is (count, mean confidence, accuracy). The sum of count * |accuracy - mean confidence| over
+    the bins, divided by the number of examples, is the error. There are none without examples.
+
+    >>> calibration_bins(torch.tensor([0.5, 1.0, 1.0]), torch.tensor([False, True, False]))
+    [(1, 0.5, 0.0), (2, 1.0, 0.5)]
+    """
+    if not len(confidences):
+        return []
+    confidences, correct, bins = _into_bins(confidences, correct)
+
+    counts = torch.bincount(bins)
+    means = torch.bincount(bins, weights=confidences.double()) / counts
+    accuracies = torch.bincount(bins, weights=correct.double()) / counts
+
+    # A bin is empty where equal confidences went into the one of the first of them.
+    columns = (counts.tolist(), means.tolist(), accuracies.tolist())
+    return [part for part in zip(*columns, strict=True) if part[0]]
+
+
+def _into_bins(confidences: Tensor, correct: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return both sorted by confidence, and the number of the bin of each example, (R,) each."""
     confidences, order = confidences.sort()
-    excess = correct[order].double() - confidences.double()
 
     # Of each group of equal confidences, the place of the first; then the bin of that place.
     _, counts = torch.unique_consecutive(confidences, return_counts=True)
     first = counts.cumsum(0) - counts
     bins = first * CALIBRATION_BINS // len(confidences)
-
-    sums = torch.bincount(bins.repeat_interleave(counts), weights=excess)
-    return float(sums.abs().sum()) / len(confidences)
+    return confidences, correct[order], bins.repeat_interleave(counts)

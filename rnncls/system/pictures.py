@@ -1,6 +1,7 @@
 """What all pictures have in common: how text stands in them, and how they are rendered."""
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,22 @@ def png_of(figure: "Figure") -> bytes:
     with any_script():
         figure.savefig(content, dpi=120, format="png")
     return content.getvalue()
+
+
+def rendered(figure: "Figure") -> tuple[bytes, int, int]:
+    """Return the picture as a PNG with its height and width, in pixels, rendered only once.
+
+    It is compressed lightly: there are many such pictures, and compressing well takes longer than
+    drawing does.
+    """
+    content = io.BytesIO()
+    with any_script(), default_style():
+        figure.savefig(content, dpi=120, format="png", pil_kwargs={"compress_level": 1})
+    png = content.getvalue()
+
+    # The first chunk of a PNG, behind 16 bytes, begins with its width and its height.
+    width, height = struct.unpack_from(">II", png, 16)
+    return png, height, width
 
 
 def write_png(figure: "Figure", path: Path) -> None:
