@@ -33,6 +33,7 @@ _NOT_HPARAMS = {
     "train.eval_every",
     "train.checkpoint_every",
     "train.histogram_every",
+    "train.diagnostics_every",
 }
 
 # The name of an event file: its number is the second in which it was begun. TensorBoard's own
