@@ -334,9 +334,9 @@ class TrainConfig(Section):
     histogram_every: Count | None = None
     """Steps between two TensorBoard histograms of weights and gradients. null: no histograms."""
     diagnostics_every: Count | None = None
-    """Steps between two looks at the network's health, in TensorBoard: how much of the loss reaches
-    the first token, saturated units, and each weight's size, slope and update; also after the last
-    step. null: none."""
+    """Steps between two diagnostics in TensorBoard, also after the last step: saturated units, how
+    much of a gradient reaches the first token, and size, gradient and update of each parameter.
+    null: none."""
     stop_at_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     """Stop after an evaluation with at least this validation accuracy. null: do not stop for it."""
     patience: Count | None = None
