@@ -367,7 +367,8 @@ class TrainConfig(Section):
     """Precision of matrix products: float32, tf32 (10 bits of mantissa; CUDA) or bfloat16 (7 bits).
     Weights are always float32."""
     profile: bool = False
-    """Write a torch.profiler trace of 20 steps into the run directory."""
+    """Write into the run directory what the parts of an eager step take, and a torch.profiler trace
+    of 20 such steps."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = 1
     """Number of CPU threads of PyTorch. 1 is fastest for small models, and its results are the same
     to the bit on any number of cores. null: PyTorch's default."""

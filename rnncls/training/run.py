@@ -13,7 +13,7 @@ from rnncls.steps.state import TrainState
 from rnncls.system.device import describe, describe_precision
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.loop import follow, timed
-from rnncls.training.profiling import traced
+from rnncls.training.profiling import write_profile
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,8 @@ def train(
         used, available = task.validation_sizes
         if available is not None and used < available:
             log.say(f"validating on {used:,} of {available:,} sequences (train.eval_samples)")
+        if task.config.train.profile and state.step < task.max_steps:
+            write_profile(state, task, log, stop, engine_name)
         steps = timed(take_steps(state, task), state)
-        # Around the timing: a profiler takes seconds to start and to write its file.
-        if task.config.train.profile:
-            steps = traced(steps, task.max_steps - state.step, log)
         follow(steps, state, task, run, log, stop)
     return state
