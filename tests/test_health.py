@@ -17,7 +17,12 @@ from rnncls.dashboard import health as health_module
 from rnncls.dashboard.health import health_scalars
 from rnncls.data import Task, load_task
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.probes import activations_of, spectral_radius_of, states_of
+from rnncls.model.probes import (
+    activations_of,
+    gradients_through_time,
+    spectral_radius_of,
+    states_of,
+)
 from rnncls.steps.beside import copy_of, same_random_state
 from rnncls.steps.eager import draw_dropout, train_step
 from rnncls.steps.engines import choose
@@ -138,7 +143,7 @@ def test_what_is_within_is_what_the_formulas_give(cell: str, bidirectional: bool
         summary, states, activations = unrolled(network, sequences.tokens[start:end].long())
         logits = network.head(summary)
         loss = nn.functional.cross_entropy(logits[None], sequences.labels[number : number + 1])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         off.append(torch.stack([torch.stack(d) == 0 for a in activations for d in a]).all(1))
         passing += [a for of_layer in activations for d in of_layer for a in d]
         if end - start == 1:
@@ -178,7 +183,7 @@ def test_activations_are_those_of_the_formulas(cell: str, bias: bool) -> None:
     torch.manual_seed(0)
     options: dict[str, Any] = {"bidirectional": True, "bias": bias, "num_layers": 2, **CELLS[cell]}
     model = RNNClassifier(5, 3, 4, 6, initial_state="learned", **options).double().eval()
-    nn.init.normal_(model.initial_state)
+    nn.init.normal_(model.get_parameter("initial_state"))
     ids = [[1, 2, 3, 4], [2], [4, 4, 1], [3, 1, 2, 1]]
     batch = sequences_of(ids).batch(torch.arange(4))
     found = activations_of(model, states_of(model, batch.tokens), batch.tokens.batch_sizes)
@@ -239,8 +244,9 @@ def test_sequences_of_one_token_have_no_gradient_through_time() -> None:
 def test_units_that_are_off_are_counted() -> None:
     state, task = begun(config_of(model={"nonlinearity": "relu"}))
     with torch.no_grad():
-        state.model.rnn.bias_ih_l0[:4] = -1e6
-        state.model.rnn.bias_ih_l0[4:] = 1e6
+        bias = state.model.rnn.get_parameter("bias_ih_l0")
+        bias[:4] = -1e6
+        bias[4:] = 1e6
     scalars = health_scalars(state, task)
     assert scalars["within/off"] == 4 / 16
     assert scalars["within/saturated"] == pytest.approx(4 / 16)
@@ -250,7 +256,7 @@ def test_long_sequences_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     state, task = begun(config_of(data={"min_length": 5, "max_length": 60}))
     monkeypatch.setattr(health_module, "MOST_STEPS", 4)
     lengths = []
-    original = health_module.gradients_through_time
+    original = gradients_through_time
 
     def noting(network: RNNClassifier, tokens: Any, *arguments: Any, **options: Any) -> Any:
         lengths.append(len(tokens.batch_sizes))
