@@ -249,6 +249,7 @@ def test_a_misspelt_key_gets_the_right_suggestion(tmp_path: Path, key: str) -> N
         ("model.pooling", ["last", "mean", "max", "last_mean_max"], ["sum", "[last]", "null"]),
         ("model.initial_state", ["zeros", "learned"], ["0", "null", "random"]),
         ("train.objective", ["sequence", "prefix"], ["prefixes", "null"]),
+        ("train.diagnostics_every", ["1", "1048576", "null"], ["0", "-1", "1048577", "1.5"]),
         ("train.recompute_every", ["1", "1048576", "null"], ["0", "-1", "1048577", "1.5"]),
         ("train.truncate_after", ["1", "1048576", "null"], ["0", "-1", "1048577", "all"]),
         ("optimizer.weight_decay", ["0", "1e-2", "null"], ["-0.1", "none"]),

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from rnncls.inspect.gradients import measure as gradients_module
-from rnncls.inspect.gradients.measure import MOST_BYTES, bounded, gradients_of, remedies_of
+from rnncls.inspect.gradients.measure import MOST_BYTES, gradients_of, remedies_of
 from rnncls.inspect.gradients.view import Gradients, LayerGradients
 from rnncls.inspect.subject import Subject, load_subject
+from rnncls.model.bounds import bounded
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.gradient_flow import Flow, Kind, Verdict
 from rnncls.model.pooling import Pooling

@@ -29,6 +29,7 @@ FILES_OF_RUN = [
     *["checkpoints/best.safetensors", "checkpoints/step-00000004.safetensors"],
     *["checkpoints/step-00000002.safetensors", "checkpoints/step-00000004.safetensors.bad"],
     *["checkpoints/step-00000006.safetensors", "profile/steps.pt.trace.json"],
+    "profile/profile.txt",
     *[".tmp-1-abc-status.json", "events.out.tfevents.1.host.1.0", "evaluation.json"],
 ]
 FOLDERS_OF_SWEEP = [

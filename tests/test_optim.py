@@ -12,18 +12,43 @@ from rnncls.steps.optim import build_optimizer, clip_grad_norm, learning_rate
 from tests.helpers import run_python
 
 
-def test_an_optimizer_is_made_without_torch_dynamo() -> None:
-    """Compiled steps use no more of it than its groups and its state."""
+def test_an_optimizer_is_made_and_steps_without_torch_dynamo() -> None:
+    """It takes a second of CPU to import, and the update is torch's own."""
     code = """
 import sys, torch
 from rnncls.config import OptimizerConfig
 from rnncls.steps.optim import build_optimizer
 for name in ("sgd", "adam", "adamw"):
     config = OptimizerConfig(name=name, weight_decay=0.0)
-    optimizer = build_optimizer([torch.nn.Parameter(torch.zeros(2))], config)
+    ours = torch.nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer([ours], config)
+    ours.grad = torch.full((2,), 0.3)
+    optimizer.step()
+    assert torch.is_grad_enabled() and ours.requires_grad
+    assert ours.detach().tolist() != [1, 1]
     print(type(optimizer).__mro__[1].__name__, "torch._dynamo" in sys.modules)"""
     done = run_python(code)
     assert done.stdout.splitlines() == ["SGD False", "Adam False", "AdamW False"], done.stderr
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_an_update_is_that_of_torch_to_the_bit(name: Any) -> None:
+    momentum = {"momentum": 0.9} if name == "sgd" else {}
+    config = OptimizerConfig(name=name, lr=0.01, weight_decay=0.1, **momentum)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(7))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    stock: Any = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    optimizers = [
+        build_optimizer([ours], config),
+        stock[name]([theirs], lr=0.01, weight_decay=0.1, fused=True, **momentum),
+    ]
+    for _ in range(5):
+        gradient = torch.randn(7)
+        for optimizer, weights in zip(optimizers, (ours, theirs), strict=True):
+            weights.grad = gradient.clone()
+            optimizer.step()
+    assert torch.equal(ours, theirs)
 
 
 def rates(

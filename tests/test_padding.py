@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from rnncls.inspect import subject
+from rnncls.data import sum_mod
 from rnncls.inspect.padding import compare as padding
 from rnncls.inspect.padding.compare import compare_padding
 from rnncls.inspect.padding.plot import columns_shown, draw_padding
@@ -287,7 +287,7 @@ def test_fewer_sequences_are_scored_where_they_are_long(
 ) -> None:
     monkeypatch.setattr(padding, "MOST_CELLS", 400)
     assert view_of(run_dir).num_scored == 100
-    monkeypatch.setattr(subject, "MOST_DRAWN", 80)
+    monkeypatch.setattr(sum_mod, "MOST_DRAWN", 80)
     assert view_of(run_dir).num_scored == 20
 
 

@@ -27,6 +27,9 @@ def main() -> None:
     # No window is opened. matplotlib refuses to be imported with the name of one that it lacks.
     os.environ["MPLBACKEND"] = "agg"
 
+    # torch's profiler would print lines on stderr that only its developers understand.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
     exit_code = run()
     try:
         sys.stdout.flush()

@@ -333,6 +333,10 @@ class TrainConfig(Section):
     """How many of the newest checkpoints stay on disk, in addition to the best one."""
     histogram_every: Count | None = None
     """Steps between two TensorBoard histograms of weights and gradients. null: no histograms."""
+    diagnostics_every: Count | None = None
+    """Steps between two diagnostics in TensorBoard, also after the last step: saturated units, how
+    much of a gradient reaches the first token, and size, gradient and update of each parameter.
+    null: none."""
     plots: bool | None = None
     """Draw pictures of the run into plots/ and TensorBoard, beside training and after it. null:
     yes, but not for the members of a sweep."""
@@ -366,7 +370,8 @@ class TrainConfig(Section):
     """Precision of matrix products: float32, tf32 (10 bits of mantissa; CUDA) or bfloat16 (7 bits).
     Weights are always float32."""
     profile: bool = False
-    """Write a torch.profiler trace of 20 steps into the run directory."""
+    """Write into the run directory what the parts of an eager step take, and a torch.profiler trace
+    of 20 such steps."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = 1
     """Number of CPU threads of PyTorch. 1 is fastest for small models, and its results are the same
     to the bit on any number of cores. null: PyTorch's default."""

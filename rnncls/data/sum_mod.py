@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rnncls.config import SumModConfig
 from rnncls.data.batches import Batch, Block, pack
-from rnncls.data.sequences import BLOCK_STEPS, evaluation_batch_size
+from rnncls.data.sequences import BLOCK_STEPS, Sequences, evaluation_batch_size, offsets_of
 from rnncls.seeds import mix
 
 Split = Literal["train", "val", "test"]
@@ -26,21 +26,44 @@ BLOCK_TOKENS = 2**20
 # idle.
 LEAST_ROWS = 64
 
+# Of sequences for a look into a network, so many digits are in memory; so many sequences are drawn
+# however long they may be.
+MOST_DRAWN = 2**23
+LEAST_DRAWN = 8
+
+ALL = slice(None)
+
 DigitRows = tuple[Tensor, Tensor, Tensor]  # padded digits (R, T), lengths (R,), labels (R,)
 
 
-def draw(data: SumModConfig, rows: int, generator: torch.Generator) -> DigitRows:
-    """Draw R = `rows` sequences with uniform digits and lengths.
+def draw(
+    data: SumModConfig, rows: int, generator: torch.Generator, wanted: slice = ALL
+) -> DigitRows:
+    """Draw `rows` sequences with uniform digits and lengths, and return the R ones that are wanted.
 
     Digits are uniform on 0..max_value, lengths on min_length..max_length.
 
     Returns: digits (R, max_length) with zeros behind each length, lengths (R,), labels (R,).
     """
+    first, last, _ = wanted.indices(rows)
     lengths = torch.randint(data.min_length, data.max_length + 1, (rows,), generator=generator)
-    digits = torch.randint(data.num_embeddings, (rows, data.max_length), generator=generator)
+    # Row after row: those behind the last one that is wanted need not be drawn.
+    digits = torch.randint(data.num_embeddings, (last, data.max_length), generator=generator)
+    if last - first < rows:
+        lengths = lengths[first:last].clone()
+        digits = digits[first:].clone()
+
     # Zeros behind each length, so that the sum over a whole row is that of its digits.
     digits *= torch.arange(data.max_length) < lengths.unsqueeze(1)
     return digits, lengths, digits.sum(1) % data.modulus
+
+
+def draw_sequences(data: SumModConfig, count: int, generator: torch.Generator) -> Sequences:
+    """Draw `count` sequences, but fewer if they may be very long: all have room for the longest."""
+    count = min(count, max(LEAST_DRAWN, MOST_DRAWN // data.max_length))
+    digits, lengths, labels = draw(data, count, generator)
+    is_token = torch.arange(digits.shape[1]) < lengths.unsqueeze(1)
+    return Sequences(digits[is_token].int(), offsets_of(lengths), labels)
 
 
 def filled(data: SumModConfig, batch_size: int) -> float:
@@ -96,20 +119,15 @@ def _draws(
     step = start
     while step < stop:
         block, first = divmod(step, block_steps)
-        # The whole block is drawn even if few of its steps are wanted: its digits come from the
-        # generator after all of its lengths.
+        # All lengths of the block are drawn even if few of its steps are wanted: its digits come
+        # from the generator after them.
         last = min(block_steps, first + stop - step)
         wanted = slice(first * batch_size, last * batch_size)
 
         # A block is the largest thing in memory: no name here may keep it while others use it.
         generator = torch.Generator().manual_seed(mix(seed, split, block))
-        yield _sliced(draw(data, block_steps * batch_size, generator), wanted)
+        yield draw(data, block_steps * batch_size, generator, wanted)
         step += last - first
-
-
-def _sliced(rows: DigitRows, wanted: slice) -> DigitRows:
-    digits, lengths, labels = rows
-    return digits[wanted], lengths[wanted], labels[wanted]
 
 
 def samples(data: SumModConfig, seed: int, split: Split, count: int) -> Iterator[Batch]:

@@ -25,9 +25,11 @@ from rnncls.data.dataset import Dataset, Fingerprints
 from rnncls.data.files.places import named
 from rnncls.data.loading import load_dataset
 from rnncls.data.read_tables import with_files_found
+from rnncls.data.sequences import Sequences
 from rnncls.data.vocabulary import Vocabulary
 from rnncls.data.warnings import dataset_warnings, files_found, how_read
 from rnncls.errors import ConfigError, Problem, on_one_line
+from rnncls.seeds import mix
 from rnncls.system.streams import say
 
 MOST_LENGTHS_TESTED = 20  # of the training lengths, by a sweep
@@ -80,6 +82,10 @@ class Task(ABC):
     @abstractmethod
     def validation(self) -> Iterator[Batch]:
         """Yield the sequences that every evaluation during training uses, always the same ones."""
+
+    @abstractmethod
+    def some_validation(self, count: int) -> Sequences:
+        """Return at most `count` validation sequences of any length, always the same ones."""
 
     @property
     @abstractmethod
@@ -193,6 +199,11 @@ class SumModTask(Task):
         count = number(self.config.train.eval_samples)
         return sum_mod.samples(self.data, self.config.seed, "val", count)
 
+    def some_validation(self, count: int) -> Sequences:
+        """Return `count` sequences, or fewer if they may be very long."""
+        generator = torch.Generator().manual_seed(mix(self.config.seed, "some validation"))
+        return sum_mod.draw_sequences(self.data, count, generator)
+
     @property
     def validation_sizes(self) -> tuple[int, int | None]:
         return number(self.config.train.eval_samples), None
@@ -284,6 +295,12 @@ class FilesTask(Task):
         """Yield sequences of the validation split; if that is empty, of the training split."""
         count = number(self.config.train.eval_samples)
         return sequences.evaluation_batches(self.validated, count, self.config.seed)
+
+    def some_validation(self, count: int) -> Sequences:
+        """Return the first of those in the random order that an evaluation takes them from."""
+        generator = torch.Generator().manual_seed(mix(self.config.seed, "evaluation"))
+        rows = torch.randperm(len(self.validated), generator=generator)[:count]
+        return self.validated.select(rows)
 
     @property
     def validation_sizes(self) -> tuple[int, int | None]:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 
 from rnncls.config import SumModConfig
-from rnncls.data.sequences import Sequences, offsets_of
-from rnncls.data.sum_mod import draw
+from rnncls.data.sequences import Sequences
+from rnncls.data.sum_mod import draw_sequences
 from rnncls.errors import DataError, Problem
 from rnncls.model.classifier import RNNClassifier
 from rnncls.predict.predictor import Predictor, ReadTokens, predictor_of, read_tokens
@@ -18,11 +18,6 @@ from rnncls.rundir.restore import held_out_data, is_finite
 from rnncls.seeds import mix
 from rnncls.system.device import set_precision, set_threads
 from rnncls.system.streams import say
-
-# Of generated sequences, which are drawn at their longest, so many digits are in memory; so many
-# sequences are drawn however long they may be.
-MOST_DRAWN = 2**23
-LEAST_DRAWN = 8
 
 
 class Subject(NamedTuple):
@@ -81,10 +76,7 @@ def own_sequences(
     config = subject.checkpoint.config
     generator = torch.Generator().manual_seed(mix(config.seed, "inspect"))
     if isinstance(config.data, SumModConfig):
-        count = min(count, max(LEAST_DRAWN, MOST_DRAWN // config.data.max_length))
-        digits, lengths, labels = draw(config.data, count, generator)
-        is_token = torch.arange(digits.shape[1]) < lengths.unsqueeze(1)
-        return Sequences(digits[is_token].int(), offsets_of(lengths), labels)
+        return draw_sequences(config.data, count, generator)
 
     dataset = held_out_data(subject.checkpoint, progress=progress, data_dir=data_dir)
     if dataset is None:

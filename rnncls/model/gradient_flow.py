@@ -68,6 +68,23 @@ def flow_of(gradient: Tensor, batch_sizes: Tensor, reverse: bool) -> Flow:
     return Flow(counts, sums / counts, sums / sums_of_last)
 
 
+def first_over_last(gradient: Tensor, batch_sizes: Tensor, reverse: bool) -> float:
+    """Return how much of a gradient dL/dh_t (S, H), packed, reaches the first steps of sequences.
+
+    It is the mean norm at the first step of each sequence over that at its last one; in reverse
+    the first step is the last token. Sequences of one token say nothing. Without others, or
+    without a gradient at the last steps, it is NaN.
+    """
+    norms = torch.linalg.vector_norm(gradient.detach().double(), dim=1).cpu()
+    # Sequences of more than one token have a row in the second step.
+    num_longer = int(batch_sizes[1]) if len(batch_sizes) > 1 else 0
+    at_first_token = norms[:num_longer]
+    at_last_token = norms[last_rows_of(batch_sizes)][:num_longer]
+
+    first, last = (at_last_token, at_first_token) if reverse else (at_first_token, at_last_token)
+    return float(first.mean() / last.mean())
+
+
 def verdict_of(flow: Flow) -> Verdict:
     """Return whether the gradient vanishes or explodes on its way."""
     last = float(flow.norms[0])

@@ -7,11 +7,13 @@ beside a step. Letters as in recurrence.py: S tokens in all, of B sequences, hid
 directions; packed rows stand time step by time step, longest sequence first.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.data.sequences import Sequences, rows_of_batches
@@ -23,6 +25,10 @@ from rnncls.model.pooling import nothing_pooled, pooled_with, summary_of_pooled
 from rnncls.model.recurrence import last_rows
 
 SATURATED = 0.99  # of |tanh|
+
+# How often a matrix is squared for its spectral radius. The largest error is that of an eigenvalue
+# beside many that are as large: for H of them, log(H) / 2**SQUARINGS of it.
+SQUARINGS = 11
 
 
 class LayerStates(NamedTuple):
@@ -182,6 +188,53 @@ def saturation(activations: Tensor, is_relu: bool) -> Tensor:
 
 
 @torch.no_grad()
+def activations_of(
+    network: RNNClassifier, layers: Sequence[LayerStates], batch_sizes: Tensor
+) -> list[tuple[Tensor, ...]]:
+    """Return what the nonlinearity returned after every token, (S, H) by layer and direction.
+
+    `layers`: those of `states_of`. For nn.RNN it is h_t, for the GRU n_t, for the LSTM tanh(c_t),
+    which is h_t over its output gate: as exact as the gate is far from 0.
+    """
+    mode = network.rnn.mode
+    if mode not in ("GRU", "LSTM"):
+        return [states.directions for states in layers]
+
+    found = []
+    for layer, states in enumerate(layers):
+        of_layer = []
+        for direction, hidden in enumerate(states.directions):
+            before = _states_before(network, layer, direction, hidden, batch_sizes)
+            w_ih, w_hh, *biases = weights_of(network.rnn, layer, direction)
+            b_ih, b_hh = biases or (None, None)
+            from_input = F.linear(states.inputs, w_ih, b_ih).chunk(3 if mode == "GRU" else 4, 1)
+            from_memory = F.linear(before, w_hh, b_hh).chunk(len(from_input), 1)
+            if mode == "GRU":
+                r = (from_input[0] + from_memory[0]).sigmoid()
+                of_layer.append((from_input[2] + r * from_memory[2]).tanh())
+            else:
+                of_layer.append(hidden / (from_input[3] + from_memory[3]).sigmoid())
+        found.append(tuple(of_layer))
+    return found
+
+
+def _states_before(
+    network: RNNClassifier, layer: int, direction: int, hidden: Tensor, batch_sizes: Tensor
+) -> Tensor:
+    """Return h before every token, (S, H), packed, from h after every token."""
+    sizes = batch_sizes.tolist()
+    start, *_ = state_before(network, layer, direction, sizes[0])
+    after = torch.split(hidden, sizes)
+    if direction == 0:
+        return torch.cat([start, *(states[: sizes[t + 1]] for t, states in enumerate(after[:-1]))])
+
+    # In reverse, what is before comes after, and sequences begin where they end.
+    following = [*after[1:], hidden[:0]]
+    pairs = zip(following, sizes, strict=True)
+    return torch.cat([torch.cat([states, start[len(states) : size]]) for states, size in pairs])
+
+
+@torch.no_grad()
 def states_after(network: RNNClassifier, sequences: Sequences, places: Tensor) -> Tensor:
     """Return the last layer's state after the prefixes that end at `places`, (P, H), on the CPU.
 
@@ -225,12 +278,44 @@ def eigenvalues_of(network: RNNClassifier, layer: int, direction: int) -> Tensor
     Of a gated cell it is the block that makes the candidate: g of the LSTM, n of the GRU. A weight
     that is NaN or infinite makes them all NaN.
     """
-    _, w_hh = weights_of(network.rnn, layer, direction)[:2]
-    size = network.rnn.hidden_size
-    if len(w_hh) > size:
-        # i, f, g, o of the LSTM; r, z, n of the GRU.
-        w_hh = w_hh[2 * size : 3 * size]
+    w_hh = recurrent_block(network, layer, direction)
     if not bool(w_hh.isfinite().all()):
-        return torch.full((size,), float("nan"), dtype=torch.complex128)
+        return torch.full((len(w_hh),), float("nan"), dtype=torch.complex128)
     eigenvalues: Tensor = torch.linalg.eigvals(w_hh.cpu().double())
     return eigenvalues
+
+
+def recurrent_block(network: RNNClassifier, layer: int, direction: int) -> Tensor:
+    """Return W_hh of one layer and direction, (H, H); of a gated cell what makes the candidate."""
+    _, w_hh = weights_of(network.rnn, layer, direction)[:2]
+    size = network.rnn.hidden_size
+    # i, f, g, o of the LSTM; r, z, n of the GRU.
+    return w_hh[2 * size : 3 * size] if len(w_hh) > size else w_hh
+
+
+@torch.no_grad()
+def spectral_radius_of(matrix: Tensor) -> float:
+    """Return the largest |eigenvalue| of a square matrix, to about a thousandth; NaN: not finite.
+
+    It is the limit of |A^n|^(1/n) (Gelfand 1941), and of (|A^2n| / |A^n|)^(1/n), which comes near
+    it sooner. Some squarings of a matrix take a fraction of the time of its eigenvalues. Of one
+    that is nearly defective, it is the growth over the first few hundred steps.
+    """
+    norm = float(torch.linalg.matrix_norm(matrix))
+    if norm == 0 or not math.isfinite(norm):
+        return 0.0 if norm == 0 else math.nan
+
+    log_norm = math.log(norm)  # of A^n
+    power = matrix / norm  # A^n, scaled so that no power leaves the range of the numbers
+    estimate = 0.0
+    for number in range(SQUARINGS):
+        power = power @ power
+        norm = float(torch.linalg.matrix_norm(power))
+        if norm == 0:
+            return 0.0
+        power = power / norm
+
+        # What is new in log |A^2n|, beside log |A^n|, is divided by n.
+        estimate = (log_norm + math.log(norm)) / 2**number
+        log_norm = 2 * log_norm + math.log(norm)
+    return math.exp(estimate)

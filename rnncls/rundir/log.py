@@ -218,6 +218,12 @@ class RunLog:
         if events is not None:
             self.write(EVENTS, lambda: events.write_histograms(step, model))
 
+    def log_more(self, step: int, scalars: dict[str, float]) -> None:
+        """Write more values of a step, by tag, to TensorBoard alone: tables have fixed columns."""
+        events = self._events
+        if events is not None:
+            self.write(EVENTS, lambda: events.write(step, scalars))
+
     def write(self, log: str, action: Callable[[], object]) -> bool:
         """Do `action` unless that log is off. If it fails, turn the log off and say so once.
 

@@ -6,7 +6,7 @@ status.json                  how the run stands (status.py)
 metrics.jsonl, metrics.csv   one line per logged step, named like the TensorBoard tags (tables.py)
 events.out.tfevents.*        TensorBoard: one event stream, HParams included (events.py)
 checkpoints/                 step-N.safetensors and best.safetensors (checkpoint.py)
-profile/                     a trace of some steps, with train.profile
+profile/                     how long the parts of a step take, and a trace, with train.profile
 plots/                       pictures, and the evaluations that they are made of (rnncls/dashboard)
 crash.log                    the traceback of an error that rnncls did not expect
 """
@@ -26,6 +26,7 @@ STEP_PREFIX = "step-"
 STEP_FILES = f"{STEP_PREFIX}*.safetensors"  # a glob pattern for what `step_path` returns
 PROFILE = "profile"
 TRACE = f"{PROFILE}/steps.pt.trace.json"
+PROFILE_TEXT = f"{PROFILE}/profile.txt"
 CRASH_LOG = "crash.log"
 PLOTS = "plots"
 EVALUATIONS = f"{PLOTS}/evaluations.jsonl"

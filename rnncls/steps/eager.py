@@ -32,15 +32,20 @@ EARLY_STEPS = 100
 
 def eager_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
     """Train from the state's step to the task's last, and yield 1 after each step."""
+    for batch in batches_of(state, task, task.max_steps):
+        train_step(state, batch, task)
+        yield 1
+
+
+def batches_of(state: TrainState, task: Task, stop: int) -> Iterator[Batch | PaddedBatch]:
+    """Yield the batches of the state's step to stop - 1 on its device, laid out as is fastest."""
     device = state.device
     # Both layouts have the same sequences in the same order, so that the losses agree.
-    batches: Iterator[Batch | PaddedBatch] = task.batches(state.step, task.max_steps)
+    batches: Iterator[Batch | PaddedBatch] = task.batches(state.step, stop)
     if layout_of(task, device, state.step_rules) == "padded":
-        batches = _padded_batches(task, state.step)
-
+        batches = _padded_batches(task, state.step, stop)
     for batch in batches:
-        train_step(state, batch.to(device), task)
-        yield 1
+        yield batch.to(device)
 
 
 def layout_of(task: Task, device: torch.device, step_rules: StepRules = LATEST) -> str:
@@ -75,9 +80,9 @@ def layout_of(task: Task, device: torch.device, step_rules: StepRules = LATEST) 
     return "padded" if is_padded else "packed"
 
 
-def _padded_batches(task: Task, step: int) -> Iterator[PaddedBatch]:
-    """Yield the batches from this step on, each padded to its longest sequence."""
-    for block in task.blocks(step, task.max_steps):
+def _padded_batches(task: Task, step: int, stop: int) -> Iterator[PaddedBatch]:
+    """Yield the batches of the steps step, ..., stop - 1, each padded to its longest sequence."""
+    for block in task.blocks(step, stop):
         for number in range(block.num_steps):
             yield block.padded(number)
 

@@ -1,5 +1,6 @@
 """What a step minimises: the loss of a batch, with its gradients."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -24,13 +25,31 @@ def gradients_of_batch(
     `train.objective: prefix` of the mean over the prefixes of each sequence. Class weights are
     those of a weighted mean, as in torch.nn.CrossEntropyLoss. `keys`: as of the model's `forward`.
     """
+    losses: list[Tensor] = []
+    logits = model.head.weight.new_empty(0)
+    for loss, logits in losses_of_batch(model, batch, task, keys):  # noqa: B007
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+    return total, logits.detach()
+
+
+def losses_of_batch(
+    model: RNNClassifier, batch: Batch | PaddedBatch, task: Task, keys: Keys = ()
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the parts of which the batch's loss is the sum, and logits, as `gradients_of_batch`.
+
+    `backward` of each must have been called before the next one is computed. Only that of prefixes
+    has more than one; the logits of whole sequences come with the last.
+    """
     config = task.config
     weights = task.class_weights
     if weights is not None:
         weights = weights.to(batch.labels.device)
 
     if isinstance(batch, Batch) and batch.prefix_labels is not None:
-        return _gradients_of_prefixes(model, batch, batch.prefix_labels, weights, config, keys)
+        yield from _losses_of_prefixes(model, batch, batch.prefix_labels, weights, config, keys)
+        return
 
     # The loss is computed in float32, also where autocast makes the logits bfloat16.
     with precision(config, batch.labels.device):
@@ -38,20 +57,18 @@ def gradients_of_batch(
             logits = model(batch.tokens, keys=keys).float()  # (B, num_classes)
         else:
             logits = model(batch.tokens, pieces=pieces_of(config), keys=keys).float()
-    loss = F.cross_entropy(logits, batch.labels, weights)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss.detach(), logits.detach()
+    yield F.cross_entropy(logits, batch.labels, weights), logits
 
 
-def _gradients_of_prefixes(
+def _losses_of_prefixes(
     model: RNNClassifier,
     batch: Batch,
     labels: Tensor,
     class_weights: Tensor | None,
     config: Config,
     keys: Keys,
-) -> tuple[Tensor, Tensor]:
-    """Do what `gradients_of_batch` says for the labels (S,) of all prefixes."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Do what `losses_of_batch` says for the labels (S,) of all prefixes."""
     device = batch.labels.device
     weights = prefix_weights(batch.tokens.batch_sizes).to(device)
     total: Tensor | int = len(batch.labels)
@@ -60,18 +77,13 @@ def _gradients_of_prefixes(
         total = weights.sum()
     weights = weights / total
 
-    losses: list[Tensor] = []
-    logits = model.head.weight.new_empty(0)
     parts = prefix_losses(model, batch.tokens, labels, weights, pieces_of(config), keys)
     while True:
         with precision(config, device):
             part = next(parts, None)
         if part is None:
-            return torch.stack(losses).sum(), logits
-
-        loss, logits = part
-        loss.backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach())
+            return
+        yield part
 
 
 def pieces_of(config: Config) -> Pieces:

@@ -1,8 +1,8 @@
 """Optimizer, learning-rate schedule and gradient clipping."""
 
 import math
-from collections.abc import Iterable
-from typing import TypeVar, cast
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,22 @@ Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
 
 
 def _light(kind: type[Kind]) -> type[Kind]:
-    """Return the same class of optimizers, but made without an import of torch._dynamo.
+    """Return the same class of optimizers, but one that never imports torch._dynamo.
 
-    torch.compile is not to look into `add_param_group`, which the constructor calls, and to say so
-    torch imports all of it: a second of CPU. The function itself is behind the one that does. The
-    first `step` imports it anyway, but compiled steps never call that.
+    torch.compile is not to look into `add_param_group`, which the constructor calls, nor to forget
+    that `step` is without gradients, and to say so torch imports all of it: a second of CPU. The
+    functions themselves are behind those that do.
     """
     inner = getattr(kind.add_param_group, "__wrapped__", kind.add_param_group)
-    return cast(type[Kind], type(kind.__name__, (kind,), {"add_param_group": inner}))
+    step = torch.no_grad()(_innermost(kind.step))
+    return cast(type[Kind], type(kind.__name__, (kind,), {"add_param_group": inner, "step": step}))
+
+
+def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that others are wrapped around."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
 
 
 _SGD = _light(torch.optim.SGD)

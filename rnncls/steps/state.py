@@ -87,19 +87,22 @@ class Due(NamedTuple):
     evaluation: bool
     log: bool
     histograms: bool
+    diagnostics: bool
     checkpoint: bool
 
 
 def due_after(train: TrainConfig, step: int) -> Due:
     """Return what is due after this step, by the config's `..._every` keys.
 
-    Histograms without an interval are never due.
+    What has no interval is never due.
     """
     histogram_every = train.histogram_every
+    diagnostics_every = train.diagnostics_every
     return Due(
         evaluation=step % train.eval_every == 0,
         log=step % train.log_every == 0,
         histograms=histogram_every is not None and step % histogram_every == 0,
+        diagnostics=diagnostics_every is not None and step % diagnostics_every == 0,
         checkpoint=step % train.checkpoint_every == 0,
     )
 
@@ -111,7 +114,13 @@ def next_due(train: TrainConfig, step: int) -> int:
     of a run is known to the task alone.
     """
     # The next multiple of each interval; an interval of None has none.
-    intervals = [train.log_every, train.eval_every, train.checkpoint_every, train.histogram_every]
+    intervals = (
+        train.log_every,
+        train.eval_every,
+        train.checkpoint_every,
+        train.histogram_every,
+        train.diagnostics_every,
+    )
     return min((step // every + 1) * every for every in intervals if every)
 
 

@@ -6,6 +6,7 @@ from contextlib import closing
 from itertools import chain
 
 from rnncls.dashboard.board import Board
+from rnncls.dashboard.health import health_scalars
 from rnncls.data import Task
 from rnncls.rundir.log import RunLog
 from rnncls.rundir.run_directory import RunDirectory
@@ -120,6 +121,8 @@ def after_step(
         log.say(*note.splitlines())
     if due.histograms:
         log.log_histograms(step, state.model)
+    if due.diagnostics or (is_over and train.diagnostics_every is not None):
+        log.log_more(step, health_scalars(state, task))
 
     # From here on a resumed run would not repeat the logs of this step.
     state.due = False

@@ -15,7 +15,7 @@ from rnncls.steps.state import TrainState
 from rnncls.system.device import describe, describe_precision
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.loop import follow, timed
-from rnncls.training.profiling import traced
+from rnncls.training.profiling import write_profile
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def train(
         draws = task.config.train.plots
         board = Board(state, task, log, shared is None if draws is None else draws)
         board.begin(engine_name)
+
+        if task.config.train.profile and state.step < task.max_steps:
+            write_profile(state, task, log, stop, engine_name)
         steps = timed(take_steps(state, task), state)
-        # Around the timing: a profiler takes seconds to start and to write its file.
-        if task.config.train.profile:
-            steps = traced(steps, task.max_steps - state.step, log)
         follow(steps, state, task, run, log, stop, board)
         board.finish(stop)
     return state

@@ -1,17 +1,15 @@
 """The gradient through time of a trained model: how much of it reaches each earlier step."""
 
 import copy
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from rnncls.config import Config, SumModConfig, number
 from rnncls.data import Batch
-from rnncls.data.sequences import Sequences, offsets_of
 from rnncls.inspect.gradients.view import Gradients, LayerGradients
 from rnncls.inspect.subject import Subject, own_sequences
+from rnncls.model.bounds import bounded, bytes_per_token
 from rnncls.model.cells import DIRECTIONS
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.gradient_flow import Kind, flow_of, verdict_in_all, verdict_of
@@ -43,7 +41,7 @@ def gradients_of(subject: Subject, data_dir: Path | None = None) -> Gradients:
     # In float64, and with their gradients, logits take four times as much.
     count = min(NUM_SEQUENCES, rows_together(subject.network, MOST_LOGITS // 4))
     all_sequences = own_sequences(subject, count, progress=True, data_dir=data_dir)
-    most_tokens = MOST_BYTES // _bytes_per_token(subject.network)
+    most_tokens = MOST_BYTES // bytes_per_token(subject.network)
     most_steps = max(1, min(MOST_STEPS, most_tokens))
     sequences = bounded(all_sequences, most_steps, most_tokens)
 
@@ -143,32 +141,3 @@ def _shorter_ways(config: Config) -> list[str]:
         ways.append("train.objective=prefix, a loss after every token (now sequence)")
     ways.append("model.pooling=mean or max, of all states and not the last (now last)")
     return ways
-
-
-def bounded(sequences: Sequences, most_steps: int, most_tokens: int) -> Sequences:
-    """Return the last tokens of the first sequences, within both bounds; of one at least.
-
-    `most_steps` is for each sequence, `most_tokens` for all of them together.
-    """
-    kept: list[Tensor] = []
-    num_tokens = 0
-    for start, end in pairwise(sequences.offsets.tolist()):
-        tokens = sequences.tokens[max(start, end - most_steps) : end]
-        num_tokens += len(tokens)
-        if kept and num_tokens > most_tokens:
-            break
-        kept.append(tokens)
-
-    offsets = offsets_of(torch.tensor(list(map(len, kept))))
-    return Sequences(torch.cat(kept), offsets, sequences.labels[: len(kept)])
-
-
-def _bytes_per_token(network: RNNClassifier) -> int:
-    """Return about how much is kept of each token until its gradient is known."""
-    rnn = network.rnn
-    # Of each direction of a layer: its gates; h, c, their sums and gradients. In float64.
-    gates = rnn.get_parameter("weight_hh_l0").shape[0]
-    of_direction = 2 * gates + 8 * rnn.hidden_size
-    return 8 * (
-        network.embedding.embedding_dim + rnn.num_layers * network.num_directions * of_direction
-    )
