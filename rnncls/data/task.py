@@ -24,6 +24,7 @@ from rnncls.data.dataset import Dataset, Fingerprints
 from rnncls.data.files.places import named
 from rnncls.data.loading import load_dataset
 from rnncls.data.read_tables import with_files_found
+from rnncls.data.sequences import Sequences
 from rnncls.data.vocabulary import Vocabulary
 from rnncls.data.warnings import dataset_warnings, files_found, how_read
 from rnncls.errors import ConfigError, Problem, on_one_line
@@ -64,6 +65,10 @@ class Task(ABC):
     @abstractmethod
     def validation(self) -> Iterator[Batch]:
         """Yield the sequences that every evaluation during training uses, always the same ones."""
+
+    @abstractmethod
+    def validation_sequences(self, most: int) -> Sequences:
+        """Return at most so many of the sequences that evaluations use, always the same ones."""
 
     @property
     @abstractmethod
@@ -163,6 +168,18 @@ class SumModTask(Task):
         count = number(self.config.train.eval_samples)
         return sum_mod.samples(self.data, self.config.seed, "val", count)
 
+    def validation_sequences(self, most: int) -> Sequences:
+        """Return the first ones of the validation stream."""
+        found: list[Batch] = []
+        count = 0
+        for batch in self.validation():
+            found.append(batch)
+            count += len(batch.labels)
+            if count >= most:
+                break
+        every = sequences.from_batches(found)
+        return every.select(torch.arange(min(most, count)))
+
     @property
     def validation_sizes(self) -> tuple[int, int | None]:
         return number(self.config.train.eval_samples), None
@@ -253,6 +270,13 @@ class FilesTask(Task):
         """Yield sequences of the validation split; if that is empty, of the training split."""
         count = number(self.config.train.eval_samples)
         return sequences.evaluation_batches(self.validated, count, self.config.seed)
+
+    def validation_sequences(self, most: int) -> Sequences:
+        """Return some of those that `validation` yields, in random order if it takes a sample."""
+        used, _ = self.validation_sizes
+        count = min(used, most)
+        rows = sequences.evaluation_rows(self.validated, count, self.config.seed)
+        return self.validated.select(rows)
 
     @property
     def validation_sizes(self) -> tuple[int, int | None]:

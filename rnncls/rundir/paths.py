@@ -7,6 +7,8 @@ metrics.jsonl, metrics.csv   one line per logged step, named like the TensorBoar
 events.out.tfevents.*        TensorBoard: one event stream, HParams included (events.py)
 checkpoints/                 step-N.safetensors and best.safetensors (checkpoint.py)
 profile/                     a trace of some steps, with train.profile
+projector_config.pbtxt       tells TensorBoard's projector, which looks for this name, what there is
+projector/                   vectors, and what each of them stands for (dashboard/projector.py)
 crash.log                    the traceback of an error that rnncls did not expect
 """
 
@@ -25,8 +27,10 @@ STEP_PREFIX = "step-"
 STEP_FILES = f"{STEP_PREFIX}*.safetensors"  # a glob pattern for what `step_path` returns
 PROFILE = "profile"
 TRACE = f"{PROFILE}/steps.pt.trace.json"
+PROJECTOR = "projector"
+PROJECTOR_CONFIG = "projector_config.pbtxt"
 CRASH_LOG = "crash.log"
-FOLDERS = (CHECKPOINTS, PROFILE)
+FOLDERS = (CHECKPOINTS, PROFILE, PROJECTOR)
 
 
 def step_path(folder: Path, step: int) -> Path:
