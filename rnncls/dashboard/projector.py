@@ -91,7 +91,7 @@ def _pairs(left: Tensor, right: Tensor) -> Iterable[tuple[int, int]]:
 
 def _token(name: str) -> str:
     """Return a token as one word: a table has no place for tabs, line breaks and blank names."""
-    return visible(on_short_line(name, MOST_OF_NAME)) or '""'
+    return on_short_line(visible(name), MOST_OF_NAME) or '""'
 
 
 def _label(task: Task, label: int) -> str:

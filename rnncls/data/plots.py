@@ -31,7 +31,6 @@ SPLIT_STYLES: tuple[dict[str, Any], ...] = (
 )
 
 ROWS_OF_BATCH = 8  # sequences that are drawn
-SIDE_BY_SIDE = 8  # columns up to which rectangle and packed batch stand beside each other
 CHARACTERS = 72  # of the width of a picture of a batch
 MOST_OF_TOKEN = 10  # characters
 MOST_OF_NAME = 10  # characters of a label beside a row
@@ -102,7 +101,7 @@ def _plot_tokens(axes: "Axes", train: Sequences, tokens: Sequence[str]) -> None:
     counts = torch.bincount(train.tokens, minlength=len(tokens))
     # Stable: of equally frequent tokens, those with the smaller ids.
     frequent = counts.argsort(descending=True, stable=True)[:MOST_SHOWN]
-    names = [visible(in_picture(tokens[id], LETTERS_OF_LABEL)) for id in frequent.tolist()]
+    names = [in_picture(visible(tokens[id]), LETTERS_OF_LABEL) for id in frequent.tolist()]
     places = range(len(names))
     shares = counts[frequent] / len(train.tokens)
     axes.barh(places, shares.tolist(), color="#9ecae1", edgecolor="black", linewidth=0.5)
@@ -124,7 +123,7 @@ def first_batch(batch: Batch, vocabulary: Vocabulary | None) -> "Figure":
     from matplotlib.figure import Figure
 
     drawn = _beginning_of(batch, vocabulary)
-    if len(drawn.columns) <= SIDE_BY_SIDE:
+    if _is_narrow(drawn.columns, max(len(text) for texts in drawn.tokens for text in texts)):
         figure = Figure(figsize=(6.6, 4.4), layout="constrained")
         rectangle, packed = figure.subplots(1, 2)
     else:
@@ -139,7 +138,7 @@ def first_batch(batch: Batch, vocabulary: Vocabulary | None) -> "Figure":
     rectangle.set_ylabel("row: label")
 
     draw_packed(packed, drawn)
-    packed.set_title(f"packed: {num_tokens:,} cells, column by column", fontsize=10)
+    packed.set_title(f"packed: {num_tokens:,} cells", fontsize=10)
     packed.set_ylabel("longest first")
 
     lengths = batch.lengths
@@ -170,7 +169,8 @@ def _beginning_of(batch: Batch, vocabulary: Vocabulary | None) -> Drawn:
     widest = max(len(token) for texts in tokens for token in texts)
     fitting = CHARACTERS // (1 + min(widest, MOST_OF_TOKEN))
     columns = columns_shown(max(lengths), min(fitting, MOST_COLUMNS))
-    panels = 2 if len(columns) <= SIDE_BY_SIDE else 1
+    is_narrow = _is_narrow(columns, widest)
+    panels = 2 if is_narrow else 1
     return Drawn(
         names=[_row_name(batch, row, vocabulary) for row in range(len(lengths))],
         lengths=lengths,
@@ -179,14 +179,19 @@ def _beginning_of(batch: Batch, vocabulary: Vocabulary | None) -> Drawn:
         columns=columns,
         most=max(1, CHARACTERS // (panels * len(columns)) - 1),
         marks_last=True,
-        font_size=12 if len(columns) <= SIDE_BY_SIDE and widest <= 2 else 8,
+        font_size=12 if is_narrow and widest <= 2 else 8,
     )
+
+
+def _is_narrow(columns: Sequence[int | None], widest: int) -> bool:
+    """Return whether rectangle and packed batch have room beside each other."""
+    return len(columns) <= 8 and 2 * len(columns) * (1 + widest) <= CHARACTERS
 
 
 def _token(id: int, vocabulary: Vocabulary | None) -> str:
     if vocabulary is None:
         return str(id)
-    return visible(in_picture(vocabulary.tokens[id], MOST_OF_TOKEN))
+    return in_picture(visible(vocabulary.tokens[id]), MOST_OF_TOKEN)
 
 
 def _row_name(batch: Batch, row: int, vocabulary: Vocabulary | None) -> str:
