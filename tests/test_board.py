@@ -1,4 +1,4 @@
-"""What a run shows beside its logs: HParams, texts, pictures, the link; and that none of it counts."""
+"""What a run shows beside its logs: HParams, texts, pictures, the link; none of it counts."""
 
 import itertools
 import json
@@ -328,7 +328,7 @@ def test_board_starts_tensorboard_and_finds_the_one_that_runs(board: str, three:
     done = run_process("board", three / "generated")
     assert done.returncode == 0, done.stderr
     assert urlsplit(done.stdout.strip()).port == split.port
-    assert [card["tag"] for card in pinned_of(done.stdout.strip())][0] == "val/accuracy"
+    assert pinned_of(done.stdout.strip())[0]["tag"] == "val/accuracy"
 
 
 @pytest.mark.slow

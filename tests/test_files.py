@@ -651,7 +651,10 @@ def test_data_commands(tmp_path: Path, fails: Callable[..., str]) -> None:
     assert "generated data has no files" in fails(
         2, "data", "check", "--config", "configs/smoke.yaml"
     )
-    assert "packed" in run_rnncls("data", "sample", "--config", "configs/smoke.yaml").stdout
+    picture = tmp_path / "batch.png"
+    done = run_rnncls("data", "sample", "--config", "configs/smoke.yaml", "--plot", picture)
+    assert "packed" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
     (tmp_path / "d.jsonl").write_text("oops\n")
     assert "d.jsonl:1" in fails(3, "data", "check", "--config", tmp_path / "my.yaml")

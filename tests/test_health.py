@@ -130,7 +130,7 @@ def test_what_is_within_is_what_the_formulas_give(cell: str, bidirectional: bool
     scalars = health_scalars(state, task)
     network = copy.deepcopy(state.model).double()
 
-    sequences = task.some_validation(health_module.NUM_SEQUENCES)
+    sequences = task.validation_sequences(health_module.NUM_SEQUENCES)
     assert int(sequences.lengths.min()) == 1
     assert int(sequences.lengths.max()) == 7
     num_directions = 2 if bidirectional else 1
@@ -476,11 +476,11 @@ def test_files_have_diagnostics_of_some_of_their_validation_sequences(tmp_path: 
     assert all(math.isfinite(value) for value in scalars.values())
 
     # Some of the validation split, each of them once, and the same ones again.
-    some = task.some_validation(5)
-    whole = task.some_validation(10**6)
+    some = task.validation_sequences(5)
+    whole = task.validation_sequences(10**6)
     assert len(some) == 5
     assert len(whole) == len(task.validated)  # type: ignore[attr-defined]
-    assert torch.equal(some.tokens, whole.tokens[: len(some.tokens)])
+    assert torch.equal(some.tokens, task.validation_sequences(5).tokens)
     assert sorted(whole.lengths.tolist()) == sorted(task.validated.lengths.tolist())  # type: ignore[attr-defined]
 
 

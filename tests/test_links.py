@@ -23,13 +23,14 @@ QUICK = [
 ]
 
 # What a run or a sweep has, or may have, by its path in there.
-FOLDERS_OF_RUN = ["checkpoints", "profile"]
+FOLDERS_OF_RUN = ["checkpoints", "profile", "projector"]
 FILES_OF_RUN = [
     *[".lock", "config.yaml", "status.json", "metrics.jsonl", "metrics.csv", "crash.log"],
     *["checkpoints/best.safetensors", "checkpoints/step-00000004.safetensors"],
     *["checkpoints/step-00000002.safetensors", "checkpoints/step-00000004.safetensors.bad"],
     *["checkpoints/step-00000006.safetensors", "profile/steps.pt.trace.json"],
     "profile/profile.txt",
+    *["projector_config.pbtxt", "projector/tokens.tsv", "projector/last_states_shown.tsv"],
     *[".tmp-1-abc-status.json", "events.out.tfevents.1.host.1.0", "evaluation.json"],
 ]
 FOLDERS_OF_SWEEP = [

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
 from rnncls.data import sum_mod
+from rnncls.data.batch_plots import columns_shown
 from rnncls.inspect.padding import compare as padding
 from rnncls.inspect.padding.compare import compare_padding
-from rnncls.inspect.padding.plot import columns_shown, draw_padding
+from rnncls.inspect.padding.plot import draw_padding
 from rnncls.inspect.padding.runs import gathered_logits, masked_logits, naive_logits, padded_of
 from rnncls.inspect.padding.view import PaddingView
 from rnncls.inspect.subject import load_subject, own_sequences

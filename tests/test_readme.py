@@ -62,7 +62,8 @@ SHORTER = {
     "python -m scripts.reproduce": "--short --only T5",
 }
 
-# Make targets are checked by a test below, and `rnncls board`, which serves until it is ended, by test_board.py.
+# Make targets are checked by a test below; `rnncls board`, which serves until it is ended, by
+# test_board.py.
 NOT_RUN = ("make ", "rnncls board", "pip ")
 
 

@@ -19,7 +19,7 @@ from rnncls.system.rows import json_text
 
 if TYPE_CHECKING:
     from rnncls.config import Config, FilesConfig
-    from rnncls.data import FilesTask
+    from rnncls.data import FilesTask, Task
 
 
 def check(
@@ -52,21 +52,19 @@ def stats(
     label_field: LabelField = None,
     tokens: Tokens = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw lengths and classes into this PNG.")
+        Path | None, typer.Option(help="Also draw lengths, classes and tokens into this PNG.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print rows, classes, lengths, vocabulary and padding of a data file or a config's files.
+    """Print rows, classes, lengths, vocabulary and padding of a data file or a config's data.
 
     Examples:
         rnncls data stats clicks.csv
         rnncls data stats configs/digits_from_files.yaml --plot lengths.png
     """
     file_options = file_options_of(sequence_field, label_field, tokens)
-    task = _load_files(config, overrides, file_options)
+    task = _load_task(config, overrides, file_options)
     from rnncls.data import report
-    from rnncls.data.plots import draw
-    from rnncls.system.refusals import writing
 
     if as_json:
         print(json_text(report.stats(task).to_json()))
@@ -75,8 +73,9 @@ def stats(
 
     # Last, so that a picture that cannot be written costs no statistics.
     if plot is not None:
-        with writing(plot):
-            draw(task, plot)
+        from rnncls.data.plots import draw
+
+        draw(task, plot)
 
 
 def sample(
@@ -85,18 +84,27 @@ def sample(
     sequence_field: SequenceField = None,
     label_field: LabelField = None,
     tokens: Tokens = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the first 8 sequences of it into this PNG.")
+    ] = None,
 ) -> None:
     """Print the first training batch: padded, packed, lengths, labels.
 
     Examples:
         rnncls data sample clicks.csv
-        rnncls data sample configs/smoke.yaml train.batch_size=4
+        rnncls data sample configs/smoke.yaml train.batch_size=4 --plot batch.png
     """
     file_options = file_options_of(sequence_field, label_field, tokens)
     resolved = _load(config, overrides, file_options)
     from rnncls.data import load_task, report
 
-    print(report.sample(load_task(resolved, progress=True)))
+    task = load_task(resolved, progress=True)
+    print(report.sample(task))
+    if plot is not None:
+        from rnncls.data.plots import first_batch
+        from rnncls.system.pictures import write_png
+
+        write_png(first_batch(next(task.batches(0, 1)), task.vocabulary), plot)
 
 
 def _load(config: Path | None, words: list[str] | None, file_options: FileOptions) -> "Config":
@@ -118,24 +126,34 @@ def _load_files(
 
     Raises: ConfigError for generated data, DataError.
     """
+    task = _load_task(config, words, file_options)
+    from rnncls.data import FilesTask
+
+    if not isinstance(task, FilesTask):
+        remedy = (
+            "data.source=files data.train=...; "
+            "rnncls data stats and data sample show generated data, too"
+        )
+        raise ConfigError(
+            Problem("generated data has no files", "data.source", remedy=remedy, id="C15")
+        )
+    return task
+
+
+def _load_task(config: Path | None, words: list[str] | None, file_options: FileOptions) -> "Task":
+    """Return the task of a config, or of a data file. Raises: ConfigError, DataError."""
     # The config first: a mistake in it is reported before torch is imported.
     resolved = _load(config, words, file_options)
     from rnncls.config import FilesConfig
-    from rnncls.data import FilesTask, load_task
+    from rnncls.data import load_task
 
     try:
-        task = load_task(resolved, progress=True)
+        return load_task(resolved, progress=True)
     except DataError as error:
         # What is wrong with the rows may be how they are read.
         if isinstance(resolved.data, FilesConfig):
             _say_how_bad_files_are_read(error, resolved.data)
         raise
-    if not isinstance(task, FilesTask):
-        remedy = "data.source=files data.train=...; rnncls data sample shows generated batches, too"
-        raise ConfigError(
-            Problem("generated data has no files", "data.source", remedy=remedy, id="C15")
-        )
-    return task
 
 
 def _say_how_bad_files_are_read(error: DataError, data: "FilesConfig") -> None:

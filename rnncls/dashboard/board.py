@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
+from rnncls.dashboard.curves import pr_curves
+from rnncls.dashboard.graph import graph_of
 from rnncls.dashboard.layout import custom_scalars
+from rnncls.dashboard.projector import write_projector
 from rnncls.dashboard.record import Evaluation, Levels
 from rnncls.dashboard.recording import Records, evaluation_of, is_recorded
 from rnncls.dashboard.texts import config_changes, final_report, run_summary, worst_errors
@@ -147,12 +150,18 @@ class Board:
 
     def _show_data(self, step: int) -> None:
         """Show the first batch, and precision and recall of each class."""
+        from rnncls.data.plots import first_batch
+
+        batch = next(self._task.batches(0, 1))
+        self._show("train/first_batch", first_batch(batch, self._task.vocabulary), step=1)
         curves = self._watcher.curves()
         if curves is not None:
             self._add(step, *pr_curves(*curves, self._names))
 
-    def _show_model(self, step: int) -> None:
+    def _show_model(self, _: int) -> None:
         """Show the graph of the model, and its embeddings and states in the projector."""
+        self._draws = self._log.add_graph(graph_of(self._state.model, self._task))
+        write_projector(self._log.run_dir, self._state, self._task)
 
     def _show(self, tag: str, figure: "Figure", step: int) -> None:
         """Write a picture into plots/ and TensorBoard. Raises: OSError."""
@@ -160,7 +169,7 @@ class Board:
         folder = self._log.run_dir / PLOTS
         folder.mkdir(exist_ok=True)
         write_atomically(folder / f"{tag.rpartition('/')[2]}.png", png, durable=False)
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
         self._add(step, Summary(value=[Summary.Value(tag=tag, image=image)]))
 
     def _add(self, step: int, *summaries: Summary) -> None:

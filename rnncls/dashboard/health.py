@@ -59,7 +59,7 @@ def _within(model: RNNClassifier, task: Task) -> dict[str, float]:
     there are fewer, and of very long ones the last tokens alone.
     """
     _, num_classes = task.sizes
-    sequences = task.some_validation(max(1, min(NUM_SEQUENCES, MOST_LOGITS // num_classes)))
+    sequences = task.validation_sequences(max(1, min(NUM_SEQUENCES, MOST_LOGITS // num_classes)))
     most_tokens = MOST_BYTES // bytes_per_token(model)
     sequences = bounded(sequences, max(1, min(MOST_STEPS, most_tokens)), most_tokens)
     batch = sequences.batch(torch.arange(len(sequences)))

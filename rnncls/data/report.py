@@ -1,7 +1,7 @@
-"""Describes a task's data: statistics of files, a picture of them, and one batch."""
+"""Describes a task's data: its statistics, and one batch."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,13 @@ import torch
 from rnncls.data.batches import Batch
 from rnncls.data.contradictions import NO_CONTRADICTIONS, Contradictions
 from rnncls.data.dataset import Dataset
-from rnncls.data.sequences import Sequences, epoch_order, padding_waste, steps_per_epoch
+from rnncls.data.sequences import (
+    Sequences,
+    epoch_order,
+    from_batches,
+    padding_waste,
+    steps_per_epoch,
+)
 from rnncls.data.splits import NO_RARE_CLASSES
 from rnncls.data.table import Noticed
 from rnncls.data.task import FilesTask, Task
@@ -21,6 +27,8 @@ MOST_SHOWN = 20  # tokens or classes
 MOST_OF_NAME = 60  # characters of a token or a class
 BAR = 40  # characters
 MOST_TEXT_BINS = 16  # of the lengths, as text
+
+GENERATED = 10_000  # sequences of generated data that statistics are made of, or one more batch
 
 COLUMNS_SHOWN = 24  # of a padded batch
 PACKED_SHOWN = 16  # tokens of the packed data
@@ -78,15 +86,46 @@ class Stats:
     contradictions: Contradictions  # sequences with different labels
     vocabulary: VocabularyStats
     padding_waste: dict[str, float]  # share of padding in padded batches, by batching
-    steps_per_epoch: int
+    steps_per_epoch: int | None  # None: generated data never ends
 
     def to_json(self) -> dict[str, Any]:
         """Return the statistics as plain values, in the order of the fields."""
         return asdict(self)
 
 
-def stats(task: FilesTask) -> Stats:
-    """Return the statistics of all splits, and of vocabulary and padding of the training split."""
+def splits_of(task: Task) -> dict[str, Sequences]:
+    """Return the sequences of each split; of generated data, the first ones that a run would have.
+
+    The test of generated data has every sequence of short lengths, and is no sample like these.
+    """
+    if isinstance(task, FilesTask):
+        return task.dataset.splits
+    num_batches = -(-GENERATED // task.config.train.batch_size)
+    train = from_batches(task.batches(0, num_batches))
+    return {"train": train.without_prefix_labels(), "val": task.validation_sequences(GENERATED)}
+
+
+def class_names(task: Task) -> Sequence[str]:
+    """Return the names of all classes."""
+    if task.vocabulary is not None:
+        return task.vocabulary.labels
+    return list(map(str, range(task.sizes[1])))
+
+
+def token_names(task: Task) -> Sequence[str]:
+    """Return the names of all tokens, by id."""
+    if task.vocabulary is not None:
+        return task.vocabulary.tokens
+    return list(map(str, range(task.sizes[0])))
+
+
+def stats(task: Task) -> Stats:
+    """Return the statistics of all splits, and of vocabulary and padding of the training split.
+
+    Those of generated data are of some sequences, whose batches are never sorted by length.
+    """
+    if not isinstance(task, FilesTask):
+        return _stats_of_generated(task)
     dataset = task.dataset
     batch_size = task.config.train.batch_size
     # Padding as it would be in the first epoch, with either way of forming batches.
@@ -109,19 +148,52 @@ def stats(task: FilesTask) -> Stats:
         rare_rows=rare.num_rows,
         rare_dropped=rare.are_dropped,
         contradictions=dataset.contradictions or NO_CONTRADICTIONS,
-        vocabulary=_vocabulary_stats(task),
+        vocabulary=_vocabulary_stats(task, task.train),
         padding_waste=waste,
         steps_per_epoch=steps_per_epoch(task.train, batch_size),
     )
 
 
-def _vocabulary_stats(task: FilesTask) -> VocabularyStats:
-    vocabulary = task.dataset.vocabulary
+def _stats_of_generated(task: Task) -> Stats:
+    sequences = splits_of(task)
+    train = sequences["train"]
+    names = class_names(task)
+    known = set(_tuples(train))
+    in_train = sum(each in known for each in _tuples(sequences["val"]))
+
+    rows = list(torch.split(torch.arange(len(train)), task.config.train.batch_size))
+    return Stats(
+        read_as={},
+        split="generated",
+        splits={
+            "train": _counts(train, names, Noticed()),
+            "val": _counts(sequences["val"], names, Noticed(), also_in_train=in_train),
+        },
+        prefix_labels={},
+        rare_classes={},
+        rare_rows=0,
+        rare_dropped=False,
+        contradictions=NO_CONTRADICTIONS,
+        vocabulary=_vocabulary_stats(task, train),
+        padding_waste={"shuffle": padding_waste(train, rows)},
+        steps_per_epoch=None,
+    )
+
+
+def _tuples(sequences: Sequences) -> Iterator[tuple[int, ...]]:
+    """Yield the ids of each sequence."""
+    for ids in torch.split(sequences.tokens, sequences.lengths.tolist()):
+        yield tuple(ids.tolist())
+
+
+def _vocabulary_stats(task: Task, train: Sequences) -> VocabularyStats:
+    names = token_names(task)
     # Stable: of equally frequent tokens, those with the smaller ids.
-    counts = torch.bincount(task.train.tokens, minlength=len(vocabulary.tokens))
+    counts = torch.bincount(train.tokens, minlength=len(names))
     frequent = counts.argsort(descending=True, stable=True)[:MOST_SHOWN].tolist()
-    most_frequent = {vocabulary.tokens[index]: int(counts[index]) for index in frequent}
-    return VocabularyStats(len(vocabulary.tokens), vocabulary.has_unknown, most_frequent)
+    most_frequent = {names[index]: int(counts[index]) for index in frequent}
+    has_unknown = task.vocabulary is not None and task.vocabulary.has_unknown
+    return VocabularyStats(len(names), has_unknown, most_frequent)
 
 
 def _prefix_labels(dataset: Dataset) -> dict[str, int]:
@@ -135,7 +207,26 @@ def _prefix_labels(dataset: Dataset) -> dict[str, int]:
 
 
 def _split_stats(dataset: Dataset, name: str, sequences: Sequences) -> SplitStats:
-    labels = dataset.vocabulary.labels
+    # A split without files of its own is counted with the training files.
+    noticed = dataset.noticed.get(name, Noticed())
+    return _counts(
+        sequences,
+        dataset.vocabulary.labels,
+        noticed,
+        unknown_tokens=dataset.unknown_tokens.get(name, 0),
+        also_in_train=dataset.in_train.get(name, 0),
+        also_in_val=dataset.in_val.get(name, 0),
+    )
+
+
+def _counts(
+    sequences: Sequences,
+    labels: Sequence[str],
+    noticed: Noticed,
+    unknown_tokens: int = 0,
+    also_in_train: int = 0,
+    also_in_val: int = 0,
+) -> SplitStats:
     classes = torch.bincount(sequences.labels, minlength=len(labels)).tolist()
 
     # An empty split has neither a shortest sequence nor a most frequent class.
@@ -151,8 +242,6 @@ def _split_stats(dataset: Dataset, name: str, sequences: Sequences) -> SplitStat
         )
         majority = max(classes) / len(sequences)
 
-    # A split without files of its own is counted with the training files.
-    noticed = dataset.noticed.get(name, Noticed())
     return SplitStats(
         sequences=len(sequences),
         tokens=len(sequences.tokens),
@@ -164,13 +253,13 @@ def _split_stats(dataset: Dataset, name: str, sequences: Sequences) -> SplitStat
         bad_skipped=noticed.skipped,
         labels_with_space=noticed.spaced_labels,
         like_lists=noticed.like_lists,
-        unknown_tokens=dataset.unknown_tokens.get(name, 0),
-        also_in_train=dataset.in_train.get(name, 0),
-        also_in_val=dataset.in_val.get(name, 0),
+        unknown_tokens=unknown_tokens,
+        also_in_train=also_in_train,
+        also_in_val=also_in_val,
     )
 
 
-def to_text(task: FilesTask) -> str:
+def to_text(task: Task) -> str:
     """Return the statistics as a person reads them."""
     statistics = stats(task)
     train = statistics.splits["train"]
@@ -179,13 +268,13 @@ def to_text(task: FilesTask) -> str:
     # By frequency; sorted() keeps the vocabulary's order among equals.
     classes = sorted(train.classes.items(), key=lambda pair: -pair[1])
     with_unknown = "included" if vocabulary.has_unknown else "none"
-    waste = statistics.padding_waste
 
     return "\n".join(
         [
             "split    sequences      tokens   length: min median   mean    max"
             "   unknown  also in train",
             *(_split_line(name, split) for name, split in statistics.splits.items()),
+            *_about_generated(statistics),
             "",
             f"classes of train ({len(classes):,}; majority-class baseline: {train.majority:.4f})",
             *_bars(classes),
@@ -196,18 +285,38 @@ def to_text(task: FilesTask) -> str:
             *_bars(list(vocabulary.most_frequent.items())),
             "",
             "lengths of train",
-            *_bars(_length_bins(task.train)),
+            *_bars(_length_bins(splits_of(task)["train"])),
             "",
-            f"padding in a padded batch: {waste['shuffle']:.1%} with batching: shuffle,"
-            f" {waste['bucket']:.1%} with batching: bucket",
-            "(packed batches have none; see data.layout)",
-            f"steps per epoch: {statistics.steps_per_epoch:,}",
+            *_about_batches(statistics),
         ]
     )
 
 
-def _about_labels(task: FilesTask) -> list[str]:
+def _about_generated(statistics: Stats) -> list[str]:
+    """Return the line that says which sequences of generated data were looked at."""
+    if statistics.steps_per_epoch is not None:
+        return []
+    return ["generated: the first sequences of training, which never ends, and those of validation"]
+
+
+def _about_batches(statistics: Stats) -> list[str]:
+    """Return lines about padding, and about epochs where there are some."""
+    waste = [f"{share:.1%} with batching: {way}" for way, share in statistics.padding_waste.items()]
+    if statistics.steps_per_epoch is None:
+        waste = [f"{share:.1%}" for share in statistics.padding_waste.values()]
+    lines = [
+        f"padding in a padded batch: {', '.join(waste)}",
+        "(packed batches have none; see data.layout)",
+    ]
+    if statistics.steps_per_epoch is not None:
+        lines.append(f"steps per epoch: {statistics.steps_per_epoch:,}")
+    return lines
+
+
+def _about_labels(task: Task) -> list[str]:
     """Return lines about rare classes and sequences with different labels, below the classes."""
+    if not isinstance(task, FilesTask):
+        return []
     lines = []
     rare = task.dataset.rare
     if rare is not None and rare.sequences:

@@ -3,11 +3,12 @@
 There are batches for the steps of an epoch, for many steps at once, and for an evaluation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_packed_sequence
 
 from rnncls.data.batches import Batch, Block, pack, rectangle
 from rnncls.seeds import mix
@@ -89,6 +90,20 @@ class Sequences(NamedTuple):
 def offsets_of(lengths: Tensor) -> Tensor:
     """Return where sequences of these lengths (R,) begin and the last one ends, (R + 1,) int64."""
     return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+
+
+def from_batches(batches: Iterable[Batch]) -> Sequences:
+    """Return the sequences of batches, of which there is at least one, in their order."""
+    tokens = []
+    lengths = []
+    labels = []
+    for batch in batches:
+        padded, _ = pad_packed_sequence(batch.tokens, batch_first=True)  # (B, T)
+        is_token = torch.arange(padded.shape[1]) < batch.lengths.unsqueeze(1)
+        tokens.append(padded[is_token].int())
+        lengths.append(batch.lengths)
+        labels.append(batch.labels)
+    return Sequences(torch.cat(tokens), offsets_of(torch.cat(lengths)), torch.cat(labels))
 
 
 def steps_per_epoch(sequences: Sequences, batch_size: int) -> int:
@@ -199,13 +214,20 @@ def evaluation_batches(sequences: Sequences, count: int | None, seed: int) -> It
 
     Short sequences come first, so that there is little padding.
     """
-    rows = torch.arange(len(sequences))
-    if count is not None and count < len(sequences):
-        generator = torch.Generator().manual_seed(mix(seed, "evaluation"))
-        rows = torch.randperm(len(sequences), generator=generator)[:count]
-
+    rows = evaluation_rows(sequences, count, seed)
     for part in rows_of_batches(sequences, rows):
         yield sequences.batch(part)
+
+
+def evaluation_rows(sequences: Sequences, count: int | None, seed: int) -> Tensor:
+    """Return the numbers of all sequences, or of `count` of them, always the same ones.
+
+    Fewer of them are the first ones of more.
+    """
+    if count is None or count >= len(sequences):
+        return torch.arange(len(sequences))
+    generator = torch.Generator().manual_seed(mix(seed, "evaluation"))
+    return torch.randperm(len(sequences), generator=generator)[:count]
 
 
 def rows_of_batches(sequences: Sequences, rows: Tensor) -> Iterator[Tensor]:

@@ -84,8 +84,8 @@ class Task(ABC):
         """Yield the sequences that every evaluation during training uses, always the same ones."""
 
     @abstractmethod
-    def some_validation(self, count: int) -> Sequences:
-        """Return at most `count` validation sequences of any length, always the same ones."""
+    def validation_sequences(self, most: int) -> Sequences:
+        """Return at most so many sequences of validation, of any length, always the same ones."""
 
     @property
     @abstractmethod
@@ -199,10 +199,10 @@ class SumModTask(Task):
         count = number(self.config.train.eval_samples)
         return sum_mod.samples(self.data, self.config.seed, "val", count)
 
-    def some_validation(self, count: int) -> Sequences:
-        """Return `count` sequences, or fewer if they may be very long."""
+    def validation_sequences(self, most: int) -> Sequences:
+        """Return sequences drawn as those of validation are, or fewer if they may be very long."""
         generator = torch.Generator().manual_seed(mix(self.config.seed, "some validation"))
-        return sum_mod.draw_sequences(self.data, count, generator)
+        return sum_mod.draw_sequences(self.data, most, generator)
 
     @property
     def validation_sizes(self) -> tuple[int, int | None]:
@@ -296,10 +296,11 @@ class FilesTask(Task):
         count = number(self.config.train.eval_samples)
         return sequences.evaluation_batches(self.validated, count, self.config.seed)
 
-    def some_validation(self, count: int) -> Sequences:
-        """Return the first of those in the random order that an evaluation takes them from."""
-        generator = torch.Generator().manual_seed(mix(self.config.seed, "evaluation"))
-        rows = torch.randperm(len(self.validated), generator=generator)[:count]
+    def validation_sequences(self, most: int) -> Sequences:
+        """Return some of those that `validation` yields, in random order if it takes a sample."""
+        used, _ = self.validation_sizes
+        count = min(used, most)
+        rows = sequences.evaluation_rows(self.validated, count, self.config.seed)
         return self.validated.select(rows)
 
     @property

@@ -8,6 +8,8 @@ events.out.tfevents.*        TensorBoard: one event stream, HParams included (ev
 checkpoints/                 step-N.safetensors and best.safetensors (checkpoint.py)
 profile/                     how long the parts of a step take, and a trace, with train.profile
 plots/                       pictures, and the evaluations that they are made of (rnncls/dashboard)
+projector_config.pbtxt       tells TensorBoard's projector, which looks for this name, what there is
+projector/                   vectors, and what each of them stands for (dashboard/projector.py)
 crash.log                    the traceback of an error that rnncls did not expect
 """
 
@@ -30,7 +32,9 @@ PROFILE_TEXT = f"{PROFILE}/profile.txt"
 CRASH_LOG = "crash.log"
 PLOTS = "plots"
 EVALUATIONS = f"{PLOTS}/evaluations.jsonl"
-FOLDERS = (CHECKPOINTS, PROFILE, PLOTS)
+PROJECTOR = "projector"
+PROJECTOR_CONFIG = "projector_config.pbtxt"
+FOLDERS = (CHECKPOINTS, PROFILE, PLOTS, PROJECTOR)
 
 
 def step_path(folder: Path, step: int) -> Path:

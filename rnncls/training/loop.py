@@ -10,7 +10,7 @@ from rnncls.dashboard.health import health_scalars
 from rnncls.data import Task
 from rnncls.rundir.log import RunLog
 from rnncls.rundir.run_directory import RunDirectory
-from rnncls.steps.state import Totals, TrainState, due_after
+from rnncls.steps.state import Due, Totals, TrainState, due_after
 from rnncls.system.signals import StopRequest
 from rnncls.training.advice import is_early_look, warning_of_guessing
 from rnncls.training.progress import (
@@ -119,10 +119,7 @@ def after_step(
         log.show(step, averages | scalars, is_better)
     for note in filter(None, notes):
         log.say(*note.splitlines())
-    if due.histograms:
-        log.log_histograms(step, state.model)
-    if due.diagnostics or (is_over and train.diagnostics_every is not None):
-        log.log_more(step, health_scalars(state, task))
+    _log_network(state, task, log, due, is_over)
 
     # From here on a resumed run would not repeat the logs of this step.
     state.due = False
@@ -131,3 +128,11 @@ def after_step(
         stop.save = False
         run.commit(state, task, is_best)
     return is_over
+
+
+def _log_network(state: TrainState, task: Task, log: RunLog, due: Due, is_over: bool) -> None:
+    """Log what the network itself looks like after this step, where that is due."""
+    if due.histograms:
+        log.log_histograms(state.step, state.model)
+    if due.diagnostics or (is_over and task.config.train.diagnostics_every is not None):
+        log.log_more(state.step, health_scalars(state, task))

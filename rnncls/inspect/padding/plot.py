@@ -4,31 +4,18 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rnncls.errors import on_one_line
+from rnncls.data.batch_plots import Drawn, columns_shown, draw_packed, draw_rectangle
 from rnncls.inspect.padding.view import PaddingView, Way
 from rnncls.system.pictures import default_style, write_png
-from rnncls.system.shown import ends_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_COLUMNS = 24  # time steps that are drawn; the middle of longer sequences is an ellipsis
 SIDE_BY_SIDE = 10  # columns up to which rectangle and packed batch stand beside each other
 
 # Of the width of the picture, in characters of a token: what the columns share.
 CHARACTERS = 150
 
-# One light colour for each sequence, so that it is found again among the packed rows.
-COLOURS = (
-    "#aec7e8",
-    "#ffbb78",
-    "#98df8a",
-    "#ff9896",
-    "#c5b0d5",
-    "#e7cb94",
-    "#f7b6d2",
-    "#9edae5",
-)
 WRONG = "#d62728"
 RIGHT = "#2ca02c"
 
@@ -61,107 +48,25 @@ def draw_padding(view: PaddingView, path: Path) -> None:
         accuracies = figure.add_subplot(places[2, 1])
         most = CHARACTERS // len(columns)
 
-    _draw_rectangle(rectangle, view, columns, most)
-    _draw_packed(packed, view, columns, most)
+    names = list(map(str, range(len(view.tokens))))
+    lengths = list(map(len, view.tokens))
+    drawn = Drawn(names, lengths, view.order, view.tokens, columns, most)
+    _draw_both(rectangle, packed, view, drawn)
     _draw_differences(differences, view)
     _draw_accuracies(accuracies, view)
     write_png(figure, path)
 
 
-def columns_shown(num_steps: int) -> list[int | None]:
-    """Return the time steps that are drawn, with None for those that an ellipsis stands for.
-
-    >>> columns_shown(3)
-    [0, 1, 2]
-    """
-    if num_steps <= MOST_COLUMNS:
-        return list(range(num_steps))
-    # The ellipsis is a column as well.
-    first = MOST_COLUMNS // 2
-    return ends_of(num_steps, first, MOST_COLUMNS - first - 1)
-
-
-def _draw_rectangle(axes: "Axes", view: PaddingView, columns: list[int | None], most: int) -> None:
-    """Draw a row for each sequence, as they were given, with its padding hatched."""
-    for row, tokens in enumerate(view.tokens):
-        for place, t in enumerate(columns):
-            if t is None:
-                continue
-            if t < len(tokens):
-                _draw_cell(axes, place, row, COLOURS[row], _cut(tokens[t], most))
-            else:
-                _draw_padding(axes, place, row)
-
-    _set_up(axes, view, columns)
-    numbers = range(len(view.tokens))
-    axes.set_yticks(numbers, list(map(str, numbers)))
+def _draw_both(rectangle: "Axes", packed: "Axes", view: PaddingView, drawn: Drawn) -> None:
+    """Draw the batch as a rectangle and packed, with the cells that each of them has."""
+    draw_rectangle(rectangle, drawn)
     cells = view.ways[0].cells
     share = view.ways[0].share_of_padding
-    axes.set(
-        ylabel="sequence, as given",
-        title=f"padded: {cells:,} cells, {share:.0%} padding (hatched)",
-    )
+    rectangle.set_title(f"padded: {cells:,} cells, {share:.0%} padding (hatched)")
 
-
-def _draw_packed(axes: "Axes", view: PaddingView, columns: list[int | None], most: int) -> None:
-    """Draw the columns that are computed one after another, longest sequence first."""
-    for place, t in enumerate(columns):
-        if t is None:
-            continue
-        size = view.batch_sizes[t]
-        for row, number in enumerate(view.order[:size]):
-            _draw_cell(axes, place, row, COLOURS[number], _cut(view.tokens[number][t], most))
-        axes.text(place, -0.75, str(size), ha="center", va="center", weight="bold", fontsize=9)
-
-    _set_up(axes, view, columns)
-    axes.set_ylim(len(view.order) - 0.4, -1.2)
-    axes.text(-0.65, -0.75, "batch_sizes", ha="right", va="center", weight="bold", fontsize=9)
-    axes.set_yticks(range(len(view.order)), list(map(str, view.order)))
-    axes.set(
-        ylabel="sequence, longest first",
-        title=f"packed: {view.ways[-1].cells:,} cells, no padding, column by column",
-    )
-
-
-def _set_up(axes: "Axes", view: PaddingView, columns: list[int | None]) -> None:
-    """Set the axes of cells: time steps to the right, sequences downwards."""
-    middle = (len(view.tokens) - 1) / 2
-    for place, t in enumerate(columns):
-        if t is None:
-            axes.text(place, middle, "...", ha="center", va="center", fontsize=14)
-
-    # Steps are counted from 1, as t is in the formulas.
-    names = ["..." if t is None else str(t + 1) for t in columns]
-    axes.set_xticks(range(len(columns)), names)
-    axes.set_xlim(-0.6, len(columns) - 0.4)
-    axes.set_ylim(len(view.tokens) - 0.4, -0.6)
-    axes.set_xlabel("time step t (tokens)")
-    axes.yaxis.labelpad = 8
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-
-
-def _draw_cell(axes: "Axes", column: int, row: int, colour: str, text: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    corner = (column - 0.47, row - 0.43)
-    axes.add_patch(Rectangle(corner, 0.94, 0.86, facecolor=colour, edgecolor="none"))
-    axes.text(column, row, text, ha="center", va="center", fontsize=8, parse_math=False)
-
-
-def _draw_padding(axes: "Axes", column: int, row: int) -> None:
-    from matplotlib.patches import Rectangle
-
-    corner = (column - 0.47, row - 0.43)
-    patch = Rectangle(corner, 0.94, 0.86, facecolor="white", edgecolor="#999999", hatch="////")
-    patch.set_linewidth(0.5)
-    axes.add_patch(patch)
-
-
-def _cut(token: str, most: int) -> str:
-    """Return a token that fits into a cell, on one line."""
-    text = on_one_line(token)
-    return text if len(text) <= most else text[: max(1, most - 1)] + "…"
+    draw_packed(packed, drawn)
+    cells = view.ways[-1].cells
+    packed.set_title(f"packed: {cells:,} cells, no padding, column by column")
 
 
 def _draw_differences(axes: "Axes", view: PaddingView) -> None:
