@@ -19,6 +19,7 @@ from rnncls.cli.options import (
 )
 from rnncls.cli.words import Words, load, sort_words, with_device
 from rnncls.errors import ConfigError, Problem, on_one_line
+from rnncls.system.collector import lasting
 from rnncls.system.file_kinds import without_packing
 from rnncls.system.streams import say
 from rnncls.system.waiting import load_torch
@@ -101,8 +102,9 @@ def train(
         # What a resumed run trains is fixed; overrides are checked where its config is known.
         _require_alone([option for option, value in others.items() if value])
 
-        load_torch()
-        from rnncls.training.resume import resume as resume_run
+        with lasting():
+            load_torch()
+            from rnncls.training.resume import resume as resume_run
 
         state = resume_run(resume, changes, say_directory=say_directory, data_dir=data_dir)
     else:
@@ -110,13 +112,14 @@ def train(
         # Before torch is imported, so that a wrong config is reported at once.
         new = _new_run(words, file_options, changes)
         _require_no_slash(name)
-        load_torch()
+        with lasting():
+            load_torch()
+            from rnncls.rundir.paths import default_run_dir
+            from rnncls.training.fit import fit
+
         if check:
             _check(new.config, run_dir, init_from)
             return
-
-        from rnncls.rundir.paths import default_run_dir
-        from rnncls.training.fit import fit
 
         state = fit(
             new.config,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_BINS = 30  # of the lengths
+LETTER_WIDTH = 0.012  # of a letter beside an axis, as a share of the picture
 LETTERS_OF_LABEL = 24  # below a bar
 
 # How the outlines of the splits are told apart: most of them lie on top of each other, so that what
@@ -123,12 +124,16 @@ def first_batch(batch: Batch, vocabulary: Vocabulary | None) -> "Figure":
     from matplotlib.figure import Figure
 
     drawn = _beginning_of(batch, vocabulary)
+    # Margins by hand: to have them found would draw every text twice.
+    left = LETTER_WIDTH * max(len("batch_sizes"), *map(len, drawn.names))
     if _is_narrow(drawn.columns, max(len(text) for texts in drawn.tokens for text in texts)):
-        figure = Figure(figsize=(6.6, 4.4), layout="constrained")
+        figure = Figure(figsize=(6.6, 4.4))
         rectangle, packed = figure.subplots(1, 2)
+        figure.subplots_adjust(left + 0.06, 0.13, 0.99, 0.8, wspace=0.1 + 2 * left)
     else:
-        figure = Figure(figsize=(6.6, 5.4), layout="constrained")
+        figure = Figure(figsize=(6.6, 5.4))
         rectangle, packed = figure.subplots(2, 1)
+        figure.subplots_adjust(left + 0.06, 0.1, 0.99, 0.83, hspace=0.45)
 
     draw_rectangle(rectangle, drawn)
     num_tokens = sum(drawn.lengths)
