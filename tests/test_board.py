@@ -195,10 +195,12 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fit(config_of(), folder / "generated")
     rows = "".join(f"{n % 3} {n % 5},{n % 3}\n" for n in range(60))
     (folder / "rows.csv").write_text(f"sequence,label\n{rows}")
-    words = ["train.max_steps=20", "train.eval_every=10", "train.plots=false", "device=cpu"]
+    words: list[str | Path] = ["train.max_steps=20", "train.eval_every=10", "device=cpu"]
+    words.append("train.plots=false")
     done = run_rnncls("train", folder / "rows.csv", *words, "--run-dir", folder / "file")
     assert done.returncode == 0, done.stderr
-    grid = ["optimizer.weight_decay=0.1,0.2", "--seeds", "0,1", "--sweep-dir", folder / "sweep"]
+    grid: list[str | Path] = ["optimizer.weight_decay=0.1,0.2", "--seeds", "0,1"]
+    grid += ["--sweep-dir", folder / "sweep"]
     done = run_rnncls("sweep", "configs/smoke.yaml", *words, *grid)
     assert done.returncode == 0, done.stderr
     return folder
@@ -283,7 +285,8 @@ def test_the_link_pins_the_cards_that_matter_without_smoothing() -> None:
 
 
 def test_a_run_and_a_sweep_end_with_a_link(three: Path, tmp_path: Path) -> None:
-    words = ["train.max_steps=1", "train.plots=false", "--run-dir", tmp_path / "run"]
+    words: list[str | Path] = ["train.max_steps=1", "train.plots=false"]
+    words += ["--run-dir", tmp_path / "run"]
     done = run_rnncls("train", "configs/smoke.yaml", *words)
     assert f"dashboard: {link('http://localhost:6006/')}" in done.stderr
     assert f"rnncls board {tmp_path / 'run'}" in done.stderr

@@ -19,11 +19,11 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from rnncls.dashboard.axis_marks import log_ticks, round_ticks, spaced, spaced_inside
 from rnncls.dashboard.draw_curves import confidence_histogram
 from rnncls.dashboard.draw_grids import count_text, lengths_and_steps, percent
-from rnncls.dashboard.draw_numbers import outline
 from rnncls.dashboard.layout import custom_scalars
 from rnncls.dashboard.pictures import accuracy_by_length, calibration, confusion, results
 from rnncls.dashboard.record import Bin, Confusion, Evaluation, Levels
 from rnncls.rundir.tables import Row
+from rnncls.system.outlines import outline
 from rnncls.system.pictures import pixels_of, rendered
 
 ROWS: list[Row] = [

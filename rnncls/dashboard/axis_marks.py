@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rnncls.dashboard.draw_numbers import outline, width_of, write_outlines
+from rnncls.system.outlines import outline, width_of, write_outlines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,7 +28,7 @@ from rnncls.rundir.paths import PLOTS
 from rnncls.rundir.tables import Row, read_metrics
 from rnncls.steps.state import TrainState
 from rnncls.system.files import write_atomically
-from rnncls.system.pictures import rendered
+from rnncls.system.pictures import default_style, rendered
 from rnncls.system.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -130,10 +130,12 @@ class Board:
 
         step = evaluation.step
         rows = self._rows(step)
-        self._show("val/confusion", pictures.confusion(evaluation), step)
-        by_length = pictures.accuracy_by_length(rows, evaluation)
-        self._show("val/accuracy_by_length_over_time", by_length, step)
-        self._show("val/calibration", pictures.calibration(evaluation), step)
+        # Around all of them, because to enter it takes as long as to draw a curve.
+        with default_style():
+            self._show("val/confusion", pictures.confusion(evaluation), step)
+            by_length = pictures.accuracy_by_length(rows, evaluation)
+            self._show("val/accuracy_by_length_over_time", by_length, step)
+            self._show("val/calibration", pictures.calibration(evaluation), step)
         self._add(step, worst_errors(evaluation))
         self._records.note_drawn(step)
 

@@ -16,9 +16,9 @@ from rnncls.dashboard.axis_marks import (
     spaced,
     spaced_inside,
 )
-from rnncls.dashboard.draw_numbers import outline, width_of, write_numbers, write_outlines
 from rnncls.dashboard.record import Confusion
 from rnncls.rundir.tables import Row
+from rnncls.system.outlines import outline, width_of, write_numbers, write_outlines
 from rnncls.system.pictures import in_picture
 
 if TYPE_CHECKING:

@@ -1,9 +1,10 @@
 """Draws sequences as a rectangle with padding, and the same ones packed."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rnncls.errors import on_one_line
+from rnncls.system.outlines import write_numbers
 from rnncls.system.shown import ends_of
 
 if TYPE_CHECKING:
@@ -56,14 +57,16 @@ def columns_shown(num_steps: int, most: int = MOST_COLUMNS) -> list[int | None]:
 
 def draw_rectangle(axes: "Axes", drawn: Drawn) -> None:
     """Draw a row for each sequence, as they were given, with its padding hatched."""
+    tokens = []
+    padding = []
     for row, length in enumerate(drawn.lengths):
         for place, t in enumerate(drawn.columns):
-            if t is None:
-                continue
-            if t < length:
-                _draw_token(axes, drawn, (place, row), row, t)
-            else:
-                _draw_padding(axes, place, row)
+            if t is not None and t < length:
+                tokens.append(_Cell(place, row, row, t))
+            elif t is not None:
+                padding.append(_corner_of(place, row))
+    _draw_cells(axes, padding, facecolor="white", edgecolor="#999999", hatch="////", linewidth=0.5)
+    _draw_tokens(axes, drawn, tokens)
 
     _set_up(axes, drawn)
     axes.set_yticks(range(len(drawn.names)), drawn.names, parse_math=False)
@@ -72,13 +75,15 @@ def draw_rectangle(axes: "Axes", drawn: Drawn) -> None:
 
 def draw_packed(axes: "Axes", drawn: Drawn) -> None:
     """Draw the columns that are computed one after another, longest sequence first."""
+    tokens = []
     for place, t in enumerate(drawn.columns):
         if t is None:
             continue
         size = drawn.batch_size(t)
         for row, number in enumerate(drawn.order[:size]):
-            _draw_token(axes, drawn, (place, row), number, t)
+            tokens.append(_Cell(place, row, number, t))
         axes.text(place, -0.75, str(size), ha="center", va="center", weight="bold", fontsize=9)
+    _draw_tokens(axes, drawn, tokens)
 
     _set_up(axes, drawn)
     axes.set_ylim(len(drawn.order) - 0.4, -1.2)
@@ -106,38 +111,45 @@ def _set_up(axes: "Axes", drawn: Drawn) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw_token(axes: "Axes", drawn: Drawn, where: tuple[int, int], number: int, t: int) -> None:
-    """Draw the token that sequence `number` has at time step t, at a column and a row."""
+class _Cell(NamedTuple):
+    """A token that is drawn at a column and a row: that of sequence `number` at time step t."""
+
+    column: int
+    row: int
+    number: int
+    t: int
+
+
+def _draw_tokens(axes: "Axes", drawn: Drawn, cells: Sequence[_Cell]) -> None:
+    """Draw tokens in the colours of their sequences, with a mark at the last ones."""
+    corners = [_corner_of(cell.column, cell.row) for cell in cells]
+    colours = [COLOURS[cell.number] for cell in cells]
+    _draw_cells(axes, corners, facecolor=colours, edgecolor="none")
+
+    places = [(cell.column, cell.row) for cell in cells]
+    texts = [_cut(drawn.tokens[cell.number][cell.t], drawn.most) for cell in cells]
+    write_numbers(axes, places, texts, ["black"], drawn.font_size)
+
+    last = [cell for cell in cells if cell.t == drawn.lengths[cell.number] - 1]
+    if drawn.marks_last and last:
+        frames = [_corner_of(cell.column, cell.row) for cell in last]
+        _draw_cells(axes, frames, facecolor="none", edgecolor="black", linewidth=1.5)
+        x = [cell.column + 0.62 for cell in last]
+        y = [cell.row for cell in last]
+        axes.plot(x, y, "<", color="black", markersize=5, clip_on=False, zorder=3)
+
+
+def _corner_of(column: int, row: int) -> tuple[float, float]:
+    return column - 0.47, row - 0.43
+
+
+def _draw_cells(axes: "Axes", corners: Sequence[tuple[float, float]], **looks: Any) -> None:
+    """Draw cells as one thing: one by one, they take longer than all the rest."""
+    from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    column, row = where
-    corner = (column - 0.47, row - 0.43)
-    colour = COLOURS[number]
-    axes.add_patch(Rectangle(corner, 0.94, 0.86, facecolor=colour, edgecolor="none"))
-    text = _cut(drawn.tokens[number][t], drawn.most)
-    axes.text(
-        column,
-        row,
-        text,
-        ha="center",
-        va="center",
-        fontsize=drawn.font_size,
-        parse_math=False,
-    )
-
-    if drawn.marks_last and t == drawn.lengths[number] - 1:
-        frame = Rectangle(corner, 0.94, 0.86, fill=False, edgecolor="black", linewidth=1.5)
-        axes.add_patch(frame)
-        axes.plot(column + 0.62, row, "<", color="black", markersize=5, clip_on=False, zorder=3)
-
-
-def _draw_padding(axes: "Axes", column: int, row: int) -> None:
-    from matplotlib.patches import Rectangle
-
-    corner = (column - 0.47, row - 0.43)
-    patch = Rectangle(corner, 0.94, 0.86, facecolor="white", edgecolor="#999999", hatch="////")
-    patch.set_linewidth(0.5)
-    axes.add_patch(patch)
+    cells = [Rectangle(corner, 0.94, 0.86) for corner in corners]
+    axes.add_collection(PatchCollection(cells, **looks))
 
 
 def _cut(token: str, most: int) -> str:

@@ -251,7 +251,7 @@ class FilesTask(Task):
             self.train = self.train.without_prefix_labels()
 
         self.steps_per_epoch = sequences.steps_per_epoch(self.train, config.train.batch_size)
-        self.logged_lengths = grouped_lengths(self.train.lengths.unique().tolist())
+        self.logged_lengths = grouped_lengths(torch.unique(self.train.lengths).tolist())
 
         # Whichever ends first: the epochs or the steps.
         self.max_steps = config.train.max_steps

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,17 +18,45 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+class _Drawing:
+    """Which thread draws, and whether it has set the style."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.is_entered = False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+_drawing = _Drawing()
+
+
 @contextmanager
 def default_style() -> Iterator[None]:
     """Draw with the default settings of matplotlib, whatever the user's own ones say.
 
     It reads a `matplotlibrc` in the current folder, too, which may be a stranger's: texts could go
     through LaTeX, where they are programs.
+
+    The settings belong to the process, so that one thread draws at a time. Within the context, it
+    may be entered again at no cost.
     """
     from matplotlib import style
 
-    with style.context("default"):
-        yield
+    with _drawing:
+        if _drawing.is_entered:
+            yield
+            return
+        _drawing.is_entered = True
+        try:
+            with style.context("default"):
+                yield
+        finally:
+            _drawing.is_entered = False
 
 
 def in_picture(text: str, most: int) -> str:
