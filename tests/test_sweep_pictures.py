@@ -25,7 +25,8 @@ from rnncls.sweep.plots.steps_to_solved import steps_to_solved
 from rnncls.sweep.plots.success_rate import success_rates
 from rnncls.sweep.results import Evaluation, LengthResult
 from rnncls.sweep.summary import Summary, success, summarize_setting
-from rnncls.sweep.tables import in_markdown, summary_markdown
+from rnncls.dashboard.markdown import in_markdown
+from rnncls.sweep.tables import summary_markdown
 from rnncls.sweep.text import summary_text
 from rnncls.system.pictures import pixels_of
 from tests.helpers import config_of

@@ -1,14 +1,19 @@
-"""Tables of Markdown, which TensorBoard's text tab renders."""
+"""Markdown, which TensorBoard's text tab renders."""
 
+import re
 from collections.abc import Sequence
 
-# What is not text to Markdown, or would be a tag of HTML.
-_SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_{}[]()#+!|<>&$~"})
+from rnncls.system.shown import on_short_line
+
+MOST_OF_CELL = 300  # characters
+
+# Every character that may mean something to Markdown, or to HTML in it.
+_MARKS = re.compile(r"[^\w\s.,=%:/+-]|_")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a table; every cell is shown as the text that it is."""
-    lines = [_row(headings), _row(["---"] * len(headings), special=False)]
+    lines = [_row(headings), "| " + " | ".join(["---"] * len(headings)) + " |"]
     lines += [_row(row) for row in rows]
     return "\n".join(lines)
 
@@ -18,8 +23,11 @@ def block(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _row(cells: Sequence[object], special: bool = True) -> str:
-    texts = [str(cell) for cell in cells]
-    if special:
-        texts = [" ".join(text.split()).translate(_SPECIAL) for text in texts]
-    return f"| {' | '.join(texts)} |"
+def in_markdown(foreign: object, most: int) -> str:
+    """Return what comes from anywhere so that Markdown shows it as it is, on one line."""
+    # Entities and not backslashes, which stay visible in front of some characters.
+    return _MARKS.sub(lambda match: f"&#{ord(match[0])};", on_short_line(foreign, most))
+
+
+def _row(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(in_markdown(cell, MOST_OF_CELL) for cell in cells) + " |"

@@ -1,22 +1,18 @@
 """The summary of a sweep as Markdown tables, for TensorBoard."""
 
-import re
 from collections.abc import Sequence
 
+from rnncls.dashboard.markdown import in_markdown
 from rnncls.errors import on_one_line
 from rnncls.sweep.outcomes import SOLVED
 from rnncls.sweep.summary import LEVELS, Setting, Statistics, Summary
 from rnncls.sweep.text import MOST_OF_ID, setting_rows, short_names
 from rnncls.system.rows import shortened
-from rnncls.system.shown import on_short_line
 
 # TensorBoard shows no more of a text than some hundred thousand characters, and nobody reads more.
 MOST_SETTINGS = 200
 MOST_LENGTHS = 12
 MOST_OF_NAME = 80
-
-# Every character that may mean something to Markdown, or to HTML in it.
-_MARKS = re.compile(r"[^\w\s.,=%:/+-]|_")
 
 Found = Sequence[tuple[str, Setting, Statistics]]
 
@@ -39,12 +35,6 @@ def summary_markdown(summary: Summary) -> str:
     if left_out:
         parts.append(f"{left_out:,} more settings are in summary.csv.")
     return "\n\n".join(parts)
-
-
-def in_markdown(foreign: object, most: int) -> str:
-    """Return what comes from anywhere so that Markdown shows it as it is, on one line."""
-    # Entities and not backslashes, which stay visible in front of some characters.
-    return _MARKS.sub(lambda match: f"&#{ord(match[0])};", on_short_line(foreign, most))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
