@@ -71,7 +71,7 @@ def test_the_first_second_fourth_evaluation_and_the_last_are_recorded() -> None:
 
 def test_pictures_are_in_the_folder_and_at_their_steps_in_tensorboard(pictured: Path) -> None:
     names = {path.name for path in (pictured / "plots").glob("*.png")}
-    assert names == {f"{name}.png" for name in (*PICTURES, "results")}
+    assert names == {f"{name}.png" for name in (*PICTURES, "results", "first_batch")}
 
     events = events_of(pictured)
     for name in PICTURES:
@@ -175,8 +175,8 @@ def test_a_run_whose_pictures_cannot_be_written_warns_once_and_is_unharmed(
 
 
 def test_members_of_a_sweep_draw_none_of_their_own(tmp_path: Path) -> None:
-    words = ["configs/smoke.yaml", "train.max_steps=20", "train.eval_every=10", "device=cpu"]
-    for plots, count in (("null", 0), ("true", 4)):
+    words = ["configs/smoke.yaml", "train.max_steps=60", "train.eval_every=30", "device=cpu"]
+    for plots, count in (("null", 0), ("true", 5)):
         sweep = tmp_path / plots
         done = run_rnncls(
             "sweep", *words, f"train.plots={plots}", "--seeds", "0", "--sweep-dir", sweep

@@ -62,7 +62,7 @@ EVALUATION = Evaluation(
     bins=(Bin(10, 0.3, 0.5), Bin(30, 0.9, 0.7)),
     errors=(),
 )
-LEVELS = Levels(math.log(3), num_classes=3, chance=0.4, max_grad_norm=1.5)
+LEVELS = Levels(math.log(3), num_classes=3, majority=0.4, max_grad_norm=1.5)
 
 
 def lines_of(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
@@ -117,7 +117,7 @@ def test_the_curves_of_the_results_are_those_of_the_rows() -> None:
     lines = lines_of(accuracy)
     assert lines["train"] == ([1, 2, 4], [0.1, 0.2, 0.4])
     assert lines["val"] == ([2, 4, 8], [0.25, 0.75, 1.0])
-    assert lines["chance 0.4"][1] == [0.4] * 2
+    assert lines["majority class 0.4"][1] == [0.4] * 2
 
     lines = lines_of(norm)
     np.testing.assert_array_equal(lines["train"][1], [3.0, math.nan, 1.0])

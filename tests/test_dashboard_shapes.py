@@ -5,10 +5,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from google.protobuf import text_format  # type: ignore[import-untyped]
-from matplotlib.patches import Rectangle
 from tensorboard.compat.proto.node_def_pb2 import NodeDef
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from tensorboard.util.tensor_util import make_ndarray
@@ -21,6 +21,7 @@ from rnncls.data import Task, load_task
 from rnncls.data.plots import draw, first_batch
 from rnncls.data.report import stats
 from rnncls.model.classifier import RNNClassifier
+from rnncls.system.outlines import outline
 from rnncls.system.pictures import pixels_of
 from rnncls.training.states import new_state
 from tests.helpers import ROOT, files_config, write_jsonl
@@ -227,19 +228,21 @@ def test_the_first_batch_shows_tokens_padding_and_last_tokens() -> None:
     longest = max(lengths)
 
     # The rectangle: all tokens, and a hatched cell for each padding.
-    patches = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
-    assert sum(patch.get_hatch() is not None for patch in patches) == 8 * longest - sum(lengths)
-    frames = [patch for patch in patches if not patch.get_fill()]
-    assert sorted(round(frame.get_x() + 0.47) + 1 for frame in frames) == sorted(lengths)
+    padding, cells, tokens, frames = figure.axes[0].collections
+    assert padding.get_hatch() is not None
+    assert len(padding.get_paths()) == 8 * longest - sum(lengths)
+    assert len(cells.get_paths()) == len(tokens.get_offsets()) == sum(lengths)
+    columns = [round(frame.get_extents().x0 + 0.47) + 1 for frame in frames.get_paths()]
+    assert sorted(columns) == sorted(lengths)
 
     # The packed columns: torch's own rows in torch's own order, under torch's own batch_sizes.
     sizes = batch.tokens.batch_sizes.tolist()
-    shown = texts_of(figure, 1)
-    assert shown.pop() == "batch_sizes"
-    ids = iter(map(str, batch.tokens.data.tolist()))
-    assert shown == [
-        text for size in sizes for text in [*(next(ids) for _ in range(size)), str(size)]
-    ]
+    assert texts_of(figure, 1) == [*map(str, sizes), "batch_sizes"]
+    _, tokens, _ = figure.axes[1].collections
+    places = [[column, row] for column, size in enumerate(sizes) for row in range(size)]
+    assert tokens.get_offsets().tolist() == places
+    for path, id in zip(tokens.get_paths(), batch.tokens.data.tolist(), strict=True):
+        assert np.array_equal(path.vertices, outline(str(id)).vertices)
 
 
 @pytest.mark.slow

@@ -131,8 +131,7 @@ def test_what_is_within_is_what_the_formulas_give(cell: str, bidirectional: bool
     network = copy.deepcopy(state.model).double()
 
     sequences = task.validation_sequences(health_module.NUM_SEQUENCES)
-    assert int(sequences.lengths.min()) == 1
-    assert int(sequences.lengths.max()) == 7
+    assert int(sequences.lengths.min()) < int(sequences.lengths.max())
     num_directions = 2 if bidirectional else 1
     first = np.zeros((2, num_directions))
     last = np.zeros((2, num_directions))

@@ -130,10 +130,19 @@ def test_the_run_directory_has_the_documented_files(run_dir: Path) -> None:
     checkpoints = [
         f"checkpoints/{name}.safetensors" for name in ("best", "step-00000300", "step-00000400")
     ]
-    pictures = ["accuracy_by_length_over_time", "calibration", "confusion", "results"]
+    pictures = [
+        "accuracy_by_length_over_time",
+        "calibration",
+        "confusion",
+        "first_batch",
+        "results",
+    ]
     plots = ["plots", *sorted(["plots/evaluations.jsonl", *(f"plots/{n}.png" for n in pictures)])]
     files = ["config.yaml", "events.out.tfevents", "metrics.csv", "metrics.jsonl"]
-    assert names == sorted([".lock", "checkpoints", *checkpoints, *files, *plots, "status.json"])
+    clouds = ["last_states.tsv", "last_states_shown.tsv", "tokens.tsv", "tokens_shown.tsv"]
+    projector = ["projector", *(f"projector/{n}" for n in clouds), "projector_config.pbtxt"]
+    others = [".lock", "checkpoints", "status.json"]
+    assert names == sorted([*others, *checkpoints, *files, *plots, *projector])
 
 
 def test_the_saved_config_is_the_resolved_one(run_dir: Path) -> None:

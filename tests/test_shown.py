@@ -493,6 +493,10 @@ LOOKED_AT = {
     "indent + '  '.join(line).rstrip()",
     "f'  {name}  {tensor.parameters:>13,}  {tensor.share:>6.1%}'",
     "f'  {total}  {description.parameters:>13,}  {1:>6.1%}  {description.bytes:,} bytes'",
+    # Addresses, whose parts are escaped.
+    "link(running.url, sweeps_below(folder, running.folder))",
+    "link(url, sweeps)",
+    "link(f'http://localhost:{port or DEFAULT_PORT}/', sweeps)",
     # Words of ours.
     "LOADING",
     "f\"\\r{' ' * len(LOADING)}\\r\"",

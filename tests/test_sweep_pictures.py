@@ -16,6 +16,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rnncls.dashboard.markdown import in_markdown
 from rnncls.sweep.outcomes import Outcome, by_setting
 from rnncls.sweep.plan import Member, Sweep
 from rnncls.sweep.plots.by_length import accuracy_by_length, error_rate_by_length
@@ -25,7 +26,6 @@ from rnncls.sweep.plots.steps_to_solved import steps_to_solved
 from rnncls.sweep.plots.success_rate import success_rates
 from rnncls.sweep.results import Evaluation, LengthResult
 from rnncls.sweep.summary import Summary, success, summarize_setting
-from rnncls.dashboard.markdown import in_markdown
 from rnncls.sweep.tables import summary_markdown
 from rnncls.sweep.text import summary_text
 from rnncls.system.pictures import pixels_of

@@ -339,7 +339,7 @@ class TrainConfig(Section):
     null: none."""
     plots: bool | None = None
     """Draw pictures of the run into plots/ and TensorBoard, beside training and after it. null:
-    yes, but not for the members of a sweep."""
+    yes, but not for the members of a sweep, nor for runs of fewer than 50 steps."""
     stop_at_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     """Stop after an evaluation with at least this validation accuracy. null: do not stop for it."""
     patience: Count | None = None

@@ -54,7 +54,7 @@ class Board:
         self._watcher = Watcher(task)
         self._last: tuple[Scores, Tensor] | None = None  # what the last evaluation found
 
-        self._started_at = time.monotonic()
+        self._started_at = time.perf_counter()
         self._seconds = 0.0  # spent on drawing
         self._next_seconds = FIRST_SECONDS  # that the next pictures are likely to take
 
@@ -90,7 +90,7 @@ class Board:
     def draw(self) -> None:
         """Draw what is recorded, while drawing takes less than its share of the time."""
         for evaluation in self._waiting():
-            elapsed = time.monotonic() - self._started_at
+            elapsed = time.perf_counter() - self._started_at
             if self._seconds + self._next_seconds > SHARE * elapsed:
                 return
             self._draw(evaluation)
@@ -119,9 +119,9 @@ class Board:
 
     def _draw(self, evaluation: Evaluation) -> None:
         """Draw the pictures of one evaluation, and take the time."""
-        started_at = time.monotonic()
+        started_at = time.perf_counter()
         self._safely(self._draw_pictures, evaluation)
-        self._next_seconds = time.monotonic() - started_at
+        self._next_seconds = time.perf_counter() - started_at
         self._seconds += self._next_seconds
 
     def _draw_pictures(self, evaluation: Evaluation) -> None:
@@ -201,6 +201,6 @@ def levels_of(task: Task) -> Levels:
     return Levels(
         guessing_loss=entropy(shares),
         num_classes=len(shares),
-        chance=float(shares.max()),
+        majority=float(shares.max()),
         max_grad_norm=task.config.train.max_grad_norm,
     )

@@ -77,7 +77,10 @@ def draw_loss(axes: "Axes", rows: Sequence[Row], levels: Levels, size: float) ->
 def draw_accuracy(axes: "Axes", rows: Sequence[Row], levels: Levels, size: float) -> None:
     """Draw the accuracies of training and validation, beside that of the most frequent class."""
     _draw_both(axes, rows, "accuracy")
-    axes.axhline(levels.chance, label=f"chance {levels.chance:.3g}", **LEVEL)
+    # With classes of equal size, both names are right.
+    is_chance = math.isclose(levels.majority, 1 / levels.num_classes)
+    name = "chance" if is_chance else "majority class"
+    axes.axhline(levels.majority, label=f"{name} {levels.majority:.3g}", **LEVEL)
     set_share_range(axes, "accuracy (0 to 1)", size)
     _finish(axes, rows, size)
 

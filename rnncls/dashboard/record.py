@@ -54,5 +54,5 @@ class Levels:
 
     guessing_loss: float | None  # in nats: ln N for N classes of equal size
     num_classes: int
-    chance: float  # the accuracy of always predicting the most frequent class
+    majority: float  # the accuracy of always predicting the most frequent class
     max_grad_norm: float | None

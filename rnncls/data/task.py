@@ -29,7 +29,6 @@ from rnncls.data.sequences import Sequences
 from rnncls.data.vocabulary import Vocabulary
 from rnncls.data.warnings import dataset_warnings, files_found, how_read
 from rnncls.errors import ConfigError, Problem, on_one_line
-from rnncls.seeds import mix
 from rnncls.system.streams import say
 
 MOST_LENGTHS_TESTED = 20  # of the training lengths, by a sweep
@@ -200,9 +199,16 @@ class SumModTask(Task):
         return sum_mod.samples(self.data, self.config.seed, "val", count)
 
     def validation_sequences(self, most: int) -> Sequences:
-        """Return sequences drawn as those of validation are, or fewer if they may be very long."""
-        generator = torch.Generator().manual_seed(mix(self.config.seed, "some validation"))
-        return sum_mod.draw_sequences(self.data, most, generator)
+        """Return the first ones of the validation stream."""
+        found: list[Batch] = []
+        count = 0
+        for batch in self.validation():
+            found.append(batch)
+            count += len(batch.labels)
+            if count >= most:
+                break
+        every = sequences.from_batches(found)
+        return every.select(torch.arange(min(most, count)))
 
     @property
     def validation_sizes(self) -> tuple[int, int | None]:

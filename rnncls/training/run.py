@@ -14,6 +14,7 @@ from rnncls.steps.engines import Engine
 from rnncls.steps.state import TrainState
 from rnncls.system.device import describe, describe_precision
 from rnncls.system.signals import StopRequest, stop_requests
+from rnncls.training.advice import LEAST_STEPS
 from rnncls.training.loop import follow, timed
 from rnncls.training.profiling import write_profile
 
@@ -66,9 +67,11 @@ def train(
         used, available = task.validation_sizes
         if available is not None and used < available:
             log.say(f"validating on {used:,} of {available:,} sequences (train.eval_samples)")
-        # The members of a sweep have the pictures of the sweep.
+        # The members of a sweep have the pictures of the sweep, and a trial shows nothing yet.
         draws = task.config.train.plots
-        board = Board(state, task, log, shared is None if draws is None else draws)
+        if draws is None:
+            draws = shared is None and task.max_steps >= LEAST_STEPS
+        board = Board(state, task, log, draws)
         board.begin(engine_name)
 
         if task.config.train.profile and state.step < task.max_steps:
