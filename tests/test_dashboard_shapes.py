@@ -223,7 +223,7 @@ def texts_of(figure: Any, panel: int) -> list[str]:
 def test_the_first_batch_shows_tokens_padding_and_last_tokens() -> None:
     task = generated("train.batch_size=8")
     batch = next(task.batches(0, 1))
-    figure = first_batch(batch, None)
+    figure: Any = first_batch(batch, None)
     lengths = batch.lengths.tolist()
     longest = max(lengths)
 
