@@ -21,11 +21,13 @@ from rnncls.dashboard.recording import Records, is_recorded
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from tests.helpers import (
+    PYTHON,
     SAFETY_S,
     Killed,
     config_of,
     kill_at,
     outcome,
+    run_command,
     run_process,
     run_rnncls,
     started,
@@ -172,6 +174,36 @@ def test_a_run_whose_pictures_cannot_be_written_warns_once_and_is_unharmed(
     assert error.count("rnncls: warning[R36]") == 1
     assert json.loads((run_dir / "status.json").read_text())["state"] == "finished"
     assert (run_dir / "plots").read_text() == "mine\n"
+
+
+@pytest.mark.slow
+@pytest.mark.row("R36")
+def test_a_disk_that_is_full_while_drawing_harms_no_run(tmp_path: Path) -> None:
+    """A file system with room for checkpoints and logs, and not for all pictures."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = f"mount -t tmpfs -o size=250k none {small}"
+    unshare = ["unshare", "-rm", "sh", "-c"]
+    if not shutil.which("unshare") or run_command([*unshare, mount]).returncode:
+        pytest.skip("no right to mount a small file system")
+
+    run_dir = small / "run"
+    words = ["configs/smoke.yaml", "model.hidden_size=8", "train.max_steps=60", "device=cpu"]
+    words += ["train.eval_every=10", "train.engine=eager", "--run-dir", str(run_dir)]
+    train = f"{PYTHON} -m rnncls train {' '.join(words)}"
+    script = f"{mount} && {{ {train}; echo rc $?; cp -r {run_dir} {tmp_path}/copy; }}"
+    done = run_command([*unshare, script])
+    assert "rc 0" in done.stdout, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "warning" in line and "R9" not in line]
+    assert len(warnings) == 1
+    assert "R36" in warnings[0] or "R10" in warnings[0]
+    assert not list((tmp_path / "copy").rglob(".tmp-*"))
+    assert json.loads((tmp_path / "copy" / "status.json").read_text())["state"] == "finished"
+
+    plain = [word for word in words if word != str(run_dir)]
+    done = run_rnncls("train", *plain, tmp_path / "plain", "train.plots=false")
+    assert done.returncode == 0, done.stderr
+    assert_same_but_for_plots(tmp_path / "plain", tmp_path / "copy")
 
 
 def test_members_of_a_sweep_draw_none_of_their_own(tmp_path: Path) -> None:

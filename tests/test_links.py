@@ -23,13 +23,14 @@ QUICK = [
 ]
 
 # What a run or a sweep has, or may have, by its path in there.
-FOLDERS_OF_RUN = ["checkpoints", "profile", "projector"]
+FOLDERS_OF_RUN = ["checkpoints", "profile", "projector", "plots"]
 FILES_OF_RUN = [
     *[".lock", "config.yaml", "status.json", "metrics.jsonl", "metrics.csv", "crash.log"],
     *["checkpoints/best.safetensors", "checkpoints/step-00000004.safetensors"],
     *["checkpoints/step-00000002.safetensors", "checkpoints/step-00000004.safetensors.bad"],
     *["checkpoints/step-00000006.safetensors", "profile/steps.pt.trace.json"],
     "profile/profile.txt",
+    *["plots/evaluations.jsonl", "plots/confusion.png"],
     *["projector_config.pbtxt", "projector/tokens.tsv", "projector/last_states_shown.tsv"],
     *[".tmp-1-abc-status.json", "events.out.tfevents.1.host.1.0", "evaluation.json"],
 ]
@@ -120,7 +121,7 @@ def commands_for_run(path: Path) -> list[list[str | Path]]:
         ["train", *QUICK, "--run-dir", path],
         ["train", "--resume", path],
         ["train", "--resume", path, *more, "train.profile=true"],
-        ["train", "--resume", path, "train.max_steps=8"],
+        ["train", "--resume", path, "train.max_steps=8", "train.plots=true"],
         ["eval", path],
         ["runs", "ls", path],
     ]

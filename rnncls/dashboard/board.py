@@ -40,6 +40,10 @@ SHARE = 0.01
 FIRST_SECONDS = 1.5
 
 
+class LogIsOff(Exception):
+    """TensorBoard's log cannot be written any more, and a warning has said so."""
+
+
 class Board:
     """The dashboard of one run."""
 
@@ -162,7 +166,8 @@ class Board:
 
     def _show_model(self, _: int) -> None:
         """Show the graph of the model, and its embeddings and states in the projector."""
-        self._draws = self._log.add_graph(graph_of(self._state.model, self._task))
+        if not self._log.add_graph(graph_of(self._state.model, self._task)):
+            raise LogIsOff
         write_projector(self._log.run_dir, self._state, self._task)
 
     def _show(self, tag: str, figure: "Figure", step: int) -> None:
@@ -175,8 +180,9 @@ class Board:
         self._add(step, Summary(value=[Summary.Value(tag=tag, image=image)]))
 
     def _add(self, step: int, *summaries: Summary) -> None:
-        # Where TensorBoard's log cannot be written, a warning has said so.
-        self._draws = self._log.add(step, summaries)
+        """Write to TensorBoard. Raises: LogIsOff."""
+        if not self._log.add(step, summaries):
+            raise LogIsOff
 
     def _rows(self, step: int) -> list[Row]:
         return [row for row in read_metrics(self._log.run_dir) if row["step"] <= step]
@@ -187,6 +193,8 @@ class Board:
             return
         try:
             action(*arguments)
+        except LogIsOff:
+            self._draws = False
         # Whatever it is, from a full disk to a bug in matplotlib: the run is worth more.
         except Exception as error:
             self._draws = False

@@ -79,7 +79,7 @@ class RunDirectory:
         write_status(self.path, "running", state)
 
     def note_finished(self, state: TrainState) -> None:
-        """Correct the status of a process that was killed after its last checkpoint."""
+        """Say in the status that the run is finished, before its process has ended as well."""
         write_status(self.path, "finished", state, 0)
 
     @contextmanager

@@ -78,5 +78,8 @@ def train(
             write_profile(state, task, log, stop, engine_name)
         steps = timed(take_steps(state, task), state)
         follow(steps, state, task, run, log, stop, board)
+
+        # Pictures may fill the disk, or somebody end the process: the run is finished already.
+        run.note_finished(state)
         board.finish(stop)
     return state

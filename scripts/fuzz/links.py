@@ -29,7 +29,9 @@ MADE_IN_RUNS = [
     "metrics.csv", "config.yaml", "evaluation.json", "checkpoints", "checkpoints/.tmp-1-ab-x",
     "checkpoints/step-00000006.safetensors", "checkpoints/step-00000005.safetensors",
     "checkpoints/best.safetensors", "checkpoints/step-00000004.safetensors.bad", ".tmp-1-ab-status",
-    "events.out.tfevents.1.host.1.0", "events.out.tfevents.9999999999.host.1.0",
+    "events.out.tfevents.1.host.1.0", "events.out.tfevents.9999999999.host.1.0", "plots",
+    "plots/evaluations.jsonl", "plots/confusion.png", "plots/.tmp-1-ab-x", "projector",
+    "projector/tokens.tsv", "projector_config.pbtxt", "profile/profile.txt",
 ]  # fmt: skip
 MADE_IN_SWEEPS = [
     ".lock", "plots", "plots/loss.png", "plots/accuracy_by_length.png", "members", "crash.log",

@@ -63,6 +63,7 @@ def command(line: str, *writes: str) -> Command:
 RUN_COMMANDS = [
     command("train --resume run train.max_steps=6", "run"),
     command("train --resume run train.max_steps=6 train.profile=true", "run"),
+    command("train --resume run train.max_steps=6 train.plots=true", "run"),
     command("train --resume run train.max_steps=5 train.histogram_every=1", "run"),
     command("train --resume run", "run"),
     command("train --config tiny.yaml --init-from run --run-dir new", "new"),
