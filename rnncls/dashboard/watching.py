@@ -63,13 +63,17 @@ class Watcher:
             number = -(self._passed + place)
             if len(self._worst) == MOST_ERRORS and (probability, number) < self._worst[0][:2]:
                 continue
+            ids = _ids_of(part.batch.tokens, place)
+            # A sequence that occurs several times is one error.
+            if any(ids == other[-1] for other in self._worst):
+                continue
             error = (
                 probability,
                 number,
                 float(of_true[place]),
                 int(part.batch.labels[place]),
                 int(predictions[place]),
-                _ids_of(part.batch.tokens, place),
+                ids,
             )
             heapq.heappush(self._worst, error)
             if len(self._worst) > MOST_ERRORS:

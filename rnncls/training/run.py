@@ -1,12 +1,13 @@
 """The life of a run that has a state and a directory. New and resumed runs both live here."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 from rnncls.dashboard.board import Board
 from rnncls.data import Task
 from rnncls.data.files.search import Search
+from rnncls.errors import RnnclsError
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.rundir.hparams import InSweep
 from rnncls.rundir.run_directory import RunDirectory
@@ -80,6 +81,7 @@ def train(
         follow(steps, state, task, run, log, stop, board)
 
         # Pictures may fill the disk, or somebody end the process: the run is finished already.
-        run.note_finished(state)
+        with suppress(RnnclsError):
+            run.note_finished(state)
         board.finish(stop)
     return state
