@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -374,8 +375,28 @@ def test_the_view_behind_the_link_opens_with_pins_and_groups(board: str, tmp_pat
     assert "5 cards" in page
     for group in ("train", "val"):
         assert f">{group}<" in page
-    # Not smoothed: the tooltip column of smoothed values is left out.
-    assert "Smoothed" not in page
+    smoothing = re.search(r'scalars-smoothing-label.*?aria-valuetext="([^"]*)"', page, re.DOTALL)
+    assert smoothing is not None
+    assert smoothing[1] == "0"
+
+    # Two runs on their own, two settings of two members each, and the sweep's pictures.
+    colours = colours_of(page)
+    settings = [name.rpartition("_seed=")[0] or name for name in colours]
+    assert len(colours) == 7
+    assert len(set(colours.values())) == len(set(settings)) == 5
+    for setting in set(settings):
+        assert len({colours[name] for name in colours if name.startswith(setting)}) == 1
+
+
+def colours_of(page: str) -> dict[str, str]:
+    """Return the colour of each run, by its name, as the list of runs shows it."""
+    rows = re.findall(r'data-id="defaultExperimentId/([^"]+)"(.*?)(?=data-id="|$)', page, re.DOTALL)
+    colours = {}
+    for name, row in rows:
+        colour = re.search(r"background: ?(rgb\([^)]*\))", row)
+        if colour:
+            colours[name] = colour[1]
+    return colours
 
 
 def page_of(address: str, folder: Path) -> str:
