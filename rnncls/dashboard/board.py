@@ -15,11 +15,12 @@ from torch import Tensor
 from rnncls.dashboard.curves import pr_curves
 from rnncls.dashboard.graph import graph_of
 from rnncls.dashboard.layout import custom_scalars
+from rnncls.dashboard.names import class_names
 from rnncls.dashboard.projector import write_projector
 from rnncls.dashboard.record import Evaluation, Levels
 from rnncls.dashboard.recording import Records, evaluation_of, is_recorded
 from rnncls.dashboard.texts import config_changes, final_report, run_summary, worst_errors
-from rnncls.dashboard.watching import Watcher, class_names
+from rnncls.dashboard.watching import Watcher
 from rnncls.data import Task
 from rnncls.evaluation.metrics import entropy
 from rnncls.evaluation.scores import Scored, Scores

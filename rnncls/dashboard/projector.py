@@ -5,15 +5,16 @@ happen to be no valid UTF-8.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rnncls.dashboard.names import as_text, class_names
 from rnncls.data import FilesTask, Task
 from rnncls.data.report import visible
-from rnncls.data.sequences import Sequences
 from rnncls.model.probes import summaries_of
 from rnncls.rundir.paths import PROJECTOR, PROJECTOR_CONFIG
 from rnncls.steps.state import TrainState
@@ -22,9 +23,7 @@ from rnncls.system.shown import on_short_line
 
 MOST_TOKENS = 10_000
 MOST_SEQUENCES = 500
-MOST_OF_NAME = 60  # characters of a token or a label
-MOST_OF_SEQUENCE = 100  # characters
-TOKENS_READ = 64  # of a sequence: more are never shown
+MOST_OF_NAME = 60  # characters of a token
 
 
 class Cloud(NamedTuple):
@@ -74,9 +73,13 @@ def _tokens(state: TrainState, task: Task) -> Cloud:
 def _states(state: TrainState, task: Task) -> Cloud:
     """Return what the head sees of some validation sequences."""
     sequences = task.validation_sequences(MOST_SEQUENCES)
+    names = class_names(task)
+    tokens = sequences.tokens.tolist()
     rows = []
-    for number, (label, length) in enumerate(_pairs(sequences.labels, sequences.lengths)):
-        rows.append([_label(task, label), length, _readable(task, sequences, number)])
+    for label, (start, end) in zip(
+        sequences.labels.tolist(), pairwise(sequences.offsets.tolist()), strict=True
+    ):
+        rows.append([names[label], end - start, as_text(task, tokens[start:end])])
     header = ["label", "length", "sequence"]
     return Cloud("last_states", summaries_of(state.model, sequences), header, rows)
 
@@ -92,26 +95,6 @@ def _pairs(left: Tensor, right: Tensor) -> Iterable[tuple[int, int]]:
 def _token(name: str) -> str:
     """Return a token as one word: a table has no place for tabs, line breaks and blank names."""
     return on_short_line(visible(name), MOST_OF_NAME) or '""'
-
-
-def _label(task: Task, label: int) -> str:
-    if task.vocabulary is None:
-        return str(label)
-    return on_short_line(task.vocabulary.labels[label], MOST_OF_NAME)
-
-
-def _readable(task: Task, sequences: Sequences, number: int) -> str:
-    """Return the beginning of a sequence as a person reads it."""
-    first, last = sequences.offsets[number : number + 2].tolist()
-    ids = sequences.tokens[first : min(last, first + TOKENS_READ)].tolist()
-    vocabulary = task.vocabulary
-    names = map(str, ids) if vocabulary is None else [vocabulary.tokens[id] for id in ids]
-
-    is_text = isinstance(task, FilesTask) and task.data.tokens == "characters"
-    text = ("" if is_text else " ").join(names)
-    if last - first > TOKENS_READ:
-        text += " ..."
-    return on_short_line(text, MOST_OF_SEQUENCE)
 
 
 def _finite(cloud: Cloud) -> Cloud:

@@ -7,18 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from rnncls.config import FilesConfig
+from rnncls.dashboard.names import as_text, class_names
 from rnncls.dashboard.record import Error
 from rnncls.data import Task
-from rnncls.evaluation.examples import readable
 from rnncls.evaluation.mistakes import probability_of
 from rnncls.evaluation.scores import Scored
-from rnncls.system.rows import shortened, text_of
-from rnncls.system.shown import on_short_line
 
 MOST_ERRORS = 20
-MOST_OF_SEQUENCE = 100  # characters
-MOST_OF_LABEL = 40
 MOST_CURVES = 10  # classes that have a curve of precision and recall
 
 # Probabilities are kept of so many sequences at most; a curve of more looks the same.
@@ -105,22 +100,6 @@ class Watcher:
 def has_curves(task: Task) -> bool:
     """Return whether a run shows curves of precision and recall: on files, of a few classes."""
     return task.vocabulary is not None and task.sizes[1] <= MOST_CURVES
-
-
-def class_names(task: Task) -> list[str]:
-    """Return the names of the classes, each on a short line."""
-    if task.vocabulary is None:
-        return [str(number) for number in range(task.sizes[1])]
-    return [on_short_line(label, MOST_OF_LABEL) for label in task.vocabulary.labels]
-
-
-def as_text(task: Task, ids: list[int]) -> str:
-    """Return a sequence as a person reads it, on a short line."""
-    data = task.config.data
-    sequence: object = ids
-    if task.vocabulary is not None and isinstance(data, FilesConfig):
-        sequence = readable(ids, task.vocabulary, data.tokens)
-    return on_short_line(shortened(text_of(sequence), MOST_OF_SEQUENCE), MOST_OF_SEQUENCE)
 
 
 def _ids_of(tokens: PackedSequence, place: int) -> list[int]:
