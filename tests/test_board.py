@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rnncls.dashboard.link import how_to_look, link
+from rnncls.dashboard import board as board_module
+from rnncls.dashboard.board import Board
+from rnncls.dashboard.link import find_running, how_to_look, link
 from rnncls.dashboard.recording import Records, is_recorded
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
@@ -25,6 +29,7 @@ from tests.helpers import (
     PYTHON,
     SAFETY_S,
     Killed,
+    at_step,
     config_of,
     kill_at,
     outcome,
@@ -152,6 +157,51 @@ def test_a_killed_run_is_resumed_with_the_same_bits_and_all_pictures(
     assert Records(tmp_path / "killed", last_logged=40).waiting() == []
 
 
+def test_a_run_that_is_killed_while_it_draws_gets_the_rest_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Board, "_show_results", killed)
+        with pytest.raises(Killed):
+            fit(config_of(train={"eval_every": 10, "plots": True}), run_dir)
+    assert [each.step for each in Records(run_dir, last_logged=40).waiting()] == [40]
+    lines = (run_dir / "metrics.jsonl").read_bytes()
+
+    resume(run_dir)
+    assert Records(run_dir, last_logged=40).waiting() == []
+    assert (run_dir / "plots" / "results.png").exists()
+    assert (run_dir / "projector_config.pbtxt").exists()
+    assert "accuracy:" in text_of(events_of(run_dir), "report/final")
+    assert (run_dir / "metrics.jsonl").read_bytes() == lines
+
+    # And no more than that: once all is drawn, nothing is written.
+    files = sorted(path.name for path in run_dir.iterdir())
+    resume(run_dir)
+    assert sorted(path.name for path in run_dir.iterdir()) == files
+
+
+@pytest.mark.parametrize(("share", "is_beside"), [(100.0, True), (0.0, False)])
+def test_pictures_are_drawn_beside_training_within_their_share_alone(
+    share: float, is_beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board_module, "SHARE", share)
+    monkeypatch.setattr(board_module, "FIRST_SECONDS", 0.001)
+    drawn: list[int] = []
+    at_step(monkeypatch, 15, lambda _: drawn.append(len(list(tmp_path.rglob("*.png")))))
+    fit(config_of(train={"eval_every": 5, "plots": True}), tmp_path / "run")
+    assert drawn == [len(PICTURES) if is_beside else 0]
+
+    images = events_of(tmp_path / "run").Images("val/confusion")
+    assert [image.step for image in images] == [5, 10, 20, 40]
+    fit(config_of(train={"eval_every": 5, "plots": False}), tmp_path / "plain")
+    assert_same_but_for_plots(tmp_path / "plain", tmp_path / "run")
+
+
 def assert_same_but_for_plots(one: Path, other: Path) -> None:
     tensors, rows, counters = outcome(one)
     other_tensors, other_rows, other_counters = outcome(other)
@@ -254,7 +304,9 @@ def test_hparams_are_right_whichever_run_is_found_first(
     assert {"data.modulus", "data.train", "data.tokens", "train.max_grad_norm"} <= names
     shown = {info["name"] for info in experiment["hparamInfos"] if info.get("differs")}
     fixed = {"model.cell", "model.hidden_size", "optimizer.lr", "train.batch_size", "seed"}
-    assert shown - {"optimizer.weight_decay"} == fixed
+    # The keys of a grid show as well where a member of its sweep is found first.
+    grid = {"optimizer.weight_decay"} if order[0] == "sweep" else set()
+    assert shown == fixed | grid
     metrics = [info["name"]["tag"] for info in experiment["metricInfos"]]
     assert metrics == ["val/best_value", "val/accuracy", "val/loss", "val/macro_f1"]
 
@@ -335,6 +387,33 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "C17" in done.stderr
 
 
+@pytest.mark.parametrize("content", ["file", "folder", "text", "stranger", "pipe"])
+def test_what_anybody_may_have_written_ends_no_run(
+    content: str, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The places of TensorBoards that run are told by files that anybody may write."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    infos = tmp_path / ".tensorboard-info"
+    path = infos / "pid-1.info"
+    if content == "file":
+        infos.write_text("mine\n")
+    else:
+        infos.mkdir()
+    if content == "folder":
+        path.mkdir()
+    elif content == "text":
+        path.write_text("[" * 100_000)
+    elif content == "stranger":
+        entry = {"pid": 1, "port": 1, "logdir": "~nobody/x", "path_prefix": "\x1b[31m"}
+        path.write_text(json.dumps(entry))
+    elif content == "pipe":
+        os.mkfifo(path)
+    assert find_running(three) is None
+    done = run_rnncls("board", three, "--link")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
 @pytest.mark.row("R37")
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -365,6 +444,21 @@ def test_board_starts_tensorboard_and_finds_the_one_that_runs(board: str, three:
     assert done.returncode == 0, done.stderr
     assert urlsplit(done.stdout.strip()).port == split.port
     assert pinned_of(done.stdout.strip())[0]["tag"] == "val/accuracy"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_board_without_a_trace(number: signal.Signals, three: Path) -> None:
+    command = [shutil.which("rnncls") or "rnncls", "board", str(three), "--host", "127.0.0.1"]
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("http://127.0.0.1:")
+        deadline = time.monotonic() + SAFETY_S
+        while find_running(three) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        server.send_signal(number)
+        assert server.wait(SAFETY_S) == 0
+    assert find_running(three) is None
 
 
 @pytest.mark.slow

@@ -496,7 +496,6 @@ LOOKED_AT = {
     # Addresses, whose parts are escaped.
     "link(running.url, sweeps_below(folder, running.folder))",
     "link(url, sweeps)",
-    "link(f'http://localhost:{port or DEFAULT_PORT}/', sweeps)",
     # Words of ours.
     "LOADING",
     "f\"\\r{' ' * len(LOADING)}\\r\"",

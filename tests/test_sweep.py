@@ -146,7 +146,7 @@ def test_pictures_are_drawn_and_shown_in_tensorboard(swept: tuple[Path, str]) ->
         content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
         # Members that differ in their seed alone are one row.
-        assert start.group_name == f"{member.name.rpartition('_')[0]} of {folder}"
+        assert start.group_name == f"{member.name.rpartition('_')[0]} of {folder.resolve()}"
 
 
 def test_pictures_of_earlier_versions_go_and_nothing_else(

@@ -52,7 +52,7 @@ def board(
         return
     sweeps = sweeps_below(folder, folder)
     if only_link:
-        print(link(f"http://localhost:{port or DEFAULT_PORT}/", sweeps))
+        print(on_one_line(link(f"http://{host or 'localhost'}:{port or DEFAULT_PORT}/", sweeps)))
         return
 
     from rnncls.dashboard.serve import serve

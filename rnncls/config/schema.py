@@ -338,8 +338,8 @@ class TrainConfig(Section):
     much of a gradient reaches the first token, and size, gradient and update of each parameter.
     null: none."""
     plots: bool | None = None
-    """Draw pictures of the run into plots/ and TensorBoard, beside training and after it. null:
-    yes, but not for the members of a sweep, nor for runs of fewer than 50 steps."""
+    """Show the run in plots/ and TensorBoard: pictures, tables, graph, projector. null: yes, but
+    not for the members of a sweep, nor for runs of fewer than 50 steps."""
     stop_at_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     """Stop after an evaluation with at least this validation accuracy. null: do not stop for it."""
     patience: Count | None = None

@@ -122,7 +122,9 @@ def spaced(count: int, room: float, need: float) -> list[int]:
 def spaced_inside(count: int, room: float, need: float) -> list[int]:
     """Return such indices, but of things that must not reach beyond the first and the last."""
     every = max(1, math.ceil(need / room))
-    return list(range((every - 1) // 2, count - every // 2, every))
+    # The middle of the first cell is half a cell inside.
+    first = max(0, math.ceil(need / room / 2 - 0.5))
+    return list(range(first, count - first, every))
 
 
 def round_ticks(low: float, high: float, most: int = MOST_TICKS) -> list[float]:

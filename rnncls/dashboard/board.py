@@ -59,6 +59,9 @@ class Board:
         self._watcher = Watcher(task)
         self._last: tuple[Scores, Tensor] | None = None  # what the last evaluation found
 
+        # A resumed run shows once more what changes, and not what its first process has shown.
+        self._is_first = not (log.run_dir / PLOTS / "first_batch.png").exists()
+
         self._started_at = time.perf_counter()
         self._seconds = 0.0  # spent on drawing
         self._next_seconds = FIRST_SECONDS  # that the next pictures are likely to take
@@ -87,9 +90,9 @@ class Board:
         `scalars`: its values by tag. `confidences` (R,): the probabilities of the predicted
         classes. `is_over`: whether it is the last one.
         """
+        self._last = (scores, confidences)
         step = self._state.step
         if is_recorded(step, self._task.config.train.eval_every, is_over):
-            self._last = (scores, confidences)
             self._safely(self._record, step, scalars, scores, confidences)
 
     def draw(self) -> None:
@@ -99,18 +102,28 @@ class Board:
             if self._seconds + self._next_seconds > SHARE * elapsed:
                 return
             self._draw(evaluation)
+            self._safely(self._records.note_drawn, evaluation.step)
 
     def finish(self, stop: StopRequest) -> None:
         """Draw the rest, once the last checkpoint is committed. A signal ends it early."""
+        last = self._state.step
         for evaluation in self._waiting():
-            if stop.number is not None:
-                return
-            self._draw(evaluation)
-
-        step = self._state.step
-        for part in (self._show_results, self._show_data, self._show_model):
             if stop.number is None:
-                self._safely(part, step)
+                self._draw(evaluation)
+                if evaluation.step < last:
+                    self._safely(self._records.note_drawn, evaluation.step)
+
+        # The last evaluation counts as drawn when all is: until then, a resumed run finishes it.
+        for part in (
+            self._show_results,
+            self._show_data,
+            self._show_model,
+            self._records.note_drawn,
+        ):
+            if stop.number is None:
+                self._safely(part, last)
+        if self._draws and stop.number is not None:
+            self._log.say("rnncls: not all pictures are drawn; train --resume RUN draws the rest")
 
     def _waiting(self) -> list[Evaluation]:
         return self._records.waiting() if self._draws else []
@@ -142,7 +155,6 @@ class Board:
             self._show("val/accuracy_by_length_over_time", by_length, step)
             self._show("val/calibration", pictures.calibration(evaluation), step)
         self._add(step, worst_errors(evaluation))
-        self._records.note_drawn(step)
 
     def _show_results(self, step: int) -> None:
         """Show the whole run in one picture, and the report on the last evaluation."""
@@ -157,17 +169,20 @@ class Board:
 
     def _show_data(self, step: int) -> None:
         """Show the first batch, and precision and recall of each class."""
+        curves = self._watcher.curves()
+        if curves is not None:
+            self._add(step, *pr_curves(*curves, self._names))
+        if not self._is_first:
+            return
+
         from rnncls.data.plots import first_batch
 
         batch = next(self._task.batches(0, 1))
         self._show("train/first_batch", first_batch(batch, self._task.vocabulary), step=1)
-        curves = self._watcher.curves()
-        if curves is not None:
-            self._add(step, *pr_curves(*curves, self._names))
 
     def _show_model(self, _: int) -> None:
         """Show the graph of the model, and its embeddings and states in the projector."""
-        if not self._log.add_graph(graph_of(self._state.model, self._task)):
+        if self._is_first and not self._log.add_graph(graph_of(self._state.model, self._task)):
             raise LogIsOff
         write_projector(self._log.run_dir, self._state, self._task)
 
@@ -199,8 +214,10 @@ class Board:
         # Whatever it is, from a full disk to a bug in matplotlib: the run is worth more.
         except Exception as error:
             self._draws = False
-            reason = error.strerror if isinstance(error, OSError) else error
-            what = f"no more pictures of this run: {reason or type(error).__name__}"
+            reason = str(error) or type(error).__name__
+            if isinstance(error, OSError) and error.strerror:
+                reason = f"{error.strerror} ({error.filename})"
+            what = f"no more pictures, tables and projector of this run: {reason}"
             self._log.say(f"rnncls: warning[R36]: {what}; training is not affected")
 
 

@@ -9,7 +9,7 @@ from torch.utils.tensorboard.summary import pr_curve
 
 from rnncls.system.shown import on_short_line
 
-MOST_CLASSES = 10  # more charts nobody looks at
+MOST_CURVES = 10  # more charts nobody looks at
 MOST_OF_NAME = 40  # characters of a class in a tag
 
 
@@ -20,7 +20,7 @@ def pr_curves(labels: Tensor, probabilities: Tensor, names: Sequence[str]) -> li
     has gets no curve, since it has no recall. There is none at all for more than 10 classes, for no
     sequences, or where a probability is not a number.
     """
-    if len(names) > MOST_CLASSES or not len(labels) or not bool(probabilities.isfinite().all()):
+    if len(names) > MOST_CURVES or not len(labels) or not bool(probabilities.isfinite().all()):
         return []
 
     # Rounding may lead beyond 1, where TensorBoard's function has no place.

@@ -4,15 +4,17 @@ Importing this does not import torch.
 """
 
 import json
-import os
+import re
 import shlex
+import socket
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlencode
 
-if TYPE_CHECKING:
-    from tensorboard.manager import TensorBoardInfo
+from rnncls.system.files import read_regular
 
 # The four that say whether a run learns, pinned above all other cards.
 PINNED = ("val/accuracy", "val/loss", "train/loss", "train/grad_norm")
@@ -23,6 +25,9 @@ PINNED_OF_SWEEP = "whole_sweep/success_rate"
 BY_SETTING = r"regex:(.*?)(?:_?seed=\d+)?$"
 
 DEFAULT_PORT = 6006
+MAX_INFO_BYTES = 64 * 1024  # of a file that says where a TensorBoard is
+ANSWER_SECONDS = 1.0
+_PREFIX = re.compile(r"[\w./-]*", re.ASCII)
 _EXPERIMENT = "defaultExperimentId"  # TensorBoard's own name for all that is below its folder
 
 
@@ -51,41 +56,38 @@ def link(url: str, sweeps: Sequence[str] = ()) -> str:
 
 
 def find_running(folder: Path) -> Running | None:
-    """Return a TensorBoard that runs and shows this folder, or one above it."""
-    from tensorboard import manager
+    """Return a TensorBoard that runs and shows this folder, or one above it.
 
+    A TensorBoard says where it is in a file below the folder for temporary files, which anybody may
+    write to: what is not as expected there is passed over.
+    """
     wanted = folder.resolve()
-    for info in manager.get_all():
-        shown = _folder_of(info)
-        if shown is not None and wanted.is_relative_to(shown) and _is_alive(info.pid):
-            prefix = info.path_prefix.strip("/")
-            path = f"{prefix}/" if prefix else ""
-            return Running(f"http://localhost:{info.port}/{path}", shown)
+    infos = Path(tempfile.gettempdir(), ".tensorboard-info")
+    with suppress(OSError):
+        for path in sorted(infos.glob("pid-*.info")):
+            running = _running_of(path)
+            if running is not None and wanted.is_relative_to(running.folder):
+                return running
     return None
 
 
-def _folder_of(info: "TensorBoardInfo") -> Path | None:
-    """Return the folder that a TensorBoard shows, which may be relative to where it began."""
-    if not info.logdir:
-        return None
-    folder = Path(info.logdir).expanduser()
-    if not folder.is_absolute():
-        # Only Linux says where another process is.
-        folder = Path(f"/proc/{info.pid}/cwd") / folder
+def _running_of(path: Path) -> Running | None:
+    """Return the TensorBoard that a file tells of, if it still answers."""
     try:
-        return folder.resolve(strict=True)
-    except OSError:
+        info = json.loads(read_regular(path, MAX_INFO_BYTES))
+        pid, port, logdir, prefix = (info[key] for key in ("pid", "port", "logdir", "path_prefix"))
+        is_ours = type(pid) is int and type(port) is int and isinstance(logdir, str)
+        if not is_ours or not logdir or not _PREFIX.fullmatch(prefix):
+            return None
+
+        # Relative to where it began, which only Linux tells.
+        shown = Path(f"/proc/{pid}/cwd", logdir).resolve(strict=True)
+        with socket.create_connection(("localhost", port), timeout=ANSWER_SECONDS):
+            pass
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    path_of = prefix.strip("/")
+    return Running(f"http://localhost:{port}/{path_of}{'/' if path_of else ''}", shown)
 
 
 def how_to_look(folder: Path, sweep: bool = False) -> list[str]:

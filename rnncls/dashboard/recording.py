@@ -109,7 +109,8 @@ class Records:
         return self._records[-1].evaluation if self._records else None
 
     def add(self, evaluation: Evaluation) -> None:
-        """Record an evaluation, which is to be drawn."""
+        """Record an evaluation, which is to be drawn, in place of another one of its step."""
+        self._records = [each for each in self._records if each.evaluation.step != evaluation.step]
         self._records.append(Record(drawn=False, evaluation=evaluation))
         self._write()
 

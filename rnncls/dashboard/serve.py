@@ -3,6 +3,7 @@
 Importing this does not import torch.
 """
 
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,10 @@ def serve(folder: Path, host: str | None, port: int | None, begin: Callable[[str
         words += ["--host", host]
     board.configure(words)
 
-    # Ctrl-C is how a server is ended, and no error.
+    # Ctrl-C is how a server is ended, and no error. TensorBoard takes its traces away then, which
+    # it would not if the process ended at once.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with suppress(KeyboardInterrupt):
         board.main()
 

@@ -1,8 +1,10 @@
 """The texts of a run in TensorBoard: what it is, what is special about it, what came out."""
 
+import json
 import shlex
 import sys
 from collections.abc import Container
+from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -27,8 +29,11 @@ def run_summary(state: TrainState, task: Task, engine: str) -> Summary:
     num_tokens, num_classes = task.sizes
     num_parameters = sum(parameter.numel() for parameter in state.model.parameters())
     precision = describe_precision(config.train.precision, state.device)
+    # Another program has arguments of its own.
+    is_command = Path(sys.argv[0]).stem in ("rnncls", "__main__")
+    command = on_one_line(shlex.join(["rnncls", *sys.argv[1:]])) if is_command else "from Python"
     rows = [
-        ("command", on_one_line(shlex.join(["rnncls", *sys.argv[1:]]))),
+        ("command", command),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
         ("data", f"{config.data.source}: {num_tokens:,} tokens, {num_classes:,} classes"),
         ("sequences", task.described_split or "generated"),
@@ -44,10 +49,18 @@ def config_changes(task: Task) -> Summary:
     """Return the keys whose values are not the defaults."""
     now = flatten(task.config)
     default = flatten(_defaults(task))
-    rows = [(key, now[key], default[key]) for key in now if now[key] != default[key]]
+    rows = []
+    for key, value in now.items():
+        if value != default[key]:
+            rows.append((key, _as_written(value), _as_written(default[key])))
     if not rows:
         return _text("run/config_changes", "Every key has its default.")
     return _text("run/config_changes", table(("key", "this run", "default"), rows))
+
+
+def _as_written(value: Any) -> str:
+    """Return a value as it stands in a config."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _defaults(task: Task) -> Config:

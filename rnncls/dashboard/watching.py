@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from rnncls.dashboard.curves import MOST_CURVES
 from rnncls.dashboard.names import as_text, class_names
 from rnncls.dashboard.record import Error
 from rnncls.data import Task
@@ -14,7 +15,6 @@ from rnncls.evaluation.mistakes import probability_of
 from rnncls.evaluation.scores import Scored
 
 MOST_ERRORS = 20
-MOST_CURVES = 10  # classes that have a curve of precision and recall
 
 # Probabilities are kept of so many sequences at most; a curve of more looks the same.
 MOST_PROBABILITIES = 100_000

@@ -12,6 +12,7 @@ from rnncls.data.report import MOST_SHOWN, class_names, splits_of, token_names, 
 from rnncls.data.sequences import Sequences
 from rnncls.data.task import Task
 from rnncls.data.vocabulary import Vocabulary
+from rnncls.system.outlines import width_of
 from rnncls.system.pictures import default_style, in_picture, write_png
 from rnncls.system.shown import counted
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_BINS = 30  # of the lengths
-LETTER_WIDTH = 0.012  # of a letter beside an axis, as a share of the picture
+WIDTH_OF_BATCH = 6.6  # inches
 LETTERS_OF_LABEL = 24  # below a bar
 
 # How the outlines of the splits are told apart: most of them lie on top of each other, so that what
@@ -125,13 +126,14 @@ def first_batch(batch: Batch, vocabulary: Vocabulary | None) -> "Figure":
 
     drawn = _beginning_of(batch, vocabulary)
     # Margins by hand: to have them found would draw every text twice.
-    left = LETTER_WIDTH * max(len("batch_sizes"), *map(len, drawn.names))
+    points = max(9 * 1.1 * width_of("batch_sizes"), *(10 * width_of(name) for name in drawn.names))
+    left = points / 72 / WIDTH_OF_BATCH
     if _is_narrow(drawn.columns, max(len(text) for texts in drawn.tokens for text in texts)):
-        figure = Figure(figsize=(6.6, 4.4))
+        figure = Figure(figsize=(WIDTH_OF_BATCH, 4.4))
         rectangle, packed = figure.subplots(1, 2)
-        figure.subplots_adjust(left + 0.06, 0.13, 0.99, 0.8, wspace=0.1 + 2 * left)
+        figure.subplots_adjust(left + 0.06, 0.13, 0.99, 0.8, wspace=0.25 + 2.2 * left)
     else:
-        figure = Figure(figsize=(6.6, 5.4))
+        figure = Figure(figsize=(WIDTH_OF_BATCH, 5.4))
         rectangle, packed = figure.subplots(2, 1)
         figure.subplots_adjust(left + 0.06, 0.1, 0.99, 0.83, hspace=0.45)
 

@@ -189,10 +189,7 @@ def _submit(
                 shared,
                 stop=stop.member(),
                 engine=stack_member.steps if stack_member else None,
-                in_sweep=InSweep(
-                    tuple(member.values),
-                    group=f"{format_setting(member.values, short=True)} of {sweep.folder}",
-                ),
+                in_sweep=InSweep(tuple(member.values), _group_of(sweep, member)),
             )
 
             future = pool.submit(run_member, sweep, member, of_member)
@@ -209,6 +206,11 @@ def _submit(
             stack_member.leave()
         raise
     return running
+
+
+def _group_of(sweep: Sweep, member: Member) -> str:
+    """Return what the members of a setting have in common in HParams, and no others have."""
+    return f"{format_setting(member.values, short=True)} of {sweep.folder.resolve()}"
 
 
 def _as_they_end(

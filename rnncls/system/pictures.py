@@ -99,7 +99,7 @@ def rendered(figure: "Figure") -> tuple[bytes, int, int]:
     drawing does.
     """
     content = io.BytesIO()
-    with any_script(), default_style():
+    with default_style(), any_script():
         figure.savefig(content, dpi=120, format="png", pil_kwargs={"compress_level": 1})
     png = content.getvalue()
 

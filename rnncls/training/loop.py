@@ -1,5 +1,6 @@
 """The training loop: follow an engine's steps, and do what is due after them."""
 
+import math
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -96,8 +97,8 @@ def after_step(
         is_best = note_score(state, scalars, train.best_metric)
         # People read "best" as better than before. Of equal evaluations the latest counts.
         is_better = is_best and state.stale_evaluations == 0
-        if state.best_value is not None:
-            scalars["val/best_value"] = state.best_value
+        # NaN before there is one: HParams leaves runs out that lack a metric.
+        scalars["val/best_value"] = math.nan if state.best_value is None else state.best_value
 
         # After the last step the run is over anyway: there is nothing to explain.
         reason = "" if is_over else reason_to_stop(state, train, scalars["val/accuracy"])

@@ -14,7 +14,7 @@ from rnncls.rundir.moved import OF_RESUMING, with_files_of_run
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState
 from rnncls.system.streams import say
-from rnncls.training.run import Shared, train
+from rnncls.training.run import Shared, finish_board, train
 from rnncls.training.states import restored_state
 
 # A resumed run keeps these keys, and all of data and model: with others it is another run.
@@ -65,6 +65,7 @@ def resume(
             if config.data != checkpoint.config.data:
                 task.config = checkpoint.config.model_copy(update={"data": config.data})
                 run.begin_again(state, task)
+            finish_board(state, task, run, shared)
             return state
 
         # The bar of a sweep counts all steps of its members, not those of this call alone.

@@ -5,11 +5,13 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 from rnncls.dashboard.board import Board
+from rnncls.dashboard.recording import Records
 from rnncls.data import Task
 from rnncls.data.files.search import Search
 from rnncls.errors import RnnclsError
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.rundir.hparams import InSweep
+from rnncls.rundir.log import RunLog
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.steps.engines import Engine
 from rnncls.steps.state import TrainState
@@ -18,6 +20,7 @@ from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.advice import LEAST_STEPS
 from rnncls.training.loop import follow, timed
 from rnncls.training.profiling import write_profile
+from rnncls.training.progress import validate, way_of_validation
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,7 @@ def train(
         used, available = task.validation_sizes
         if available is not None and used < available:
             log.say(f"validating on {used:,} of {available:,} sequences (train.eval_samples)")
-        # The members of a sweep have the pictures of the sweep, and a trial shows nothing yet.
-        draws = task.config.train.plots
-        if draws is None:
-            draws = shared is None and task.max_steps >= LEAST_STEPS
-        board = Board(state, task, log, draws)
+        board = Board(state, task, log, _draws(task, shared))
         board.begin(engine_name)
 
         if task.config.train.profile and state.step < task.max_steps:
@@ -85,3 +84,32 @@ def train(
             run.note_finished(state)
         board.finish(stop)
     return state
+
+
+def finish_board(state: TrainState, task: Task, run: RunDirectory, shared: Shared | None) -> None:
+    """Draw what the process of a complete run has left to be drawn, because it was killed.
+
+    Raises: Interrupted after a signal, while the model is evaluated.
+    """
+    if not _draws(task, shared) or not Records(run.path, state.step).waiting():
+        return
+    signals = stop_requests() if shared is None else nullcontext(shared.stop)
+    in_sweep = None if shared is None else shared.in_sweep
+    with (
+        signals as stop,
+        # `int` in the place of a bar: there are no steps to report.
+        RunLog(run.path, task, state.step, state.step, int, in_sweep) as log,
+    ):
+        board = Board(state, task, log, draws=True)
+        sequences = stop.checked(task.validation(), state.step, str(run.path))
+        logits_of = way_of_validation(state, task)
+        found = validate(state.model, task, sequences, logits_of, board.watch)
+        board.note(found.scalars, found.scores, found.confidences, is_over=True)
+        board.finish(stop)
+
+
+def _draws(task: Task, shared: Shared | None) -> bool:
+    """Return whether a run has pictures."""
+    # The members of a sweep have those of the sweep, and a trial shows nothing yet.
+    draws = task.config.train.plots
+    return shared is None and task.max_steps >= LEAST_STEPS if draws is None else draws
