@@ -52,6 +52,9 @@ SHORTER = {
         "--regimes tutorial --cells rnn --rounds 1 --seconds 0.01 --only 'rnncls compiled' "
         "--sequences 20"
     ),
+    "python -m scripts.bench_dashboard": (
+        "--pairs 1 --processes 1 --case nothing train.max_steps=20"
+    ),
     "python -m scripts.bench_files": "--rows 1000",
     "python scripts/source_lines": "--files 150",
     "python scripts/digits": "--rows 2000",
