@@ -22,8 +22,10 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from rnncls.cli import entry
 from rnncls.config import Config, SumModConfig
@@ -34,6 +36,7 @@ from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint, find_newest
 from rnncls.steps import eager
 from rnncls.steps.state import TrainState
+from rnncls.system.pictures import any_script
 from rnncls.training.fit import fit
 
 ROOT = Path(__file__).parent.parent
@@ -431,3 +434,14 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < give_up_at
         time.sleep(0.01)
+
+
+# --- pictures
+
+
+def pixels_of(figure: Any) -> Any:
+    """Return a picture as an array, (height, width, 3) uint8."""
+    canvas: Any = FigureCanvasAgg(figure)
+    with any_script():
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]

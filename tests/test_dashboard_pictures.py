@@ -24,7 +24,8 @@ from rnncls.dashboard.pictures import accuracy_by_length, calibration, confusion
 from rnncls.dashboard.record import Bin, Confusion, Evaluation, Levels
 from rnncls.rundir.tables import Row
 from rnncls.system.outlines import outline
-from rnncls.system.pictures import pixels_of, rendered
+from rnncls.system.pictures import rendered
+from tests.helpers import pixels_of
 
 ROWS: list[Row] = [
     {"step": 1, "train/loss": 2.5, "train/accuracy": 0.1, "train/grad_norm": 3.0, "train/lr": 0.1},

@@ -22,9 +22,8 @@ from rnncls.data.plots import draw, first_batch
 from rnncls.data.report import stats
 from rnncls.model.classifier import RNNClassifier
 from rnncls.system.outlines import outline
-from rnncls.system.pictures import pixels_of
 from rnncls.training.states import new_state
-from tests.helpers import ROOT, files_config, write_jsonl
+from tests.helpers import ROOT, files_config, pixels_of, write_jsonl
 
 ODD = ["$x_{", "a\tb", "a\nb", "\x1b[31m", "好好", "a\u2028b", "a\x85b", "w" * 200, '"', "\\"]
 ODD_LABELS = ["no\nlabel", "tab\there", "a/b", "a_b"]

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from scipy.stats import trim_mean
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,7 +20,7 @@ from rnncls.config import dump_config
 from rnncls.config.ranges import parse_seeds
 from rnncls.errors import ConfigError
 from rnncls.evaluation.metrics import wilson_interval
-from rnncls.rundir.events import log_images
+from rnncls.rundir.events import image_of, log_images
 from rnncls.sweep.plan import load_sweep, plan_sweep
 from rnncls.sweep.summary import SuccessRate, fisher, horizon, interquartile_mean, success
 from tests.helpers import (
@@ -153,8 +152,9 @@ def test_pictures_of_earlier_versions_go_and_nothing_else(
     swept: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(swept[0], tmp_path / "sweep")
-    pixels = np.zeros((4, 4, 3), np.uint8)
-    log_images(folder, {"sweep/accuracy_by_length": pixels, "sweep/loss": pixels})
+    png = b"\x89PNG"
+    tags = ("sweep/accuracy_by_length", "sweep/loss")
+    log_images(folder, [image_of(tag, png, 1, 1) for tag in tags])
     foreign = folder / "events.out.tfevents.1.mine.1.0"
     foreign.write_bytes(b"mine")
     before = [path.name for path in (folder / "summary").iterdir()]

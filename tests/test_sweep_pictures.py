@@ -28,8 +28,7 @@ from rnncls.sweep.results import Evaluation, LengthResult
 from rnncls.sweep.summary import Summary, success, summarize_setting
 from rnncls.sweep.tables import summary_markdown
 from rnncls.sweep.text import summary_text
-from rnncls.system.pictures import pixels_of
-from tests.helpers import config_of
+from tests.helpers import config_of, pixels_of
 
 
 class At(NamedTuple):

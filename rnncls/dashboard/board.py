@@ -24,6 +24,7 @@ from rnncls.dashboard.watching import Watcher
 from rnncls.data import Task
 from rnncls.evaluation.metrics import entropy
 from rnncls.evaluation.scores import Scored, Scores
+from rnncls.rundir.events import image_of
 from rnncls.rundir.log import RunLog
 from rnncls.rundir.paths import PLOTS
 from rnncls.rundir.tables import Row, read_metrics
@@ -192,8 +193,7 @@ class Board:
         folder = self._log.run_dir / PLOTS
         folder.mkdir(exist_ok=True)
         write_atomically(folder / f"{tag.rpartition('/')[2]}.png", png, durable=False)
-        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
-        self._add(step, Summary(value=[Summary.Value(tag=tag, image=image)]))
+        self._add(step, image_of(tag, png, height, width))
 
     def _add(self, step: int, *summaries: Summary) -> None:
         """Write to TensorBoard. Raises: LogIsOff."""

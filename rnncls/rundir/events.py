@@ -17,7 +17,7 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
-from torch.utils.tensorboard.summary import histogram, image, scalar, text
+from torch.utils.tensorboard.summary import histogram, scalar, text
 
 from rnncls.config import Config, dump_config
 from rnncls.rundir.hparams import InSweep, end_of_session, start_of_session
@@ -150,12 +150,18 @@ def _scalar(tag: str, value: float) -> Summary:
     return scalar(tag, value)  # type: ignore[no-untyped-call]
 
 
+def image_of(tag: str, png: bytes, height: int, width: int) -> Summary:
+    """Return a picture as TensorBoard shows it: a PNG with its size in pixels."""
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+
 def log_images(
-    folder: Path, images: dict[str, Any], texts: dict[str, str] | None = None, step: int = 0
+    folder: Path, images: Iterable[Summary], texts: dict[str, str] | None = None, step: int = 0
 ) -> None:
     """Show pictures and texts of this step in TensorBoard, in place of those before.
 
-    `images`: (height, width, 3) uint8 arrays by tag. `texts`: Markdown by tag. Raises: OSError.
+    `images`: of `image_of`. `texts`: Markdown by tag. Raises: OSError.
     """
     old = list(folder.glob(EVENT_FILES))
     file = EventFile(folder)
@@ -163,9 +169,8 @@ def log_images(
         # TensorBoard reads every event file of a folder, and would show the old pictures, too.
         for path in old:
             path.unlink()
-        for tag, pixels in images.items():
-            summary = image(tag, pixels, dataformats="HWC")  # type: ignore[no-untyped-call]
-            file.add(Event(step=step, summary=summary))
+        for image in images:
+            file.add(Event(step=step, summary=image))
         for tag, markdown in (texts or {}).items():
             summary = text(tag, markdown)  # type: ignore[no-untyped-call]
             file.add(Event(step=step, summary=summary))

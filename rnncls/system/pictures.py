@@ -13,7 +13,6 @@ from rnncls.system.refusals import write_whole
 from rnncls.system.shown import on_short_line
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -111,18 +110,6 @@ def rendered(figure: "Figure") -> tuple[bytes, int, int]:
 def write_png(figure: "Figure", path: Path) -> None:
     """Write the picture as a PNG, whole or not at all. Raises: WriteError."""
     write_whole(path, png_of(figure))
-
-
-def pixels_of(figure: "Figure") -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
-    """Return the picture as an array, (height, width, 3)."""
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    # The background is opaque, so the alpha channel says nothing.
-    canvas: Any = FigureCanvasAgg(figure)
-    with any_script():
-        canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3]
 
 
 @contextmanager

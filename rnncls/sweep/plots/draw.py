@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rnncls.rundir.events import log_images
+from rnncls.rundir.events import image_of, log_images
 from rnncls.rundir.paths import EVENT_FILES
 from rnncls.sweep.paths import PLOTS, SUMMARY
 from rnncls.sweep.plan import Sweep
@@ -14,7 +14,7 @@ from rnncls.sweep.plots.success_rate import success_rates
 from rnncls.sweep.summary import Summary
 from rnncls.sweep.tables import summary_markdown
 from rnncls.system.files import open_regular, write_atomically
-from rnncls.system.pictures import default_style, pixels_of, png_of
+from rnncls.system.pictures import default_style, rendered
 from rnncls.system.refusals import writing
 
 # The group of all tags. Time Series opens the first two groups by name, which are to be `train` and
@@ -46,16 +46,17 @@ def draw(sweep: Sweep, summary: Summary) -> list[Path]:
     }
     folder = sweep.folder / PLOTS
     paths = []
-    images = {}
+    images = []
     with writing(folder):
         folder.mkdir(exist_ok=True)
         for name, figure in figures.items():
             if figure is None:
                 continue
             path = folder / f"{name}.png"
-            write_atomically(path, png_of(figure))
+            png, height, width = rendered(figure)
+            write_atomically(path, png)
             paths.append(path)
-            images[f"{GROUP}/{name}"] = pixels_of(figure)
+            images.append(image_of(f"{GROUP}/{name}", png, height, width))
 
     shown = sweep.folder / SUMMARY
     with writing(shown):
