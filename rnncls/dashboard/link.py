@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from rnncls.system.files import read_regular
@@ -61,9 +61,10 @@ def find_running(folder: Path) -> Running | None:
     A TensorBoard says where it is in a file below the folder for temporary files, which anybody may
     write to: what is not as expected there is passed over.
     """
-    wanted = folder.resolve()
-    infos = Path(tempfile.gettempdir(), ".tensorboard-info")
+    # Also where there is no folder for temporary files, or no right to look into it.
     with suppress(OSError):
+        wanted = folder.resolve()
+        infos = Path(tempfile.gettempdir(), ".tensorboard-info")
         for path in sorted(infos.glob("pid-*.info")):
             running = _running_of(path)
             if running is not None and wanted.is_relative_to(running.folder):
@@ -82,9 +83,12 @@ def _running_of(path: Path) -> Running | None:
 
         # Relative to where it began, which only Linux tells.
         shown = Path(f"/proc/{pid}/cwd", logdir).resolve(strict=True)
-        with socket.create_connection(("localhost", port), timeout=ANSWER_SECONDS):
+        # As bytes: a text is encoded by a module that Python loads for it alone, which a process
+        # may be unable to.
+        address: Any = (b"localhost", port)
+        with socket.create_connection(address, timeout=ANSWER_SECONDS):
             pass
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return None
     path_of = prefix.strip("/")
     return Running(f"http://localhost:{port}/{path_of}{'/' if path_of else ''}", shown)
