@@ -23,6 +23,10 @@ from rnncls.dashboard import board as board_module
 from rnncls.dashboard.board import Board
 from rnncls.dashboard.link import find_running, how_to_look, link
 from rnncls.dashboard.recording import Records, is_recorded
+from rnncls.dashboard.watching import Watcher
+from rnncls.data import collate, load_task
+from rnncls.evaluation.scores import Scored
+from rnncls.model.losses import sequence_losses
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from tests.helpers import (
@@ -120,6 +124,18 @@ def test_the_worst_errors_are_errors_the_most_confident_first(pictured: Path) ->
     assert probabilities == sorted(probabilities, reverse=True)
 
 
+def test_a_sequence_that_occurs_several_times_is_one_error() -> None:
+    task = load_task(config_of())
+    rows = [torch.tensor(ids) for ids in ([1, 2], [1, 2], [2], [0])]
+    batch = collate(rows, torch.tensor([1, 1, 1, 0]))
+    # The first three are taken for class 0, and the last one is right.
+    logits = torch.tensor([[3.0, 0.0, 0.0]]).expand(4, 3)
+    losses = sequence_losses(logits, batch.labels)
+    watcher = Watcher(task)
+    list(watcher.watch([Scored(batch, logits, logits.argmax(1), losses)]))
+    assert [error.sequence for error in watcher.errors()] == ["1 2", "2"]
+
+
 def test_what_is_recorded_is_what_the_logs_say(pictured: Path) -> None:
     rows = rows_of(pictured)
     evaluation = Records(pictured, last_logged=35).last()
@@ -178,6 +194,11 @@ def test_a_run_that_is_killed_while_it_draws_gets_the_rest_when_it_is_resumed(
     assert (run_dir / "projector_config.pbtxt").exists()
     assert "accuracy:" in text_of(events_of(run_dir), "report/final")
     assert (run_dir / "metrics.jsonl").read_bytes() == lines
+
+    # What is there once, the second process does not write again.
+    events = events_of(run_dir)
+    assert [image.step for image in events.Images("train/first_batch")] == [1]
+    assert events.Tags()["graph"]
 
     # And no more than that: once all is drawn, nothing is written.
     files = sorted(path.name for path in run_dir.iterdir())
@@ -395,6 +416,7 @@ def test_what_anybody_may_have_written_ends_no_run(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     infos = tmp_path / ".tensorboard-info"
     path = infos / "pid-1.info"
+
     if content == "file":
         infos.write_text("mine\n")
     else:
@@ -408,6 +430,7 @@ def test_what_anybody_may_have_written_ends_no_run(
         path.write_text(json.dumps(entry))
     elif content == "pipe":
         os.mkfifo(path)
+
     assert find_running(three) is None
     done = run_rnncls("board", three, "--link")
     assert done.returncode == 0, done.stderr

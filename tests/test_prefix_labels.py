@@ -22,6 +22,7 @@ from rnncls.data.dataset import Dataset
 from rnncls.data.guess import guess_config
 from rnncls.data.loading import load_dataset, load_held_out, load_labelled_files
 from rnncls.data.prefix_labels import columns_of_prefix_labels, prefix_labels_of
+from rnncls.data.sample import sample_text
 from rnncls.errors import ConfigError, DataError
 from rnncls.training import advice
 from rnncls.training.fit import fit
@@ -617,14 +618,14 @@ def test_stats_and_sample_show_them(bits: Path) -> None:
 
     (batch,) = task.batches(0, 1)
     assert batch.prefix_labels is not None
-    (line,) = [line for line in report.sample(task).splitlines() if line.startswith("  labels ")]
+    (line,) = [line for line in sample_text(task).splitlines() if line.startswith("  labels ")]
     shown = " ".join(map(str, batch.prefix_labels[:16].tolist()))
     assert line.startswith(f"  labels      {shown} ... ")
 
     plain = task_of(bits, {"objective": "sequence"}, prefix_labels_field=None)
     assert report.stats(plain).prefix_labels == {}
     assert "prefixes" not in report.to_text(plain)
-    assert "labels  " not in report.sample(plain)
+    assert "labels  " not in sample_text(plain)
 
 
 def test_a_run_trains_on_prefixes_and_is_evaluated_on_files_without_them(

@@ -137,6 +137,7 @@ def test_the_run_directory_has_the_documented_files(run_dir: Path) -> None:
         "first_batch",
         "results",
     ]
+
     plots = ["plots", *sorted(["plots/evaluations.jsonl", *(f"plots/{n}.png" for n in pictures)])]
     files = ["config.yaml", "events.out.tfevents", "metrics.csv", "metrics.jsonl"]
     clouds = ["last_states.tsv", "last_states_shown.tsv", "tokens.tsv", "tokens_shown.tsv"]

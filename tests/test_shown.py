@@ -483,7 +483,7 @@ LOOKED_AT = {
     "text_of(trace(question))",
     "json_text(shown.to_json()) if as_json else shown.to_text()",
     "f'{heading_of(subject)}\\n\\n{result.to_text()}'",
-    "report.sample(task)",
+    "sample_text(task)",
     "accuracy_table(accuracies)",
     "describe_check(checked)",
     "task.described_size(name)",

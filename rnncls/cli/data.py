@@ -96,10 +96,11 @@ def sample(
     """
     file_options = file_options_of(sequence_field, label_field, tokens)
     resolved = _load(config, overrides, file_options)
-    from rnncls.data import load_task, report
+    from rnncls.data import load_task
+    from rnncls.data.sample import sample_text
 
     task = load_task(resolved, progress=True)
-    print(report.sample(task))
+    print(sample_text(task))
     if plot is not None:
         from rnncls.data.plots import first_batch
         from rnncls.system.pictures import write_png

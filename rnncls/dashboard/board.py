@@ -27,7 +27,7 @@ from rnncls.evaluation.scores import Scored, Scores
 from rnncls.rundir.events import image_of
 from rnncls.rundir.log import RunLog
 from rnncls.rundir.paths import PLOTS
-from rnncls.rundir.tables import Row, read_metrics
+from rnncls.rundir.tables import read_metrics
 from rnncls.steps.state import TrainState
 from rnncls.system.files import write_atomically
 from rnncls.system.pictures import default_style, rendered
@@ -148,7 +148,7 @@ class Board:
         from rnncls.dashboard import pictures
 
         step = evaluation.step
-        rows = self._rows(step)
+        rows = list(read_metrics(self._log.run_dir))
         # Around all of them, because to enter it takes as long as to draw a curve.
         with default_style():
             self._show("val/confusion", pictures.confusion(evaluation), step)
@@ -164,7 +164,8 @@ class Board:
         last = self._records.last()
         if last is None or self._last is None:
             return
-        figure = pictures.results(self._rows(step), last, levels_of(self._task))
+        rows = list(read_metrics(self._log.run_dir))
+        figure = pictures.results(rows, last, levels_of(self._task))
         self._show("val/results", figure, step)
         self._add(step, final_report(self._state, self._task, *self._last, self._names))
 
@@ -199,9 +200,6 @@ class Board:
         """Write to TensorBoard. Raises: LogIsOff."""
         if not self._log.add(step, summaries):
             raise LogIsOff
-
-    def _rows(self, step: int) -> list[Row]:
-        return [row for row in read_metrics(self._log.run_dir) if row["step"] <= step]
 
     def _safely(self, action: Callable[..., object], *arguments: object) -> None:
         """Do what must not end a run. After a failure there are no more pictures."""

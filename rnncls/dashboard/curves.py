@@ -29,8 +29,8 @@ def pr_curves(labels: Tensor, probabilities: Tensor, names: Sequence[str]) -> li
     curves = []
     for number, tag in enumerate(tags_of(names)):
         if is_of[:, number].any():
-            curve = pr_curve(tag, is_of[:, number], shares[:, number])  # type: ignore[no-untyped-call]
-            curves.append(curve)
+            is_class = is_of[:, number]
+            curves.append(pr_curve(tag, is_class, shares[:, number]))  # type: ignore[no-untyped-call]
     return curves
 
 

@@ -76,7 +76,10 @@ def _running_of(path: Path) -> Running | None:
     """Return the TensorBoard that a file tells of, if it still answers."""
     try:
         info = json.loads(read_regular(path, MAX_INFO_BYTES))
-        pid, port, logdir, prefix = (info[key] for key in ("pid", "port", "logdir", "path_prefix"))
+        pid = info["pid"]
+        port = info["port"]
+        logdir = info["logdir"]
+        prefix = info["path_prefix"]
         is_ours = type(pid) is int and type(port) is int and isinstance(logdir, str)
         if not is_ours or not logdir or not _PREFIX.fullmatch(prefix):
             return None

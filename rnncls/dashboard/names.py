@@ -1,7 +1,7 @@
 """How classes and sequences are called in pictures and tables: as people read them, shortened."""
 
 from rnncls.config import FilesConfig
-from rnncls.data import Task
+from rnncls.data import Task, report
 from rnncls.evaluation.examples import readable
 from rnncls.system.rows import text_of
 from rnncls.system.shown import on_short_line
@@ -16,9 +16,7 @@ ENDS_READ = 64
 
 def class_names(task: Task) -> list[str]:
     """Return the names of the classes, each on a short line."""
-    if task.vocabulary is None:
-        return [str(number) for number in range(task.sizes[1])]
-    return [on_short_line(label, MOST_OF_LABEL) for label in task.vocabulary.labels]
+    return [on_short_line(name, MOST_OF_LABEL) for name in report.class_names(task)]
 
 
 def as_text(task: Task, ids: list[int]) -> str:

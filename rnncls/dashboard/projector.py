@@ -14,12 +14,11 @@ from torch import Tensor
 
 from rnncls.dashboard.names import as_text, class_names
 from rnncls.data import FilesTask, Task
-from rnncls.data.report import visible
 from rnncls.model.probes import summaries_of
 from rnncls.rundir.paths import PROJECTOR, PROJECTOR_CONFIG
 from rnncls.steps.state import TrainState
 from rnncls.system.files import write_atomically
-from rnncls.system.shown import on_short_line
+from rnncls.system.shown import on_short_line, visible
 
 MOST_TOKENS = 10_000
 MOST_SEQUENCES = 500

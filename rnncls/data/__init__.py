@@ -1,8 +1,9 @@
 """Data: the user's files and the generated task, as batches."""
 
 from rnncls.data.batches import Batch, Block, Padded, PaddedBatch, collate, pack
+from rnncls.data.lengths import spread_lengths
 from rnncls.data.sum_mod import all_sequences, batches, num_sequences, samples
-from rnncls.data.task import FilesTask, SumModTask, Task, load_task, spread_lengths
+from rnncls.data.task import FilesTask, SumModTask, Task, load_task
 from rnncls.data.vocabulary import Vocabulary
 
 __all__ = [

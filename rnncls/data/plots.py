@@ -8,13 +8,13 @@ import torch
 
 from rnncls.data.batch_plots import MOST_COLUMNS, Drawn, columns_shown, draw_packed, draw_rectangle
 from rnncls.data.batches import Batch
-from rnncls.data.report import MOST_SHOWN, class_names, splits_of, token_names, visible
+from rnncls.data.report import MOST_SHOWN, class_names, splits_of, token_names
 from rnncls.data.sequences import Sequences
 from rnncls.data.task import Task
 from rnncls.data.vocabulary import Vocabulary
 from rnncls.system.outlines import width_of
 from rnncls.system.pictures import default_style, in_picture, write_png
-from rnncls.system.shown import counted
+from rnncls.system.shown import counted, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,8 +4,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 import torch
 from pydantic_core import PydanticCustomError
@@ -23,6 +22,7 @@ from rnncls.data import sequences, sum_mod
 from rnncls.data.batches import Batch, Block
 from rnncls.data.dataset import Dataset, Fingerprints
 from rnncls.data.files.places import named
+from rnncls.data.lengths import Lengths, grouped_lengths
 from rnncls.data.loading import load_dataset
 from rnncls.data.read_tables import with_files_found
 from rnncls.data.sequences import Sequences
@@ -30,22 +30,6 @@ from rnncls.data.vocabulary import Vocabulary
 from rnncls.data.warnings import dataset_warnings, files_found, how_read
 from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.system.streams import say
-
-MOST_LENGTHS_TESTED = 20  # of the training lengths, by a sweep
-
-# Up to so many different lengths are logged one by one. Of more, those within a factor of 2 share a
-# value: 1, 2, 3-4, 5-8 and so on.
-MOST_SINGLE_LENGTHS = 10
-
-
-class Lengths(NamedTuple):
-    """Sequences whose accuracy is logged as one value: those of first to last tokens."""
-
-    first: int
-    last: int
-
-    def __str__(self) -> str:
-        return f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
 
 
 class Task(ABC):
@@ -135,31 +119,6 @@ class Task(ABC):
     @abstractmethod
     def sequences_seen(self, step: int) -> int:
         """Return how many training sequences the steps before `step` have had."""
-
-
-def spread_lengths(data: SumModConfig) -> list[int]:
-    """Return all training lengths, or 20 spread evenly from the shortest to the longest."""
-    # Both ends are among them: the easiest and the hardest length.
-    span = data.max_length - data.min_length
-    number = min(MOST_LENGTHS_TESTED, span + 1)
-    if number == 1:
-        return [data.min_length]
-
-    lengths = {data.min_length + round(index * span / (number - 1)) for index in range(number)}
-    return sorted(lengths)
-
-
-def grouped_lengths(lengths: Collection[int]) -> list[Lengths]:
-    """Return the lengths one by one if they are few, else those within a factor of 2 together.
-
-    >>> [str(group) for group in grouped_lengths(range(2, 17))]
-    ['2', '3-4', '5-8', '9-16']
-    """
-    if len(lengths) <= MOST_SINGLE_LENGTHS:
-        return [Lengths(length, length) for length in sorted(lengths)]
-
-    powers = sorted({(length - 1).bit_length() for length in lengths})
-    return [Lengths(2**power // 2 + 1, 2**power) for power in powers]
 
 
 class SumModTask(Task):

@@ -46,3 +46,11 @@ def on_short_line(foreign: object, most: int) -> str:
     """Return what comes from anywhere, as `on_one_line`, in at most `most` characters."""
     # Shortened before, because it may be of any length, and after, because an escape is longer.
     return shortened(on_one_line(shortened(str(foreign), most)), most)
+
+
+def visible(token: str) -> str:
+    """Return a token as one printable word.
+
+    White space and control characters are escaped; a space becomes an open box.
+    """
+    return repr(token)[1:-1].replace(" ", "\N{OPEN BOX}")
