@@ -173,8 +173,11 @@ def test_a_killed_run_is_resumed_with_the_same_bits_and_all_pictures(
     assert Records(tmp_path / "killed", last_logged=40).waiting() == []
 
 
+@pytest.mark.parametrize(
+    ("home", "name"), [(Board, "_show_results"), (board_module, "write_projector")]
+)
 def test_a_run_that_is_killed_while_it_draws_gets_the_rest_when_it_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "run"
 
@@ -182,7 +185,7 @@ def test_a_run_that_is_killed_while_it_draws_gets_the_rest_when_it_is_resumed(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Board, "_show_results", killed)
+        patch.setattr(home, name, killed)
         with pytest.raises(Killed):
             fit(config_of(train={"eval_every": 10, "plots": True}), run_dir)
     assert [each.step for each in Records(run_dir, last_logged=40).waiting()] == [40]
