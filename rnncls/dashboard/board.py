@@ -1,8 +1,9 @@
 """What a run shows beside its logs: texts at its beginning, pictures at evaluations and its end.
 
-Never in the way of training. What pictures need is recorded at some evaluations. They are drawn
-beside training only while all drawing takes less than 1 % of the time, the rest after the last
-checkpoint. If that fails, one warning says so, and the run is what it would have been without.
+None of it is in the way of training. What pictures need is recorded at some evaluations. They are
+drawn beside training only while all drawing takes less than 1 % of the time, and the rest of them
+after the last checkpoint. If that fails, one warning says so, and the run is what it would have
+been without pictures.
 """
 
 import time
@@ -60,7 +61,7 @@ class Board:
         self._watcher = Watcher(task)
         self._last: tuple[Scores, Tensor] | None = None  # what the last evaluation found
 
-        # A resumed run shows once more what changes, and not what its first process has shown.
+        # The first batch and the graph never change: only the first process of a run shows them.
         self._is_first = not (log.run_dir / PLOTS / "first_batch.png").exists()
 
         self._started_at = time.perf_counter()
