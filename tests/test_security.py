@@ -261,8 +261,12 @@ def test_a_hostile_corpus_is_refused_without_running_writing_or_swelling(tmp_pat
     files = {command[2] for command in commands if command[0] == "train"}
     assert len(files) >= 50
     (tmp_path / "commands.json").write_text(json.dumps(commands))
+    # Where no TensorBoard is known: a run that ends well asks those of this machine for an answer.
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
     before = set(tmp_path.iterdir())
-    done = run_python(WATCHED, cwd=tmp_path)
+    done = run_python(WATCHED, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     harmless = {
         "counters_huge/checkpoints",

@@ -64,8 +64,9 @@ def measure_memory(case: Case) -> Memory:
     way = way_of(case)
 
     # One step on a short batch: from here on there are gradients, the optimizer's state and what is
-    # needed once, such as the buffers of products.
-    way.take_batch(min(SHORT, case.length))
+    # needed once, such as the buffers of products, and what torch imports to run pieces again.
+    recompute_every = case.config.train.recompute_every or 0
+    way.take_batch(min(max(SHORT, recompute_every + 1), case.length))
     way.step()
     weights, gradients, state = _parameter_bytes(way)
 

@@ -1,8 +1,9 @@
 """Optimizer, learning-rate schedule and gradient clipping."""
 
+import inspect
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,8 @@ def _light(kind: type[Kind]) -> type[Kind]:
     functions themselves are behind those that do.
     """
     inner = getattr(kind.add_param_group, "__wrapped__", kind.add_param_group)
-    step = torch.no_grad()(_innermost(kind.step))
+    step = torch.no_grad()(inspect.unwrap(kind.step))
     return cast(type[Kind], type(kind.__name__, (kind,), {"add_param_group": inner, "step": step}))
-
-
-def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that others are wrapped around."""
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return function
 
 
 _SGD = _light(torch.optim.SGD)
