@@ -8,7 +8,9 @@
       WriteError            6   a file cannot be written
       NonFiniteError        7   NaN or infinity in the loss, the gradient or the weights
       OutOfMemory           8   main memory or the GPU's
+      PeerError             9   another process of the run is gone
       Interrupted       129-143   stopped by a signal after a committed checkpoint
+      Elsewhere                 as another process of the run, which says why
 
 Each error carries one or more `Problem`s: what is wrong and where, what was expected, what was
 found, what to try. The command line prints them and nothing else; `str(error)` is the same text.
@@ -151,6 +153,12 @@ class OutOfMemory(RnnclsError):
     exit_code = 8
 
 
+class PeerError(RnnclsError):
+    """Another process that trains or evaluates with this one is gone, or does not answer."""
+
+    exit_code = 9
+
+
 class Interrupted(RnnclsError):
     """A signal stopped the run; the exit code is 128 + the number of the signal.
 
@@ -168,6 +176,15 @@ class Interrupted(RnnclsError):
         """Return the line for stderr: what was saved, and the command that continues."""
         (problem,) = self.problems
         return on_one_line(f"{problem.what}; resume with: {problem.remedy}")
+
+
+class Elsewhere(RnnclsError):
+    """The run ends because of another of its processes, which says why: this one says nothing."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.args = (exit_code,)
+        self.exit_code = exit_code
 
 
 def as_out_of_memory(error: Exception, found: str = "") -> OutOfMemory | None:

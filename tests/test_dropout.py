@@ -105,7 +105,7 @@ def test_large_masks_are_made_of_the_same_numbers_as_small_ones() -> None:
 def test_what_stays_is_enlarged_and_all_else_is_zero_in_the_precision_of_the_input() -> None:
     places = places_of_packed(packed_of(LENGTHS))
     mask = kept(KEY, places, 6, 0.3)
-    drop = by_position((1, KEY), places, 0.3)
+    drop = by_position(Keys((1, KEY)), places, 0.3)
     scale = float(np.float32(1 / (1 - 0.3)))
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         data = torch.randn(len(places), 6, generator=torch.Generator().manual_seed(0))
@@ -131,10 +131,10 @@ def test_each_layer_of_each_step_has_a_key_of_its_own() -> None:
 
 # --- statistics
 
-Shaped = Callable[[Keys, int, float], Tensor]
+Shaped = Callable[[Sequence[int], int, float], Tensor]
 
 
-def masks_by_rule(keys: Keys, width: int, dropout: float) -> Tensor:
+def masks_by_rule(keys: Sequence[int], width: int, dropout: float) -> Tensor:
     """Return masks of 40 rows and 30 time steps, (keys, T, B, width)."""
     places = places_of_padded(torch.zeros(40, 30))
     return torch.stack([kept(key, places, width, dropout) for key in keys])
@@ -170,7 +170,7 @@ def test_masks_are_independent_of_their_neighbours(dropout: float) -> None:
 
 @pytest.mark.parametrize("dimension", range(4))
 def test_masks_that_repeat_in_any_direction_are_found_out(dimension: int) -> None:
-    def repeated(keys: Keys, width: int, dropout: float) -> Tensor:
+    def repeated(keys: Sequence[int], width: int, dropout: float) -> Tensor:
         masks = masks_by_rule(keys, width, dropout).clone()
         # Every second one is that before it.
         masks.transpose(0, dimension)[1::2] = masks.transpose(0, dimension)[::2].clone()
@@ -193,7 +193,7 @@ def logits_by_hand(model: RNNClassifier, cell: str, rows: Sequence[Tensor], keys
         for layer in range(model.rnn.num_layers):
             if layer:
                 for time, x in enumerate(inputs):
-                    key = keys[layer - 1]
+                    key = keys.of_layers[layer - 1]
                     mask = [stays(key, row, time, n, model.dropout) for n in range(x.shape[1])]
                     inputs[time] = x * torch.tensor(mask) * scale
 
@@ -232,7 +232,7 @@ def test_a_model_drops_what_the_rule_says_however_its_batch_is_run(
     model = model_of(cell, 3, bidirectional=bidirectional, dropout=0.4)
     rows = rows_of(LENGTHS)
     tokens = pack_sequence(rows, enforce_sorted=False)
-    keys = dropout_keys(1, 2, 3)
+    keys = Keys(dropout_keys(1, 2, 3))
     expected = logits_by_hand(model, cell, rows, keys)
 
     for pieces in (WHOLE, Pieces(3), Pieces(None, 4), Pieces(2, 4)):
@@ -249,7 +249,7 @@ def test_a_model_drops_what_the_rule_says_however_its_batch_is_run(
     # In another row, or another step, they have others; and without training none.
     turned = pack_sequence(rows[::-1], enforce_sorted=False)
     assert not torch.allclose(model(turned, keys=keys).flip(0), expected, atol=1e-3)
-    other = model(tokens, keys=dropout_keys(1, 3, 3))
+    other = model(tokens, keys=Keys(dropout_keys(1, 3, 3)))
     assert not torch.allclose(other, expected, atol=1e-3)
     model.eval()
     torch.testing.assert_close(model(tokens, keys=keys), model(tokens))
@@ -271,7 +271,7 @@ def with_keys(keys: Keys) -> Any:
 def test_pieces_have_the_gradient_of_the_whole(cell: str, bidirectional: bool) -> None:
     model = model_of(cell, 3, bidirectional=bidirectional, dropout=0.4, pooling="last_mean_max")
     batch = batch_of(LENGTHS)
-    loss = with_keys(dropout_keys(1, 2, 3))
+    loss = with_keys(Keys(dropout_keys(1, 2, 3)))
     _, expected = gradients(model, batch, WHOLE, loss)
     assert_close(gradients(model, batch, Pieces(3), loss)[1], expected, "recomputed")
     _, truncated = gradients(model, batch, Pieces(None, 4), loss)
@@ -325,7 +325,7 @@ def test_a_model_on_cuda_drops_what_it_drops_on_the_cpu(cell: str, bidirectional
     model = model_of(cell, 3, torch.float32, bidirectional=bidirectional, dropout=0.4)
     rows = rows_of(LENGTHS)
     tokens = pack_sequence(rows, enforce_sorted=False)
-    keys = dropout_keys(1, 2, 3)
+    keys = Keys(dropout_keys(1, 2, 3))
     expected = model(tokens, keys=keys)
     model.cuda()
     for pieces in (WHOLE, Pieces(3), Pieces(2, 4)):

@@ -12,7 +12,7 @@ from rnncls.cli.usage import describe
 from rnncls.errors import RnnclsError, on_one_line
 from rnncls.system.refusals import error_of_machine
 from rnncls.system.signals import exit_on_signals
-from rnncls.system.streams import make_streams_lenient
+from rnncls.system.streams import make_streams_lenient, say_nevertheless
 
 # The parent of typer's public BadParameter, wherever this version of typer keeps its copy of click.
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -29,6 +29,9 @@ def main() -> None:
 
     # torch's profiler would print lines on stderr that only its developers understand.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    # Nor does a trace of C++ say more than our own message of a process that is gone.
+    if "RANK" in os.environ:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     exit_code = run()
     try:
@@ -57,7 +60,10 @@ def run() -> int:
 
 
 def _fail(error: RnnclsError) -> int:
-    _print_error(error.render())
+    message = error.render()
+    # Without a message, another process of the run has said it.
+    if message:
+        _print_error(message)
     return error.exit_code
 
 
@@ -74,4 +80,4 @@ def _print_error(message: str) -> None:
     # Not from the parsed options: the error may be one of parsing them.
     if "--debug" in sys.argv:
         traceback.print_exc()
-    print(message, file=sys.stderr)
+    say_nevertheless(message)

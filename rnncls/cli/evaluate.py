@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnncls.cli.options import (
+    DEFAULT_TIMEOUT,
     Bad,
     CsvSafe,
     DataDir,
     Device,
+    DistTimeout,
     Json,
     NewLabelField,
     Read,
@@ -21,9 +23,17 @@ from rnncls.cli.options import (
     require_table,
 )
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, parse_lengths
-from rnncls.errors import ConfigError, NonFiniteError, Problem, on_one_line
+from rnncls.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    Problem,
+    on_one_line,
+)
 from rnncls.sweep.paths import is_sweep
 from rnncls.system.collector import lasting
+from rnncls.system.launch import launch_of
 from rnncls.system.rows import json_text
 from rnncls.system.streams import say
 from rnncls.system.waiting import load_torch
@@ -31,6 +41,7 @@ from rnncls.system.waiting import load_torch
 if TYPE_CHECKING:
     from rnncls.data.dataset import Dataset
     from rnncls.evaluation.mistakes import Confused
+    from rnncls.system.distributed import World
 
 MOST_ERRORS = 10_000  # that are printed
 
@@ -97,6 +108,7 @@ def evaluate(
     data_dir: DataDir = None,
     device: Device = None,
     as_json: Json = False,
+    dist_timeout: DistTimeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Evaluate a checkpoint: overall, by length, by class. Or evaluate every member of a sweep.
 
@@ -107,6 +119,7 @@ def evaluate(
         rnncls eval runs/first
         rnncls eval runs/first --lengths 1-5,10,100 --confusion
     """
+    launch = launch_of()
     # Before torch is imported, so that a wrong list is reported at once.
     chosen = None if lengths is None else parse_lengths(lengths)
     require_bad(bad)
@@ -119,6 +132,9 @@ def evaluate(
         from rnncls.data.new_files import overrides_of
 
     if is_sweep(checkpoint):
+        if launch.size > 1:
+            what = "a sweep is evaluated by one process"
+            raise ConfigError(Problem(what, "WORLD_SIZE", remedy="no torchrun", id="C17"))
         # Members are evaluated on their own data, on the device of their config.
         if confusion or errors or plot or predictions or data or device:
             raise ConfigError(
@@ -142,7 +158,10 @@ def evaluate(
         _require_writable(predictions, checkpoint, *(data or []))
     overrides = overrides_of(sequence_field, label_field, read, bad)
     wanted = _Wanted(chosen, samples, confusion, errors, plot, predictions, csv_safe, overrides)
-    _evaluate_checkpoint(checkpoint, wanted, data, data_dir, device, as_json)
+    from rnncls.system.distributed import joined
+
+    with joined(launch, dist_timeout) as world:
+        _evaluate_checkpoint(checkpoint, wanted, data, data_dir, device, as_json, world)
 
 
 @dataclass(frozen=True)
@@ -177,6 +196,7 @@ def _evaluate_checkpoint(
     data_dir: Path | None,
     device: str | None,
     as_json: bool,
+    world: "World | None",
 ) -> None:
     """Print the report of one checkpoint. Raises: NonFiniteError if its loss is not finite."""
     with lasting():
@@ -197,6 +217,12 @@ def _evaluate_checkpoint(
         loaded, paths, progress=True, overrides=wanted.overrides, data_dir=data_dir
     )
 
+    if world is not None:
+        content = {} if dataset is None else dict(dataset.fingerprints)
+        world.require_same("the checkpoint", {"step": loaded.state.step}, CheckpointError)
+        world.require_same("the data", content, DataError)
+        world.share_weights([*model.parameters()])
+
     if dataset is not None:
         _prepare(dataset, wanted, is_new=bool(data))
 
@@ -216,6 +242,7 @@ def _evaluate_checkpoint(
         errors=errors,
         predictions=wanted.predictions,
         csv_safe=wanted.csv_safe,
+        world=world,
     )
 
     # Logits that are NaN stand for no class, so the rest of the report would not be meaningful.
@@ -234,7 +261,8 @@ def _evaluate_checkpoint(
         print(report.to_text())
 
     # Last, so that a picture that cannot be written costs no report.
-    if wanted.plot is not None and report.confused is not None:
+    is_first = world is None or world.is_first
+    if wanted.plot is not None and report.confused is not None and is_first:
         _draw(report.confused, wanted.plot)
 
 

@@ -44,6 +44,16 @@ Device = Annotated[
     str | None,
     typer.Option(help="Device to use instead of the config's: auto, cpu, cuda or cuda:INDEX."),
 ]
+DEFAULT_TIMEOUT = 60.0
+DistTimeout = Annotated[
+    float,
+    typer.Option(
+        "--dist-timeout",
+        metavar="SECONDS",
+        min=5,
+        help="With torchrun: a process that does not answer for so long counts as gone.",
+    ),
+]
 SequenceField = Annotated[
     list[str] | None,
     typer.Option(

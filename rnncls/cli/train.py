@@ -8,8 +8,10 @@ import typer
 
 from rnncls.cli.init import FileOptions, config_of_file, file_options_of, require_no_file_options
 from rnncls.cli.options import (
+    DEFAULT_TIMEOUT,
     DataDir,
     Device,
+    DistTimeout,
     LabelField,
     OptionalConfig,
     SequenceField,
@@ -21,11 +23,14 @@ from rnncls.cli.words import Words, load, sort_words, with_device
 from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.system.collector import lasting
 from rnncls.system.file_kinds import without_packing
+from rnncls.system.launch import Launch, launch_of
 from rnncls.system.streams import say
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
     from rnncls.config import Config
+    from rnncls.rundir.launched import Begun
+    from rnncls.system.distributed import World
 
 
 class _NewRun(NamedTuple):
@@ -71,6 +76,7 @@ def train(
         bool,
         typer.Option("--check", help="Only try out: fit one batch, measure speed, write nothing."),
     ] = False,
+    dist_timeout: DistTimeout = DEFAULT_TIMEOUT,
 ) -> None:
     """Train a classifier and write a run directory, or resume a run.
 
@@ -86,6 +92,8 @@ def train(
         taken.append(path)
         _say_directory(path)
 
+    # First of all: what a launcher says may be wrong.
+    launch = launch_of()
     words = sort_words(config, overrides)
     changes = with_device(words.overrides, device)
     file_options = file_options_of(sequence_field, label_field, tokens)
@@ -104,9 +112,16 @@ def train(
 
         with lasting():
             load_torch()
+            from rnncls.system.distributed import joined
             from rnncls.training.resume import resume as resume_run
 
-        state = resume_run(resume, changes, say_directory=say_directory, data_dir=data_dir)
+        with joined(launch, dist_timeout) as world:
+            begun = _begun(launch, resume, resume.parent, world)
+            if begun is not None and begun.is_stopped:
+                return
+            state = resume_run(
+                resume, changes, say_directory=say_directory, data_dir=data_dir, world=world
+            )
     else:
         require_resuming(data_dir)
         # Before torch is imported, so that a wrong config is reported at once.
@@ -115,20 +130,32 @@ def train(
         with lasting():
             load_torch()
             from rnncls.rundir.paths import default_run_dir
+            from rnncls.system.distributed import joined
             from rnncls.training.fit import fit
+            from rnncls.training.resume import resume as resume_run
 
         if check:
+            _require_one_process(launch)
             _check(new.config, run_dir, init_from)
             return
 
-        state = fit(
-            new.config,
-            run_dir or default_run_dir(new.named_after, name),
-            init_from,
-            new.origin,
-            say_directory=say_directory,
-            numbered=run_dir is None,
-        )
+        place = run_dir or default_run_dir(new.named_after, name)
+        with joined(launch, dist_timeout) as world:
+            begun = _begun(launch, run_dir, place.parent, world)
+            if begun is not None and begun.is_stopped:
+                return
+            if begun is not None:
+                state = resume_run(begun.path, say_directory=say_directory, world=world)
+            else:
+                state = fit(
+                    new.config,
+                    place,
+                    init_from,
+                    new.origin,
+                    say_directory=say_directory,
+                    numbered=run_dir is None,
+                    world=world,
+                )
 
     # There is no best step if no validation loss was ever finite.
     best = "none"
@@ -141,6 +168,28 @@ def train(
 
     for line in how_to_look(taken[0]):
         say(line)
+
+
+def _begun(
+    launch: Launch, run_dir: Path | None, folder: Path, world: "World | None"
+) -> "Begun | None":
+    """Return the run that this launch has begun before it was started again, if there is one."""
+    from rnncls.rundir.launched import begun_by
+
+    def look() -> "Begun | None":
+        return begun_by(launch, run_dir, folder)
+
+    begun = look() if world is None else world.first(look)
+    if begun is not None and begun.is_stopped:
+        say(f"{begun.path} was stopped by a signal: not started again")
+    return begun
+
+
+def _require_one_process(launch: Launch) -> None:
+    """Raise ConfigError if several processes are to try out a config."""
+    if launch.size > 1:
+        what = "--check tries out one process"
+        raise ConfigError(Problem(what, "WORLD_SIZE", remedy="no torchrun", id="C17"))
 
 
 def _check(config: "Config", run_dir: Path | None, init_from: Path | None) -> None:

@@ -33,6 +33,44 @@ class Batch(NamedTuple):
             prefix_labels = prefix_labels.to(device)
         return Batch(tokens, self.labels.to(device), self.lengths, prefix_labels)
 
+    def share(self, number: int, of: int) -> "Batch | None":
+        """Return every `of`-th sequence from this number on, in their order; None if there is none.
+
+        The batch must be on the CPU.
+        """
+        lengths = self.lengths[number::of]
+        if not len(lengths):
+            return None
+
+        # By rank, the place in the order of packing: which sequence it is, and whether it is kept.
+        sizes = self.tokens.batch_sizes
+        rows = self.tokens.sorted_indices
+        if rows is None:
+            rows = torch.arange(len(self.lengths))
+        is_kept = rows % of == number  # (B,)
+        order = torch.div(rows[is_kept], of, rounding_mode="floor")
+
+        # By packed row. Longer sequences stand first at each time step, also among those kept.
+        kept = is_kept[ranks_of(sizes)]
+        counts = torch.cat([torch.zeros(1, dtype=torch.int64), is_kept.cumsum(0)])[sizes]
+        tokens = PackedSequence(
+            self.tokens.data[kept], counts[: int(lengths.max())], order, order.argsort()
+        )
+        prefix_labels = self.prefix_labels
+        if prefix_labels is not None:
+            prefix_labels = prefix_labels[kept]
+        return Batch(tokens, self.labels[number::of], lengths, prefix_labels)
+
+
+def ranks_of(batch_sizes: Tensor) -> Tensor:
+    """Return whose each packed row is, (S,): the first batch_sizes[t] sequences at time step t.
+
+    >>> ranks_of(torch.tensor([3, 2])).tolist()
+    [0, 1, 2, 0, 1]
+    """
+    first_rows = batch_sizes.cumsum(0) - batch_sizes
+    return torch.arange(int(batch_sizes.sum())) - first_rows.repeat_interleave(batch_sizes)
+
 
 class Padded(NamedTuple):
     """B sequences as the rows of a rectangle; what stands behind a row's length has no meaning."""
@@ -52,6 +90,15 @@ class PaddedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "PaddedBatch":
         return PaddedBatch(self.tokens.to(device), self.labels.to(device))
+
+    def share(self, number: int, of: int) -> "PaddedBatch | None":
+        """Return every `of`-th sequence from this number on; None if there is none."""
+        lengths = self.tokens.lengths[number::of]
+        if not len(lengths):
+            return None
+        # No wider than its own longest sequence.
+        tokens = self.tokens.tokens[number::of, : int(lengths.max())]
+        return PaddedBatch(Padded(tokens, lengths), self.labels[number::of])
 
 
 class Block(NamedTuple):

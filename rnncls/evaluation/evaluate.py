@@ -26,6 +26,7 @@ from rnncls.evaluation.report import Report, make_report, require_few_classes
 from rnncls.evaluation.scores import gather, scored
 from rnncls.evaluation.ways import compiled_model
 from rnncls.model.classifier import RNNClassifier
+from rnncls.system.distributed import World
 
 
 def evaluate(
@@ -40,6 +41,7 @@ def evaluate(
     errors: int | None = None,
     predictions: str | Path | None = None,
     csv_safe: bool = False,
+    world: World | None = None,
 ) -> Report:
     """Evaluate a model on generated sequences, or on files.
 
@@ -56,7 +58,8 @@ def evaluate(
     that are confused, `report.confused`; 0 asks for the classes alone. `predictions` is a .jsonl,
     .csv or .tsv file for what the model says about every sequence; with `csv_safe`, no cell of a
     table is a formula to a spreadsheet. `progress` shows a bar on stderr if that is a terminal.
-    `check` is called before each batch.
+    `check` is called before each batch. With other processes, in `world`, each runs the model over
+    some of the batches, and all have the same report; the first of them writes the predictions.
 
     Raises: ConfigError if a confusion matrix would be huge. DataError if the files cannot be read,
     are not those of training or have no sequence of these lengths. With `predictions`, WriteError,
@@ -79,11 +82,14 @@ def evaluate(
     shuffled = None
     if examples.source is None:
         shuffled = Shuffled(model, examples.total, config.seed, logits_of)
-    path = None if predictions is None else Path(predictions)
+    is_first = world is None or world.is_first
+    path = Path(predictions) if predictions is not None and is_first else None
     with (
         # disable=None leaves the bar out unless stderr is a terminal.
         tqdm(total=examples.total, unit="seq", disable=None if progress else True) as bar,
-        closing(scored(model, _with_progress(examples.batches, bar, check), logits_of)) as parts,
+        closing(
+            scored(model, _with_progress(examples.batches, bar, check), logits_of, world)
+        ) as parts,
         writing_predictions(path, examples, csv_safe) as written,
     ):
         watched = confidences.watch(confident.watch(parts))

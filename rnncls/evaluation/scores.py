@@ -1,7 +1,8 @@
 """The predictions and losses of a model over batches."""
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnncls.data import Batch
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.losses import sequence_losses
+from rnncls.system.distributed import World
 
 # Gives the logits (B, N) of packed ids: a model, or another way of computing the same.
 LogitsOf = Callable[[PackedSequence], Tensor]
@@ -55,23 +57,44 @@ def scored(
     model: RNNClassifier,
     batches: Iterable[Batch],
     logits_of: LogitsOf | None = None,
+    world: World | None = None,
 ) -> Generator[Scored, None, None]:
     """Run the model over batches in evaluation mode, and yield what it says about each of them.
 
-    `logits_of` gives its logits, if it is not the model itself that computes them. Whoever stops
-    early closes the generator, which restores the model's training mode.
+    `logits_of` gives its logits, if it is not the model itself that computes them. With other
+    processes, in `world`, each runs the model over some of the batches, and all of them yield all.
+    Whoever stops early closes the generator, which restores the model's training mode.
     """
     # Training validates between two steps, and must find its dropout switched on again.
     was_training = model.training
     model.eval()
     try:
-        for batch in batches:
-            moved = batch.to(model.device)
-            logits = (logits_of or model)(moved.tokens)  # (B, N)
-            losses = sequence_losses(logits, moved.labels)
+        for batch, logits in _with_logits(model, batches, logits_of or model, world):
+            losses = sequence_losses(logits, batch.labels.to(model.device))
             yield Scored(batch, logits, logits.argmax(1), losses)
     finally:
         model.train(was_training)
+
+
+def _with_logits(
+    model: RNNClassifier, batches: Iterable[Batch], logits_of: LogitsOf, world: World | None
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield the batches with their logits (B, N)."""
+    remaining = iter(batches)
+    if world is None:
+        for batch in remaining:
+            yield batch, logits_of(batch.to(model.device).tokens)
+        return
+
+    # Process r has number r of each turn. Whole batches, so that a sequence has the same logits as
+    # if there were one process.
+    while turn := [*islice(remaining, world.size)]:
+        mine = None
+        if world.rank < len(turn):
+            mine = logits_of(turn[world.rank].to(model.device).tokens)
+        counts = [len(batch.labels) for batch in turn]
+        yield from zip(turn, world.gather_rows(mine, model.head.weight.t(), counts), strict=True)
+        world.agree()
 
 
 @torch.inference_mode()

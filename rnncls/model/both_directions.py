@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.model.cells import State
-from rnncls.model.dropout import Keys, by_position, places_of_packed
+from rnncls.model.dropout import NO_KEYS, Keys, by_position, places_of_packed
 from rnncls.model.layers import outputs_forward
 from rnncls.model.pieces import Collected, Pieces, Reached, Rows, in_order, read, reversed_rows
 from rnncls.model.pooling import Pooled
@@ -25,7 +25,7 @@ def read_both(
     start: Reached,
     pieces: Pieces,
     dropout: float,
-    keys: Keys = (),
+    keys: Keys = NO_KEYS,
 ) -> Reached:
     """Read all tokens of a batch in both directions; as `read` does it in one.
 
@@ -38,7 +38,7 @@ def read_both(
     orders: list[slice | Tensor] = [slice(None), backwards]
 
     data = tokens.data
-    places = (places_of_packed(tokens),) if keys and dropout > 0 else ()
+    places = (places_of_packed(tokens, keys),) if keys.of_layers and dropout > 0 else ()
     finals: list[State] = []
     for layer in range(rnn.num_layers):
         is_last = layer == rnn.num_layers - 1

@@ -12,6 +12,7 @@ from rnncls.data import Padded
 from rnncls.model.both_directions import read_both
 from rnncls.model.cells import State, zero_state
 from rnncls.model.dropout import (
+    NO_KEYS,
     Drop,
     Keys,
     by_generator,
@@ -112,7 +113,7 @@ class RNNClassifier(nn.Module):
         tokens: PackedSequence | Padded,
         state: State | None = None,
         pieces: Pieces = WHOLE,
-        keys: Keys = (),
+        keys: Keys = NO_KEYS,
     ) -> Tensor:
         """Return the logits, (B, num_classes), in the order in which the sequences were given.
 
@@ -242,8 +243,8 @@ class RNNClassifier(nn.Module):
             self._require_state(state, len(padded.lengths))
 
         more = []
-        if keys:
-            more.append(places_of_padded(padded.tokens))
+        if keys.of_layers:
+            more.append(places_of_padded(padded.tokens, keys))
         outputs, _ = self._outputs(embedded, None, state, self._drop(more, keys))
         return summary_of_padded(self.pooling, outputs, padded.lengths)
 
@@ -290,8 +291,8 @@ class RNNClassifier(nn.Module):
         """
         if not self._drops:
             return (tokens.data,)
-        if keys:
-            return tokens.data, places_of_packed(tokens)
+        if keys.of_layers:
+            return tokens.data, places_of_packed(tokens, keys)
         if not is_cut:
             return (tokens.data,)
         shape = (len(tokens.data), self.rnn.hidden_size)
@@ -299,7 +300,7 @@ class RNNClassifier(nn.Module):
         return tokens.data, *draw_masks(self.head.weight, shape, self.dropout, count)
 
     def run(
-        self, rows: Rows, batch_sizes: Tensor, state: State | None, keys: Keys = ()
+        self, rows: Rows, batch_sizes: Tensor, state: State | None, keys: Keys = NO_KEYS
     ) -> tuple[Tensor, State]:
         """Run rows of `rows_of`, all or some: with its keys, a `Run` as read wants it."""
         ids, *more = rows
@@ -313,7 +314,7 @@ class RNNClassifier(nn.Module):
         """Return how dropout acts, or None; `more` is what `rows_of` returns beside the ids."""
         if not self._drops:
             return None
-        if keys:
+        if keys.of_layers:
             return by_position(keys, more[0], self.dropout)
         return by_masks(more, self.dropout) if more else by_generator(self.dropout)
 

@@ -10,7 +10,7 @@ Letters: B sequences of S tokens in all, of at most T time steps; W inputs of a 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from rnncls.model.pooling import ranks_of
+from rnncls.data.batches import ranks_of
 from rnncls.seeds import mix
 
-# One of each layer but the first; none means that torch's generator draws.
-Keys = tuple[int, ...]
+
+class Keys(NamedTuple):
+    """What dropout by position is a function of, besides the positions.
+
+    `of_layers`: one number for each layer but the first; none means that torch's generator draws.
+    A batch may be every n-th row of a larger one, whose rows then count: first_row, first_row +
+    row_step and so on.
+    """
+
+    of_layers: tuple[int, ...] = ()
+    first_row: int = 0
+    row_step: int = 1
+
+
+NO_KEYS = Keys()
 
 # Leaves some inputs (S, W) or (T, B, W) of the layer of this number out, and enlarges the others.
 Drop = Callable[[int, Tensor], Tensor]
@@ -46,16 +59,16 @@ _SECOND_FACTOR = _signed(0x94D049BB133111EB)
 _HIGHEST_BITS = _signed(0x8000000080000000)
 
 
-def dropout_keys(seed: int, step: int, num_layers: int) -> Keys:
+def dropout_keys(seed: int, step: int, num_layers: int) -> tuple[int, ...]:
     """Return the key of each layer but the first for the step that follows `step` steps."""
     return tuple(mix(seed, "dropout", step, layer) for layer in range(1, num_layers))
 
 
-def places_of_packed(tokens: PackedSequence) -> Tensor:
+def places_of_packed(tokens: PackedSequence, keys: Keys = NO_KEYS) -> Tensor:
     """Return the place of each packed row, (S,) int64 on the device of the tokens.
 
     A place stands for the sequence's row in the order in which the sequences were given, and for
-    the token's time step. `kept` takes it.
+    the token's time step. `kept` takes it. `keys` says which rows of a batch the sequences are.
     """
     sizes = tokens.batch_sizes
     ranks = ranks_of(sizes)
@@ -63,17 +76,19 @@ def places_of_packed(tokens: PackedSequence) -> Tensor:
     device = tokens.data.device
     ranks = ranks.to(device)
     rows = ranks if tokens.sorted_indices is None else tokens.sorted_indices[ranks]
-    return _places(rows, times.to(device))
+    return _places(rows, times.to(device), keys)
 
 
-def places_of_padded(tokens: Tensor) -> Tensor:
+def places_of_padded(tokens: Tensor, keys: Keys = NO_KEYS) -> Tensor:
     """Return the places, (T, B), of padded sequences (B, T); otherwise as `places_of_packed`."""
     num_sequences, longest = tokens.shape
     times = torch.arange(longest, device=tokens.device).unsqueeze(1)
-    return _places(torch.arange(num_sequences, device=tokens.device), times)
+    return _places(torch.arange(num_sequences, device=tokens.device), times, keys)
 
 
-def _places(rows: Tensor, times: Tensor) -> Tensor:
+def _places(rows: Tensor, times: Tensor, keys: Keys) -> Tensor:
+    if keys.row_step > 1:
+        rows = keys.first_row + keys.row_step * rows
     return ((rows << 32) + times + 1) * _GOLDEN
 
 
@@ -129,12 +144,12 @@ def _finalize(numbers: Any) -> Any:
 
 
 def by_position(keys: Keys, places: Tensor, dropout: float) -> Drop:
-    """Return dropout as a function of `places`, (S,) or (T, B); `keys` as of `dropout_keys`."""
+    """Return dropout as a function of `places`, (S,) or (T, B)."""
     # As a float32, so that what stays has the same bits whoever computes it.
     scale = float(np.float32(1 / (1 - dropout)))
 
     def drop(layer: int, data: Tensor) -> Tensor:
-        stays = kept(keys[layer - 1], places, data.shape[-1], dropout)
+        stays = kept(keys.of_layers[layer - 1], places, data.shape[-1], dropout)
         # The backward pass needs the mask alone, a byte for each number.
         return (data * scale).mul_(stays)
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rnncls.data.batches import ranks_of
 from rnncls.model.cells import State
-from rnncls.model.pooling import Pooled, lengths_of, pooled_with, ranks_of
+from rnncls.model.pooling import Pooled, lengths_of, pooled_with
 
 # Rows whose states are in memory at a time when no gradient is wanted. A GPU gains from many.
 STREAMED_ROWS = 8192

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from rnncls.data.batches import ranks_of
+
 BLOCK_STEPS = 128  # time steps whose outputs are added up before they join the others
 
 Pooling = Literal["last", "mean", "max", "last_mean_max"]
@@ -106,16 +108,6 @@ def _added(total: Tensor, outputs: Tensor, batch_sizes: Tensor, ranks: Tensor) -
     rows = first_rows[blocks].repeat_interleave(batch_sizes).to(ranks.device) + ranks
     sums = outputs.new_zeros(int(of_blocks.sum()), outputs.shape[1]).index_add(0, rows, outputs)
     return total.index_add(0, ranks_of(of_blocks).to(ranks.device), sums)
-
-
-def ranks_of(batch_sizes: Tensor) -> Tensor:
-    """Return whose each packed row is, (S,): the first batch_sizes[t] sequences at time step t.
-
-    >>> ranks_of(torch.tensor([3, 2])).tolist()
-    [0, 1, 2, 0, 1]
-    """
-    first_rows = batch_sizes.cumsum(0) - batch_sizes
-    return torch.arange(int(batch_sizes.sum())) - first_rows.repeat_interleave(batch_sizes)
 
 
 def lengths_of(batch_sizes: Tensor) -> Tensor:

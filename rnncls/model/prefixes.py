@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from rnncls.data.batches import ranks_of
 from rnncls.model.cells import State
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.dropout import Keys
+from rnncls.model.dropout import NO_KEYS, Keys
 from rnncls.model.losses import sequence_losses
 from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, read
-from rnncls.model.pooling import Pooled, lengths_of, ranks_of
+from rnncls.model.pooling import Pooled, lengths_of
 
 
 def prefix_weights(batch_sizes: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ def prefix_losses(
     labels: Tensor,
     weights: Tensor,
     pieces: Pieces = WHOLE,
-    keys: Keys = (),
+    keys: Keys = NO_KEYS,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield parts of the sum over all prefixes of weight * cross-entropy, in nats, as scalars.
 

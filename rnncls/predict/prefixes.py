@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rnncls.data.batches import ranks_of
 from rnncls.errors import ConfigError, Problem
 from rnncls.model.cells import State
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.pooling import ranks_of
 from rnncls.predict.logits import likeliest, packed, packed_alone, rows_together
 
 # Tokens whose states are in memory together, as where the model itself reads piece by piece.

@@ -89,12 +89,14 @@ class RunLog:
         last_logged: int = 0,
         report_steps: Callable[[int], object] | None = None,
         in_sweep: InSweep | None = None,
+        is_silent: bool = False,
     ) -> None:
         """Open the logs of a run that has taken `step` steps.
 
         What was logged after step `last_logged` will come again. `report_steps` is told how many
         steps were taken, instead of a progress bar; then only warnings are said. `in_sweep`: what
-        HParams is told of a member of a sweep.
+        HParams is told of a member of a sweep. `is_silent`: another process keeps the logs of the
+        run; this one writes and says nothing.
         """
         self.run_dir = run_dir
         self.last_logged = last_logged
@@ -103,7 +105,8 @@ class RunLog:
         self._events: EventLog | None = None
 
         # The members of a sweep share one bar and one voice.
-        self.is_quiet = report_steps is not None
+        self.is_quiet = report_steps is not None or is_silent
+        self.is_silent = is_silent
         self._bar = tqdm(
             total=task.max_steps,
             initial=step,
@@ -124,8 +127,9 @@ class RunLog:
         def open_events() -> None:
             self._events = EventLog(run_dir, task.config, step, last_logged, in_sweep)
 
-        self.write(TABLES, open_tables)
-        self.write(EVENTS, open_events)
+        if not is_silent:
+            self.write(TABLES, open_tables)
+            self.write(EVENTS, open_events)
 
     def __enter__(self) -> Self:
         return self
@@ -244,6 +248,7 @@ class RunLog:
     def say(self, first: str, *more: str) -> None:
         """Print lines on stderr that do not tear the progress bar. Each of them stays one line."""
         # Warnings are said by members of a sweep, too.
-        if not self.is_quiet or first.startswith("rnncls:"):
+        is_warning = first.startswith("rnncls:")
+        if not self.is_quiet or (is_warning and not self.is_silent):
             for line in (first, *more):
                 tqdm.write(on_one_line(line), file=sys.stderr)

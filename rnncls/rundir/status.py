@@ -11,15 +11,16 @@ from rnncls.rundir.lock import is_locked
 from rnncls.rundir.paths import STATUS
 from rnncls.rundir.tables import MAX_STEP
 from rnncls.system.files import read_regular, write_atomically
+from rnncls.system.launch import launch_of
 from rnncls.system.refusals import writing
 
 if TYPE_CHECKING:  # `rnncls runs ls` does without torch
     from rnncls.steps.state import TrainState
 
 # The fields, by what they hold.
-_COUNTS = ("exit_code", "step", "best_step", "pid")
+_COUNTS = ("exit_code", "step", "best_step", "pid", "world_size")
 _NUMBERS = ("best_accuracy", "best_value")
-_WORDS = ("state", "error_id", "best_metric", "updated_at")
+_WORDS = ("state", "error_id", "best_metric", "launch", "updated_at")
 _LONGEST_WORD = 64
 
 STATES = ("running", "finished", "interrupted", "failed")
@@ -39,6 +40,9 @@ def write_status(
 
     Raises: WriteError.
     """
+    # Only here: readers do without torch.
+    from rnncls.system.distributed import world_size
+
     # `pid` is for people: the number may be another process's by now, so readers ask the lock.
     status = {
         "state": outcome,
@@ -50,6 +54,8 @@ def write_status(
         "best_value": state.best_value,
         "best_step": state.best_step,
         "pid": os.getpid(),
+        "world_size": world_size(),
+        "launch": launch_of().id,
         "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     with writing(run_dir / STATUS):

@@ -11,6 +11,7 @@ from rnncls.data import Block, Task
 from rnncls.steps.eager import train_step
 from rnncls.steps.optim import learning_rate
 from rnncls.steps.state import TrainState, next_due
+from rnncls.system.distributed import World
 
 # A chunk is never interrupted, so this is also how long a signal may have to wait.
 CHUNK_SECONDS = 0.1
@@ -38,7 +39,11 @@ class Pace:
 
 
 def in_chunks(
-    state: TrainState, task: Task, take_chunk: TakeChunk, pace: Pace | None = None
+    state: TrainState,
+    task: Task,
+    take_chunk: TakeChunk,
+    pace: Pace | None = None,
+    world: World | None = None,
 ) -> Generator[int, None, None]:
     """Train from the state's step to the task's last as an engine does (see `engines.Engine`).
 
@@ -48,10 +53,9 @@ def in_chunks(
     loss or gradient is not finite; `train_step` then takes that step, or reports what is wrong.
 
     `pace`: one that several runs share, which `take_chunk` then notes itself; None for one of this
-    run alone.
+    run alone. With other processes, in `world`, each step is a chunk: all must stop after the same.
     """
-    device = state.device
-    notes_pace = pace is None
+    notes_pace = pace is None and world is None
     pace = pace or Pace()
     for block, rates in ahead(with_rates(task, state.step)):
         first = 0
@@ -75,7 +79,7 @@ def in_chunks(
 
             # What stopped the engine is the next step, whatever the reason: that one is eager.
             if taken < last - first:
-                train_step(state, block.batch(first + taken).to(device), task)
+                train_step(state, block.batch(first + taken), task, world)
                 taken += 1
 
             first += taken

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Generator, Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -9,13 +10,14 @@ from torch import Tensor
 from rnncls.config import Config
 from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.errors import NonFiniteError, Problem
-from rnncls.model.dropout import Keys, dropout_keys
+from rnncls.model.dropout import NO_KEYS, Keys, dropout_keys
 from rnncls.model.losses import sequence_losses
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.seeds import mix
-from rnncls.steps.objective import gradients_of_batch
+from rnncls.steps.objective import gradients_of_batch, weight_of
 from rnncls.steps.optim import clip_grad_norm, learning_rate
 from rnncls.steps.state import TrainState
+from rnncls.system.distributed import World
 
 # A time step is small if its states, (B, H), are fewer numbers than this: calls then cost more than
 # arithmetic. A small LSTM is padded on the CPU, and one of whose batches at least this share is
@@ -30,22 +32,28 @@ MOST_NAMED = 5  # sequences that an error message lists
 EARLY_STEPS = 100
 
 
-def eager_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
+def eager_steps(
+    state: TrainState, task: Task, world: World | None = None
+) -> Generator[int, None, None]:
     """Train from the state's step to the task's last, and yield 1 after each step."""
-    for batch in batches_of(state, task, task.max_steps):
-        train_step(state, batch, task)
+    for batch in _drawn(state, task, task.max_steps):
+        train_step(state, batch, task, world)
         yield 1
 
 
 def batches_of(state: TrainState, task: Task, stop: int) -> Iterator[Batch | PaddedBatch]:
     """Yield the batches of the state's step to stop - 1 on its device, laid out as is fastest."""
-    device = state.device
+    for batch in _drawn(state, task, stop):
+        yield batch.to(state.device)
+
+
+def _drawn(state: TrainState, task: Task, stop: int) -> Iterator[Batch | PaddedBatch]:
+    """Yield the same batches on the CPU, where they are drawn."""
     # Both layouts have the same sequences in the same order, so that the losses agree.
     batches: Iterator[Batch | PaddedBatch] = task.batches(state.step, stop)
-    if layout_of(task, device, state.step_rules) == "padded":
+    if layout_of(task, state.device, state.step_rules) == "padded":
         batches = _padded_batches(task, state.step, stop)
-    for batch in batches:
-        yield batch.to(device)
+    return batches
 
 
 def layout_of(task: Task, device: torch.device, step_rules: StepRules = LATEST) -> str:
@@ -87,13 +95,18 @@ def _padded_batches(task: Task, step: int, stop: int) -> Iterator[PaddedBatch]:
             yield block.padded(number)
 
 
-def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> None:
+def train_step(
+    state: TrainState, batch: Batch | PaddedBatch, task: Task, world: World | None = None
+) -> None:
     """Take one optimizer step on one batch, and add it to `state.totals`.
+
+    With other processes, in `world`, each computes the gradients of its share of the batch, which
+    must be on the CPU, and all take the step together.
 
     A loss or gradient that is not finite never reaches the weights: the update is left out. To know
     that, loss and norm are read from the device once per step.
 
-    Raises: NonFiniteError after more than `train.max_skipped_steps` such steps in a row.
+    Raises: NonFiniteError after more than `train.max_skipped_steps` such steps in a row. PeerError.
     """
     config = task.config
 
@@ -106,15 +119,23 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
         parameter.grad = None
 
     keys = draw_dropout(state, config)
-    loss, logits = gradients_of_batch(state.model, batch, task, keys)
+    if world is None:
+        batch = batch.to(state.device)
+        labels = batch.labels
+        loss, logits = gradients_of_batch(state.model, batch, task, keys)
+    else:
+        loss, logits, labels = _gradients_of_share(state, batch, task, keys, world)
     # Truncated, no sequence of the batch may reach back to a learned initial state. The optimizer
     # is to see a gradient of 0 then, or it would have no state for that parameter.
     for parameter in group["params"]:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
 
+    correct = (logits.argmax(1) == labels).sum()
+    if world is not None:
+        gradients = [parameter.grad for parameter in group["params"]]
+        loss, correct = world.reduce(gradients, loss, correct)
     norm = clip_grad_norm(group["params"], config.train.max_grad_norm)
-    correct = (logits.argmax(1) == batch.labels).sum()
 
     # The three numbers are read together: each reading waits for the device.
     measured = torch.stack((loss, norm, correct.float()))  # (3,)
@@ -123,7 +144,8 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
 
     # Raised before the step is counted, so that the state is still that of the step before.
     if not finite and state.skipped >= config.train.max_skipped_steps:
-        raise _non_finite(state.step + 1, loss_value, norm_value, lr, logits, batch.labels, config)
+        culprits = _culprits(logits, labels, world)
+        raise _non_finite(state.step + 1, loss_value, norm_value, lr, culprits, config)
 
     # A skipped step counts as well: the next one has another batch, and a run has no more steps.
     state.step += 1
@@ -140,15 +162,51 @@ def train_step(state: TrainState, batch: Batch | PaddedBatch, task: Task) -> Non
         )
 
 
+def _gradients_of_share(
+    state: TrainState, batch: Batch | PaddedBatch, task: Task, keys: Keys, world: World
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add the gradients of this process's share of a batch to those of the parameters.
+
+    Returns its loss, logits and labels. The losses of all processes add up to that of the batch.
+    """
+    device = state.device
+    share = batch.share(world.rank, world.size)
+    if share is None:
+        # A batch may have fewer sequences than there are processes.
+        logits = torch.zeros(0, state.model.head.out_features, device=device)
+        return torch.zeros((), device=device), logits, batch.labels[:0].to(device)
+
+    share = share.to(device)
+    total = weight_of(batch, task).to(device)
+    keys = keys._replace(first_row=world.rank, row_step=world.size)
+    loss, logits = gradients_of_batch(state.model, share, task, keys, total)
+    return loss, logits, share.labels
+
+
 def draw_dropout(state: TrainState, config: Config) -> Keys:
     """Return the keys of the next step's dropout, or seed torch's generator for it."""
     # Either way dropout is a function of seed and step, so that a resumed run has the same.
     if config.model.dropout == 0:
-        return ()
+        return NO_KEYS
     if state.step_rules == 1:
         torch.manual_seed(mix(config.seed, "dropout", state.step))
-        return ()
-    return dropout_keys(config.seed, state.step, config.model.num_layers)
+        return NO_KEYS
+    return Keys(dropout_keys(config.seed, state.step, config.model.num_layers))
+
+
+def _culprits(logits: Tensor, labels: Tensor, world: World | None) -> list[int]:
+    """Return the rows of the batch whose own loss is not finite.
+
+    `logits`: (B, num_classes); `labels`: (B,), of this process's share.
+    """
+    # Without reduction each sequence has its own loss. There may be no culprit: a gradient can
+    # overflow although every loss is finite.
+    losses = sequence_losses(logits, labels)  # (B,)
+    rows: list[int] = (~losses.isfinite()).nonzero().flatten().tolist()
+    if world is None:
+        return rows
+    rows = [world.rank + world.size * row for row in rows]
+    return sorted(chain.from_iterable(world.gather(rows)))
 
 
 def _non_finite(
@@ -156,18 +214,10 @@ def _non_finite(
     loss: float,
     norm: float,
     lr: float,
-    logits: Tensor,
-    labels: Tensor,
+    culprits: list[int],
     config: Config,
 ) -> NonFiniteError:
-    """Describe a step whose loss or gradient is not finite, with the sequences that are to blame.
-
-    `logits`: (B, num_classes); `labels`: (B,).
-    """
-    # Without reduction each sequence has its own loss. There may be no culprit: a gradient can
-    # overflow although every loss is finite.
-    losses = sequence_losses(logits, labels)  # (B,)
-    culprits = (~losses.isfinite()).nonzero().flatten().tolist()
+    """Describe a step whose loss or gradient is not finite, with the rows that are to blame."""
     sequences = ""
     if culprits:
         numbers = ", ".join(map(str, culprits[:MOST_NAMED]))

@@ -11,6 +11,7 @@ To add an engine, write a generator function as `Engine` describes it, in a modu
 """
 
 from collections.abc import Generator
+from functools import partial
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from rnncls.errors import MachineError, Problem
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.steps.eager import eager_steps
 from rnncls.steps.state import TrainState
+from rnncls.system.distributed import World
 
 # A hidden_size. From 1,024 on torch's own products are faster; between the two it depends on cell
 # and batch.
@@ -46,19 +48,36 @@ class Engine(Protocol):
         """Take the steps of a run."""
 
 
+class SharedEngine(Protocol):
+    """An engine that may also take its steps together with other processes, those of `world`."""
+
+    def __call__(
+        self, state: TrainState, task: Task, /, world: World | None = None
+    ) -> Generator[int, None, None]:
+        """Take the steps of a run."""
+
+
 def choose(
-    config: Config, device: torch.device, step_rules: StepRules = LATEST
+    config: Config,
+    device: torch.device,
+    step_rules: StepRules = LATEST,
+    world: World | None = None,
 ) -> tuple[Engine, str]:
     """Return the engine that `train.engine` asks for, and its name for people.
 
     With train.engine=auto that is the fastest engine which can train this run on this device; if
     it has to be the eager one, the name includes the reason. `step_rules`: those of the run.
+    `world`: the processes that take the steps together; None for one alone.
 
     Raises: MachineError if the engine that was asked for cannot train this run here.
     """
     wanted = config.train.engine
+    eager = _together(eager_steps, world)
+    if world is not None and step_rules == 1 and config.model.dropout > 0:
+        what = "the dropout of a run that began so long ago needs one process"
+        raise MachineError(Problem(what, "WORLD_SIZE", remedy="no torchrun", id="R25"))
     if wanted == "eager":
-        return eager_steps, "eager steps"
+        return eager, "eager steps"
 
     # With "auto" the device decides: each has one engine that is the fastest where it works.
     name: str = wanted
@@ -67,9 +86,11 @@ def choose(
 
     engine: Engine | None = None
     reason = why_not(name, config, device, step_rules)
+    if not reason and name == "captured" and world is not None:
+        reason = "several processes train together"
     remedy = "train.engine=auto, which takes the fastest engine that works here"
     if not reason:
-        engine, reason = _load(name, config)
+        engine, reason = _load(name, config, world)
         remedy = "train.engine=auto, or another version of numba"
 
     if engine is not None:
@@ -77,12 +98,17 @@ def choose(
 
     # Eager steps can train every run, so "auto" never fails. A choice by name is not replaced.
     if wanted == "auto":
-        return eager_steps, f"eager steps ({reason})"
+        return eager, f"eager steps ({reason})"
     what = f"{name} steps are not available: {reason}"
     raise MachineError(Problem(what, "train.engine", remedy=remedy, id="R32"))
 
 
-def _load(name: str, config: Config) -> tuple[Engine | None, str]:
+def _together(engine: SharedEngine, world: World | None) -> Engine:
+    """Return the engine for the steps of several processes; itself without `world`."""
+    return engine if world is None else partial(engine, world=world)
+
+
+def _load(name: str, config: Config, world: World | None) -> tuple[Engine | None, str]:
     """Return the engine of this name for a run, or None and why it does not work here."""
     # Engines are imported only where they are chosen: Numba is optional, and slow to import.
     if name == "captured":
@@ -95,11 +121,11 @@ def _load(name: str, config: Config) -> tuple[Engine | None, str]:
         from rnncls.steps.compiled.engine import compiled_steps
 
         # Now, so that a failure is found before the first step.
-        load_program(config.model.cell)
+        load_program(config.model.cell, in_shares=world is not None)
     # Numba or LLVM may not fit the machine or the other packages, and then raises anything.
     except Exception as error:
         return None, f"numba fails: {error!s:.200}"
-    return compiled_steps, ""
+    return _together(compiled_steps, world), ""
 
 
 def why_not(

@@ -10,13 +10,17 @@ from torch.nn import functional as F
 from rnncls.config import Config
 from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.dropout import Keys
+from rnncls.model.dropout import NO_KEYS, Keys
 from rnncls.model.pieces import Pieces
 from rnncls.model.prefixes import prefix_losses, prefix_weights
 
 
 def gradients_of_batch(
-    model: RNNClassifier, batch: Batch | PaddedBatch, task: Task, keys: Keys = ()
+    model: RNNClassifier,
+    batch: Batch | PaddedBatch,
+    task: Task,
+    keys: Keys = NO_KEYS,
+    total: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of the batch's loss to those of the parameters.
 
@@ -24,10 +28,11 @@ def gradients_of_batch(
     both without gradient and in float32. The loss is the mean over sequences; with
     `train.objective: prefix` of the mean over the prefixes of each sequence. Class weights are
     those of a weighted mean, as in torch.nn.CrossEntropyLoss. `keys`: as of the model's `forward`.
+    `total`: what the sums are divided by, if the batch is a share of a larger one; see `weight_of`.
     """
     losses: list[Tensor] = []
     logits = model.head.weight.new_empty(0)
-    for loss, logits in losses_of_batch(model, batch, task, keys):  # noqa: B007
+    for loss, logits in losses_of_batch(model, batch, task, keys, total):  # noqa: B007
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
@@ -35,7 +40,11 @@ def gradients_of_batch(
 
 
 def losses_of_batch(
-    model: RNNClassifier, batch: Batch | PaddedBatch, task: Task, keys: Keys = ()
+    model: RNNClassifier,
+    batch: Batch | PaddedBatch,
+    task: Task,
+    keys: Keys = NO_KEYS,
+    total: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the parts of which the batch's loss is the sum, and logits, as `gradients_of_batch`.
 
@@ -43,12 +52,9 @@ def losses_of_batch(
     has more than one; the logits of whole sequences come with the last.
     """
     config = task.config
-    weights = task.class_weights
-    if weights is not None:
-        weights = weights.to(batch.labels.device)
-
+    weights = _class_weights(batch, task)
     if isinstance(batch, Batch) and batch.prefix_labels is not None:
-        yield from _losses_of_prefixes(model, batch, batch.prefix_labels, weights, config, keys)
+        yield from _losses_of_prefixes(model, batch, task, keys, total)
         return
 
     # The loss is computed in float32, also where autocast makes the logits bfloat16.
@@ -57,25 +63,20 @@ def losses_of_batch(
             logits = model(batch.tokens, keys=keys).float()  # (B, num_classes)
         else:
             logits = model(batch.tokens, pieces=pieces_of(config), keys=keys).float()
-    yield F.cross_entropy(logits, batch.labels, weights), logits
+    if total is None:
+        yield F.cross_entropy(logits, batch.labels, weights), logits
+    else:
+        yield F.cross_entropy(logits, batch.labels, weights, reduction="sum") / total, logits
 
 
 def _losses_of_prefixes(
-    model: RNNClassifier,
-    batch: Batch,
-    labels: Tensor,
-    class_weights: Tensor | None,
-    config: Config,
-    keys: Keys,
+    model: RNNClassifier, batch: Batch, task: Task, keys: Keys, total: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Do what `losses_of_batch` says for the labels (S,) of all prefixes."""
+    config = task.config
     device = batch.labels.device
-    weights = prefix_weights(batch.tokens.batch_sizes).to(device)
-    total: Tensor | int = len(batch.labels)
-    if class_weights is not None:
-        weights = weights * class_weights[labels]
-        total = weights.sum()
-    weights = weights / total
+    labels, weights = _weighted_prefixes(batch, task)
+    weights = weights / (weight_of(batch, task) if total is None else total)
 
     parts = prefix_losses(model, batch.tokens, labels, weights, pieces_of(config), keys)
     while True:
@@ -84,6 +85,35 @@ def _losses_of_prefixes(
         if part is None:
             return
         yield part
+
+
+def weight_of(batch: Batch | PaddedBatch, task: Task) -> Tensor:
+    """Return what the sum of the batch's losses is divided by: a scalar on its device.
+
+    The number of sequences; with class weights the sum of the weights of what is asked for.
+    """
+    weights = _class_weights(batch, task)
+    if weights is None:
+        return torch.tensor(float(len(batch.labels)), device=batch.labels.device)
+    if isinstance(batch, Batch) and batch.prefix_labels is not None:
+        return _weighted_prefixes(batch, task)[1].sum()
+    return weights[batch.labels].sum()
+
+
+def _class_weights(batch: Batch | PaddedBatch, task: Task) -> Tensor | None:
+    """Return the class weights (num_classes,) on the batch's device, if there are any."""
+    weights = task.class_weights
+    return None if weights is None else weights.to(batch.labels.device)
+
+
+def _weighted_prefixes(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
+    """Return the labels and the weights, (S,) each, of the prefixes that end at each token."""
+    labels = batch.prefix_labels
+    if labels is None:
+        raise ValueError("a batch without labels of prefixes")
+    weights = prefix_weights(batch.tokens.batch_sizes).to(labels.device)
+    class_weights = _class_weights(batch, task)
+    return labels, weights if class_weights is None else weights * class_weights[labels]
 
 
 def pieces_of(config: Config) -> Pieces:

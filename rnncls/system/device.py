@@ -7,11 +7,15 @@ import torch
 
 from rnncls.config import DEVICE_PATTERN, Config
 from rnncls.errors import ConfigError, MachineError, Problem
+from rnncls.system.launch import Launch, launch_of
 from rnncls.system.streams import say
 
 
 def resolve_device(name: str) -> torch.device:
     """Return the torch device for `auto`, `cpu`, `cuda` or `cuda:INDEX`.
+
+    Where a launcher has started several processes on this machine, each gets a GPU of its own
+    unless an index is given.
 
     Raises: ConfigError for any other name. MachineError if the machine has no such device.
     """
@@ -27,10 +31,38 @@ def resolve_device(name: str) -> torch.device:
         )
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name != "cpu":
-        _require_cuda_device(name)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device(name)
+
+    launch = launch_of()
+    if name == "cuda" and launch.local_size > 1:
+        name = f"cuda:{_own_gpu(launch)}"
+    _require_cuda_device(name)
     return torch.device(name)
+
+
+def _own_gpu(launch: Launch) -> int:
+    """Return the number of the GPU of this process, one of several on this machine.
+
+    Raises: MachineError if there are more processes than GPUs.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # Some launchers let each process see its own GPU alone.
+    if count == 1 and os.environ.get("CUDA_VISIBLE_DEVICES", ",").isdecimal():
+        return 0
+    if 0 < count < launch.local_size:
+        raise MachineError(
+            Problem(
+                "more processes than GPUs",
+                "LOCAL_WORLD_SIZE",
+                expected=f"at most {count}",
+                found=f"{launch.local_size}",
+                remedy=f"--nproc-per-node {count}, or device=cpu",
+                id="R25",
+            )
+        )
+    return launch.local_rank
 
 
 def _require_cuda_device(name: str) -> None:

@@ -88,9 +88,12 @@ class LenientStream:
         self.in_colour = not is_result and shows_colour(stream)
         self.is_whole = is_result and not stream.isatty()  # whether nothing is escaped
         self.is_silent = False  # whether nobody can read it any more
+        self.is_muted = False  # whether nothing is written, because another process speaks
 
     def write(self, text: str) -> int:
         """Write as a text stream does. Raises: WriteError."""
+        if self.is_muted:
+            return len(text)
         shown = text
         if not self.is_whole:
             shown = without_controls(text) if self.is_result else _of_bar(text)
@@ -131,6 +134,24 @@ class LenientStream:
 def reader_has_left(stream: Any) -> bool:
     """Return whether what is written to a stream goes nowhere, so that there is no point in it."""
     return isinstance(stream, LenientStream) and stream.is_silent
+
+
+def fall_silent() -> None:
+    """Write nothing to stdout and stderr any more but errors: another process speaks for all."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, LenientStream):
+            stream.is_muted = True
+
+
+def say_nevertheless(text: str) -> None:
+    """Print lines on stderr, also in a process that has fallen silent."""
+    stream: Any = sys.stderr
+    was_muted = getattr(stream, "is_muted", False)
+    if was_muted:
+        stream.is_muted = False
+    print(text, file=stream)
+    if was_muted:
+        stream.is_muted = True
 
 
 def make_streams_lenient() -> None:

@@ -12,9 +12,12 @@ from rnncls.model.rules import LATEST, StepRules
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_checkpoint
 from rnncls.rundir.claim import create_run, require_text, require_unused
+from rnncls.rundir.of_many import of_many
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState
+from rnncls.system.distributed import World
 from rnncls.system.memory import reporting_memory
+from rnncls.training.alike import be_alike
 from rnncls.training.run import Shared, train
 from rnncls.training.states import new_state, warn_of_other_split
 
@@ -27,6 +30,7 @@ def fit(
     shared: Shared | None = None,
     say_directory: Callable[[Path], object] | None = None,
     numbered: bool = False,
+    world: World | None = None,
 ) -> TrainState:
     """Train `config`, writing everything into `run_dir`, which must be new or empty.
 
@@ -34,7 +38,8 @@ def fit(
     labels too. `origin`: where the config comes from, for a comment in the run's own. `shared`:
     what the members of a sweep have in common. `say_directory` is called with the run directory as
     soon as there is one. `numbered`: if the name `run_dir` is taken, the run gets the same one with
-    a number, and no error.
+    a number, and no error. `world`: the processes that train it together, each of which calls this;
+    the first of them owns the directory.
 
     Raises: ConfigError for a used directory. MachineError without the device. DataError.
     CheckpointError if `init_from` does not fit, or if a folder in `run_dir` is a link.
@@ -44,8 +49,10 @@ def fit(
     # Asked before files are read, which may take long, and again under the lock.
     if numbered:
         require_text(run_dir)
-    else:
+    elif world is None:
         require_unused(run_dir)
+    else:
+        world.first(lambda: require_unused(run_dir))
 
     source = None
     vocabulary = None
@@ -65,10 +72,12 @@ def fit(
         state = new_state(task, source, step_rules)
 
     # An engine that cannot work here is an error before anything is written.
-    engine = choose(config, state.device, state.step_rules)
+    engine = choose(config, state.device, state.step_rules, world)
+    if world is not None:
+        be_alike(world, state, task, engine[1])
 
-    with create_run(run_dir, numbered) as run:
+    with of_many(create_run(run_dir, numbered), world) as run:
         if say_directory is not None:
             say_directory(run.path)
         run.begin(state, task, origin)
-        return train(state, task, run, engine, shared)
+        return train(state, task, run, engine, shared, world)

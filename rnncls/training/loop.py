@@ -12,6 +12,7 @@ from rnncls.data import Task
 from rnncls.rundir.log import RunLog
 from rnncls.rundir.run_directory import RunDirectory
 from rnncls.steps.state import Due, Totals, TrainState, due_after
+from rnncls.system.distributed import World
 from rnncls.system.signals import StopRequest
 from rnncls.training.advice import is_early_look, warning_of_guessing
 from rnncls.training.progress import (
@@ -31,10 +32,12 @@ def follow(
     log: RunLog,
     stop: StopRequest,
     board: Board,
+    world: World | None = None,
 ) -> None:
     """Have an engine take steps until the run is over, and do what is due after them.
 
-    `steps`: the engine's generator, which says how many steps it took each time.
+    `steps`: the engine's generator, which says how many steps it took each time. `world`: the
+    processes that train together, which all do the same; None for one alone.
 
     Raises: Interrupted after a signal.
     """
@@ -44,7 +47,7 @@ def follow(
         for taken in chain([0], steps):
             log.advance(taken)
             if state.due:
-                if after_step(state, task, run, log, stop, board):
+                if after_step(state, task, run, log, stop, board, world):
                     return
                 board.draw()
 
@@ -72,6 +75,7 @@ def after_step(
     log: RunLog,
     stop: StopRequest,
     board: Board,
+    world: World | None = None,
 ) -> bool:
     """Evaluate, log and commit, whatever is due after this step. Return whether the run is over.
 
@@ -92,7 +96,7 @@ def after_step(
     if is_over or due.evaluation:
         sequences = stop.checked(task.validation(), step, str(run.path))
         logits_of = way_of_validation(state, task)
-        found = validate(state.model, task, sequences, logits_of, board.watch)
+        found = validate(state.model, task, sequences, logits_of, board.watch, world)
         scalars = found.scalars
         is_best = note_score(state, scalars, train.best_metric)
         # People read "best" as better than before. Of equal evaluations the latest counts.
@@ -133,6 +137,8 @@ def after_step(
 
 def _log_network(state: TrainState, task: Task, log: RunLog, due: Due, is_over: bool) -> None:
     """Log what the network itself looks like after this step, where that is due."""
+    if log.is_silent:
+        return
     if due.histograms:
         log.log_histograms(state.step, state.model)
     if due.diagnostics or (is_over and task.config.train.diagnostics_every is not None):

@@ -17,6 +17,7 @@ from rnncls.model.classifier import RNNClassifier
 from rnncls.rundir.log import BY_LENGTH
 from rnncls.steps.optim import learning_rate
 from rnncls.steps.state import TrainState
+from rnncls.system.distributed import World
 
 # Sees what a model says about each batch, and hands it on.
 Watch = Callable[[Iterable[Scored]], Iterator[Scored]]
@@ -49,14 +50,16 @@ def validate(
     batches: Iterable[Batch],
     logits_of: LogitsOf | None = None,
     watch: Watch | None = None,
+    world: World | None = None,
 ) -> Validation:
     """Evaluate on the validation sequences: loss, accuracy, macro-F1, calibration, by length.
 
     `logits_of` gives the logits, if it is not the model itself that computes them. `watch` sees
-    what the model says about each batch. Lengths that do not occur have no accuracy.
+    what the model says about each batch. Lengths that do not occur have no accuracy. With other
+    processes, in `world`, each runs the model over some of the batches, and all return the same.
     """
     confidences = Confidences()
-    with closing(scored(model, batches, logits_of)) as parts:
+    with closing(scored(model, batches, logits_of, world)) as parts:
         watched = confidences.watch(parts)
         scores = gather(watched if watch is None else watch(watched))
 

@@ -11,9 +11,12 @@ from rnncls.errors import CheckpointError, Problem
 from rnncls.rundir.checkpoint import Checkpoint, versions
 from rnncls.rundir.claim import reopen_run
 from rnncls.rundir.moved import OF_RESUMING, with_files_of_run
+from rnncls.rundir.of_many import of_many
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState
+from rnncls.system.distributed import World
 from rnncls.system.streams import say
+from rnncls.training.alike import be_alike
 from rnncls.training.run import Shared, finish_board, train
 from rnncls.training.states import restored_state
 
@@ -30,6 +33,7 @@ def resume(
     shared: Shared | None = None,
     say_directory: Callable[[Path], object] | None = None,
     data_dir: Path | None = None,
+    world: World | None = None,
 ) -> TrainState:
     """Resume a run from its newest undamaged checkpoint, as if it had never stopped.
 
@@ -37,11 +41,13 @@ def resume(
     and logged values are those of an uninterrupted run, to the bit. `overrides` may change how
     training continues, not what is trained. `shared`: what the members of a sweep have in common.
     `say_directory` is called with the run directory once it is known to be one. `data_dir`: where
-    data files are looked for that were moved, besides the places beside the run.
+    data files are looked for that were moved, besides the places beside the run. `world`: the
+    processes that train it together, each of which calls this. There may be more or fewer of them
+    than before.
 
     Raises: what `fit` raises, and CheckpointError if there is nothing undamaged to resume from.
     """
-    with reopen_run(Path(run_dir)) as run:
+    with of_many(reopen_run(Path(run_dir)), world) as run:
         checkpoint = run.recover()
         if say_directory is not None:
             say_directory(run.path)
@@ -54,7 +60,9 @@ def resume(
         said = None if shared is None else shared.said
         task = restored_task(checkpoint, config, said)
         state = restored_state(checkpoint, task)
-        engine = choose(config, state.device, state.step_rules)
+        engine = choose(config, state.device, state.step_rules, world)
+        if world is not None:
+            be_alike(world, state, task, engine[1])
 
         if _is_complete(state, task, checkpoint):
             say(_completion(state, task))
@@ -65,7 +73,8 @@ def resume(
             if config.data != checkpoint.config.data:
                 task.config = checkpoint.config.model_copy(update={"data": config.data})
                 run.begin_again(state, task)
-            finish_board(state, task, run, shared)
+            if world is None or world.is_first:
+                finish_board(state, task, run, shared)
             return state
 
         # The bar of a sweep counts all steps of its members, not those of this call alone.
@@ -78,7 +87,7 @@ def resume(
         if config != checkpoint.config:
             run.save(state, task)
         run.begin_again(state, task)
-        return train(state, task, run, engine, shared)
+        return train(state, task, run, engine, shared, world)
 
 
 def _completion(state: TrainState, task: Task) -> str:

@@ -16,6 +16,7 @@ from rnncls.rundir.run_directory import RunDirectory
 from rnncls.steps.engines import Engine
 from rnncls.steps.state import TrainState
 from rnncls.system.device import describe, describe_precision
+from rnncls.system.distributed import World
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.advice import LEAST_STEPS
 from rnncls.training.loop import follow, timed
@@ -42,10 +43,12 @@ def train(
     run: RunDirectory,
     engine: tuple[Engine, str],
     shared: Shared | None = None,
+    world: World | None = None,
 ) -> TrainState:
     """Train from the state's step to the task's last, and return the state.
 
-    `engine`: as `choose` returns it. `run` records how training ends. Raises what `fit` raises.
+    `engine`: as `choose` returns it. `run` records how training ends. `world`: the processes that
+    train together; None for one alone. Raises what `fit` raises.
     """
     take_steps, engine_name = engine
     # The stack stands in for the engine of each of its members.
@@ -56,6 +59,8 @@ def train(
     device = state.device
     precision = describe_precision(task.config.train.precision, device)
     start = f"training on {describe(device)}, {precision}, {engine_name}"
+    if world is not None:
+        start += f", {world.size} processes"
     if state.step:
         start += f", from step {state.step:,}"
 
@@ -64,24 +69,27 @@ def train(
     signals = stop_requests() if shared is None else nullcontext(shared.stop)
 
     # The signals outside: until the last status is written, none may end the process halfway.
-    with signals as stop, run.recording(state, task, report_steps, in_sweep) as log:
+    with signals as asked, run.recording(state, task, report_steps, in_sweep) as log:
+        stop = asked if world is None else world.follow(asked)
         log.say(start)
         if task.described_split:
             log.say(task.described_split)
         used, available = task.validation_sizes
         if available is not None and used < available:
             log.say(f"validating on {used:,} of {available:,} sequences (train.eval_samples)")
-        board = Board(state, task, log, _draws(task, shared))
+        board = Board(state, task, log, _draws(task, shared) and not log.is_silent)
         board.begin(engine_name)
 
-        if task.config.train.profile and state.step < task.max_steps:
+        if task.config.train.profile and state.step < task.max_steps and not log.is_silent:
             write_profile(state, task, log, stop, engine_name)
         steps = timed(take_steps(state, task), state)
-        follow(steps, state, task, run, log, stop, board)
+        follow(steps, state, task, run, log, stop, board, world)
 
         # Pictures may fill the disk, or somebody end the process: the run is finished already.
         with suppress(RnnclsError):
             run.note_finished(state)
+        if world is not None:
+            world.release()
         board.finish(stop)
     return state
 

@@ -37,12 +37,14 @@ _loaded: dict[str, Functions] = {}
 _loading = threading.Lock()
 
 
-def load_program(cell: str = "rnn") -> Functions:
+def load_program(cell: str = "rnn", in_shares: bool = False) -> Functions:
     """Return the compiled functions of a cell, from the folder where they are kept if they are.
 
     Otherwise they are compiled, which takes seconds, and kept. If there is no folder, they
-    are compiled for this process alone.
+    are compiled for this process alone. `in_shares`: whether several processes or threads share a
+    step, which then has two halves.
     """
+    in_shares = in_shares or torch.get_num_threads() > 1
     with _loading:
         if cell not in _loaded:
             # All sources, because a function is compiled together with those that it calls. So a
@@ -52,7 +54,7 @@ def load_program(cell: str = "rnn") -> Functions:
             _loaded[cell] = load(
                 modules,
                 make=lambda compiled: _functions(cell, compiled),
-                warm_up=lambda functions: _warm_up(cell, functions),
+                warm_up=lambda functions: _warm_up(cell, functions, in_shares),
                 what="the training step",
                 seconds=20,
             )
@@ -69,8 +71,8 @@ def _functions(cell: str, compiled: Callable[..., Any]) -> Functions:
     )
 
 
-def _warm_up(cell: str, functions: Functions) -> None:
-    """Call the functions that a run with torch's threads needs, so that they are compiled now.
+def _warm_up(cell: str, functions: Functions, in_shares: bool) -> None:
+    """Call the functions that a run needs, so that they are compiled now.
 
     The types of the arguments are those of a run, since Numba compiles for types.
     """
@@ -124,7 +126,7 @@ def _warm_up(cell: str, functions: Functions) -> None:
         keys=np.zeros((0, 0), np.uint64),
     )
     sums = np.zeros(NUM_SUMS)
-    if torch.get_num_threads() == 1:
+    if not in_shares:
         functions.train_steps(
             sizes=sizes,
             hyper=hyper,

@@ -13,28 +13,38 @@ from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.compiled.code import load_program
 from rnncls.steps.compiled.description import hyperparameters_of, largest_batch, sizes_of
 from rnncls.steps.compiled.memory import Buffers, FlatArrays, StepInputs, make_buffers
-from rnncls.steps.flat import FlatStorage
+from rnncls.steps.flat import GRADIENTS, FlatStorage
 from rnncls.steps.state import Sums, TrainState
+from rnncls.system.distributed import World
 
 
-def compiled_steps(state: TrainState, task: Task) -> Generator[int, None, None]:
+def compiled_steps(
+    state: TrainState, task: Task, world: World | None = None
+) -> Generator[int, None, None]:
     """Train up to the task's last step on the CPU, with torch's number of threads.
 
     Yields how many steps were taken, as every engine does.
     """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        compiled_run = CompiledRun(state, task, pool)
-        yield from in_chunks(state, task, compiled_run.take)
+        compiled_run = CompiledRun(state, task, pool, world)
+        yield from in_chunks(state, task, compiled_run.take, world=world)
 
 
 class CompiledRun:
     """The arguments of the compiled program for one run, and the calls to it."""
 
-    def __init__(self, state: TrainState, task: Task, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        task: Task,
+        pool: ThreadPoolExecutor,
+        world: World | None = None,
+    ) -> None:
         self.state = state
+        self.world = world
         self.seed = task.config.seed
         self.pool = pool
-        self.functions = load_program(task.config.model.cell)
+        self.functions = load_program(task.config.model.cell, in_shares=world is not None)
         self.threads = torch.get_num_threads()
 
         # The arrays are the same memory as the tensors, so that nothing is copied back and forth.
@@ -79,7 +89,7 @@ class CompiledRun:
             keys=self._dropout_keys(last - first),
         )
         sums = np.array(self.state.totals.sums())
-        if self.threads == 1:
+        if self.threads == 1 and self.world is None:
             taken = self._take_in_one_thread(inputs, sums)
         else:
             taken = self._take_in_threads(inputs, sums)
@@ -146,11 +156,15 @@ class CompiledRun:
         # all have ended, this one adds the gradients up and changes the weights.
         for step, rate in enumerate(inputs.rates):
             loss, correct = self._gradients_in_threads(inputs, step)
+            others = self.other_gradients
+            if self.world is not None:
+                loss, correct = self._reduced(loss, correct, self.world)
+                others = others[:0]
             finished = self.functions.finish_step(
                 sizes=self.sizes,
                 hyper=self.hyper,
                 flat=self.arrays,
-                others=self.other_gradients,
+                others=others,
                 rate=rate,
                 updates=updates + step + 1,
                 loss=loss,
@@ -165,8 +179,10 @@ class CompiledRun:
     def _gradients_in_threads(self, inputs: StepInputs, step: int) -> tuple[float, int]:
         """Compute the gradients of one step; return its loss and number of correct predictions.
 
-        With N threads, each takes every N-th sequence of the batch.
+        With N threads, each takes every N-th sequence of the batch; of several processes, of the
+        share of this one.
         """
+        number, of = (0, 1) if self.world is None else (self.world.rank, self.world.size)
         # Every thread writes to an array of its own, so that none has to wait for another.
         gradients = [self.arrays.gradients, *self.other_gradients]
         shares = []
@@ -178,8 +194,8 @@ class CompiledRun:
                 out=gradients[share],
                 step_inputs=inputs,
                 step=step,
-                share=share,
-                shares=self.threads,
+                share=number + of * share,
+                shares=of * self.threads,
                 class_weights=self.class_weights,
                 buffers=self.buffers[share],
             )
@@ -193,3 +209,11 @@ class CompiledRun:
             loss += share_loss
             correct += share_correct
         return loss, correct
+
+    def _reduced(self, loss: float, correct: int, world: World) -> tuple[float, int]:
+        """Add up what the threads of all processes have found, gradients included."""
+        gradients = self.flat.flat[GRADIENTS]
+        for other in self.other_gradients:
+            gradients += torch.from_numpy(other)
+        sums = world.reduce([gradients], torch.tensor(loss), torch.tensor(correct))
+        return float(sums[0]), int(sums[1])

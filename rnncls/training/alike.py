@@ -1,0 +1,51 @@
+"""What the processes of one run must have in common before they train together."""
+
+from torch import Tensor
+
+from rnncls.config import flatten
+from rnncls.data import Task
+from rnncls.errors import DataError, MachineError
+from rnncls.rundir.checkpoint import versions
+from rnncls.steps.state import TrainState
+from rnncls.system.distributed import World
+
+_PLACES = ("data.train", "data.val", "data.test")
+
+
+def be_alike(world: World, state: TrainState, task: Task, engine: str) -> None:
+    """Make sure that all processes train the same run, and give them the first one's weights.
+
+    `engine`: the name of the one that takes the steps.
+
+    Raises: MachineError if configs, versions, devices or engines differ. DataError if data files
+    do. In all but the first process, Elsewhere instead. PeerError.
+    """
+    machine = {
+        **{name: value for name, value in versions().items() if name != "threads"},
+        "device": state.device.type,
+        "engine": engine,
+    }
+    world.require_same("the machine", machine, MachineError)
+    world.require_same("the config", _without_places(task), MachineError)
+    world.require_same("the data", dict(task.fingerprints), DataError)
+
+    # They are the same where the machines compute alike; nobody has to believe that they do.
+    world.share_weights([*state.model.parameters(), *_optimizer_tensors(state)])
+
+
+def _without_places(task: Task) -> dict[str, object]:
+    """Return the config, but for where the data files are: their content is compared."""
+    flat = flatten(task.config)
+    return {key: value for key, value in flat.items() if key not in _PLACES}
+
+
+def _optimizer_tensors(state: TrainState) -> list[Tensor]:
+    """Return the tensors of the optimizer's state, in an order that all processes share."""
+    found = []
+    for parameter in state.model.parameters():
+        of_parameter = state.optimizer.state.get(parameter, {})
+        for name in sorted(of_parameter):
+            value = of_parameter[name]
+            if isinstance(value, Tensor):
+                found.append(value)
+    return found
