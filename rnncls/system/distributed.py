@@ -53,7 +53,7 @@ class World:
     """The processes of one run, seen by one of them."""
 
     def __init__(self, launch: Launch, store: Any) -> None:
-        """`store`, a torch.distributed.Store: what all can write to and read, as long as it is there."""
+        """`store`, a torch.distributed.Store: what all of them can write to and read."""
         self.launch = launch
         self.rank = launch.rank
         self.size = launch.size
