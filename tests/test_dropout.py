@@ -283,10 +283,10 @@ def test_torchs_generator_is_left_alone_and_not_asked() -> None:
     tokens = pack_sequence(rows_of(LENGTHS), enforce_sorted=False)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    logits = model(tokens, keys=(KEY,))
+    logits = model(tokens, keys=Keys((KEY,)))
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert torch.equal(model(tokens, keys=(KEY,)), logits)
+    assert torch.equal(model(tokens, keys=Keys((KEY,))), logits)
 
 
 @torch.no_grad()
@@ -295,10 +295,10 @@ def test_dropout_under_autocast_has_the_same_mask(cell: str) -> None:
     """What 8 bits change is little beside what another mask changes."""
     model = model_of(cell, 2, torch.float32, dropout=0.4)
     rows = rows_of(LENGTHS)
-    expected = model(padded_of(rows), keys=(KEY,))
+    expected = model(padded_of(rows), keys=Keys((KEY,)))
     with torch.autocast("cpu", torch.bfloat16):
-        found = model(pack_sequence(rows, enforce_sorted=False), keys=(KEY,))
-    other = model(padded_of(rows), keys=(KEY + 1,))
+        found = model(pack_sequence(rows, enforce_sorted=False), keys=Keys((KEY,)))
+    other = model(padded_of(rows), keys=Keys((KEY + 1,)))
     assert float((found - expected).abs().max()) < float((other - expected).abs().max()) / 3
 
 

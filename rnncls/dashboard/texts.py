@@ -21,6 +21,7 @@ from rnncls.evaluation.scores import Scores
 from rnncls.rundir.checkpoint import versions
 from rnncls.steps.state import TrainState
 from rnncls.system.device import describe, describe_precision
+from rnncls.system.distributed import world_size
 
 
 def run_summary(state: TrainState, task: Task, engine: str) -> Summary:
@@ -40,6 +41,7 @@ def run_summary(state: TrainState, task: Task, engine: str) -> Summary:
         ("model", f"{config.model.cell}, {num_parameters:,} parameters"),
         ("device", f"{describe(state.device)}, {precision}"),
         ("engine", engine),
+        ("processes", str(world_size())),
         ("steps", f"{task.max_steps:,}"),
     ]
     return _text("run/summary", table(("", "this run"), rows))

@@ -98,6 +98,9 @@ def after_step(
         logits_of = way_of_validation(state, task)
         found = validate(state.model, task, sequences, logits_of, board.watch, world)
         scalars = found.scalars
+        if world is not None:
+            # Other machines may round otherwise, and all must decide alike.
+            scalars = world.first(lambda: found.scalars)
         is_best = note_score(state, scalars, train.best_metric)
         # People read "best" as better than before. Of equal evaluations the latest counts.
         is_better = is_best and state.stale_evaluations == 0

@@ -12,9 +12,10 @@ from rnncls.rundir.checkpoint import Checkpoint, versions
 from rnncls.rundir.claim import reopen_run
 from rnncls.rundir.moved import OF_RESUMING, with_files_of_run
 from rnncls.rundir.of_many import of_many
+from rnncls.rundir.status import read_status
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState
-from rnncls.system.distributed import World
+from rnncls.system.distributed import World, world_size
 from rnncls.system.streams import say
 from rnncls.training.alike import be_alike
 from rnncls.training.run import Shared, finish_board, train
@@ -70,7 +71,7 @@ def resume(
             if run.died:
                 run.note_finished(state)
             # A moved file is where the run's config says, which `eval` reads, too.
-            if config.data != checkpoint.config.data:
+            if _as_first(world, config.data != checkpoint.config.data):
                 task.config = checkpoint.config.model_copy(update={"data": config.data})
                 run.begin_again(state, task)
             if world is None or world.is_first:
@@ -81,13 +82,18 @@ def resume(
         if shared is not None:
             shared.report_steps(state.step)
         state.stopped = False
-        _warn_of_other_machine(checkpoint, state)
+        _warn_of_other_machine(checkpoint, state, run.path)
 
         # Saved now, or a kill before the next checkpoint would bring back the old config.
-        if config != checkpoint.config:
+        if _as_first(world, config != checkpoint.config):
             run.save(state, task)
         run.begin_again(state, task)
         return train(state, task, run, engine, shared, world)
+
+
+def _as_first(world: World | None, answer: bool) -> bool:
+    """Return the answer of the first process: the paths of data files may differ by machine."""
+    return answer if world is None else world.first(lambda: answer)
 
 
 def _completion(state: TrainState, task: Task) -> str:
@@ -160,10 +166,18 @@ def restored_task(checkpoint: Checkpoint, config: Config, said: set[str] | None 
     return load_task(config, checkpoint.vocabulary, progress=True, said=said)
 
 
-def _warn_of_other_machine(checkpoint: Checkpoint, state: TrainState) -> None:
-    """Warn where the last bits may differ: they are promised for the same versions and device."""
-    saved = {**checkpoint.state.versions, "device": checkpoint.state.device}
-    here = {**versions(), "device": str(state.device)}
+def _warn_of_other_machine(checkpoint: Checkpoint, state: TrainState, run_dir: Path) -> None:
+    """Warn where the last bits may differ: they are promised for the same versions and device.
+
+    Another number of processes adds up in another order, too.
+    """
+    processes = str(read_status(run_dir).get("world_size", 1))
+    saved = {
+        **checkpoint.state.versions,
+        "device": checkpoint.state.device,
+        "processes": processes,
+    }
+    here = {**versions(), "device": str(state.device), "processes": str(world_size())}
     changes = []
     for name, value in here.items():
         if saved.get(name) != value:
