@@ -235,7 +235,7 @@ def use(path: Path) -> None:
     state = restored_state(checkpoint, task)
     _completion(state, task)
     _is_complete(state, task, checkpoint)
-    _warn_of_other_machine(checkpoint, state)
+    _warn_of_other_machine(checkpoint, state, path.parent)
     warn_of_other_split(task, checkpoint)
     state.totals.averages()
     if isinstance(task.config.data, FilesConfig):
