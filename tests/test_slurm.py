@@ -34,7 +34,11 @@ STEPS = 2000
 COMMANDS = {
     "srun": 'echo $$ > srun.pid; exec "$@"',
     "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi',
-    "scancel": 'echo "$@" >> cancelled; [ ! -e deaf ] && kill -TERM "$(cat srun.pid)"',
+    # All processes of a step get the signal.
+    "scancel": """
+        echo "$@" >> cancelled
+        [ ! -e deaf ] && kill -TERM "$(cat srun.pid)" $(pgrep -P "$(cat srun.pid)")
+    """,
 }
 
 
