@@ -92,8 +92,10 @@ def test_places_where_no_file_can_be_change_nothing(
 
 @pytest.mark.slow
 def test_the_report_of_torchrun_has_the_message_and_the_code(tmp_path: Path) -> None:
-    command = [TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "rnncls", *MISSING]
-    done = run_command(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command: list[str | Path] = [TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "rnncls"]
+    done = run_command(
+        [*command, *MISSING], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == 1
     report = done.stderr.partition("Root Cause (first observed failure):")[2]
     assert "exitcode  : 2" in report

@@ -193,7 +193,7 @@ def test_processes_that_begin_at_once_make_one_sweep(config: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_torchrun_starts_the_parts_of_a_sweep(config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    launcher = [TORCHRUN, "--standalone", "--nproc-per-node", "3", "-m"]
+    launcher: list[str | Path] = [TORCHRUN, "--standalone", "--nproc-per-node", "3", "-m"]
     own = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = run_command([*launcher, *words_of(config, folder)], env=own)
     assert done.returncode == 0, done.stderr

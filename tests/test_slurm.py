@@ -98,8 +98,8 @@ def test_a_job_near_its_limit_is_queued_again_and_ends_as_undisturbed(
     assert read_status(run_dir)["state"] == "finished"
     assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
 
-    words = ["train", tmp_path / "small.yaml", "seed=3", "--run-dir", tmp_path / "undisturbed"]
-    whole = run_process(*words)
+    words = ["train", "small.yaml", "seed=3", "--run-dir", "undisturbed"]
+    whole = run_process(*words, cwd=tmp_path, env=job)
     assert whole.returncode == 0, whole.stderr
     assert outcome(run_dir) == outcome(tmp_path / "undisturbed")
 
@@ -127,8 +127,8 @@ def test_a_job_that_fails_is_not_queued_again(job: dict[str, str], tmp_path: Pat
 
 def test_the_script_says_how_it_is_used(job: dict[str, str], tmp_path: Path) -> None:
     alone = {name: text for name, text in job.items() if name != "SLURM_JOB_ID"}
-    for words, variables in ([SCRIPT], job), ([SCRIPT, "small.yaml"], alone):
-        done = run_command(words, cwd=tmp_path, env=variables)
+    for words, variables in (([], job), (["small.yaml"], alone)):
+        done = run_command([SCRIPT, *words], cwd=tmp_path, env=variables)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("usage: sbatch scripts/slurm.sh CONFIG")
 

@@ -24,8 +24,8 @@ _ELEMENT_ID = "SLURM_ARRAY_TASK_ID"
 class _Place(NamedTuple):
     """The place of this process, counted from 0, among those that are started alike."""
 
-    index: int
-    count: int
+    rank: int
+    size: int
 
 
 _ALONE = _Place(0, 1)
@@ -51,7 +51,7 @@ def shard_of(text: str, shared: bool, variables: Mapping[str, str] = os.environ)
     if place is None:
         say("rnncls: --shard auto is 1/1: there are no variables of torchrun or Slurm")
         place = _ALONE
-    return place.index + 1, place.count
+    return place.rank + 1, place.size
 
 
 def _parse(text: str) -> tuple[int, int]:
@@ -84,7 +84,7 @@ def _place_of(variables: Mapping[str, str]) -> _Place | None:
         return None
     element = _element(variables) if _ELEMENT_ID in variables else _ALONE
     task = _task(variables) if _is_task(variables) else _ALONE
-    return _Place(element.index * task.count + task.index, element.count * task.count)
+    return _Place(element.rank * task.size + task.rank, element.size * task.size)
 
 
 def _element(variables: Mapping[str, str]) -> _Place:
