@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from rnncls.cli.app import app
+from rnncls.cli.launcher_report import tell_launcher
 from rnncls.cli.usage import describe
 from rnncls.errors import RnnclsError, on_one_line
 from rnncls.system.refusals import error_of_machine
@@ -50,8 +51,7 @@ def run() -> int:
     except RnnclsError as error:
         return _fail(error)
     except UsageError as error:
-        _print_error(describe(error, sys.argv[1:]))
-        return int(error.exit_code)
+        return _report(describe(error, sys.argv[1:]), int(error.exit_code), "C17")
     except Exception as error:
         # Any path of any command can be too long, or closed to this user, and memory can also run
         # out outside training, for example while a checkpoint is read.
@@ -60,11 +60,10 @@ def run() -> int:
 
 
 def _fail(error: RnnclsError) -> int:
-    message = error.render()
-    # Without a message, another process of the run has said it.
-    if message:
-        _print_error(message)
-    return error.exit_code
+    # Without a problem, another process of the run has said what it is.
+    if not error.problems:
+        return error.exit_code
+    return _report(error.render(), error.exit_code, error.problems[0].id)
 
 
 def _bug(error: Exception) -> int:
@@ -72,12 +71,14 @@ def _bug(error: Exception) -> int:
     # A note says, for example, where the traceback was written.
     lines += [f"  {note}" for note in getattr(error, "__notes__", [])]
     lines.append("  try:      --debug")
-    _print_error("\n".join(map(on_one_line, lines)))
-    return 1
+    return _report("\n".join(map(on_one_line, lines)), 1)
 
 
-def _print_error(message: str) -> None:
+def _report(message: str, exit_code: int, error_id: str = "") -> int:
+    """Print an error, and tell the launcher of this process; returns the exit code."""
     # Not from the parsed options: the error may be one of parsing them.
     if "--debug" in sys.argv:
         traceback.print_exc()
     say_nevertheless(message)
+    tell_launcher(message, exit_code, error_id)
+    return exit_code

@@ -12,6 +12,7 @@ from rnncls.cli.options import DataDir, Json, OptionalConfig, require_resuming
 from rnncls.cli.words import config_of, load
 from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES
 from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem, RnnclsError
+from rnncls.sweep.shards import shard_of
 from rnncls.system.rows import json_text
 from rnncls.system.streams import say
 from rnncls.system.waiting import load_torch
@@ -72,7 +73,11 @@ def sweep(
     ] = None,
     data_dir: DataDir = None,
     shard: Annotated[
-        str, typer.Option(metavar="I/N", help="Train only part I of N: every Nth member.")
+        str,
+        typer.Option(
+            metavar="I/N",
+            help="Train only part I of N: every Nth member; auto for what torchrun or Slurm says.",
+        ),
     ] = "1/1",
     jobs: Annotated[
         int | None,
@@ -88,7 +93,8 @@ def sweep(
         rnncls sweep configs/smoke.yaml --seeds 0-2
         rnncls sweep configs/smoke.yaml --seeds 0,1 optimizer.lr=1e-3,2e-3
     """
-    chosen_shard = _parse_shard(shard)
+    shared = sweep_dir is not None or resume is not None
+    chosen_shard = shard_of(shard, shared)
 
     # These define a sweep and cannot change when it is resumed. They default to None, because any
     # other default would look as if it had been given.
@@ -226,20 +232,6 @@ def _warn_without_scipy(summary: "Summary") -> None:
             message = "comparing settings needs scipy: pip install 'rnncls[sweep]'"
             say(f"rnncls: warning[R33]: {message}")
             return
-
-
-def _parse_shard(text: str) -> tuple[int, int]:
-    """Return (part, number of parts): "2/3" -> (2, 3). Raises: ConfigError."""
-    # At most six digits: the number of members is bounded, too.
-    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-    if match:
-        number = int(match[1])
-        num_shards = int(match[2])
-        if 1 <= number <= num_shards:
-            return number, num_shards
-
-    what = "bad value for --shard"
-    raise ConfigError(Problem(what, expected="i/n with i from 1 to n", found=text, id="C17"))
 
 
 def _parse_grid(grid: list[str], axes: list[str]) -> dict[str, list[str]]:
