@@ -453,7 +453,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def board(three: Path) -> Iterator[str]:
     """The link that a real `rnncls board` prints, which serves as long as the test runs."""
-    command = [PYTHON, "-m", "rnncls", "board", three, "--host", "127.0.0.1"]
+    command: list[str | Path] = [PYTHON, "-m", "rnncls", "board", three, "--host", "127.0.0.1"]
     with started(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
         assert server.stdout is not None
         yield server.stdout.readline().strip()
@@ -475,7 +475,7 @@ def test_board_starts_tensorboard_and_finds_the_one_that_runs(board: str, three:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_board_without_a_trace(number: signal.Signals, three: Path) -> None:
-    command = [PYTHON, "-m", "rnncls", "board", three, "--host", "127.0.0.1"]
+    command: list[str | Path] = [PYTHON, "-m", "rnncls", "board", three, "--host", "127.0.0.1"]
     with started(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
         assert server.stdout is not None
         assert server.stdout.readline().startswith("http://127.0.0.1:")
