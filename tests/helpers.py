@@ -178,6 +178,7 @@ def files_config(path: Path, train: dict[str, Any] | None = None, **keys: Any) -
             "eval_every": 7,
             "checkpoint_every": 4,
             "engine": "eager",
+            "plots": False,
             **(train or {}),
         },
         "device": "cpu",

@@ -352,13 +352,14 @@ def reference_losses(config: Config) -> list[float]:
 def test_losses_of_200_steps_are_those_of_the_reference(
     cell: str, bidirectional: bool, layers: int, dropout: float, tmp_path: Path
 ) -> None:
-    for bias in (True, False):
-        case = case_of(cell, layers, bidirectional, bias, dropout)
-        case["optimizer"] = {"name": "adamw", "weight_decay": 0.0, "lr": 1e-3}
-        config = config_with("compiled", case, batch_size=16)
-        own = losses(config, tmp_path / str(bias))
-        assert len(own) == 200
-        assert own == pytest.approx(reference_losses(config), rel=1e-5)
+    # Half of the biases: the test of gradients has them all.
+    bias = bidirectional == (layers == 1 or dropout > 0)
+    case = case_of(cell, layers, bidirectional, bias, dropout)
+    case["optimizer"] = {"name": "adamw", "weight_decay": 0.0, "lr": 1e-3}
+    config = config_with("compiled", case, batch_size=16)
+    own = losses(config, tmp_path)
+    assert len(own) == 200
+    assert own == pytest.approx(reference_losses(config), rel=1e-5)
 
 
 # --- cuts, threads, sweeps

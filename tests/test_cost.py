@@ -113,7 +113,6 @@ def test_activations_are_what_arithmetic_says(printed: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_recomputation_lowers_the_activations(printed: dict[str, Any]) -> None:
     kept = printed["cases"][0]["activations_bytes"]
     assert activations_of(LENGTH, recompute_every=20) < 0.5 * kept

@@ -897,7 +897,7 @@ def test_few_open_files_and_odd_paths(tmp_path: Path) -> None:
 def test_chaos() -> None:
     """Run `make chaos` in its short form.
 
-    That is every fail point of a shorter run, ten kills, and samples of the rest.
+    That is ten kills, and samples of the rest.
     """
     parts = ["failpoints", "signals", "stops", "limits", "crowds", "disk_errors", "kills"]
     parts += ["damage", "mutations", "rights", "clocks", "compiling"]

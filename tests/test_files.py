@@ -770,7 +770,13 @@ def defaults_of(path: Path, train: dict[str, Any] | None = None) -> Config:
     raw = {
         "data": {"source": "files", "train": str(path), "tokens": "ids"},
         "model": {"embedding_dim": 4, "hidden_size": 8},
-        "train": {"max_steps": 100, "batch_size": 10, "engine": "eager", **(train or {})},
+        "train": {
+            "max_steps": 100,
+            "batch_size": 10,
+            "engine": "eager",
+            "plots": False,
+            **(train or {}),
+        },
     }
     return parse_config(raw, "test")
 

@@ -152,19 +152,19 @@ def test_of_equally_large_states_the_same_one_has_the_gradient(bidirectional: bo
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_all_that_may_be_computed_again(cell: str, bidirectional: bool) -> None:
-    """Every combination: layers, bias, dropout, pooling, initial state, precision, pieces."""
+    """Every combination of what a model has; the pieces and the precision in turns."""
     batch = batch_of(LENGTHS)
     layers = ((1, True, 0.0), (2, False, 0.0), (2, True, 0.4), (3, True, 0.0))
-    for (num_layers, bias, dropout), pooling, initial, dtype in product(
-        layers, POOLINGS, ("zeros", "learned"), CLOSE
-    ):
+    combinations = product(layers, POOLINGS, ("zeros", "learned"))
+    for number, ((num_layers, bias, dropout), pooling, initial) in enumerate(combinations):
+        dtype = torch.float32 if number % 5 == 0 else torch.float64
+        every = (1, 3, 10)[number % 3]
         options: dict[str, Any] = {"bidirectional": bidirectional, "bias": bias, "dropout": dropout}
         options |= {"pooling": pooling, "initial_state": initial}
         model = model_of(cell, num_layers, dtype, **options)
         _, expected = gradients(model, batch, WHOLE)
-        for every in (1, 3, 10):
-            _, found = gradients(model, batch, Pieces(recompute_every=every))
-            assert_close(found, expected, (num_layers, options, dtype, every))
+        _, found = gradients(model, batch, Pieces(recompute_every=every))
+        assert_close(found, expected, (num_layers, options, dtype, every))
 
         # Dropout or not, truncated gradients are the same whether states are kept or not.
         _, expected = gradients(model, batch, Pieces(truncate_after=4))
@@ -480,13 +480,13 @@ def test_a_long_batch_computed_again_takes_little_memory(shape: dict[str, Any], 
 @pytest.mark.slow
 @reads_proc
 def test_a_very_long_batch_computed_again_fits_in_a_small_process() -> None:
-    assert memory_of(cell="rnn", length=100_000, recompute_every=100).process < 1024
+    assert memory_of(cell="rnn", length=30_000, recompute_every=100).process < 1024
 
 
 @pytest.mark.slow
 @reads_proc
 def test_what_a_truncated_step_needs_does_not_depend_on_the_length() -> None:
     short, long = (
-        memory_of(True, cell="rnn", length=length, truncate_after=200) for length in (1000, 100_000)
+        memory_of(True, cell="rnn", length=length, truncate_after=200) for length in (1000, 30_000)
     )
     assert long.beyond == pytest.approx(short.beyond, rel=0.1)

@@ -282,11 +282,11 @@ def test_at_a_prompt_each_token_has_an_answer_above_that_of_the_sequence(run_dir
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--json"], ["--output", "out.csv"]], ids=str)
-def test_a_million_tokens_are_answered_in_little_memory(options: list[str], tmp_path: Path) -> None:
-    # All their logits would be 4 GB.
+def test_many_tokens_are_answered_in_little_memory(options: list[str], tmp_path: Path) -> None:
+    # All their logits would be 1.6 GB.
     data = {"modulus": 1000, "max_value": 9}
     fit(config_of(data=data, model={"hidden_size": 4}, train={"max_steps": 0}), tmp_path / "run")
-    (tmp_path / "long.txt").write_text("1 2 3 4 " * 250_000)
+    (tmp_path / "long.txt").write_text("1 2 3 4 " * 100_000)
     code = """
 import sys
 from rnncls.cli.entry import run
@@ -306,11 +306,11 @@ sys.exit(code)
     path = tmp_path / (options[1] if options[:1] == ["--output"] else "answers")
     if options == ["--json"]:
         (answer,) = lines_of(path.read_text())
-        assert len(answer["labels"]) == len(answer["probabilities"]) == 10**6
+        assert len(answer["labels"]) == len(answer["probabilities"]) == 400_000
         assert answer["tokens"][:5] == [1, 2, 3, 4, 1]
     else:
         with path.open() as file:
-            assert sum(1 for _ in file) == 10**6 + 1  # a heading, or an empty line
+            assert sum(1 for _ in file) == 400_000 + 1  # a heading, or an empty line
 
 
 @pytest.mark.slow

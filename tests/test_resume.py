@@ -252,6 +252,7 @@ def test_random_sigkills_change_nothing(tmp_path: Path) -> None:
         "train.max_steps=1500",
         "train.checkpoint_every=50",
         "train.eval_every=130",
+        "train.plots=false",
         "device=cpu",
     ]
     start = ["train", "--config", "configs/smoke.yaml", *steps, "--run-dir"]

@@ -41,9 +41,9 @@ def compiling(folder: Path, short: bool) -> Result:
     import_module("rnncls.compiled.kept")
     counts += [
         at_once(part, (2,) if short else (2, 4, 8)),
-        kill_at_each_call(part),
-        fail_at_each_call(part),
-        flip_bits(part, 5 if short else 100),
+        kill_at_each_call(part, 3 if short else 1),
+        fail_at_each_call(part, 3 if short else 1),
+        flip_bits(part, 5 if short else 30),
     ]
     if can_mount():
         counts.append(small_disks(part, (4,) if short else (4, 8, 12, 16, 32)))
@@ -132,10 +132,11 @@ def at_once(part: Part, crowds: Sequence[int]) -> int:
     return sum(crowds)
 
 
-def kill_at_each_call(part: Part) -> int:
-    """Kill at each call that changes the cache, and half-way through a write."""
+def kill_at_each_call(part: Part, every: int) -> int:
+    """Kill at each call that changes the cache, or every n-th, and half-way through a write."""
     calls = calls_of_small(part)
     points = [(index, False) for index in range(len(calls))]
+    points = points[::every]
     points += [(index, True) for index, call in enumerate(calls) if call == "write"]
 
     for index, torn in points:
@@ -158,10 +159,10 @@ def calls_of_small(part: Part) -> list[str]:
     return [line.split('"')[1] for line in lines]
 
 
-def fail_at_each_call(part: Part) -> int:
-    """Let each call that changes the cache fail: that costs a warning, and no start."""
-    calls = calls_of_small(part)
-    for index, call in enumerate(calls):
+def fail_at_each_call(part: Part, every: int) -> int:
+    """Let each call that changes the cache fail, or every n-th: that costs a warning, no start."""
+    calls = list(enumerate(calls_of_small(part)))[::every]
+    for index, call in calls:
         cache = new_cache(part)
         what = f"no space at call {index}, {call}, that changes the cache"
         seen = part.folder / "seen.json"

@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from rnncls.rundir.checkpoint_files import find_newest
 from scripts.chaos.file_errors import list_calls
 from scripts.chaos.part import Part, Result
 from scripts.file_calls import without_random_part
@@ -33,13 +35,15 @@ LETTERS = {"write": "w", "fsync": "f", "rename": "r", "link": "l", "unlink": "u"
 # An old checkpoint is removed (u).
 ORDER_OF_SAVES = re.compile(r"(w+frf|lrf|lruf|u)+")
 
-FAULTS = ("signal=KILL", "error=ENOSPC", "error=EIO")
+KILL = "signal=KILL"
+ERRORS = ("error=ENOSPC", "error=EIO")
 
 
 def strace(folder: Path, short: bool) -> Result:
     """Check the order of a save's calls, and have strace inject faults at each call of the saves.
 
-    The faults are SIGKILL, ENOSPC and EIO; an unlink that fails harms nothing and is left out.
+    The faults are SIGKILL at each call, and ENOSPC and EIO at each call of the last save, which has
+    all that the others have. An unlink that fails harms nothing and is left out.
     """
     if short:
         return Result("skipped in the short form", 0, 0, skipped=True)
@@ -47,7 +51,9 @@ def strace(folder: Path, short: bool) -> Result:
     part = Part(folder, "train.max_steps=2", "train.checkpoint_every=1", "train.keep_checkpoints=1")
     reason = why_no_strace()
     if reason:
-        num_cases = len(FAULTS) * sum(is_target(name, path) for name, path in list_calls(part))
+        listed = list_calls(part)
+        called = [Call(name, 0, path) for name, path in listed if is_target(name, path)]
+        num_cases = len(cases_at(called, find_newest(part.whole).name))
         return Result(f"skipped {num_cases} cases: {reason}", 0, part.failures, skipped=True)
 
     calls = calls_of_saves(part)
@@ -55,7 +61,7 @@ def strace(folder: Path, short: bool) -> Result:
     part.check(bool(ORDER_OF_SAVES.fullmatch(order)), f"order of the calls: {order!r}")
 
     targets = [call for call in calls if call.name != "unlink"]
-    cases = [(call, fault) for call in targets for fault in FAULTS]
+    cases = cases_at(targets, find_newest(part.whole).name)
     with ThreadPoolExecutor(2) as pool:
         try:
             injections = list(pool.map(lambda case: inject(part, *case), cases))
@@ -76,6 +82,13 @@ def strace(folder: Path, short: bool) -> Result:
         f"order of the calls: {order}"
     )
     return Result(figure, num_hits, part.failures)
+
+
+def cases_at(calls: Sequence[Call], newest: str) -> list[tuple[Call, str]]:
+    """Return a kill at each call, and each error at those from the save of `newest` on."""
+    first = next(index for index, call in enumerate(calls) if newest in call.path)
+    errors = [(call, error) for call in calls[first:] for error in ERRORS]
+    return [(call, KILL) for call in calls] + errors
 
 
 # What is run on the scene of `scripts.fuzz`, and the file whose first read fails.

@@ -251,7 +251,7 @@ def clocks(folder: Path, short: bool) -> Result:
     """
     part = Part(folder, "train.log_every=1", turns=IN_TURNS)
     rng = random.Random(4)
-    num_runs = 3 if short else 30
+    num_runs = 3 if short else 12
     jumps = 0
     expected = event_steps(part.whole)
 

@@ -41,9 +41,10 @@ MADE_IN_SWEEPS = [
     *[f"members/seed=1/{name}" for name in MADE_IN_RUNS],
 ]  # fmt: skip
 
-# Of fresh, a folder that has nothing but what was planted.
+# Of fresh, a folder that has nothing but what was planted. One is there more often, because it
+# takes a tenth of the time of the others.
 FRESH_COMMANDS = [
-    command("train --config tiny.yaml --run-dir fresh", "fresh"),
+    *[command("train --config tiny.yaml --run-dir fresh", "fresh")] * 4,
     command("train --config tiny.yaml --run-dir fresh train.profile=true", "fresh"),
     command("sweep --config tiny.yaml --seeds 0-1 --sweep-dir fresh --jobs 1", "fresh"),
 ]

@@ -7,7 +7,6 @@ file between two calls.
 import errno
 import os
 import random
-from functools import cache
 from pathlib import Path
 
 from scripts.file_calls import failing_read, listing_reads
@@ -46,14 +45,21 @@ ALL_COMMANDS = [
 ]
 
 
-@cache
+# How often each undisturbed command reads something in its folder, of those that were asked for.
+_num_reads: dict[int, int] = {}
+
+
 def num_reads(index: int, folder: Path) -> int:
     """Return how often an undisturbed command reads something in its folder."""
+    if index in _num_reads:
+        return _num_reads[index]
+
     names, chosen = ALL_COMMANDS[index]
     work = copied(folder, *names)
     listed = folder / "reads.jsonl"
     attempt(chosen.words, work, listing_reads(work, listed))
-    return len(listed.read_text().splitlines())
+    _num_reads[index] = len(listed.read_text().splitlines())
+    return _num_reads[index]
 
 
 def one_read(rng: random.Random, folder: Path) -> str:
