@@ -15,6 +15,7 @@ from rnncls.steps.state import Due, Totals, TrainState, due_after
 from rnncls.system.distributed import World
 from rnncls.system.signals import StopRequest
 from rnncls.training.advice import is_early_look, warning_of_guessing
+from rnncls.training.pays import Saves
 from rnncls.training.progress import (
     note_score,
     reason_to_stop,
@@ -42,12 +43,13 @@ def follow(
     Raises: Interrupted after a signal.
     """
     # Closed at once and not when Python collects it: an engine has threads and device memory.
+    saves = Saves(log)
     with closing(steps):
         # The 0 is for a run that was interrupted in the middle of an evaluation: it is due first.
         for taken in chain([0], steps):
             log.advance(taken)
             if state.due:
-                if after_step(state, task, run, log, stop, board, world):
+                if after_step(state, task, run, log, saves, stop, board, world):
                     return
                 board.draw()
 
@@ -73,6 +75,7 @@ def after_step(
     task: Task,
     run: RunDirectory,
     log: RunLog,
+    saves: Saves,
     stop: StopRequest,
     board: Board,
     world: World | None = None,
@@ -131,7 +134,7 @@ def after_step(
     if is_over or is_best or due.checkpoint or stop.save:
         state.stopped = is_over
         stop.save = False
-        run.commit(state, task, is_best)
+        saves.timed(lambda: run.commit(state, task, is_best))
     return is_over
 
 
