@@ -64,11 +64,16 @@ def warning_of_processes(state: TrainState, task: Task, engine: str, world: Worl
     if whole >= LONGEST_STEP:
         return ""
     adding_up = max(world.gather(world.seconds_of_sum(num_parameters)))
+    return _warning_of_seconds(whole, share, adding_up, world.size)
+
+
+def _warning_of_seconds(whole: float, share: float, adding_up: float, size: int) -> str:
+    """Return the warning for these seconds; an empty text if several processes are faster."""
     if share + adding_up < whole:
         return ""
     return (
         f"rnncls: warning: one process would be faster: its step takes {1e3 * whole:.2g} ms at "
-        f"most, that of {world.size} processes {1e3 * share:.2g} ms and {1e3 * adding_up:.2g} ms "
+        f"most, that of {size} processes {1e3 * share:.2g} ms and {1e3 * adding_up:.2g} ms "
         "to add up the gradients (docs/distributed.md)"
     )
 
@@ -168,7 +173,7 @@ def shutdown_timeout(variables: Mapping[str, str], words: list[str]) -> float:
     `variables`: those of the environment. `words`: torchrun's command line, which counts first.
     """
     values = [variables.get(name, "") for name in _VARIABLES]
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         name, equals, value = word.replace("_", "-").partition("=")
         if name == _OPTION:
             values.append(value if equals else following)
