@@ -22,6 +22,7 @@ from rnncls.training.progress import (
     validate,
     way_of_validation,
 )
+from rnncls.training.saves import Saves
 
 
 def follow(
@@ -41,13 +42,14 @@ def follow(
 
     Raises: Interrupted after a signal.
     """
+    saves = Saves(log)
     # Closed at once and not when Python collects it: an engine has threads and device memory.
     with closing(steps):
         # The 0 is for a run that was interrupted in the middle of an evaluation: it is due first.
         for taken in chain([0], steps):
             log.advance(taken)
             if state.due:
-                if after_step(state, task, run, log, stop, board, world):
+                if after_step(state, task, run, log, saves, stop, board, world):
                     return
                 board.draw()
 
@@ -73,6 +75,7 @@ def after_step(
     task: Task,
     run: RunDirectory,
     log: RunLog,
+    saves: Saves,
     stop: StopRequest,
     board: Board,
     world: World | None = None,
@@ -134,7 +137,7 @@ def after_step(
     if is_over or is_best or due.checkpoint or stop.save:
         state.stopped = is_over
         stop.save = False
-        run.commit(state, task, is_best)
+        saves.timed(lambda: run.commit(state, task, is_best))
     return is_over
 
 

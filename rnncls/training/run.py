@@ -20,6 +20,7 @@ from rnncls.system.distributed import World
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.advice import LEAST_STEPS
 from rnncls.training.loop import follow, timed
+from rnncls.training.pays import warning_of_processes
 from rnncls.training.profiling import write_profile
 from rnncls.training.progress import validate, way_of_validation
 
@@ -72,6 +73,10 @@ def train(
     with signals as asked, run.recording(state, task, report_steps, in_sweep) as log:
         stop = asked if world is None else world.follow(asked)
         log.say(start)
+        if world is not None:
+            warning = warning_of_processes(state, task, engine_name, world)
+            if warning:
+                log.say(warning)
         if task.described_split:
             log.say(task.described_split)
         used, available = task.validation_sizes
