@@ -1,7 +1,7 @@
 """Results do not depend on the number of processes that train or evaluate together."""
 
 import json
-import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from rnncls.config.load import parse_config
 from rnncls.data.batches import Batch, Padded, PaddedBatch, pack
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
-from tests.helpers import PYTHON, run_command, some_rows, write_jsonl
+from rnncls.training.fit import fit
+from tests.helpers import (
+    PYTHON,
+    Completed,
+    run_command,
+    run_process,
+    run_rnncls,
+    some_rows,
+    write_jsonl,
+)
+from tests.together import start_together
 
 # --- shares of a batch
 
@@ -121,13 +132,15 @@ BASE: dict[str, Any] = {
 
 TWO_LAYERS = {"num_layers": 2, "dropout": 0.3}
 BOTH = {**TWO_LAYERS, "bidirectional": True}
+# Slow, so there are fewer steps.
+PIECES = {"recompute_every": 2, "truncate_after": 3, "max_steps": 50, "eval_every": 25}
 SGD = {"name": "sgd", "lr": 0.02, "momentum": 0.9}
 
 # What is trained, and by how many processes besides one.
 CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "rnn": ((2, 3, 4), {}),
     "lstm_padded": (
-        (2, 3, 4),
+        (2, 4),
         {
             "data": {"layout": "padded"},
             "model": {"cell": "lstm", **TWO_LAYERS},
@@ -141,10 +154,10 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     ),
     "one_sequence": ((3,), {"train": {"batch_size": 1}, "model": {"cell": "gru"}}),
     "prefix": (
-        (2, 4),
+        (2,),
         {
             "model": {"cell": "lstm", **TWO_LAYERS, "initial_state": "learned"},
-            "train": {"objective": "prefix", "recompute_every": 2, "truncate_after": 3},
+            "train": {"objective": "prefix", **PIECES},
         },
     ),
     "pieces": (
@@ -156,7 +169,7 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
                 "initial_state": "learned",
                 "pooling": "last_mean_max",
             },
-            "train": {"recompute_every": 2, "truncate_after": 3},
+            "train": PIECES,
         },
     ),
     "compiled_rnn": ((2, 4), {"train": {"engine": "compiled"}}),
@@ -189,13 +202,14 @@ def config_of_case(changes: dict[str, Any]) -> dict[str, Any]:
 
 def files_cases(folder: Path) -> dict[str, tuple[tuple[int, ...], dict[str, Any]]]:
     """Return cases on a file whose epochs end with a batch of one sequence."""
-    # Of 85 sequences 12 are held out: 73 are six batches of 12, and one.
+    # Six batches of 12 sequences, and one of one.
     train = write_jsonl(folder / "rows.jsonl", some_rows(73, seed=1))
     held_out = write_jsonl(folder / "held_out.jsonl", some_rows(40, seed=2))
     data = {
         "source": "files",
         "train": str(train),
         "val": str(held_out),
+        "test_fraction": 0.0,
         "tokens": "ids",
         "batching": "bucket",
     }
@@ -229,12 +243,9 @@ def tensors_of(run_dir: Path) -> dict[str, Tensor]:
 
 
 def ends_of(folder: Path, size: int, name: str) -> list[dict[str, Any]]:
-    """Return what each process of a run held at its end; all must have held the same."""
-    ends = [
-        json.loads((folder / str(size) / f"{name}.{rank}.json").read_text())
-        for rank in range(size)
-    ]
-    return ends
+    """Return what each process of a run held at its end."""
+    paths = [folder / str(size) / f"{name}.{rank}.json" for rank in range(size)]
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def assert_equal_rows(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -250,8 +261,8 @@ def assert_equal_rows(rows: list[dict[str, Any]], expected: list[dict[str, Any]]
 
 def assert_as_one(folder: Path, size: int, name: str) -> None:
     """What several processes have trained is what one has, and all of them hold the same."""
-    bits = {end["bits"] for end in ends_of(folder, size, name)}
-    assert len(bits) == 1
+    ends = ends_of(folder, size, name)
+    assert len({end["bits"] for end in ends}) == 1
     assert_equal_rows(rows_of(folder / str(size) / name), rows_of(folder / "1" / name))
 
     expected = tensors_of(folder / "1" / name)
@@ -301,3 +312,121 @@ def test_any_number_of_processes_trains_what_one_does(tmp_path: Path) -> None:
     for name, (sizes, _) in cases.items():
         for size in sizes:
             assert_as_one(tmp_path, size, name)
+
+
+# --- the same bits, skipped steps, other numbers of processes
+
+
+def short_case(size: int, name: str, **changes: Any) -> dict[str, Any]:
+    """Return a case of 24 steps with dropout in two directions."""
+    merged = {"model": {"cell": "gru", **BOTH}, **changes}
+    merged["train"] = {"max_steps": 24, "eval_every": 12, **changes.get("train", {})}
+    return {"size": size, "name": name, "config": config_of_case(merged)}
+
+
+@pytest.mark.slow
+def test_the_same_number_of_processes_has_the_same_bits(tmp_path: Path) -> None:
+    cases = [short_case(size, name) for size in (2, 3) for name in ("once", "twice")]
+    train_together(tmp_path, cases)
+    for size in (2, 3):
+        ends = [*ends_of(tmp_path, size, "once"), *ends_of(tmp_path, size, "twice")]
+        assert len({end["bits"] for end in ends}) == 1
+        runs = [tmp_path / str(size) / name for name in ("once", "twice")]
+        assert rows_of(runs[0]) == rows_of(runs[1])
+
+
+@pytest.mark.slow
+def test_all_processes_skip_a_step_that_is_not_finite_for_one_of_them(tmp_path: Path) -> None:
+    """Of the last process alone a weight is NaN in steps 3 and 9."""
+    train = {"max_skipped_steps": 1}
+    sizes = (1, 2, 3)
+    cases = [{**short_case(size, "skipping", train=train), "spoiled": [3, 9]} for size in sizes]
+    cases += [{**short_case(size, "ending"), "spoiled": [5]} for size in sizes]
+    cases.sort(key=lambda case: case["size"])
+    train_together(tmp_path, cases)
+    for size in sizes:
+        assert_as_one(tmp_path, size, "skipping")
+        ends = ends_of(tmp_path, size, "ending")
+        assert {end["code"] for end in ends} == {7}
+        status = json.loads((tmp_path / str(size) / "ending" / "status.json").read_text())
+        assert (status["state"], status["step"]) == ("failed", 5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_any_number_of_processes(tmp_path: Path) -> None:
+    """Of 1, 2, 4, 3 and 1 processes, each group takes 20 steps of the same run."""
+    train = {"max_steps": 100, "eval_every": 20}
+    schedule = {"name": "constant"}
+    whole = short_case(1, "whole", train=train, schedule=schedule)
+    begun = short_case(1, "run", train={**train, "max_steps": 20}, schedule=schedule)
+    run_dir = tmp_path / "1" / "run"
+    cases = [whole, begun]
+    for number, size in enumerate((2, 4, 3, 1)):
+        overrides = [f"train.max_steps={20 * (number + 2)}"]
+        name = f"resumed-{number}"
+        cases.append({"size": size, "name": name, "resume": str(run_dir), "overrides": overrides})
+    train_together(tmp_path, cases)
+
+    assert_equal_rows(rows_of(run_dir), rows_of(tmp_path / "1" / "whole"))
+    expected = tensors_of(tmp_path / "1" / "whole")
+    for key, tensor in tensors_of(run_dir).items():
+        torch.testing.assert_close(tensor, expected[key], rtol=1e-4, atol=1e-6)
+
+
+# --- under the launcher itself
+
+
+def torchrun(size: int, *words: str | Path) -> Completed:
+    """Run `rnncls words` in so many processes that torchrun starts."""
+    launcher = [PYTHON, "-m", "torch.distributed.run", "--standalone"]
+    return run_command([*launcher, "--nproc-per-node", str(size), "-m", "rnncls", *words])
+
+
+SMALL = ("train.max_steps=40", "train.plots=false", "device=cpu", "train.engine=eager")
+
+
+def bytes_of(run_dir: Path) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors_of(run_dir).items()}
+
+
+@pytest.mark.slow
+def test_one_process_under_torchrun_has_the_bits_of_one_without(tmp_path: Path) -> None:
+    for name in ("alone", "launched"):
+        words = ["train", "--config", "configs/smoke.yaml", *SMALL, "train.log_every=1"]
+        words += ["--run-dir", str(tmp_path / name)]
+        done = run_rnncls(*words) if name == "alone" else torchrun(1, *words)
+        assert done.returncode == 0, done.stderr
+    assert bytes_of(tmp_path / "launched") == bytes_of(tmp_path / "alone")
+    assert rows_of(tmp_path / "launched") == rows_of(tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "source"), [(2, "files"), (3, "sum_mod")])
+def test_several_processes_report_what_one_does(tmp_path: Path, size: int, source: str) -> None:
+    data: dict[str, Any] = {}
+    if source == "files":
+        file = write_jsonl(tmp_path / "rows.jsonl", some_rows(3000, longest=20))
+        data = {"data": {"source": "files", "train": str(file), "tokens": "ids"}}
+    fit(parse_config(short_case(1, "", **data)["config"], "test"), tmp_path / "run")
+
+    predictions = [tmp_path / "one.jsonl", tmp_path / "several.jsonl"]
+    words = ["eval", tmp_path / "run", "--json", "--errors", "5", "--predictions"]
+    one = run_rnncls(*words, predictions[0])
+    several = torchrun(size, *words, predictions[1])
+    assert several.returncode == 0, several.stderr
+
+    # The report to the digit, printed once, and the file to the byte.
+    assert several.stdout == one.stdout
+    assert predictions[1].read_bytes() == predictions[0].read_bytes()
+
+
+def test_a_process_that_does_not_come_is_missed() -> None:
+    """It may have been killed while the others were meeting: that is no wrong port."""
+    variables: dict[str, str] = {}
+    store = start_together(2, variables)
+    environment = {**os.environ, **variables, "RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"}
+    words = ["eval", "nowhere", "--dist-timeout", "5"]
+    done = run_process(*words, env=environment)
+    del store
+    assert done.returncode == 9
+    assert "error[R21]" in done.stderr
