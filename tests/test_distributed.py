@@ -410,7 +410,7 @@ def test_several_processes_report_what_one_does(tmp_path: Path, size: int, sourc
     fit(parse_config(short_case(1, "", **data)["config"], "test"), tmp_path / "run")
 
     predictions = [tmp_path / "one.jsonl", tmp_path / "several.jsonl"]
-    words = ["eval", tmp_path / "run", "--json", "--errors", "5", "--predictions"]
+    words: list[str | Path] = ["eval", tmp_path / "run", "--json", "--errors", "5", "--predictions"]
     one = run_rnncls(*words, predictions[0])
     several = torchrun(size, *words, predictions[1])
     assert several.returncode == 0, several.stderr
