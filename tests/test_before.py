@@ -15,10 +15,11 @@ from rnncls.data.loading import load_dataset
 from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.rundir.log import BY_LENGTH
+from rnncls.rundir.status import read_status
 from rnncls.sweep.plan import load_sweep
 from rnncls.sweep.summary import summarize
 from rnncls.training.resume import resume
-from tests.helpers import ROOT, change_checkpoint, run_rnncls
+from tests.helpers import PYTHON, ROOT, change_checkpoint, run_command, run_rnncls
 
 BEFORE = ROOT / "tests" / "before"
 
@@ -445,6 +446,9 @@ def test_a_run_of_an_earlier_version_is_evaluated_and_predicts_as_it_did_then(
     )
 
 
+OLD_RULES = ("before_pooling", "before_rules")
+
+
 # Before pooling, both cells read in two directions, with dropout between the layers. Before rules,
 # neither: today their steps would be compiled, and the LSTM padded.
 @pytest.mark.parametrize(
@@ -453,6 +457,7 @@ def test_a_run_of_an_earlier_version_is_evaluated_and_predicts_as_it_did_then(
         ("before_pooling", ("rnn", "lstm")),
         ("before_rules", ("gru", "lstm")),
         ("before_board", ("rnn", "gru")),
+        ("before_processes", ("rnn", "gru")),
     ],
 )
 def test_a_sweep_of_an_earlier_version_is_completed_as_it_was_then(
@@ -474,7 +479,7 @@ def test_a_sweep_of_an_earlier_version_is_completed_as_it_was_then(
         trained = read_checkpoint(find_newest(member))
         kept = read_checkpoint(find_newest(folder / cell))
         assert trained.config == kept.config
-        assert trained.state.step_rules == (3 if version == "before_board" else 1)
+        assert trained.state.step_rules == (1 if version in OLD_RULES else 3)
         for name, tensor in kept.model.items():
             torch.testing.assert_close(trained.model[name], tensor, rtol=1e-3, atol=1e-4)
 
@@ -482,3 +487,33 @@ def test_a_sweep_of_an_earlier_version_is_completed_as_it_was_then(
         then = json.loads((folder / cell / "evaluation.json").read_text())
         assert math.isclose(evaluation["loss"], then["loss"], rel_tol=1e-3)
         assert evaluation["accuracy"] == then["accuracy"]
+
+
+# --- a run from before several processes could train it
+
+
+def test_a_run_from_before_processes_is_resumed_by_two_as_it_was_by_one(
+    before: Path, tmp_path: Path
+) -> None:
+    folder = with_files_here(before / "before_processes")
+    run_dir = folder / "run"
+    # A status of then says neither of how many processes a run was nor of which launch.
+    status = read_status(run_dir)
+    assert (status["state"], status["step"]) == ("finished", 20)
+    assert status.keys().isdisjoint({"world_size", "launch"})
+    (listed,) = json.loads(run_rnncls("runs", "ls", run_dir, "--json").stdout)
+    assert listed["state"] == "finished"
+
+    overrides = ["train.max_steps=40"]
+    case = {"size": 2, "name": "run", "resume": str(run_dir), "overrides": overrides}
+    (tmp_path / "cases.json").write_text(json.dumps([case]))
+    done = run_command([PYTHON, "-m", "tests.together", tmp_path])
+    assert done.returncode == 0, done.stderr
+
+    step_40 = read_checkpoint(run_dir / "checkpoints" / "step-00000040.safetensors")
+    expected = read_checkpoint(folder / "resumed" / "step-00000040.safetensors")
+    for name, tensor in expected.model.items():
+        torch.testing.assert_close(step_40.model[name], tensor, rtol=1e-3, atol=1e-4)
+    rows = rows_of(run_dir / "metrics.jsonl")
+    assert_rows_as_then(rows, rows_of(folder / "resumed" / "metrics.jsonl"), 1e-3)
+    assert read_status(run_dir)["world_size"] == 2

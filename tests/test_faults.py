@@ -900,7 +900,7 @@ def test_chaos() -> None:
     That is ten kills, and samples of the rest.
     """
     parts = ["failpoints", "signals", "stops", "limits", "crowds", "disk_errors", "kills"]
-    parts += ["damage", "mutations", "rights", "clocks", "compiling"]
+    parts += ["damage", "mutations", "rights", "clocks", "compiling", "several"]
     done = run_command([PYTHON, "-m", "scripts.chaos", "--short", "--jobs", "2", *parts])
 
     assert done.returncode == 0, done.stdout + done.stderr

@@ -49,6 +49,9 @@ TIMED_SUMS = 9
 
 _LONGEST_CAUSE = 300  # letters
 
+# What gloo says of a process that is gone while all of them connect.
+_NO_MESH = "connectFullMesh"
+
 T = TypeVar("T")
 
 
@@ -355,8 +358,23 @@ def _join(launch: Launch, seconds: float) -> World:
         store = dist.distributed_c10d._get_default_store()
         store.set_timeout(timeout)
     except (RuntimeError, ValueError) as error:
+        # The store answers, so the place is right, and others do not come or have gone again.
+        if isinstance(error, dist.DistStoreError) or _NO_MESH in str(error):
+            raise _does_not_come(launch, str(error)) from None
         raise _cannot_meet(address, port, str(error)) from None
     return World(launch, store)
+
+
+def _does_not_come(launch: Launch, found: str) -> PeerError:
+    return PeerError(
+        Problem(
+            "another process of the run has not come, or is gone already",
+            f"rank {launch.rank} of {launch.size}",
+            found=on_one_line(found)[:_LONGEST_CAUSE],
+            remedy="as many processes as WORLD_SIZE says; --dist-timeout if one is only slow",
+            id="R21",
+        )
+    )
 
 
 def _require_ours(address: str, port: int, seconds: float) -> None:

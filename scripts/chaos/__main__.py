@@ -36,6 +36,7 @@ from scripts.chaos.file_errors import disk_errors, failpoints
 from scripts.chaos.kernel import failing_reads, strace
 from scripts.chaos.machines import clocks, limits, rights
 from scripts.chaos.part import Result
+from scripts.chaos.several import several
 from scripts.chaos.signals import kills, signals, stops
 from scripts.fuzz.inputs import whole_checkpoint
 from scripts.processes import end_all, exit_on_signals
@@ -46,6 +47,7 @@ PARTS: dict[str, Callable[[Path, bool], Result]] = {
     "kills": kills,
     "signals": signals,
     "stops": stops,
+    "several": several,
     "damage": damage,
     "mutations": mutations,
     "limits": limits,
