@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from rnncls.errors import (
     Elsewhere,
@@ -337,7 +337,16 @@ def _join(launch: Launch, seconds: float) -> World:
     if torch.cuda.is_available() and dist.is_nccl_available():
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, "env://", timeout)
+        if by_hand:
+            dist.init_process_group(backend, "env://", timeout)
+        else:
+            # torchrun's store outlives the processes: those that it starts again must not find the
+            # addresses of those before.
+            kept = TCPStore(address, port, None, False, timeout, wait_for_workers=False)
+            fresh = PrefixStore(f"rnncls/start/{launch.restarts}", kept)
+            dist.init_process_group(
+                backend, timeout=timeout, world_size=launch.size, rank=launch.rank, store=fresh
+            )
         store = dist.distributed_c10d._get_default_store()
         store.set_timeout(timeout)
     except (RuntimeError, ValueError) as error:
