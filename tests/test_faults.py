@@ -94,6 +94,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, step: int, error: Exception) -> Non
 
 # Who calls one of these runs a command or a run.
 COMMANDS = {"fails", "fit", "resume", "run_sweep", "started"}
+COMMANDS |= {"by_hand"}
 COMMANDS |= {"run_command", "run_process", "run_python", "run_rnncls"}
 CALLS = re.compile(r"(?<![.\w])(\w+)\(")
 MARKS = re.compile(r"^@(?:pytest\.mark\.)?row\(([^)]*)\)", re.MULTILINE)

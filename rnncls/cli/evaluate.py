@@ -35,7 +35,7 @@ from rnncls.sweep.paths import is_sweep
 from rnncls.system.collector import lasting
 from rnncls.system.launch import launch_of
 from rnncls.system.rows import json_text
-from rnncls.system.streams import say
+from rnncls.system.streams import fall_silent, say
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
@@ -120,6 +120,9 @@ def evaluate(
         rnncls eval runs/first --lengths 1-5,10,100 --confusion
     """
     launch = launch_of()
+    # What is said of a file before the processes meet, the first one says.
+    if launch.rank > 0:
+        fall_silent()
     # Before torch is imported, so that a wrong list is reported at once.
     chosen = None if lengths is None else parse_lengths(lengths)
     require_bad(bad)

@@ -24,7 +24,7 @@ from rnncls.errors import ConfigError, Problem, on_one_line
 from rnncls.system.collector import lasting
 from rnncls.system.file_kinds import without_packing
 from rnncls.system.launch import Launch, launch_of
-from rnncls.system.streams import say
+from rnncls.system.streams import fall_silent, say
 from rnncls.system.waiting import load_torch
 
 if TYPE_CHECKING:
@@ -94,6 +94,9 @@ def train(
 
     # First of all: what a launcher says may be wrong.
     launch = launch_of()
+    # What is said of a file before the processes meet, the first one says.
+    if launch.rank > 0:
+        fall_silent()
     words = sort_words(config, overrides)
     changes = with_device(words.overrides, device)
     file_options = file_options_of(sequence_field, label_field, tokens)

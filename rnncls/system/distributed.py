@@ -11,6 +11,7 @@ What only one of them can know, such as a signal or a full disk, is told to all 
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from rnncls.errors import (
     Elsewhere,
@@ -247,17 +248,20 @@ class World:
         cause = f"rank {self.rank}: {type(error).__name__}: {str(error).splitlines()[:1]}"
         if isinstance(error, RnnclsError) and error.problems:
             cause = f"rank {self.rank}: {error.problems[0].what}"
-        with suppress(RuntimeError):
+
+        def tell() -> None:
             number = self._store.add("rnncls/failed", 1)
             self._store.set(f"rnncls/failed/{number}", cause[:_LONGEST_CAUSE])
 
+        _within(GRACE_SECONDS, tell)
+
     def _lost(self, error: RuntimeError) -> PeerError:
         """Return the error of a process whose peers do not answer, with the first cause."""
-        try:
-            found = self._first_cause()
-        except RuntimeError:
+        found = _within(GRACE_SECONDS, self._first_cause)
+        if found is None:
             # By hand, the store is in the first process.
-            found = f"{self._place(0)}, which the others meet at, is gone"
+            fate = self._whether_gone(0) or " is gone"
+            found = f"{self._place(0)}, which the others meet at,{fate}"
         return PeerError(
             Problem(
                 "another process of the run is gone or does not answer",
@@ -354,7 +358,16 @@ def _join(launch: Launch, seconds: float) -> World:
     if torch.cuda.is_available() and dist.is_nccl_available():
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, "env://", timeout)
+        if by_hand:
+            dist.init_process_group(backend, "env://", timeout)
+        else:
+            # torchrun's store outlives the processes: those that it starts again must not find the
+            # addresses of those before.
+            kept = TCPStore(address, port, None, False, timeout, wait_for_workers=False)
+            fresh = PrefixStore(f"rnncls/start/{launch.restarts}", kept)
+            dist.init_process_group(
+                backend, timeout=timeout, world_size=launch.size, rank=launch.rank, store=fresh
+            )
         store = dist.distributed_c10d._get_default_store()
         store.set_timeout(timeout)
     except (RuntimeError, ValueError) as error:
@@ -389,12 +402,39 @@ def _require_ours(address: str, port: int, seconds: float) -> None:
                 raise _cannot_meet(address, port, str(error)) from None
             time.sleep(0.1)
 
-    timeout = timedelta(seconds=HANDSHAKE_SECONDS)
-    try:
-        TCPStore(address, port, None, False, timeout, wait_for_workers=False)
-    except RuntimeError:
+    if not _is_store(address, port):
         found = "something else answers there, or nothing"
-        raise _cannot_meet(address, port, found) from None
+        raise _cannot_meet(address, port, found)
+
+
+def _is_store(address: str, port: int) -> bool:
+    """Return whether a store of torch.distributed answers there."""
+    timeout = timedelta(seconds=HANDSHAKE_SECONDS)
+
+    def connect() -> bool:
+        TCPStore(address, port, None, False, timeout, wait_for_workers=False)
+        return True
+
+    # torch waits without end for one that listens and is silent.
+    return _within(HANDSHAKE_SECONDS, connect) or False
+
+
+def _within(seconds: float, action: Callable[[], T]) -> T | None:
+    """Return what an action on a store returns; None if it fails, or has not ended in time.
+
+    A store has no time limit for a process that is stopped: it keeps its connections, and never
+    answers. So the action has a thread, which may stay behind.
+    """
+    results: list[T] = []
+
+    def act() -> None:
+        with suppress(RuntimeError):
+            results.append(action())
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return results[0] if results else None
 
 
 def _cannot_meet(address: str, port: int, found: str) -> MachineError:
