@@ -20,7 +20,7 @@ from rnncls.rundir.checkpoint_files import step_files
 from rnncls.rundir.lock import locked
 from rnncls.rundir.status import read_status
 from rnncls.system import device
-from rnncls.system.launch import launch_of
+from rnncls.system.launch import launch_of, meeting_place
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from tests.helpers import PYTHON, SAFETY_S, run_command, started, wait_for
@@ -113,7 +113,7 @@ def test_a_process_that_never_comes_is_not_waited_for(
     (first,) = by_hand(forks, tmp_path, words, size=2)
     (second,) = by_hand(forks, tmp_path, words, size=2, first=1)
     assert (first.wait(), second.wait()) == (9, 5)
-    assert "1/2 clients joined" in first.stderr
+    assert "1 have come, not rank 1" in first.stderr
     assert "MASTER_PORT=" in second.stderr
     assert not (tmp_path / "run").exists()
 
@@ -266,8 +266,11 @@ def test_a_run_of_one_process_goes_on_with_two_and_each_line_is_said_once(
 def test_a_variable_that_is_wrong_or_missing_is_named(name: str, value: str | None) -> None:
     variables = {**RIGHT, name: value}
     launch_of(RIGHT)
+    meeting_place(RIGHT)
+    wrong = {name: value for name, value in variables.items() if value is not None}
     with pytest.raises(MachineError, match=name) as caught:
-        launch_of({name: value for name, value in variables.items() if value is not None})
+        launch_of(wrong)
+        meeting_place(wrong)
     assert caught.value.problems[0].id == "R25"
 
 

@@ -203,6 +203,7 @@ def _evaluate_checkpoint(
 ) -> None:
     """Print the report of one checkpoint. Raises: NonFiniteError if its loss is not finite."""
     with lasting():
+        from rnncls.config import flatten
         from rnncls.evaluation.evaluate import evaluate
         from rnncls.rundir.checkpoint_files import load_checkpoint
         from rnncls.rundir.restore import held_out_data, is_finite
@@ -222,7 +223,8 @@ def _evaluate_checkpoint(
 
     if world is not None:
         content = {} if dataset is None else dict(dataset.fingerprints)
-        world.require_same("the checkpoint", {"step": loaded.state.step}, CheckpointError)
+        saved = {"step": loaded.state.step, **flatten(loaded.config)}
+        world.require_same("the checkpoint", saved, CheckpointError)
         world.require_same("the data", content, DataError)
         world.share_weights([*model.parameters()])
 

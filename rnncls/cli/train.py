@@ -179,10 +179,13 @@ def _begun(
     """Return the run that this launch has begun before it was started again, if there is one."""
     from rnncls.rundir.launched import begun_by
 
-    def look() -> "Begun | None":
-        return begun_by(launch, run_dir, folder)
-
-    begun = look() if world is None else world.first(look)
+    if world is None:
+        begun = begun_by(launch, run_dir, folder)
+    else:
+        # Of several machines, torchrun counts the restarts of each on its own.
+        restarts = max(world.gather(launch.restarts))
+        of_all = launch._replace(restarts=restarts)
+        begun = world.first(lambda: begun_by(of_all, run_dir, folder))
     if begun is not None and begun.is_stopped:
         say(f"{begun.path} was stopped by a signal: not started again")
     return begun

@@ -93,7 +93,8 @@ def _with_logits(
         if world.rank < len(turn):
             mine = logits_of(turn[world.rank].to(model.device).tokens)
         counts = [len(batch.labels) for batch in turn]
-        yield from zip(turn, world.gather_rows(mine, model.head.weight.t(), counts), strict=True)
+        rows = world.gather_rows(mine, model.head.out_features, model.device, counts)
+        yield from zip(turn, rows, strict=True)
         world.agree()
 
 

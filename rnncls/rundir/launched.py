@@ -7,7 +7,7 @@ which launch it is of. Importing this does not import torch.
 from pathlib import Path
 from typing import NamedTuple
 
-from rnncls.rundir.paths import CHECKPOINTS
+from rnncls.rundir.paths import CHECKPOINTS, STATUS, STEP_FILES, step_path
 from rnncls.rundir.status import read_status
 from rnncls.system.launch import Launch
 
@@ -37,7 +37,15 @@ def begun_by(launch: Launch, run_dir: Path | None, folder: Path) -> Begun | None
     for path in candidates:
         if not (path / CHECKPOINTS).is_dir():
             continue
+        if path == run_dir and _has_just_begun(path):
+            return Begun(path, is_stopped=False)
         status = read_status(path)
         if status.get("launch") == launch.id:
             return Begun(path, status["state"] == "interrupted")
     return None
+
+
+def _has_just_begun(path: Path) -> bool:
+    """Return whether a process was killed between the first checkpoint and the first status."""
+    checkpoints = [*(path / CHECKPOINTS).glob(STEP_FILES)]
+    return checkpoints == [step_path(path / CHECKPOINTS, 0)] and not (path / STATUS).exists()

@@ -5,10 +5,11 @@ for example, all end at the same step and with the same exit code.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rnncls.data import Task
+from rnncls.errors import Interrupted, PeerError
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.hparams import InSweep
 from rnncls.rundir.log import RunLog
@@ -81,6 +82,24 @@ class RunOfMany(RunDirectory):
         in_sweep: InSweep | None = None,
     ) -> Iterator[RunLog]:
         """Keep logs in the first process, and say nothing in the others."""
+        try:
+            with self._recording(state, task, report_steps, in_sweep) as log:
+                yield log
+        except Interrupted:
+            # The first process has saved now. Where others end before it has, torchrun gives it a
+            # limited time to end as well.
+            with suppress(PeerError):
+                self._world.gather(None)
+            raise
+
+    @contextmanager
+    def _recording(
+        self,
+        state: TrainState,
+        task: Task,
+        report_steps: Callable[[int], object] | None,
+        in_sweep: InSweep | None,
+    ) -> Iterator[RunLog]:
         with ExitStack() as stack:
             logs: list[RunLog] = []
 

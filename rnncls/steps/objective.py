@@ -35,8 +35,8 @@ def gradients_of_batch(
     for loss, logits in losses_of_batch(model, batch, task, keys, total):  # noqa: B007
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
-    total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-    return total, logits.detach()
+    loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+    return loss, logits.detach()
 
 
 def losses_of_batch(

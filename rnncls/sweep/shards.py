@@ -14,9 +14,6 @@ from rnncls.system.streams import say
 
 AUTO = "auto"
 
-# The parts of a sweep never meet, so they need no address to meet at.
-_NO_MEETING = {"MASTER_ADDR": "none", "MASTER_PORT": "1"}
-
 _PROCESS_ID = "SLURM_PROCID"
 _ELEMENT_ID = "SLURM_ARRAY_TASK_ID"
 
@@ -77,7 +74,7 @@ def _place_of(variables: Mapping[str, str]) -> _Place | None:
     if "RANK" in variables or "WORLD_SIZE" in variables:
         names = ("RANK", "WORLD_SIZE")
         known = {name: variables[name] for name in names if name in variables}
-        launch = launch_of(known | _NO_MEETING)
+        launch = launch_of(known)
         return _Place(launch.rank, launch.size)
 
     if _ELEMENT_ID not in variables and not _is_task(variables):

@@ -115,7 +115,11 @@ def prepare_device(config: Config) -> torch.device:
     if config.train.deterministic:
         make_deterministic()
     set_precision(config.train.precision)
-    return resolve_device(config.device)
+    device = resolve_device(config.device)
+    if device.index is not None:
+        # Also for what names no device, such as the exchange between processes.
+        torch.cuda.set_device(device)
+    return device
 
 
 def set_threads(count: int | None) -> None:

@@ -10,9 +10,11 @@ What only one of them can know, such as a signal or a full disk, is told to all 
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -21,7 +23,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from rnncls.errors import (
     Elsewhere,
@@ -33,7 +34,7 @@ from rnncls.errors import (
     RnnclsError,
     on_one_line,
 )
-from rnncls.system.launch import Launch
+from rnncls.system.launch import Launch, meeting_place
 from rnncls.system.refusals import error_of_machine
 from rnncls.system.signals import STOPPING, StopRequest
 from rnncls.system.streams import fall_silent
@@ -47,6 +48,8 @@ HANDSHAKE_SECONDS = 5.0
 
 # Of which the median is taken: one that something else disturbed says nothing.
 TIMED_SUMS = 9
+
+POLL_SECONDS = 0.02
 
 _LONGEST_CAUSE = 300  # letters
 
@@ -127,12 +130,14 @@ class World:
         flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), sums, flags])
         with self._peers():
             dist.all_reduce(flat)
+            # Read here, where a GPU says what has become of the sum.
+            sums_and_flags = flat[-len(sums) - len(flags) :].tolist()
 
         sizes = [gradient.numel() for gradient in gradients]
         parts = torch.split(flat, [*sizes, len(sums), len(flags)])
         for gradient, part in zip(gradients, parts, strict=False):
             gradient.copy_(part.view_as(gradient))
-        self._note(parts[-1].tolist())
+        self._note(sums_and_flags[len(sums) :])
         return parts[-2][0], parts[-2][1]
 
     def seconds_of_sum(self, count: int) -> float:
@@ -156,13 +161,14 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
 
-    def gather_rows(self, mine: Tensor | None, like: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """Return rows (counts[i], N) of each process i that has some, in all processes.
+    def gather_rows(
+        self, mine: Tensor | None, width: int, device: torch.device, counts: Sequence[int]
+    ) -> list[Tensor]:
+        """Return rows (counts[i], width) of each process i that has some, in all processes.
 
-        `mine`: those of this process. `like`: a tensor of the device and type of all of them, whose
-        last dimension is N. Raises: PeerError.
+        `mine`: those of this process, float32 as all of them. Raises: PeerError.
         """
-        sent = like.new_zeros(max(counts), like.shape[-1])
+        sent = torch.zeros(max(counts), width, device=device)
         if mine is not None:
             sent[: len(mine)] = mine
         received = [torch.empty_like(sent) for _ in range(self.size)]
@@ -205,20 +211,21 @@ class World:
         return result  # type: ignore[no-any-return]
 
     def require_same(
-        self, what: str, values: Mapping[str, object], exit_code: type[RnnclsError]
+        self, what: str, values: Mapping[str, object], kind: type[RnnclsError]
     ) -> None:
         """Raise unless all processes have the same values, which must be JSON.
 
-        The first process raises `exit_code` with the rank and the first name that differs; the
+        The first process raises `kind` with the rank and the first name that differs; the
         others raise Elsewhere.
         """
         texts = {name: json.dumps(value) for name, value in values.items()}
         everybody = self.gather(texts)
         for rank, theirs in enumerate(everybody):
-            for name, text in everybody[0].items():
+            for name in sorted(everybody[0].keys() | theirs.keys()):
+                text = everybody[0].get(name, "nothing")
                 if theirs.get(name) == text:
                     continue
-                error = exit_code(
+                error = kind(
                     Problem(
                         f"{what} of rank {rank} differs from that of rank 0",
                         name,
@@ -245,23 +252,33 @@ class World:
         """Tell the others why this process ends, as far as it is its own reason."""
         if isinstance(error, PeerError | Elsewhere):
             return
-        cause = f"rank {self.rank}: {type(error).__name__}: {str(error).splitlines()[:1]}"
+        words = next(iter(str(error).splitlines()), "")
+        cause = f"rank {self.rank}: {type(error).__name__}: {words}"
         if isinstance(error, RnnclsError) and error.problems:
             cause = f"rank {self.rank}: {error.problems[0].what}"
 
+        # What rank 0 alone can meet, such as a full disk, is how the run ends for all.
+        exit_code = 0
+        if self.is_first and isinstance(error, Exception):
+            exit_code = _exit_code(error)
+        failure = json.dumps([cause[:_LONGEST_CAUSE], 0 if exit_code == 1 else exit_code])
+
         def tell() -> None:
-            number = self._store.add("rnncls/failed", 1)
-            self._store.set(f"rnncls/failed/{number}", cause[:_LONGEST_CAUSE])
+            number = self._store.add("failed", 1)
+            self._store.set(f"failed/{number}", failure)
 
         _within(GRACE_SECONDS, tell)
 
-    def _lost(self, error: RuntimeError) -> PeerError:
+    def _lost(self, error: RuntimeError) -> PeerError | Elsewhere:
         """Return the error of a process whose peers do not answer, with the first cause."""
-        found = _within(GRACE_SECONDS, self._first_cause)
-        if found is None:
+        first = _within(GRACE_SECONDS, self._first_cause)
+        if first is None:
             # By hand, the store is in the first process.
             fate = self._whether_gone(0) or " is gone"
-            found = f"{self._place(0)}, which the others meet at,{fate}"
+            first = (f"{self._place(0)}, which the others meet at,{fate}", 0)
+        found, exit_code = first
+        if exit_code:
+            return Elsewhere(exit_code)
         return PeerError(
             Problem(
                 "another process of the run is gone or does not answer",
@@ -273,18 +290,22 @@ class World:
             )
         )
 
-    def _first_cause(self) -> str:
-        """Return which process was the first to be missing, and what it said; "" if unknown."""
-        self._store.set(f"rnncls/lost/{self.rank}", "")
+    def _first_cause(self) -> tuple[str, int]:
+        """Return which process was the first to be missing, and what it said; "" if unknown.
+
+        Beside it, the exit code that this ends all processes with; 0 if there is none.
+        """
+        self._store.set(f"lost/{self.rank}", "")
         until = time.perf_counter() + GRACE_SECONDS / 2
         missing = [*range(self.size)]
         while missing and time.perf_counter() < until:
-            if self._store.check(["rnncls/failed/1"]):
-                cause: bytes = self._store.get("rnncls/failed/1")
-                return cause.decode(errors="replace")
-            missing = [rank for rank in missing if not self._store.check([f"rnncls/lost/{rank}"])]
-            time.sleep(0.05)
-        return ", ".join(self._place(rank) + self._whether_gone(rank) for rank in missing)
+            if self._store.check(["failed/1"]):
+                cause, exit_code = json.loads(self._store.get("failed/1"))
+                return str(cause), int(exit_code)
+            missing = [rank for rank in missing if not self._store.check([f"lost/{rank}"])]
+            time.sleep(POLL_SECONDS)
+        places = [self._place(rank) + self._whether_gone(rank) for rank in missing]
+        return ", ".join(places), 0
 
     def _place(self, rank: int) -> str:
         if not self._places:
@@ -325,29 +346,56 @@ def joined(launch: Launch, timeout: float) -> Iterator[World | None]:
 
     Raises: MachineError if they cannot meet. PeerError if one of them does not come.
     """
+    if launch.id:
+        _end_with_launcher()
     if launch.size == 1:
         yield None
         return
 
-    world = _join(launch, max(timeout, LEAST_TIMEOUT) - GRACE_SECONDS)
-    if not world.is_first:
+    if launch.rank > 0:
         fall_silent()
     try:
-        yield world
-    except BaseException as error:
-        world.leave(error)
-        # What all have decided alike, the first one says.
-        if isinstance(error, Interrupted | NonFiniteError) and not world.is_first:
-            raise Elsewhere(error.exit_code) from None
-        raise
+        with _ended_by_sigterm():
+            world = _join(launch, max(timeout, LEAST_TIMEOUT) - GRACE_SECONDS)
+        try:
+            yield world
+        except BaseException as error:
+            world.leave(error)
+            # What all have decided alike, the first one says.
+            if isinstance(error, Interrupted | NonFiniteError) and not world.is_first:
+                raise Elsewhere(error.exit_code) from None
+            raise
     finally:
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
+        if dist.is_initialized():
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Ask the system for a SIGTERM when the launcher is killed: nobody else would end the run."""
+    # PyTorch's own, for Linux.
+    ask = getattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig", None)
+    if ask is not None:
+        with suppress(RuntimeError, OSError):
+            ask(signal.SIGTERM)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the process at once, also while it waits where Python does not run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _join(launch: Launch, seconds: float) -> World:
-    address = os.environ["MASTER_ADDR"]
-    port = int(os.environ["MASTER_PORT"])
+    """Meet the others within so many seconds. Raises: MachineError. PeerError."""
+    address, port = meeting_place()
     # torchrun itself holds the port then, and knows that it is its own.
     by_hand = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if by_hand and launch.rank > 0:
@@ -357,25 +405,70 @@ def _join(launch: Launch, seconds: float) -> World:
     backend = "gloo"
     if torch.cuda.is_available() and dist.is_nccl_available():
         backend = "cpu:gloo,cuda:nccl"
+        # Otherwise a watchdog ends the process where a sum fails, without a word and a status.
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+
+    # Only here: a torch without torch.distributed lacks them.
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
     try:
-        if by_hand:
-            dist.init_process_group(backend, "env://", timeout)
-        else:
-            # torchrun's store outlives the processes: those that it starts again must not find the
-            # addresses of those before.
-            kept = TCPStore(address, port, None, False, timeout, wait_for_workers=False)
-            fresh = PrefixStore(f"rnncls/start/{launch.restarts}", kept)
-            dist.init_process_group(
-                backend, timeout=timeout, world_size=launch.size, rank=launch.rank, store=fresh
-            )
-        store = dist.distributed_c10d._get_default_store()
-        store.set_timeout(timeout)
+        is_owner = by_hand and launch.rank == 0
+        kept = TCPStore(address, port, None, is_owner, timeout, wait_for_workers=False)
+        store = _fresh(kept, launch, seconds)
+        dist.init_process_group(
+            backend, timeout=timeout, world_size=launch.size, rank=launch.rank, store=store
+        )
+        return World(launch, store)
     except (RuntimeError, ValueError) as error:
         # The store answers, so the place is right, and others do not come or have gone again.
         if isinstance(error, dist.DistStoreError) or _NO_MESH in str(error):
             raise _does_not_come(launch, str(error)) from None
         raise _cannot_meet(address, port, str(error)) from None
-    return World(launch, store)
+
+
+def _fresh(kept: Any, launch: Launch, seconds: float) -> Any:
+    """Return a store that only the processes of this start write to.
+
+    torchrun's own outlives them: those that it starts again would find the addresses of those
+    before. So each writes a word of its own into `kept`, rank 0 says which words it has found, and
+    who finds his own among them answers under rank 0's.
+
+    Raises: PeerError if not all come within so many seconds.
+    """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    word = uuid.uuid4().hex
+    kept.set(f"rnncls/here/{launch.rank}", word)
+    until = time.perf_counter() + seconds
+    found: dict[str, str] = {}
+    start = word
+    missing = [*range(launch.size)]
+    while missing and launch.rank == 0:
+        here = {}
+        for rank in range(launch.size):
+            if kept.check([f"rnncls/here/{rank}"]):
+                here[str(rank)] = kept.get(f"rnncls/here/{rank}").decode()
+        if here != found:
+            found = here
+            kept.set("rnncls/start", json.dumps([word, found]))
+            kept.set(f"rnncls/{word}/0", "")
+        missing = [rank for rank in missing if not kept.check([f"rnncls/{word}/{rank}"])]
+        _wait(until, launch, missing)
+
+    while launch.rank > 0 and found.get(str(launch.rank)) != word:
+        _wait(until, launch, [0])
+        if kept.check(["rnncls/start"]):
+            start, found = json.loads(kept.get("rnncls/start"))
+    kept.set(f"rnncls/{start}/{launch.rank}", "")
+    return PrefixStore(f"rnncls/{start}", kept)
+
+
+def _wait(until: float, launch: Launch, missing: Sequence[int]) -> None:
+    """Wait for an instant. Raises: PeerError, which names those missing, if time is over."""
+    if missing and time.perf_counter() > until:
+        ranks = ", ".join(map(str, missing))
+        raise _does_not_come(launch, f"{launch.size - len(missing)} have come, not rank {ranks}")
+    time.sleep(POLL_SECONDS)
 
 
 def _does_not_come(launch: Launch, found: str) -> PeerError:
@@ -412,6 +505,8 @@ def _is_store(address: str, port: int) -> bool:
     timeout = timedelta(seconds=HANDSHAKE_SECONDS)
 
     def connect() -> bool:
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
         TCPStore(address, port, None, False, timeout, wait_for_workers=False)
         return True
 

@@ -52,15 +52,21 @@ def launch_of(variables: Mapping[str, str] = os.environ) -> Launch:
     if "LOCAL_RANK" in variables:
         local_rank = _number(variables, "LOCAL_RANK", 0, local_size - 1)
 
-    if size > 1:
-        if not variables.get("MASTER_ADDR"):
-            raise _wrong("WORLD_SIZE is above 1 without MASTER_ADDR", "MASTER_ADDR")
-        _number(variables, "MASTER_PORT", 1, MAX_PORT)
-
     restarts = 0
     if "TORCHELASTIC_RESTART_COUNT" in variables:
         restarts = _number(variables, "TORCHELASTIC_RESTART_COUNT", 0, MAX_PROCESSES)
     return Launch(rank, size, local_rank, local_size, _id_of(variables), restarts)
+
+
+def meeting_place(variables: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """Return the address and the port at which the processes of a launch meet.
+
+    Raises: MachineError if the launcher does not say so.
+    """
+    address = variables.get("MASTER_ADDR")
+    if not address:
+        raise _wrong("WORLD_SIZE is above 1 without MASTER_ADDR", "MASTER_ADDR")
+    return address, _number(variables, "MASTER_PORT", 1, MAX_PORT)
 
 
 def _number(variables: Mapping[str, str], name: str, least: int, most: int) -> int:

@@ -1,10 +1,13 @@
 """What the processes of one run must have in common before they train together."""
 
+import socket
+
+import torch
 from torch import Tensor
 
 from rnncls.config import flatten
 from rnncls.data import Task
-from rnncls.errors import DataError, MachineError
+from rnncls.errors import DataError, Elsewhere, MachineError, Problem
 from rnncls.rundir.checkpoint import versions
 from rnncls.steps.state import TrainState
 from rnncls.system.distributed import World
@@ -26,12 +29,36 @@ def be_alike(world: World, state: TrainState, task: Task, engine: str) -> None:
         "engine": engine,
     }
     world.require_same("the machine", machine, MachineError)
+    if state.device.type == "cuda":
+        _require_own_gpu(world, state.device)
     # Data first: what a config leaves open depends on the rows of a file.
     world.require_same("the data", dict(task.fingerprints), DataError)
     world.require_same("the config", _without_places(task), MachineError)
 
     # They are the same where the machines compute alike; nobody has to believe that they do.
     world.share_weights([*state.model.parameters(), *_optimizer_tensors(state)])
+
+
+def _require_own_gpu(world: World, device: torch.device) -> None:
+    """Raise MachineError if two processes have the same GPU, which NCCL cannot add up."""
+    properties = torch.cuda.get_device_properties(device)
+    own = f"{socket.gethostname()}, {getattr(properties, 'uuid', device)}"
+    everybody = world.gather(own)
+    for rank, gpu in enumerate(everybody):
+        other = everybody.index(gpu)
+        if other == rank:
+            continue
+        if not world.is_first:
+            raise Elsewhere(MachineError.exit_code)
+        raise MachineError(
+            Problem(
+                f"ranks {other} and {rank} have the same GPU",
+                "device",
+                found=gpu,
+                remedy="device=cuda without a number, and no more processes than GPUs",
+                id="R25",
+            )
+        )
 
 
 def _without_places(task: Task) -> dict[str, object]:

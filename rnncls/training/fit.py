@@ -47,12 +47,11 @@ def fit(
     """
     run_dir = Path(run_dir)
     # Asked before files are read, which may take long, and again under the lock.
-    if numbered:
-        require_text(run_dir)
-    elif world is None:
-        require_unused(run_dir)
+    require = require_text if numbered else require_unused
+    if world is None:
+        require(run_dir)
     else:
-        world.first(lambda: require_unused(run_dir))
+        world.first(lambda: require(run_dir))
 
     source = None
     vocabulary = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rnncls.data import Task
 from rnncls.errors import NonFiniteError
+from rnncls.rundir.log import RunLog
 from rnncls.steps.beside import copy_of, same_random_state
 from rnncls.steps.eager import eager_steps
 from rnncls.steps.engines import SharedEngine
@@ -31,8 +32,10 @@ LEAST_OF_TOKEN = 1000  # of the smallest model, in parameters whose products tak
 T = TypeVar("T")
 
 
-def warning_of_processes(state: TrainState, task: Task, engine: str, world: World) -> str:
-    """Return a warning if one process would be faster than these; else an empty text.
+def warn_of_processes(
+    state: TrainState, task: Task, engine: str, world: World, log: RunLog
+) -> None:
+    """Say so if one process would be faster than these.
 
     All processes call this. The first one takes steps of a copy beside the run, which keeps its
     bits, and then all of them time the sum of as many numbers as the model has parameters.
@@ -41,13 +44,15 @@ def warning_of_processes(state: TrainState, task: Task, engine: str, world: Worl
     """
     num_parameters = sum(parameter.numel() for parameter in state.model.parameters())
     if not _may_be_short(state, task, num_parameters):
-        return ""
+        return
 
     whole, share = world.first(lambda: _seconds_of_steps(state, task, engine, world.size))
     if whole >= LONGEST_STEP:
-        return ""
+        return
     adding_up = max(world.gather(world.seconds_of_sum(num_parameters)))
-    return _warning_of_seconds(whole, share, adding_up, world.size)
+    warning = _warning_of_seconds(whole, share, adding_up, world.size)
+    if warning:
+        log.say(warning)
 
 
 def _warning_of_seconds(whole: float, share: float, adding_up: float, size: int) -> str:

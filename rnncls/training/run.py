@@ -1,6 +1,6 @@
 """The life of a run that has a state and a directory. New and resumed runs both live here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from rnncls.system.distributed import World
 from rnncls.system.signals import StopRequest, stop_requests
 from rnncls.training.advice import LEAST_STEPS
 from rnncls.training.loop import follow, timed
-from rnncls.training.pays import warning_of_processes
+from rnncls.training.pays import warn_of_processes
 from rnncls.training.profiling import write_profile
 from rnncls.training.progress import validate, way_of_validation
 
@@ -73,20 +73,18 @@ def train(
     with signals as asked, run.recording(state, task, report_steps, in_sweep) as log:
         stop = asked if world is None else world.follow(asked)
         log.say(start)
+        for line in _described(task):
+            log.say(line)
         if world is not None:
-            warning = warning_of_processes(state, task, engine_name, world)
-            if warning:
-                log.say(warning)
-        if task.described_split:
-            log.say(task.described_split)
-        used, available = task.validation_sizes
-        if available is not None and used < available:
-            log.say(f"validating on {used:,} of {available:,} sequences (train.eval_samples)")
+            warn_of_processes(state, task, engine_name, world, log)
         board = Board(state, task, log, _draws(task, shared) and not log.is_silent)
         board.begin(engine_name)
 
-        if task.config.train.profile and state.step < task.max_steps and not log.is_silent:
-            write_profile(state, task, log, stop, engine_name)
+        if task.config.train.profile and state.step < task.max_steps:
+            if world is None:
+                write_profile(state, task, log, stop, engine_name)
+            else:
+                log.say("rnncls: warning: no profile: train.profile measures one process")
         steps = timed(take_steps(state, task), state)
         follow(steps, state, task, run, log, stop, board, world)
 
@@ -97,6 +95,15 @@ def train(
             world.release()
         board.finish(stop)
     return state
+
+
+def _described(task: Task) -> Iterator[str]:
+    """Yield lines on which sequences are for what; none where all is as one expects."""
+    if task.described_split:
+        yield task.described_split
+    used, available = task.validation_sizes
+    if available is not None and used < available:
+        yield f"validating on {used:,} of {available:,} sequences (train.eval_samples)"
 
 
 def finish_board(state: TrainState, task: Task, run: RunDirectory, shared: Shared | None) -> None:
