@@ -268,9 +268,9 @@ def test_a_variable_that_is_wrong_or_missing_is_named(name: str, value: str | No
     launch_of(RIGHT)
     meeting_place(RIGHT)
     wrong = {name: value for name, value in variables.items() if value is not None}
+    read = meeting_place if name.startswith("MASTER") else launch_of
     with pytest.raises(MachineError, match=name) as caught:
-        launch_of(wrong)
-        meeting_place(wrong)
+        read(wrong)
     assert caught.value.problems[0].id == "R25"
 
 
