@@ -287,7 +287,15 @@ def cases_for(
 
 # Shorter than the others, and each process count once.
 QUICK: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
-    "rnn": ((2,), {"train": {"max_steps": 20, "eval_every": 10, "batch_size": 10}}),
+    # Of so many sequences, evaluations have several batches.
+    "rnn": (
+        (2,),
+        {"train": {"max_steps": 20, "eval_every": 10, "batch_size": 10, "eval_samples": 5000}},
+    ),
+    "compiled": (
+        (2,),
+        {"train": {"max_steps": 20, "eval_every": 10, "batch_size": 10, "engine": "compiled"}},
+    ),
     "gru_padded": (
         (3,),
         {
@@ -302,6 +310,7 @@ QUICK: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 def test_two_and_three_processes_train_what_one_does(tmp_path: Path) -> None:
     train_together(tmp_path, cases_for(QUICK))
     assert_as_one(tmp_path, 2, "rnn")
+    assert_as_one(tmp_path, 2, "compiled")
     assert_as_one(tmp_path, 3, "gru_padded")
 
 
