@@ -255,7 +255,9 @@ def assert_equal_rows(rows: list[dict[str, Any]], expected: list[dict[str, Any]]
         assert row.keys() == wanted.keys()
         for tag, value in wanted.items():
             rel = 1e-5 if tag.startswith("train/") else 1e-6
-            close = pytest.approx(value, rel=rel, abs=1e-9, nan_ok=True)
+            # Rounding moves probabilities from one bin of the calibration to the next.
+            least = 0.02 if tag == "val/calibration_error" else 1e-9
+            close = pytest.approx(value, rel=rel, abs=least, nan_ok=True)
             assert row[tag] == close, (row["step"], tag)
 
 
