@@ -292,7 +292,7 @@ QUICK: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     # Of so many sequences, evaluations have several batches.
     "rnn": (
         (2,),
-        {"train": {"max_steps": 20, "eval_every": 10, "batch_size": 10, "eval_samples": 5000}},
+        {"train": {"max_steps": 20, "eval_every": 10, "batch_size": 10, "eval_samples": 25_000}},
     ),
     "compiled": (
         (2,),
