@@ -115,6 +115,8 @@ def test_a_process_that_never_comes_is_not_waited_for(
     assert (first.wait(), second.wait()) == (9, 5)
     assert "1 have come, not rank 1" in first.stderr
     assert "MASTER_PORT=" in second.stderr
+    assert "nobody listens there" in second.stderr
+    assert "start rank 0" in second.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -83,7 +83,7 @@ def commands(page: str) -> list[str]:
 
 def is_slow(block: str) -> bool:
     """Tell whether a block takes seconds: scripts, what needs them, whole sweeps, processes."""
-    slow = ("python ", "rnncls sweep --resume", "rnncls cost")
+    slow = ("python ", "rnncls sweep --resume", "rnncls cost", "torchrun ")
     return any(words in block for words in slow)
 
 

@@ -100,6 +100,27 @@ def test_alone_it_is_the_whole_sweep_and_says_so(capsys: pytest.CaptureFixture[s
         assert said.err.count("\n") == 1
 
 
+def test_processes_of_torchrun_that_all_train_everything_are_told_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    both = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+    assert shard_of("1/1", True, {"RANK": "0", **both}) == (1, 1)
+    warning = capsys.readouterr().err
+    assert "each of 2 processes goes through all members" in warning
+    assert warning.count("\n") == 1
+
+    for text, variables in (
+        ("1/1", {"RANK": "1", **both}),
+        ("1/2", {"RANK": "0", **both}),
+        ("1/1", {"RANK": "0", **both, "WORLD_SIZE": "1"}),
+        ("1/1", {"RANK": "0", "WORLD_SIZE": "2"}),
+        ("1/1", TASK),
+        ("1/1", {}),
+    ):
+        shard_of(text, True, variables)
+        assert capsys.readouterr().err == ""
+
+
 @row("R25")
 @pytest.mark.parametrize(
     ("variables", "name"),

@@ -226,6 +226,11 @@ def test_the_override_to_paste_works(name: str, text: str, meant: str) -> None:
     [
         ("vocab_size", "the data says how many tokens there are", "batch_size"),
         ("output_dir", "--run-dir DIRECTORY", ""),
+        ("world_size", "torchrun --standalone", ""),
+        ("nproc_per_node", "-m rnncls train", ""),
+        ("devices", "which starts N processes", "device="),
+        ("backend", "gloo between CPUs", "data.bad"),
+        ("dist_timeout", "--dist-timeout SECONDS", ""),
         ("log_dir", "--run-dir DIRECTORY", "log_every"),
         ("recurrent_dropout", "model.dropout, which acts between layers", "recurrent_init"),
         ("warmup_ratio", "a number of steps", ""),

@@ -137,7 +137,8 @@ def evaluate(
     if is_sweep(checkpoint):
         if launch.size > 1:
             what = "a sweep is evaluated by one process"
-            raise ConfigError(Problem(what, "WORLD_SIZE", remedy="no torchrun", id="C17"))
+            remedy = "rnncls eval SWEEP, without torchrun"
+            raise ConfigError(Problem(what, "WORLD_SIZE", remedy=remedy, id="C17"))
         # Members are evaluated on their own data, on the device of their config.
         if confusion or errors or plot or predictions or data or device:
             raise ConfigError(

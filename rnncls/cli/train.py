@@ -85,6 +85,7 @@ def train(
         rnncls train configs/smoke.yaml --run-dir runs/first
         rnncls train configs/smoke.yaml optimizer.lr=1e-3 --run-dir runs/second
         rnncls train configs/smoke.yaml --check
+        torchrun --standalone --nproc-per-node 2 -m rnncls train configs/smoke.yaml
     """
     taken: list[Path] = []  # the run directory, once there is one
 
@@ -195,7 +196,8 @@ def _require_one_process(launch: Launch) -> None:
     """Raise ConfigError if several processes are to try out a config."""
     if launch.size > 1:
         what = "--check tries out one process"
-        raise ConfigError(Problem(what, "WORLD_SIZE", remedy="no torchrun", id="C17"))
+        remedy = "rnncls train CONFIG --check, without torchrun"
+        raise ConfigError(Problem(what, "WORLD_SIZE", remedy=remedy, id="C17"))
 
 
 def _check(config: "Config", run_dir: Path | None, init_from: Path | None) -> None:

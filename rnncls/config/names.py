@@ -127,6 +127,13 @@ _INSTEAD = {
     "train.objective=prefix, which trains on a label after every token": "return_sequences",
     "leave it out: sequences are unrelated, and no state is carried between batches": "stateful",
     "rnncls sweep, which has --seeds and --grid": "config grid seeds",
+    "torchrun --standalone --nproc-per-node N -m rnncls train ..., which starts N processes": "ddp "
+    "devices distributed max_restarts n_gpu n_gpus nnodes nproc nproc_per_node num_devices "
+    "num_gpus num_nodes num_processes strategy world_size",
+    "leave it out: several processes use gloo between CPUs and NCCL between GPUs": "backend "
+    "ddp_backend dist_backend",
+    "--dist-timeout SECONDS, for which a process may be silent under torchrun": "ddp_timeout "
+    "dist_timeout",
     "leave it out: the best checkpoint is always kept": "load_best_model_at_end "
     "restore_best_weights save_best_only",
 }

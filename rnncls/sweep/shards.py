@@ -38,7 +38,9 @@ def shard_of(text: str, shared: bool, variables: Mapping[str, str] = os.environ)
     MachineError if the variables make no sense.
     """
     if text != AUTO:
-        return _parse(text)
+        part = _parse(text)
+        _warn_of_equals(part, variables)
+        return part
     if not shared:
         what = "--shard auto without a folder that all processes share"
         remedy = "--sweep-dir FOLDER, or --resume SWEEP"
@@ -49,6 +51,21 @@ def shard_of(text: str, shared: bool, variables: Mapping[str, str] = os.environ)
         say("rnncls: --shard auto is 1/1: there are no variables of torchrun or Slurm")
         place = _ALONE
     return place.rank + 1, place.size
+
+
+def _warn_of_equals(part: tuple[int, int], variables: Mapping[str, str]) -> None:
+    """Say once if torchrun has started several processes, each of which has all members to train.
+
+    Nobody but torchrun sets all three variables: whoever shares the members in another way is left
+    alone.
+    """
+    size = variables.get("WORLD_SIZE", "1")
+    is_first = variables.get("RANK") == "0" and "TORCHELASTIC_RUN_ID" in variables
+    if part == (1, 1) and is_first and size != "1":
+        say(
+            f"rnncls: warning: each of {size} processes goes through all members; --shard auto "
+            "shares them"
+        )
 
 
 def _parse(text: str) -> tuple[int, int]:

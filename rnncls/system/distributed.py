@@ -490,6 +490,10 @@ def _require_ours(address: str, port: int, seconds: float) -> None:
         try:
             with socket.create_connection((address, port), HANDSHAKE_SECONDS):
                 break
+        except ConnectionRefusedError:
+            if time.perf_counter() > until:
+                raise _nobody_listens(address, port) from None
+            time.sleep(0.1)
         except OSError as error:
             if time.perf_counter() > until:
                 raise _cannot_meet(address, port, str(error)) from None
@@ -532,14 +536,27 @@ def _within(seconds: float, action: Callable[[], T]) -> T | None:
     return results[0] if results else None
 
 
-def _cannot_meet(address: str, port: int, found: str) -> MachineError:
+def _nobody_listens(address: str, port: int) -> MachineError:
+    remedy = (
+        "start rank 0, too, with the same MASTER_ADDR and MASTER_PORT, or let torchrun start all "
+        "of them; --dist-timeout if it is only slow"
+    )
+    return _cannot_meet(address, port, "nobody listens there, and rank 0 should", remedy)
+
+
+def _cannot_meet(
+    address: str,
+    port: int,
+    found: str,
+    remedy: str = "another MASTER_PORT, or torchrun --standalone, which finds a free one",
+) -> MachineError:
     first_line = found.splitlines()[0] if found else ""
     return MachineError(
         Problem(
             "the processes cannot meet",
             f"MASTER_ADDR={address} MASTER_PORT={port}",
             found=first_line[:_LONGEST_CAUSE],
-            remedy="another MASTER_PORT, or torchrun --standalone, which finds a free one",
+            remedy=remedy,
             id="R25",
         )
     )

@@ -81,7 +81,10 @@ def _number(variables: Mapping[str, str], name: str, least: int, most: int) -> i
 
 
 def _wrong(what: str, name: str, found: str = "") -> MachineError:
-    remedy = "torchrun --standalone --nproc-per-node N -m rnncls ..., which sets all of them"
+    remedy = (
+        "torchrun --standalone --nproc-per-node N -m rnncls ..., which sets all of them; for one "
+        "process alone: unset RANK WORLD_SIZE"
+    )
     return MachineError(Problem(what, name, found=found, remedy=remedy, id="R25"))
 
 
