@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,14 @@ def fork(words: list[str], log: Path, prepare: Callable[[], None] = nothing) -> 
 
     The fork calls `prepare` first and writes its output to `log`. Returns its process id.
     """
+    return fork_to(lambda: run_here(words, log, prepare))
+
+
+def fork_to(action: Callable[[], int]) -> int:
+    """Start a fork of this process in a group of its own; `action` returns its exit code.
+
+    Returns its process id.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
 
@@ -55,22 +64,37 @@ def fork(words: list[str], log: Path, prepare: Callable[[], None] = nothing) -> 
     try:
         _die_with_parent()
         os.setpgid(0, 0)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        _write_output_to(log)
-        # The lock of this process's bars is one for all forks: one that is killed while it holds
-        # the lock would never give it back, and the next ones would wait for ever.
-        tqdm.set_lock(threading.RLock())
-        # After a fork PyTorch makes its autograd engine anew when it is next used, and two threads
-        # that use it at the same time destroy it twice.
-        torch.zeros(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
-        sys.argv = ["rnncls", *words]
-        prepare()
-        cli.main()
+        exit_code = action()
     except SystemExit as error:
         exit_code = int(error.code or 0)
+    except BaseException:
+        # Nobody else would: the process ends here.
+        traceback.print_exc()
     finally:
         os._exit(exit_code)
+
+
+def run_here(words: list[str], log: Path, prepare: Callable[[], None] = nothing) -> int:
+    """Run `rnncls words` in this process, which is a fork; return the exit code.
+
+    Calls `prepare` first, and writes all output to `log`.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    write_output_to(log)
+    # The lock of this process's bars is one for all forks: one that is killed while it holds
+    # the lock would never give it back, and the next ones would wait for ever.
+    tqdm.set_lock(threading.RLock())
+    # After a fork PyTorch makes its autograd engine anew when it is next used, and two threads
+    # that use it at the same time destroy it twice.
+    torch.zeros(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
+    sys.argv = ["rnncls", *words]
+    prepare()
+    try:
+        cli.main()
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
 
 
 def _die_with_parent() -> None:
@@ -79,7 +103,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _write_output_to(log: Path) -> None:
+def write_output_to(log: Path) -> None:
     """Let stdout and stderr of this process go to a file, and there its stacks on SIGUSR2."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(descriptor, 1)

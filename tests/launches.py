@@ -154,7 +154,9 @@ def by_hand(
     return ranks
 
 
-def wait_for_step(run_dir: Path, step: int, ranks: Sequence[Rank] = ()) -> None:
+def wait_for_step(
+    run_dir: Path, step: int, ranks: Sequence[Rank | subprocess.Popen[str]] = ()
+) -> None:
     """Wait until a run has logged a step; fail if one of its processes has ended before."""
 
     def is_there() -> bool:

@@ -51,6 +51,8 @@ def launch_of(variables: Mapping[str, str] = os.environ) -> Launch:
         local_size = _number(variables, "LOCAL_WORLD_SIZE", 1, size)
     if "LOCAL_RANK" in variables:
         local_rank = _number(variables, "LOCAL_RANK", 0, local_size - 1)
+    elif local_rank >= local_size:
+        raise _wrong("LOCAL_WORLD_SIZE is set without LOCAL_RANK", "LOCAL_RANK")
 
     restarts = 0
     if "TORCHELASTIC_RESTART_COUNT" in variables:
@@ -96,7 +98,8 @@ def _id_of(variables: Mapping[str, str]) -> str:
     if name == _NAMELESS:
         # All processes that one torchrun starts on this machine have it as their parent.
         name = f"{socket.gethostname()} {os.getppid()} {_begun(os.getppid())}"
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
+    # A variable may hold bytes that are no text, which Python shows as halves of surrogate pairs.
+    return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def _begun(pid: int) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from rnncls.rundir.status import read_status
-from scripts.chaos.part import SHORTER, Part, Result
+from scripts.chaos.part import SHORTER, Part, Result, saved_step
+from scripts.chaos.restarted import MOMENTS, kill_at, kill_at_random
 from scripts.processes import HUNG, fork, wait
 from tests.helpers import Outcome, outcome
 from tests.together import start_together
@@ -24,16 +24,21 @@ SOON = ("--dist-timeout", "5")
 TRIES_PER_HIT = 8
 
 
+# Of each process, the SIGKILLs that --resume mends, and those that torchrun's --max-restarts does.
+RESUMED = 4
+RESTARTED = 8
+
+
 def several(folder: Path, short: bool) -> Result:
-    """SIGKILL to each of 2 and of 3 processes at random moments, then --resume.
+    """SIGKILL to each of 2 and of 3 processes at random moments, then --resume, or torchrun's own.
 
     The others end with 9, none hangs, and the weights are those of the undisturbed run to the bit.
+    Under torchrun the launch ends with 0 by itself.
     """
     part = Part(folder, *SHORTER)
     rng = random.Random(3)
-    wanted = 2 if short else 20
-    hits = 0
-    tries = 0
+    resumed = 0
+    restarted = 0
 
     for size in (2, 3):
         whole = folder / f"whole-of-{size}"
@@ -41,20 +46,79 @@ def several(folder: Path, short: bool) -> Result:
         expected = outcome(whole)
         run_s = seconds(part, size)
 
-        for rank in range(size):
-            enough = hits + wanted
-            give_up = tries + TRIES_PER_HIT * wanted
-            while hits < enough and tries < give_up:
-                run_dir = part.next_run_dir()
-                what = f"rank {rank} of {size} killed"
-                tries += 1
-                hits += kill(part, run_dir, size, rank, rng.uniform(0, run_s))
-                end(part, run_dir, size, what)
-                check_outcome(part, run_dir, expected, what)
-            part.check(hits >= enough, f"too few SIGKILLs came before the end of {size} processes")
+        if size == 2 or not short:
+            for rank in range(size):
+                wanted = 1 if short else RESUMED
+                resumed += kill_some(part, size, rank, expected, run_s, rng, wanted)
+        restarted += kill_at_each_moment(part, size, expected, short)
+        if not short:
+            for rank in range(size):
+                restarted += restart_some(part, size, rank, expected, run_s, rng)
 
-    figure = f"{hits} SIGKILLs to one of 2 or 3 processes: all ended, one outcome"
+    hits = resumed + restarted
+    figure = (
+        f"{hits} SIGKILLs to one of 2 or 3 processes, {restarted} of them under torchrun: "
+        "all ended, one outcome"
+    )
     return Result(figure, hits, part.failures)
+
+
+def kill_some(
+    part: Part,
+    size: int,
+    rank: int,
+    expected: Outcome,
+    run_s: float,
+    rng: random.Random,
+    wanted: int,
+) -> int:
+    """Kill a process of so many runs, and resume each; return how often it was hit."""
+    hits = 0
+    what = f"rank {rank} of {size} killed"
+    for _ in range(TRIES_PER_HIT * wanted):
+        run_dir = part.next_run_dir()
+        hits += kill(part, run_dir, size, rank, rng.uniform(0, run_s))
+        end(part, run_dir, size, what)
+        check_outcome(part, run_dir, expected, what)
+        if hits == wanted:
+            break
+    part.check(hits == wanted, f"too few SIGKILLs came before the end of {size} processes")
+    return hits
+
+
+def kill_at_each_moment(part: Part, size: int, expected: Outcome, short: bool) -> int:
+    """Kill processes under torchrun at each of MOMENTS; return how often one was hit.
+
+    Of 2 processes each is killed, and of 3 another one at each moment.
+    """
+    hits = 0
+    for number, moment in enumerate(MOMENTS):
+        victims = [number % size] if short or size > 2 else range(size)
+        # A save of the first process, and the second one between first checkpoint and status.
+        if short and (size, number) not in ((2, 1), (3, 3)):
+            continue
+        for victim in victims:
+            run_dir = part.next_run_dir()
+            hits += kill_at(part, run_dir, size, victim, moment)
+            what = f"torchrun: rank {victim} of {size} killed {moment}"
+            check_outcome(part, run_dir, expected, what)
+    return hits
+
+
+def restart_some(
+    part: Part, size: int, rank: int, expected: Outcome, run_s: float, rng: random.Random
+) -> int:
+    """Kill a process under torchrun, up to three times in a launch; return how often it was hit."""
+    hits = 0
+    for _ in range(TRIES_PER_HIT * RESTARTED):
+        run_dir = part.next_run_dir()
+        most = RESTARTED - hits
+        hits += kill_at_random(part, run_dir, size, rank, run_s, rng, most)
+        check_outcome(part, run_dir, expected, f"torchrun: rank {rank} of {size} killed")
+        if hits == RESTARTED:
+            break
+    part.check(hits == RESTARTED, f"too few SIGKILLs came before the end of {size} processes")
+    return hits
 
 
 def start(part: Part, run_dir: Path, size: int, *options: str) -> tuple[list[int], TCPStore]:
@@ -105,7 +169,8 @@ def kill(part: Part, run_dir: Path, size: int, rank: int, after: float) -> bool:
 
     # What is killed on its last steps may be missed by nobody: the run is finished then.
     allowed = {LOST} if killed else {0}
-    if read_status(run_dir).get("state") == "finished":
+    # So it is, too, for a process that has heard of the last checkpoint, and nothing after it.
+    if saved_step(run_dir) == part.num_steps:
         allowed.add(0)
     good = allowed.issuperset(codes)
     part.check(good, f"rank {rank} of {size} killed: {codes}\n{'' if good else part.last_words()}")
