@@ -46,9 +46,6 @@ LEAST_TIMEOUT = 5.0
 # What answers at the address of the first process must say within so many seconds that it is ours.
 HANDSHAKE_SECONDS = 5.0
 
-# Of which the median is taken: one that something else disturbed says nothing.
-TIMED_SUMS = 9
-
 POLL_SECONDS = 0.02
 
 _LONGEST_CAUSE = 300  # letters
@@ -139,21 +136,6 @@ class World:
             gradient.copy_(part.view_as(gradient))
         self._note(sums_and_flags[len(sums) :])
         return parts[-2][0], parts[-2][1]
-
-    def seconds_of_sum(self, count: int) -> float:
-        """Return how long this process takes to add up `count` numbers with all others.
-
-        Raises: PeerError.
-        """
-        numbers = torch.zeros(count)
-        seconds = []
-        for _ in range(TIMED_SUMS + 1):
-            started_at = time.perf_counter()
-            with self._peers():
-                dist.all_reduce(numbers)
-            seconds.append(time.perf_counter() - started_at)
-        # The first one waits for processes that come later.
-        return sorted(seconds[1:])[TIMED_SUMS // 2]
 
     def share_weights(self, tensors: Sequence[Tensor]) -> None:
         """Give all processes the values of the first one, in place. Raises: PeerError."""

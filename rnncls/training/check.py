@@ -6,7 +6,6 @@ the run's own engine takes steps for a second.
 
 import copy
 import time
-from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,14 +125,9 @@ def steps_per_second(
     measured_seconds: float = MEASURED_SECONDS,
 ) -> float:
     """Return how many steps per second the engine takes on this task."""
-    return rate_of(engine(new_state(task, source), task), measured_seconds)
-
-
-def rate_of(taking: Generator[int, None, None], measured_seconds: float) -> float:
-    """Return how many steps per second an engine takes; `taking`: what it returns for a run."""
     taken = 0
     seconds = 0.0
-    with closing(taking) as steps:
+    with closing(engine(new_state(task, source), task)) as steps:
         # The first call compiles, captures, or draws the first block: it would count too much.
         started_at = time.perf_counter()
         first = next(steps, 0)

@@ -1,10 +1,12 @@
 """Whether several processes train a run faster than one would.
 
-Where a step is short, the sum of their gradients takes longer than what they save by sharing it.
+Where a step is short, the exchange of their gradients takes longer than what they save.
 """
 
 import math
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TypeVar
 
 from torch import Tensor
@@ -17,11 +19,14 @@ from rnncls.steps.eager import eager_steps
 from rnncls.steps.engines import SharedEngine
 from rnncls.steps.state import TrainState
 from rnncls.system.distributed import World
-from rnncls.training.check import rate_of
 
 # Steps of one process that take longer are worth sharing.
 LONGEST_STEP = 0.005  # seconds
-MEASURED_SECONDS = 0.1  # of each way
+
+# About so long each way is timed, by no fewer and no more steps than these.
+MEASURED_SECONDS = 0.1
+FEWEST_STEPS = 3
+MOST_STEPS = 100
 
 # No CPU takes a step of more floating-point operations, or of more parameters, in LONGEST_STEP. It
 # is not tried then, which would take long.
@@ -37,33 +42,43 @@ def warn_of_processes(
 ) -> None:
     """Say so if one process would be faster than these.
 
-    All processes call this. The first one takes steps of a copy beside the run, which keeps its
-    bits, and then all of them time the sum of as many numbers as the model has parameters.
+    All processes call this. The first one takes steps of a copy beside the run, and then all of
+    them together do; the run keeps its bits. `engine`: the name of the one that takes the steps.
 
-    `engine`: the name of the one that takes the steps. Raises: PeerError.
+    Raises: PeerError.
     """
     num_parameters = sum(parameter.numel() for parameter in state.model.parameters())
     if not _may_be_short(state, task, num_parameters):
         return
 
-    whole, share = world.first(lambda: _seconds_of_steps(state, task, engine, world.size))
-    if whole >= LONGEST_STEP:
+    def measure_alone() -> float:
+        first = _seconds_of_step(state, task, engine, _Alone(), FEWEST_STEPS)
+        if first >= LONGEST_STEP:
+            return first
+        return _seconds_of_step(state, task, engine, _Alone(), _steps_for(first))
+
+    alone = world.first(measure_alone)
+    if alone >= LONGEST_STEP:
         return
-    adding_up = max(world.gather(world.seconds_of_sum(num_parameters)))
-    warning = _warning_of_seconds(whole, share, adding_up, world.size)
+    own = _seconds_of_step(state, task, engine, world, _steps_for(alone))
+    warning = _warning_of_seconds(alone, max(world.gather(own)), world.size)
     if warning:
         log.say(warning)
 
 
-def _warning_of_seconds(whole: float, share: float, adding_up: float, size: int) -> str:
-    """Return the warning for these seconds; an empty text if several processes are faster."""
-    if share + adding_up < whole:
+def _warning_of_seconds(alone: float, together: float, size: int) -> str:
+    """Return the warning for these seconds of a step; "" if several processes are faster."""
+    if together < alone:
         return ""
     return (
-        f"rnncls: warning: one process would be faster: its step takes {1e3 * whole:.2g} ms at "
-        f"most, that of {size} processes {1e3 * share:.2g} ms and {1e3 * adding_up:.2g} ms "
-        "to add up the gradients (docs/distributed.md)"
+        f"rnncls: warning: one process would be faster: its step takes {1e3 * alone:.2g} ms at "
+        f"most, one of {size} processes {1e3 * together:.2g} ms (docs/distributed.md)"
     )
+
+
+def _steps_for(seconds: float) -> int:
+    """Return how many steps of so many seconds are to be timed."""
+    return max(FEWEST_STEPS, min(MOST_STEPS, int(MEASURED_SECONDS / seconds)))
 
 
 def _may_be_short(state: TrainState, task: Task, num_parameters: int) -> bool:
@@ -79,32 +94,33 @@ def _may_be_short(state: TrainState, task: Task, num_parameters: int) -> bool:
     return operations <= MOST_OPERATIONS and num_parameters <= MOST_PARAMETERS
 
 
-def _seconds_of_steps(state: TrainState, task: Task, engine: str, size: int) -> tuple[float, float]:
-    """Return how long one process takes for a step, and for its share of one of `size` processes.
+def _seconds_of_step(state: TrainState, task: Task, engine: str, world: World, count: int) -> float:
+    """Return the seconds of a step of a copy, the mean of `count`; infinite if it has no end."""
+    copied = copy_of(state, task.config)
+    try:
+        with (
+            same_random_state(copied),
+            closing(_engine(engine)(copied, task, world=world)) as steps,
+        ):
+            # The first one draws batches, and may compile.
+            next(steps, 0)
+            started_at = time.perf_counter()
+            taken = 0
+            for _ in range(count):
+                taken += next(steps, 0)
+            # A run may have fewer steps left.
+            return (time.perf_counter() - started_at) / max(1, taken)
+    # All processes meet it at the same step. The run itself will say so.
+    except NonFiniteError:
+        return math.inf
 
-    Without adding up, which one process does not do. Infinite if that cannot be measured.
-    """
-    seconds = []
-    for each in (1, size):
-        copied = copy_of(state, task.config)
-        try:
-            with same_random_state(copied):
-                steps = _engine(engine)(copied, task, world=_Deaf(each))
-                seconds.append(1 / rate_of(steps, MEASURED_SECONDS))
-        # The run itself will say so.
-        except NonFiniteError:
-            return math.inf, math.inf
-        if seconds[0] >= LONGEST_STEP:
-            return math.inf, math.inf
-    return seconds[0], seconds[1]
 
+class _Alone(World):
+    """One process, as if it were the first of several: it takes steps as they do, by itself."""
 
-class _Deaf(World):
-    """The first of some processes, which hears nothing of the others, as if they were not there."""
-
-    def __init__(self, size: int) -> None:
+    def __init__(self) -> None:
         self.rank = 0
-        self.size = size
+        self.size = 1
 
     def reduce(
         self,
