@@ -25,6 +25,7 @@ from rnncls.config import FilesConfig, load_config, parse_config
 from rnncls.data import FilesTask, load_task
 from rnncls.data.guess import guess_config
 from rnncls.errors import DataError
+from rnncls.system.file_kinds import format_by_name, other_kind_by_name
 from tests.helpers import Completed, run_rnncls
 
 TINY = ["train.max_steps=10", "model.hidden_size=4", "model.embedding_dim=2", "train.engine=eager"]
@@ -423,7 +424,13 @@ def test_a_config_in_another_folder_finds_the_data(tmp_path: Path) -> None:
 
 # Everything that a header, a label or a file's name can have; names differ from each other.
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1)
-FILE_NAMES = ANY_TEXT.filter(lambda name: name not in (".", "..") and len(name.encode()) < 200)
+# Names of files, but for those that say what format they have.
+FILE_NAMES = ANY_TEXT.filter(
+    lambda name: name not in (".", "..")
+    and len(name.encode()) < 200
+    and not format_by_name(name)
+    and other_kind_by_name(name) is None
+)
 
 
 @settings(max_examples=20, deadline=None)

@@ -8,9 +8,9 @@ error by its traceback.
 import json
 import os
 import stat
-import time
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rnncls.system.files import write_atomically
@@ -33,7 +33,7 @@ def tell_launcher(
     extra = {
         "py_callstack": message,
         # Whole seconds as text: torchrun takes the earliest one for the cause of the others.
-        "timestamp": str(int(time.time())),
+        "timestamp": str(int(datetime.now(UTC).timestamp())),
         "error_id": error_id,
     }
     content = {"message": {"message": message, "extraInfo": extra, "errorCode": exit_code}}
