@@ -426,10 +426,12 @@ def test_a_config_in_another_folder_finds_the_data(tmp_path: Path) -> None:
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1)
 # Names of files, but for those that say what format they have.
 FILE_NAMES = ANY_TEXT.filter(
-    lambda name: name not in (".", "..")
-    and len(name.encode()) < 200
-    and not format_by_name(name)
-    and other_kind_by_name(name) is None
+    lambda name: (
+        name not in (".", "..")
+        and len(name.encode()) < 200
+        and not format_by_name(name)
+        and other_kind_by_name(name) is None
+    )
 )
 
 
