@@ -24,8 +24,9 @@ SOON = ("--dist-timeout", "5")
 TRIES_PER_HIT = 8
 
 
-# Of each process, the SIGKILLs that --resume mends, and those that torchrun's --max-restarts does.
-RESUMED = 4
+# Of each process, the SIGKILLs that --resume mends, and those that torchrun's --max-restarts does:
+# 20 at random moments in all.
+RESUMED = 12
 RESTARTED = 8
 
 
