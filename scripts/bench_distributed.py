@@ -35,8 +35,8 @@ from rnncls.config import Config, load_config
 from rnncls.data import load_task
 from rnncls.rundir.tables import TrainingTime, read_metrics
 from rnncls.steps.engines import choose
-from rnncls.system.distributed import joined
 from rnncls.system.launch import launch_of
+from rnncls.system.meeting import joined
 from rnncls.training.states import new_state
 from scripts.bench_dashboard import interval_of
 
@@ -123,8 +123,10 @@ def started(regime: str, way: Way) -> Iterator["subprocess.Popen[str]"]:
     """Start the processes of a way; the first of them takes orders."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+
     words = [sys.executable, "-m", "scripts.bench_distributed", "--work", regime, way.engine]
     words.append(str(way.threads))
+
     with ExitStack() as stack:
         processes = []
         for rank in range(way.processes):
@@ -134,6 +136,7 @@ def started(regime: str, way: Way) -> Iterator["subprocess.Popen[str]"]:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
+            # The first one is told how many steps to take, and says how long they took.
             process = subprocess.Popen(
                 words,
                 env={**os.environ, **place},

@@ -24,8 +24,9 @@ from rnncls.config.load import parse_config
 from rnncls.errors import RnnclsError
 from rnncls.steps import eager
 from rnncls.steps.state import TrainState
-from rnncls.system.distributed import World, joined
+from rnncls.system.distributed import World
 from rnncls.system.launch import launch_of
+from rnncls.system.meeting import joined
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 

@@ -162,7 +162,7 @@ def evaluate(
         _require_writable(predictions, checkpoint, *(data or []))
     overrides = overrides_of(sequence_field, label_field, read, bad)
     wanted = _Wanted(chosen, samples, confusion, errors, plot, predictions, csv_safe, overrides)
-    from rnncls.system.distributed import joined
+    from rnncls.system.meeting import joined
 
     with joined(launch, dist_timeout) as world:
         _evaluate_checkpoint(checkpoint, wanted, data, data_dir, device, as_json, world)

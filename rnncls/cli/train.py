@@ -116,7 +116,7 @@ def train(
 
         with lasting():
             load_torch()
-            from rnncls.system.distributed import joined
+            from rnncls.system.meeting import joined
             from rnncls.training.resume import resume as resume_run
 
         with joined(launch, dist_timeout) as world:
@@ -134,7 +134,7 @@ def train(
         with lasting():
             load_torch()
             from rnncls.rundir.paths import default_run_dir
-            from rnncls.system.distributed import joined
+            from rnncls.system.meeting import joined
             from rnncls.training.fit import fit
             from rnncls.training.resume import resume as resume_run
 
