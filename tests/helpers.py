@@ -446,3 +446,16 @@ def pixels_of(figure: Any) -> Any:
     with any_script():
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3]
+
+
+def mounting(folder: Path, size: str) -> tuple[list[str], str]:
+    """Return what runs a script of a shell apart, and its line that mounts a small disk.
+
+    The disk is a file system in memory, such as of "250k", that only the script sees. The test is
+    skipped where that is not allowed.
+    """
+    apart = ["unshare", "-rm", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size={size} none {folder}"
+    if not shutil.which("unshare") or run_command([*apart, mount]).returncode:
+        pytest.skip("no right to mount a small file system")
+    return apart, mount

@@ -36,6 +36,7 @@ from tests.helpers import (
     at_step,
     config_of,
     kill_at,
+    mounting,
     outcome,
     run_command,
     run_process,
@@ -257,10 +258,7 @@ def test_a_disk_that_is_full_while_drawing_harms_no_run(tmp_path: Path) -> None:
     """A file system with room for checkpoints and logs, and not for all pictures."""
     small = tmp_path / "small"
     small.mkdir()
-    mount = f"mount -t tmpfs -o size=250k none {small}"
-    unshare = ["unshare", "-rm", "sh", "-c"]
-    if not shutil.which("unshare") or run_command([*unshare, mount]).returncode:
-        pytest.skip("no right to mount a small file system")
+    unshare, mount = mounting(small, "250k")
 
     run_dir = small / "run"
     words = ["configs/smoke.yaml", "model.hidden_size=8", "train.max_steps=60", "device=cpu"]

@@ -5,7 +5,6 @@ docs/faults.md is the table: rows R21 to R25.
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -28,7 +27,16 @@ from rnncls.system import device
 from rnncls.system.launch import launch_of, meeting_place
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
-from tests.helpers import PYTHON, ROOT, SAFETY_S, outcome, run_command, started, wait_for
+from tests.helpers import (
+    PYTHON,
+    ROOT,
+    SAFETY_S,
+    mounting,
+    outcome,
+    run_command,
+    started,
+    wait_for,
+)
 from tests.launches import ENDLESS, SMOKE, by_hand, free_port, nursery, wait_for_step
 
 row = pytest.mark.row
@@ -157,10 +165,7 @@ def test_a_disk_that_is_full_ends_all_and_the_run_goes_on_where_there_is_room(
     """A file system with room for a few of the checkpoints, that of 2 processes of one run."""
     small = tmp_path / "small"
     small.mkdir()
-    mount = f"mount -t tmpfs -o size=300k none {small}"
-    unshare = ["unshare", "-rm", "sh", "-c"]
-    if not shutil.which("unshare") or run_command([*unshare, mount]).returncode:
-        pytest.skip("no right to mount a small file system")
+    unshare, mount = mounting(small, "300k")
 
     run_dir = small / "run"
     run = ["model.hidden_size=8", "train.max_steps=100", "train.checkpoint_every=2"]

@@ -41,6 +41,7 @@ from tests.helpers import (
     change_checkpoint,
     config_of,
     endless_run,
+    mounting,
     outcome,
     run_command,
     run_process,
@@ -569,10 +570,7 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     run_dir = small / "run"
-    mount = f"mount -t tmpfs -o size=200k none {small}"
-    unshare = ["unshare", "-rm", "sh", "-c"]
-    if not shutil.which("unshare") or run_command([*unshare, mount]).returncode:
-        pytest.skip("no right to mount a small file system")
+    unshare, mount = mounting(small, "200k")
     words = [
         *SMOKE,
         "model.hidden_size=64",
