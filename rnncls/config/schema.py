@@ -27,6 +27,13 @@ def _without_nul(path: str) -> str:
     return path
 
 
+def _rising(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return lengths of n-grams, each once and the shortest first. Raises: PydanticCustomError."""
+    if len(set(sizes)) < len(sizes):
+        raise PydanticCustomError("twice", "a length that is there twice")
+    return tuple(sorted(sizes))
+
+
 # Far above what is useful, and so low that a product of any three of them fits into 64 bits.
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Steps = Annotated[int, Field(ge=0, le=2**40)]
@@ -37,6 +44,9 @@ FilePaths = FilePath | Annotated[tuple[FilePath, ...], Field(min_length=1, max_l
 FieldName = Annotated[str, Field(min_length=1)]
 FieldNames = FieldName | Annotated[tuple[FieldName, ...], Field(min_length=1, max_length=64)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+NgramSizes = Annotated[
+    tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(max_length=8), AfterValidator(_rising)
+]
 
 
 def _clash(key: str, what: str, expected: str, found: str, remedy: str = "") -> PydanticCustomError:
@@ -146,8 +156,22 @@ class FilesConfig(Section):
     prefix_labels_field: FieldName | None = None
     """Name of the field with a label for every prefix of the sequence, as many as it has tokens;
     for `train.objective: prefix`. null: there are none."""
-    tokens: Literal["ids", "words", "characters"] = "words"
-    """The unit of a sequence: an integer id >= 0, a word between white space, or a character."""
+    tokens: Literal["ids", "words", "characters", "subwords"] = "words"
+    """The unit of a sequence: an integer id >= 0, a word, a character, or a part of a word as
+    byte-pair encoding of the training data finds them (subwords; `pip install 'rnncls[text]'`)."""
+    lowercase: bool = False
+    """Make all letters of a text small before it becomes tokens, as Python's str.lower does."""
+    word_boundaries: Literal["whitespace", "punctuation"] = "whitespace"
+    """Where words end: at white space alone, or also where letters, digits and marks meet
+    (punctuation): docs/data.md has the rule. For words and subwords."""
+    vocabulary_size: Annotated[int, Field(ge=2, le=2**20)] = 4096
+    """Most different subwords, single characters among them; for `tokens: subwords`."""
+    end_token: bool = False
+    """Add a token that marks the end of each sequence, so that n-grams tell its last tokens from
+    others; best for single words by their characters."""
+    token_dropout: BelowOne = 0.0
+    """Probability with which a training step sees <unk> in the place of a token; needs
+    `unknown: unk`."""
     unknown: Literal["unk", "error"] = "unk"
     """How to treat tokens that the training data lacks: replace by <unk>, or raise an error."""
     min_count: Count = 1
@@ -209,6 +233,11 @@ class FilesConfig(Section):
             what = "rare tokens would be unknown, and unknown tokens an error"
             expected = "min_count: 1, or unknown: unk"
             raise _clash("min_count", what, expected, f"{self.min_count}", "data.unknown=unk")
+        if self.token_dropout > 0 and self.unknown == "error":
+            what = "dropped tokens become <unk>, and unknown tokens are an error"
+            expected = "token_dropout: 0, or unknown: unk"
+            found = f"{self.token_dropout}"
+            raise _clash("token_dropout", what, expected, found, "data.unknown=unk")
         return self
 
 
@@ -229,10 +258,26 @@ DataConfig = Annotated[SumModConfig | FilesConfig, Field(discriminator="source")
 class ModelConfig(Section):
     """The model: embedding -> RNN, LSTM or GRU -> pooling of the last layer -> linear head."""
 
-    cell: Literal["rnn", "lstm", "gru"] = "rnn"
-    """Recurrent layers: torch.nn.RNN, LSTM or GRU."""
+    cell: Literal["rnn", "lstm", "gru", "none"] = "rnn"
+    """Recurrent layers: torch.nn.RNN, LSTM or GRU. none: the head sees the mean of the embeddings,
+    which is the n-gram control; what is said below of recurrent layers, pooling and skip is
+    ignored."""
     embedding_dim: Count = 10
     """Size of each token's embedding vector, the input of the first recurrent layer."""
+    ngrams: NgramSizes = ()
+    """Lengths of the n-grams of tokens that have an embedding of their own, such as [2, 3]. That of
+    each n-gram is added to the embedding of the token at which it ends."""
+    ngram_table: Annotated[int, Field(ge=1, le=2**24)] = 65536
+    """Rows of the table of n-gram embeddings; a hash says in which of them an n-gram has its own,
+    which others may share."""
+    positions: Literal["none", "learned"] = "none"
+    """Add a trained vector for its place in the sequence to each token's embedding (learned); needs
+    a largest length, data.max_length."""
+    embeddings: FilePath | None = None
+    """File of word vectors in the text format of GloVe or word2vec, plain or packed, from which the
+    embeddings of the tokens that it has begin; relative to the config file. null: none."""
+    freeze_embeddings: bool = False
+    """Keep the embeddings of tokens as they begin."""
     hidden_size: Count = 256
     """Size of the hidden state of each recurrent layer and direction."""
     num_layers: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -243,11 +288,19 @@ class ModelConfig(Section):
     """Whether the recurrent layers have the biases b_ih and b_hh."""
     dropout: BelowOne = 0.0
     """Dropout probability between recurrent layers; needs num_layers >= 2."""
+    embedding_dropout: BelowOne = 0.0
+    """Dropout probability of each number of the first layer's inputs."""
+    ngram_dropout: BelowOne = 0.0
+    """Dropout probability of each n-gram at each token; needs ngrams."""
+    head_dropout: BelowOne = 0.0
+    """Dropout probability of each number that the head sees."""
     bidirectional: bool = False
     """Also read each sequence from its last token to its first, and use both directions."""
     pooling: Literal["last", "mean", "max", "last_mean_max"] = "last"
     """What the head sees of the last layer's states: the final one of each direction (last), their
     mean or largest value over the sequence's own tokens, or all three side by side."""
+    skip: bool = False
+    """Whether the head also sees, beside the states, the mean of the first layer's inputs."""
     initial_state: Literal["zeros", "learned"] = "zeros"
     """The state before the first token, h_0 and for lstm c_0 of each layer and direction: zeros, or
     parameters that begin at zero and are trained like the others (learned)."""
@@ -266,6 +319,15 @@ class ModelConfig(Section):
             expected = "dropout: 0, or num_layers of at least 2"
             found = f"dropout: {self.dropout}, num_layers: 1"
             raise _clash("dropout", what, expected, found, "model.dropout=0 or model.num_layers=2")
+        if self.ngram_dropout > 0 and not self.ngrams:
+            what = "ngram_dropout acts on n-grams, and model.ngrams has none"
+            expected = "ngram_dropout: 0, or lengths of n-grams"
+            found = f"{self.ngram_dropout}"
+            raise _clash("ngram_dropout", what, expected, found, "model.ngrams=[2,3]")
+        if self.freeze_embeddings and self.embeddings is None:
+            what = "embeddings that nobody has trained would stay as they are drawn"
+            expected = "freeze_embeddings: false, or a file in model.embeddings"
+            raise _clash("freeze_embeddings", what, expected, "true", "model.embeddings=FILE")
         return self
 
 
@@ -358,6 +420,12 @@ class TrainConfig(Section):
     truncate_after: Count | None = None
     """Truncated backpropagation through time: gradients reach back K tokens from the end of each
     sequence, and no further. Another gradient. null: through the whole sequence."""
+    average_weights: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Evaluate, and predict with, a running average of the weights, of which each step keeps this
+    share; 0.999, say. null: the weights themselves."""
+    baseline: Literal["none", "control"] = "none"
+    """What is trained after the run and shown beside it: nothing, or the n-gram control, the same
+    model without its recurrence (control)."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of the classes in the loss: all 1 (none), or inverse to their frequency in training
     (balanced; for `source: files`)."""
@@ -422,6 +490,7 @@ class Config(Section):
             raise _clash("data.layout", what, expected, found, "data.layout=auto")
 
         self._check_objective()
+        self._check_inputs()
         self._check_pieces()
         if isinstance(self.data, SumModConfig):
             self._check_generated(self.data)
@@ -447,12 +516,35 @@ class Config(Section):
             expected += "model.pooling: last"
             found = f"prefix, model.pooling: {self.model.pooling}"
             raise _clash("train.objective", what, expected, found, "model.pooling=last")
+        if self.model.cell == "none" or self.model.skip:
+            found = "model.skip: true" if self.model.skip else "model.cell: none"
+            what = "the mean over a sequence is not known after a prefix"
+            expected += "model.cell: rnn, lstm or gru, and model.skip: false"
+            raise _clash("train.objective", what, expected, f"prefix, {found}")
+        if self.train.baseline == "control":
+            what = "the n-gram control has no answer for a prefix"
+            expected += "train.baseline: none"
+            found = "prefix, train.baseline: control"
+            raise _clash("train.objective", what, expected, found, "train.baseline=none")
         if isinstance(self.data, FilesConfig) and self.data.prefix_labels_field is None:
             what = "files have no prefix labels unless a field is named"
             expected += "data.prefix_labels_field"
             found = "prefix, data.prefix_labels_field: null"
             remedy = "data.prefix_labels_field=NAME, a field with a list of labels"
             raise _clash("train.objective", what, expected, found, remedy)
+
+    def _check_inputs(self) -> None:
+        """Refuse positions without a largest length, and vectors for tokens without names."""
+        if self.model.positions == "learned" and self.data.max_length is None:
+            what = "a table of positions needs a largest length"
+            expected = "model.positions: none, or data.max_length"
+            found = "learned, data.max_length: null"
+            raise _clash("model.positions", what, expected, found, "data.max_length=200")
+        if self.model.embeddings is not None and self.data.source == "sum_mod":
+            what = "word vectors are for words, and data.source is sum_mod"
+            found = self.model.embeddings
+            expected = "data.source: files"
+            raise _clash("model.embeddings", what, expected, found, "model.embeddings=null")
 
     def _check_pieces(self) -> None:
         """Refuse pieces to be computed again that are longer than what has a gradient."""
@@ -545,16 +637,32 @@ def check_size(config: Config, num_embeddings: int, num_classes: int) -> None:
         raise _clash("model.hidden_size", what, expected, f"{size:,} parameters", "smaller sizes")
 
 
+def most_positions(data: SumModConfig | FilesConfig) -> int:
+    """Return how many tokens a sequence has at most, its end token among them; 0 if any number."""
+    if data.max_length is None:
+        return 0
+    has_end = isinstance(data, FilesConfig) and data.end_token
+    return data.max_length + has_end
+
+
 def num_parameters(config: Config, num_embeddings: int, num_classes: int) -> int:
     """Return the number of trainable numbers, by arithmetic alone: nothing is allocated."""
     model = config.model
     directions = 2 if model.bidirectional else 1
-    gates = {"rnn": 1, "lstm": 4, "gru": 3}[model.cell]
+    gates = {"rnn": 1, "lstm": 4, "gru": 3, "none": 0}[model.cell]
 
     # b_ih and b_hh: PyTorch has both.
     biases = 2 if model.bias else 0
 
-    count = num_embeddings * model.embedding_dim
+    num_vectors = num_embeddings
+    if model.ngrams:
+        num_vectors += model.ngram_table
+    if model.positions == "learned":
+        num_vectors += most_positions(config.data)
+    count = num_vectors * model.embedding_dim
+    if model.cell == "none":
+        return count + (model.embedding_dim + 1) * num_classes
+
     for layer in range(model.num_layers):
         # A layer above the first reads the states of both directions.
         inputs = model.embedding_dim if layer == 0 else model.hidden_size * directions
@@ -569,6 +677,8 @@ def num_parameters(config: Config, num_embeddings: int, num_classes: int) -> int
     # The head is linear, with a bias.
     pooled = 3 if model.pooling == "last_mean_max" else 1
     head_inputs = model.hidden_size * directions * pooled
+    if model.skip:
+        head_inputs += model.embedding_dim
     return count + (head_inputs + 1) * num_classes
 
 
