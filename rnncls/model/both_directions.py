@@ -4,6 +4,7 @@ A layer reads what both directions of the layer below say about each token, so t
 the lower layers are kept; the states of the last layer are in memory for one piece at a time.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -19,9 +20,10 @@ from rnncls.model.pooling import Pooled
 
 
 def read_both(
-    embedding: nn.Embedding,
+    inputs_of: Callable[[Rows], Tensor],
     rnn: nn.RNNBase,
     tokens: PackedSequence,
+    rows: Rows,
     start: Reached,
     pieces: Pieces,
     dropout: float,
@@ -29,6 +31,7 @@ def read_both(
 ) -> Reached:
     """Read all tokens of a batch in both directions; as `read` does it in one.
 
+    `inputs_of` makes of the `rows` of tokens, all or some, what the first layer reads, (S, E).
     `start.state` is (num_layers * 2, B, H) each, not None. Truncated, each direction of each layer
     has a gradient for the last K tokens that it reads: in reverse those are the first ones. `keys`
     are those of `dropout_keys`; without them torch's generator draws.
@@ -37,17 +40,16 @@ def read_both(
     backwards = reversed_rows(sizes).to(tokens.data.device)
     orders: list[slice | Tensor] = [slice(None), backwards]
 
-    data = tokens.data
+    data = rows[0]  # of layers above the first: what the layer below has put out
     places = (places_of_packed(tokens, keys),) if keys.of_layers and dropout > 0 else ()
     finals: list[State] = []
     for layer in range(rnn.num_layers):
         is_last = layer == rnn.num_layers - 1
         # The rows of a piece know their places. The generator draws for the whole layer.
-        rows: Rows = (data,)
-        if layer > 0 and places:
+        if layer > 0:
             rows = (data, *places)
-        elif layer > 0 and dropout > 0:
-            rows = (F.dropout(data, dropout),)
+            if dropout > 0 and not places:
+                rows = (F.dropout(data, dropout),)
 
         outputs = []
         pooled = []
@@ -57,7 +59,7 @@ def read_both(
                 tuple(part[number : number + 1] for part in start.state),
                 _of_direction(start.pooled, direction, rnn.hidden_size) if is_last else Pooled(),
             )
-            run = partial(_run_direction, embedding, rnn, layer, direction, dropout, keys)
+            run = partial(_run_direction, inputs_of, rnn, layer, direction, dropout, keys)
             ordered = tuple(each[order] for each in rows)
             collected: list[Collected] | None = None if is_last else []
             reached = read(run, ordered, sizes, before, pieces, collected, reverse=direction == 1)
@@ -74,7 +76,7 @@ def read_both(
 
 
 def _run_direction(
-    embedding: nn.Embedding,
+    inputs_of: Callable[[Rows], Tensor],
     rnn: nn.RNNBase,
     layer: int,
     direction: int,
@@ -84,13 +86,13 @@ def _run_direction(
     batch_sizes: Tensor,
     state: State | None,
 ) -> tuple[Tensor, State]:
-    """Run one direction of one layer over ids (S,) or, above the first layer, inputs (S, W).
+    """Run one direction of one layer over rows of tokens or, above the first layer, inputs (S, W).
 
     Beside the inputs stand their places, where dropout by position acts on them.
     """
     data, *places = rows
     if layer == 0:
-        data = embedding(data)
+        data = inputs_of(rows)
     elif places:
         data = by_position(keys, places[0], dropout)(layer, data)
     return outputs_forward(rnn, layer, direction, data, batch_sizes, state)

@@ -5,10 +5,23 @@ import threading
 import torch
 from torch import Tensor, nn
 
-from rnncls.config import Config, number
+from rnncls.config import Config, FilesConfig, most_positions, number
 from rnncls.config import sizes as sizes_of
 from rnncls.model.classifier import RNNClassifier
+from rnncls.model.inputs import InputDropout
 from rnncls.seeds import mix
+
+# The keys of the section that are no arguments of the model.
+_OTHER_KEYS = {
+    "recurrent_init",
+    "init_gain",
+    "positions",
+    "embeddings",
+    "freeze_embeddings",
+    "embedding_dropout",
+    "ngram_dropout",
+    "head_dropout",
+}
 
 # torch has one generator for all threads: members of a sweep draw their weights one after another.
 _DRAWING = threading.Lock()
@@ -44,8 +57,28 @@ def tensor_shapes(
 def _model_of(config: Config, sizes: tuple[int, int] | None) -> RNNClassifier:
     # The sections of the config name the model's own arguments, except for its initialisation.
     num_tokens, num_classes = sizes or sizes_of(config)
-    options = config.model.model_dump(exclude={"recurrent_init", "init_gain"})
-    return RNNClassifier(num_tokens, num_classes, **options)
+    options = config.model.model_dump(exclude=_OTHER_KEYS)
+    if config.model.positions == "learned":
+        options["num_positions"] = most_positions(config.data)
+    return RNNClassifier(
+        num_tokens,
+        num_classes,
+        **options,
+        input_dropout=input_dropout_of(config),
+        has_unknown=isinstance(config.data, FilesConfig) and config.data.unknown == "unk",
+    )
+
+
+def input_dropout_of(config: Config) -> InputDropout:
+    """Return the dropout probabilities outside the recurrence."""
+    data = config.data
+    model = config.model
+    return InputDropout(
+        tokens=data.token_dropout if isinstance(data, FilesConfig) else 0.0,
+        ngrams=model.ngram_dropout,
+        embedding=model.embedding_dropout,
+        head=model.head_dropout,
+    )
 
 
 @torch.no_grad()

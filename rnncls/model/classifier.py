@@ -1,8 +1,8 @@
-"""The classifier: an embedding, then nn.RNN, nn.LSTM or nn.GRU, then a linear head."""
+"""The classifier: embeddings, then nn.RNN, nn.LSTM, nn.GRU or nothing, then a linear head."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,17 @@ from rnncls.model.dropout import (
     places_of_padded,
 )
 from rnncls.model.gated import PackedGRU, PackedLSTM
+from rnncls.model.inputs import NO_DROPOUT, InputDropout, InputLayer
 from rnncls.model.layers import ignore_compaction, outputs_of_layers
-from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, read
+from rnncls.model.none import NoRecurrence
+from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, is_streamed, read
 from rnncls.model.pooling import (
+    Pooled,
     Pooling,
     nothing_pooled,
     parts_of,
     pooled_with,
+    side_by_side,
     summary_of_padded,
     summary_of_pooled,
 )
@@ -38,14 +42,16 @@ from rnncls.model.recurrence import PackedRNN
 _MODULES: dict[str, Any] = {"rnn": PackedRNN, "lstm": PackedLSTM, "gru": PackedGRU}
 
 
-class RNNClassifier(nn.Module):
+class RNNClassifier(InputLayer):
     """Many-to-one classification of packed sequences of token ids.
 
     For cell rnn, h_t = f(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh) with f = tanh or relu; lstm and gru
-    are torch.nn's. The logits are a linear function of what `pooling` makes of the last layer's h:
-    its value at each sequence's own last token (and, when bidirectional, in reverse at its first),
-    its mean or its largest value over the sequence, or all three. h_0 and c_0 are zeros, or the
-    parameter `initial_state`. Padding is never embedded and never seen by the recurrence.
+    are torch.nn's. x_t is what `InputLayer` makes of token t. The logits are a linear function of
+    what `pooling` makes of the last layer's h: its value at each sequence's own last token (and,
+    when bidirectional, in reverse at its first), its mean or its largest value over the sequence,
+    or all three. With `skip`, the mean of the x_t stands beside it; for cell none, that mean is all
+    there is. h_0 and c_0 are zeros, or the parameter `initial_state`. Padding is never embedded and
+    never seen by the recurrence.
     """
 
     def __init__(
@@ -59,14 +65,34 @@ class RNNClassifier(nn.Module):
         bias: bool = True,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        cell: Literal["rnn", "lstm", "gru"] = "rnn",
+        cell: Literal["rnn", "lstm", "gru", "none"] = "rnn",
         pooling: Pooling = "last",
         initial_state: Literal["zeros", "learned"] = "zeros",
+        ngrams: Sequence[int] = (),
+        ngram_table: int = 65536,
+        num_positions: int = 0,
+        skip: bool = False,
+        input_dropout: InputDropout = NO_DROPOUT,
+        has_unknown: bool = False,
     ) -> None:
-        super().__init__()
-        # Their names, and that of `initial_state`, are those of the tensors in a checkpoint.
-        self.embedding = _embedding(num_embeddings, embedding_dim)
+        super().__init__(
+            num_embeddings,
+            embedding_dim,
+            ngrams,
+            ngram_table,
+            num_positions,
+            input_dropout,
+            has_unknown,
+        )
+        # Without recurrent layers, the mean of what they would read is all that there is.
+        if cell == "none":
+            pooling = "mean"
+            skip = False
+            bidirectional = False
+            initial_state = "zeros"
+            dropout = 0.0
 
+        # The names of modules and parameters are those of the tensors in a checkpoint.
         options: dict[str, Any] = {
             "num_layers": num_layers,
             "bias": bias,
@@ -75,7 +101,11 @@ class RNNClassifier(nn.Module):
         # The gated cells get no dropout of torch's, and their nonlinearities are fixed.
         if cell == "rnn":
             options |= {"nonlinearity": nonlinearity, "dropout": dropout}
-        self.rnn: nn.RNNBase = _MODULES[cell](embedding_dim, hidden_size, **options)
+        self.rnn: nn.RNNBase
+        if cell == "none":
+            self.rnn = cast(nn.RNNBase, NoRecurrence(embedding_dim))
+        else:
+            self.rnn = _MODULES[cell](embedding_dim, hidden_size, **options)
 
         # Between layers; see outputs_of_layers.
         self.dropout = dropout
@@ -84,6 +114,7 @@ class RNNClassifier(nn.Module):
             ignore_compaction()
         self.num_directions = 2 if bidirectional else 1
         self.pooling: Pooling = pooling
+        self.skip = skip
         self.head = nn.Linear(self.summary_size, num_classes)
 
         # h_0 and, for the LSTM, c_0 of each layer and direction, (1 or 2, num_layers * D, H).
@@ -106,7 +137,13 @@ class RNNClassifier(nn.Module):
     def summary_size(self) -> int:
         """How many numbers the head sees of a sequence."""
         width = self.num_directions * self.rnn.hidden_size
-        return width * len(parts_of(self.pooling))
+        of_skip = self.embedding.embedding_dim if self.skip else 0
+        return width * len(parts_of(self.pooling)) + of_skip
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether there are recurrent layers, and so states."""
+        return self.rnn.num_layers > 0
 
     def forward(
         self,
@@ -135,17 +172,18 @@ class RNNClassifier(nn.Module):
 
         Raises: TypeError for anything that is neither packed ids nor `Padded`. ValueError if the
         model is bidirectional and the sequences are padded, for a state of a model that needs the
-        whole sequence, or for one of other sequences.
+        whole sequence, for one of other sequences, or for a sequence beyond the last position.
         """
         if state is not None:
             self._require_pieces("a state")
+        keys = self.with_input_keys(keys)
 
         if isinstance(tokens, Padded):
             summary = self._summary_of_padded(tokens, state, keys)
         else:
             _require_packed_ids(tokens)
             summary = self._summary(tokens, state, pieces, keys)
-        logits: Tensor = self.head(summary)
+        logits: Tensor = self.head(self.drop_summary(summary, keys))
         return logits
 
     def final_state(self, tokens: PackedSequence, state: State | None = None) -> State:
@@ -159,8 +197,9 @@ class RNNClassifier(nn.Module):
         >>> state = model.final_state(pack_sequence([torch.tensor([3, 1])]))
         >>> logits = model(pack_sequence([torch.tensor([4])]), state)
 
-        Raises: TypeError for anything but packed ids. ValueError for two directions, or another
-        pooling than last: such models need the whole sequence. ValueError for a state of others.
+        Raises: TypeError for anything but packed ids. ValueError for two directions, another
+        pooling than last, n-grams and the like: such models need the whole sequence. ValueError for
+        a state of others.
         """
         self._require_pieces("a state")
         _require_packed_ids(tokens)
@@ -176,17 +215,27 @@ class RNNClassifier(nn.Module):
         They are those of the prefix that ends at the token. `state`: as for `forward`.
 
         Raises: TypeError for anything but packed ids. ValueError for two directions, another
-        pooling than last, or a state of other sequences.
+        pooling than last, a skip, or a state of other sequences.
         """
-        self._require_pieces("prefixes")
+        self._require_pieces("prefixes", is_whole=state is None)
         _require_packed_ids(tokens)
         start = self.start_state(tokens, state)
-        outputs, _ = self.run((tokens.data,), tokens.batch_sizes, start)
+        rows = self.token_rows(tokens, NO_KEYS)
+        outputs, _ = self.run(rows, tokens.batch_sizes, start)
         logits: Tensor = self.head(outputs)
         return logits
 
-    def _require_pieces(self, what: str) -> None:
-        """Raise ValueError if the answer is not a function of the state after the last token."""
+    def _require_pieces(self, what: str, is_whole: bool = False) -> None:
+        """Raise ValueError if the answer is not a function of the state after the last token.
+
+        `is_whole`: whether all the tokens before are known.
+        """
+        if not self.is_recurrent:
+            raise ValueError(f"{what} needs recurrent layers: this model has none")
+        if self.skip:
+            raise ValueError(f"{what} needs a model without skip")
+        if self.needs_whole and not is_whole:
+            raise ValueError(f"{what} needs a model without n-grams and positions")
         if self.num_directions == 2:
             raise ValueError(f"{what} needs a model of one direction: this one is bidirectional")
         if self.pooling != "last":
@@ -236,7 +285,7 @@ class RNNClassifier(nn.Module):
         if self.num_directions == 2:
             raise ValueError("padded sequences cannot be run in reverse: padding would come first")
 
-        embedded = self.embedding(padded.tokens.t())  # (T, B, embedding_dim)
+        embedded = self.embed_padded(padded.tokens, keys)  # (T, B, embedding_dim)
         if state is None:
             state = self._initial_state(len(padded.lengths))
         else:
@@ -246,12 +295,17 @@ class RNNClassifier(nn.Module):
         if keys.of_layers:
             more.append(places_of_padded(padded.tokens, keys))
         outputs, _ = self._outputs(embedded, None, state, self._drop(more, keys))
-        return summary_of_padded(self.pooling, outputs, padded.lengths)
+        summary = summary_of_padded(self.pooling, outputs, padded.lengths)
+        if not self.skip:
+            return summary
+        return side_by_side([summary, summary_of_padded("mean", embedded, padded.lengths)])
 
     def _summary(
         self, tokens: PackedSequence, state: State | None, pieces: Pieces, keys: Keys
     ) -> Tensor:
         """Return what the head sees of packed sequences, (B, summary_size)."""
+        if not self.is_recurrent:
+            pieces = WHOLE
         sizes = tokens.batch_sizes
         start = self.start_state(tokens, state) or ()
         nothing = nothing_pooled(self.pooling, int(sizes[0]), self.rnn, self.head.weight)
@@ -261,58 +315,95 @@ class RNNClassifier(nn.Module):
             start = zero_state(self.rnn, self.head.weight, self._num_states, int(sizes[0]))
 
         run = partial(self.run, keys=keys)
+        rows = self.token_rows(tokens, keys)
+        if self.skip and not is_streamed(rows):
+            # Once for both that read it.
+            rows = (self.embed(rows, keys),)
+
         if self.num_directions == 1:
-            rows = self.rows_of(tokens, is_cut, keys)
-            reached = read(run, rows, sizes, Reached(start, nothing), pieces)
+            of_layers = self._rows_of_layers(tokens, is_cut, keys)
+            reached = read(run, (*rows, *of_layers), sizes, Reached(start, nothing), pieces)
         elif is_cut:
             dropout = self.dropout if self.training else 0.0
-            reached = read_both(
-                self.embedding, self.rnn, tokens, Reached(start, nothing), pieces, dropout, keys
-            )
+            inputs = partial(self._inputs_of, keys=keys)
+            before = Reached(start, nothing)
+            reached = read_both(inputs, self.rnn, tokens, rows, before, pieces, dropout, keys)
         else:
             # The reverse direction begins at the end, so that no state can go before it is done.
-            outputs, final = run(self.rows_of(tokens, is_cut, keys), sizes, start or None)
+            of_layers = self._rows_of_layers(tokens, is_cut, keys)
+            outputs, final = run((*rows, *of_layers), sizes, start or None)
             reached = Reached(final, pooled_with(nothing, outputs, sizes))
 
-        # Of (num_layers * D, B, H) the last D are the last layer's.
-        hidden = reached.state[0][-self.num_directions :]
-        last = hidden[0] if self.num_directions == 1 else hidden.transpose(0, 1).flatten(1)
+        last = self._last(reached.state)
         summary = summary_of_pooled(self.pooling, reached.pooled, last, sizes)
+        if self.skip:
+            summary = side_by_side([summary, self._means(rows, sizes, keys)])
 
         # Without indices, the sequences were given longest first.
         if tokens.unsorted_indices is None:
             return summary
         return summary.index_select(0, tokens.unsorted_indices)
 
+    def _last(self, state: State) -> Tensor | None:
+        """Return the last layer's states, (B, D * H); None without recurrent layers."""
+        if not self.is_recurrent:
+            return None
+        # Of (num_layers * D, B, H) the last D are the last layer's.
+        hidden = state[0][-self.num_directions :]
+        return hidden[0] if self.num_directions == 1 else hidden.transpose(0, 1).flatten(1)
+
+    def _means(self, rows: Rows, sizes: Tensor, keys: Keys) -> Tensor:
+        """Return the mean of what the first layer reads of each sequence, (B, embedding_dim)."""
+        zeros = self.head.weight.new_zeros(int(sizes[0]), self.embedding.embedding_dim)
+        reached = read(
+            lambda rows, *_: (self._inputs_of(rows, keys), ()),
+            rows,
+            sizes,
+            Reached((), Pooled(zeros)),
+        )
+        return summary_of_pooled("mean", reached.pooled, None, sizes)
+
     def rows_of(self, tokens: PackedSequence, is_cut: bool, keys: Keys) -> Rows:
-        """Return what `run` reads: ids (S,), and what says which inputs of the layers stay.
+        """Return what `run` reads: rows of tokens, and what says which inputs of layers stay.
 
         `is_cut`: whether they are read in pieces, whose dropout is to be that of the whole.
         """
-        if not self._drops:
-            return (tokens.data,)
+        return *self.token_rows(tokens, keys), *self._rows_of_layers(tokens, is_cut, keys)
+
+    def _rows_of_layers(self, tokens: PackedSequence, is_cut: bool, keys: Keys) -> Rows:
+        """Return what says which inputs of the layers above the first stay: of S rows each."""
+        if not self._drops_layers:
+            return ()
         if keys.of_layers:
-            return tokens.data, places_of_packed(tokens, keys)
+            return (places_of_packed(tokens, keys),)
         if not is_cut:
-            return (tokens.data,)
+            return ()
         shape = (len(tokens.data), self.rnn.hidden_size)
         count = self.rnn.num_layers - 1
-        return tokens.data, *draw_masks(self.head.weight, shape, self.dropout, count)
+        return tuple(draw_masks(self.head.weight, shape, self.dropout, count))
 
     def run(
         self, rows: Rows, batch_sizes: Tensor, state: State | None, keys: Keys = NO_KEYS
     ) -> tuple[Tensor, State]:
-        """Run rows of `rows_of`, all or some: with its keys, a `Run` as read wants it."""
-        ids, *more = rows
-        return self._outputs(self.embedding(ids), batch_sizes, state, self._drop(more, keys))
+        """Run rows of `rows_of`, all or some: with its keys, a `Run` as read wants it.
+
+        In the place of the rows of tokens may stand what the first layer reads of them.
+        """
+        count = 1 if rows[0].is_floating_point() else self.num_token_rows(keys)
+        drop = self._drop(rows[count:], keys)
+        return self._outputs(self._inputs_of(rows[:count], keys), batch_sizes, state, drop)
+
+    def _inputs_of(self, rows: Rows, keys: Keys) -> Tensor:
+        """Return what the first layer reads of rows of tokens, (S, embedding_dim)."""
+        return rows[0] if rows[0].is_floating_point() else self.embed(rows, keys)
 
     @property
-    def _drops(self) -> bool:
+    def _drops_layers(self) -> bool:
         return self.training and self.dropout > 0
 
     def _drop(self, more: Sequence[Tensor], keys: Keys) -> Drop | None:
         """Return how dropout acts, or None; `more` is what `rows_of` returns beside the ids."""
-        if not self._drops:
+        if not self._drops_layers:
             return None
         if keys.of_layers:
             return by_position(keys, more[0], self.dropout)
@@ -321,7 +412,9 @@ class RNNClassifier(nn.Module):
     def _outputs(
         self, data: Tensor, batch_sizes: Tensor | None, state: State | None, drop: Drop | None
     ) -> tuple[Tensor, State]:
-        """Run all layers over embedded tokens; all as in `outputs_of_layers`."""
+        """Run all layers over what the first one reads; all as in `outputs_of_layers`."""
+        if not self.is_recurrent:
+            return data, ()
         if drop is not None:
             return outputs_of_layers(self.rnn, data, batch_sizes, state, drop)
 
@@ -335,16 +428,6 @@ class RNNClassifier(nn.Module):
             packed, final = self.rnn(PackedSequence(data, batch_sizes), start)
             outputs = packed.data
         return outputs, final if isinstance(final, tuple) else (final,)
-
-
-def _embedding(num_embeddings: int, embedding_dim: int) -> nn.Embedding:
-    """Return nn.Embedding(num_embeddings, embedding_dim), which may be on the meta device."""
-    # There the module's own random numbers would import torch._dynamo, which takes as long as torch
-    # itself. On a real device they are the first weights, and must stay what they are.
-    if torch.empty(0).is_meta:
-        weight = torch.empty(num_embeddings, embedding_dim)
-        return nn.Embedding(num_embeddings, embedding_dim, _weight=weight)
-    return nn.Embedding(num_embeddings, embedding_dim)
 
 
 def _require_packed_ids(tokens: object) -> None:

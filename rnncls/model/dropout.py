@@ -1,4 +1,4 @@
-"""Dropout between layers: which inputs of a layer stay, and how they reach it.
+"""Dropout: which inputs of a layer stay, and how they reach it.
 
 There are two ways. By position, whether a number stays is a function of a key for the layer, its
 sequence's row in the batch, its token's time step and its column. Nothing else matters: neither how
@@ -19,13 +19,24 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.data.batches import ranks_of
+from rnncls.model.splitmix import GOLDEN, finalize, signed
 from rnncls.seeds import mix
+
+
+class InputKeys(NamedTuple):
+    """The keys of dropout outside the recurrence, which always goes by position."""
+
+    tokens: int
+    ngrams: int
+    embedding: int
+    head: int
 
 
 class Keys(NamedTuple):
     """What dropout by position is a function of, besides the positions.
 
     `of_layers`: one number for each layer but the first; none means that torch's generator draws.
+    `of_inputs`: those outside the recurrence; None: torch's generator draws the keys.
     A batch may be every n-th row of a larger one, whose rows then count: first_row, first_row +
     row_step and so on.
     """
@@ -33,6 +44,7 @@ class Keys(NamedTuple):
     of_layers: tuple[int, ...] = ()
     first_row: int = 0
     row_step: int = 1
+    of_inputs: InputKeys | None = None
 
 
 NO_KEYS = Keys()
@@ -45,23 +57,23 @@ _PAIRS = 2**15
 _PAIRS_CUDA = 2**22
 
 
-def _signed(number: int) -> int:
-    """Return the int64 of the same 64 bits: torch's integers are signed, and wrap around."""
-    return number - 2**64 if number >= 2**63 else number
-
-
-# The constants of SplitMix64, as in seeds.py.
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_FIRST_FACTOR = _signed(0xBF58476D1CE4E5B9)
-_SECOND_FACTOR = _signed(0x94D049BB133111EB)
-
 # Turned over, the highest bit of both halves makes signed halves compare as unsigned ones do.
-_HIGHEST_BITS = _signed(0x8000000080000000)
+_HIGHEST_BITS = signed(0x8000000080000000)
 
 
 def dropout_keys(seed: int, step: int, num_layers: int) -> tuple[int, ...]:
     """Return the key of each layer but the first for the step that follows `step` steps."""
     return tuple(mix(seed, "dropout", step, layer) for layer in range(1, num_layers))
+
+
+def input_keys(seed: int, step: int) -> InputKeys:
+    """Return the keys of dropout outside the recurrence for the step that follows `step` steps."""
+    return InputKeys(*(mix(seed, f"{name}_dropout", step) for name in InputKeys._fields))
+
+
+def random_input_keys() -> InputKeys:
+    """Return such keys as torch's generator draws them."""
+    return InputKeys(*torch.randint(-(2**63), 2**63 - 1, (len(InputKeys._fields),)).tolist())
 
 
 def places_of_packed(tokens: PackedSequence, keys: Keys = NO_KEYS) -> Tensor:
@@ -79,6 +91,11 @@ def places_of_packed(tokens: PackedSequence, keys: Keys = NO_KEYS) -> Tensor:
     return _places(rows, times.to(device), keys)
 
 
+def places_of_sequences(count: int, device: torch.device, keys: Keys = NO_KEYS) -> Tensor:
+    """Return the places of what there is once for each of B sequences, (B,) int64."""
+    return _places(torch.arange(count, device=device), torch.zeros((), dtype=torch.int64), keys)
+
+
 def places_of_padded(tokens: Tensor, keys: Keys = NO_KEYS) -> Tensor:
     """Return the places, (T, B), of padded sequences (B, T); otherwise as `places_of_packed`."""
     num_sequences, longest = tokens.shape
@@ -89,7 +106,7 @@ def places_of_padded(tokens: Tensor, keys: Keys = NO_KEYS) -> Tensor:
 def _places(rows: Tensor, times: Tensor, keys: Keys) -> Tensor:
     if keys.row_step > 1:
         rows = keys.first_row + keys.row_step * rows
-    return ((rows << 32) + times + 1) * _GOLDEN
+    return ((rows << 32) + times + 1) * GOLDEN
 
 
 def kept(key: int, places: Tensor, width: int, dropout: float) -> Tensor:
@@ -110,7 +127,7 @@ def kept(key: int, places: Tensor, width: int, dropout: float) -> Tensor:
         return places.new_zeros((*places.shape, width), dtype=torch.bool)
 
     begins: Any = places.flatten() + key
-    pairs: Any = torch.arange(1, (width + 1) // 2 + 1, device=places.device) * _GOLDEN
+    pairs: Any = torch.arange(1, (width + 1) // 2 + 1, device=places.device) * GOLDEN
     stays = places.new_empty((len(begins), 2 * len(pairs)), dtype=torch.bool)
     result: Any = stays
     half: Any = torch.int32
@@ -121,39 +138,28 @@ def kept(key: int, places: Tensor, width: int, dropout: float) -> Tensor:
         half = np.int32
         most = _PAIRS
 
-    begins = _finalize(begins)
+    begins = finalize(begins)
     step = max(1, most // len(pairs))
     for first in range(0, len(begins), step):
-        drawn = _finalize(begins[first : first + step, None] + pairs)
+        drawn = finalize(begins[first : first + step, None] + pairs)
         drawn ^= _HIGHEST_BITS
         # In the machine's order of bytes, which is little-endian, the lower half comes first.
         result[first : first + step] = drawn.view(half) >= least
     return stays.view(*places.shape, -1)[..., :width]
 
 
-def _finalize(numbers: Any) -> Any:
-    """Apply the finalizer of SplitMix64 in place to int64 numbers, NumPy's or torch's."""
-    # A shift of signed numbers fills up with the sign, which does not belong there.
-    for count, factor in ((30, _FIRST_FACTOR), (27, _SECOND_FACTOR), (31, 1)):
-        shifted = numbers >> count
-        shifted &= 2 ** (64 - count) - 1
-        numbers ^= shifted
-        if factor != 1:
-            numbers *= factor
-    return numbers
+def dropped(key: int, places: Tensor, data: Tensor, dropout: float) -> Tensor:
+    """Return the numbers of `data`, in the shape of `places` and W, of which some are left out."""
+    # As a float32, so that what stays has the same bits whoever computes it.
+    scale = float(np.float32(1 / (1 - dropout)))
+    stays = kept(key, places, data.shape[-1], dropout)
+    # The backward pass needs the mask alone, a byte for each number.
+    return (data * scale).mul_(stays)
 
 
 def by_position(keys: Keys, places: Tensor, dropout: float) -> Drop:
     """Return dropout as a function of `places`, (S,) or (T, B)."""
-    # As a float32, so that what stays has the same bits whoever computes it.
-    scale = float(np.float32(1 / (1 - dropout)))
-
-    def drop(layer: int, data: Tensor) -> Tensor:
-        stays = kept(keys.of_layers[layer - 1], places, data.shape[-1], dropout)
-        # The backward pass needs the mask alone, a byte for each number.
-        return (data * scale).mul_(stays)
-
-    return drop
+    return lambda layer, data: dropped(keys.of_layers[layer - 1], places, data, dropout)
 
 
 def by_generator(dropout: float) -> Drop:

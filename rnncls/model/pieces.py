@@ -113,9 +113,9 @@ def read(
     added to `collected`. `reverse`: the rows are those of sequences read backwards.
     """
     longest = len(batch_sizes)
-    most = STREAMED_ROWS_CUDA if rows[0].is_cuda else STREAMED_ROWS
+    most = _most_streamed(rows)
     wants_gradient = torch.is_grad_enabled()
-    is_cut = pieces.cut(longest) if wants_gradient else len(rows[0]) > most
+    is_cut = pieces.cut(longest) if wants_gradient else is_streamed(rows)
     if not is_cut and collected is None:
         outputs, state = run(rows, batch_sizes, start.state or None)
         return Reached(state, pooled_with(start.pooled, outputs, batch_sizes, latest=reverse))
@@ -140,6 +140,15 @@ def read(
         before = reading.read(head, start, edges_by_rows(head.sizes, most))
     reached = before.detach().followed_by(start)
     return reading.read(tail, reached, _edges(after, every), every is not None)
+
+
+def is_streamed(rows: Rows) -> bool:
+    """Return whether rows are read in pieces because there are many, and no gradient is wanted."""
+    return not torch.is_grad_enabled() and len(rows[0]) > _most_streamed(rows)
+
+
+def _most_streamed(rows: Rows) -> int:
+    return STREAMED_ROWS_CUDA if rows[0].is_cuda else STREAMED_ROWS
 
 
 class _Reading(NamedTuple):

@@ -122,18 +122,18 @@ def lengths_of(batch_sizes: Tensor) -> Tensor:
 
 
 def summary_of_pooled(
-    pooling: Pooling, pooled: Pooled, last: Tensor, batch_sizes: Tensor
+    pooling: Pooling, pooled: Pooled, last: Tensor | None, batch_sizes: Tensor
 ) -> Tensor:
     """Return what the head sees, (B, W) or, of last_mean_max, (B, 3 * W), longest sequence first.
 
-    `last` (B, W): the state at which each direction ends.
+    `last` (B, W): the state at which each direction ends, if there is one.
     """
     parts = []
     for part in parts_of(pooling):
-        if part == "last":
+        if part == "last" and last is not None:
             parts.append(last)
         elif part == "mean" and pooled.total is not None:
-            lengths = lengths_of(batch_sizes).to(last.device)
+            lengths = lengths_of(batch_sizes).to(pooled.total.device)
             parts.append(pooled.total / lengths.unsqueeze(1))
         elif pooled.largest is not None:
             parts.append(pooled.largest)

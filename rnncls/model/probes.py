@@ -42,7 +42,7 @@ def states_of(network: RNNClassifier, tokens: PackedSequence) -> list[LayerState
     """Return the inputs and the states of every layer, without dropout; the last layer is last."""
     num_directions = network.num_directions
     start = network.start_state(tokens)
-    data = network.embedding(tokens.data)
+    data = network.embedded(tokens)
     layers = []
     for layer in range(network.rnn.num_layers):
         before = None if start is None else state_of_layer(network.rnn, layer, start)
@@ -103,7 +103,7 @@ def gradients_through_time(
     # Zeros that are added to the states: the gradient of a zero is that of its state.
     taps: list[tuple[Tensor, ...]] = []
     with torch.enable_grad():
-        data = network.embedding(tokens.data)
+        data = network.embedded(tokens)
         for layer in range(rnn.num_layers):
             outputs = []
             of_layer = []

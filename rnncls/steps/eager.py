@@ -10,7 +10,7 @@ from torch import Tensor
 from rnncls.config import Config
 from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.errors import NonFiniteError, Problem
-from rnncls.model.dropout import NO_KEYS, Keys, dropout_keys
+from rnncls.model.dropout import NO_KEYS, Keys, dropout_keys, input_keys
 from rnncls.model.losses import sequence_losses
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.seeds import mix
@@ -186,12 +186,14 @@ def _gradients_of_share(
 def draw_dropout(state: TrainState, config: Config) -> Keys:
     """Return the keys of the next step's dropout, or seed torch's generator for it."""
     # Either way dropout is a function of seed and step, so that a resumed run has the same.
-    if config.model.dropout == 0:
-        return NO_KEYS
-    if state.step_rules == 1:
+    keys = NO_KEYS
+    if config.model.dropout > 0 and state.step_rules == 1:
         torch.manual_seed(mix(config.seed, "dropout", state.step))
-        return NO_KEYS
-    return Keys(dropout_keys(config.seed, state.step, config.model.num_layers))
+    elif config.model.dropout > 0:
+        keys = Keys(dropout_keys(config.seed, state.step, config.model.num_layers))
+    if max(state.model.input_dropout) > 0:
+        keys = keys._replace(of_inputs=input_keys(config.seed, state.step))
+    return keys
 
 
 def _culprits(logits: Tensor, labels: Tensor, world: World | None) -> list[int]:

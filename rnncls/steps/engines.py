@@ -20,6 +20,7 @@ import torch
 from rnncls.config import Config, ModelConfig
 from rnncls.data import Task
 from rnncls.errors import MachineError, Problem
+from rnncls.model.build import input_dropout_of
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.steps.eager import eager_steps
 from rnncls.steps.state import TrainState
@@ -140,6 +141,10 @@ def why_not(
     if device.type != required:
         return f"the device is {device.type}"
 
+    reason = _why_not_inputs(config)
+    if reason:
+        return reason
+
     # Both are written for a recurrence that began at zero and is kept as a whole.
     if config.model.initial_state != "zeros":
         return f"model.initial_state is {config.model.initial_state}"
@@ -153,6 +158,22 @@ def why_not(
     if engine == "captured":
         return _why_not_captured(config)
     return _why_not_compiled(config, step_rules)
+
+
+def _why_not_inputs(config: Config) -> str:
+    # Both embed tokens and nothing else, and have a recurrence.
+    model = config.model
+    if model.cell == "none":
+        return "model.cell is none"
+    if model.ngrams:
+        return "model.ngrams has some"
+    if model.positions != "none":
+        return f"model.positions is {model.positions}"
+    if model.skip:
+        return "model.skip is true"
+    if max(input_dropout_of(config)) > 0:
+        return "there is dropout outside the recurrence"
+    return ""
 
 
 def _why_not_captured(config: Config) -> str:
