@@ -434,7 +434,9 @@ def test_a_run_from_before_pictures_is_resumed_without_any(before: Path) -> None
     assert read_checkpoint(find_newest(folder / "run")).config.train.plots is False
 
 
-@pytest.mark.parametrize("version", ["before_pooling", "before_rules", "before_board"])
+@pytest.mark.parametrize(
+    "version", ["before_pooling", "before_rules", "before_board", "before_text"]
+)
 def test_a_run_of_an_earlier_version_is_evaluated_and_predicts_as_it_did_then(
     before: Path, version: str
 ) -> None:
@@ -458,6 +460,7 @@ OLD_RULES = ("before_pooling", "before_rules")
         ("before_rules", ("gru", "lstm")),
         ("before_board", ("rnn", "gru")),
         ("before_processes", ("rnn", "gru")),
+        ("before_text", ("rnn", "gru")),
     ],
 )
 def test_a_sweep_of_an_earlier_version_is_completed_as_it_was_then(
@@ -517,3 +520,16 @@ def test_a_run_from_before_processes_is_resumed_by_two_as_it_was_by_one(
     rows = rows_of(run_dir / "metrics.jsonl")
     assert_rows_as_then(rows, rows_of(folder / "resumed" / "metrics.jsonl"), 1e-3)
     assert read_status(run_dir)["world_size"] == 2
+
+
+# --- a run on words from before n-grams and the control
+
+
+def test_a_run_from_before_ngrams_is_resumed_without_them(before: Path) -> None:
+    folder = with_files_here(before / "before_text")
+    assert_resumed_as_then(folder)
+
+    config = read_checkpoint(find_newest(folder / "run")).config
+    assert (config.model.ngrams, config.model.skip, config.model.positions) == ((), False, "none")
+    assert (config.train.baseline, config.train.average_weights) == ("none", None)
+    assert not (folder / "run" / "control").exists()
