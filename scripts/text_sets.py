@@ -64,10 +64,21 @@ FEWEST_CHARACTERS = 50
 MOST_CHARACTERS = 300
 
 # Modules of Pygments with the names that a language has built in.
-LANGUAGES = """asy cocoa csound lasso lilypond openedge php scheme scilab stata vim""".split()
+LANGUAGES = ["asy", "cocoa", "csound", "lasso", "lilypond", "openedge", "php", "scheme"]
+LANGUAGES += ["scilab", "stata", "vim"]
 NAME = re.compile(r"\S{3,40}")
 
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+# What a token of each set is.
+TOKENS = {
+    "texts": "words",
+    "words": "characters",
+    "code": "subwords",
+    "functions": "ids",
+    "pixels": "ids",
+}
 
 
 class Row(NamedTuple):
