@@ -220,6 +220,16 @@ def read_results(folder: Path) -> dict[str, Result]:
     return {name: result for name, result in found.items() if result}
 
 
+def renewed(kept: Result | None, measured: Result) -> Result:
+    """Return a result that was measured anew, with the runs that are kept, if they are of this set.
+
+    Other versions of the packages make other sets.
+    """
+    if kept is None or (kept.rows, kept.majority) != (measured.rows, measured.majority):
+        return measured
+    return measured.model_copy(update={"runs": kept.runs})
+
+
 def with_run(result: Result, way: str, run: KeptRun) -> Result:
     """Return a result with one more run, in the place of one with the same seed."""
     others = [each for each in result.runs.get(way, []) if each.seed != run.seed]
@@ -328,8 +338,7 @@ def reproduce(
         path = results / f"{name}.json"
         result = read_result(path)
         if result is None or not (out / name / "tfidf.json").exists():
-            measured = measure_set(name, sets / name, out / name)
-            result = measured.model_copy(update={"runs": result.runs if result else {}})
+            result = renewed(result, measure_set(name, sets / name, out / name))
             keep(path, result)
             say(f"{name}: TF-IDF: {result.tfidf.accuracy:.4f}")
 
