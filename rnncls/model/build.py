@@ -10,6 +10,12 @@ from rnncls.config import sizes as sizes_of
 from rnncls.model.classifier import RNNClassifier
 from rnncls.seeds import mix
 
+# How the weights begin, and which of them stay so.
+_NOT_OF_THE_CLASSIFIER = {"recurrent_init", "init_gain", "embeddings", "freeze_embeddings"}
+# What the classifier does not have yet.
+_NOT_OF_THE_CLASSIFIER |= {"ngrams", "ngram_table", "positions", "skip"}
+_NOT_OF_THE_CLASSIFIER |= {"embedding_dropout", "ngram_dropout", "head_dropout"}
+
 # torch has one generator for all threads: members of a sweep draw their weights one after another.
 _DRAWING = threading.Lock()
 
@@ -44,8 +50,10 @@ def tensor_shapes(
 def _model_of(config: Config, sizes: tuple[int, int] | None) -> RNNClassifier:
     # The sections of the config name the model's own arguments, except for its initialisation.
     num_tokens, num_classes = sizes or sizes_of(config)
-    options = config.model.model_dump(exclude={"recurrent_init", "init_gain"})
-    return RNNClassifier(num_tokens, num_classes, **options)
+    options = config.model.model_dump(exclude=_NOT_OF_THE_CLASSIFIER)
+    model = RNNClassifier(num_tokens, num_classes, **options)
+    model.embedding.weight.requires_grad_(not config.model.freeze_embeddings)
+    return model
 
 
 @torch.no_grad()

@@ -98,7 +98,9 @@ def restore_optimizer(
     Raises: CheckpointError unless the checkpoint has exactly these, each of its parameter's shape
     (or 0-d), with values that an optimizer can reach.
     """
-    parameters = dict(model.named_parameters())
+    # Frozen ones are none of the optimizer's.
+    named = model.named_parameters()
+    parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
 
     # An optimizer has no state before its first update, and a skipped step makes none.
     expected: set[str] = set()

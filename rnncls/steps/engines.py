@@ -143,6 +143,9 @@ def why_not(
     # Both are written for a recurrence that began at zero and is kept as a whole.
     if config.model.initial_state != "zeros":
         return f"model.initial_state is {config.model.initial_state}"
+    # They store the weights, gradients and moments of all parameters end to end.
+    if config.model.freeze_embeddings:
+        return "model.freeze_embeddings is true"
     if config.train.objective != "sequence":
         return f"train.objective is {config.train.objective}"
     if config.train.recompute_every is not None:
