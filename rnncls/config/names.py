@@ -79,6 +79,7 @@ _OTHER_NAMES = {
     "schedule.name": "lr_schedule lr_scheduler lr_scheduler_type schedule scheduler",
     "schedule.warmup_steps": "num_warmup_steps warm_up warmup",
     "schedule.min_lr": "eta_min final_lr lr_min",
+    "train.average_weights": "averaging ema ema_decay polyak swa weight_averaging",
     "train.max_steps": "iterations iters max_iter max_iters n_steps num_iterations num_steps steps "
     "train_steps",
     "train.max_epochs": "epoch epochs n_epoch n_epochs num_epochs num_train_epochs",

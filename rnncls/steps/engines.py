@@ -146,6 +146,9 @@ def why_not(
     # They store the weights, gradients and moments of all parameters end to end.
     if config.model.freeze_embeddings:
         return "model.freeze_embeddings is true"
+    # They do not move an average.
+    if config.train.average_weights is not None:
+        return f"train.average_weights is {config.train.average_weights}"
     if config.train.objective != "sequence":
         return f"train.objective is {config.train.objective}"
     if config.train.recompute_every is not None:

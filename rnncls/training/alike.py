@@ -36,7 +36,8 @@ def be_alike(world: World, state: TrainState, task: Task, engine: str) -> None:
     world.require_same("the config", _without_places(task), MachineError)
 
     # They are the same where the machines compute alike; nobody has to believe that they do.
-    world.share_weights([*state.model.parameters(), *_optimizer_tensors(state)])
+    averages = () if state.average is None else state.average.parameters()
+    world.share_weights([*state.model.parameters(), *averages, *_optimizer_tensors(state)])
 
 
 def _require_own_gpu(world: World, device: torch.device) -> None:

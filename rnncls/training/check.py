@@ -73,7 +73,7 @@ def check_training(config: Config, init_from: str | Path | None = None) -> Check
         # Before the engine's steps: these change the weights of the state.
         started_at = time.perf_counter()
         val_batch = next(iter(task.validation()))
-        scores = score(state.model, [val_batch])
+        scores = score(state.evaluated, [val_batch])
         eval_seconds_per_sequence = (time.perf_counter() - started_at) / len(scores.labels)
 
         batch = next(task.batches(0, 1))

@@ -12,6 +12,7 @@ from rnncls.model.recurrence import PackedLayers
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.restore import fitting_weights, is_finite, restore_optimizer
+from rnncls.steps.average import average_of
 from rnncls.steps.optim import build_optimizer, state_names
 from rnncls.steps.state import TrainState
 from rnncls.system.device import prepare_device
@@ -23,7 +24,7 @@ def new_state(
 ) -> TrainState:
     """Return a fresh model and optimizer on the config's device.
 
-    `source`: a checkpoint to take the weights from, instead of initial ones; then the file of
+    `source`: a checkpoint to take the weights from, or their average; then the file of
     `model.embeddings` is not read. `step_rules`: those of a new run, unless it belongs to a sweep
     that began by others.
 
@@ -45,10 +46,15 @@ def new_state(
     if weights is not None:
         model.load_state_dict(weights)
 
+    average = None
+    if config.train.average_weights is not None:
+        average = average_of(model)
+
     # A run of no steps evaluates its first weights and is over.
     return TrainState(
         model,
         optimizer,
+        average=average,
         due=task.max_steps == 0,
         best_metric=config.train.best_metric,
         step_rules=step_rules,
@@ -125,6 +131,9 @@ def restored_state(checkpoint: Checkpoint, task: Task) -> TrainState:
             )
         )
 
+    # The state has begun with the average of the weights, where there is one.
+    if checkpoint.average:
+        state.model.load_state_dict(checkpoint.model)
     optimizer_state = state_names(task.config.optimizer)
     restore_optimizer(checkpoint, state.model, state.optimizer, optimizer_state)
 
