@@ -223,6 +223,7 @@ def outcome(run_dir: Path) -> Outcome:
     """Return final tensors as bytes, logged lines and counters: all but what the clock decides."""
     checkpoint = read_checkpoint(find_newest(run_dir))
     tensors = {**checkpoint.model, **checkpoint.optim}
+    tensors |= {f"average/{name}": tensor for name, tensor in checkpoint.average.items()}
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     timeless = [
         {key: value for key, value in line.items() if "per_second" not in key} for line in lines

@@ -104,6 +104,8 @@ def _train(case: Case, result: Path, run_dir: Path, world: World | None) -> None
 def bits_of(state: TrainState) -> str:
     """Return a hash of all weights and of all that the optimizer has to each of them."""
     digest = hashlib.sha256()
+    for average in state.evaluated.parameters():
+        digest.update(average.detach().numpy().tobytes())
     for parameter in state.model.parameters():
         digest.update(parameter.detach().numpy().tobytes())
         for _, value in sorted(state.optimizer.state[parameter].items()):

@@ -189,6 +189,7 @@ def _validate(
         if source in SOURCES:
             places.source = source
         _resolve_paths(data, folder, places)
+    _resolve_vectors(raw.get("model"), folder, places)
 
     try:
         config = Config.model_validate(raw)
@@ -230,6 +231,13 @@ def _resolve_paths(data: dict[str, Any], folder: Path, places: Places) -> None:
             data[key] = tuple(_absolute(base, path) for path in paths)
         else:
             data[key] = _absolute(base, paths)
+
+
+def _resolve_vectors(model: Any, folder: Path, places: Places) -> None:
+    """Make the path of word vectors absolute, as those of the data section."""
+    if isinstance(model, dict) and "embeddings" in model:
+        base = Path() if ("model", "embeddings") in places.overrides else folder
+        model["embeddings"] = _absolute(base, model["embeddings"])
 
 
 def _absolute(folder: Path, path: Any) -> Any:

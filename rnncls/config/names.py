@@ -53,7 +53,10 @@ _OTHER_NAMES = {
     "data.modulus": "base classes mod n n_classes num_classes",
     "model.cell": "arch architecture cell_type model model_type rnn rnn_type",
     "model.embedding_dim": "emb emb_dim emb_size emb_sz embed_dim embed_size embedding "
-    "embedding_size embeddings",
+    "embedding_size",
+    "model.embeddings": "embedding_file embeddings_file glove pretrained_embeddings vectors "
+    "word2vec word_vectors",
+    "model.freeze_embeddings": "freeze freeze_embedding",
     "model.hidden_size": "hidden hidden_dim hidden_layer_sizes hidden_units n_hid n_hidden "
     "nhid num_hidden num_units rnn_size size units width",
     "model.num_layers": "depth layers n_layers nlayers num_hidden_layers",
@@ -76,6 +79,7 @@ _OTHER_NAMES = {
     "schedule.name": "lr_schedule lr_scheduler lr_scheduler_type schedule scheduler",
     "schedule.warmup_steps": "num_warmup_steps warm_up warmup",
     "schedule.min_lr": "eta_min final_lr lr_min",
+    "train.average_weights": "averaging ema ema_decay polyak swa weight_averaging",
     "train.max_steps": "iterations iters max_iter max_iters n_steps num_iterations num_steps steps "
     "train_steps",
     "train.max_epochs": "epoch epochs n_epoch n_epochs num_epochs num_train_epochs",

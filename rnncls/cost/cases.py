@@ -136,6 +136,7 @@ def _generated(config: Config) -> Config:
         return config
     raw = config.model_dump(mode="json")
     raw["data"] = {"source": "sum_mod", "layout": config.data.layout}
+    raw["model"] |= {"embeddings": None, "freeze_embeddings": False}
     raw["train"] |= {"max_epochs": None, "class_weights": "none"}
     return parse_config(raw, "config")
 

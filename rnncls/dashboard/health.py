@@ -109,14 +109,15 @@ def _flat(layers: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
 
 
 def _of_weights(state: TrainState, task: Task) -> dict[str, float]:
-    """Return the 2-norm of each parameter, of its gradient, and how far a step moves it.
+    """Return the 2-norm of each trained parameter, of its gradient, and how far a step moves it.
 
     norm is that of now. Gradient and update are those of the step that comes next; after the last
     step, that one once more. grad_norm is from before clipping. update_ratio is log10 of the
     2-norm of the change over that of the parameter: about -3 is usual.
     """
-    names = [name for name, _ in state.model.named_parameters()]
-    now = [parameter.detach() for parameter in state.model.parameters()]
+    trained = [(name, each) for name, each in state.model.named_parameters() if each.requires_grad]
+    names = [name for name, _ in trained]
+    now = [parameter.detach() for _, parameter in trained]
     norms = _norms(now)
     scalars = {f"weights/norm/{name}": norm for name, norm in zip(names, norms, strict=True)}
     if task.max_steps == 0:
@@ -147,7 +148,7 @@ def _one_step_ahead(state: TrainState, task: Task) -> _Ahead:
     with suppress(NonFiniteError), same_random_state(copied):
         train_step(copied, batch, task)
 
-    parameters = list(copied.model.parameters())
+    parameters = [each for each in copied.model.parameters() if each.requires_grad]
     weights = [parameter.detach() for parameter in parameters]
     # A step that is not finite is left out of the totals.
     if not copied.totals.steps:

@@ -54,7 +54,7 @@ def write_projector(run_dir: Path, state: TrainState, task: Task) -> None:
 
 def _tokens(state: TrainState, task: Task) -> Cloud:
     """Return the embeddings of all tokens, or of those that are most frequent in training."""
-    weight = state.model.embedding.weight.detach()
+    weight = state.evaluated.embedding.weight.detach()
     if not isinstance(task, FilesTask):
         ids = torch.arange(min(len(weight), MOST_TOKENS))
         rows = [[id, id] for id in ids.tolist()]
@@ -80,7 +80,7 @@ def _states(state: TrainState, task: Task) -> Cloud:
     ):
         rows.append([names[label], end - start, as_text(task, tokens[start:end])])
     header = ["label", "length", "sequence"]
-    return Cloud("last_states", summaries_of(state.model, sequences), header, rows)
+    return Cloud("last_states", summaries_of(state.evaluated, sequences), header, rows)
 
 
 def _taken(weight: Tensor, ids: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ def read_table(
         label_numbers.kept.append((table.prefix_labels, BYTES_PER_NUMBER))
     token_numbers.kept += [(table.tokens, BYTES_PER_NUMBER), (table.lengths, BYTES_PER_ROW)]
     label_numbers.kept.append((table.labels, BYTES_PER_NUMBER))
-    with _progress_bar(paths, progress) as bar:
+    with progress_bar(paths, progress) as bar:
         for path in paths:
             try:
                 _read_file(path, table, data, token_numbers, label_numbers, bar.update)
@@ -294,7 +294,7 @@ def _add_prefix_labels(table: Table, labels: list[str], label_numbers: Numbering
         table.prefix_labels.extend(map(label_numbers.__getitem__, labels))
 
 
-def _progress_bar(paths: tuple[str, ...], progress: bool) -> tqdm[Any]:
+def progress_bar(paths: tuple[str, ...], progress: bool) -> tqdm[Any]:
     """Return a bar of the bytes of all the files, on stderr if that is a terminal."""
     size = 0
     for path in paths:

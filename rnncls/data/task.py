@@ -107,6 +107,11 @@ class Task(ABC):
         return ""
 
     @property
+    def token_counts(self) -> Tensor:
+        """How often each token occurs in the training sequences, (num_tokens,); of files alone."""
+        raise NotImplementedError
+
+    @property
     @abstractmethod
     def class_shares(self) -> Tensor:
         """The share of each class in the training sequences, (num_classes,) float64."""
@@ -324,6 +329,10 @@ class FilesTask(Task):
             return ""
         fraction = getattr(self.data, f"{name}_fraction")
         return f", held out of {named(self.data.train)} (data.{name}_fraction={fraction:g})"
+
+    @property
+    def token_counts(self) -> Tensor:
+        return torch.bincount(self.train.tokens, minlength=self.sizes[0])
 
     @property
     def class_shares(self) -> Tensor:

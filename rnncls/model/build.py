@@ -60,13 +60,15 @@ def _model_of(config: Config, sizes: tuple[int, int] | None) -> RNNClassifier:
     options = config.model.model_dump(exclude=_OTHER_KEYS)
     if config.model.positions == "learned":
         options["num_positions"] = most_positions(config.data)
-    return RNNClassifier(
+    model = RNNClassifier(
         num_tokens,
         num_classes,
         **options,
         input_dropout=input_dropout_of(config),
         has_unknown=isinstance(config.data, FilesConfig) and config.data.unknown == "unk",
     )
+    model.embedding.weight.requires_grad_(not config.model.freeze_embeddings)
+    return model
 
 
 def input_dropout_of(config: Config) -> InputDropout:

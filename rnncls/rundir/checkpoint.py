@@ -1,6 +1,7 @@
 """The content of a checkpoint: `checkpoints/step-N.safetensors` and `checkpoints/best.safetensors`.
 
-    tensors    model/<parameter>, optim/<state>/<parameter>
+    tensors    model/<parameter>, optim/<state>/<parameter>, and of a run that averages its weights
+               average/<parameter>
     state      JSON: `SavedState`
 
 There is no pointer to a last checkpoint that could lie: the step is in the file name and in the
@@ -10,7 +11,8 @@ and verifies the files; checkpoint_files.py knows which file of a directory to r
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,13 +89,17 @@ def _as_tuple(hashes: Any) -> Any:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint. `model` is a state_dict; `optim` has `<state>/<parameter>` tensors."""
+    """A verified checkpoint. `model` is a state_dict; `optim` has `<state>/<parameter>` tensors.
+
+    `average` is the state_dict of the average of the weights; empty in a run that has none.
+    """
 
     path: Path
     config: Config
     state: SavedState
     model: dict[str, Tensor]
     optim: dict[str, Tensor]
+    average: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -120,6 +126,10 @@ def write_checkpoint(folder: Path, state: TrainState, task: Task) -> Path:
     _require_finite(state, folder)
 
     tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+
+    if state.average is not None:
+        for name, tensor in state.average.state_dict().items():
+            tensors[f"average/{name}"] = tensor
 
     # By the parameter's name: torch's own state_dict of an optimizer numbers them, in an order that
     # only the code knows.
@@ -155,7 +165,9 @@ def write_checkpoint(folder: Path, state: TrainState, task: Task) -> Path:
 
 def _require_finite(state: TrainState, folder: Path) -> None:
     # A finite loss and gradient do not rule it out: the update itself may overflow.
-    if all(bool(parameter.isfinite().all()) for parameter in state.model.parameters()):
+    models = [state.model] if state.average is None else [state.model, state.average]
+    parameters = chain.from_iterable(model.parameters() for model in models)
+    if all(bool(parameter.isfinite().all()) for parameter in parameters):
         return
     raise NonFiniteError(
         Problem(
@@ -192,7 +204,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     state = _read_state(path, text)
 
     # The checksum says that nothing was changed, not that this is what rnncls writes.
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}, "average": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         if part not in parts:
@@ -200,7 +212,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
                 Problem(
                     "a tensor that does not belong in a checkpoint",
                     str(path),
-                    expected="names that begin with model/ or optim/",
+                    expected="names that begin with model/, optim/ or average/",
                     found=ascii(name),
                     remedy="another checkpoint",
                     id="K9",
@@ -209,7 +221,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         parts[part][rest] = tensor
 
     config = _read_config(path, state)
-    return Checkpoint(path, config, state, parts["model"], parts["optim"])
+    return Checkpoint(path, config, state, parts["model"], parts["optim"], parts["average"])
 
 
 def _read_state(path: Path, text: str) -> SavedState:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ _LEAST = {"step": 1.0, "exp_avg_sq": 0.0}
 
 
 def restore_model(checkpoint: Checkpoint) -> RNNClassifier:
-    """Return the checkpoint's own model with its weights, in evaluation mode.
+    """Return the checkpoint's own model with its weights, or their average, in evaluation mode.
 
     Raises: CheckpointError unless the weights fit the checkpoint's config.
     """
@@ -39,16 +40,37 @@ def restore_model(checkpoint: Checkpoint) -> RNNClassifier:
 def fitting_weights(
     checkpoint: Checkpoint, config: Config, sizes: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Return the checkpoint's weights for a model of `config`.
+    """Return the checkpoint's weights for a model of `config`: their average if it has one.
 
     Raises: CheckpointError unless all names, shapes and dtypes are those of the model.
     """
-    expected = {
-        name: (shape, torch.float32) for name, shape in tensor_shapes(config, sizes).items()
-    }
-    saved = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in checkpoint.model.items()}
-    if saved == expected:
+    shapes = tensor_shapes(config, sizes)
+    _require_fit(checkpoint, config, shapes, checkpoint.model)
+    if checkpoint.config.train.average_weights is None:
+        # Nobody knows what it would be an average of.
+        _require_fit(checkpoint, config, {}, checkpoint.average, "average/")
         return checkpoint.model
+    _require_fit(checkpoint, config, shapes, checkpoint.average, "average/")
+    return checkpoint.average
+
+
+def _require_fit(
+    checkpoint: Checkpoint,
+    config: Config,
+    shapes: dict[str, tuple[int, ...]],
+    tensors: dict[str, Tensor],
+    prefix: str = "",
+) -> None:
+    """Raise CheckpointError unless tensors of a checkpoint have these names and shapes.
+
+    `prefix`: what stands before their names in a message.
+    """
+    expected = {f"{prefix}{name}": (shape, torch.float32) for name, shape in shapes.items()}
+    saved = {
+        f"{prefix}{name}": (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()
+    }
+    if saved == expected:
+        return
 
     names = sorted(expected.keys() | saved.keys())
     misfits = [name for name in names if expected.get(name) != saved.get(name)]
@@ -83,8 +105,9 @@ def _remedy_for_misfit(own: Config, wanted: Config) -> str:
 
 
 def is_finite(checkpoint: Checkpoint) -> bool:
-    """Return whether no weight is NaN or infinite."""
-    return all(bool(tensor.isfinite().all()) for tensor in checkpoint.model.values())
+    """Return whether no weight, and no average of weights, is NaN or infinite."""
+    tensors = chain(checkpoint.model.values(), checkpoint.average.values())
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def restore_optimizer(
@@ -98,7 +121,9 @@ def restore_optimizer(
     Raises: CheckpointError unless the checkpoint has exactly these, each of its parameter's shape
     (or 0-d), with values that an optimizer can reach.
     """
-    parameters = dict(model.named_parameters())
+    # Frozen ones are none of the optimizer's.
+    named = model.named_parameters()
+    parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
 
     # An optimizer has no state before its first update, and a skipped step makes none.
     expected: set[str] = set()

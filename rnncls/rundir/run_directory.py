@@ -143,7 +143,8 @@ class RunDirectory:
 
 def _warn_of_little_space(path: Path, state: TrainState, log: RunLog) -> None:
     num_parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    checkpoint_bytes = 3 * 4 * num_parameters  # weights and two moments, float32
+    copies = 3 if state.average is None else 4  # weights, perhaps their average, and two moments
+    checkpoint_bytes = copies * 4 * num_parameters  # float32
     free = free_bytes(path)
 
     # A checkpoint and the one it replaces exist side by side for a moment; best is a third.

@@ -14,6 +14,7 @@ from rnncls.model.dropout import NO_KEYS, Keys, dropout_keys, input_keys
 from rnncls.model.losses import sequence_losses
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.seeds import mix
+from rnncls.steps.average import move_average
 from rnncls.steps.objective import gradients_of_batch, weight_of
 from rnncls.steps.optim import clip_grad_norm, learning_rate
 from rnncls.steps.state import TrainState
@@ -153,6 +154,9 @@ def train_step(
     state.skipped = 0 if finite else state.skipped + 1
     if finite:
         state.optimizer.step()
+        if state.average is not None and config.train.average_weights is not None:
+            state.averaged += 1
+            move_average(state.average, state.model, config.train.average_weights, state.averaged)
         state.totals.add(
             loss_value,
             norm_value,

@@ -148,6 +148,12 @@ def why_not(
     # Both are written for a recurrence that began at zero and is kept as a whole.
     if config.model.initial_state != "zeros":
         return f"model.initial_state is {config.model.initial_state}"
+    # They store the weights, gradients and moments of all parameters end to end.
+    if config.model.freeze_embeddings:
+        return "model.freeze_embeddings is true"
+    # They do not move an average.
+    if config.train.average_weights is not None:
+        return f"train.average_weights is {config.train.average_weights}"
     if config.train.objective != "sequence":
         return f"train.objective is {config.train.objective}"
     if config.train.recompute_every is not None:

@@ -37,7 +37,11 @@ _ADAMW = _light(torch.optim.AdamW)
 def build_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """Return Adam, AdamW or SGD for these parameters, with PyTorch's fused kernels."""
+    """Return Adam, AdamW or SGD for these parameters, with PyTorch's fused kernels.
+
+    Those that want no gradient are left out: weight decay would move them as well.
+    """
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     weight_decay = number(config.weight_decay)
     if config.name == "sgd":
         return _SGD(

@@ -141,6 +141,14 @@ class TrainState:
     stale_evaluations: int = 0  # in a row, without a higher score
     stopped: bool = False  # whether the run is over, be it before its last step
     step_rules: StepRules = LATEST  # the same for the whole run
+    # With `train.average_weights`: a model that has the running average, and of how many updates.
+    average: RNNClassifier | None = None
+    averaged: int = 0
+
+    @property
+    def evaluated(self) -> RNNClassifier:
+        """The model to evaluate and to predict with: the average of the weights if there is one."""
+        return self.model if self.average is None else self.average
 
     @property
     def device(self) -> torch.device:
@@ -171,6 +179,8 @@ class TrainState:
 
         kept: dict[str, float | int | None] = {}
         for name in Counters.model_fields:
+            if name == "averaged" and self.average is None:
+                continue
             value = values[name]
             # Flags are written as 0 and 1.
             kept[name] = int(value) if isinstance(value, bool) else value
@@ -229,6 +239,8 @@ class Counters(BaseModel):
     totals_clipped: NonNegative
     totals_steps: NonNegative
     totals_seconds: Sum
+    # Of runs that average their weights alone.
+    averaged: NonNegative = 0
 
 
 def _validated(counters: dict[str, Any], step: int) -> Counters:
@@ -246,6 +258,10 @@ def _validated(counters: dict[str, Any], step: int) -> Counters:
         raise ValueError("best_step, best_score, best_accuracy")
     if kept.best_step is not None and kept.best_step > step:
         raise ValueError("best_step, best_score, best_accuracy")
+
+    # A skipped step is no update.
+    if kept.averaged > step:
+        raise ValueError("averaged")
 
     # A step has sequences and takes time, and averages divide by both.
     if kept.totals_steps and not (kept.totals_sequences and kept.totals_seconds):

@@ -41,6 +41,9 @@ MAX_SWEEP_FILE_BYTES = 60_000
 # File systems allow names of 255 bytes; the rest is a margin.
 MAX_NAME_BYTES = 200
 
+# The key of a grid that names a file beside those of the data.
+VECTORS_KEY = "model.embeddings"
+
 Grid = dict[str, list[str]]  # the values of each key, as they were written
 
 # No file has a NUL in its path, and the system's calls refuse it with another kind of error.
@@ -164,7 +167,7 @@ def plan_sweep(
 
 
 def _files_of_grid(base: Config, grid: Grid, source: str) -> dict[str, list[str]]:
-    """Return the data files for each value of the grid that names some.
+    """Return the files for each value of the grid that names some: data, or word vectors.
 
     Raises: ConfigError for a value that is invalid. DataError, as `files_of` does.
     """
@@ -174,6 +177,11 @@ def _files_of_grid(base: Config, grid: Grid, source: str) -> dict[str, list[str]
             config = parse_saved(base.model_dump(mode="json"), source, [f"{key}={text}"])
             data = cast(FilesConfig, config.data)  # no other source has these keys
             files[text] = [*data_files(data).get(key.removeprefix("data."), ())]
+    for text in grid.get(VECTORS_KEY, ()):
+        config = parse_saved(base.model_dump(mode="json"), source, [f"{VECTORS_KEY}={text}"])
+        # The vectors of a resumed sweep are where they were, wherever it is resumed.
+        if config.model.embeddings is not None:
+            files[text] = [config.model.embeddings]
     return files
 
 
@@ -359,6 +367,10 @@ def _members(content: SweepFile, seeds: list[int], source: str) -> list[Member]:
 def _with_files(config: Config, values: dict[str, str], files: dict[str, list[str]]) -> Config:
     """Return the config with the files that the values of the grid stood for at the beginning."""
     found: dict[str, str | tuple[str, ...]] = {}
+    vectors = files.get(values.get(VECTORS_KEY, ""))
+    if vectors:
+        model = config.model.model_copy(update={"embeddings": vectors[0]})
+        config = config.model_copy(update={"model": model})
     for key, text in values.items():
         if key in DATA_KEYS and files.get(text):
             paths = files[text]

@@ -12,7 +12,7 @@ from rnncls.rundir.checkpoint import versions
 from rnncls.steps.state import TrainState
 from rnncls.system.distributed import World
 
-_PLACES = ("data.train", "data.val", "data.test")
+_PLACES = ("data.train", "data.val", "data.test", "model.embeddings")
 
 
 def be_alike(world: World, state: TrainState, task: Task, engine: str) -> None:
@@ -36,7 +36,8 @@ def be_alike(world: World, state: TrainState, task: Task, engine: str) -> None:
     world.require_same("the config", _without_places(task), MachineError)
 
     # They are the same where the machines compute alike; nobody has to believe that they do.
-    world.share_weights([*state.model.parameters(), *_optimizer_tensors(state)])
+    averages = () if state.average is None else state.average.parameters()
+    world.share_weights([*state.model.parameters(), *averages, *_optimizer_tensors(state)])
 
 
 def _require_own_gpu(world: World, device: torch.device) -> None:
@@ -62,7 +63,10 @@ def _require_own_gpu(world: World, device: torch.device) -> None:
 
 
 def _without_places(task: Task) -> dict[str, object]:
-    """Return the config, but for where the data files are: their content is compared."""
+    """Return the config, but for where files are.
+
+    The content of data files is compared, and embeddings are those of the first process.
+    """
     flat = flatten(task.config)
     return {key: value for key, value in flat.items() if key not in _PLACES}
 

@@ -20,7 +20,7 @@ from rnncls.steps.eager import train_step
 from rnncls.steps.engines import Engine, choose
 from rnncls.system.device import describe, describe_precision
 from rnncls.system.memory import reporting_memory
-from rnncls.training.states import new_state, warn_of_other_split
+from rnncls.training.states import new_state, say_unread_vectors, warn_of_other_split
 
 # Steps on one and the same batch. Whatever can learn remembers a batch within so many.
 FIT_STEPS = 50
@@ -66,13 +66,14 @@ def check_training(config: Config, init_from: str | Path | None = None) -> Check
         task = load_task(config, None if source is None else source.vocabulary, progress=True)
         if source is not None:
             warn_of_other_split(task, source)
+            say_unread_vectors(task)
         state = new_state(task, source)
         engine, engine_name = choose(config, state.device)
 
         # Before the engine's steps: these change the weights of the state.
         started_at = time.perf_counter()
         val_batch = next(iter(task.validation()))
-        scores = score(state.model, [val_batch])
+        scores = score(state.evaluated, [val_batch])
         eval_seconds_per_sequence = (time.perf_counter() - started_at) / len(scores.labels)
 
         batch = next(task.batches(0, 1))

@@ -19,7 +19,7 @@ from rnncls.system.distributed import World
 from rnncls.system.memory import reporting_memory
 from rnncls.training.alike import be_alike
 from rnncls.training.run import Shared, train
-from rnncls.training.states import new_state, warn_of_other_split
+from rnncls.training.states import new_state, say_unread_vectors, warn_of_other_split
 
 
 def fit(
@@ -67,6 +67,7 @@ def fit(
         task = load_task(config, vocabulary, progress=True, said=said)
         if source is not None:
             warn_of_other_split(task, source)
+            say_unread_vectors(task)
         step_rules: StepRules = LATEST if shared is None else shared.step_rules
         state = new_state(task, source, step_rules)
 

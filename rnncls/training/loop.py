@@ -99,7 +99,7 @@ def after_step(
     if is_over or due.evaluation:
         sequences = stop.checked(task.validation(), step, str(run.path))
         logits_of = way_of_validation(state, task)
-        found = validate(state.model, task, sequences, logits_of, board.watch, world)
+        found = validate(state.evaluated, task, sequences, logits_of, board.watch, world)
         scalars = found.scalars
         if world is not None:
             # Other machines may round otherwise, and all must decide alike.

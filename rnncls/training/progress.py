@@ -32,7 +32,7 @@ def way_of_validation(state: TrainState, task: Task) -> LogitsOf | None:
     # A run that began before there was this way goes on as it began.
     if state.step_rules == 1:
         return None
-    compiled = compiled_model(state.model, task.validation_tokens)
+    compiled = compiled_model(state.evaluated, task.validation_tokens)
     return None if compiled is None else compiled.of_packed
 
 

@@ -22,7 +22,13 @@ from rnncls.training.run import Shared, finish_board, train
 from rnncls.training.states import restored_state
 
 # A resumed run keeps these keys, and all of data and model: with others it is another run.
-FIXED = ("seed", "optimizer.name", "train.best_metric", "train.objective")
+FIXED = (
+    "seed",
+    "optimizer.name",
+    "train.average_weights",
+    "train.best_metric",
+    "train.objective",
+)
 
 # These keys decide when a run is over. A run that stopped early continues if one of them changes.
 ENDING = ("max_steps", "max_epochs", "stop_at_accuracy", "patience")
@@ -120,8 +126,8 @@ def _is_complete(state: TrainState, task: Task, checkpoint: Checkpoint) -> bool:
 def resumed_config(checkpoint: Checkpoint, overrides: Sequence[str]) -> Config:
     """Return the checkpoint's config with `overrides`, and name each change on stderr.
 
-    Raises: CheckpointError where data, model, seed, kind of optimizer, objective or the metric of
-    the best checkpoint would change. ConfigError.
+    Raises: CheckpointError where data, model, seed, kind of optimizer, objective, the metric of the
+    best checkpoint or the average of the weights would change. ConfigError.
     """
     # Parsed again, so that overrides are checked as those of a new run are.
     old = checkpoint.config
@@ -134,7 +140,8 @@ def resumed_config(checkpoint: Checkpoint, overrides: Sequence[str]) -> Config:
     if forbidden:
         raise CheckpointError(
             Problem(
-                "a resumed run keeps its data, model, seed, optimizer, objective and best_metric",
+                "a resumed run keeps its data, model, seed, optimizer, objective, best_metric and "
+                "average_weights",
                 str(checkpoint.path),
                 found=", ".join(_describe_change(key, before, after) for key in forbidden),
                 remedy="rnncls train CONFIG --init-from, which starts a new run from these weights",

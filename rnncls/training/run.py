@@ -123,7 +123,7 @@ def finish_board(state: TrainState, task: Task, run: RunDirectory, shared: Share
         board = Board(state, task, log, draws=True)
         sequences = stop.checked(task.validation(), state.step, str(run.path))
         logits_of = way_of_validation(state, task)
-        found = validate(state.model, task, sequences, logits_of, board.watch)
+        found = validate(state.evaluated, task, sequences, logits_of, board.watch)
         board.note(found.scalars, found.scores, found.confidences, is_over=True)
         board.finish(stop)
 

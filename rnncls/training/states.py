@@ -1,13 +1,18 @@
 """Make the state of a run: a fresh one, or the one that a checkpoint holds."""
 
+import torch
+
 from rnncls.config import FilesConfig
 from rnncls.data import Task
+from rnncls.data.vectors import vectors_of
 from rnncls.errors import CheckpointError, Problem
 from rnncls.model.build import build_model
+from rnncls.model.classifier import RNNClassifier
 from rnncls.model.recurrence import PackedLayers
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.rundir.checkpoint import Checkpoint
 from rnncls.rundir.restore import fitting_weights, is_finite, restore_optimizer
+from rnncls.steps.average import average_of
 from rnncls.steps.optim import build_optimizer, state_names
 from rnncls.steps.state import TrainState
 from rnncls.system.device import prepare_device
@@ -19,31 +24,64 @@ def new_state(
 ) -> TrainState:
     """Return a fresh model and optimizer on the config's device.
 
-    `source`: a checkpoint to take the weights from, instead of initial ones. `step_rules`: those
-    of a new run, unless it belongs to a sweep that began by others.
+    `source`: a checkpoint to take the weights from, or their average; then the file of
+    `model.embeddings` is not read. `step_rules`: those of a new run, unless it belongs to a sweep
+    that began by others.
 
     Raises: MachineError without the device. CheckpointError if the weights of `source` do not fit.
+    DataError if the file of `model.embeddings` cannot be used.
     """
     config = task.config
     weights = None if source is None else fitting_weights(source, config, task.sizes)
 
     device = prepare_device(config)
     # Built on the CPU, so that a seed gives the same initial weights on every device.
-    model = build_model(config, task.sizes).to(device)
+    model = build_model(config, task.sizes)
+    if weights is None:
+        _begin_with_vectors(model, task)
+    model.to(device)
     if isinstance(model.rnn, PackedLayers):
         model.rnn.as_before = step_rules == 1
     optimizer = build_optimizer(model.parameters(), config.optimizer)
     if weights is not None:
         model.load_state_dict(weights)
 
+    average = None
+    if config.train.average_weights is not None:
+        average = average_of(model)
+
     # A run of no steps evaluates its first weights and is over.
     return TrainState(
         model,
         optimizer,
+        average=average,
         due=task.max_steps == 0,
         best_metric=config.train.best_metric,
         step_rules=step_rules,
     )
+
+
+@torch.no_grad()
+def _begin_with_vectors(model: RNNClassifier, task: Task) -> None:
+    """Give the tokens that the file of `model.embeddings` has its vectors, if there is one.
+
+    Raises: DataError.
+    """
+    path = task.config.model.embeddings
+    if path is None or task.vocabulary is None:
+        return
+    tokens = task.vocabulary.tokens
+    width = task.config.model.embedding_dim
+    vectors = vectors_of(path, tokens, width, task.token_counts)
+    # After `init_gain`, which is for what is drawn.
+    model.embedding.weight[vectors.found] = vectors.values[vectors.found]
+
+
+def say_unread_vectors(task: Task) -> None:
+    """Say that weights to begin with take the place of the vectors of `model.embeddings`."""
+    path = task.config.model.embeddings
+    if path is not None:
+        say(f"{path} is not read: all weights are those of --init-from")
 
 
 def warn_of_other_split(task: Task, source: Checkpoint) -> None:
@@ -93,6 +131,9 @@ def restored_state(checkpoint: Checkpoint, task: Task) -> TrainState:
             )
         )
 
+    # The state has begun with the average of the weights, where there is one.
+    if checkpoint.average:
+        state.model.load_state_dict(checkpoint.model)
     optimizer_state = state_names(task.config.optimizer)
     restore_optimizer(checkpoint, state.model, state.optimizer, optimizer_state)
 

@@ -105,6 +105,7 @@ def weights_of(run_dir: Path) -> dict[str, bytes]:
     """Return the final weights and the optimizer's state as bytes."""
     checkpoint = read_checkpoint(find_newest(run_dir))
     tensors = {**checkpoint.model, **checkpoint.optim}
+    tensors |= {f"average/{name}": tensor for name, tensor in checkpoint.average.items()}
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
