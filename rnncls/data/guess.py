@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from rnncls.config import FilesConfig, parse_saved
+from rnncls.config import FilesConfig, parse_config
 from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.files.bad_rows import BadRows
@@ -214,7 +214,7 @@ def _data_of(path: str | Path, layout: Layout, reading: FilesConfig) -> FilesCon
         "empty": "drop",
     }
     raw |= {key: getattr(reading, key) for key in _keys_of_text(reading)}
-    data = parse_saved({"data": raw}, f"the config made from {path}").data
+    data = parse_config({"data": raw}, f"the config made from {path}").data
     return cast(FilesConfig, data)
 
 
