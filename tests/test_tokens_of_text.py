@@ -239,6 +239,7 @@ def test_a_small_vocabulary_keeps_the_most_frequent_characters() -> None:
     assert train_subwords(dict(reversed(counts.items())), 5).parts == {MARK, "a", "b", "c", "d"}
 
 
+@pytest.mark.slow
 def test_the_rules_are_the_same_in_each_process() -> None:
     program = (
         "from tests.test_tokens_of_text import counts_of\n"
@@ -377,7 +378,10 @@ def test_the_word_of_a_file_is_the_token_at_the_end(tmp_path: Path) -> None:
 # --- the same everywhere
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# One of them has all that the others have.
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "all")) for kind in KINDS]
+)
 def test_training_and_all_ways_to_predict_have_the_same_ids(kind: str, tmp_path: Path) -> None:
     path = written(tmp_path / "d.jsonl", ODD)
     config = files_config(path, **WHOLE, **KINDS[kind])
@@ -534,6 +538,7 @@ def test_without_the_package_the_command_is_named(
     assert load_dataset(data_of(path, tokens="words")).vocabulary.num_embeddings == 4
 
 
+@pytest.mark.slow
 def test_nothing_else_imports_the_package() -> None:
     program = "import sys, rnncls, rnncls.training.fit, rnncls.predict.predictor\n"
     program += "sys.exit('tokenizers' in sys.modules)"
