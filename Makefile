@@ -18,7 +18,7 @@ install: $(VENV)/installed ## create .venv and install rnncls with its developme
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,fast,sweep,files]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,fast,sweep,files,text]'
 	@touch $@
 
 train: install ## the main job: train configs/sum_mod_10.yaml and evaluate it

@@ -9,7 +9,7 @@ import pytest
 
 from rnncls.config import FilesConfig
 from rnncls.data import Vocabulary
-from rnncls.data.cells import label_of, looks_like_list, sequence_of, tokens_of
+from rnncls.data.cells import TokenRule, label_of, looks_like_list, sequence_of, tokens_of
 from rnncls.data.dataset import Dataset
 from rnncls.data.loading import load_dataset, load_labelled_files
 from rnncls.data.warnings import dataset_warnings
@@ -60,7 +60,7 @@ IDS = [
 
 @pytest.mark.parametrize("value", [*IDS, [7, 8, 9], ["7", "8", "9"]])
 def test_ids_are_the_same_however_they_are_written(value: Any) -> None:
-    assert tokens_of(value, "ids") == ["7", "8", "9"]
+    assert tokens_of(value, TokenRule("ids")) == ["7", "8", "9"]
 
 
 def test_training_and_prediction_read_ids_alike(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_training_and_prediction_read_ids_alike(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_id_is_called_what_it_is(value: Any, what: str, found: str, remedy: str) -> None:
-    problem = tokens_of(value, "ids")
+    problem = tokens_of(value, TokenRule("ids"))
     assert isinstance(problem, Problem)
     assert what in problem.what
     assert found in problem.found

@@ -470,7 +470,7 @@ def test_what_was_assumed_is_said_with_the_option_that_changes_it(tmp_path: Path
     assert "sequence: text, by its name (--sequence-field: title, label, topic)" in done.stderr
     assert "label: label, by its name (--label-field: title, text, topic)" in done.stderr
     assert "2 classes: bought (30), left (30)" in done.stderr
-    assert "--tokens ids|words|characters" in done.stderr
+    assert "--tokens ids|words|characters|subwords" in done.stderr
     assert "rnncls:" not in done.stdout
 
     done = run_rnncls(

@@ -14,7 +14,7 @@ import pytest
 
 from rnncls.config import FilesConfig
 from rnncls.data import table
-from rnncls.data.cells import LONG_ROW, tokens_of
+from rnncls.data.cells import LONG_ROW, TokenRule, tokens_of
 from rnncls.data.files import bad_rows, batch_sizes, json_rows, lines, packing
 from rnncls.data.files.bad_rows import BadRows
 from rnncls.data.files.dialect import dialect_of
@@ -145,7 +145,7 @@ def test_tokens_of_long_row(kind: str) -> None:
     short = "\u044f été \t größe\u2003été "
     times = LONG_ROW // len(short) + 1
 
-    tokens = tokens_of(short * times, kind)
+    tokens = tokens_of(short * times, TokenRule(kind))
 
     assert tokens == (short.split() if kind == "words" else list(short)) * times
     assert len({id(token) for token in tokens}) == len(set(tokens))
@@ -154,7 +154,7 @@ def test_tokens_of_long_row(kind: str) -> None:
 def test_ids_of_long_row() -> None:
     values = [1_000, 2_000] * LONG_ROW
 
-    tokens = tokens_of(values, "ids")
+    tokens = tokens_of(values, TokenRule("ids"))
 
     assert tokens == ["1000", "2000"] * LONG_ROW
     assert len({id(token) for token in tokens}) == 2

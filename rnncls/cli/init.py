@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rnncls.config import Config, FilesConfig
     from rnncls.data.guess import Guess
 
-KINDS_OF_TOKENS = ("ids", "words", "characters")
+KINDS_OF_TOKENS = ("ids", "words", "characters", "subwords")
 
 # The keys of a config that `init` takes: they are about the file, and not about the model.
 _KEYS = tuple(
@@ -30,6 +30,10 @@ _KEYS = tuple(
         "label_field",
         "prefix_labels_field",
         "tokens",
+        "lowercase",
+        "word_boundaries",
+        "vocabulary_size",
+        "end_token",
     )
 )
 
@@ -152,7 +156,7 @@ def guess(
         raise ConfigError(
             Problem(
                 "bad value for --tokens",
-                expected="ids, words or characters",
+                expected="ids, words, characters or subwords",
                 found=wanted.tokens,
                 id="C17",
             )

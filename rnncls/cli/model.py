@@ -110,7 +110,8 @@ def _of_checkpoint(path: Path) -> "tuple[dict[str, Any], ModelDescription]":
 
 def _about_checkpoint(checkpoint: "Checkpoint") -> dict[str, Any]:
     num_tokens, num_classes = checkpoint.sizes
-    vocabulary = checkpoint.vocabulary
+    # As it is saved: what it takes to read sequences is not needed here.
+    vocabulary = checkpoint.state.vocabulary
     return {
         "checkpoint": str(checkpoint.path),
         "step": checkpoint.state.step,

@@ -107,7 +107,8 @@ Bad = Annotated[str, typer.Option(help="What to do with a bad line: error or ski
 Tokens = Annotated[
     str | None,
     typer.Option(
-        help="Unit of the sequences of a data file: ids, words or characters.", show_default=False
+        help="Unit of the sequences of a data file: ids, words, characters or subwords.",
+        show_default=False,
     ),
 ]
 DataDir = Annotated[

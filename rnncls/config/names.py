@@ -44,6 +44,10 @@ _OTHER_NAMES = {
     "data.split": "split_by splitting stratified stratify",
     "data.rare_classes": "min_class_count rare rare_labels",
     "data.tokens": "token tokenization tokenizer",
+    "data.lowercase": "do_lower_case lower lower_case lowercasing uncased",
+    "data.word_boundaries": "punctuation split_punctuation",
+    "data.vocabulary_size": "bpe_size num_merges num_subwords",
+    "data.end_token": "append_eos eos eos_token",
     "data.min_count": "min_freq",
     "data.max_length": "length max_len max_seq_len max_seq_length maxlen seq_len seq_length "
     "sequence_length",
@@ -120,7 +124,7 @@ _INSTEAD = {
     "gradient_accumulation_steps",
     "model.dropout, which acts between layers": "recurrent_dropout",
     "leave it out: the data says how many tokens there are": "max_features num_embeddings "
-    "num_tokens num_words vocab_size vocabulary_size",
+    "num_tokens num_words vocab_size",
     "--init-from CHECKPOINT, to begin with the weights of a run": "init_from pretrained warm_start",
     "data.bad=skip, which leaves out what cannot be decoded": "encoding_errors",
     "data.header=false: without a header, columns are called 1, 2, 3": "col_names colnames "

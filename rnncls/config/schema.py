@@ -165,7 +165,8 @@ class FilesConfig(Section):
     """Where words end: at white space alone, or also where letters, digits and marks meet
     (punctuation): docs/data.md has the rule. For words and subwords."""
     vocabulary_size: Annotated[int, Field(ge=2, le=2**20)] = 4096
-    """Most different subwords, single characters among them; for `tokens: subwords`."""
+    """Most different subwords, single characters among them, beside <unk>, <sep> and <end>; for
+    `tokens: subwords`."""
     end_token: bool = False
     """Add a token that marks the end of each sequence, so that n-grams tell its last tokens from
     others; best for single words by their characters."""
@@ -219,7 +220,7 @@ class FilesConfig(Section):
 
         if len(self.sequence_fields) > 1 and self.tokens == "ids":
             what = "several columns are joined by <sep>, which is no id"
-            expected = "one sequence_field, or tokens: words or characters"
+            expected = "one sequence_field, or tokens: words, characters or subwords"
             raise _clash("sequence_field", what, expected, ", ".join(self.sequence_fields))
 
         if len(self.sequence_fields) > 1 and self.prefix_labels_field is not None:
@@ -227,6 +228,8 @@ class FilesConfig(Section):
             expected = "one sequence_field, or prefix_labels_field: null"
             found = ", ".join(self.sequence_fields)
             raise _clash("prefix_labels_field", what, expected, found)
+
+        self._check_tokens()
 
         # Without <unk>, there is nothing that a rare token could become.
         if self.min_count > 1 and self.unknown == "error":
@@ -239,6 +242,32 @@ class FilesConfig(Section):
             found = f"{self.token_dropout}"
             raise _clash("token_dropout", what, expected, found, "data.unknown=unk")
         return self
+
+    def _check_tokens(self) -> None:
+        """Refuse keys that would be without effect on tokens of this kind, or contradict it."""
+        if self.lowercase and self.tokens == "ids":
+            what = "ids have no letters to make small"
+            raise _clash("lowercase", what, "lowercase: false, or other tokens", "tokens: ids")
+        if self.word_boundaries == "punctuation" and self.tokens in ("ids", "characters"):
+            what = f"{self.tokens} have no words that could end at punctuation"
+            expected = "word_boundaries: whitespace, or tokens: words or subwords"
+            raise _clash("word_boundaries", what, expected, f"tokens: {self.tokens}")
+        if self.min_count > 1 and self.tokens == "subwords":
+            what = "a rare word becomes its parts, and vocabulary_size says how many of them"
+            expected = "min_count: 1, or tokens: words"
+            raise _clash("min_count", what, expected, f"{self.min_count}", "data.vocabulary_size")
+
+        # A label belongs to a token of the file.
+        if self.prefix_labels_field is None:
+            return
+        if self.tokens == "subwords":
+            what = "prefix labels are those of whole tokens, and subwords are parts of words"
+            expected = "tokens: words, or prefix_labels_field: null"
+            raise _clash("prefix_labels_field", what, expected, self.prefix_labels_field)
+        if self.end_token:
+            what = "there is no prefix label for the token at the end"
+            expected = "end_token: false, or prefix_labels_field: null"
+            raise _clash("prefix_labels_field", what, expected, self.prefix_labels_field)
 
 
 # The keys of files that say how their bytes become rows, and nothing about the model.

@@ -2,9 +2,12 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
+from rnncls.config import FilesConfig
 from rnncls.data.files.bad_rows import FRACTIONS, FRACTIONS_REMEDY, NO_ID_REMEDY
 from rnncls.data.files.headers import LABEL_NAMES, key_of_field
 from rnncls.errors import Problem
@@ -18,6 +21,7 @@ MOST_LETTERS_OF_NUMBER = 40
 LONG_ROW = 2**18
 MOST_SHARED = 2**16  # different ones
 _WORD = re.compile(r"\S+")
+_PLAIN_WORDS_AND_MARKS = re.compile(r"\w+|[^\w\s]")
 
 # What may stand around the items of a list: white space, and the quotes of texts.
 _AROUND_ITEMS = " \t\r\n\"'"
@@ -31,6 +35,19 @@ _TIGHT_COMMA = re.compile(r"\d[,;]\d", re.ASCII)
 
 # "[laughs]" and "[a, b]" may well be text.
 _LIST = re.compile(r"""\s*\[\s*((?P<quote>['"]).*(?P=quote)|[-+.\d][-+.,;\deE\s]*)\s*\]\s*""", re.S)
+
+
+class TokenRule(NamedTuple):
+    """How the text of a field becomes tokens."""
+
+    kind: str  # data.tokens
+    lowercase: bool = False
+    at_marks: bool = False  # whether words also end at punctuation
+
+
+def rule_of(data: FilesConfig) -> TokenRule:
+    """Return how a config has texts read."""
+    return TokenRule(data.tokens, data.lowercase, data.word_boundaries == "punctuation")
 
 
 def empty_sequence(remedy: str) -> Problem:
@@ -104,21 +121,21 @@ def sequence_of(row: dict[str, Any], fields: tuple[str, ...]) -> Any:
     return values if any(field in row for field in fields) else None
 
 
-def tokens_of(value: Any, kind: str) -> list[str] | Problem:
+def tokens_of(value: Any, rule: TokenRule) -> list[str] | Problem:
     """Return the tokens of a field's value, or a Problem.
 
-    `kind` is data.tokens: ids, words or characters. Ids are checked, and returned as text. The
-    tokens of several values, in a tuple, are joined by <sep>.
+    Ids are checked, and returned as text. Of subwords, the words are returned: what they consist of
+    follows from the training data. The tokens of several values, in a tuple, are joined by <sep>.
     """
     if isinstance(value, str):
-        return _tokens_of_text(value, kind)
+        return _tokens_of_text(value, rule)
     if isinstance(value, list):
-        return _tokens_of_list(value, kind)
+        return _tokens_of_list(value, rule)
     if isinstance(value, tuple):
-        return _tokens_of_several(value, kind)
+        return _tokens_of_several(value, rule)
     # A table cannot tell 7 from "7".
     if type(value) is int:
-        return _tokens_of_text(str(value), kind)
+        return _tokens_of_text(str(value), rule)
 
     expected = "a list or a text"
     # None stands for a field that is missing, and for null.
@@ -126,18 +143,18 @@ def tokens_of(value: Any, kind: str) -> list[str] | Problem:
         remedy = "data.sequence_field, or fix the line"
         expected = "a field with a list or a text"
         return Problem("no sequence", expected=expected, remedy=remedy, id="D14")
-    if isinstance(value, float) and kind == "ids":
+    if isinstance(value, float) and rule.kind == "ids":
         return _bad_id([value], _is_id)
     found = f"{value!r:.60}"
     return Problem("a sequence of the wrong kind", expected=expected, found=found, id="D14")
 
 
-def _tokens_of_several(values: tuple[Any, ...], kind: str) -> list[str] | Problem:
+def _tokens_of_several(values: tuple[Any, ...], rule: TokenRule) -> list[str] | Problem:
     """Return the tokens of several fields, with <sep> between two; none if all are empty."""
     joined: list[str] = []
     is_empty = True
     for position, value in enumerate(values):
-        tokens = [] if value is None else tokens_of(value, kind)
+        tokens = [] if value is None else tokens_of(value, rule)
         if isinstance(tokens, Problem):
             return tokens
 
@@ -149,12 +166,17 @@ def _tokens_of_several(values: tuple[Any, ...], kind: str) -> list[str] | Proble
     return [] if is_empty else joined
 
 
-def _tokens_of_text(text: str, kind: str) -> list[str] | Problem:
-    if kind == "characters":
+def _tokens_of_text(text: str, rule: TokenRule) -> list[str] | Problem:
+    # The whole text at once: some letters become small in a way that depends on those beside them.
+    if rule.lowercase:
+        text = text.lower()
+    if rule.kind == "characters":
         return list(text) if len(text) < LONG_ROW else shared(iter(text))
+    if rule.at_marks:
+        return words_at_marks(text)
 
     tokens = words_of_text(text)
-    if kind == "ids" and not (_has_ids_alone(text) or all(map(_is_id_text, tokens))):
+    if rule.kind == "ids" and not (_has_ids_alone(text) or all(map(_is_id_text, tokens))):
         # Of a very long text, one list of tokens is enough.
         tokens.clear()
         tokens = items_of(text)
@@ -168,6 +190,32 @@ def words_of_text(text: str) -> list[str]:
     if len(text) < LONG_ROW:
         return text.split()
     return shared(match[0] for match in _WORD.finditer(text))
+
+
+def words_at_marks(text: str) -> list[str]:
+    """Return the words of a text, and every other sign that is no white space by itself.
+
+    A word is a run of letters, digits and underscores. Whatever combines with the sign before it,
+    such as an accent or the vowel of an Indic syllable, stays with it.
+    """
+    # Most texts have nothing that combines, and the short pattern is several times as fast.
+    pattern = _PLAIN_WORDS_AND_MARKS if text.isascii() else _words_and_marks()
+    if len(text) < LONG_ROW:
+        return pattern.findall(text)
+    return shared(match[0] for match in pattern.finditer(text))
+
+
+@cache
+def _words_and_marks() -> re.Pattern[str]:
+    # Python's \w has no combining characters. They are looked up where they are asked for, because
+    # that takes some milliseconds, by the version of Unicode that \w has, too.
+    combining = []
+    for code in (*range(0x300, 0x20000), *range(0xE0000, 0xE0200)):
+        if unicodedata.category(chr(code))[0] == "M":
+            combining.append(chr(code))
+    # With the two that join letters without being seen, in Persian and in signs of several.
+    joined = "".join(combining) + "\u200c\u200d"
+    return re.compile(rf"\w++(?:[{joined}]++\w*+)*+|[^\w\s][{joined}]*+")
 
 
 def shared(tokens: Iterator[str]) -> list[str]:
@@ -210,10 +258,10 @@ def looks_like_list(text: str) -> bool:
     return _LIST.fullmatch(text) is not None
 
 
-def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
+def _tokens_of_list(values: list[Any], rule: TokenRule) -> list[str] | Problem:
     # Whole lists are checked at once, by the set of their types: this is the hot path of reading.
     types = set(map(type, values))
-    if kind == "ids":
+    if rule.kind == "ids":
         # type() tells True from 1, where isinstance() would not.
         if types <= {int} and (not values or min(values) >= 0):
             return list(map(str, values)) if len(values) < LONG_ROW else shared(map(str, values))
@@ -223,10 +271,11 @@ def _tokens_of_list(values: list[Any], kind: str) -> list[str] | Problem:
         return _bad_id(values, _is_id)
 
     if types <= {str} and "" not in values:
-        return values
+        return list(map(str.lower, values)) if rule.lowercase else values
     if any(map(_has_fraction, values)):
         return _bad_id(values, _is_id)
-    expected = f"a text or a list of {kind}"
+    unit = "words" if rule.kind == "subwords" else rule.kind
+    expected = f"a text or a list of {unit}"
     found = f"{values!r:.60}"
     remedy = "write each of them as a text"
     # Programs make 3.0 of a 3 where a value is missing.

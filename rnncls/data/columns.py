@@ -11,7 +11,7 @@ from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rnncls.data.cells import is_label, is_measured, tokens_of
+from rnncls.data.cells import TokenRule, is_label, is_measured, tokens_of
 from rnncls.data.files.bad_rows import FRACTIONS, FRACTIONS_REMEDY, MOST_BAD_ROWS, BadRows
 from rnncls.data.files.dialect import TABLES, Dialect
 from rnncls.data.files.formats import format_of
@@ -67,6 +67,9 @@ _NUMBER_OR_DATE = re.compile(r"[-+]?[0-9][-+0-9.,:/TZeE]*")
 _DATE = re.compile(r"(\d+[-/.]\d+[-/.]\d+|\d+:\d\d)([ T:].*)?")
 
 
+_IDS = TokenRule("ids")
+
+
 class Layout(NamedTuple):
     """How the rows of a file are to be read, and why."""
 
@@ -74,7 +77,7 @@ class Layout(NamedTuple):
     columns: list[str]
     sequence_field: str | tuple[str, ...]
     label_field: str
-    tokens: str  # ids, words or characters
+    tokens: str  # data.tokens
     why_sequence: str
     why_label: str
     why_tokens: str
@@ -125,7 +128,7 @@ class Column:
 
         # The first value that is none decides: most columns need no second look.
         if self.are_ids:
-            ids = tokens_of(value, "ids")
+            ids = tokens_of(value, _IDS)
             if isinstance(ids, Problem):
                 self.are_ids = False
             else:

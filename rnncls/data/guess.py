@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from rnncls.config import FilesConfig
+from rnncls.config import FilesConfig, parse_config
 from rnncls.data.cells import empty_sequence
 from rnncls.data.columns import MOST_ROWS, Layout, find_layout
 from rnncls.data.files.bad_rows import BadRows
@@ -32,7 +32,7 @@ from rnncls.system.file_kinds import format_by_name
 # scripts/file_defaults.py measures it. A word is seen less often than a character or an id, and
 # needs a larger embedding. Small files get small batches, and epochs follow from the rows.
 HIDDEN_SIZE = 128
-EMBEDDING_DIM = {"ids": 32, "words": 128, "characters": 32}
+EMBEDDING_DIM = {"ids": 32, "words": 128, "characters": 32, "subwords": 128}
 LEARNING_RATE = 5e-3
 BATCH_SIZES = {2_000: 16, 20_000: 32, 100_000: 64}  # up to so many rows
 LARGEST_BATCH_SIZE = 128
@@ -57,6 +57,12 @@ SHORT = 200  # tokens; below it no length is worth a cut
 # Classes are uneven from this ratio on, and weighed if each has enough rows.
 UNEVEN = 5
 LEAST_ROWS_OF_CLASS = 10
+
+# About the tokens of a text, and nothing that a file could tell.
+KEYS_OF_TEXT = ("lowercase", "word_boundaries", "vocabulary_size", "end_token")
+SUBWORDS_OF_WORD = 2  # at most, of nearly all texts
+
+_TOKENS = "--tokens ids|words|characters|subwords"
 
 MOST_CLASSES_SHOWN = 10
 COMMENT_COLUMN = 30
@@ -159,15 +165,7 @@ def guess_config(
 
 def _look(path: str | Path, layout: Layout, reading: FilesConfig) -> _Seen:
     """Count what is in the first rows. Raises: DataError for bad rows, or if there is no row."""
-    data = FilesConfig(
-        source="files",
-        train="given",  # the path itself is passed beside it
-        sequence_field=layout.sequence_field,
-        label_field=layout.label_field,
-        prefix_labels_field=reading.prefix_labels_field,
-        tokens=layout.tokens,  # type: ignore[arg-type]  # one of the three
-        empty="drop",
-    )
+    data = _data_of(path, layout, reading)
     seen = _Seen(str(path), layout, reading)
     stops_at_bad = reading.bad == "error"
     bad = BadRows(path, stops=stops_at_bad)
@@ -202,6 +200,27 @@ def _look(path: str | Path, layout: Layout, reading: FilesConfig) -> _Seen:
         share = sum(bytes_read) / Path(path).stat().st_size
         seen.total = max(seen.num_rows, int(round(seen.num_rows / share, -4)))
     return seen
+
+
+def _data_of(path: str | Path, layout: Layout, reading: FilesConfig) -> FilesConfig:
+    """Return how the rows are read. Raises: ConfigError for keys that do not fit the tokens."""
+    raw: dict[str, Any] = {
+        "source": "files",
+        "train": "given",  # the path itself is passed beside it
+        "sequence_field": layout.sequence_field,
+        "label_field": layout.label_field,
+        "prefix_labels_field": reading.prefix_labels_field,
+        "tokens": layout.tokens,
+        "empty": "drop",
+    }
+    raw |= {key: getattr(reading, key) for key in _keys_of_text(reading)}
+    data = parse_config({"data": raw}, f"the config made from {path}").data
+    return cast(FilesConfig, data)
+
+
+def _keys_of_text(reading: FilesConfig) -> list[str]:
+    """Return the keys that were given about how texts become tokens."""
+    return [key for key in KEYS_OF_TEXT if key in reading.model_fields_set]
 
 
 def _count(seen: _Seen, record: Record) -> None:
@@ -243,7 +262,10 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
     if seen.reading.prefix_labels_field is not None:
         field = seen.reading.prefix_labels_field
         yield _Entry("data", "prefix_labels_field", field, "as given; for train.objective: prefix")
-    yield _Entry("data", "tokens", layout.tokens, f"{layout.why_tokens}; ids | words | characters")
+    kinds = "ids | words | characters | subwords"
+    yield _Entry("data", "tokens", layout.tokens, f"{layout.why_tokens}; {kinds}")
+    for key in _keys_of_text(seen.reading):
+        yield _Entry("data", key, getattr(seen.reading, key), "as given")
 
     if seen.num_empty:
         have = "1 row has" if seen.num_empty == 1 else f"{seen.num_empty:,} rows have"
@@ -282,6 +304,9 @@ def _reading_entries(dialect: Dialect) -> Iterator[_Entry]:
 def _length_limit(seen: _Seen) -> int | None:
     """Return the length at which sequences are cut, or None if none of them is long."""
     usual = seen.percentile(0.99)
+    if seen.layout.tokens == "subwords":
+        # Words were counted, and not one of them is less than a subword.
+        usual *= SUBWORDS_OF_WORD
     if seen.longest > max(SHORT, LONG * usual):
         return min(LONGEST, max(SHORT, usual))
     return LONGEST if seen.longest > LONGEST else None
@@ -355,7 +380,7 @@ def _assumptions(seen: _Seen, raw: dict[str, Any], asked: Set[str]) -> list[str]
     ):
         others = [other for other in layout.columns if other not in names]
         lines.append(f"{what}: {_listed(list(names))}, {why} ({option}: {_listed(others)})")
-    lines.append(f"tokens: {layout.tokens}, {layout.why_tokens} (--tokens ids|words|characters)")
+    lines.append(f"tokens: {layout.tokens}, {layout.why_tokens} ({_TOKENS})")
     lines.append(_described_classes(seen))
     lines.append(_described_lengths(seen))
 
@@ -408,7 +433,7 @@ def _described_classes(seen: _Seen) -> str:
 def _described_lengths(seen: _Seen) -> str:
     median = seen.percentile(0.5)
     usual = seen.percentile(0.99)
-    unit = seen.layout.tokens
+    unit = "words" if seen.layout.tokens == "subwords" else seen.layout.tokens
     return f"length in {unit}: median {median:,}, 99 % up to {usual:,}, longest {seen.longest:,}"
 
 

@@ -17,10 +17,11 @@ from rnncls.data.dataset import Dataset
 from rnncls.data.new_files import with_options, without_keys
 from rnncls.data.read_tables import Tables, data_files, read_one_split, read_tables
 from rnncls.data.splits import SPLITS, Shares, assign_splits, num_shared, whole
+from rnncls.data.subwords import require_package
 from rnncls.data.table import SplitRows
 from rnncls.data.to_ids import build_vocabulary, split_of
-from rnncls.data.vocabulary import Vocabulary
-from rnncls.errors import DataError, Problem
+from rnncls.data.vocabulary import END, Vocabulary
+from rnncls.errors import CheckpointError, DataError, Problem
 
 
 def load_dataset(
@@ -34,6 +35,7 @@ def load_dataset(
     Raises: DataError with the bad rows by line, or for a split without sequences, or for a token or
     label that the training split lacks.
     """
+    _require_tokens_of(vocabulary, data)
     read = read_tables(data_files(data), data, vocabulary, progress)
     read.tables["train"].is_train_file = True
 
@@ -48,7 +50,7 @@ def load_dataset(
 
     dataset = Dataset({}, vocabulary, read.fingerprints, noticed=read.noticed, rare=shares.rare)
     for name in SPLITS:
-        _add_split(dataset, name, rows[name], read, shares)
+        _add_split(dataset, name, rows[name], read, data, shares)
 
     dataset.in_train = {name: num_shared(rows[name], rows["train"]) for name in ("val", "test")}
     dataset.in_val = {"test": num_shared(rows["test"], rows["val"])}
@@ -58,6 +60,37 @@ def load_dataset(
         rows, read.tokens, read.labels, data.tokens, copies
     )
     return dataset
+
+
+def _require_tokens_of(vocabulary: Vocabulary | None, data: FilesConfig) -> None:
+    """Refuse a vocabulary of other tokens than the config has, before files are read.
+
+    Raises: CheckpointError; where subwords are to be found, MachineError without their package.
+    """
+    if vocabulary is None:
+        if data.tokens == "subwords":
+            require_package()
+        return
+
+    has_subwords = vocabulary.subwords is not None
+    if has_subwords != (data.tokens == "subwords"):
+        found = "subwords" if has_subwords else "other tokens"
+        raise _other_tokens("tokens", data.tokens, found)
+    if data.end_token and END not in vocabulary.index:
+        raise _other_tokens("end_token", "true", "no token <end>")
+
+
+def _other_tokens(key: str, wanted: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        Problem(
+            "the run of --init-from has other tokens",
+            f"data.{key}",
+            expected=wanted,
+            found=found,
+            remedy="train without --init-from, or with the tokens of that run",
+            id="K8",
+        )
+    )
 
 
 def _nothing_to_train_on(shares: Shares, data: FilesConfig) -> DataError:
@@ -111,7 +144,7 @@ def _of_one_split(read: Tables, data: FilesConfig, vocabulary: Vocabulary) -> Da
     ((name, table),) = read.tables.items()
     dataset = Dataset({}, vocabulary, read.fingerprints, noticed=read.noticed)
     rows = whole(table)
-    _add_split(dataset, name, rows, read)
+    _add_split(dataset, name, rows, read, data)
     dataset.contradictions = find_contradictions(
         {name: rows}, read.tokens, read.labels, data.tokens
     )
@@ -126,13 +159,16 @@ def _add_split(
     name: str,
     rows: SplitRows,
     read: Tables,
+    data: FilesConfig,
     shares: Shares | None = None,
 ) -> None:
     """Add the rows of a split to the dataset. `shares` are all of the splits, if there are others.
 
     Raises: DataError for a token or label that the vocabulary lacks.
     """
-    split, num_unknown = split_of(name, rows, dataset.vocabulary, read.tokens, read.labels, shares)
+    split, num_unknown = split_of(
+        name, rows, dataset.vocabulary, read.tokens, read.labels, data, shares
+    )
     dataset.splits[name] = split
     dataset.unknown_tokens[name] = num_unknown
 

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 from rnncls.config import FilesConfig
 from rnncls.data.cells import (
+    TokenRule,
     bad_label,
     empty_sequence,
     fields_of,
     label_of,
     looks_like_list,
+    rule_of,
     sequence_of,
     tokens_of,
 )
@@ -53,9 +55,10 @@ def read_records(
     """
     # Asked for once, and not for each row.
     names = data.sequence_fields
+    rule = rule_of(data)
     may_be_lists = data.tokens != "ids"
     for line, row in read_rows(path, dialect, [*names, data.label_field], bad, report_bytes):
-        record = _record_of(line, row, names, data)
+        record = _record_of(line, row, names, rule, data)
         if isinstance(record, Problem):
             bad.add_problem(line, record)
             continue
@@ -71,7 +74,7 @@ def read_records(
 
 
 def _record_of(
-    line: int, row: dict[str, Any], names: tuple[str, ...], data: FilesConfig
+    line: int, row: dict[str, Any], names: tuple[str, ...], rule: TokenRule, data: FilesConfig
 ) -> Record | int | Problem:
     """Return the record of a row, its line if its sequence is empty and dropped, or a Problem.
 
@@ -81,7 +84,7 @@ def _record_of(
     value = row.get(names[0]) if len(names) == 1 else sequence_of(row, names)
     if value is None and not any(name in row for name in names):
         return _no_sequence(row, names)
-    tokens = tokens_of(value, data.tokens)
+    tokens = tokens_of(value, rule)
     if isinstance(tokens, Problem):
         return tokens
 

@@ -69,7 +69,8 @@ class Table:
     ends: list[int] = field(default_factory=list)
 
     # Arrays grow like lists, hold 4 or 8 bytes a number, and NumPy reads them without a copy.
-    # The tokens of all rows stand end to end; `lengths` says where each row ends.
+    # The tokens of all rows, or the words of which subwords are parts, stand end to end; `lengths`
+    # says where each row ends.
     tokens: array[int] = field(default_factory=lambda: array("i"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
     labels: array[int] = field(default_factory=lambda: array("i"))
@@ -200,8 +201,14 @@ def read_table(
     label_numbers: Numbering,
     progress: bool,
 ) -> Table:
-    """Read the rows of files and number their tokens and labels. Raises: DataError."""
+    """Read the rows of files and number their tokens and labels. Raises: DataError.
+
+    Where tokens are subwords, these are the whole words of each row: how many subwords they are is
+    not known before the training rows are.
+    """
     table = Table(paths)
+    if data.tokens == "subwords":
+        data = data.model_copy(update={"max_length": None})
     if data.prefix_labels_field is not None:
         table.prefix_labels = array("i")
         label_numbers.kept.append((table.prefix_labels, BYTES_PER_NUMBER))

@@ -7,15 +7,19 @@ ids of the vocabulary, which has its tokens and labels in an order of their own.
 from __future__ import annotations
 
 import json
+from array import array
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from rnncls.config import FilesConfig
+from rnncls.data.cells import SEPARATOR
 from rnncls.data.sequences import Sequences
 from rnncls.data.splits import Shares
+from rnncls.data.subwords import MARK, Subwords, train_subwords
 from rnncls.data.table import Array, SplitRows
-from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID, Vocabulary, in_order
+from rnncls.data.vocabulary import END, UNKNOWN, UNKNOWN_ID, Vocabulary, in_order, too_long
 from rnncls.errors import DataError, Problem
 
 MAX_TOKENS = 2**20  # in a vocabulary
@@ -34,14 +38,24 @@ def build_vocabulary(
     # and min_count is at least 1.
     counts = np.bincount(train.tokens, minlength=len(tokens))
     frequent = np.flatnonzero(counts >= data.min_count)
-    known = in_order(tokens[number] for number in frequent)
+    subwords = None
+    if data.tokens == "subwords":
+        number_of = {tokens[number]: int(counts[number]) for number in frequent.tolist()}
+        subwords = _subwords_of(number_of, train.table.where, data)
+        known = _listed_parts(subwords)
+    else:
+        known = in_order(tokens[number] for number in frequent)
 
     # `<unk>` in a file is not a token of its own; it gets its id below.
     known = tuple(token for token in known if token != UNKNOWN)
+    if data.end_token:
+        # Behind all others, whose ids are the same without it. A file may have it, too.
+        known = (*(token for token in known if token != END), END)
     classes = in_order(labels[number] for number in shares.known_labels.tolist())
 
     # A checkpoint holds it as JSON, which is a text within the JSON of its header.
-    size = len(json.dumps(json.dumps([known, classes])))
+    rules = () if subwords is None else subwords.merges
+    size = len(json.dumps(json.dumps([known, classes, rules])))
     if len(known) > MAX_TOKENS or size > MAX_VOCABULARY_BYTES:
         bytes_allowed = f"{MAX_VOCABULARY_BYTES:,} bytes as JSON"
         raise DataError(
@@ -50,7 +64,7 @@ def build_vocabulary(
                 train.table.where,
                 expected=f"at most {MAX_TOKENS:,} different tokens, and {bytes_allowed}",
                 found=f"{len(known):,} tokens, {len(classes):,} labels, {size:,} bytes",
-                remedy="data.min_count, data.tokens",
+                remedy="data.min_count, data.tokens" if not rules else "data.vocabulary_size",
                 id="D7",
             )
         )
@@ -59,7 +73,38 @@ def build_vocabulary(
     if has_unknown:
         # In the first place, because its id is UNKNOWN_ID.
         known = (UNKNOWN, *known)
-    return Vocabulary(known, classes, has_unknown)
+    return Vocabulary(known, classes, has_unknown, subwords)
+
+
+def _subwords_of(counts: dict[str, int], where: str, data: FilesConfig) -> Subwords:
+    """Return the subwords of the words of training. Raises: DataError, MachineError."""
+    special = [UNKNOWN] if data.unknown == "unk" else []
+    if len(data.sequence_fields) > 1:
+        special.append(SEPARATOR)
+    if data.end_token:
+        special.append(END)
+    of_text = {word: count for word, count in counts.items() if word not in special}
+
+    characters = {MARK}.union(*of_text)
+    if data.unknown == "error" and len(characters) > data.vocabulary_size:
+        what = "more characters than data.vocabulary_size, and unknown ones are an error"
+        expected = f"at most {data.vocabulary_size:,} different ones"
+        found = f"{len(characters):,}, with the sign in front of words"
+        remedy = "data.vocabulary_size, or data.unknown=unk"
+        raise DataError(
+            Problem(what, where, expected=expected, found=found, remedy=remedy, id="D8")
+        )
+    return train_subwords(of_text, data.vocabulary_size, special)
+
+
+def _listed_parts(subwords: Subwords) -> tuple[str, ...]:
+    """Return the parts: characters first, then what rules make of them, and <sep> if it is one."""
+    made = [first + second for first, second in subwords.merges]
+    parts = [*sorted(subwords.characters), *made]
+    if SEPARATOR in subwords.special:
+        parts.append(SEPARATOR)
+    # Two rules may make the same part.
+    return tuple(dict.fromkeys(parts))
 
 
 def split_of(
@@ -68,6 +113,7 @@ def split_of(
     vocabulary: Vocabulary,
     tokens: list[str],
     labels: list[str],
+    data: FilesConfig,
     shares: Shares | None = None,
 ) -> tuple[Sequences, int]:
     """Return the rows of a split as ids of the vocabulary, and how many tokens it lacks.
@@ -78,10 +124,14 @@ def split_of(
     Raises: DataError for a token or label that the vocabulary lacks.
     """
     # (R + 1,): where each row begins, and the end of the last one.
-    offsets = np.concatenate([[0], np.cumsum(rows.lengths)])
+    offsets = _offsets_of(rows.lengths)
 
     # (L,) each.
-    ids = _ids_of(rows, vocabulary, tokens)
+    if vocabulary.subwords is None:
+        ids = _ids_of(rows, vocabulary, tokens)
+    else:
+        ids, offsets = _ids_of_parts(rows, vocabulary, vocabulary.subwords, tokens, offsets)
+        ids, offsets = _truncated(ids, offsets, rows, data)
     unknown = ids < 0
     if vocabulary.has_unknown:
         # `<unk>` written out in the file says no more than a token that training lacks.
@@ -91,7 +141,7 @@ def split_of(
         raise _unknown_tokens(name, rows, offsets, unknown)
 
     # Not one known token is a mistake, such as words read as characters: no result would count.
-    if len(ids) and unknown.all():
+    if len(ids) and _says_nothing(ids, unknown, vocabulary):
         what = f"no token of {name} is in the training data"
         remedy = "data.tokens, or data like the training data" + _or_no_split(name, rows)
         raise DataError(Problem(what, rows.table.where, remedy=remedy, id="D8"))
@@ -104,10 +154,84 @@ def split_of(
     if prefix_labels is not None:
         numbers = _prefix_classes_of(rows, prefix_labels, offsets, vocabulary, labels)
         of_prefixes = torch.from_numpy(numbers)
+    if data.end_token:
+        ids = np.insert(ids, offsets[1:], vocabulary.index[END])
+        offsets = offsets + np.arange(len(offsets))
     sequences = Sequences(
         torch.from_numpy(ids), torch.from_numpy(offsets), torch.from_numpy(classes), of_prefixes
     )
     return sequences, int(unknown.sum())
+
+
+def _offsets_of(lengths: Array) -> Array:
+    """Return where each of many lengths begins, and the end of the last one, (R + 1,) int64."""
+    offsets: Array = np.concatenate([[0], np.cumsum(lengths)])
+    return offsets
+
+
+def _says_nothing(ids: Array, unknown: Array, vocabulary: Vocabulary) -> bool:
+    """Return whether no token is known, but for where words begin."""
+    if vocabulary.subwords is None:
+        return bool(unknown.all())
+    return bool((unknown | (ids == vocabulary.index[MARK])).all())
+
+
+def _ids_of_parts(
+    rows: SplitRows,
+    vocabulary: Vocabulary,
+    subwords: Subwords,
+    tokens: list[str],
+    offsets: Array,
+) -> tuple[Array, Array]:
+    """Return the ids of the subwords of the rows' words, as `_ids_of`, and where each row begins.
+
+    `offsets` says where it begins in words.
+    """
+    # Each different word of the rows is taken apart once: its ids stand in `flat` at `starts`.
+    numbers = rows.tokens
+    flat = array("i")
+    starts = np.zeros(len(tokens), dtype=np.int64)
+    counts = np.zeros(len(tokens), dtype=np.int64)
+    id_of = vocabulary.index.get
+    for number in np.flatnonzero(np.bincount(numbers, minlength=len(tokens))).tolist():
+        parts = subwords.parts_of([tokens[number]])
+        starts[number] = len(flat)
+        counts[number] = len(parts)
+        flat.extend(id_of(part, -1) for part in parts)
+
+    # A place in the result is as far behind the beginning of its word as one in `flat` is.
+    of_words = counts[numbers]
+    ends = _offsets_of(of_words)
+    places = np.arange(ends[-1]) + np.repeat(starts[numbers] - ends[:-1], of_words)
+    ids: Array = np.frombuffer(flat, dtype=np.int32)[places]
+    return ids, ends[offsets]
+
+
+def _truncated(
+    ids: Array, offsets: Array, rows: SplitRows, data: FilesConfig
+) -> tuple[Array, Array]:
+    """Return what truncation leaves of the ids, and where each row begins; cut rows are counted.
+
+    Raises: DataError for a long row, if none is to be cut.
+    """
+    limit = data.max_length
+    lengths = np.diff(offsets)
+    if limit is None or not (lengths > limit).any():
+        return ids, offsets
+    is_long = lengths > limit
+    if data.truncate == "error":
+        row = int(is_long.argmax())
+        problem = too_long(limit, int(lengths[row]))
+        more = f"; {int(is_long.sum()):,} rows are longer" if is_long.sum() > 1 else ""
+        found = f"{problem.found} subwords{more}"
+        raise DataError(replace(problem, where=rows.place(row), found=found))
+
+    rows.table.noticed.truncated += int(is_long.sum())
+    within = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
+    kept = within < limit
+    if data.truncate == "tail":
+        kept = within >= np.repeat(lengths - limit, lengths)
+    return ids[kept], _offsets_of(np.minimum(lengths, limit))
 
 
 def _ids_of(rows: SplitRows, vocabulary: Vocabulary, tokens: list[str]) -> Array:

@@ -8,10 +8,12 @@ from itertools import repeat
 from typing import TypeVar
 
 from rnncls.config import FilesConfig
+from rnncls.data.subwords import Subwords
 from rnncls.errors import Problem
 
 UNKNOWN = "<unk>"
 UNKNOWN_ID = 0  # in a vocabulary that has it
+END = "<end>"  # behind each sequence, with data.end_token
 
 # Not more than 18 digits, which fit into 64 bits; longer ones are text like any other.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
@@ -25,12 +27,13 @@ class Vocabulary:
     """Knows the meaning of ids and class numbers. Built from training data, kept by checkpoints.
 
     The id of a token is its position in `tokens`. With `has_unknown`, id 0 is `<unk>` and stands
-    for every token that `tokens` lacks.
+    for every token that `tokens` lacks. With `subwords`, tokens are parts of words.
     """
 
     tokens: tuple[str, ...]
     labels: tuple[str, ...]
     has_unknown: bool
+    subwords: Subwords | None = None
     index: dict[str, int] = field(init=False, repr=False, compare=False)  # id of each token
 
     def __post_init__(self) -> None:
@@ -67,14 +70,19 @@ def truncate(tokens: Tokens, data: FilesConfig) -> Tokens | Problem:
         return tokens
 
     if data.truncate == "error":
-        return Problem(
-            "a long sequence",
-            expected=f"at most data.max_length = {limit} tokens",
-            found=f"{len(tokens)}",
-            remedy="data.truncate=head or tail",
-            id="D16",
-        )
+        return too_long(limit, len(tokens))
     return cut(tokens, data)
+
+
+def too_long(limit: int, length: int) -> Problem:
+    """Return the problem of a sequence of more tokens than `data.max_length` allows."""
+    return Problem(
+        "a long sequence",
+        expected=f"at most data.max_length = {limit} tokens",
+        found=f"{length}",
+        remedy="data.truncate=head or tail",
+        id="D16",
+    )
 
 
 def cut(tokens: Tokens, data: FilesConfig) -> Tokens:

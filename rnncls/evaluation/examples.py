@@ -12,11 +12,13 @@ from torch.nn.utils.rnn import pad_packed_sequence
 from rnncls.config import FilesConfig, SumModConfig
 from rnncls.config.ranges import format_ranges
 from rnncls.data import Batch, all_sequences, num_sequences, samples
+from rnncls.data.cells import SEPARATOR
 from rnncls.data.dataset import Dataset
 from rnncls.data.files.places import named
 from rnncls.data.sequences import rows_of_batches
 from rnncls.data.splits import SPLITS
-from rnncls.data.vocabulary import Vocabulary, are_integers
+from rnncls.data.subwords import text_of_parts
+from rnncls.data.vocabulary import END, Vocabulary, are_integers
 from rnncls.errors import DataError, Problem
 
 # If a length has at most so many sequences, all of them are evaluated. The limit admits the longest
@@ -39,7 +41,7 @@ class Source(NamedTuple):
     lines: Tensor  # (S,) of all sequences of the split
     rows: Tensor  # (R,) of the sequences that are evaluated, in that order
     vocabulary: Vocabulary
-    tokens: str  # ids, words or characters
+    tokens: str  # data.tokens
 
 
 class Examples(NamedTuple):
@@ -89,11 +91,13 @@ class Examples(NamedTuple):
 
 
 def readable(ids: list[int], vocabulary: Vocabulary, kind: str) -> Readable:
-    """Return a sequence of a file as a person reads it. `kind`: ids, words or characters."""
+    """Return a sequence of a file as a person reads it. `kind` is data.tokens."""
     tokens = [vocabulary.tokens[id] for id in ids]
     if kind == "ids":
         # Python's int() would refuse thousands of digits.
         return [int(token) if are_integers([token]) else token for token in tokens]
+    if vocabulary.subwords is not None:
+        return text_of_parts(tokens, frozenset({SEPARATOR, END}))
     return ("" if kind == "characters" else " ").join(tokens)
 
 

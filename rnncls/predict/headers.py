@@ -7,6 +7,7 @@ from typing import Any
 
 from rnncls.data.cells import tokens_of
 from rnncls.data.files.headers import LABEL_NAMES, SEQUENCE_NAMES, shown_names
+from rnncls.data.subwords import MARK
 from rnncls.errors import ConfigError, DataError, Problem
 from rnncls.predict.predictor import Predictor
 
@@ -93,8 +94,13 @@ def _kind_of_file(predictor: Predictor, line: str) -> str:
 
 def _is_known(predictor: Predictor, text: str) -> bool:
     """Return whether the model has seen every token of a text."""
-    tokens = tokens_of(text, predictor.data.tokens)
-    return not isinstance(tokens, Problem) and all(map(predictor.vocabulary.index.get, tokens))
+    tokens = tokens_of(text, predictor.rule)
+    if isinstance(tokens, Problem):
+        return False
+    # Nearly every text has known parts. A word that training has often is a part as a whole.
+    if predictor.vocabulary.subwords is not None:
+        tokens = [MARK + token for token in tokens]
+    return all(map(predictor.vocabulary.index.get, tokens))
 
 
 def _are_names(names: list[str], own: set[str]) -> bool:

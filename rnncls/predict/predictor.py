@@ -9,6 +9,7 @@ given, and writing.py writes what was predicted.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from rnncls.config import Config, FilesConfig
 from rnncls.data import Vocabulary
-from rnncls.data.cells import sequence_of, tokens_of
+from rnncls.data.cells import TokenRule, rule_of, sequence_of, tokens_of
 from rnncls.data.sequences import cut_for_evaluation
-from rnncls.data.vocabulary import are_integers, truncate
+from rnncls.data.vocabulary import END, are_integers, truncate
 from rnncls.errors import DataError, NonFiniteError, Problem
 from rnncls.evaluation.ways import LONGEST, compiled_model
 from rnncls.model.classifier import RNNClassifier
@@ -55,6 +56,7 @@ _SHAPES_OF_ITEMS = {
     "ids": 'a text such as "3 1 4", a list of integers, or a 1-d tensor or array of them',
     "words": "a text, or a list of words",
     "characters": "a text, or a list of characters",
+    "subwords": "a text, or a list of words",
 }
 
 
@@ -83,6 +85,11 @@ class Predictor:
         tokens = self.vocabulary.num_embeddings
         sizes = f"{tokens:,} tokens, {len(self.labels):,} labels"
         return f"Predictor({self.checkpoint}, step {self.step:,}, {sizes})"
+
+    @cached_property
+    def rule(self) -> TokenRule:
+        """How the text of a sequence becomes tokens."""
+        return rule_of(self.data)
 
     def predict(self, items: Iterable[Item], top_k: int = 1) -> list[Prediction]:
         """Return a prediction for each sequence, in their order, with the `top_k` likeliest labels.
@@ -206,13 +213,15 @@ class ReadTokens(NamedTuple):
     """A sequence as the model sees it, T tokens."""
 
     ids: list[int]
-    names: list[str]  # as they were given, also those that the model does not know
+    names: list[
+        str
+    ]  # as they were given but for data.lowercase, also those that the model does not know
     num_left_out: int  # how many tokens more there were, before the sequence was truncated
 
 
 def read_tokens(predictor: Predictor, value: Any) -> ReadTokens | Problem:
     """Return the tokens of a sequence and their ids, or the problem, as `encode`."""
-    tokens = tokens_of(value, predictor.data.tokens)
+    tokens = split_into_tokens(predictor, value)
     if isinstance(tokens, Problem):
         return replace(tokens, remedy="")
     if not tokens:
@@ -221,6 +230,9 @@ def read_tokens(predictor: Predictor, value: Any) -> ReadTokens | Problem:
     kept = truncate(tokens, predictor.data)
     if isinstance(kept, Problem):
         return replace(kept, remedy="")
+    num_left_out = len(tokens) - len(kept)
+    if predictor.data.end_token:
+        kept = [*kept, END]
     too_long = too_long_for(predictor.network, len(kept))
     if too_long is not None:
         return too_long
@@ -230,7 +242,16 @@ def read_tokens(predictor: Predictor, value: Any) -> ReadTokens | Problem:
         ids = predictor.vocabulary.encode(kept)
     except KeyError as error:
         return _unknown_token(predictor.vocabulary, tokens, error.args[0])
-    return ReadTokens(ids, kept, len(tokens) - len(kept))
+    return ReadTokens(ids, kept, num_left_out)
+
+
+def split_into_tokens(predictor: Predictor, value: Any) -> list[str] | Problem:
+    """Return all tokens of a sequence, as training has them before it truncates."""
+    tokens = tokens_of(value, predictor.rule)
+    subwords = predictor.vocabulary.subwords
+    if subwords is None or isinstance(tokens, Problem):
+        return tokens
+    return subwords.parts_of(tokens)
 
 
 def no_sequence(row: Mapping[str, Any], names: tuple[str, ...]) -> Problem:
@@ -246,7 +267,7 @@ def no_sequence(row: Mapping[str, Any], names: tuple[str, ...]) -> Problem:
 
 def unknown_tokens(predictor: Predictor, text: str) -> list[str]:
     """Return the tokens of a good sequence, as a person types it, that became `<unk>`."""
-    tokens = tokens_of(text, predictor.data.tokens)
+    tokens = split_into_tokens(predictor, text)
     known = predictor.vocabulary.index
     return [] if isinstance(tokens, Problem) else [token for token in tokens if token not in known]
 
@@ -262,6 +283,7 @@ def _unknown_token(vocabulary: Vocabulary, tokens: list[str], token: str) -> Pro
 
 def _known_tokens(tokens: tuple[str, ...]) -> str:
     """Return which tokens a model knows: a range of integers, or the first ones."""
+    tokens = tuple(token for token in tokens if token != END)
     if are_integers(tokens):
         numbers = sorted(map(int, tokens))
         if len(numbers) > 1 and numbers[-1] - numbers[0] == len(numbers) - 1:

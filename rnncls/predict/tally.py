@@ -1,6 +1,7 @@
 """Counts what predictions are worth, and says it on stderr behind the last one."""
 
-from rnncls.data.vocabulary import UNKNOWN_ID
+from rnncls.data.subwords import MARK
+from rnncls.data.vocabulary import END, UNKNOWN_ID
 from rnncls.predict.predictor import Prediction, Predictor
 from rnncls.predict.reading import Fields, Row
 from rnncls.system.streams import say
@@ -15,6 +16,13 @@ class Tally:
         self.labels = frozenset(predictor.labels)
         # Without <unk>, its id stands for a token like any other.
         self.has_unknown = predictor.vocabulary.has_unknown
+        # What each sequence has, whatever it is: where words begin, and where it ends.
+        index = predictor.vocabulary.index
+        self.empty: list[int] = []
+        if predictor.vocabulary.subwords is not None:
+            self.empty.append(index[MARK])
+        if predictor.data.end_token:
+            self.empty.append(index[END])
         self.count = 0
         self.unknown = 0  # sequences of which the model knows no token
         self.mostly = 0  # others of which it knows less than half
@@ -27,9 +35,10 @@ class Tally:
         self.count += 1
         if self.has_unknown and UNKNOWN_ID in row.ids:
             num_unknown = row.ids.count(UNKNOWN_ID)
-            if num_unknown == len(row.ids):
+            length = len(row.ids) - sum(map(row.ids.count, self.empty))
+            if num_unknown == length:
                 self.unknown += 1
-            elif 2 * num_unknown > len(row.ids):
+            elif 2 * num_unknown > length:
                 self.mostly += 1
 
         if row.true is not None:

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
+from rnncls.data.vocabulary import END
 from rnncls.errors import on_one_line
 from rnncls.predict.predictor import (
     Prediction,
@@ -170,7 +171,10 @@ def _json_writer(predictor: Predictor, file: TextIO, echo: bool) -> Writer:
     so that the answers are kept; as numbers, which take little memory.
     """
     labels = predictor.labels
-    as_item = int if predictor.data.tokens == "ids" else str
+    are_ids = predictor.data.tokens == "ids"
+
+    def as_item(token: str) -> int | str:
+        return int(token) if are_ids and token != END else token
 
     def write(row: Row, parts: Iterable[Prefixes]) -> Prediction:
         kept = _joined(parts, len(row.ids))

@@ -12,6 +12,7 @@ and verifies the files; checkpoint_files.py knows which file of a directory to r
 import json
 import platform
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from rnncls.config import Config, parse_saved, sizes
 from rnncls.data import Task, Vocabulary
+from rnncls.data.subwords import MARK, Subwords, require_same_parts
 from rnncls.data.vocabulary import UNKNOWN, UNKNOWN_ID
 from rnncls.errors import CheckpointError, ConfigError, NonFiniteError, Problem
 from rnncls.model.rules import StepRules
@@ -29,6 +31,21 @@ from rnncls.rundir import tensorfile
 from rnncls.rundir.paths import STEP_PREFIX, step_path
 from rnncls.steps.state import TrainState
 from rnncls.version import __version__
+
+Id = Annotated[int, Field(ge=0)]
+
+
+class SubwordsState(BaseModel):
+    """The rules that make parts of words, as JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    # Ids of the two tokens that become one, in the order of the rules.
+    merges: tuple[tuple[Id, Id], ...]
+
+    # The version of the package that trained them, and how it takes some texts apart.
+    tokenizers: str
+    digest: str
 
 
 class VocabularyState(BaseModel):
@@ -40,6 +57,7 @@ class VocabularyState(BaseModel):
     tokens: Annotated[tuple[str, ...], Field(min_length=1)]
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
     has_unknown: bool
+    subwords: SubwordsState | None = None
 
     @field_validator("tokens", "labels")
     @classmethod
@@ -52,6 +70,19 @@ class VocabularyState(BaseModel):
     def _unknown_first(self) -> "VocabularyState":
         if self.has_unknown and self.tokens[UNKNOWN_ID] != UNKNOWN:
             raise ValueError("another token in the place of <unk>")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_are_tokens(self) -> "VocabularyState":
+        if self.subwords is None:
+            return self
+        tokens = self.tokens
+        known = set(tokens)
+        for first, second in self.subwords.merges:
+            if max(first, second) >= len(tokens) or tokens[first] + tokens[second] not in known:
+                raise ValueError("a rule about parts that are no tokens")
+        if MARK not in known:
+            raise ValueError("no token for the beginning of a word")
         return self
 
 
@@ -101,13 +132,20 @@ class Checkpoint:
     optim: dict[str, Tensor]
     average: dict[str, Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def vocabulary(self) -> Vocabulary | None:
-        """The meaning of tokens and labels; None where they are numbers."""
+        """The meaning of tokens and labels; None where they are numbers.
+
+        Raises: for subwords, MachineError without the package that takes words apart, and
+        CheckpointError if it would do so in another way than in training.
+        """
         saved = self.state.vocabulary
         if saved is None:
             return None
-        return Vocabulary(saved.tokens, saved.labels, saved.has_unknown)
+        subwords = _subwords_of(saved)
+        if subwords is not None:
+            require_same_parts(subwords, str(self.path))
+        return Vocabulary(saved.tokens, saved.labels, saved.has_unknown, subwords)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -140,11 +178,7 @@ def write_checkpoint(folder: Path, state: TrainState, task: Task) -> Path:
 
     vocabulary = None
     if task.vocabulary is not None:
-        vocabulary = VocabularyState(
-            tokens=task.vocabulary.tokens,
-            labels=task.vocabulary.labels,
-            has_unknown=task.vocabulary.has_unknown,
-        )
+        vocabulary = state_of_vocabulary(task.vocabulary)
     # Config and versions make the file complete: it can be evaluated without its run directory.
     saved = SavedState(
         step=state.step,
@@ -161,6 +195,38 @@ def write_checkpoint(folder: Path, state: TrainState, task: Task) -> Path:
     path = step_path(folder, state.step)
     tensorfile.write(path, json.dumps(saved.model_dump(), allow_nan=False), tensors)
     return path
+
+
+def state_of_vocabulary(vocabulary: Vocabulary) -> VocabularyState:
+    """Return a vocabulary as a checkpoint keeps it."""
+    subwords = None
+    rules = vocabulary.subwords
+    if rules is not None:
+        ids = vocabulary.index
+        subwords = SubwordsState(
+            merges=tuple((ids[first], ids[second]) for first, second in rules.merges),
+            tokenizers=rules.version,
+            digest=rules.digest,
+        )
+    return VocabularyState(
+        tokens=vocabulary.tokens,
+        labels=vocabulary.labels,
+        has_unknown=vocabulary.has_unknown,
+        subwords=subwords,
+    )
+
+
+def _subwords_of(saved: VocabularyState) -> Subwords | None:
+    """Return the rules that make parts of words, None where tokens are no subwords."""
+    state = saved.subwords
+    if state is None:
+        return None
+    tokens = saved.tokens
+    merges = tuple((tokens[first], tokens[second]) for first, second in state.merges)
+    made = {first + second for first, second in merges}
+    parts = frozenset(made.union(token for token in tokens if len(token) == 1))
+    special = frozenset(tokens) - parts
+    return Subwords(parts, merges, special, state.tokenizers, state.digest)
 
 
 def _require_finite(state: TrainState, folder: Path) -> None:
