@@ -10,6 +10,7 @@ profile/                     how long the parts of a step take, and a trace, wit
 plots/                       pictures, and the evaluations that they are made of (rnncls/dashboard)
 projector_config.pbtxt       tells TensorBoard's projector, which looks for this name, what there is
 projector/                   vectors, and what each of them stands for (dashboard/projector.py)
+control/                     the run of the n-gram control, with train.baseline=control
 crash.log                    the traceback of an error that rnncls did not expect
 """
 
@@ -34,7 +35,8 @@ PLOTS = "plots"
 EVALUATIONS = f"{PLOTS}/evaluations.jsonl"
 PROJECTOR = "projector"
 PROJECTOR_CONFIG = "projector_config.pbtxt"
-FOLDERS = (CHECKPOINTS, PROFILE, PLOTS, PROJECTOR)
+CONTROL = "control"
+FOLDERS = (CHECKPOINTS, PROFILE, PLOTS, PROJECTOR, CONTROL)
 
 
 def step_path(folder: Path, step: int) -> Path:
