@@ -34,7 +34,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     if count <= _FEW:
         ways = sum(math.comb(count, k) for k in range(least + 1))
-        return 2 * ways / 2**count
+        return float(2 * ways / 2**count)
 
     # The probabilities of least, least - 1, ... heads, as multiples of the first of them. They fall
     # at least as fast as a geometric series.

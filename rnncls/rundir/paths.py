@@ -45,6 +45,13 @@ def step_path(folder: Path, step: int) -> Path:
     return folder / f"{STEP_PREFIX}{step:08d}.safetensors"
 
 
+def run_of_control(path: Path) -> Path | None:
+    """Return the run whose n-gram control is in this folder; None if it is none."""
+    # The path may be a dot.
+    path = path.absolute()
+    return path.parent if path.name == CONTROL and (path.parent / CHECKPOINTS).is_dir() else None
+
+
 def default_run_dir(config_path: Path, name: str = "") -> Path:
     """Return `runs/<config name>/<date_time>[-name]`, which may be taken: see `make_numbered`.
 
