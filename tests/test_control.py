@@ -46,7 +46,9 @@ STEPS = 24
 
 def small(**train: Any) -> Config:
     keys = {"max_steps": STEPS, "eval_every": 7, "checkpoint_every": 4, "log_every": 5}
-    return config_of(train={**keys, "baseline": "control", **train})
+    # A small table: it is in every checkpoint.
+    model = {"ngram_table": 64}
+    return config_of(model=model, train={**keys, "baseline": "control", **train})
 
 
 def both(run_dir: Path) -> tuple[Outcome, Outcome]:
