@@ -25,13 +25,8 @@ from rnncls.rundir.checkpoint import read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.rundir.moved import OF_RESUMING, with_files_of_run
 from rnncls.training.fit import fit
-from rnncls.training.resume import (
-    _completion,
-    _is_complete,
-    _warn_of_other_machine,
-    restored_task,
-    resumed_config,
-)
+from rnncls.training.go_on import _completion, _is_complete, _warn_of_other_machine
+from rnncls.training.resume import restored_task, resumed_config
 from rnncls.training.states import restored_state, warn_of_other_split
 from tests.helpers import change_checkpoint, files_config, run_rnncls, some_rows, write_jsonl
 

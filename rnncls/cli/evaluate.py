@@ -1,7 +1,7 @@
 """rnncls eval"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +41,8 @@ from rnncls.system.waiting import load_torch
 if TYPE_CHECKING:
     from rnncls.data.dataset import Dataset
     from rnncls.evaluation.mistakes import Confused
+    from rnncls.model.classifier import RNNClassifier
+    from rnncls.rundir.checkpoint import Checkpoint
     from rnncls.system.distributed import World
 
 MOST_ERRORS = 10_000  # that are printed
@@ -113,7 +115,8 @@ def evaluate(
     """Evaluate a checkpoint: overall, by length, by class. Or evaluate every member of a sweep.
 
     Chance is the accuracy of guessing each class alike, the majority-class baseline that of always
-    predicting the most frequent class of the evaluated sequences.
+    predicting the most frequent class of the evaluated sequences. A run with an n-gram control
+    (train.baseline=control) is compared with it, on the same sequences.
 
     Examples:
         rnncls eval runs/first
@@ -232,6 +235,8 @@ def _evaluate_checkpoint(
     if dataset is not None:
         _prepare(dataset, wanted, is_new=bool(data))
 
+    control = _control(loaded, device, world)
+
     # A picture alone needs the classes, and no single error.
     errors = wanted.errors
     if errors is None and wanted.plot is not None:
@@ -249,7 +254,12 @@ def _evaluate_checkpoint(
         predictions=wanted.predictions,
         csv_safe=wanted.csv_safe,
         world=world,
+        control=None if control is None else control[1],
     )
+    if control is not None and report.control is not None:
+        path = str(control[0].path)
+        of_run = replace(report.control, checkpoint=path, step=control[0].state.step)
+        report = replace(report, control=of_run)
 
     # Logits that are NaN stand for no class, so the rest of the report would not be meaningful.
     if not math.isfinite(report.loss):
@@ -270,6 +280,22 @@ def _evaluate_checkpoint(
     is_first = world is None or world.is_first
     if wanted.plot is not None and report.confused is not None and is_first:
         _draw(report.confused, wanted.plot)
+
+
+def _control(
+    loaded: "Checkpoint", device: str | None, world: "World | None"
+) -> "tuple[Checkpoint, RNNClassifier] | None":
+    """Return the n-gram control of a checkpoint's run; None if there is none to compare with."""
+    from rnncls.rundir.control import control_of
+
+    control = control_of(loaded, device)
+    if world is None:
+        return control
+    # Where one process cannot read it, none evaluates it.
+    if not all(world.gather(control is not None)) or control is None:
+        return None
+    world.share_weights([*control[1].parameters()])
+    return control
 
 
 def _prepare(dataset: "Dataset", wanted: _Wanted, is_new: bool) -> None:

@@ -41,7 +41,10 @@ def ls(
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Show every row (or -n), and the members of sweeps, too.")
+        bool,
+        typer.Option(
+            "--all", help="Show every row (or -n), and members of sweeps and controls, too."
+        ),
     ] = False,
     sort: Annotated[
         str,
@@ -115,6 +118,7 @@ def _table_of(rows: "Sequence[RunRow]") -> Table:
         "step": [f"{row.step:,}" for row in rows],
         "metric": names,
         heading: ["" if row.best_value is None else _value(row.best_value) for row in rows],
+        "control": ["" if row.control is None else _value(row.control) for row in rows],
         "config": [shortened(row.config, MOST_OF_NAME) for row in rows],
         "seed": [row.seed for row in rows],
         "cell": [row.cell for row in rows],

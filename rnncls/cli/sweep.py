@@ -144,6 +144,9 @@ def _plan(
         what = "seed cannot be an override of a sweep"
         raise ConfigError(Problem(what, "seed", remedy="--seeds", id="C17"))
 
+    if base.train.baseline == "control":
+        say("members of a sweep have no n-gram control: train.baseline is none for them")
+
     load_torch()
     from rnncls.rundir.paths import default_run_dir
     from rnncls.sweep.plan import plan_sweep

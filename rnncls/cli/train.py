@@ -161,17 +161,36 @@ def train(
                     world=world,
                 )
 
-    # There is no best step if no validation loss was ever finite.
-    best = "none"
-    if state.best_value is not None:
-        best = f"{state.best_value:.4f} at step {state.best_step:,}"
-    print(f"steps: {state.step:,}; best val/{state.best_metric}: {best}")
+    print(_result(state.step, state.best_metric, state.best_value, state.best_step))
+    _print_control(taken[0])
     _say_directory(taken[0])
 
     from rnncls.dashboard.link import how_to_look
 
     for line in how_to_look(taken[0]):
         say(line)
+
+
+def _result(step: int, metric: str, value: float | None, best_step: int | None) -> str:
+    """Return how far a run has come, and its best value."""
+    # There is no best step if no validation loss was ever finite.
+    best = "none"
+    if value is not None and best_step is not None:
+        best = f"{value:.4f} at step {best_step:,}"
+    return f"steps: {step:,}; best val/{metric}: {best}"
+
+
+def _print_control(run_dir: Path) -> None:
+    """Print what has become of the n-gram control of a run, if it has one."""
+    from rnncls.rundir.listing import best_of
+    from rnncls.rundir.paths import CONTROL
+    from rnncls.rundir.status import read_status
+
+    status = read_status(run_dir / CONTROL)
+    if status.get("state") == "finished":
+        metric, value = best_of(status)
+        result = _result(status.get("step", 0), metric, value, status.get("best_step"))
+        print(f"n-gram control: {result}")
 
 
 def _begun(

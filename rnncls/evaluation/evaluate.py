@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from rnncls.config import Config, SumModConfig
@@ -14,6 +15,7 @@ from rnncls.data import Batch
 from rnncls.data.dataset import Dataset
 from rnncls.data.loading import load_dataset
 from rnncls.evaluation.calibration import Confidences, Shuffled
+from rnncls.evaluation.control import compare_with_control
 from rnncls.evaluation.examples import (
     Examples,
     generated_examples,
@@ -42,6 +44,7 @@ def evaluate(
     predictions: str | Path | None = None,
     csv_safe: bool = False,
     world: World | None = None,
+    control: RNNClassifier | None = None,
 ) -> Report:
     """Evaluate a model on generated sequences, or on files.
 
@@ -60,6 +63,8 @@ def evaluate(
     table is a formula to a spreadsheet. `progress` shows a bar on stderr if that is a terminal.
     `check` is called before each batch. With other processes, in `world`, each runs the model over
     some of the batches, and all have the same report; the first of them writes the predictions.
+    `control` is a second model of the same data, the n-gram control of a run, which is evaluated on
+    the same sequences: `report.control` says what the first one adds to it.
 
     Raises: ConfigError if a confusion matrix would be huge. DataError if the files cannot be read,
     are not those of training or have no sequence of these lengths. With `predictions`, WriteError,
@@ -107,11 +112,34 @@ def evaluate(
     )
     surviving = None if shuffled is None else shuffled.surviving()
     report = replace(report, data=examples.data, shuffled=surviving)
+    if control is not None:
+        again = _choose(control, config, lengths, num_samples, progress, dataset)
+        control_wrong = _wrong(control, again, progress, check, world)
+        report = replace(report, control=compare_with_control(scores.wrong(), control_wrong))
     if errors is None:
         return report
 
     confused = confused_classes(scores, examples.labels)
     return replace(report, mistakes=confident.mistakes(), confused=confused)
+
+
+def _wrong(
+    model: RNNClassifier,
+    examples: Examples,
+    progress: bool,
+    check: Callable[[], object] | None,
+    world: World | None,
+) -> Tensor:
+    """Return which of the examples a model gets wrong, (R,) bool, in their order."""
+    compiled = compiled_model(model, examples.num_tokens)
+    logits_of = model if compiled is None else compiled.of_packed
+    with (
+        tqdm(total=examples.total, unit="seq", disable=None if progress else True) as bar,
+        closing(
+            scored(model, _with_progress(examples.batches, bar, check), logits_of, world)
+        ) as parts,
+    ):
+        return gather(parts).wrong()
 
 
 def _choose(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rnncls.errors import ConfigError, Problem, on_one_line
+from rnncls.evaluation.control import ControlReport, control_lines
 from rnncls.evaluation.metrics import (
     calibration_error,
     class_counts,
@@ -75,6 +76,9 @@ class Report:
     # Of generated sequences: the share of predictions that stay the same when tokens are shuffled.
     shuffled: float | None = None
 
+    # The n-gram control of the run on the same sequences, if it has one.
+    control: ControlReport | None = None
+
     # Only on request: the most confident errors, best first, and the classes that are confused.
     mistakes: list[Mistake] | None = None
     confused: Confused | None = None
@@ -82,12 +86,13 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary for JSON; a number that is not finite is null, as JSON has no NaN.
 
-        What it gets wrong is there only if it was asked for.
+        What it gets wrong is there only if it was asked for, the n-gram control only if the run has
+        one.
         """
         content = asdict(self)
         for name in ("loss", "ece"):
             content[name] = content[name] if math.isfinite(content[name]) else None
-        for name in ("mistakes", "confused"):
+        for name in ("mistakes", "confused", "control"):
             if content[name] is None:
                 del content[name]
         return content
@@ -136,6 +141,8 @@ def _summary_lines(report: Report) -> list[str]:
     if report.shuffled is not None:
         calibration += f"; predictions that survive shuffling: {report.shuffled:.4f}"
     lines.append(calibration)
+    if report.control is not None:
+        lines += control_lines(report.control, report.accuracy, report.majority)
     return lines
 
 

@@ -8,7 +8,14 @@ from rnncls.errors import CheckpointError, Damaged, Problem, on_one_line
 from rnncls.model.classifier import RNNClassifier
 from rnncls.rundir import tensorfile
 from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
-from rnncls.rundir.paths import BEST, CHECKPOINTS, STEP_FILES, STEP_PREFIX, step_path
+from rnncls.rundir.paths import (
+    BEST,
+    CHECKPOINTS,
+    STEP_FILES,
+    STEP_PREFIX,
+    run_of_control,
+    step_path,
+)
 from rnncls.rundir.restore import restore_model
 from rnncls.system.device import resolve_device
 from rnncls.system.files import link
@@ -82,7 +89,8 @@ def _runs_below(folder: Path, depth: int) -> str:
     runs = []
     for level in range(depth):
         for path in folder.glob(f"{'*/' * level}*/{CHECKPOINTS}"):
-            if step_files(path):
+            # The n-gram control of a run is not meant where the run is not.
+            if step_files(path) and run_of_control(path.parent) is None:
                 runs.append(path.parent)
     runs.sort(key=lambda run: ((run / CHECKPOINTS).stat().st_mtime, run), reverse=True)
     return f"one of the runs below: {_listed(runs)}" if runs else ""

@@ -14,7 +14,7 @@ from typing import Any
 from rnncls.config import Config
 from rnncls.config.strict_yaml import MAX_BYTES, parse
 from rnncls.errors import ConfigError
-from rnncls.rundir.paths import CONFIG
+from rnncls.rundir.paths import CONFIG, CONTROL
 from rnncls.rundir.status import read_status
 from rnncls.system.file_kinds import without_packing
 from rnncls.system.files import read_regular
@@ -49,6 +49,7 @@ class RunRow:
     config: str = ""  # the name of the config or data file that the run began with
     seed: str = ""
     cell: str = ""
+    control: float | None = None  # the best value of its n-gram control, once that is finished
 
     # All values that each key of the config has: one for a run, more for a sweep.
     values: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
@@ -83,10 +84,17 @@ def describe_run(run_dir: Path, with_config: bool = True) -> RunRow | None:
             config=config_name(run_dir, text),
             seed=_text(values.get("seed")),
             cell=_text(values.get("model.cell")),
+            control=_value_of_control(run_dir),
             values={key: (one,) for key, one in values.items()},
         )
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
+
+
+def _value_of_control(run_dir: Path) -> float | None:
+    """Return the best value of the n-gram control of a run; None without a finished one."""
+    status = read_status(run_dir / CONTROL)
+    return best_of(status)[1] if status.get("state") == "finished" else None
 
 
 def age_of(time: datetime) -> float | None:

@@ -10,7 +10,7 @@ from rnncls.data.moved import Remedies, with_files_now
 from rnncls.data.splits import SPLITS
 from rnncls.errors import ConfigError
 from rnncls.rundir.checkpoint import Checkpoint
-from rnncls.rundir.paths import CHECKPOINTS, CONFIG
+from rnncls.rundir.paths import CHECKPOINTS, CONFIG, run_of_control
 
 OF_EVALUATION = Remedies(
     missing="--data-dir FOLDER with it, or --data PATH behind eval RUN for another file",
@@ -50,9 +50,14 @@ def with_files_of_run(
 
 
 def _run_of(checkpoint: Checkpoint) -> Path:
-    """Return the run of a checkpoint; of one that was copied elsewhere, the file itself."""
+    """Return the run of a checkpoint; of one that was copied elsewhere, the file itself.
+
+    That of an n-gram control is the run that it belongs to.
+    """
     folder = checkpoint.path.parent
-    return folder.parent if folder.name == CHECKPOINTS else checkpoint.path
+    if folder.name != CHECKPOINTS:
+        return checkpoint.path
+    return run_of_control(folder.parent) or folder.parent
 
 
 def _paths_in_config(path: Path) -> tuple[str, ...]:

@@ -80,10 +80,11 @@ class RunOfMany(RunDirectory):
         task: Task,
         report_steps: Callable[[int], object] | None = None,
         in_sweep: InSweep | None = None,
+        goes_on: bool = False,
     ) -> Iterator[RunLog]:
         """Keep logs in the first process, and say nothing in the others."""
         try:
-            with self._recording(state, task, report_steps, in_sweep) as log:
+            with self._recording(state, task, report_steps, in_sweep, goes_on) as log:
                 yield log
         except Interrupted:
             # The first process has saved now. Where others end before it has, torchrun gives it a
@@ -93,18 +94,27 @@ class RunOfMany(RunDirectory):
             raise
 
     @contextmanager
+    def ending(self, state: TrainState, goes_on: bool = False) -> Iterator[None]:
+        """Keep the status in the first process."""
+        with ExitStack() as stack:
+            own = self._own.ending(state, goes_on)
+            self._world.first(lambda: stack.enter_context(own))
+            yield
+
+    @contextmanager
     def _recording(
         self,
         state: TrainState,
         task: Task,
         report_steps: Callable[[int], object] | None,
         in_sweep: InSweep | None,
+        goes_on: bool,
     ) -> Iterator[RunLog]:
         with ExitStack() as stack:
             logs: list[RunLog] = []
 
             def begin() -> None:
-                recording = self._own.recording(state, task, report_steps, in_sweep)
+                recording = self._own.recording(state, task, report_steps, in_sweep, goes_on)
                 logs.append(stack.enter_context(recording))
 
             self._world.first(begin)

@@ -10,6 +10,7 @@ profile/                     how long the parts of a step take, and a trace, wit
 plots/                       pictures, and the evaluations that they are made of (rnncls/dashboard)
 projector_config.pbtxt       tells TensorBoard's projector, which looks for this name, what there is
 projector/                   vectors, and what each of them stands for (dashboard/projector.py)
+control/                     the run of the n-gram control, with train.baseline=control
 crash.log                    the traceback of an error that rnncls did not expect
 """
 
@@ -34,13 +35,21 @@ PLOTS = "plots"
 EVALUATIONS = f"{PLOTS}/evaluations.jsonl"
 PROJECTOR = "projector"
 PROJECTOR_CONFIG = "projector_config.pbtxt"
-FOLDERS = (CHECKPOINTS, PROFILE, PLOTS, PROJECTOR)
+CONTROL = "control"
+FOLDERS = (CHECKPOINTS, PROFILE, PLOTS, PROJECTOR, CONTROL)
 
 
 def step_path(folder: Path, step: int) -> Path:
     """Return the checkpoint file of a step in the folder of checkpoints."""
     # Eight digits, so that names sort like numbers up to step 99,999,999 in any listing.
     return folder / f"{STEP_PREFIX}{step:08d}.safetensors"
+
+
+def run_of_control(path: Path) -> Path | None:
+    """Return the run whose n-gram control is in this folder; None if it is none."""
+    # The path may be a dot.
+    path = path.absolute()
+    return path.parent if path.name == CONTROL and (path.parent / CHECKPOINTS).is_dir() else None
 
 
 def default_run_dir(config_path: Path, name: str = "") -> Path:

@@ -89,21 +89,16 @@ class RunDirectory:
         task: Task,
         report_steps: Callable[[int], object] | None = None,
         in_sweep: InSweep | None = None,
+        goes_on: bool = False,
     ) -> Iterator[RunLog]:
         """Keep logs for the duration, and have status.json say how it ends, whatever happens.
 
-        See RunLog about `report_steps` and `in_sweep`.
+        See RunLog about `report_steps` and `in_sweep`, and `ending` about `goes_on`.
         """
-        # What the status will say of anything that is not caught below, KeyboardInterrupt included.
-        outcome = "failed"
-        exit_code = 1
-        error_id = ""
-
-        write_status(self.path, "running", state)
-        try:
+        with self.ending(state, goes_on):
             last_logged = _last_logged(state)
             log = RunLog(self.path, task, state.step, last_logged, report_steps, in_sweep)
-            # Inside the recording, so that the status has the exit code of OutOfMemory.
+            # Inside, so that the status has the exit code of OutOfMemory.
             with reporting_memory(task.config), log:
                 _warn_of_little_space(self.path, state, log)
                 try:
@@ -112,9 +107,23 @@ class RunDirectory:
                     self.save(state, task)  # as the message of the error says
                     raise
 
+    @contextmanager
+    def ending(self, state: TrainState, goes_on: bool = False) -> Iterator[None]:
+        """Have status.json say running, and then how it ends, whatever happens.
+
+        `goes_on`: after a good end the run is still running.
+        """
+        # What the status will say of anything that is not caught below, KeyboardInterrupt included.
+        outcome = "failed"
+        exit_code: int | None = 1
+        error_id = ""
+
+        write_status(self.path, "running", state)
+        try:
+            yield
             # After the logs are closed: what fails in there is a failure of the run, too.
-            outcome = "finished"
-            exit_code = 0
+            outcome = "running" if goes_on else "finished"
+            exit_code = None if goes_on else 0
         except RnnclsError as error:
             if isinstance(error, Interrupted):
                 outcome = "interrupted"

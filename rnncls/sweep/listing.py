@@ -27,7 +27,7 @@ from rnncls.rundir.listing import (
     flat,
     with_defaults,
 )
-from rnncls.rundir.paths import CHECKPOINTS, STATUS
+from rnncls.rundir.paths import CHECKPOINTS, CONTROL, STATUS
 from rnncls.sweep.paths import EVALUATION, MEMBERS, SWEEP_FILE
 from rnncls.system.files import read_regular
 from rnncls.system.folders import walk
@@ -61,7 +61,8 @@ class Plan:
 def find_rows(folder: Path, members: bool = False) -> list[RunRow]:
     """Return every run and every sweep below `folder`, in no order.
 
-    `members`: also the members of sweeps as rows of their own. Those of `folder` itself always are.
+    `members`: also the members of sweeps and the n-gram controls of runs as rows of their own.
+    Those of `folder` itself always are.
 
     Raises: CheckpointError if there is no such folder. OSError if it cannot be looked into.
     """
@@ -77,8 +78,11 @@ def find_rows(folder: Path, members: bool = False) -> list[RunRow]:
         if STATUS in files:
             rows.append(describe_run(path))
 
-        # A run has no runs among its checkpoints, but many files.
+        # A run has no runs among its checkpoints, but many files. Its n-gram control is a column of
+        # its row.
         left_out = {CHECKPOINTS}
+        if STATUS in files and path != folder and not members:
+            left_out.add(CONTROL)
         # Whoever asks for a sweep wants to see what is in it.
         if SWEEP_FILE in files and path != folder:
             sweep = describe_sweep(path)

@@ -359,9 +359,17 @@ def _members(content: SweepFile, seeds: list[int], source: str) -> list[Member]:
                 what = "the name of a member's folder is too long"
                 raise ConfigError(Problem(what, source, found=name, id="C17"))
 
-            config = _with_files(config, values, content.files)
+            config = _without_control(_with_files(config, values, content.files))
             members.append(Member(name, values, config))
     return members
+
+
+def _without_control(config: Config) -> Config:
+    """Return the config of a member: a sweep compares its members with each other."""
+    if config.train.baseline == "none":
+        return config
+    train = config.train.model_copy(update={"baseline": "none"})
+    return config.model_copy(update={"train": train})
 
 
 def _with_files(config: Config, values: dict[str, str], files: dict[str, list[str]]) -> Config:

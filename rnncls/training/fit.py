@@ -18,6 +18,7 @@ from rnncls.steps.state import TrainState
 from rnncls.system.distributed import World
 from rnncls.system.memory import reporting_memory
 from rnncls.training.alike import be_alike
+from rnncls.training.control import then_control
 from rnncls.training.run import Shared, train
 from rnncls.training.states import new_state, say_unread_vectors, warn_of_other_split
 
@@ -40,6 +41,8 @@ def fit(
     soon as there is one. `numbered`: if the name `run_dir` is taken, the run gets the same one with
     a number, and no error. `world`: the processes that train it together, each of which calls this;
     the first of them owns the directory.
+
+    With `train.baseline: control`, the n-gram control is trained after the model, in control/.
 
     Raises: ConfigError for a used directory. MachineError without the device. DataError.
     CheckpointError if `init_from` does not fit, or if a folder in `run_dir` is a link.
@@ -80,4 +83,12 @@ def fit(
         if say_directory is not None:
             say_directory(run.path)
         run.begin(state, task, origin)
-        return train(state, task, run, engine, shared, world)
+        return then_control(
+            lambda asked: train(
+                state, task, run, engine, shared, world, asked, goes_on=asked is not None
+            ),
+            task,
+            run,
+            shared,
+            world,
+        )

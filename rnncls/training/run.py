@@ -1,7 +1,7 @@
 """The life of a run that has a state and a directory. New and resumed runs both live here."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 from rnncls.dashboard.board import Board
@@ -45,11 +45,14 @@ def train(
     engine: tuple[Engine, str],
     shared: Shared | None = None,
     world: World | None = None,
+    asked: StopRequest | None = None,
+    goes_on: bool = False,
 ) -> TrainState:
     """Train from the state's step to the task's last, and return the state.
 
     `engine`: as `choose` returns it. `run` records how training ends. `world`: the processes that
-    train together; None for one alone. Raises what `fit` raises.
+    train together; None for one alone. `asked`: what signals ask, if somebody else catches them.
+    `goes_on`: the run is not finished then, because its control follows. Raises what `fit` raises.
     """
     take_steps, engine_name = engine
     # The stack stands in for the engine of each of its members.
@@ -67,11 +70,13 @@ def train(
 
     report_steps = None if shared is None else shared.report_steps
     in_sweep = None if shared is None else shared.in_sweep
-    signals = stop_requests() if shared is None else nullcontext(shared.stop)
 
     # The signals outside: until the last status is written, none may end the process halfway.
-    with signals as asked, run.recording(state, task, report_steps, in_sweep) as log:
-        stop = asked if world is None else world.follow(asked)
+    with (
+        _signals(shared, asked) as signals,
+        run.recording(state, task, report_steps, in_sweep, goes_on) as log,
+    ):
+        stop = signals if world is None else world.follow(signals)
         log.say(start)
         for line in _described(task):
             log.say(line)
@@ -89,10 +94,11 @@ def train(
         follow(steps, state, task, run, log, stop, board, world)
 
         # Pictures may fill the disk, or somebody end the process: the run is finished already.
-        with suppress(RnnclsError):
-            run.note_finished(state)
-        if world is not None:
-            world.release()
+        if not goes_on:
+            with suppress(RnnclsError):
+                run.note_finished(state)
+            if world is not None:
+                world.release()
         board.finish(stop)
     return state
 
@@ -106,17 +112,31 @@ def _described(task: Task) -> Iterator[str]:
         yield f"validating on {used:,} of {available:,} sequences (train.eval_samples)"
 
 
-def finish_board(state: TrainState, task: Task, run: RunDirectory, shared: Shared | None) -> None:
+def _signals(
+    shared: Shared | None, asked: StopRequest | None
+) -> AbstractContextManager[StopRequest]:
+    """Return what signals ask of a run: caught here, unless somebody else does."""
+    if shared is not None:
+        return nullcontext(shared.stop)
+    return stop_requests() if asked is None else nullcontext(asked)
+
+
+def finish_board(
+    state: TrainState,
+    task: Task,
+    run: RunDirectory,
+    shared: Shared | None,
+    asked: StopRequest | None = None,
+) -> None:
     """Draw what the process of a complete run has left to be drawn, because it was killed.
 
-    Raises: Interrupted after a signal, while the model is evaluated.
+    `asked`: as in `train`. Raises: Interrupted after a signal, while the model is evaluated.
     """
     if not _draws(task, shared) or not Records(run.path, state.step).waiting():
         return
-    signals = stop_requests() if shared is None else nullcontext(shared.stop)
     in_sweep = None if shared is None else shared.in_sweep
     with (
-        signals as stop,
+        _signals(shared, asked) as stop,
         # `int` in the place of a bar: there are no steps to report.
         RunLog(run.path, task, state.step, state.step, int, in_sweep) as log,
     ):
