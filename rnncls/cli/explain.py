@@ -225,13 +225,15 @@ def _write_graph(
 ) -> None:
     """Draw the graph, and print how large it is.
 
-    Raises: ConfigError if a sequence is missing. DataError if it is bad. WriteError.
+    Raises: ConfigError if a sequence is missing, or recurrent layers. DataError if the sequence is
+    bad. WriteError.
     """
     from rnncls.inspect.graph.build import rolled_graph, unrolled_graph
     from rnncls.inspect.graph.file import write_graph
     from rnncls.inspect.graph.graph import architecture_of
-    from rnncls.inspect.subject import tokens_of_text
+    from rnncls.inspect.subject import require_recurrence, tokens_of_text
 
+    require_recurrence(subject, "--graph")
     architecture = architecture_of(subject.network)
     if rolled:
         # A sequence changes nothing here, and what is wrong with it is said all the same.

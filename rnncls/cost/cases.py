@@ -42,7 +42,9 @@ class Case:
 
     @property
     def num_parameters(self) -> int:
-        return num_parameters(self.config, *self.sizes)
+        # There are as many positions as tokens in a sequence.
+        data = self.config.data.model_copy(update={"max_length": self.length})
+        return num_parameters(self.config.model_copy(update={"data": data}), *self.sizes)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `case_of` reads."""
@@ -67,8 +69,13 @@ def plan_cases(
 
     `with_stock`: each is followed by the same with torch's own module.
 
-    Raises: ConfigError for too many cases, and for one that is too large for any machine.
+    Raises: ConfigError for too many cases, for one that is too large for any machine, and for torch's
+    own module where there is none.
     """
+    if with_stock and config.model.cell == "none":
+        what = "this model has no recurrent layers, and torch.nn no module for it"
+        found = "model.cell: none"
+        raise ConfigError(Problem(what, "--stock", found=found, remedy="without --stock", id="C17"))
     implementations: list[Implementation] = ["rnncls", "torch"] if with_stock else ["rnncls"]
     require_possible(config, sizes, hidden_sizes, lengths)
     generated = _generated(config)
@@ -138,6 +145,7 @@ def _generated(config: Config) -> Config:
     raw["data"] = {"source": "sum_mod", "layout": config.data.layout}
     raw["model"] |= {"embeddings": None, "freeze_embeddings": False}
     raw["train"] |= {"max_epochs": None, "class_weights": "none"}
+    raw["model"] |= {"embeddings": None, "freeze_embeddings": False}
     return parse_config(raw, "config")
 
 
@@ -148,7 +156,18 @@ def _with_hidden(config: Config, hidden_size: int) -> Config:
 
 def _without_extras(config: Config) -> Config:
     """Return the config without what torch's own modules cannot do."""
-    model = config.model.model_copy(update={"pooling": "last", "initial_state": "zeros"})
+    model = config.model.model_copy(
+        update={
+            "pooling": "last",
+            "initial_state": "zeros",
+            "ngrams": (),
+            "positions": "none",
+            "skip": False,
+            "embedding_dropout": 0.0,
+            "ngram_dropout": 0.0,
+            "head_dropout": 0.0,
+        }
+    )
     train = config.train.model_copy(
         update={"objective": "sequence", "recompute_every": None, "truncate_after": None}
     )

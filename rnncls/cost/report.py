@@ -139,7 +139,9 @@ def to_text(config: Config, rows: Sequence[Row]) -> str:
 def _model(config: Config) -> str:
     model = config.model
     kind = f"{model.cell} of {counted(model.num_layers, 'layer')}"
-    if model.bidirectional:
+    if model.cell == "none":
+        kind = "no recurrent layers"
+    elif model.bidirectional:
         kind += " in two directions"
     return f"{kind}, batches of {counted(config.train.batch_size, 'sequence')} of one length"
 

@@ -69,21 +69,32 @@ def graph_of(model: RNNClassifier, task: Task) -> GraphDef:
 def nodes_of(model: RNNClassifier, rows: int, steps: int) -> list[NodeDef]:
     """Return the nodes of the graph, for `rows` sequences of `steps` tokens."""
     nodes = Nodes(model)
-    embedding = model.embedding
     tokens = nodes.add("tokens", "Input", (), (rows, steps))
     lengths = nodes.add("lengths", "Input", (), (rows,))
 
-    weight = nodes.parameter("embedding", "embedding.weight")
-    shape = (rows, steps, embedding.embedding_dim)
-    data = nodes.add("embedding/rows", "Embedding", (tokens, weight), shape)
-    data = _add_layers(nodes, model, data, lengths, (rows, steps))
-
-    summary = _add_pooling(nodes, model, data, lengths, rows)
+    inputs = _add_inputs(nodes, model, tokens, (rows, steps))
+    data = _add_layers(nodes, model, inputs, lengths, (rows, steps))
+    summary = _add_pooling(nodes, model, inputs, data, lengths, rows)
     of_head = [nodes.parameter("head", name) for name in ("head.weight", "head.bias")]
     num_classes = model.head.out_features
     logits = nodes.add("head/linear", "Linear", (summary, *of_head), (rows, num_classes))
     nodes.add("logits", "Output", (logits,), (rows, num_classes))
     return nodes.found
+
+
+def _add_inputs(nodes: Nodes, model: RNNClassifier, tokens: str, shape: tuple[int, int]) -> str:
+    """Add what is read of each token and return its name."""
+    of_rows = (*shape, model.embedding.embedding_dim)
+    weight = nodes.parameter("embedding", "embedding.weight")
+    parts = [nodes.add("embedding/rows", "Embedding", (tokens, weight), of_rows)]
+    if model.ngram_embedding is not None:
+        weight = nodes.parameter("ngrams", "ngram_embedding.weight")
+        hashed = nodes.add("ngrams/hash", "Hash", (tokens,), (*shape, len(model.ngrams)))
+        parts.append(nodes.add("ngrams/sum", "EmbeddingBag", (hashed, weight), of_rows))
+    if model.position_embedding is not None:
+        weight = nodes.parameter("positions", "position_embedding.weight")
+        parts.append(nodes.add("positions/rows", "Embedding", (weight,), of_rows))
+    return parts[0] if len(parts) == 1 else nodes.add("inputs", "Add", parts, of_rows)
 
 
 def _add_layers(
@@ -126,7 +137,9 @@ def _add_layers(
     return data
 
 
-def _add_pooling(nodes: Nodes, model: RNNClassifier, data: str, lengths: str, rows: int) -> str:
+def _add_pooling(
+    nodes: Nodes, model: RNNClassifier, inputs: str, data: str, lengths: str, rows: int
+) -> str:
     """Add what makes one vector of each sequence, and return its name."""
     width = model.num_directions * model.rnn.hidden_size
     parts = []
@@ -134,6 +147,9 @@ def _add_pooling(nodes: Nodes, model: RNNClassifier, data: str, lengths: str, ro
         parts.append(
             nodes.add(f"pooling/{part}", part.capitalize(), (data, lengths), (rows, width))
         )
+    if model.skip:
+        size = (rows, model.embedding.embedding_dim)
+        parts.append(nodes.add("skip/mean", "Mean", (inputs, lengths), size))
     if len(parts) == 1:
         return parts[0]
     return nodes.add("pooling/all", "Concatenate", parts, (rows, model.summary_size))

@@ -56,8 +56,11 @@ def _within(model: RNNClassifier, task: Task) -> dict[str, float]:
     """Return what happens inside the network, on a few validation sequences.
 
     In float64, as a trained network is so sure that its gradient is 0 in float32. Of long sequences
-    there are fewer, and of very long ones the last tokens alone.
+    there are fewer, and of very long ones the last tokens alone. Nothing is said of a model without
+    recurrent layers.
     """
+    if not model.is_recurrent:
+        return {}
     _, num_classes = task.sizes
     sequences = task.validation_sequences(max(1, min(NUM_SEQUENCES, MOST_LOGITS // num_classes)))
     most_tokens = MOST_BYTES // bytes_per_token(model)
@@ -155,10 +158,15 @@ def _one_step_ahead(state: TrainState, task: Task) -> _Ahead:
         return _Ahead(weights, [math.nan] * len(weights))
 
     # Clipping has scaled all gradients by one factor.
-    norms = _norms([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norms = _norms([_gradient_of(parameter) for parameter in parameters])
     norm = math.hypot(*norms)
     factor = copied.totals.grad_norm / norm if norm else 1.0
     return _Ahead(weights, [factor * one for one in norms])
+
+
+def _gradient_of(parameter: Tensor) -> Tensor:
+    """Return the gradient of a parameter; zeros for one that is not trained."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _norms(tensors: list[Tensor]) -> list[float]:

@@ -14,6 +14,7 @@ from rnncls.config.ranges import DEFAULT_SAMPLES
 from rnncls.data import Batch
 from rnncls.data.dataset import Dataset
 from rnncls.data.loading import load_dataset
+from rnncls.errors import DataError
 from rnncls.evaluation.calibration import Confidences, Shuffled
 from rnncls.evaluation.control import compare_with_control
 from rnncls.evaluation.examples import (
@@ -28,6 +29,7 @@ from rnncls.evaluation.report import Report, make_report, require_few_classes
 from rnncls.evaluation.scores import gather, scored
 from rnncls.evaluation.ways import compiled_model
 from rnncls.model.classifier import RNNClassifier
+from rnncls.model.inputs import beyond_positions
 from rnncls.system.distributed import World
 
 
@@ -67,7 +69,8 @@ def evaluate(
     the same sequences: `report.control` says what the first one adds to it.
 
     Raises: ConfigError if a confusion matrix would be huge. DataError if the files cannot be read,
-    are not those of training or have no sequence of these lengths. With `predictions`, WriteError,
+    are not those of training or have no sequence of these lengths, or if these are beyond the
+    model's positions. With `predictions`, WriteError,
     and NonFiniteError if the loss is not finite.
     """
     examples = _choose(model, config, lengths, num_samples, progress, dataset)
@@ -152,6 +155,7 @@ def _choose(
 ) -> Examples:
     """Choose the sequences to evaluate, which differ between the two kinds of data."""
     if isinstance(config.data, SumModConfig):
+        _require_positions(model, lengths)
         return generated_examples(config.data, config.seed, lengths, num_samples)
 
     # Read without the checkpoint's vocabulary, which a model alone does not have.
@@ -159,6 +163,17 @@ def _choose(
     sizes = (model.embedding.num_embeddings, model.head.out_features)
     require_sizes(dataset, sizes)
     return held_out_examples(dataset, config.data, lengths)
+
+
+def _require_positions(model: RNNClassifier, lengths: Sequence[int] | None) -> None:
+    """Raise DataError for lengths that the model has no positions for.
+
+    Those of files are cut as in training.
+    """
+    most = model.num_positions
+    longest = max(lengths or [0])
+    if most is not None and longest > most:
+        raise DataError(replace(beyond_positions(longest, most), where="the lengths asked for"))
 
 
 def _with_progress(

@@ -9,7 +9,7 @@ from rnncls.model.cells import State
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.layers import ignore_compaction, outputs_of_direction
 from rnncls.model.probes import state_before, summary_of
-from rnncls.predict.logits import logits_in_batches, logits_of, rows_together
+from rnncls.predict.logits import logits_in_batches, logits_of, packed_alone, rows_together
 
 # Each token is left out in a run of its own: the work grows with the square of the length.
 MOST_LEFT_OUT = 512  # tokens
@@ -29,8 +29,8 @@ class Importance(NamedTuple):
     # for the class. (T,); None where the sequence is too long, or where nothing would be left.
     left_out: list[float] | None
 
-    # The gradient of log p with respect to the token's embedding, times that embedding, (T,); None
-    # where the sequence is too long.
+    # The gradient of log p with respect to what is read of the token, times that, (T,); None where
+    # the sequence is too long. An n-gram is read with the token at which it ends.
     gradient: list[float] | None
 
     def measures(self) -> dict[str, list[float] | None]:
@@ -44,8 +44,10 @@ def importance_of(network: RNNClassifier, ids: list[int], label: int) -> Importa
     The network is in evaluation mode, and stays as it is. Leaving out is what a person would try
     (Li, Monroe and Jurafsky 2016, "Understanding neural networks through representation erasure").
     Gradient times input says what the logarithm of the probability would lose, were it linear, if
-    the token's embedding became zero (Shrikumar, Greenside and Kundaje 2017, "Learning important
-    features through propagating activation differences").
+    what is read of the token became zero (Shrikumar, Greenside and Kundaje 2017, "Learning
+    important features through propagating activation differences"). That is its embedding, those of
+    the n-grams that end with it, and that of its position. Leaving out a token also takes away the
+    n-grams that it is in, makes new ones of its neighbours, and moves those behind it.
 
     Beyond MOST_LEFT_OUT tokens no token is left out, and beyond MOST_GRADIENT there is no gradient.
     """
@@ -83,9 +85,10 @@ def _log_probability(logits: Tensor, label: int) -> Tensor:
 def gradient_at_embeddings(
     network: RNNClassifier, ids: Tensor, label: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the embedding of each token (T,), and the gradient of log p with respect to it.
+    """Return what is read of each token (T,), and the gradient of log p with respect to it.
 
-    Both are (T, embedding_dim); p is the probability of the class `label`. The gradient goes back
+    Both are (T, embedding_dim), with n-grams and positions in them where the model has some; p is
+    the probability of the class `label`. The gradient goes back
     through the layers one by one, and in each from piece to piece, whose states are computed again:
     in memory are the states of all layers, and the derivative of PIECE_STEPS steps.
     """
@@ -95,7 +98,7 @@ def gradient_at_embeddings(
     # The caller may be in inference mode, whose tensors have no derivative.
     with torch.inference_mode(False), torch.no_grad():
         rnn = network.rnn
-        embeddings = network.embedding(ids.to(network.device))
+        embeddings = network.embedded(packed_alone(ids.to(network.device)))
 
         # (T, width) each: what a layer gets, and last what the head does.
         inputs = [embeddings]
@@ -111,7 +114,8 @@ def gradient_at_embeddings(
             inputs.append(torch.cat(outputs, 1))
             starts_of_layers.append(starts_of_layer)
 
-        grad_outputs = _gradient_at_last_layer(network, inputs.pop(), label)
+        grad_outputs, grad_embeddings = _gradients_at_head(network, inputs, label)
+        inputs.pop()
         for layer in reversed(range(rnn.num_layers)):
             grad_inputs = torch.zeros_like(inputs[layer])
             grad_states = grad_outputs.chunk(network.num_directions, dim=1)
@@ -119,22 +123,28 @@ def gradient_at_embeddings(
                 starts = starts_of_layers[layer][direction]
                 grad_inputs += _backward(rnn, layer, direction, inputs[layer], starts, grad)
             grad_outputs = grad_inputs
-    return embeddings, grad_outputs
+    return embeddings, grad_outputs + grad_embeddings
 
 
-def _gradient_at_last_layer(network: RNNClassifier, states: Tensor, label: int) -> Tensor:
-    """Return the gradient of log p with respect to the last layer's states (T, D * H), its shape.
+def _gradients_at_head(
+    network: RNNClassifier, inputs: list[Tensor], label: int
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of log p at the last layer's states, and at the embeddings beside them.
 
-    It is zero but for those that the head sees.
+    `inputs`: what each layer gets, and last what the head does, (T, width) each; so are the
+    gradients. They are zero but for what the head sees: embeddings only where the model has a skip.
     """
-    states = states.detach().requires_grad_()
+    states = inputs[-1].detach().requires_grad_()
+    embeddings = inputs[0].detach().requires_grad_()
     one_sequence = torch.ones(len(states), dtype=torch.int64)
     with torch.enable_grad():
         directions = states.chunk(network.num_directions, dim=1)
-        summary = summary_of(network, directions, one_sequence)
+        summary = summary_of(network, embeddings, directions, one_sequence)
         log_probability = network.head(summary)[0].log_softmax(0)[label]
-    (gradient,) = torch.autograd.grad(log_probability, states)
-    return gradient
+    of_states, of_embeddings = torch.autograd.grad(
+        log_probability, [states, embeddings], allow_unused=True, materialize_grads=True
+    )
+    return of_states, of_embeddings
 
 
 def _forward(

@@ -9,7 +9,7 @@ import torch
 from rnncls.config import SumModConfig
 from rnncls.data.sequences import Sequences
 from rnncls.data.sum_mod import draw_sequences
-from rnncls.errors import DataError, Problem
+from rnncls.errors import ConfigError, DataError, Problem
 from rnncls.model.classifier import RNNClassifier
 from rnncls.predict.predictor import Predictor, ReadTokens, predictor_of, read_tokens
 from rnncls.rundir.checkpoint import Checkpoint
@@ -45,6 +45,22 @@ def load_subject(path: Path, device: str | None = None) -> Subject:
     if not is_finite(checkpoint):
         say(f"rnncls: warning[K13]: weights in {checkpoint.path} are not finite")
     return Subject(checkpoint, predictor_of(checkpoint, network))
+
+
+def require_recurrence(subject: Subject, view: str) -> None:
+    """Raise ConfigError, which names the view, for a model without recurrent layers."""
+    if subject.network.is_recurrent:
+        return
+    raise ConfigError(
+        Problem(
+            "this model has no recurrent layers, and so no states",
+            view,
+            expected="a run with model.cell: rnn, lstm or gru",
+            found="model.cell: none",
+            remedy="a sequence alone, which shows its tokens, what the head sees, and the answer",
+            id="C17",
+        )
+    )
 
 
 def tokens_of_text(predictor: Predictor, text: str) -> ReadTokens:

@@ -30,9 +30,10 @@ def bounded(sequences: Sequences, most_steps: int, most_tokens: int) -> Sequence
 def bytes_per_token(network: RNNClassifier) -> int:
     """Return about how much is kept of each token until its gradient is known."""
     rnn = network.rnn
+    of_input = network.embedding.embedding_dim
+    if not network.is_recurrent:
+        return 8 * of_input
     # Of each direction of a layer: its gates; h, c, their sums and gradients. In float64.
     gates = rnn.get_parameter("weight_hh_l0").shape[0]
     of_direction = 2 * gates + 8 * rnn.hidden_size
-    return 8 * (
-        network.embedding.embedding_dim + rnn.num_layers * network.num_directions * of_direction
-    )
+    return 8 * (of_input + rnn.num_layers * network.num_directions * of_direction)

@@ -5,12 +5,15 @@ from math import prod
 from typing import Any
 
 from rnncls.config import Config
+from rnncls.config.schema import most_positions
 from rnncls.model.build import tensor_shapes
 
 FLOAT32_BYTES = 4
 
 # Shapes are as they are printed: B sequences of T tokens each.
 INPUT = "(B, T)"
+
+_MEAN_OF_INPUTS = "mean of the inputs"
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,12 @@ def _layers(config: Config, sizes: tuple[int, int]) -> list[Layer]:
         kind += ", trained h_0 and c_0" if model.cell == "lstm" else ", trained h_0"
 
     width = f"(B, T, {model.embedding_dim})"
-    layers = [Layer("embedding", f"Embedding of {num_tokens:,} tokens", INPUT, width)]
+    layers = _input_layers(config, num_tokens, width)
+    classes = f"(B, {num_classes})"
+    inputs = f"(B, {model.embedding_dim})"
+    if model.cell == "none":
+        layers.append(Layer("", _MEAN_OF_INPUTS, width, inputs))
+        return [*layers, Layer("head", "Linear", inputs, classes)]
 
     # A layer gives the states of both directions to the next one.
     state_size = model.hidden_size * (2 if model.bidirectional else 1)
@@ -93,7 +101,24 @@ def _layers(config: Config, sizes: tuple[int, int]) -> list[Layer]:
         state_size *= 3
     elif model.pooling != "last":
         what = {"mean": "mean of the states", "max": "largest of the states"}[model.pooling]
-    summary = f"(B, {state_size})"
-    layers.append(Layer("", what, width, summary))
-    layers.append(Layer("head", "Linear", summary, f"(B, {num_classes})"))
+    layers.append(Layer("", what, width, f"(B, {state_size})"))
+    if model.skip:
+        # What the first layer reads goes to the head beside what the last one says.
+        layers.append(Layer("", _MEAN_OF_INPUTS, f"(B, T, {model.embedding_dim})", inputs))
+        state_size += model.embedding_dim
+    layers.append(Layer("head", "Linear", f"(B, {state_size})", classes))
+    return layers
+
+
+def _input_layers(config: Config, num_tokens: int, width: str) -> list[Layer]:
+    """Return the tables whose rows add up to what is read of a token, (B, T, embedding_dim)."""
+    model = config.model
+    layers = [Layer("embedding", f"Embedding of {num_tokens:,} tokens", INPUT, width)]
+    if model.ngrams:
+        lengths = ", ".join(map(str, model.ngrams))
+        kind = f"+ n-grams of {lengths} tokens: {model.ngram_table:,} rows"
+        layers.append(Layer("ngram_embedding", kind, INPUT, width))
+    if model.positions == "learned":
+        kind = f"+ positions: {most_positions(config.data):,}"
+        layers.append(Layer("position_embedding", kind, INPUT, width))
     return layers

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.data.vocabulary import UNKNOWN_ID
+from rnncls.errors import Problem
 from rnncls.model.dropout import (
     NO_KEYS,
     Keys,
@@ -94,6 +95,17 @@ def ngram_rows(
     return torch.stack(found, 1)
 
 
+def beyond_positions(length: int, most: int) -> Problem:
+    """Return the problem of a sequence of so many tokens, for a model of `most` positions."""
+    return Problem(
+        "a sequence beyond the last position that was trained (model.positions: learned)",
+        expected=f"at most {most:,} tokens: data.max_length of the run",
+        found=f"{length:,} tokens",
+        remedy="shorter ones, or a run with a larger data.max_length, or model.positions=none",
+        id="D13",
+    )
+
+
 class InputLayer(nn.Module):
     """The embeddings of a model, and the dropout that acts on tokens, n-grams and embeddings.
 
@@ -125,6 +137,12 @@ class InputLayer(nn.Module):
         """How many tokens a sequence may have at most; None: any number."""
         table = self.position_embedding
         return None if table is None else table.num_embeddings
+
+    @property
+    def num_in_tables(self) -> int:
+        """How many parameters there are in the tables of tokens, n-grams and positions."""
+        tables = (self.embedding, self.ngram_embedding, self.position_embedding)
+        return sum(table.weight.numel() for table in tables if table is not None)
 
     @property
     def needs_whole(self) -> bool:

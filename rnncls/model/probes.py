@@ -21,7 +21,13 @@ from rnncls.model.cells import State, state_of_layer, step, weights_of, zero_sta
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.layers import outputs_of_layer
 from rnncls.model.losses import sequence_losses
-from rnncls.model.pooling import nothing_pooled, pooled_with, summary_of_pooled
+from rnncls.model.pooling import (
+    Pooled,
+    nothing_pooled,
+    pooled_with,
+    side_by_side,
+    summary_of_pooled,
+)
 from rnncls.model.recurrence import last_rows
 
 SATURATED = 0.99  # of |tanh|
@@ -52,6 +58,20 @@ def states_of(network: RNNClassifier, tokens: PackedSequence) -> list[LayerState
     return layers
 
 
+def inputs_and_outputs(
+    network: RNNClassifier, tokens: PackedSequence
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return what the first layer reads, (S, embedding_dim), and what each direction of the last says.
+
+    Without recurrent layers, both are the same.
+    """
+    if not network.is_recurrent:
+        data = network.embedded(tokens)
+        return data, (data,)
+    layers = states_of(network, tokens)
+    return layers[0].inputs, layers[-1].directions
+
+
 def state_before(
     network: RNNClassifier, layer: int, direction: int, num_sequences: int = 1
 ) -> State:
@@ -62,11 +82,25 @@ def state_before(
     return tuple(part[number].expand(num_sequences, -1) for part in network.initial_state)
 
 
-def summary_of(network: RNNClassifier, directions: Sequence[Tensor], batch_sizes: Tensor) -> Tensor:
+def summary_of(
+    network: RNNClassifier, inputs: Tensor, directions: Sequence[Tensor], batch_sizes: Tensor
+) -> Tensor:
     """Return what the head sees, (B, summary_size), from the last layer's states, longest first.
 
-    `directions`: h_t after every token, packed, (S, H) each.
+    `inputs`: what the first layer reads of every token, packed, (S, embedding_dim). `directions`:
+    h_t after it, (S, H) each; without recurrent layers, the inputs once more.
     """
+    summary = _summary_of_states(network, directions, batch_sizes)
+    if not network.skip:
+        return summary
+    zeros = inputs.new_zeros(len(summary), inputs.shape[1])
+    pooled = pooled_with(Pooled(total=zeros), inputs, batch_sizes)
+    return side_by_side([summary, summary_of_pooled("mean", pooled, None, batch_sizes)])
+
+
+def _summary_of_states(
+    network: RNNClassifier, directions: Sequence[Tensor], batch_sizes: Tensor
+) -> Tensor:
     # Forwards a sequence ends at its last token, and in reverse at its first: the first rows.
     num_sequences = int(batch_sizes[0])
     ends = [directions[0][last_rows_of(batch_sizes)]]
@@ -103,7 +137,8 @@ def gradients_through_time(
     # Zeros that are added to the states: the gradient of a zero is that of its state.
     taps: list[tuple[Tensor, ...]] = []
     with torch.enable_grad():
-        data = network.embedded(tokens)
+        inputs = network.embedded(tokens)
+        data = inputs
         for layer in range(rnn.num_layers):
             outputs = []
             of_layer = []
@@ -116,7 +151,7 @@ def gradients_through_time(
 
         if from_ends:
             outputs = _ends_alone(outputs, tokens.batch_sizes)
-        logits = network.head(summary_of(network, outputs, tokens.batch_sizes))
+        logits = network.head(summary_of(network, inputs, outputs, tokens.batch_sizes))
         if tokens.sorted_indices is not None:
             labels = labels.index_select(0, tokens.sorted_indices)
         loss = sequence_losses(logits, labels).sum()
@@ -265,8 +300,8 @@ def summaries_of(network: RNNClassifier, sequences: Sequences) -> Tensor:
     summaries = network.head.weight.new_empty(shape, device="cpu")
     for rows in rows_of_batches(sequences, torch.arange(len(sequences))):
         tokens = sequences.batch(rows).to(network.device).tokens
-        directions = states_of(network, tokens)[-1].directions
-        summary = summary_of(network, directions, tokens.batch_sizes)
+        inputs, directions = inputs_and_outputs(network, tokens)
+        summary = summary_of(network, inputs, directions, tokens.batch_sizes)
         summaries[rows] = summary[tokens.unsorted_indices].cpu()
     return summaries
 

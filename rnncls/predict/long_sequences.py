@@ -1,22 +1,25 @@
-"""Which sequences are too long for a model of two directions.
+"""Which sequences are too long for a model: of two directions, or with positions.
 
 In one direction, a model reads any sequence piece by piece, with the states of a few tokens in
-memory.
+memory. Positions are trained up to the longest sequence that the config allows.
 """
 
 from rnncls.errors import Problem
 from rnncls.model.classifier import RNNClassifier
+from rnncls.model.inputs import beyond_positions
 
 # What the states of a sequence may take that are in memory together.
 MOST_STATE_BYTES = 3 * 2**27
 
 
 def too_long_for(network: RNNClassifier, length: int) -> Problem | None:
-    """Return the problem of a sequence whose states do not fit in memory, None if they do.
+    """Return the problem of a sequence of so many tokens, None if the model can read it.
 
-    Two directions need the states of a whole layer. That they are pooled takes no more: it happens
-    behind the layer, whose own needs are larger.
+    Behind the last position nothing is trained. Two directions need the states of a whole layer.
+    That they are pooled takes no more: it happens behind the layer, whose own needs are larger.
     """
+    if network.num_positions is not None and length > network.num_positions:
+        return beyond_positions(length, network.num_positions)
     if network.num_directions == 1:
         return None
     rnn = network.rnn

@@ -14,6 +14,7 @@ from rnncls.data.batches import ranks_of
 from rnncls.errors import ConfigError, Problem
 from rnncls.model.cells import State
 from rnncls.model.classifier import RNNClassifier
+from rnncls.model.dropout import NO_KEYS
 from rnncls.predict.logits import likeliest, packed, packed_alone, rows_together
 
 # Tokens whose states are in memory together, as where the model itself reads piece by piece.
@@ -32,7 +33,13 @@ class Prefixes(NamedTuple):
 
 def require_prefixes(network: RNNClassifier, where: str) -> None:
     """Raise ConfigError, which names the key, if a model's answer needs the whole sequence."""
-    if network.num_directions == 2:
+    if not network.is_recurrent:
+        wanted = "model.cell: rnn, lstm or gru"
+        found = "model.cell: none"
+    elif network.skip:
+        wanted = "model.skip: false"
+        found = "model.skip: true"
+    elif network.num_directions == 2:
         wanted = "model.bidirectional: false"
         found = "model.bidirectional: true"
     elif network.pooling != "last":
@@ -118,11 +125,15 @@ def _prefixes_of_long(
     network: RNNClassifier, ids: Sequence[int], most: int, top_k: int
 ) -> Iterator[Prefixes]:
     """Yield the answers to one sequence, `most` tokens at a time."""
+    # N-grams and positions are those of the whole sequence: of a part, their rows are read.
     state: State | None = None
-    for part in torch.split(torch.from_numpy(np.asarray(ids, dtype=np.int64)), most):
-        tokens = packed_alone(part.to(network.device))
-        start = network.start_state(tokens, state)
-        outputs, state = network.run((tokens.data,), tokens.batch_sizes, start)
+    array = torch.from_numpy(np.asarray(ids, dtype=np.int64))
+    tokens = packed_alone(array.to(network.device))
+    whole = network.token_rows(tokens, NO_KEYS)
+    for rows in zip(*(torch.split(row, most) for row in whole), strict=True):
+        part = packed_alone(rows[0])
+        start = network.start_state(part, state)
+        outputs, state = network.run(rows, part.batch_sizes, start)
         yield Prefixes(*_on_cpu(network.head(outputs), top_k))
 
 

@@ -86,8 +86,8 @@ def _may_be_short(state: TrainState, task: Task, num_parameters: int) -> bool:
     if state.device.type != "cpu" or state.step >= task.max_steps:
         return False
 
-    # An embedding is looked up: it takes no products.
-    in_products = num_parameters - state.model.embedding.weight.numel()
+    # What is looked up in tables takes no products.
+    in_products = num_parameters - state.model.num_in_tables
     tokens = task.config.train.batch_size * task.mean_length
     # Forward one product and one sum for each token and parameter; backward twice as many.
     operations = 6 * tokens * max(in_products, LEAST_OF_TOKEN)

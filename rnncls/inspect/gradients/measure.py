@@ -8,7 +8,7 @@ import torch
 from rnncls.config import Config, SumModConfig, number
 from rnncls.data import Batch
 from rnncls.inspect.gradients.view import Gradients, LayerGradients
-from rnncls.inspect.subject import Subject, own_sequences
+from rnncls.inspect.subject import Subject, own_sequences, require_recurrence
 from rnncls.model.bounds import bounded, bytes_per_token
 from rnncls.model.cells import DIRECTIONS
 from rnncls.model.classifier import RNNClassifier
@@ -35,8 +35,10 @@ def gradients_of(subject: Subject, data_dir: Path | None = None) -> Gradients:
     The loss is that of whole sequences, whatever the objective of the training. Ratios and verdicts
     are about the gradient that leaves the last states alone, and so about what time does to it.
 
-    Raises: DataError if files are missing or bad. CheckpointError if they have changed.
+    Raises: ConfigError for a model without recurrent layers. DataError if files are missing or bad.
+    CheckpointError if they have changed.
     """
+    require_recurrence(subject, "--gradients")
     config = subject.checkpoint.config
     # In float64, and with their gradients, logits take four times as much.
     count = min(NUM_SEQUENCES, rows_together(subject.network, MOST_LOGITS // 4))

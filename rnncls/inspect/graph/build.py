@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from rnncls.inspect.graph.cells import CELLS, CellGraph, Kind
 from rnncls.inspect.graph.graph import (
+    SKIP,
     Architecture,
     Edge,
     Graph,
@@ -52,7 +53,8 @@ def unrolled_graph(
     every = [
         Edge(name, "") for direction in zip(*below.values(), strict=True) for name in direction
     ]
-    _add_head(architecture, ends, every, nodes, edges)
+    tokens_read = [_name("x", step=step) for step in steps]
+    _add_head(architecture, ends, every, tokens_read, nodes, edges)
 
     whole = unrolled_counts(architecture, num_steps)
     return Graph(architecture, nodes, edges, num_steps, steps, layers, whole)
@@ -87,7 +89,7 @@ def rolled_graph(architecture: Architecture, most_layers: int = MOST_LAYERS) -> 
     labels = ("t = T", "t = 1")
     ends = [Edge(name, "logits", "", label) for name, label in zip(below, labels, strict=False)]
     every = [Edge(name, "") for name in below]
-    _add_head(architecture, ends, every, nodes, edges)
+    _add_head(architecture, ends, every, ["x"], nodes, edges)
     return Graph(architecture, nodes, edges, 0, [], layers, rolled_counts(architecture))
 
 
@@ -120,16 +122,21 @@ def _add_head(
     architecture: Architecture,
     ends: list[Edge],
     every: list[Edge],
+    tokens: list[str],
     nodes: list[Node],
     edges: list[Edge],
 ) -> None:
     """Add the logits, and what is pooled for them.
 
     `ends` lead from the last states to the logits, and `every` from each state to what pools.
+    `tokens`: the names of the nodes whose mean a skip takes to the head.
     """
     for pool in architecture.pools:
         nodes.append(Node(pool, "pooling", f"{pool} of\nall h_t", "pooling"))
         edges += [edge._replace(target=pool) for edge in every]
+    if architecture.skip:
+        nodes.append(Node(SKIP, "pooling", "mean of\nall x_t", "pooling"))
+        edges += [Edge(token, SKIP) for token in tokens]
 
     nodes.append(
         Node("logits", "logits", f"logits\n{architecture.num_classes:,} classes", "logits")
@@ -137,6 +144,8 @@ def _add_head(
     if architecture.sees_last:
         edges += ends
     edges += [Edge(pool, "logits") for pool in architecture.pools]
+    if architecture.skip:
+        edges.append(Edge(SKIP, "logits"))
 
 
 def _skip_layers(

@@ -31,7 +31,9 @@ In a rolled graph each layer and direction is one node, with s loops:
 
 Where the head sees the mean or the maximum of the last layer's states, each of the two is one more
 node, with T D edges from the states (D in a rolled graph) and one to the logits. Unless it sees the
-last states as well, the last D edges are not there.
+last states as well, the last D edges are not there. A skip is a node more, the mean of all x_t,
+with T edges from the tokens (1 in a rolled graph) and one to the logits. The n-grams that end at a
+token are part of its x_t.
 """
 
 from typing import Literal, NamedTuple
@@ -43,6 +45,8 @@ from rnncls.system.shown import counted
 
 # What is drawn with a round outline.
 ROUND = ("token", "operation", "state", "start", "trained")
+
+SKIP = "skip"  # the name of the node with the mean of all x_t
 
 
 class Architecture(NamedTuple):
@@ -58,6 +62,9 @@ class Architecture(NamedTuple):
     num_classes: int = 10
     pooling: Pooling = "last"
     has_trained_start: bool = False  # whether h_0 and c_0 are parameters
+    skip: bool = False  # whether the head sees the mean of all x_t, too
+    has_ngrams: bool = False  # whether x_t depends on the tokens before
+    has_positions: bool = False
 
     @property
     def pools(self) -> list[Pooling]:
@@ -132,6 +139,9 @@ def architecture_of(network: RNNClassifier) -> Architecture:
         network.head.out_features,
         network.pooling,
         network.initial_state is not None,
+        network.skip,
+        bool(network.ngrams),
+        network.num_positions is not None,
     )
 
 
@@ -144,11 +154,13 @@ def unrolled_counts(architecture: Architecture, num_steps: int) -> Counts:
 
     starts = len(cell.states) * num_layers * num_directions
     nodes = num_steps + len(cell.parts) * num_cells + starts + 1 + len(architecture.pools)
+    nodes += architecture.skip
 
     first_layer = num_steps * num_directions * (1 + len(cell.edges))
     per_layer = num_steps * num_directions * (num_directions + len(cell.edges))
     edges = first_layer + (num_layers - 1) * per_layer
     edges += _edges_above(architecture, num_steps * num_directions)
+    edges += architecture.skip * (num_steps + 1)
 
     recurrent = sum(edge[0].endswith("-1") for edge in cell.edges)
     return Counts(nodes, edges, recurrent * num_cells)
@@ -162,8 +174,8 @@ def rolled_counts(architecture: Architecture) -> Counts:
 
     between_layers = (num_layers - 1) * num_directions**2
     edges = num_directions + between_layers + loops
-    edges += _edges_above(architecture, num_directions)
-    nodes = 2 + num_layers * num_directions + len(architecture.pools)
+    edges += _edges_above(architecture, num_directions) + 2 * architecture.skip
+    nodes = 2 + num_layers * num_directions + len(architecture.pools) + architecture.skip
     return Counts(nodes, edges, loops)
 
 
@@ -190,6 +202,12 @@ def title_of(graph: Graph) -> str:
     ]
     if architecture.pooling != "last":
         parts.append(architecture.pooling)
+    if architecture.skip:
+        parts.append("skip")
+    if architecture.has_ngrams:
+        parts.append("n-grams in x_t")
+    if architecture.has_positions:
+        parts.append("position in x_t")
     if graph.is_rolled:
         parts.append("rolled")
     else:

@@ -119,7 +119,7 @@ def _frame_of(graph: Graph) -> _Frame:
             floor += frame.height + frame.corridor
 
     pools_y = floor + SIZES["pooling"][1] / 2
-    if architecture.pools:
+    if architecture.pools or architecture.skip:
         floor += SIZES["pooling"][1] + frame.corridor
 
     columns, left, right = _columns(graph, frame)

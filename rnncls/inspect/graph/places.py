@@ -6,7 +6,7 @@ Lengths are inches, and y points up.
 from typing import NamedTuple
 
 from rnncls.inspect.graph.cells import Kind
-from rnncls.inspect.graph.graph import Architecture, Graph, Node, heading_of
+from rnncls.inspect.graph.graph import SKIP, Architecture, Graph, Node, heading_of
 
 Point = tuple[float, float]
 
@@ -125,8 +125,11 @@ def least_width(graph: Graph) -> float:
 def beside_logits(node: Node, architecture: Architecture) -> float:
     """Return how far to the right of the logits a node stands that belongs to the head.
 
-    Mean and maximum leave the middle to what leads there from the last states.
+    Mean and maximum leave the middle to what leads there from the last states. To the right of all
+    stands what a skip takes there.
     """
+    if node.name == SKIP:
+        return 2.5 * BESIDE_LAST
     if node.kind != "pooling" or not architecture.sees_last:
         return 0.0
     return -BESIDE_LAST if node.name == architecture.pools[0] else BESIDE_LAST

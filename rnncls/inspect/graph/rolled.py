@@ -2,7 +2,7 @@
 
 from itertools import groupby
 
-from rnncls.inspect.graph.graph import Edge, Graph, Node
+from rnncls.inspect.graph.graph import SKIP, Edge, Graph, Node
 from rnncls.inspect.graph.places import (
     HEADING,
     LEGEND,
@@ -52,6 +52,8 @@ def rolled_layout(graph: Graph) -> Layout:
         if edge.carries:
             is_left = num_directions == 2 and edge.source.endswith("forward")
             paths.append(_loop(edge, graph, begin, is_left))
+        elif edge.target == SKIP:
+            paths.append(_way_around(begin, boxes[SKIP], width / 2 + cells / 2 + LOOP + 0.75))
         else:
             paths.append(_way_up(begin, boxes[edge.target]))
     return Layout(width, y - ABOVE + HEADING, boxes, paths, [])
@@ -63,6 +65,11 @@ def _size_of(node: Node) -> Point:
         return SIZES[node.kind]
     num_lines = node.label.count("\n") + 1
     return CELL_WIDTH, num_lines * LINE + 0.25
+
+
+def _way_around(begin: Box, end: Box, x: float) -> list[Point]:
+    """Return a way to the right of all cells and their loops, at this x."""
+    return [(begin.right, begin.y), (x, begin.y), (x, end.y), (end.right, end.y)]
 
 
 def _way_up(begin: Box, end: Box) -> list[Point]:

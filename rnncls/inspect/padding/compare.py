@@ -23,7 +23,7 @@ from rnncls.inspect.padding.runs import (
     padded_of,
 )
 from rnncls.inspect.padding.view import PaddingView, Way, quoted
-from rnncls.inspect.subject import Subject, own_sequences
+from rnncls.inspect.subject import Subject, own_sequences, require_recurrence
 from rnncls.model.classifier import RNNClassifier
 from rnncls.predict.logits import rows_together
 
@@ -64,9 +64,10 @@ def compare_padding(
 
     The sequences are always the same ones, and their lengths differ if the data has several.
 
-    Raises: DataError if files are missing or bad, or all sequences are too long. CheckpointError if
-    the files have changed.
+    Raises: ConfigError for a model without recurrent layers. DataError if files are missing or bad,
+    or all sequences are too long. CheckpointError if the files have changed.
     """
+    require_recurrence(subject, "--padding")
     network = subject.network
     num_scored = max(SHOWN, min(SCORED, rows_together(network, MOST_SCORES)))
     together = min(SCORED_TOGETHER, rows_together(network))

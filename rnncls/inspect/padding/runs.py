@@ -19,6 +19,7 @@ from rnncls.data.batches import rectangle
 from rnncls.data.sequences import Sequences
 from rnncls.model.cells import State, step, weights_of
 from rnncls.model.classifier import RNNClassifier
+from rnncls.model.dropout import NO_KEYS
 from rnncls.model.pooling import parts_of, summary_of_padded
 from rnncls.model.probes import state_before
 
@@ -68,6 +69,7 @@ def gathered_logits(network: RNNClassifier, batch: Rectangle) -> Tensor:
     so each row is reversed within its own length, run forwards, and reversed back.
     """
     data = _embedded(network, batch, 0)
+    inputs = data
     for layer in range(network.rnn.num_layers):
         outputs = [_run(network, layer, 0, data)]
         if network.num_directions == 2:
@@ -79,7 +81,7 @@ def gathered_logits(network: RNNClassifier, batch: Rectangle) -> Tensor:
     # Reversed back, the end of the backward direction is the first time step.
     ends = [summary_of_padded("last", outputs[0], batch.lengths)]
     ends += [backward[0] for backward in outputs[1:]]
-    return _logits_of(network, torch.cat(ends, 1), data, batch.lengths)
+    return _logits_of(network, inputs, torch.cat(ends, 1), data, batch.lengths)
 
 
 def _logits_of_finals(
@@ -89,6 +91,7 @@ def _logits_of_finals(
 
     Where `is_token` (T, B) is False, states are carried over. `lengths` (B,) are as in _logits_of.
     """
+    inputs = data
     for layer in range(network.rnn.num_layers):
         outputs = [
             _run(network, layer, direction, data, is_token)
@@ -98,13 +101,17 @@ def _logits_of_finals(
 
     # In reverse, the first time step comes last.
     ends = [outputs[0][-1], *(backward[0] for backward in outputs[1:])]
-    return _logits_of(network, torch.cat(ends, 1), data, lengths)
+    return _logits_of(network, inputs, torch.cat(ends, 1), data, lengths)
 
 
 def _embedded(network: RNNClassifier, batch: Rectangle, padding_id: int | None) -> Tensor:
-    """Return the embeddings (T, B, embedding_dim), with the padding's, or zeros for None."""
+    """Return what is read, (T, B, embedding_dim), also of the padding; of it zeros for None.
+
+    N-grams and positions go on in the padding. Those of tokens never have padding in them, which
+    comes behind.
+    """
     ids = batch.ids.masked_fill(~batch.is_token, padding_id or 0)
-    embedded: Tensor = network.embedding(ids)
+    embedded = network.embed_padded(ids.t(), NO_KEYS)
     if padding_id is None:
         embedded = embedded.masked_fill(~batch.is_token.unsqueeze(2), 0.0)
     return embedded
@@ -154,14 +161,20 @@ def _reversed(data: Tensor, lengths: Tensor) -> Tensor:
     return data.gather(0, source.unsqueeze(2).expand_as(data))
 
 
-def _logits_of(network: RNNClassifier, last: Tensor, outputs: Tensor, lengths: Tensor) -> Tensor:
+def _logits_of(
+    network: RNNClassifier, inputs: Tensor, last: Tensor, outputs: Tensor, lengths: Tensor
+) -> Tensor:
     """Return the logits (B, N) by the states `last` (B, W) and the outputs (T, B, W).
 
+    `inputs`: what the first layer reads, (T, B, embedding_dim), whose mean a skip takes to the
+    head.
     Mean and maximum are those of the first `lengths` (B,) time steps, in both directions: tokens
     stand in the order of time.
     """
     summary = []
     for part in parts_of(network.pooling):
         summary.append(last if part == "last" else summary_of_padded(part, outputs, lengths))
+    if network.skip:
+        summary.append(summary_of_padded("mean", inputs, lengths))
     logits: Tensor = network.head(torch.cat(summary, 1))
     return logits

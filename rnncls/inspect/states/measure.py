@@ -18,7 +18,7 @@ from rnncls.inspect.states.planes import (
 from rnncls.inspect.states.prefixes import beginnings, distinct_prefixes, running_sums
 from rnncls.inspect.states.view import Memory, States
 from rnncls.inspect.states.whitening import accuracy_everywhere, fisher_whitening, shrunk_whitening
-from rnncls.inspect.subject import Subject, own_sequences
+from rnncls.inspect.subject import Subject, own_sequences, require_recurrence
 from rnncls.model.cells import DIRECTIONS
 from rnncls.model.probes import eigenvalues_of, states_after, summaries_of
 from rnncls.seeds import mix
@@ -50,9 +50,11 @@ def states_shown(subject: Subject, progress: bool = False, data_dir: Path | None
     For any other, it is what the head sees of a whole sequence. Of sums the planes are those of
     frequencies, of other classes that of the first two discriminants.
 
-    Raises: DataError if there are too few states of different classes, or files are missing or bad.
-    CheckpointError if they have changed. NonFiniteError if the states are NaN or infinite.
+    Raises: ConfigError for a model without recurrent layers. DataError if there are too few states
+    of different classes, or files are missing or bad. CheckpointError if they have changed.
+    NonFiniteError if the states are NaN or infinite.
     """
+    require_recurrence(subject, "--states")
     config = subject.checkpoint.config
     modulus = config.data.modulus if isinstance(config.data, SumModConfig) else None
     # N of the running sums that states should tell; None if whole sequences are looked at.

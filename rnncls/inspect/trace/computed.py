@@ -14,13 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.errors import Problem, RnnclsError
 from rnncls.model.cells import State, weights_of
 from rnncls.model.classifier import RNNClassifier
+from rnncls.model.dropout import NO_KEYS
 from rnncls.model.layers import ignore_compaction, outputs_of_layer
 from rnncls.model.probes import state_before, states_of
+from rnncls.predict.logits import packed_alone
 
 PIECE_STEPS = 1024  # time steps whose numbers are in memory together
 
@@ -67,15 +68,20 @@ class Piece(NamedTuple):
     """P time steps of the whole network."""
 
     first: int  # the index of the first one
+    inputs: Tensor  # what the first layer reads, (P, embedding_dim)
     layers: list[list[Computed]]  # for each layer and, in it, each direction; in time order
 
     def parts(self, most: int) -> "Iterator[Piece]":
         """Yield the same in pieces of at most `most` steps."""
-        num_steps = len(self.layers[0][0].state)
-        for first in range(0, num_steps, most):
+        for first in range(0, len(self.inputs), most):
             last = first + most
             layers = [[one.part(first, last) for one in layer] for layer in self.layers]
-            yield Piece(self.first + first, layers)
+            yield Piece(self.first + first, self.inputs[first:last], layers)
+
+    @property
+    def top(self) -> list[Tensor]:
+        """What the head sees the pooling of: states (P, H) of each direction, or the inputs."""
+        return [computed.state for computed in self.layers[-1]] if self.layers else [self.inputs]
 
 
 def compute(
@@ -176,9 +182,12 @@ def _streamed(network: RNNClassifier, ids: Tensor) -> Iterator[Piece]:
     for layer in range(rnn.num_layers):
         starts.append(tuple(part.unsqueeze(0) for part in state_before(network, layer, 0)))
 
+    # N-grams and positions are those of the whole sequence: of a piece, their rows are read.
     first = 0
-    for part in torch.split(ids, PIECE_STEPS):
-        data = network.embedding(part)
+    rows = network.token_rows(packed_alone(ids), NO_KEYS)
+    for parts in zip(*(torch.split(row, PIECE_STEPS) for row in rows), strict=True):
+        inputs = network.embed(parts, NO_KEYS)
+        data = inputs
         layers = []
         for layer in range(rnn.num_layers):
             start = starts[layer]
@@ -188,8 +197,8 @@ def _streamed(network: RNNClassifier, ids: Tensor) -> Iterator[Piece]:
             computed = compute(rnn.mode, weights_of(rnn, layer, 0), data, before, cell)
             layers.append([_checked(computed, outputs, layer, first)])
             data = outputs
-        yield Piece(first, layers)
-        first += len(part)
+        yield Piece(first, inputs, layers)
+        first += len(inputs)
 
 
 def _one_each(data: Tensor) -> Tensor:
@@ -199,7 +208,7 @@ def _one_each(data: Tensor) -> Tensor:
 
 def _both_directions(network: RNNClassifier, ids: Tensor) -> Iterator[Piece]:
     rnn = network.rnn
-    whole = states_of(network, PackedSequence(ids, _one_each(ids)))
+    whole = states_of(network, packed_alone(ids))
     runs = [
         [
             _Run(
@@ -224,7 +233,7 @@ def _both_directions(network: RNNClassifier, ids: Tensor) -> Iterator[Piece]:
                 computed, states = _computed_in(run, first, of_direction[number])
                 found.append(_checked(computed, states, run.layer, first))
             layers.append(found)
-        yield Piece(first, layers)
+        yield Piece(first, whole[0].inputs[first : first + PIECE_STEPS], layers)
 
 
 class _Run(NamedTuple):

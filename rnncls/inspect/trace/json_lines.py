@@ -7,9 +7,9 @@ from typing import IO, Any
 from rnncls.inspect.heading import about
 from rnncls.inspect.trace.computed import Computed
 from rnncls.inspect.trace.question import Question
+from rnncls.inspect.trace.summary import is_summarised, parts_seen
 from rnncls.inspect.trace.trace import GATES, Answers, Steps, answers_of, in_short, steps_of
 from rnncls.model.cells import DIRECTIONS
-from rnncls.model.pooling import parts_of
 from rnncls.model.probes import state_before
 from rnncls.system.rows import write_json_line
 from rnncls.system.streams import reader_has_left
@@ -87,7 +87,7 @@ def _lines_of(question: Question, steps: Steps) -> Iterator[dict[str, Any]]:
     logits = None if steps.logits is None else steps.logits.cpu().numpy()
     importance = question.importance
 
-    for number in range(len(steps.piece.layers[0][0].state)):
+    for number in range(len(steps.piece.inputs)):
         row = steps.piece.first + number
         fields: dict[str, Any] = {"t": row + 1, "token": question.tokens.names[row]}
         fields["id"] = int(question.ids[row])
@@ -106,13 +106,9 @@ def _lines_of(question: Question, steps: Steps) -> Iterator[dict[str, Any]]:
 
         # What the head sees, where it is not the state of the line.
         is_last = row == len(question.ids) - 1
-        pooling = question.network.pooling
-        if steps.summary is not None and is_last and pooling != "last":
-            names = parts_of(pooling)
-            parts = steps.summary.chunk(len(names))
-            fields["summary"] = {
-                name: part.tolist() for name, part in zip(names, parts, strict=True)
-            }
+        if steps.summary is not None and is_last and is_summarised(question.network):
+            parts = parts_seen(question.network, steps.summary)
+            fields["summary"] = {name: part.tolist() for name, part in parts.items()}
         yield fields
 
 

@@ -4,16 +4,17 @@ import math
 import textwrap
 
 import numpy as np
+import torch
 
 from rnncls.config import SumModConfig
 from rnncls.errors import on_one_line
 from rnncls.inspect.heading import heading_of
 from rnncls.inspect.trace.question import Question
+from rnncls.inspect.trace.summary import MEAN_OF_INPUTS, is_summarised, parts_seen
 from rnncls.inspect.trace.tables import Column, Group, name_of, tables_of
 from rnncls.inspect.trace.trace import GATES, Answers, Numbers, Trace, answers_of
 from rnncls.model.cells import DIRECTIONS, layer_name
 from rnncls.model.classifier import RNNClassifier
-from rnncls.model.pooling import parts_of
 from rnncls.model.probes import state_before
 from rnncls.system.rows import shortened
 from rnncls.system.shown import WIDTH, aligned, counted
@@ -45,7 +46,7 @@ def text_of(traced: Trace) -> str:
     if not is_single:
         blocks += tables_of(question.tokens.names, rows, answers)
 
-    if question.network.pooling != "last":
+    if is_summarised(question.network):
         blocks.append(_summary(traced))
     blocks.append(_legend(traced))
     blocks.append(_conclusion(traced))
@@ -84,12 +85,13 @@ def _summary(traced: Trace) -> str:
     """Return a table of what the head sees: a row for each part and direction."""
     network = traced.question.network
     rows = [["", "norm", "range"]]
-    parts = parts_of(network.pooling)
-    for part, of_part in zip(parts, np.split(traced.summary, len(parts)), strict=True):
-        directions = np.split(of_part, network.num_directions)
-        for direction, numbers in zip(DIRECTIONS, directions, strict=False):
-            name = f"{part}, {direction}" if network.num_directions == 2 else part
-            rows.append([name, *_in_short(numbers)])
+    for part, of_part in parts_seen(network, torch.from_numpy(traced.summary)).items():
+        name = part.replace("_", " ")
+        if network.num_directions == 1 or part == MEAN_OF_INPUTS:
+            rows.append([name, *_in_short(of_part.numpy())])
+            continue
+        for direction, numbers in zip(DIRECTIONS, of_part.chunk(2), strict=True):
+            rows.append([f"{name}, {direction}", *_in_short(numbers.numpy())])
     return "\n".join(["what the head sees", *aligned(rows)])
 
 
@@ -215,7 +217,35 @@ def _probability(value: float) -> str:
 def _legend(traced: Trace) -> str:
     """Return what the columns mean."""
     question = traced.question
-    mode = question.network.rnn.mode
+    parts = _legend_of_layers(question.network) if question.network.is_recurrent else []
+    if traced.answers is not None:
+        parts.append("says, p = the answer if the sequence ended here, and its probability")
+
+    importance = question.importance
+    if importance is not None:
+        label = name_of(question.label(importance.label))
+        if importance.left_out is not None:
+            parts.append(f"left out = log p({label}) less that without the token, in nats")
+        if importance.gradient is not None:
+            parts.append(
+                f"gradient = that of log p({label}) times {_what_is_read(question.network)}"
+            )
+    return textwrap.fill("; ".join(parts), WIDTH)
+
+
+def _what_is_read(network: RNNClassifier) -> str:
+    """Return what the first layer reads of a token, in words."""
+    read = ["embedding"]
+    if network.ngrams:
+        read.append("n-grams that end there")
+    if network.num_positions is not None:
+        read.append("position")
+    return f"the {' + '.join(read)}"
+
+
+def _legend_of_layers(network: RNNClassifier) -> list[str]:
+    """Return what the columns of the tables of layers mean."""
+    mode = network.rnn.mode
     parts = [
         "input = |W_ih x_t + b_ih|",
         "memory = |W_hh h_(t-1) + b_hh|",
@@ -233,19 +263,9 @@ def _legend(traced: Trace) -> str:
         of = {"LSTM": "tanh(c_t)", "GRU": "n_t"}.get(mode, "h_t")
         parts.append(f"sat = units with |{of}| > 0.99")
 
-    if question.network.num_directions == 2:
+    if network.num_directions == 2:
         parts.append("in reverse, memory is of h_(t+1)")
-    if traced.answers is not None:
-        parts.append("says, p = the answer if the sequence ended here, and its probability")
-
-    importance = question.importance
-    if importance is not None:
-        label = name_of(question.label(importance.label))
-        if importance.left_out is not None:
-            parts.append(f"left out = log p({label}) less that without the token, in nats")
-        if importance.gradient is not None:
-            parts.append(f"gradient = that of log p({label}) times the embedding")
-    return textwrap.fill("; ".join(parts), WIDTH)
+    return parts
 
 
 def _what_follows(mode: str) -> str:

@@ -88,8 +88,7 @@ def steps_of(question: Question) -> Iterator[Steps]:
     most = rows_together(network)
     pieces = (part for piece in pieces_of(network, question.ids) for part in piece.parts(most))
     for piece in pieces:
-        top = [computed.state for computed in piece.layers[-1]]
-        summaries, seen = summaries_after(network, seen, top)
+        summaries, seen = summaries_after(network, seen, piece.inputs, piece.top)
         if network.num_directions == 1:
             logits = network.head(summaries)
         elif question.prefix_logits is not None:
@@ -131,10 +130,11 @@ def _require_same(question: Question, traced: Tensor) -> None:
 def _moved_by_rounding(question: Question) -> float:
     """Return how far the model's own logits move if its embeddings change a little."""
     changed = copy.deepcopy(question.network)
-    weight = changed.embedding.weight
-    signs = torch.ones_like(weight)
-    signs[:, ::2] = -1
-    weight.mul_(1 + tolerance_of(weight.device) / 100 * signs)
+    tables = (changed.embedding, changed.ngram_embedding, changed.position_embedding)
+    for weight in (table.weight for table in tables if table is not None):
+        signs = torch.ones_like(weight)
+        signs[:, ::2] = -1
+        weight.mul_(1 + tolerance_of(weight.device) / 100 * signs)
 
     ids = [question.tokens.ids]
     return difference(logits_of(changed, ids), logits_of(question.network, ids))
@@ -182,7 +182,7 @@ def _kept(question: Question, steps: Steps, parting: int | None) -> list[int]:
     """Return which of P steps are kept."""
     first = steps.piece.first
     last = len(question.ids) - MOST_KEPT
-    places = range(len(steps.piece.layers[0][0].state))
+    places = range(len(steps.piece.inputs))
     return [
         place
         for place in places
