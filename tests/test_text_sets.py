@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from typing import Any
 from statistics import mean
 
 import pytest
@@ -207,7 +208,7 @@ def test_the_page_is_checked_and_bad_files_are_named(tmp_path: Path, result: Res
     kept.mkdir()
     output = tmp_path / "text.md"
 
-    def command(**options: bool) -> None:
+    def command(**options: Any) -> None:
         reproduce_text.main(out=tmp_path / "out", results=kept, output=output, **options)
 
     reproduce_text.keep(kept / "texts.json", result)

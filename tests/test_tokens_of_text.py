@@ -497,7 +497,8 @@ def test_another_version_is_refused_only_if_it_differs(
     with pytest.raises(CheckpointError) as error:
         load(other)
     assert error.value.problems[0].id == "K24"
-    for words in (["predict", other, "banana"], ["eval", other]):
+    commands: list[list[str | Path]] = [["predict", other, "banana"], ["eval", other]]
+    for words in commands:
         done = run_rnncls(*words)
         assert done.returncode == 4
         assert "pip install tokenizers==0.1" in done.stderr
