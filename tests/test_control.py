@@ -259,11 +259,11 @@ def poison() -> None:
 @pytest.mark.slow
 def test_real_processes_are_killed_in_the_control(tmp_path: Path) -> None:
     rng = random.Random(0)
-    steps = 2000
-    config = {"train.max_steps": steps, "train.eval_every": 500, "train.checkpoint_every": 50}
+    steps = 600
+    config = {"train.max_steps": steps, "train.eval_every": 200, "train.checkpoint_every": 50}
     words = [f"{key}={value}" for key, value in config.items()]
     words += ["train.baseline=control", "train.plots=false", "train.engine=eager", "device=cpu"]
-    words += ["model.hidden_size=4", "train.stop_at_accuracy=null"]
+    words += ["model.hidden_size=4", "model.ngram_table=64", "train.stop_at_accuracy=null"]
     command = [PYTHON, "-m", "rnncls", "train", "configs/smoke.yaml", *words, "--run-dir"]
 
     assert run_process(*command[3:], tmp_path / "whole").returncode == 0
