@@ -34,6 +34,7 @@ from rnncls.model.splitmix import finalize, signed
 # Knuth's multiplier for numbers modulo 2**64, of MMIX.
 _FACTOR = signed(6364136223846793005)
 
+MARK_ID = -1  # stands before the first token of each sequence
 NO_NGRAM = -1  # in the place of a row of the table
 
 
@@ -54,8 +55,9 @@ def ngram_rows(
 ) -> Tensor:
     """Return the row of the table of each n-gram, (S, K) int64, by the token at which it ends.
 
-    `ids` (S,) are packed with these batch sizes. There is NO_NGRAM where a sequence is too short
-    yet, and for n-grams with the unknown token. Modulo 2**64, with SplitMix64's finalizer:
+    `ids` (S,) are packed with these batch sizes. An n-gram may begin with a mark before the first
+    token, whose id is -1. There is NO_NGRAM where a sequence is too short yet even so, and for
+    n-grams with the unknown token. Modulo 2**64, with SplitMix64's finalizer:
 
         h_0 = 0,  h_k = (h_(k-1) + id_k + 1) * 6364136223846793005
         row = (finalize(h_n) >> 1) mod table
@@ -65,24 +67,26 @@ def ngram_rows(
 
     >>> ids = torch.tensor([3, 1, 4])
     >>> ngram_rows(ids, torch.tensor([1, 1, 1]), [2], 100, has_unknown=False).tolist()
-    [[-1], [81], [11]]
+    [[57], [81], [11]]
     """
-    # The row of the token before each. Before a first token, it is a row behind all others.
-    count = len(ids)
+    # The row of the token before each. Behind all others stand that of the mark, which is before
+    # each first token, and that of nothing, which is before the mark.
+    mark = len(ids)
     previous = torch.cat([batch_sizes[:1], batch_sizes[:-1]])
-    before = torch.arange(count + 1)
-    before[:-1] -= previous.repeat_interleave(batch_sizes)
-    before[: int(batch_sizes[0])] = count
+    before = torch.arange(mark + 2)
+    before[:mark] -= previous.repeat_interleave(batch_sizes)
+    before[: int(batch_sizes[0])] = mark
+    before[mark] = mark + 1
     before = before.to(ids.device)
-    ids = F.pad(ids.long(), (0, 1))
+    ids = F.pad(ids.long(), (0, 2), value=MARK_ID)
 
     found = []
-    where = torch.arange(count, device=ids.device)
+    where = torch.arange(mark, device=ids.device)
     hashes = torch.zeros_like(where)
     is_ngram = torch.ones_like(where, dtype=torch.bool)
     for length in range(1, max(sizes) + 1):
         tokens = ids[where]
-        is_ngram = is_ngram & (where < count)
+        is_ngram = is_ngram & (where <= mark)
         if has_unknown:
             is_ngram = is_ngram & (tokens != UNKNOWN_ID)
         hashes = (hashes + tokens + 1) * _FACTOR
