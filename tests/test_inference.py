@@ -70,6 +70,10 @@ def model_of(seed: int = 0, **options: Any) -> RNNClassifier:
     model = RNNClassifier(TOKENS, 5, **options).eval()
     if model.initial_state is not None:
         torch.nn.init.normal_(model.initial_state)
+    # They begin at zero.
+    for table in (model.ngram_embedding, model.position_embedding):
+        if table is not None:
+            torch.nn.init.normal_(table.weight)
     return model
 
 
@@ -99,6 +103,14 @@ def require_same(model: RNNClassifier, ids: list[list[int]], tolerance: float = 
     assert float((logits - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
+# What the first layer may read beside embeddings, and the head beside states.
+MORE: list[dict[str, Any]] = [
+    {"skip": True},
+    {"ngrams": (2, 3), "ngram_table": 40},
+    {"ngrams": (2,), "ngram_table": 40, "has_unknown": True, "num_positions": 40, "skip": True},
+]
+
+
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the program run any number of sequences."""
@@ -114,6 +126,8 @@ def test_the_logits_of_each_cell_are_those_of_the_model() -> None:
     for cell, nonlinearity in CELLS:
         require_same(model_of(cell=cell, nonlinearity=nonlinearity, num_layers=2), ids)
     require_same(model_of(cell="gru", bidirectional=True, pooling="last_mean_max"), ids)
+    for more in MORE:
+        require_same(model_of(cell="gru", bidirectional=True, pooling="mean", **more), ids)
 
 
 @pytest.mark.slow
@@ -136,6 +150,26 @@ def test_the_logits_are_those_of_the_model(
             initial_state=initial_state,
         )
         require_same(model, some_ids(300))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize(("cell", "nonlinearity"), CELLS)
+def test_the_logits_with_n_grams_positions_and_skip_are_those_of_the_model(
+    cell: Any, nonlinearity: Any, num_layers: int, bidirectional: bool
+) -> None:
+    for more in MORE:
+        for pooling in ("last", "last_mean_max"):
+            model = model_of(
+                cell=cell,
+                nonlinearity=nonlinearity,
+                num_layers=num_layers,
+                bidirectional=bidirectional,
+                pooling=pooling,
+                **more,
+            )
+            require_same(model, some_ids(300))
 
 
 @pytest.mark.slow
@@ -208,10 +242,11 @@ def test_weights_that_are_nan_give_logits_that_are_nan(cell: Any, pooling: Any) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, MORE[-1]], ids=["", "more"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize(("cell", "nonlinearity"), CELLS)
 def test_a_sequence_has_the_same_bits_alone_and_in_company(
-    cell: Any, nonlinearity: Any, bidirectional: bool
+    cell: Any, nonlinearity: Any, bidirectional: bool, more: dict[str, Any]
 ) -> None:
     model = model_of(
         cell=cell,
@@ -219,6 +254,7 @@ def test_a_sequence_has_the_same_bits_alone_and_in_company(
         num_layers=2,
         bidirectional=bidirectional,
         pooling="last_mean_max",
+        **more,
     )
     program = program_of(model)
     ids = some_ids(500, longest=40)

@@ -13,7 +13,7 @@ The symbols of shapes, beside those of `batches`:
     E  size of an embedding             D  directions, 1 or 2
     H  hidden units of a layer          G  products of a cell: 1, of GRU 3, of LSTM 4
     C  classes                          R  sequences of a block
-    W  what the head sees: D * H for each part of the pooling
+    W  what the head sees: D * H for each part of the pooling, and E with a skip
 
 H' and C' are H and C rounded up to a multiple of `kernels.WIDTH`; the padding is 0. Arrays are
 float32 where nothing else is said. Layers and directions are counted together, as torch.nn does:
@@ -48,7 +48,8 @@ class Network(NamedTuple):
     last: bool  # which parts the head sees, in this order
     mean: bool
     largest: bool
-    by_table: bool  # whether the first layer's W_ih x + b is looked up
+    skip: bool  # whether the mean of what the first layer reads comes behind them
+    by_table: bool  # whether the first layer's W_ih x + b is looked up; never with a skip
 
     @property
     def products(self) -> int:
@@ -58,13 +59,14 @@ class Network(NamedTuple):
     @property
     def summary_size(self) -> int:
         """How many numbers the head sees of a sequence, W."""
-        return (self.last + self.mean + self.largest) * self.directions * self.hidden
+        of_states = (self.last + self.mean + self.largest) * self.directions * self.hidden
+        return of_states + self.skip * self.width
 
 
 class Weights(NamedTuple):
     """The parameters of a network, as the products read them."""
 
-    embedding: Array  # (V, E)
+    embedding: Array  # (V, E), or (S, E): one for each row of a batch
     input_t: Array  # (D, G, E, H'), W_ih transposed, of the first layer
     between_t: Array  # ((L - 1) * D, G, D * H, >= H'), of the others; its rows are `row_of_matrix`
     recurrent_t: Array  # (L * D, G, H, >= H'), the same rows
@@ -97,6 +99,7 @@ class Work(NamedTuple):
     embedded: Array  # (R, E)
     total: Array  # (D, R * H') float64, the sum of the last layer's outputs
     largest: Array  # (D, R * H'), the largest of them
+    total_read: Array  # (R, E) float64, the sum of what the first layer reads; no rows without skip
     summary: Array  # (R, W)
 
 
@@ -150,6 +153,7 @@ def make_work(network: Network) -> Work:
         embedded=_zeros(BLOCK, network.width),
         total=np.zeros((network.directions, BLOCK * size)),
         largest=_zeros(network.directions, BLOCK * size),
+        total_read=np.zeros((BLOCK if network.skip else 0, network.width)),
         summary=_zeros(BLOCK, network.summary_size),
     )
 
@@ -192,6 +196,9 @@ def _begin(network, weights, work):
             copy_row(work.hidden[number, row], weights.start_hidden[number])
             cell = work.cell[number, row * size : (row + 1) * size]
             copy_row(cell, weights.start_cell[number])
+    for row in range(len(work.total_read)):
+        for column in range(network.width):
+            work.total_read[row, column] = 0.0
     for direction in range(network.directions):
         for index in range(BLOCK * size):
             work.total[direction, index] = 0.0
@@ -247,8 +254,8 @@ def _put_input(network, weights, layout, number, place, rows, kept, work):
         matrices = weights.input_t
         index = number
         if number < network.directions:
-            for row in range(rows):
-                copy_row(work.embedded[row], weights.embedding[layout.tokens[place + row]])
+            # What the head sees of it counts once, also of two directions.
+            _embed(network, weights, layout, place, rows, network.skip and number == 0, work)
         else:
             matrices = weights.between_t
             index = number - network.directions
@@ -262,6 +269,17 @@ def _put_input(network, weights, layout, number, place, rows, kept, work):
             for row in range(rows):
                 copy_row(work.gates[gate, row], weights.bias[number, gate])
             add_product(work.gates[gate], ZERO, below, first_row, matrices[index, gate], rows)
+
+
+@jit_inlined
+def _embed(network, weights, layout, place, rows, counts, work):
+    """Compute work.embedded of the rows from `place` on, and add it to the sum if it counts."""
+    for row in range(rows):
+        copy_row(work.embedded[row], weights.embedding[layout.tokens[place + row]])
+    if counts:
+        for row in range(rows):
+            for column in range(network.width):
+                work.total_read[row, column] += work.embedded[row, column]
 
 
 @jit_inlined
@@ -349,3 +367,8 @@ def _summarize(network, layout, begin, count, work):
                 column += width
             if network.largest:
                 copy_row(summary[column : column + hidden], work.largest[direction, first:])
+        if network.skip:
+            column = len(summary) - network.width
+            for number in range(network.width):
+                mean = work.total_read[row, number] / length
+                summary[column + number] = np.float32(mean)

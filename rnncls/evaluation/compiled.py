@@ -41,7 +41,8 @@ class CompiledModel:
     """A model on the CPU as it is now: its weights may not change meanwhile.
 
     The logits of a sequence have the same bits, whatever sequences are beside it and with any
-    number of threads. They are those of the model within rounding.
+    number of threads. They are those of the model within rounding. What n-grams and positions add
+    to the embeddings is computed by torch, number by number, which rounds the same everywhere.
     """
 
     def __init__(self, model: RNNClassifier) -> None:
@@ -93,15 +94,18 @@ class CompiledModel:
     def _of_layout(self, layout: BatchLayout) -> Tensor:
         """Return the logits (B, C) of a batch, the longest sequence first."""
         network = self.network
+        weights = self.weights
+        if self.model.needs_whole:
+            weights, layout = self._with_embedded(layout)
         sequences = int(layout.running[0])
-        out = torch.empty(sequences, self.weights.head_t.shape[1])
+        out = torch.empty(sequences, weights.head_t.shape[1])
         rows = len(layout.tokens)
         if network.directions == 2 and network.layers > 1 and rows > self.kept.shape[1]:
             self.kept = np.empty((2, rows, 2 * network.hidden), np.float32)
 
         # Every thread takes blocks of its own. What it computes does not depend on which.
         threads = min(self.threads, -(-sequences // BLOCK))
-        arguments = (self.network, self.weights, layout)
+        arguments = (self.network, weights, layout)
         if threads == 1:
             self.functions.logits(*arguments, 0, 1, self.kept, self.works[0], out.numpy())
         else:
@@ -113,6 +117,18 @@ class CompiledModel:
             for future in futures:
                 future.result()
         return out[:, : network.classes]
+
+    @torch.no_grad()
+    def _with_embedded(self, layout: BatchLayout) -> tuple[Weights, BatchLayout]:
+        """Return weights with an embedding for each row of the batch, and the batch of those.
+
+        Raises: ValueError for a sequence beyond the last position.
+        """
+        ids = torch.from_numpy(layout.tokens)
+        packed = PackedSequence(ids, torch.from_numpy(layout.running))
+        embedded = self.model.embedded(packed).numpy()
+        rows = np.arange(len(layout.tokens), dtype=np.int32)
+        return self.weights._replace(embedding=embedded), layout._replace(tokens=rows)
 
 
 def network_of(model: RNNClassifier) -> Network:
@@ -131,8 +147,12 @@ def network_of(model: RNNClassifier) -> Network:
         last="last" in parts,
         mean="mean" in parts,
         largest="max" in parts,
+        skip=model.skip,
         by_table=False,
     )
+    # A table is of tokens alone, and the head does not see into it.
+    if model.needs_whole or model.skip:
+        return network
     columns = network.directions * network.products * kernels.padded(network.hidden)
     return network._replace(by_table=num_tokens * columns <= MOST_IN_TABLE)
 
@@ -243,6 +263,7 @@ def _warm_up(functions: Functions) -> None:
         last=True,
         mean=False,
         largest=False,
+        skip=False,
         by_table=True,
     )
     weights = make_weights(network, np.zeros((1, 1), np.float32))

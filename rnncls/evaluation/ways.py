@@ -68,7 +68,7 @@ def is_worth_compiling(model: RNNClassifier, num_tokens: int) -> bool:
     # The program would not notice what a subclass, or somebody's hook, changes.
     if type(model) is not RNNClassifier or _has_hooks(model):
         return False
-    if not model.is_recurrent or model.skip or model.needs_whole:
+    if not model.is_recurrent:
         return False
     weight = model.head.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32:

@@ -141,10 +141,6 @@ def why_not(
     if device.type != required:
         return f"the device is {device.type}"
 
-    reason = _why_not_inputs(config)
-    if reason:
-        return reason
-
     # Both are written for a recurrence that began at zero and is kept as a whole.
     if config.model.initial_state != "zeros":
         return f"model.initial_state is {config.model.initial_state}"
@@ -167,7 +163,7 @@ def why_not(
 
 
 def _why_not_inputs(config: Config) -> str:
-    # Both embed tokens and nothing else, and have a recurrence.
+    # A graph embeds tokens and nothing else, and has a recurrence.
     model = config.model
     if model.cell == "none":
         return "model.cell is none"
@@ -183,6 +179,10 @@ def _why_not_inputs(config: Config) -> str:
 
 
 def _why_not_captured(config: Config) -> str:
+    reason = _why_not_inputs(config)
+    if reason:
+        return reason
+
     # A graph runs forwards only, and draws no dropout masks.
     if config.model.bidirectional:
         return "model.bidirectional is true"
@@ -207,7 +207,8 @@ def _why_not_compiled(config: Config, step_rules: StepRules) -> str:
         return f"train.precision is {config.train.precision}"
 
     # Large models can be compiled, but most gain nothing: only an explicit choice compiles them.
-    if config.train.engine == "auto" and model.hidden_size > WIDEST_STEP:
+    is_wide = model.cell != "none" and model.hidden_size > WIDEST_STEP
+    if config.train.engine == "auto" and is_wide:
         return f"model.hidden_size is above {WIDEST_STEP}"
 
     # Looked for, not imported: that takes long, and may not be needed.

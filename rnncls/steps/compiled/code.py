@@ -10,7 +10,16 @@ import torch
 from rnncls.compiled import batches, gates, kernels
 from rnncls.compiled.batches import BatchSize
 from rnncls.compiled.loading import load
-from rnncls.steps.compiled import dropout, head, inputs, memory, optimizer, parameters, program
+from rnncls.steps.compiled import (
+    dropout,
+    head,
+    inputs,
+    memory,
+    ngrams,
+    optimizer,
+    parameters,
+    program,
+)
 from rnncls.steps.compiled.description import CELLS
 from rnncls.steps.compiled.memory import (
     ADAM,
@@ -49,8 +58,8 @@ def load_program(cell: str = "rnn", in_shares: bool = False) -> Functions:
         if cell not in _loaded:
             # All sources, because a function is compiled together with those that it calls. So a
             # change of one cell leaves the code of the others as it is.
-            shared = (kernels, gates, batches, memory, parameters, inputs, dropout, head)
-            modules = (*shared, optimizer, program, CELLS[cell])
+            shared = (kernels, gates, batches, memory, parameters, inputs, ngrams, dropout)
+            modules = (*shared, head, optimizer, program, CELLS[cell])
             _loaded[cell] = load(
                 modules,
                 make=lambda compiled: _functions(cell, compiled),
@@ -98,6 +107,17 @@ def _warm_up(cell: str, functions: Functions, in_shares: bool) -> None:
         largest=False,
         parts=1,
         by_table=True,
+        table=0,
+        ngrams=0,
+        num_ngrams=0,
+        longest_ngram=0,
+        has_unknown=False,
+        positions=0,
+        skip=0,
+        token_dropout=0.0,
+        ngram_dropout=0.0,
+        embedding_dropout=0.0,
+        head_dropout=0.0,
     )
     hyper = Hyperparameters(
         max_norm=1.0,
@@ -108,7 +128,8 @@ def _warm_up(cell: str, functions: Functions, in_shares: bool) -> None:
         eps=1e-8,
         momentum=0.0,
     )
-    buffers = make_buffers(sizes, BatchSize(sequences=1, time_steps=1, rows=1))
+    touched = np.zeros((1, 0), np.uint8)
+    buffers = make_buffers(sizes, BatchSize(sequences=1, time_steps=1, rows=1), touched[0])
 
     # This model has 1 parameter in the embedding, 4 for each gate of its layer and 2 in the head.
     floats = np.zeros(3 + 4 * num_gates, np.float32)
@@ -124,6 +145,7 @@ def _warm_up(cell: str, functions: Functions, in_shares: bool) -> None:
         edges=integers,
         rates=np.zeros(0),
         keys=np.zeros((0, 0), np.uint64),
+        input_keys=np.zeros((0, 0), np.uint64),
     )
     sums = np.zeros(NUM_SUMS)
     if not in_shares:
@@ -139,8 +161,9 @@ def _warm_up(cell: str, functions: Functions, in_shares: bool) -> None:
         )
     else:
         # A step without sequences, and then a gradient that is not finite, so that nothing is done.
+        no_keys = np.zeros((1, 0), np.uint64)
         step_inputs = step_inputs._replace(
-            edges=np.zeros(2, np.int64), keys=np.zeros((1, 0), np.uint64)
+            edges=np.zeros(2, np.int64), keys=no_keys, input_keys=no_keys
         )
         functions.share_of_step(
             sizes=sizes,
@@ -159,6 +182,7 @@ def _warm_up(cell: str, functions: Functions, in_shares: bool) -> None:
             hyper=hyper,
             flat=flat,
             others=others,
+            touched=np.zeros((2, 0), np.uint8),
             rate=0.0,
             updates=1,
             loss=0.0,

@@ -6,11 +6,12 @@ from types import ModuleType
 import torch
 
 from rnncls.compiled.batches import BatchSize
-from rnncls.config import Config, number
+from rnncls.config import Config, FilesConfig, most_positions, number
 from rnncls.data import Block, Task
+from rnncls.model.build import input_dropout_of
 from rnncls.model.pooling import parts_of
 from rnncls.model.rules import LATEST, StepRules
-from rnncls.steps.compiled import gru, lstm, rnn
+from rnncls.steps.compiled import gru, lstm, none, rnn
 from rnncls.steps.compiled.memory import ADAM, ADAMW, SGD, Hyperparameters, Sizes
 from rnncls.steps.optim import CLIP_EPSILON
 
@@ -21,22 +22,38 @@ _ROWS_PER_TOKEN = 8
 _OPTIMIZERS = {"adam": ADAM, "adamw": ADAMW, "sgd": SGD}
 
 # By their name in model.cell. Each says what it needs in GATES, KEPT and BIAS_APART.
-CELLS: dict[str, ModuleType] = {"rnn": rnn, "gru": gru, "lstm": lstm}
+CELLS: dict[str, ModuleType] = {"rnn": rnn, "gru": gru, "lstm": lstm, "none": none}
 
 
 def sizes_of(task: Task, step_rules: StepRules = LATEST) -> Sizes:
     """Return the sizes and functions of the task's model. `step_rules`: those of the run."""
-    model = task.config.model
+    config = task.config
+    model = config.model
     cell = CELLS[model.cell]
-    parts = parts_of(model.pooling)
     num_tokens, num_classes = task.sizes
+    parts = parts_of(model.pooling)
+    hidden = model.hidden_size
+    layers = model.num_layers
     directions = 2 if model.bidirectional else 1
+    dropout = float(model.dropout)
+    has_skip = model.skip
 
+    # Without recurrent layers the head sees the mean of what they would read, and no states.
+    if model.cell == "none":
+        parts = ()
+        hidden = 0
+        layers = 0
+        directions = 1
+        dropout = 0.0
+        has_skip = True
+
+    rates = input_dropout_of(config)
+    has_positions = model.positions == "learned"
     return Sizes(
         tokens=num_tokens,
         width=model.embedding_dim,
-        hidden=model.hidden_size,
-        layers=model.num_layers,
+        hidden=hidden,
+        layers=layers,
         directions=directions,
         classes=num_classes,
         gates=cell.GATES,
@@ -44,13 +61,24 @@ def sizes_of(task: Task, step_rules: StepRules = LATEST) -> Sizes:
         bias_apart=cell.BIAS_APART,
         bias=model.bias,
         relu=model.nonlinearity == "relu",
-        dropout=float(model.dropout),
-        optimizer=_OPTIMIZERS[task.config.optimizer.name],
+        dropout=dropout,
+        optimizer=_OPTIMIZERS[config.optimizer.name],
         last="last" in parts,
         mean="mean" in parts,
         largest="max" in parts,
         parts=len(parts) * directions,
         by_table=is_by_table(task, step_rules),
+        table=model.ngram_table if model.ngrams else 0,
+        ngrams=sum(2**length for length in model.ngrams),
+        num_ngrams=len(model.ngrams),
+        longest_ngram=max(model.ngrams, default=0),
+        has_unknown=isinstance(config.data, FilesConfig) and config.data.unknown == "unk",
+        positions=most_positions(config.data) if has_positions else 0,
+        skip=model.embedding_dim if has_skip else 0,
+        token_dropout=float(rates.tokens),
+        ngram_dropout=float(rates.ngrams),
+        embedding_dropout=float(rates.embedding),
+        head_dropout=float(rates.head),
     )
 
 
@@ -60,6 +88,13 @@ def is_by_table(task: Task, step_rules: StepRules = LATEST) -> bool:
     It depends on config and training data, not on the batch: the two ways differ in rounding.
     docs/performance.md has the measurements behind the rule.
     """
+    # It cannot be where x is more than an embedding, or where the head sees it, too.
+    model = task.config.model
+    if model.ngrams or model.positions != "none" or model.embedding_dropout > 0:
+        return False
+    if model.skip or model.cell == "none":
+        return False
+
     num_tokens, _ = task.sizes
     batch_size = task.config.train.batch_size
     if step_rules < 3:

@@ -8,7 +8,7 @@ import torch
 
 from rnncls.compiled.batches import Array, BatchSize
 from rnncls.data import Block, Task
-from rnncls.model.dropout import dropout_keys
+from rnncls.model.dropout import dropout_keys, input_keys
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.compiled.code import load_program
 from rnncls.steps.compiled.description import hyperparameters_of, largest_batch, sizes_of
@@ -61,6 +61,10 @@ class CompiledRun:
         # The first thread writes its gradients to the model's own, the others to these, (., P).
         num_parameters = len(self.arrays.weights)
         self.other_gradients = np.zeros((self.threads - 1, num_parameters), np.float32)
+        # Which rows of the table of n-grams are not 0 in each of them. Of the model's own, nobody
+        # knows what a run before has left there.
+        self.touched = np.zeros((self.threads, self.sizes.table), np.uint8)
+        self.touched[0] = 1
 
         # One for each thread, all with room for batches of this capacity.
         self.buffers: list[Buffers] = []
@@ -87,6 +91,7 @@ class CompiledRun:
             edges=self.inputs.edges[first : last + 1],
             rates=rates[first:last],
             keys=self._dropout_keys(last - first),
+            input_keys=self._input_keys(last - first),
         )
         sums = np.array(self.state.totals.sums())
         if self.threads == 1 and self.world is None:
@@ -107,7 +112,7 @@ class CompiledRun:
         self._make_room(block)
         tokens, starts, lengths, labels, edges = (part.numpy() for part in block)
         keys = np.empty((0, 0), np.uint64)  # each chunk gets its own
-        self.inputs = StepInputs(tokens, starts, lengths, labels, edges, rates, keys)
+        self.inputs = StepInputs(tokens, starts, lengths, labels, edges, rates, keys, keys)
         self.block = block
 
     def _dropout_keys(self, num_steps: int) -> Array:
@@ -120,6 +125,15 @@ class CompiledRun:
         keys = [dropout_keys(self.seed, step, self.sizes.layers) for step in steps]
         return np.array(keys, np.uint64).reshape(num_steps, self.sizes.layers - 1)
 
+    def _input_keys(self, num_steps: int) -> Array:
+        """Return the keys of dropout outside the recurrence, as StepInputs wants them."""
+        if max(self.state.model.input_dropout) == 0:
+            return np.empty((num_steps, 0), np.uint64)
+
+        first = self.state.step
+        keys = [input_keys(self.seed, step) for step in range(first, first + num_steps)]
+        return np.array(keys, np.uint64)
+
     def _make_room(self, block: Block) -> None:
         """Make sure that every batch of the block fits into the buffers, which never shrink."""
         needed = largest_batch(block)
@@ -131,7 +145,7 @@ class CompiledRun:
         if capacity == self.capacity:
             return
 
-        self.buffers = [make_buffers(self.sizes, capacity) for _ in range(self.threads)]
+        self.buffers = [make_buffers(self.sizes, capacity, rows) for rows in self.touched]
         self.capacity = capacity
 
     def _take_in_one_thread(self, inputs: StepInputs, sums: Array) -> int:
@@ -165,6 +179,7 @@ class CompiledRun:
                 hyper=self.hyper,
                 flat=self.arrays,
                 others=others,
+                touched=self.touched,
                 rate=rate,
                 updates=updates + step + 1,
                 loss=loss,
@@ -216,4 +231,6 @@ class CompiledRun:
         for other in self.other_gradients:
             gradients += torch.from_numpy(other)
         sums = world.reduce([gradients], torch.tensor(loss), torch.tensor(correct))
+        # Any row, for the other processes have other n-grams.
+        self.touched[0] = 1
         return float(sums[0]), int(sums[1])

@@ -1,7 +1,8 @@
 """What the head sees of a sequence, its logits and their loss, forward and backward.
 
 The head sees W parts of H numbers: those of the last states, of the means and of the largest
-states, and of each those of all directions. The symbols of shapes are those of `memory`.
+states, and of each those of all directions. With a skip, it also sees the mean of what the first
+layer reads; without recurrent layers, that is all. The symbols of shapes are those of `memory`.
 """
 
 import numpy as np
@@ -16,18 +17,51 @@ from rnncls.compiled.kernels import (
     copy,
     copy_row,
     exp,
-    multiply,
     sum_rows,
 )
-from rnncls.steps.compiled.parameters import matrix
+from rnncls.steps.compiled.dropout import HEAD, drop_summary
+from rnncls.steps.compiled.parameters import head_bias, head_matrix
 
 
 @jit_inlined
-def head_forward(sizes, weights, work, batch, size):
+def head_forward(sizes, weights, work, batch, keys, first, size):
     """Compute work.final (W, B, H') and work.logits (B, C'), longest sequence first.
 
-    logits = final head^T + head_bias.
+    logits = final head^T + head_bias. `keys` are those of dropout outside the recurrence, `first`
+    is the first sequence of the step.
     """
+    _summarize(sizes, work, batch, size)
+    if sizes.skip > 0:
+        _mean(work.inputs, work.skip, batch, size)
+    if sizes.head_dropout > 0:
+        key = keys[HEAD]
+        drop_summary(sizes, work.final, work.skip, work.bits, key, first, batch, size.sequences)
+
+    for rank in range(size.sequences):
+        copy_row(work.logits[rank], weights.head_bias[0])
+    for part in range(sizes.parts):
+        add_product(  # logits += final @ head^T
+            out=work.logits,
+            out_row=ZERO,
+            left=work.final[part],
+            left_row=ZERO,
+            right=weights.head_t[part],
+            rows=size.sequences,
+        )
+    if sizes.skip > 0:
+        add_product(
+            out=work.logits,
+            out_row=ZERO,
+            left=work.skip,
+            left_row=ZERO,
+            right=weights.head_skip_t,
+            rows=size.sequences,
+        )
+
+
+@jit_inlined
+def _summarize(sizes, work, batch, size):
+    """Compute work.final from the outputs of the last layer."""
     top = (sizes.layers - 1) * sizes.directions
     part = 0
     if sizes.last:
@@ -50,25 +84,6 @@ def head_forward(sizes, weights, work, batch, size):
                 size.time_steps,
             )
             part += 1
-
-    multiply(  # logits = head_bias + final @ head^T
-        out=work.logits,
-        out_row=ZERO,
-        start=weights.head_bias,
-        left=work.final[0],
-        left_row=ZERO,
-        right=weights.head_t[0],
-        rows=size.sequences,
-    )
-    for other in range(1, sizes.parts):
-        add_product(
-            out=work.logits,
-            out_row=ZERO,
-            left=work.final[other],
-            left_row=ZERO,
-            right=weights.head_t[other],
-            rows=size.sequences,
-        )
 
 
 @jit
@@ -97,6 +112,22 @@ def _mean(states, out, batch, size):
         running = batch.running[t]
         add_row(out[:running].reshape(-1), states[start : start + running].reshape(-1))
     _divide_by_lengths(out, batch, size)
+
+
+@jit_inlined
+def skip_backward(sizes, work, batch, size):
+    """Add its share of work.d_skip (B, E') to the gradient of each row that the first layer reads.
+
+    That is work.d_embedded (S, E'), which nobody has written yet without recurrent layers.
+    """
+    if sizes.layers == 0:
+        clear(work.d_embedded[: size.rows].reshape(-1))
+    _divide_by_lengths(work.d_skip, batch, size)
+    for t in range(size.time_steps):
+        start = batch.first_row[t]
+        running = batch.running[t]
+        d_rows = work.d_embedded[start : start + running]
+        add_row(d_rows.reshape(-1), work.d_skip[:running].reshape(-1))
 
 
 @jit_inlined
@@ -197,18 +228,17 @@ def cross_entropy(sizes, logits, order, labels, class_weights, total_weight, seq
 
 
 @jit_inlined
-def head_backward(sizes, offset, weights, work, batch, gradients, d_hidden, size):
+def head_backward(sizes, offset, weights, work, batch, keys, first, gradients, d_hidden, size):
     """Compute the gradients of the head, which begins at `offset`, and d_hidden (D, S, H').
 
     With dlogits = work.logits (B, C'): dhead = dlogits^T final, dhead_bias = sum of the rows of
     dlogits, dfinal = dlogits head. d_hidden is what the outputs of the last layer get of dfinal.
+    What is read gets work.d_skip.
     """
     hidden = sizes.hidden
-    classes = sizes.classes
-    parts = sizes.parts
-    d_head = matrix(gradients, offset, classes, parts * hidden)
+    d_head = head_matrix(sizes, gradients, offset)
 
-    for part in range(parts):
+    for part in range(sizes.parts):
         clear(work.d_head.reshape(-1))
         add_transposed(  # dhead = dlogits^T @ final
             out=work.d_head,
@@ -229,11 +259,35 @@ def head_backward(sizes, offset, weights, work, batch, gradients, d_hidden, size
             right=weights.head[part],
             rows=size.sequences,
         )
-    d_head_bias = gradients[offset + classes * parts * hidden :][:classes]
-    sum_rows(d_head_bias, work.logits, size.sequences)
+    if sizes.skip > 0:
+        clear(work.d_head_skip.reshape(-1))
+        add_transposed(
+            out=work.d_head_skip,
+            left=work.logits,
+            left_row=ZERO,
+            right=work.skip,
+            right_row=ZERO,
+            rows=size.sequences,
+        )
+        copy(d_head[:, sizes.parts * hidden :], work.d_head_skip)
 
-    for direction in range(sizes.directions):
-        _states_backward(sizes, work, batch, direction, d_hidden[direction], size)
+        clear(work.d_skip[: size.sequences].reshape(-1))
+        add_product(
+            out=work.d_skip,
+            out_row=ZERO,
+            left=work.logits,
+            left_row=ZERO,
+            right=weights.head_skip,
+            rows=size.sequences,
+        )
+    sum_rows(head_bias(sizes, gradients, offset), work.logits, size.sequences)
+
+    if sizes.head_dropout > 0:
+        key = keys[HEAD]
+        drop_summary(sizes, work.d_final, work.d_skip, work.bits, key, first, batch, size.sequences)
+    if sizes.layers > 0:
+        for direction in range(sizes.directions):
+            _states_backward(sizes, work, batch, direction, d_hidden[direction], size)
 
 
 @jit_inlined

@@ -7,6 +7,8 @@ of `memory`.
 
 from typing import NamedTuple
 
+import numpy as np
+
 from rnncls.compiled.batches import Array
 from rnncls.compiled.compiler import jit, jit_inlined
 from rnncls.compiled.kernels import (
@@ -19,31 +21,79 @@ from rnncls.compiled.kernels import (
     copy_row,
     multiply,
 )
-from rnncls.steps.compiled.parameters import matrix
+from rnncls.steps.compiled.dropout import EMBEDDING, NGRAMS, TOKENS, drop_inputs, drop_tokens
+from rnncls.steps.compiled.head import skip_backward
+from rnncls.steps.compiled.ngrams import add_ngrams, find_ngrams, ngram_gradient
+from rnncls.steps.compiled.parameters import (
+    ngram_embeddings,
+    position_embeddings,
+    token_embeddings,
+)
 
 
 @jit_inlined
-def embed(sizes, weights, work, batch, rows):
-    """Compute what the first layer reads of the tokens, x = embedding[token].
+def embed(sizes, flat, weights, work, batch, keys, first, size):
+    """Compute what the first layer reads of the tokens, x = embedding[token], work.inputs (S, E').
 
-    With few tokens in the vocabulary, W_ih x + b is computed once per token, work.table
-    (D, G, V, H'). Otherwise the tokens are embedded, work.inputs (S, E').
+    The embeddings of n-grams and of the position, from `flat` (P,), are added. `keys` are those of
+    dropout outside the recurrence, `first` is the first sequence of the step.
+
+    With few tokens in the vocabulary and nothing beside their embeddings, W_ih x + b is computed
+    once per token instead, work.table (D, G, V, H').
     """
+    if sizes.token_dropout > 0:
+        drop_tokens(sizes, work.bits, keys[TOKENS], first, batch, size)
     if sizes.by_table:
-        for direction in range(sizes.directions):
-            for gate in range(sizes.gates):
-                multiply(  # table = bias + embedding @ W_ih^T
-                    out=work.table[direction, gate],
-                    out_row=ZERO,
-                    start=weights.bias[direction, gate],
-                    left=weights.embedding,
-                    left_row=ZERO,
-                    right=weights.input_t[direction, gate],
-                    rows=sizes.tokens,
-                )
-    else:
-        for row in range(rows):
-            copy_row(work.inputs[row], weights.embedding[batch.tokens[row]])
+        _fill_table(sizes, weights, work)
+        return
+
+    width = sizes.width
+    embedding = token_embeddings(sizes, flat)
+    for row in range(size.rows):
+        copy_row(work.inputs[row, :width], embedding[batch.tokens[row]])
+
+    if sizes.num_ngrams > 0:
+        key = keys[NGRAMS] if sizes.ngram_dropout > 0 else np.uint64(0)
+        find_ngrams(sizes, work.ngrams, work.bits, key, first, batch, size)
+        add_ngrams(sizes, ngram_embeddings(sizes, flat), work.ngrams, work.inputs, size.rows)
+    if sizes.positions > 0:
+        _add_positions(work.inputs, position_embeddings(sizes, flat), batch, size)
+    if sizes.embedding_dropout > 0:
+        drop_inputs(sizes, work.inputs, work.bits, keys[EMBEDDING], first, batch, size)
+
+
+@jit_inlined
+def _fill_table(sizes, weights, work):
+    """Compute W_ih x + b of all tokens, work.table."""
+    for direction in range(sizes.directions):
+        for gate in range(sizes.gates):
+            multiply(  # table = bias + embedding @ W_ih^T
+                out=work.table[direction, gate],
+                out_row=ZERO,
+                start=weights.bias[direction, gate],
+                left=weights.embedding,
+                left_row=ZERO,
+                right=weights.input_t[direction, gate],
+                rows=sizes.tokens,
+            )
+
+
+@jit
+def _add_positions(inputs, positions, batch, size):
+    """Add to each row of `inputs` (S, E') that of its time step, `positions` (., E)."""
+    width = positions.shape[1]
+    for t in range(size.time_steps):
+        for row in range(batch.first_row[t], batch.first_row[t] + batch.running[t]):
+            add_row(inputs[row, :width], positions[t])
+
+
+@jit
+def _position_gradient(d_positions, d_inputs, batch, size):
+    """Compute the gradient of positions (., E) from that of what is read (S, E')."""
+    clear(d_positions.reshape(-1))
+    for t in range(size.time_steps):
+        for row in range(batch.first_row[t], batch.first_row[t] + batch.running[t]):
+            add_row(d_positions[t], d_inputs[row])
 
 
 class Inputs(NamedTuple):
@@ -256,13 +306,28 @@ def table_backward(sizes, weights, work, direction):
 
 
 @jit_inlined
-def embedding_gradient(sizes, work, batch, gradients, rows):
-    """Compute the gradient of the embedding (V, E) from work.d_embedded (V or S, E')."""
-    embedding = matrix(gradients, 0, sizes.tokens, sizes.width)
+def embedding_gradients(sizes, work, batch, keys, first, gradients, touched, size):
+    """Compute the gradients of all embeddings from work.d_embedded (V or S, E').
+
+    `touched` (M,) is that of Buffers, for these gradients (P,).
+    """
+    embedding = token_embeddings(sizes, gradients)
     if sizes.by_table:
         copy(embedding, work.d_embedded)
-    else:
-        # A token may stand in many rows, whose gradients are added, or in none.
-        clear(gradients[: sizes.tokens * sizes.width])
-        for row in range(rows):
-            add_row(embedding[batch.tokens[row]], work.d_embedded[row])
+        return
+
+    d_inputs = work.d_embedded
+    if sizes.skip > 0:
+        skip_backward(sizes, work, batch, size)
+    if sizes.embedding_dropout > 0:
+        drop_inputs(sizes, d_inputs, work.bits, keys[EMBEDDING], first, batch, size)
+
+    # A token may stand in many rows, whose gradients are added, or in none.
+    clear(gradients[: sizes.tokens * sizes.width])
+    for row in range(size.rows):
+        add_row(embedding[batch.tokens[row]], d_inputs[row])
+    if sizes.num_ngrams > 0:
+        d_table = ngram_embeddings(sizes, gradients)
+        ngram_gradient(sizes, d_table, touched, work.ngrams, d_inputs, size.rows)
+    if sizes.positions > 0:
+        _position_gradient(position_embeddings(sizes, gradients), d_inputs, batch, size)

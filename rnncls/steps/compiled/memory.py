@@ -12,6 +12,8 @@ the modules that compute:
     N  arrays (S, H') that a cell keeps for its backward pass, beside its outputs
     W  parts of H columns of what the head sees
     C  classes
+    M  rows of the table of n-gram embeddings
+    Q  lengths of n-grams
 
 What belongs to one direction of a layer has the number layer * D + direction.
 
@@ -69,6 +71,24 @@ class Sizes(NamedTuple):
     # once per row of a batch.
     by_table: bool
 
+    # What the first layer reads beside the embedding of a token: those of n-grams, 0 rows without,
+    # and of positions. Bit n of `ngrams` says that there are n-grams of n tokens.
+    table: int  # M
+    ngrams: int
+    num_ngrams: int  # Q
+    longest_ngram: int
+    has_unknown: bool  # whether no n-gram has the unknown token
+    positions: int
+
+    # How many numbers of the mean of x the head sees behind its W parts: E, or 0.
+    skip: int
+
+    # Dropout outside the recurrence.
+    token_dropout: float
+    ngram_dropout: float
+    embedding_dropout: float
+    head_dropout: float
+
 
 class Hyperparameters(NamedTuple):
     """The numbers of clipping and of the optimizer."""
@@ -101,6 +121,7 @@ class StepInputs(NamedTuple):
     edges: Array  # (K + 1,) int64: step k has the sequences edges[k] to edges[k + 1]
     rates: Array  # (K,) float64: the learning rate of each step
     keys: Array  # (K, L - 1) uint64: of the dropout of each layer but the first; else (K, 0)
+    input_keys: Array  # (K, 4) uint64: of `model.dropout.InputKeys`, in this order; else (K, 0)
 
 
 class PaddedWeights(NamedTuple):
@@ -109,7 +130,7 @@ class PaddedWeights(NamedTuple):
     R is the length of a row of H' numbers that products read on the right (`row_of_matrix`).
     """
 
-    embedding: Array  # (V, E')
+    embedding: Array  # (V, E'); no rows unless sizes.by_table
     input: Array  # (D, G, H, E')  W_ih of the first layer
     input_t: Array  # (D, G, E, H')
 
@@ -125,12 +146,17 @@ class PaddedWeights(NamedTuple):
     head_t: Array  # (W, H, C')
     head_bias: Array  # (1, C')
 
+    # Of the mean of x; no rows without a skip.
+    head_skip: Array  # (C, E')
+    head_skip_t: Array  # (E, C')
+
 
 class Workspace(NamedTuple):
     """The values that a step computes, and the gradients with respect to them (`d_...`)."""
 
     table: Array  # (D, G, V, H')  W_ih x + b of each token; no rows unless sizes.by_table
-    inputs: Array  # (S, E')  the embedded tokens; no rows if sizes.by_table
+    inputs: Array  # (S, E')  what the first layer reads; no rows if sizes.by_table
+    ngrams: Array  # (S, Q) int32  rows of the table, or -1; no rows without n-grams
     hidden: Array  # (L * D, S, H')
     kept: Array  # (L * D, N, S, H')
     dropped: Array  # (L, D, S, H')  hidden of the layer below with dropout; no rows without
@@ -140,9 +166,11 @@ class Workspace(NamedTuple):
     d_carried: Array  # (B, H')  dc of the LSTM; of the GRU, what reaches the initial state
     final: Array  # (W, B, H')  what the head sees of each sequence
     d_final: Array  # (W, B, H')
+    skip: Array  # (B, E')  the mean of x; no rows without a skip
+    d_skip: Array  # (B, E')
     winners: Array  # (D, B, H') int32  the row of each largest state; no rows without
     logits: Array  # (B, C')  first logits, then probabilities, then gradients of the logits
-    bits: Array  # (D * H / 2,) uint64  the random numbers of a row's dropout
+    bits: Array  # (.,) uint64  the random numbers of a row's dropout, two in each
 
     # Gradients with padded rows. What belongs to a parameter is copied to the flat array.
     d_recurrent: Array  # (G, H, H')  of W_hh
@@ -150,6 +178,7 @@ class Workspace(NamedTuple):
     d_input: Array  # (G, H, E')
     d_embedded: Array  # (V or S, E')
     d_head: Array  # (C, H')
+    d_head_skip: Array  # (C, E'); no rows without a skip
 
 
 class Buffers(NamedTuple):
@@ -158,6 +187,7 @@ class Buffers(NamedTuple):
     weights: PaddedWeights
     work: Workspace
     batch: BatchLayout
+    touched: Array  # (M,) uint8: 1 for each row of the table that has a gradient, the others are 0
 
 
 def _zeros(*shape: int) -> Array:
@@ -180,9 +210,10 @@ def _make_weights(sizes: Sizes) -> PaddedWeights:
     padded_classes = padded(sizes.classes)
     parts = sizes.parts
     row = row_of_matrix(hidden)
+    classes_of_skip = sizes.classes if sizes.skip else 0
 
     return PaddedWeights(
-        embedding=_zeros(sizes.tokens, padded_width),
+        embedding=_zeros(sizes.tokens if sizes.by_table else 0, padded_width),
         input=_zeros(directions, gates, hidden, padded_width),
         input_t=_zeros(directions, gates, sizes.width, padded_hidden),
         between=_zeros(units, directions, gates, hidden, row),
@@ -193,6 +224,8 @@ def _make_weights(sizes: Sizes) -> PaddedWeights:
         head=_zeros(parts, sizes.classes, padded_hidden),
         head_t=_zeros(parts, hidden, padded_classes),
         head_bias=_zeros(1, padded_classes),
+        head_skip=_zeros(classes_of_skip, padded_width),
+        head_skip_t=_zeros(sizes.skip, padded_classes),
     )
 
 
@@ -217,10 +250,18 @@ def _make_workspace(sizes: Sizes, capacity: BatchSize) -> Workspace:
     dropped_rows = rows if sizes.dropout > 0 else 0
     winner_rows = sequences if sizes.largest else 0
     beside_rows = rows if sizes.gates == 1 else 0
+    ngram_rows = rows if sizes.num_ngrams else 0
+    skip_rows = sequences if sizes.skip else 0
+
+    # What a row of dropout has at most: the outputs of a layer, all that the head sees, a token's
+    # embedding, its n-grams.
+    summary = parts * hidden + sizes.skip
+    columns = max(directions * hidden, summary, sizes.width, sizes.num_ngrams)
 
     return Workspace(
         table=_zeros(directions, gates, table_rows, padded_hidden),
         inputs=_zeros(input_rows, padded_width),
+        ngrams=np.zeros((ngram_rows, sizes.num_ngrams), np.int32),
         hidden=_zeros(units, rows, padded_hidden),
         kept=_zeros(units, sizes.kept, rows, padded_hidden),
         dropped=_zeros(sizes.layers, directions, dropped_rows, padded_hidden),
@@ -230,17 +271,28 @@ def _make_workspace(sizes: Sizes, capacity: BatchSize) -> Workspace:
         d_carried=_zeros(sequences, padded_hidden),
         final=_zeros(parts, sequences, padded_hidden),
         d_final=_zeros(parts, sequences, padded_hidden),
+        skip=_zeros(skip_rows, padded_width),
+        d_skip=_zeros(skip_rows, padded_width),
         winners=np.zeros((directions, winner_rows, padded_hidden), np.int32),
         logits=_zeros(sequences, padded_classes),
-        bits=np.empty((directions * hidden + 1) // 2, np.uint64),
+        bits=np.empty((columns + 1) // 2, np.uint64),
         d_recurrent=_zeros(gates, hidden, padded_hidden),
         d_between=_zeros(directions, gates, hidden, padded_hidden),
         d_input=_zeros(gates, hidden, padded_width),
         d_embedded=_zeros(table_rows + input_rows, padded_width),
         d_head=_zeros(sizes.classes, padded_hidden),
+        d_head_skip=_zeros(sizes.classes if sizes.skip else 0, padded_width),
     )
 
 
-def make_buffers(sizes: Sizes, capacity: BatchSize) -> Buffers:
-    """Return Buffers of one thread for batches of up to `capacity`."""
-    return Buffers(_make_weights(sizes), _make_workspace(sizes, capacity), make_layout(capacity))
+def make_buffers(sizes: Sizes, capacity: BatchSize, touched: Array) -> Buffers:
+    """Return Buffers of one thread for batches of up to `capacity`.
+
+    `touched` outlives them: it says of the gradients that the thread has written what is not 0.
+    """
+    return Buffers(
+        _make_weights(sizes),
+        _make_workspace(sizes, capacity),
+        make_layout(capacity),
+        touched,
+    )

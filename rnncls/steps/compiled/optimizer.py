@@ -3,6 +3,8 @@
 The symbols of shapes are those of `memory`.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from rnncls.compiled.compiler import jit, jit_inlined
@@ -23,12 +25,27 @@ LARGEST_NORM = 1.8e19
 
 
 @jit
-def _norm(flat):
-    """Return the 2-norm of `flat` (P,), sqrt(sum_i flat_i**2), summed in float64."""
+def _sum_of_squares(flat):
+    """Return sum_i flat_i**2, summed in float64."""
     total = 0.0
     for index in range(len(flat)):
         total += np.float64(flat[index]) * np.float64(flat[index])
-    return np.sqrt(total)
+    return total
+
+
+@jit
+def _norm(sizes, gradients, touched):
+    """Return the 2-norm of `gradients` (P,); of the table the `touched` rows (M,) count."""
+    total = 0.0
+    behind = 0
+    if sizes.table > 0:
+        begin = sizes.tokens * sizes.width
+        behind = begin + sizes.table * sizes.width
+        total += _sum_of_squares(gradients[:begin])
+        for row in range(sizes.table):
+            if touched[row]:
+                total += _sum_of_squares(gradients[begin + row * sizes.width :][: sizes.width])
+    return np.sqrt(total + _sum_of_squares(gradients[behind:]))
 
 
 @jit_inlined
@@ -52,8 +69,22 @@ def _sgd(flat, scale, rate, momentum, decay, has_momentum):
         weights[index] -= rate * gradient
 
 
-@jit_inlined
-def _adam(sizes, hyper, flat, scale, rate, updates):
+class _AdamFactors(NamedTuple):
+    """The numbers of an update, float32: computed in float64 and rounded once."""
+
+    scale: float  # of the gradients
+    corrected_rate: float
+    corrected_root: float
+    keep: float
+    decay: float
+    new_first: float
+    new_second: float
+    old_second: float
+    eps: float
+
+
+@jit
+def _adam(sizes, hyper, flat, touched, scale, rate, updates):
     """Update as torch.optim.Adam or AdamW does, the `updates`-th time.
 
     With g = scale gradient, m = flat.first and v = flat.second (Kingma and Ba 2015, algorithm 1):
@@ -64,35 +95,84 @@ def _adam(sizes, hyper, flat, scale, rate, updates):
     Weight decay adds weight_decay w to g (Adam), or multiplies w by 1 - rate weight_decay before
     (AdamW, Loshchilov and Hutter 2019). The gradients are scaled in place.
     """
-    weights = flat.weights
-    gradients = flat.gradients
-    first = flat.first
-    second = flat.second
+    factors = _AdamFactors(
+        scale=scale,
+        corrected_rate=np.float32(rate / (1 - hyper.beta1**updates)),
+        corrected_root=np.float32(1 / np.sqrt(1 - hyper.beta2**updates)),
+        keep=np.float32(1 - rate * hyper.weight_decay if sizes.optimizer == ADAMW else 1),
+        decay=np.float32(hyper.weight_decay if sizes.optimizer == ADAM else 0),
+        new_first=np.float32(1 - hyper.beta1),
+        new_second=np.float32(1 - hyper.beta2),
+        old_second=np.float32(hyper.beta2),
+        eps=np.float32(hyper.eps),
+    )
 
-    # The factors are computed in float64 and rounded once; the loop below is all float32.
-    corrected_rate = np.float32(rate / (1 - hyper.beta1**updates))
-    corrected_root = np.float32(1 / np.sqrt(1 - hyper.beta2**updates))
-    keep = np.float32(1 - rate * hyper.weight_decay if sizes.optimizer == ADAMW else 1)
-    decay = np.float32(hyper.weight_decay if sizes.optimizer == ADAM else 0)
-    new_first = np.float32(1 - hyper.beta1)
-    new_second = np.float32(1 - hyper.beta2)
-    old_second = np.float32(hyper.beta2)
-    eps = np.float32(hyper.eps)
-
-    for index in range(len(weights)):
-        gradients[index] *= scale
-        gradient = gradients[index] + decay * weights[index]
-
-        # The same as beta1 m + (1 - beta1) g.
-        first[index] += new_first * (gradient - first[index])
-        second[index] = old_second * second[index] + new_second * gradient * gradient
-
-        denominator = np.sqrt(second[index]) * corrected_root + eps
-        weights[index] = keep * weights[index] - corrected_rate * first[index] / denominator
+    behind = 0
+    if sizes.table > 0:
+        begin = sizes.tokens * sizes.width
+        behind = begin + sizes.table * sizes.width
+        _adam_between(factors, flat, 0, begin)
+        _adam_of_table(factors, flat, touched, begin, sizes.width)
+    _adam_between(factors, flat, behind, len(flat.weights))
 
 
 @jit
-def _update(sizes, hyper, flat, scale, rate, updates):
+def _adam_of_table(factors, flat, touched, begin, width):
+    """Update the table that begins at `begin`, its rows without a gradient many at a time."""
+    row = 0
+    while row < len(touched):
+        first_row = row
+        has_gradient = touched[row]
+        while row < len(touched) and touched[row] == has_gradient:
+            row += 1
+        if has_gradient:
+            _adam_between(factors, flat, begin + first_row * width, begin + row * width)
+        else:
+            _adam_at_rest(factors, flat, begin + first_row * width, begin + row * width)
+
+
+@jit
+def _adam_between(factors, flat, begin, end):
+    """Update the parameters from `begin` to `end`."""
+    weights = flat.weights[begin:end]
+    gradients = flat.gradients[begin:end]
+    first = flat.first[begin:end]
+    second = flat.second[begin:end]
+    for index in range(len(weights)):
+        gradients[index] *= factors.scale
+        gradient = gradients[index] + factors.decay * weights[index]
+
+        # The same as beta1 m + (1 - beta1) g.
+        first[index] += factors.new_first * (gradient - first[index])
+        second[index] = (
+            factors.old_second * second[index] + factors.new_second * gradient * gradient
+        )
+
+        denominator = np.sqrt(second[index]) * factors.corrected_root + factors.eps
+        step = factors.corrected_rate * first[index] / denominator
+        weights[index] = factors.keep * weights[index] - step
+
+
+@jit
+def _adam_at_rest(factors, flat, begin, end):
+    """Do what `_adam_between` does where all gradients are 0: to the bit, without reading them."""
+    weights = flat.weights[begin:end]
+    first = flat.first[begin:end]
+    second = flat.second[begin:end]
+    for index in range(len(weights)):
+        gradient = factors.decay * weights[index]
+        first[index] += factors.new_first * (gradient - first[index])
+        second[index] = (
+            factors.old_second * second[index] + factors.new_second * gradient * gradient
+        )
+
+        denominator = np.sqrt(second[index]) * factors.corrected_root + factors.eps
+        step = factors.corrected_rate * first[index] / denominator
+        weights[index] = factors.keep * weights[index] - step
+
+
+@jit
+def _update(sizes, hyper, flat, touched, scale, rate, updates):
     """Scale the gradients (P,) and take one step of the optimizer, its `updates`-th."""
     scale = np.float32(scale)
 
@@ -102,24 +182,26 @@ def _update(sizes, hyper, flat, scale, rate, updates):
         decay = np.float32(hyper.weight_decay)
         _sgd(flat, scale, np.float32(rate), momentum, decay, hyper.momentum > 0)
     else:
-        _adam(sizes, hyper, flat, scale, rate, updates)
+        _adam(sizes, hyper, flat, touched, scale, rate, updates)
 
 
 @jit
-def finish(sizes, hyper, flat, rate, updates, loss, correct, sequences, sums):
+def finish(sizes, hyper, flat, touched, rate, updates, loss, correct, sequences, sums):
     """Clip the gradients, update the weights and add the step to `sums` (NUM_SUMS,).
+
+    `touched` (M,) says which rows of the table of n-grams have a gradient.
 
     The gradients are scaled by min(1, max_norm / (norm + clip_epsilon)). Returns False, and changes
     nothing, if the loss or the gradients, flat.gradients (P,), are not finite.
     """
     # A NaN is not smaller than anything, so one comparison finds it as well as an infinity.
-    norm = _norm(flat.gradients)
+    norm = _norm(sizes, flat.gradients, touched)
     if not (np.isfinite(loss) and norm < LARGEST_NORM):
         return False
 
     # Without clipping max_norm is infinite, and so is the quotient: the scale is 1.
     scale = min(1.0, hyper.max_norm / (norm + hyper.clip_epsilon))
-    _update(sizes, hyper, flat, scale, rate, updates)
+    _update(sizes, hyper, flat, touched, scale, rate, updates)
 
     sums[SUM_LOSS] += loss * sequences
     sums[SUM_CORRECT] += correct

@@ -1,8 +1,9 @@
 """Where the parameters are in the flat arrays, and the copies of them that products read.
 
-model.parameters() has the embedding, then W_ih, W_hh, b_ih and b_hh of each layer and direction,
-and then weight and bias of the head. The weights of a gated cell are G blocks of H rows, one below
-the other, in torch's order. The symbols of shapes are those of `memory`.
+model.parameters() has the embeddings of tokens, n-grams and positions, then W_ih, W_hh, b_ih and
+b_hh of each layer and direction, and then weight and bias of the head. Embeddings are read where
+they are: a step needs few of their rows. The weights of a gated cell are G blocks of H rows, one
+below the other, in torch's order. The symbols of shapes are those of `memory`.
 """
 
 from rnncls.compiled.compiler import jit, jit_inlined, jit_view
@@ -15,7 +16,7 @@ def offset_of(sizes, unit):
     of_first_layer = min(unit, sizes.directions)
     first = of_first_layer * _num_parameters(sizes, 0)
     others = (unit - of_first_layer) * _num_parameters(sizes, 1)
-    return sizes.tokens * sizes.width + first + others
+    return (sizes.tokens + sizes.table + sizes.positions) * sizes.width + first + others
 
 
 @jit
@@ -36,25 +37,59 @@ def matrix(flat, offset, rows, columns):
     return flat[offset : offset + rows * columns].reshape((rows, columns))
 
 
+@jit_view
+def token_embeddings(sizes, flat):
+    """Return the embeddings of tokens (V, E), or their gradients."""
+    return matrix(flat, 0, sizes.tokens, sizes.width)
+
+
+@jit_view
+def ngram_embeddings(sizes, flat):
+    """Return the embeddings of n-grams (M, E), or their gradients."""
+    return matrix(flat, sizes.tokens * sizes.width, sizes.table, sizes.width)
+
+
+@jit_view
+def position_embeddings(sizes, flat):
+    """Return the embeddings of positions, (., E), or their gradients."""
+    return matrix(flat, (sizes.tokens + sizes.table) * sizes.width, sizes.positions, sizes.width)
+
+
+@jit_view
+def head_matrix(sizes, flat, offset):
+    """Return the weights of the head, (C, W * H + E), which begins at `offset`."""
+    return matrix(flat, offset, sizes.classes, sizes.parts * sizes.hidden + sizes.skip)
+
+
+@jit_view
+def head_bias(sizes, flat, offset):
+    """Return the biases of the head, (C,), which begins at `offset`."""
+    begin = offset + sizes.classes * (sizes.parts * sizes.hidden + sizes.skip)
+    return flat[begin : begin + sizes.classes]
+
+
 @jit
 def load_weights(sizes, flat, weights):
     """Copy the parameters from `flat` (P,) to PaddedWeights."""
     # A product reads whole rows of its right operand: forward those of W^T, backward those of W.
-    copy(weights.embedding, matrix(flat, 0, sizes.tokens, sizes.width))
+    if sizes.by_table:
+        copy(weights.embedding, token_embeddings(sizes, flat))
     for layer in range(sizes.layers):
         for direction in range(sizes.directions):
             _load_unit(sizes, flat, layer, direction, weights)
 
     hidden = sizes.hidden
-    classes = sizes.classes
-    parts = sizes.parts
     offset = offset_of(sizes, sizes.layers * sizes.directions)
-    head = matrix(flat, offset, classes, parts * hidden)
-    for part in range(parts):
+    head = head_matrix(sizes, flat, offset)
+    for part in range(sizes.parts):
         columns = head[:, part * hidden : (part + 1) * hidden]
         copy(weights.head[part], columns)
         copy_transposed(weights.head_t[part], columns)
-    copy(weights.head_bias, matrix(flat, offset + classes * parts * hidden, 1, classes))
+    if sizes.skip > 0:
+        columns = head[:, sizes.parts * hidden :]
+        copy(weights.head_skip, columns)
+        copy_transposed(weights.head_skip_t, columns)
+    copy_row(weights.head_bias[0, : sizes.classes], head_bias(sizes, flat, offset))
 
 
 @jit_inlined

@@ -6,8 +6,8 @@ end in four arrays (`memory.FlatArrays`) of which the tensors are views, so that
 checkpoints and logs do not know the difference.
 
 There is one program for each cell, made of the functions `forward` and `backward` of its module,
-which run one direction of one layer: `rnn`, `gru` or `lstm`. All else is the same for all of them,
-and what a run does not use is not compiled for it.
+which run one direction of one layer: `rnn`, `gru`, `lstm` or `none`. All else is the same for all
+of them.
 
 A batch is packed as in torch's PackedSequence (`batches.BatchLayout`). The symbols of shapes are
 those of `memory`. The gradient with respect to x is written dx, the hidden state h_t, and a
@@ -29,11 +29,16 @@ from rnncls.steps.compiled.head import cross_entropy, head_backward, head_forwar
 from rnncls.steps.compiled.inputs import (
     begin_gradients,
     embed,
-    embedding_gradient,
+    embedding_gradients,
     table_backward,
 )
 from rnncls.steps.compiled.optimizer import finish
-from rnncls.steps.compiled.parameters import load_weights, offset_of, store_gradients
+from rnncls.steps.compiled.parameters import (
+    load_weights,
+    ngram_embeddings,
+    offset_of,
+    store_gradients,
+)
 
 
 def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -42,22 +47,26 @@ def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]
     backward_direction = cell.backward
 
     @jit_inlined
-    def forward(sizes, weights, work, batch, keys, first, size):
+    def forward(sizes, flat, weights, work, batch, keys, input_keys, first, size):
         """Compute the outputs of all layers and the logits of all sequences, longest first.
 
-        `keys` (L - 1,) are those of the dropout of this step, whose first sequence is `first`.
+        `weights` are copies of some parameters in `flat` (P,). `keys` (L - 1,) are those of the
+        dropout of this step between layers, `input_keys` the others, and its first sequence is
+        `first`.
         """
-        embed(sizes, weights, work, batch, size.rows)
+        embed(sizes, flat, weights, work, batch, input_keys, first, size)
         for layer in range(sizes.layers):
             if layer > 0 and sizes.dropout > 0:
                 drop_outputs(sizes, work, layer, keys[layer - 1], first, batch, size)
             for direction in range(sizes.directions):
                 forward_direction(sizes, weights, work, batch, layer, direction, size)
-        head_forward(sizes, weights, work, batch, size)
+        head_forward(sizes, weights, work, batch, input_keys, first, size)
 
     @jit_inlined
-    def backward(sizes, weights, work, batch, keys, first, gradients, size):
+    def backward(sizes, weights, work, batch, keys, input_keys, first, gradients, touched, size):
         """Compute the gradients of all parameters, (P,), from those of work.logits (B, C').
+
+        `touched` (M,) is that of Buffers, for these gradients.
 
         Layer by layer from the top: d_hidden (D, S, H') has dh of the layer's outputs, and d_below
         (D, S, H') receives dh of the layer below.
@@ -66,7 +75,18 @@ def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]
         d_hidden = work.d_hidden[0]
         d_below = work.d_hidden[1]
         offset = offset_of(sizes, head)
-        head_backward(sizes, offset, weights, work, batch, gradients, d_hidden, size)
+        head_backward(
+            sizes,
+            offset,
+            weights,
+            work,
+            batch,
+            input_keys,
+            first,
+            gradients,
+            d_hidden,
+            size,
+        )
 
         for layer in range(sizes.layers - 1, -1, -1):
             for direction in range(sizes.directions):
@@ -102,7 +122,7 @@ def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]
                 drop(sizes, d_below, work.bits, keys[layer - 1], first, batch, size)
             # What is left in the old d_hidden is overwritten by the next products.
             d_hidden, d_below = d_below, d_hidden
-        embedding_gradient(sizes, work, batch, gradients, size.rows)
+        embedding_gradients(sizes, work, batch, input_keys, first, gradients, touched, size)
 
     return forward, backward
 
@@ -129,13 +149,16 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
         size = pack(step_inputs, step, share, shares, batch)
 
         # A small batch may have fewer sequences than there are threads.
+        touched = buffers.touched
         if size.sequences == 0:
             clear(out)
+            clear(touched)
             return 0.0, 0
 
         work = buffers.work
         keys = step_inputs.keys[step]
-        forward(sizes, buffers.weights, work, batch, keys, first, size)
+        input_keys = step_inputs.input_keys[step]
+        forward(sizes, weights, buffers.weights, work, batch, keys, input_keys, first, size)
         loss, correct = cross_entropy(
             sizes=sizes,
             logits=work.logits,
@@ -145,7 +168,18 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
             total_weight=total_weight,
             sequences=size.sequences,
         )
-        backward(sizes, buffers.weights, work, batch, keys, first, out, size)
+        backward(
+            sizes,
+            buffers.weights,
+            work,
+            batch,
+            keys,
+            input_keys,
+            first,
+            out,
+            touched,
+            size,
+        )
         return loss, correct
 
     def train_steps(sizes, hyper, flat, step_inputs, class_weights, updates, sums, buffers):
@@ -173,6 +207,7 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
                 sizes=sizes,
                 hyper=hyper,
                 flat=flat,
+                touched=buffers.touched,
                 rate=step_inputs.rates[step],
                 updates=updates + step + 1,
                 loss=loss,
@@ -207,19 +242,34 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
     return train_steps, share_of_step
 
 
-def finish_step(sizes, hyper, flat, others, rate, updates, loss, correct, sequences, sums):
+def finish_step(sizes, hyper, flat, others, touched, rate, updates, loss, correct, sequences, sums):
     """Add up the gradients of all threads, clip and update; return False if they are not finite.
 
     flat.gradients (P,) has the first thread's gradient, others (threads - 1, P) the other threads'.
-    `updates` counts this update.
+    `touched` (threads, M) is that of the buffers of each. `updates` counts this update.
     """
     # In the order of the threads, so that the sum has the same bits every time.
+    gradients = flat.gradients
+    begin = sizes.tokens * sizes.width
+    behind = begin + sizes.table * sizes.width
+    d_table = ngram_embeddings(sizes, gradients)
     for share in range(len(others)):
-        add_row(flat.gradients, others[share])
+        other = others[share]
+        if sizes.table > 0:
+            add_row(gradients[:begin], other[:begin])
+            d_other = ngram_embeddings(sizes, other)
+            for row in range(sizes.table):
+                if touched[1 + share, row]:
+                    add_row(d_table[row], d_other[row])
+                    touched[0, row] = 1
+            add_row(gradients[behind:], other[behind:])
+        else:
+            add_row(gradients, other)
     return finish(
         sizes=sizes,
         hyper=hyper,
         flat=flat,
+        touched=touched[0],
         rate=rate,
         updates=updates,
         loss=loss,
