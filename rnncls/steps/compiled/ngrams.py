@@ -36,9 +36,13 @@ def find_ngrams(sizes, ngrams, bits, key, first, batch, size):
             hashes = np.uint64(0)
             is_ngram = True
             for length in range(1, sizes.longest_ngram + 1):
-                # From the last token of the n-gram backwards.
-                is_ngram = is_ngram and length <= t + 1
-                if is_ngram:
+                # From the last token of the n-gram backwards, to the mark before the first one,
+                # whose id is -1.
+                if length == t + 2:
+                    hashes *= _FACTOR
+                elif length > t + 2:
+                    is_ngram = False
+                elif is_ngram:
                     token = batch.tokens[batch.first_row[t + 1 - length] + rank]
                     is_ngram = not (sizes.has_unknown and token == UNKNOWN_ID)
                     hashes = (hashes + np.uint64(token) + np.uint64(1)) * _FACTOR
