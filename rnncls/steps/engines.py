@@ -119,10 +119,12 @@ def _load(name: str, config: Config, world: World | None) -> tuple[Engine | None
 
     try:
         from rnncls.steps.compiled.code import load_program
+        from rnncls.steps.compiled.description import extras_of
         from rnncls.steps.compiled.engine import compiled_steps
 
         # Now, so that a failure is found before the first step.
-        load_program(config.model.cell, in_shares=world is not None)
+        has_extras = extras_of(config) is not None
+        load_program(config.model.cell, in_shares=world is not None, has_extras=has_extras)
     # Numba or LLVM may not fit the machine or the other packages, and then raises anything.
     except Exception as error:
         return None, f"numba fails: {error!s:.200}"

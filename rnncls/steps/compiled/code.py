@@ -24,6 +24,7 @@ from rnncls.steps.compiled.description import CELLS
 from rnncls.steps.compiled.memory import (
     ADAM,
     NUM_SUMS,
+    Extras,
     FlatArrays,
     Hyperparameters,
     Sizes,
@@ -42,32 +43,34 @@ class Functions(NamedTuple):
 
 
 # The members of a sweep are threads of one process: the first of them compiles, the others wait.
-_loaded: dict[str, Functions] = {}
+# By the cell, and whether the model has Extras.
+_loaded: dict[tuple[str, bool], Functions] = {}
 _loading = threading.Lock()
 
 
-def load_program(cell: str = "rnn", in_shares: bool = False) -> Functions:
+def load_program(cell: str = "rnn", in_shares: bool = False, has_extras: bool = False) -> Functions:
     """Return the compiled functions of a cell, from the folder where they are kept if they are.
 
     Otherwise they are compiled, which takes seconds, and kept. If there is no folder, they
     are compiled for this process alone. `in_shares`: whether several processes or threads share a
-    step, which then has two halves.
+    step, which then has two halves. `has_extras`: whether the model has some.
     """
     in_shares = in_shares or torch.get_num_threads() > 1
+    key = (cell, has_extras)
     with _loading:
-        if cell not in _loaded:
+        if key not in _loaded:
             # All sources, because a function is compiled together with those that it calls. So a
             # change of one cell leaves the code of the others as it is.
             shared = (kernels, gates, batches, memory, parameters, inputs, ngrams, dropout)
             modules = (*shared, head, optimizer, program, CELLS[cell])
-            _loaded[cell] = load(
+            _loaded[key] = load(
                 modules,
                 make=lambda compiled: _functions(cell, compiled),
-                warm_up=lambda functions: _warm_up(cell, functions, in_shares),
+                warm_up=lambda functions: _warm_up(cell, functions, in_shares, has_extras),
                 what="the training step",
-                seconds=20,
+                seconds=35 if has_extras else 20,
             )
-        return _loaded[cell]
+        return _loaded[key]
 
 
 def _functions(cell: str, compiled: Callable[..., Any]) -> Functions:
@@ -80,7 +83,7 @@ def _functions(cell: str, compiled: Callable[..., Any]) -> Functions:
     )
 
 
-def _warm_up(cell: str, functions: Functions, in_shares: bool) -> None:
+def _warm_up(cell: str, functions: Functions, in_shares: bool, has_extras: bool) -> None:
     """Call the functions that a run needs, so that they are compiled now.
 
     The types of the arguments are those of a run, since Numba compiles for types.
@@ -107,13 +110,16 @@ def _warm_up(cell: str, functions: Functions, in_shares: bool) -> None:
         largest=False,
         parts=1,
         by_table=True,
+        embeddings=1,
+        skip=0,
+    )
+    extras = Extras(
         table=0,
         ngrams=0,
         num_ngrams=0,
         longest_ngram=0,
         has_unknown=False,
         positions=0,
-        skip=0,
         token_dropout=0.0,
         ngram_dropout=0.0,
         embedding_dropout=0.0,
@@ -129,7 +135,8 @@ def _warm_up(cell: str, functions: Functions, in_shares: bool) -> None:
         momentum=0.0,
     )
     touched = np.zeros((1, 0), np.uint8)
-    buffers = make_buffers(sizes, BatchSize(sequences=1, time_steps=1, rows=1), touched[0])
+    one_row = BatchSize(sequences=1, time_steps=1, rows=1)
+    buffers = make_buffers(sizes, extras if has_extras else None, one_row, touched[0])
 
     # This model has 1 parameter in the embedding, 4 for each gate of its layer and 2 in the head.
     floats = np.zeros(3 + 4 * num_gates, np.float32)
@@ -180,6 +187,7 @@ def _warm_up(cell: str, functions: Functions, in_shares: bool) -> None:
         functions.finish_step(
             sizes=sizes,
             hyper=hyper,
+            more=buffers.more,
             flat=flat,
             others=others,
             touched=np.zeros((2, 0), np.uint8),

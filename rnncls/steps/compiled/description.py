@@ -12,7 +12,7 @@ from rnncls.model.build import input_dropout_of
 from rnncls.model.pooling import parts_of
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.steps.compiled import gru, lstm, none, rnn
-from rnncls.steps.compiled.memory import ADAM, ADAMW, SGD, Hyperparameters, Sizes
+from rnncls.steps.compiled.memory import ADAM, ADAMW, SGD, Extras, Hyperparameters, Sizes
 from rnncls.steps.optim import CLIP_EPSILON
 
 # A table is faster in batches with at least so many rows for each token of the vocabulary. Where
@@ -47,8 +47,8 @@ def sizes_of(task: Task, step_rules: StepRules = LATEST) -> Sizes:
         dropout = 0.0
         has_skip = True
 
-    rates = input_dropout_of(config)
-    has_positions = model.positions == "learned"
+    extras = extras_of(config)
+    tables = 0 if extras is None else extras.table + extras.positions
     return Sizes(
         tokens=num_tokens,
         width=model.embedding_dim,
@@ -68,13 +68,27 @@ def sizes_of(task: Task, step_rules: StepRules = LATEST) -> Sizes:
         largest="max" in parts,
         parts=len(parts) * directions,
         by_table=is_by_table(task, step_rules),
+        embeddings=num_tokens + tables,
+        skip=model.embedding_dim if has_skip else 0,
+    )
+
+
+def extras_of(config: Config) -> Extras | None:
+    """Return what the model has beside embeddings of tokens and recurrence; None: nothing."""
+    model = config.model
+    rates = input_dropout_of(config)
+    has_positions = model.positions == "learned"
+    reads_more = bool(model.ngrams) or has_positions
+    if not reads_more and max(rates) == 0 and not model.skip and model.cell != "none":
+        return None
+
+    return Extras(
         table=model.ngram_table if model.ngrams else 0,
         ngrams=sum(2**length for length in model.ngrams),
         num_ngrams=len(model.ngrams),
         longest_ngram=max(model.ngrams, default=0),
         has_unknown=isinstance(config.data, FilesConfig) and config.data.unknown == "unk",
         positions=most_positions(config.data) if has_positions else 0,
-        skip=model.embedding_dim if has_skip else 0,
         token_dropout=float(rates.tokens),
         ngram_dropout=float(rates.ngrams),
         embedding_dropout=float(rates.embedding),

@@ -71,7 +71,6 @@ def drop(sizes, values, bits, key, first, batch, size):
     hidden = sizes.hidden
     threshold = threshold_of(sizes.dropout)
     scale = scale_of(sizes.dropout)
-    bits = bits[: (sizes.directions * hidden + 1) // 2]
 
     # The low half of a number is that of the even column: machines are little-endian.
     halves = bits.view(np.uint32)
@@ -94,9 +93,9 @@ def drop_outputs(sizes, work, layer, key, first, batch, size):
 
 
 @jit
-def drop_tokens(sizes, bits, key, first, batch, size):
+def drop_tokens(extras, bits, key, first, batch, size):
     """Put the unknown token in the place of some of batch.tokens."""
-    threshold = threshold_of(sizes.token_dropout)
+    threshold = threshold_of(extras.token_dropout)
     bits = bits[:1]
     halves = bits.view(np.uint32)
     for t in range(size.time_steps):
@@ -107,10 +106,10 @@ def drop_tokens(sizes, bits, key, first, batch, size):
 
 
 @jit
-def drop_inputs(sizes, values, bits, key, first, batch, size):
+def drop_inputs(sizes, extras, values, bits, key, first, batch, size):
     """Apply dropout to what the first layer reads, (S, E'), or to its gradient."""
-    threshold = threshold_of(sizes.embedding_dropout)
-    scale = scale_of(sizes.embedding_dropout)
+    threshold = threshold_of(extras.embedding_dropout)
+    scale = scale_of(extras.embedding_dropout)
     bits = bits[: (sizes.width + 1) // 2]
     halves = bits.view(np.uint32)
     for t in range(size.time_steps):
@@ -121,14 +120,14 @@ def drop_inputs(sizes, values, bits, key, first, batch, size):
 
 
 @jit
-def drop_summary(sizes, final, skip, bits, key, first, batch, sequences):
+def drop_summary(sizes, extras, final, skip, bits, key, first, batch, sequences):
     """Apply dropout to what the head sees, `final` (W, B, H') and `skip` (B, E'), or its gradient.
 
     What there is once for each sequence stands at time 0.
     """
     hidden = sizes.hidden
-    threshold = threshold_of(sizes.head_dropout)
-    scale = scale_of(sizes.head_dropout)
+    threshold = threshold_of(extras.head_dropout)
+    scale = scale_of(extras.head_dropout)
     bits = bits[: (sizes.parts * hidden + sizes.skip + 1) // 2]
     halves = bits.view(np.uint32)
     for rank in range(sequences):

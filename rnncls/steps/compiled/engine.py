@@ -11,7 +11,12 @@ from rnncls.data import Block, Task
 from rnncls.model.dropout import dropout_keys, input_keys
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.compiled.code import load_program
-from rnncls.steps.compiled.description import hyperparameters_of, largest_batch, sizes_of
+from rnncls.steps.compiled.description import (
+    extras_of,
+    hyperparameters_of,
+    largest_batch,
+    sizes_of,
+)
 from rnncls.steps.compiled.memory import Buffers, FlatArrays, StepInputs, make_buffers
 from rnncls.steps.flat import GRADIENTS, FlatStorage
 from rnncls.steps.state import Sums, TrainState
@@ -44,7 +49,12 @@ class CompiledRun:
         self.world = world
         self.seed = task.config.seed
         self.pool = pool
-        self.functions = load_program(task.config.model.cell, in_shares=world is not None)
+        self.extras = extras_of(task.config)
+        self.functions = load_program(
+            task.config.model.cell,
+            in_shares=world is not None,
+            has_extras=self.extras is not None,
+        )
         self.threads = torch.get_num_threads()
 
         # The arrays are the same memory as the tensors, so that nothing is copied back and forth.
@@ -63,7 +73,8 @@ class CompiledRun:
         self.other_gradients = np.zeros((self.threads - 1, num_parameters), np.float32)
         # Which rows of the table of n-grams are not 0 in each of them. Of the model's own, nobody
         # knows what a run before has left there.
-        self.touched = np.zeros((self.threads, self.sizes.table), np.uint8)
+        table = 0 if self.extras is None else self.extras.table
+        self.touched = np.zeros((self.threads, table), np.uint8)
         self.touched[0] = 1
 
         # One for each thread, all with room for batches of this capacity.
@@ -145,7 +156,9 @@ class CompiledRun:
         if capacity == self.capacity:
             return
 
-        self.buffers = [make_buffers(self.sizes, capacity, rows) for rows in self.touched]
+        self.buffers = [
+            make_buffers(self.sizes, self.extras, capacity, touched) for touched in self.touched
+        ]
         self.capacity = capacity
 
     def _take_in_one_thread(self, inputs: StepInputs, sums: Array) -> int:
@@ -177,6 +190,7 @@ class CompiledRun:
             finished = self.functions.finish_step(
                 sizes=self.sizes,
                 hyper=self.hyper,
+                more=self.buffers[0].more,
                 flat=self.arrays,
                 others=others,
                 touched=self.touched,

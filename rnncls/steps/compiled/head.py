@@ -24,18 +24,17 @@ from rnncls.steps.compiled.parameters import head_bias, head_matrix
 
 
 @jit_inlined
-def head_forward(sizes, weights, work, batch, keys, first, size):
+def head_forward(sizes, more, weights, work, batch, keys, first, size):
     """Compute work.final (W, B, H') and work.logits (B, C'), longest sequence first.
 
-    logits = final head^T + head_bias. `keys` are those of dropout outside the recurrence, `first`
-    is the first sequence of the step.
+    logits = final head^T + head_bias. `more` may be None. `keys` are those of dropout outside the
+    recurrence, `first` is the first sequence of the step.
     """
     _summarize(sizes, work, batch, size)
-    if sizes.skip > 0:
-        _mean(work.inputs, work.skip, batch, size)
-    if sizes.head_dropout > 0:
-        key = keys[HEAD]
-        drop_summary(sizes, work.final, work.skip, work.bits, key, first, batch, size.sequences)
+    if more is not None:
+        if sizes.skip > 0:
+            _mean(work.inputs, more.skip, batch, size)
+        _drop_summary(sizes, more, work.final, more.skip, keys, first, batch, size)
 
     for rank in range(size.sequences):
         copy_row(work.logits[rank], weights.head_bias[0])
@@ -48,15 +47,24 @@ def head_forward(sizes, weights, work, batch, keys, first, size):
             right=weights.head_t[part],
             rows=size.sequences,
         )
-    if sizes.skip > 0:
+    if more is not None:
         add_product(
             out=work.logits,
             out_row=ZERO,
-            left=work.skip,
+            left=more.skip,
             left_row=ZERO,
-            right=weights.head_skip_t,
-            rows=size.sequences,
+            right=more.head_skip_t,
+            rows=size.sequences if sizes.skip > 0 else 0,
         )
+
+
+@jit_inlined
+def _drop_summary(sizes, more, final, skip, keys, first, batch, size):
+    """Apply dropout to what the head sees, if it acts there, or to the gradient of that."""
+    extras = more.extras
+    if extras.head_dropout > 0:
+        key = keys[HEAD]
+        drop_summary(sizes, extras, final, skip, more.bits, key, first, batch, size.sequences)
 
 
 @jit_inlined
@@ -115,19 +123,19 @@ def _mean(states, out, batch, size):
 
 
 @jit_inlined
-def skip_backward(sizes, work, batch, size):
-    """Add its share of work.d_skip (B, E') to the gradient of each row that the first layer reads.
+def skip_backward(sizes, d_skip, d_inputs, batch, size):
+    """Add its share of `d_skip` (B, E') to the gradient of each row that the first layer reads.
 
-    That is work.d_embedded (S, E'), which nobody has written yet without recurrent layers.
+    That is `d_inputs` (S, E'), which nobody has written yet without recurrent layers.
     """
     if sizes.layers == 0:
-        clear(work.d_embedded[: size.rows].reshape(-1))
-    _divide_by_lengths(work.d_skip, batch, size)
+        clear(d_inputs[: size.rows].reshape(-1))
+    _divide_by_lengths(d_skip, batch, size)
     for t in range(size.time_steps):
         start = batch.first_row[t]
         running = batch.running[t]
-        d_rows = work.d_embedded[start : start + running]
-        add_row(d_rows.reshape(-1), work.d_skip[:running].reshape(-1))
+        d_rows = d_inputs[start : start + running]
+        add_row(d_rows.reshape(-1), d_skip[:running].reshape(-1))
 
 
 @jit_inlined
@@ -228,12 +236,14 @@ def cross_entropy(sizes, logits, order, labels, class_weights, total_weight, seq
 
 
 @jit_inlined
-def head_backward(sizes, offset, weights, work, batch, keys, first, gradients, d_hidden, size):
+def head_backward(
+    sizes, more, offset, weights, work, batch, keys, first, gradients, d_hidden, size
+):
     """Compute the gradients of the head, which begins at `offset`, and d_hidden (D, S, H').
 
     With dlogits = work.logits (B, C'): dhead = dlogits^T final, dhead_bias = sum of the rows of
     dlogits, dfinal = dlogits head. d_hidden is what the outputs of the last layer get of dfinal.
-    What is read gets work.d_skip.
+    What is read gets more.d_skip.
     """
     hidden = sizes.hidden
     d_head = head_matrix(sizes, gradients, offset)
@@ -259,35 +269,40 @@ def head_backward(sizes, offset, weights, work, batch, keys, first, gradients, d
             right=weights.head[part],
             rows=size.sequences,
         )
-    if sizes.skip > 0:
-        clear(work.d_head_skip.reshape(-1))
-        add_transposed(
-            out=work.d_head_skip,
-            left=work.logits,
-            left_row=ZERO,
-            right=work.skip,
-            right_row=ZERO,
-            rows=size.sequences,
-        )
-        copy(d_head[:, sizes.parts * hidden :], work.d_head_skip)
-
-        clear(work.d_skip[: size.sequences].reshape(-1))
-        add_product(
-            out=work.d_skip,
-            out_row=ZERO,
-            left=work.logits,
-            left_row=ZERO,
-            right=weights.head_skip,
-            rows=size.sequences,
-        )
     sum_rows(head_bias(sizes, gradients, offset), work.logits, size.sequences)
 
-    if sizes.head_dropout > 0:
-        key = keys[HEAD]
-        drop_summary(sizes, work.d_final, work.d_skip, work.bits, key, first, batch, size.sequences)
+    if more is not None:
+        if sizes.skip > 0:
+            _skip_of_head_backward(sizes, more, work.logits, d_head, size)
+        _drop_summary(sizes, more, work.d_final, more.d_skip, keys, first, batch, size)
     if sizes.layers > 0:
         for direction in range(sizes.directions):
             _states_backward(sizes, work, batch, direction, d_hidden[direction], size)
+
+
+@jit_inlined
+def _skip_of_head_backward(sizes, more, d_logits, d_head, size):
+    """Compute the gradients of the head's weights for the mean of x, and of that mean."""
+    clear(more.d_head_skip.reshape(-1))
+    add_transposed(  # dhead = dlogits^T @ mean
+        out=more.d_head_skip,
+        left=d_logits,
+        left_row=ZERO,
+        right=more.skip,
+        right_row=ZERO,
+        rows=size.sequences,
+    )
+    copy(d_head[:, sizes.parts * sizes.hidden :], more.d_head_skip)
+
+    clear(more.d_skip[: size.sequences].reshape(-1))
+    add_product(  # dmean = dlogits @ head
+        out=more.d_skip,
+        out_row=ZERO,
+        left=d_logits,
+        left_row=ZERO,
+        right=more.head_skip,
+        rows=size.sequences,
+    )
 
 
 @jit_inlined

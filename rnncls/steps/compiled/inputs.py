@@ -32,17 +32,17 @@ from rnncls.steps.compiled.parameters import (
 
 
 @jit_inlined
-def embed(sizes, flat, weights, work, batch, keys, first, size):
+def embed(sizes, more, flat, weights, work, batch, keys, first, size):
     """Compute what the first layer reads of the tokens, x = embedding[token], work.inputs (S, E').
 
-    The embeddings of n-grams and of the position, from `flat` (P,), are added. `keys` are those of
-    dropout outside the recurrence, `first` is the first sequence of the step.
+    The embeddings of n-grams and of the position, from `flat` (P,), are added. `more` may be None.
+    `keys` are those of dropout outside the recurrence, `first` is the first sequence of the step.
 
     With few tokens in the vocabulary and nothing beside their embeddings, W_ih x + b is computed
     once per token instead, work.table (D, G, V, H').
     """
-    if sizes.token_dropout > 0:
-        drop_tokens(sizes, work.bits, keys[TOKENS], first, batch, size)
+    if more is not None:
+        _drop_tokens(more, keys, first, batch, size)
     if sizes.by_table:
         _fill_table(sizes, weights, work)
         return
@@ -52,14 +52,31 @@ def embed(sizes, flat, weights, work, batch, keys, first, size):
     for row in range(size.rows):
         copy_row(work.inputs[row, :width], embedding[batch.tokens[row]])
 
-    if sizes.num_ngrams > 0:
-        key = keys[NGRAMS] if sizes.ngram_dropout > 0 else np.uint64(0)
-        find_ngrams(sizes, work.ngrams, work.bits, key, first, batch, size)
-        add_ngrams(sizes, ngram_embeddings(sizes, flat), work.ngrams, work.inputs, size.rows)
-    if sizes.positions > 0:
-        _add_positions(work.inputs, position_embeddings(sizes, flat), batch, size)
-    if sizes.embedding_dropout > 0:
-        drop_inputs(sizes, work.inputs, work.bits, keys[EMBEDDING], first, batch, size)
+    if more is not None:
+        _read_more(sizes, more, flat, work.inputs, batch, keys, first, size)
+
+
+@jit_inlined
+def _drop_tokens(more, keys, first, batch, size):
+    """Put the unknown token in the place of those that dropout leaves out."""
+    if more.extras.token_dropout > 0:
+        drop_tokens(more.extras, more.bits, keys[TOKENS], first, batch, size)
+
+
+@jit_inlined
+def _read_more(sizes, more, flat, inputs, batch, keys, first, size):
+    """Add what is read beside embeddings of tokens to `inputs` (S, E'), and apply dropout to it."""
+    extras = more.extras
+    bits = more.bits
+    if extras.num_ngrams > 0:
+        key = keys[NGRAMS] if extras.ngram_dropout > 0 else np.uint64(0)
+        find_ngrams(extras, more.found, bits, key, first, batch, size)
+        table = ngram_embeddings(sizes, extras, flat)
+        add_ngrams(extras, table, more.found, inputs, size.rows)
+    if extras.positions > 0:
+        _add_positions(inputs, position_embeddings(sizes, extras, flat), batch, size)
+    if extras.embedding_dropout > 0:
+        drop_inputs(sizes, extras, inputs, bits, keys[EMBEDDING], first, batch, size)
 
 
 @jit_inlined
@@ -306,28 +323,37 @@ def table_backward(sizes, weights, work, direction):
 
 
 @jit_inlined
-def embedding_gradients(sizes, work, batch, keys, first, gradients, touched, size):
+def embedding_gradients(sizes, more, work, batch, keys, first, gradients, size):
     """Compute the gradients of all embeddings from work.d_embedded (V or S, E').
 
-    `touched` (M,) is that of Buffers, for these gradients (P,).
+    `more` may be None. `keys` and `first` are those of `embed`.
     """
     embedding = token_embeddings(sizes, gradients)
     if sizes.by_table:
         copy(embedding, work.d_embedded)
         return
 
-    d_inputs = work.d_embedded
-    if sizes.skip > 0:
-        skip_backward(sizes, work, batch, size)
-    if sizes.embedding_dropout > 0:
-        drop_inputs(sizes, d_inputs, work.bits, keys[EMBEDDING], first, batch, size)
-
+    if more is not None:
+        _read_more_backward(sizes, more, work, batch, keys, first, gradients, size)
     # A token may stand in many rows, whose gradients are added, or in none.
     clear(gradients[: sizes.tokens * sizes.width])
     for row in range(size.rows):
-        add_row(embedding[batch.tokens[row]], d_inputs[row])
-    if sizes.num_ngrams > 0:
-        d_table = ngram_embeddings(sizes, gradients)
-        ngram_gradient(sizes, d_table, touched, work.ngrams, d_inputs, size.rows)
-    if sizes.positions > 0:
-        _position_gradient(position_embeddings(sizes, gradients), d_inputs, batch, size)
+        add_row(embedding[batch.tokens[row]], work.d_embedded[row])
+
+
+@jit_inlined
+def _read_more_backward(sizes, more, work, batch, keys, first, gradients, size):
+    """Compute the gradients of n-grams and positions, and complete work.d_embedded for tokens."""
+    extras = more.extras
+    d_inputs = work.d_embedded
+    if sizes.skip > 0:
+        skip_backward(sizes, more.d_skip, d_inputs, batch, size)
+    if extras.embedding_dropout > 0:
+        drop_inputs(sizes, extras, d_inputs, more.bits, keys[EMBEDDING], first, batch, size)
+
+    if extras.num_ngrams > 0:
+        d_table = ngram_embeddings(sizes, extras, gradients)
+        ngram_gradient(extras, d_table, more.touched, more.found, d_inputs, size.rows)
+    if extras.positions > 0:
+        d_positions = position_embeddings(sizes, extras, gradients)
+        _position_gradient(d_positions, d_inputs, batch, size)

@@ -71,17 +71,27 @@ class Sizes(NamedTuple):
     # once per row of a batch.
     by_table: bool
 
-    # What the first layer reads beside the embedding of a token: those of n-grams, 0 rows without,
-    # and of positions. Bit n of `ngrams` says that there are n-grams of n tokens.
+    embeddings: int  # V, and the rows of the tables of n-grams and positions
+
+    # How many numbers of the mean of x the head sees behind its W parts: E, or 0.
+    skip: int
+
+
+class Extras(NamedTuple):
+    """What a model may have beside embeddings of tokens and recurrence.
+
+    A program for a model that has nothing of it gets None in place of these, and has no code for
+    it: Numba compiles for types.
+    """
+
+    # The tables of embeddings that are added to those of tokens: of n-grams, of positions; 0 rows
+    # without. Bit n of `ngrams` says that there are n-grams of n tokens.
     table: int  # M
     ngrams: int
     num_ngrams: int  # Q
     longest_ngram: int
     has_unknown: bool  # whether no n-gram has the unknown token
     positions: int
-
-    # How many numbers of the mean of x the head sees behind its W parts: E, or 0.
-    skip: int
 
     # Dropout outside the recurrence.
     token_dropout: float
@@ -146,17 +156,12 @@ class PaddedWeights(NamedTuple):
     head_t: Array  # (W, H, C')
     head_bias: Array  # (1, C')
 
-    # Of the mean of x; no rows without a skip.
-    head_skip: Array  # (C, E')
-    head_skip_t: Array  # (E, C')
-
 
 class Workspace(NamedTuple):
     """The values that a step computes, and the gradients with respect to them (`d_...`)."""
 
     table: Array  # (D, G, V, H')  W_ih x + b of each token; no rows unless sizes.by_table
     inputs: Array  # (S, E')  what the first layer reads; no rows if sizes.by_table
-    ngrams: Array  # (S, Q) int32  rows of the table, or -1; no rows without n-grams
     hidden: Array  # (L * D, S, H')
     kept: Array  # (L * D, N, S, H')
     dropped: Array  # (L, D, S, H')  hidden of the layer below with dropout; no rows without
@@ -166,11 +171,9 @@ class Workspace(NamedTuple):
     d_carried: Array  # (B, H')  dc of the LSTM; of the GRU, what reaches the initial state
     final: Array  # (W, B, H')  what the head sees of each sequence
     d_final: Array  # (W, B, H')
-    skip: Array  # (B, E')  the mean of x; no rows without a skip
-    d_skip: Array  # (B, E')
     winners: Array  # (D, B, H') int32  the row of each largest state; no rows without
     logits: Array  # (B, C')  first logits, then probabilities, then gradients of the logits
-    bits: Array  # (.,) uint64  the random numbers of a row's dropout, two in each
+    bits: Array  # (D * H / 2,) uint64  the random numbers of a row's dropout
 
     # Gradients with padded rows. What belongs to a parameter is copied to the flat array.
     d_recurrent: Array  # (G, H, H')  of W_hh
@@ -178,7 +181,23 @@ class Workspace(NamedTuple):
     d_input: Array  # (G, H, E')
     d_embedded: Array  # (V or S, E')
     d_head: Array  # (C, H')
-    d_head_skip: Array  # (C, E'); no rows without a skip
+
+
+class More(NamedTuple):
+    """What Extras need: weights as in PaddedWeights, values as in Workspace.
+
+    What belongs to the skip has no rows without one.
+    """
+
+    extras: Extras
+    bits: Array  # (.,) uint64  the random numbers of a row's dropout, two in each
+    found: Array  # (S, Q) int32  the row of the table of each n-gram, or -1
+    touched: Array  # (M,) uint8  1 for each row of the table that has a gradient; all others are 0
+    skip: Array  # (B, E')  the mean of x
+    d_skip: Array  # (B, E')
+    head_skip: Array  # (C, E')
+    head_skip_t: Array  # (E, C')
+    d_head_skip: Array  # (C, E')
 
 
 class Buffers(NamedTuple):
@@ -187,7 +206,7 @@ class Buffers(NamedTuple):
     weights: PaddedWeights
     work: Workspace
     batch: BatchLayout
-    touched: Array  # (M,) uint8: 1 for each row of the table that has a gradient, the others are 0
+    more: More | None
 
 
 def _zeros(*shape: int) -> Array:
@@ -210,7 +229,6 @@ def _make_weights(sizes: Sizes) -> PaddedWeights:
     padded_classes = padded(sizes.classes)
     parts = sizes.parts
     row = row_of_matrix(hidden)
-    classes_of_skip = sizes.classes if sizes.skip else 0
 
     return PaddedWeights(
         embedding=_zeros(sizes.tokens if sizes.by_table else 0, padded_width),
@@ -224,8 +242,6 @@ def _make_weights(sizes: Sizes) -> PaddedWeights:
         head=_zeros(parts, sizes.classes, padded_hidden),
         head_t=_zeros(parts, hidden, padded_classes),
         head_bias=_zeros(1, padded_classes),
-        head_skip=_zeros(classes_of_skip, padded_width),
-        head_skip_t=_zeros(sizes.skip, padded_classes),
     )
 
 
@@ -250,18 +266,10 @@ def _make_workspace(sizes: Sizes, capacity: BatchSize) -> Workspace:
     dropped_rows = rows if sizes.dropout > 0 else 0
     winner_rows = sequences if sizes.largest else 0
     beside_rows = rows if sizes.gates == 1 else 0
-    ngram_rows = rows if sizes.num_ngrams else 0
-    skip_rows = sequences if sizes.skip else 0
-
-    # What a row of dropout has at most: the outputs of a layer, all that the head sees, a token's
-    # embedding, its n-grams.
-    summary = parts * hidden + sizes.skip
-    columns = max(directions * hidden, summary, sizes.width, sizes.num_ngrams)
 
     return Workspace(
         table=_zeros(directions, gates, table_rows, padded_hidden),
         inputs=_zeros(input_rows, padded_width),
-        ngrams=np.zeros((ngram_rows, sizes.num_ngrams), np.int32),
         hidden=_zeros(units, rows, padded_hidden),
         kept=_zeros(units, sizes.kept, rows, padded_hidden),
         dropped=_zeros(sizes.layers, directions, dropped_rows, padded_hidden),
@@ -271,28 +279,50 @@ def _make_workspace(sizes: Sizes, capacity: BatchSize) -> Workspace:
         d_carried=_zeros(sequences, padded_hidden),
         final=_zeros(parts, sequences, padded_hidden),
         d_final=_zeros(parts, sequences, padded_hidden),
-        skip=_zeros(skip_rows, padded_width),
-        d_skip=_zeros(skip_rows, padded_width),
         winners=np.zeros((directions, winner_rows, padded_hidden), np.int32),
         logits=_zeros(sequences, padded_classes),
-        bits=np.empty((columns + 1) // 2, np.uint64),
+        bits=np.empty((directions * hidden + 1) // 2, np.uint64),
         d_recurrent=_zeros(gates, hidden, padded_hidden),
         d_between=_zeros(directions, gates, hidden, padded_hidden),
         d_input=_zeros(gates, hidden, padded_width),
         d_embedded=_zeros(table_rows + input_rows, padded_width),
         d_head=_zeros(sizes.classes, padded_hidden),
-        d_head_skip=_zeros(sizes.classes if sizes.skip else 0, padded_width),
     )
 
 
-def make_buffers(sizes: Sizes, capacity: BatchSize, touched: Array) -> Buffers:
+def _make_more(sizes: Sizes, extras: Extras, capacity: BatchSize, touched: Array) -> More:
+    """Return More for batches of up to `capacity`."""
+    padded_width = padded(sizes.width)
+    skip_rows = capacity.sequences if sizes.skip else 0
+    skip_classes = sizes.classes if sizes.skip else 0
+
+    # What a row of dropout has at most: all that the head sees, a token's embedding, its n-grams.
+    summary = sizes.parts * sizes.hidden + sizes.skip
+    columns = max(summary, sizes.width, extras.num_ngrams)
+
+    return More(
+        extras=extras,
+        bits=np.empty((columns + 1) // 2, np.uint64),
+        found=np.empty((capacity.rows, extras.num_ngrams), np.int32),
+        touched=touched,
+        skip=_zeros(skip_rows, padded_width),
+        d_skip=_zeros(skip_rows, padded_width),
+        head_skip=_zeros(skip_classes, padded_width),
+        head_skip_t=_zeros(sizes.skip, padded(sizes.classes)),
+        d_head_skip=_zeros(skip_classes, padded_width),
+    )
+
+
+def make_buffers(
+    sizes: Sizes, extras: Extras | None, capacity: BatchSize, touched: Array
+) -> Buffers:
     """Return Buffers of one thread for batches of up to `capacity`.
 
-    `touched` outlives them: it says of the gradients that the thread has written what is not 0.
+    `touched` (M,) outlives them: it says which of the gradients that the thread wrote are not 0.
     """
     return Buffers(
         _make_weights(sizes),
         _make_workspace(sizes, capacity),
         make_layout(capacity),
-        touched,
+        None if extras is None else _make_more(sizes, extras, capacity, touched),
     )

@@ -20,14 +20,14 @@ _NO_NGRAM = -1  # in the place of a row of the table
 
 
 @jit
-def find_ngrams(sizes, ngrams, bits, key, first, batch, size):
+def find_ngrams(extras, ngrams, bits, key, first, batch, size):
     """Find the row of the table of each n-gram by the token at which it ends, `ngrams` (S, Q).
 
     Those that a sequence is too short for, that have the unknown token or that dropout leaves out
     have none. `key` is that of their dropout, `first` the first sequence of the step.
     """
-    threshold = threshold_of(sizes.ngram_dropout)
-    bits = bits[: (sizes.num_ngrams + 1) // 2]
+    threshold = threshold_of(extras.ngram_dropout)
+    bits = bits[: (extras.num_ngrams + 1) // 2]
     halves = bits.view(np.uint32)
     for t in range(size.time_steps):
         for rank in range(batch.running[t]):
@@ -35,7 +35,7 @@ def find_ngrams(sizes, ngrams, bits, key, first, batch, size):
             number = 0
             hashes = np.uint64(0)
             is_ngram = True
-            for length in range(1, sizes.longest_ngram + 1):
+            for length in range(1, extras.longest_ngram + 1):
                 # From the last token of the n-gram backwards, to the mark before the first one,
                 # whose id is -1.
                 if length == t + 2:
@@ -44,16 +44,16 @@ def find_ngrams(sizes, ngrams, bits, key, first, batch, size):
                     is_ngram = False
                 elif is_ngram:
                     token = batch.tokens[batch.first_row[t + 1 - length] + rank]
-                    is_ngram = not (sizes.has_unknown and token == UNKNOWN_ID)
+                    is_ngram = not (extras.has_unknown and token == UNKNOWN_ID)
                     hashes = (hashes + np.uint64(token) + np.uint64(1)) * _FACTOR
-                if (sizes.ngrams >> length) & 1:
-                    row = (finalize(hashes) >> np.uint64(1)) % np.uint64(sizes.table)
+                if (extras.ngrams >> length) & 1:
+                    row = (finalize(hashes) >> np.uint64(1)) % np.uint64(extras.table)
                     found[number] = np.int32(row) if is_ngram else _NO_NGRAM
                     number += 1
 
-            if sizes.ngram_dropout > 0:
+            if extras.ngram_dropout > 0:
                 draw(bits, key, batch.order[rank] - first, t)
-                for number in range(sizes.num_ngrams):
+                for number in range(extras.num_ngrams):
                     if np.int64(halves[number]) < threshold:
                         found[number] = _NO_NGRAM
 
@@ -66,30 +66,30 @@ def _add_scaled(out, row, scale):
 
 
 @jit
-def add_ngrams(sizes, table, ngrams, inputs, rows):
+def add_ngrams(extras, table, ngrams, inputs, rows):
     """Add the embeddings of n-grams, rows of `table` (M, E), to what is read, `inputs` (S, E')."""
-    scale = scale_of(sizes.ngram_dropout)
+    scale = scale_of(extras.ngram_dropout)
     for row in range(rows):
-        for number in range(sizes.num_ngrams):
+        for number in range(extras.num_ngrams):
             if ngrams[row, number] >= 0:
                 _add_scaled(inputs[row], table[ngrams[row, number]], scale)
 
 
 @jit
-def ngram_gradient(sizes, d_table, touched, ngrams, d_inputs, rows):
+def ngram_gradient(extras, d_table, touched, ngrams, d_inputs, rows):
     """Compute the gradient of the table, `d_table` (M, E), from that of what is read (S, E').
 
     Before, `touched` (M,) says which rows of it are not 0, and afterwards again.
     """
-    for row in range(sizes.table):
+    for row in range(extras.table):
         if touched[row]:
             clear(d_table[row])
             touched[row] = 0
 
-    width = sizes.width
-    scale = scale_of(sizes.ngram_dropout)
+    width = d_table.shape[1]
+    scale = scale_of(extras.ngram_dropout)
     for row in range(rows):
-        for number in range(sizes.num_ngrams):
+        for number in range(extras.num_ngrams):
             ngram = ngrams[row, number]
             if ngram >= 0:
                 _add_scaled(d_table[ngram], d_inputs[row, :width], scale)

@@ -34,18 +34,24 @@ def _sum_of_squares(flat):
 
 
 @jit
-def _norm(sizes, gradients, touched):
-    """Return the 2-norm of `gradients` (P,); of the table the `touched` rows (M,) count."""
-    total = 0.0
-    behind = 0
-    if sizes.table > 0:
-        begin = sizes.tokens * sizes.width
-        behind = begin + sizes.table * sizes.width
-        total += _sum_of_squares(gradients[:begin])
-        for row in range(sizes.table):
-            if touched[row]:
-                total += _sum_of_squares(gradients[begin + row * sizes.width :][: sizes.width])
-    return np.sqrt(total + _sum_of_squares(gradients[behind:]))
+def _norm(sizes, more, gradients):
+    """Return the 2-norm of `gradients` (P,); of a table the touched rows count."""
+    if more is None:
+        return np.sqrt(_sum_of_squares(gradients))
+
+    begin, behind = _table_of(sizes, more)
+    total = _sum_of_squares(gradients[:begin]) + _sum_of_squares(gradients[behind:])
+    for row in range(len(more.touched)):
+        if more.touched[row]:
+            total += _sum_of_squares(gradients[begin + row * sizes.width :][: sizes.width])
+    return np.sqrt(total)
+
+
+@jit_inlined
+def _table_of(sizes, more):
+    """Return where the table of n-grams begins, and where it ends."""
+    begin = sizes.tokens * sizes.width
+    return begin, begin + more.extras.table * sizes.width
 
 
 @jit_inlined
@@ -84,7 +90,7 @@ class _AdamFactors(NamedTuple):
 
 
 @jit
-def _adam(sizes, hyper, flat, touched, scale, rate, updates):
+def _adam(sizes, hyper, more, flat, scale, rate, updates):
     """Update as torch.optim.Adam or AdamW does, the `updates`-th time.
 
     With g = scale gradient, m = flat.first and v = flat.second (Kingma and Ba 2015, algorithm 1):
@@ -107,13 +113,13 @@ def _adam(sizes, hyper, flat, touched, scale, rate, updates):
         eps=np.float32(hyper.eps),
     )
 
-    behind = 0
-    if sizes.table > 0:
-        begin = sizes.tokens * sizes.width
-        behind = begin + sizes.table * sizes.width
+    if more is None:
+        _adam_between(factors, flat, 0, len(flat.weights))
+    else:
+        begin, behind = _table_of(sizes, more)
         _adam_between(factors, flat, 0, begin)
-        _adam_of_table(factors, flat, touched, begin, sizes.width)
-    _adam_between(factors, flat, behind, len(flat.weights))
+        _adam_of_table(factors, flat, more.touched, begin, sizes.width)
+        _adam_between(factors, flat, behind, len(flat.weights))
 
 
 @jit
@@ -172,7 +178,7 @@ def _adam_at_rest(factors, flat, begin, end):
 
 
 @jit
-def _update(sizes, hyper, flat, touched, scale, rate, updates):
+def _update(sizes, hyper, more, flat, scale, rate, updates):
     """Scale the gradients (P,) and take one step of the optimizer, its `updates`-th."""
     scale = np.float32(scale)
 
@@ -182,26 +188,26 @@ def _update(sizes, hyper, flat, touched, scale, rate, updates):
         decay = np.float32(hyper.weight_decay)
         _sgd(flat, scale, np.float32(rate), momentum, decay, hyper.momentum > 0)
     else:
-        _adam(sizes, hyper, flat, touched, scale, rate, updates)
+        _adam(sizes, hyper, more, flat, scale, rate, updates)
 
 
 @jit
-def finish(sizes, hyper, flat, touched, rate, updates, loss, correct, sequences, sums):
+def finish(sizes, hyper, more, flat, rate, updates, loss, correct, sequences, sums):
     """Clip the gradients, update the weights and add the step to `sums` (NUM_SUMS,).
 
-    `touched` (M,) says which rows of the table of n-grams have a gradient.
+    `more` may be None; more.touched says which rows of the table of n-grams have a gradient.
 
     The gradients are scaled by min(1, max_norm / (norm + clip_epsilon)). Returns False, and changes
     nothing, if the loss or the gradients, flat.gradients (P,), are not finite.
     """
     # A NaN is not smaller than anything, so one comparison finds it as well as an infinity.
-    norm = _norm(sizes, flat.gradients, touched)
+    norm = _norm(sizes, more, flat.gradients)
     if not (np.isfinite(loss) and norm < LARGEST_NORM):
         return False
 
     # Without clipping max_norm is infinite, and so is the quotient: the scale is 1.
     scale = min(1.0, hyper.max_norm / (norm + hyper.clip_epsilon))
-    _update(sizes, hyper, flat, touched, scale, rate, updates)
+    _update(sizes, hyper, more, flat, scale, rate, updates)
 
     sums[SUM_LOSS] += loss * sequences
     sums[SUM_CORRECT] += correct

@@ -16,7 +16,7 @@ def offset_of(sizes, unit):
     of_first_layer = min(unit, sizes.directions)
     first = of_first_layer * _num_parameters(sizes, 0)
     others = (unit - of_first_layer) * _num_parameters(sizes, 1)
-    return (sizes.tokens + sizes.table + sizes.positions) * sizes.width + first + others
+    return sizes.embeddings * sizes.width + first + others
 
 
 @jit
@@ -44,15 +44,16 @@ def token_embeddings(sizes, flat):
 
 
 @jit_view
-def ngram_embeddings(sizes, flat):
+def ngram_embeddings(sizes, extras, flat):
     """Return the embeddings of n-grams (M, E), or their gradients."""
-    return matrix(flat, sizes.tokens * sizes.width, sizes.table, sizes.width)
+    return matrix(flat, sizes.tokens * sizes.width, extras.table, sizes.width)
 
 
 @jit_view
-def position_embeddings(sizes, flat):
+def position_embeddings(sizes, extras, flat):
     """Return the embeddings of positions, (., E), or their gradients."""
-    return matrix(flat, (sizes.tokens + sizes.table) * sizes.width, sizes.positions, sizes.width)
+    offset = (sizes.tokens + extras.table) * sizes.width
+    return matrix(flat, offset, extras.positions, sizes.width)
 
 
 @jit_view
@@ -69,8 +70,8 @@ def head_bias(sizes, flat, offset):
 
 
 @jit
-def load_weights(sizes, flat, weights):
-    """Copy the parameters from `flat` (P,) to PaddedWeights."""
+def load_weights(sizes, more, flat, weights):
+    """Copy the parameters from `flat` (P,) to PaddedWeights and More, which may be None."""
     # A product reads whole rows of its right operand: forward those of W^T, backward those of W.
     if sizes.by_table:
         copy(weights.embedding, token_embeddings(sizes, flat))
@@ -85,10 +86,10 @@ def load_weights(sizes, flat, weights):
         columns = head[:, part * hidden : (part + 1) * hidden]
         copy(weights.head[part], columns)
         copy_transposed(weights.head_t[part], columns)
-    if sizes.skip > 0:
+    if more is not None:
         columns = head[:, sizes.parts * hidden :]
-        copy(weights.head_skip, columns)
-        copy_transposed(weights.head_skip_t, columns)
+        copy(more.head_skip, columns)
+        copy_transposed(more.head_skip_t, columns)
     copy_row(weights.head_bias[0, : sizes.classes], head_bias(sizes, flat, offset))
 
 

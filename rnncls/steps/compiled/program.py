@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from rnncls.compiled.batches import pack
-from rnncls.compiled.compiler import jit_inlined
+from rnncls.compiled.compiler import jit, jit_inlined
 from rnncls.compiled.kernels import add_row, clear
 from rnncls.steps.compiled.dropout import drop, drop_outputs
 from rnncls.steps.compiled.head import cross_entropy, head_backward, head_forward
@@ -47,26 +47,24 @@ def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]
     backward_direction = cell.backward
 
     @jit_inlined
-    def forward(sizes, flat, weights, work, batch, keys, input_keys, first, size):
+    def forward(sizes, more, flat, weights, work, batch, keys, input_keys, first, size):
         """Compute the outputs of all layers and the logits of all sequences, longest first.
 
-        `weights` are copies of some parameters in `flat` (P,). `keys` (L - 1,) are those of the
-        dropout of this step between layers, `input_keys` the others, and its first sequence is
-        `first`.
+        `weights` are copies of some parameters in `flat` (P,). `more` may be None. `keys` (L - 1,)
+        are those of the dropout of this step between layers, `input_keys` the others, and its first
+        sequence is `first`.
         """
-        embed(sizes, flat, weights, work, batch, input_keys, first, size)
+        embed(sizes, more, flat, weights, work, batch, input_keys, first, size)
         for layer in range(sizes.layers):
             if layer > 0 and sizes.dropout > 0:
                 drop_outputs(sizes, work, layer, keys[layer - 1], first, batch, size)
             for direction in range(sizes.directions):
                 forward_direction(sizes, weights, work, batch, layer, direction, size)
-        head_forward(sizes, weights, work, batch, input_keys, first, size)
+        head_forward(sizes, more, weights, work, batch, input_keys, first, size)
 
     @jit_inlined
-    def backward(sizes, weights, work, batch, keys, input_keys, first, gradients, touched, size):
+    def backward(sizes, more, weights, work, batch, keys, input_keys, first, gradients, size):
         """Compute the gradients of all parameters, (P,), from those of work.logits (B, C').
-
-        `touched` (M,) is that of Buffers, for these gradients.
 
         Layer by layer from the top: d_hidden (D, S, H') has dh of the layer's outputs, and d_below
         (D, S, H') receives dh of the layer below.
@@ -77,6 +75,7 @@ def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]
         offset = offset_of(sizes, head)
         head_backward(
             sizes,
+            more,
             offset,
             weights,
             work,
@@ -122,7 +121,7 @@ def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]
                 drop(sizes, d_below, work.bits, keys[layer - 1], first, batch, size)
             # What is left in the old d_hidden is overwritten by the next products.
             d_hidden, d_below = d_below, d_hidden
-        embedding_gradients(sizes, work, batch, input_keys, first, gradients, touched, size)
+        embedding_gradients(sizes, more, work, batch, input_keys, first, gradients, size)
 
     return forward, backward
 
@@ -144,21 +143,21 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
         for index in range(first, step_inputs.edges[step + 1]):
             total_weight += class_weights[step_inputs.labels[index]]
 
-        load_weights(sizes, weights, buffers.weights)
+        more = buffers.more
+        load_weights(sizes, more, weights, buffers.weights)
         batch = buffers.batch
         size = pack(step_inputs, step, share, shares, batch)
 
         # A small batch may have fewer sequences than there are threads.
-        touched = buffers.touched
         if size.sequences == 0:
             clear(out)
-            clear(touched)
+            _forget(more)
             return 0.0, 0
 
         work = buffers.work
         keys = step_inputs.keys[step]
         input_keys = step_inputs.input_keys[step]
-        forward(sizes, weights, buffers.weights, work, batch, keys, input_keys, first, size)
+        forward(sizes, more, weights, buffers.weights, work, batch, keys, input_keys, first, size)
         loss, correct = cross_entropy(
             sizes=sizes,
             logits=work.logits,
@@ -170,6 +169,7 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
         )
         backward(
             sizes,
+            more,
             buffers.weights,
             work,
             batch,
@@ -177,7 +177,6 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
             input_keys,
             first,
             out,
-            touched,
             size,
         )
         return loss, correct
@@ -206,8 +205,8 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
             finished = finish(
                 sizes=sizes,
                 hyper=hyper,
+                more=buffers.more,
                 flat=flat,
-                touched=buffers.touched,
                 rate=step_inputs.rates[step],
                 updates=updates + step + 1,
                 loss=loss,
@@ -242,34 +241,23 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
     return train_steps, share_of_step
 
 
-def finish_step(sizes, hyper, flat, others, touched, rate, updates, loss, correct, sequences, sums):
+def finish_step(
+    sizes, hyper, more, flat, others, touched, rate, updates, loss, correct, sequences, sums
+):
     """Add up the gradients of all threads, clip and update; return False if they are not finite.
 
     flat.gradients (P,) has the first thread's gradient, others (threads - 1, P) the other threads'.
-    `touched` (threads, M) is that of the buffers of each. `updates` counts this update.
+    `more` is the first thread's, and may be None; `touched` (threads, M) has those of all threads.
+    `updates` counts this update.
     """
     # In the order of the threads, so that the sum has the same bits every time.
-    gradients = flat.gradients
-    begin = sizes.tokens * sizes.width
-    behind = begin + sizes.table * sizes.width
-    d_table = ngram_embeddings(sizes, gradients)
     for share in range(len(others)):
-        other = others[share]
-        if sizes.table > 0:
-            add_row(gradients[:begin], other[:begin])
-            d_other = ngram_embeddings(sizes, other)
-            for row in range(sizes.table):
-                if touched[1 + share, row]:
-                    add_row(d_table[row], d_other[row])
-                    touched[0, row] = 1
-            add_row(gradients[behind:], other[behind:])
-        else:
-            add_row(gradients, other)
+        _add_gradients(sizes, more, flat.gradients, others[share], touched[share + 1])
     return finish(
         sizes=sizes,
         hyper=hyper,
+        more=more,
         flat=flat,
-        touched=touched[0],
         rate=rate,
         updates=updates,
         loss=loss,
@@ -277,3 +265,29 @@ def finish_step(sizes, hyper, flat, others, touched, rate, updates, loss, correc
         sequences=sequences,
         sums=sums,
     )
+
+
+@jit
+def _add_gradients(sizes, more, gradients, other, touched):
+    """Add the gradients `other` (P,), of whose table the `touched` rows (M,) are not 0."""
+    if more is None:
+        add_row(gradients, other)
+        return
+
+    begin = sizes.tokens * sizes.width
+    behind = begin + more.extras.table * sizes.width
+    add_row(gradients[:begin], other[:begin])
+    add_row(gradients[behind:], other[behind:])
+    d_table = ngram_embeddings(sizes, more.extras, gradients)
+    d_other = ngram_embeddings(sizes, more.extras, other)
+    for row in range(len(touched)):
+        if touched[row]:
+            add_row(d_table[row], d_other[row])
+            more.touched[row] = 1
+
+
+@jit
+def _forget(more):
+    """Note that no row of the table has a gradient."""
+    if more is not None:
+        clear(more.touched)
