@@ -163,12 +163,17 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_parameters_are_counted_for_every_kind_of_model() -> None:
     kinds = product(
-        ["rnn", "lstm", "gru"], [1, 2], [False, True], get_args(Pooling), ["zeros", "learned"]
+        ["rnn", "lstm", "gru", "none"],
+        [1, 2],
+        [False, True],
+        get_args(Pooling),
+        ["zeros", "learned"],
+        [{}, {"ngrams": [2, 3], "ngram_table": 7, "positions": "learned", "skip": True}],
     )
-    for cell, num_layers, bidirectional, pooling, initial_state in kinds:
-        shape = {"cell": cell, "num_layers": num_layers, "bidirectional": bidirectional}
+    for cell, num_layers, bidirectional, pooling, initial_state, inputs in kinds:
+        shape = {"cell": cell, "num_layers": num_layers, "bidirectional": bidirectional, **inputs}
         config = config_of(model={**shape, "pooling": pooling, "initial_state": initial_state})
-        modules = RNNClassifier(*sizes(config), **config.model.model_dump(exclude=NO_SHAPE))
+        modules = build_model(config)
         count = sum(parameter.numel() for parameter in modules.parameters())
         assert num_parameters(config, *sizes(config)) == count
         assert describe_model(config, sizes(config)).parameters == count

@@ -129,6 +129,11 @@ def _meant_value(path: KeyPath, text: str, schema: dict[str, Any]) -> str:
     if path == ("data", "bad") and text == "stop":
         return "error"
 
+    # One length, or several without brackets; each of them once.
+    if path == ("model", "ngrams"):
+        lengths = sorted({int(length) for length in re.findall(r"[0-9]{1,9}", text)} - {0, 1})
+        return json.dumps(lengths)
+
     # For example train.max_steps=12,000, or optimizer.lr=1e-3,2e-3.
     numbers = ("integer", "number")
     if "," in text and any(part.get("type") in numbers for part in schema.get("anyOf", [schema])):

@@ -6,6 +6,7 @@ short name stands for would change with the keys that there are.
 
 import difflib
 import json
+import re
 import shlex
 from collections.abc import Iterable
 from functools import cache
@@ -43,11 +44,12 @@ _OTHER_NAMES = {
     "skip_bad skip_bad_lines skip_bad_rows",
     "data.split": "split_by splitting stratified stratify",
     "data.rare_classes": "min_class_count rare rare_labels",
-    "data.tokens": "token tokenization tokenizer",
+    "data.tokens": "analyzer token tokenization tokenizer",
     "data.lowercase": "do_lower_case lower lower_case lowercasing uncased",
-    "data.word_boundaries": "punctuation split_punctuation",
+    "data.word_boundaries": "punctuation split_punctuation token_pattern",
     "data.vocabulary_size": "bpe_size num_merges num_subwords",
-    "data.end_token": "append_eos eos eos_token",
+    "data.end_token": "add_eos append_eos eos eos_token",
+    "data.token_dropout": "unk_dropout word_dropout",
     "data.min_count": "min_freq",
     "data.max_length": "length max_len max_seq_len max_seq_length maxlen seq_len seq_length "
     "sequence_length",
@@ -58,17 +60,24 @@ _OTHER_NAMES = {
     "model.cell": "arch architecture cell_type model model_type rnn rnn_type",
     "model.embedding_dim": "emb emb_dim emb_size emb_sz embed_dim embed_size embedding "
     "embedding_size",
-    "model.embeddings": "embedding_file embeddings_file glove pretrained_embeddings vectors "
-    "word2vec word_vectors",
+    "model.ngrams": "n_gram n_grams ngram ngram_range ngram_sizes word_ngrams wordngrams",
+    "model.ngram_table": "bucket buckets hash_buckets hash_size num_buckets table_size",
+    "model.positions": "pos_emb position_embedding position_embeddings positional_embedding "
+    "positional_embeddings positional_encoding",
+    "model.embeddings": "embedding_file embeddings_file glove pretrained_embedding "
+    "pretrained_embeddings pretrained_vectors vectors word2vec word_vectors",
     "model.freeze_embeddings": "freeze freeze_embedding",
     "model.hidden_size": "hidden hidden_dim hidden_layer_sizes hidden_units n_hid n_hidden "
     "nhid num_hidden num_units rnn_size size units width",
     "model.num_layers": "depth layers n_layers nlayers num_hidden_layers",
     "model.nonlinearity": "activation",
     "model.dropout": "drop dropout_p dropout_prob dropout_rate hidden_dropout_prob",
+    "model.embedding_dropout": "emb_dropout embed_dropout input_dropout spatial_dropout",
+    "model.head_dropout": "classifier_dropout fc_dropout final_dropout output_dropout",
     "model.bidirectional": "bi bidir",
     "model.pooling": "aggregation global_pool global_pooling pool pool_type pooling_mode "
     "pooling_strategy pooling_type readout",
+    "model.skip": "residual shortcut skip_connection",
     "model.initial_state": "h0 h_0 init_state initial_hidden initial_hidden_state learn_h0 "
     "learn_initial_state learnable_h0 learned_h0 learned_initial_state train_h0 "
     "train_initial_state trainable_h0 trainable_initial_state",
@@ -103,6 +112,8 @@ _OTHER_NAMES = {
     "gradient_checkpointing recompute recomputation remat",
     "train.truncate_after": "backprop_steps bptt bptt_len bptt_steps tbptt tbptt_len tbptt_steps "
     "truncate_bptt truncated_bptt truncated_bptt_steps",
+    "train.average_weights": "averaging ema ema_decay moving_average moving_average_decay polyak swa "
+    "use_ema weight_averaging",
     "train.class_weights": "balanced class_weight weighted",
     "train.precision": "amp bf16 fp16 mixed_precision",
     "train.engine": "compile",
@@ -123,8 +134,8 @@ _INSTEAD = {
     "train.batch_size; gradients are not accumulated": "accumulate_grad_batches "
     "gradient_accumulation_steps",
     "model.dropout, which acts between layers": "recurrent_dropout",
-    "leave it out: the data says how many tokens there are": "max_features num_embeddings "
-    "num_tokens num_words vocab_size",
+    "leave it out: the data says how many tokens there are; of subwords, data.vocabulary_size": "max_features num_embeddings num_tokens num_words vocab_size",
+    "leave it out: the loss is that of the labels as they are": "label_smoothing",
     "--init-from CHECKPOINT, to begin with the weights of a run": "init_from pretrained warm_start",
     "data.bad=skip, which leaves out what cannot be decoded": "encoding_errors",
     "data.header=false: without a header, columns are called 1, 2, 3": "col_names colnames "
@@ -155,8 +166,10 @@ _SWITCHES = {
     "data.quoting": ("standard", "none"),
     "data.split": ("stratified", "hash"),
     "model.initial_state": ("learned", "zeros"),
+    "model.positions": ("learned", "none"),
     "train.objective": ("prefix", "sequence"),
     "train.recompute_every": ("100", "null"),
+    "train.average_weights": ("0.999", "null"),
     "train.patience": ("5", "null"),
     "train.precision": ("bfloat16", "float32"),
     "train.class_weights": ("balanced", "none"),
@@ -290,6 +303,11 @@ def value_for(name: str, key: str, text: str | None) -> str:
         # The number of a device; or how many there are, of which a run uses one.
         if key == "device" and switch.isdecimal():
             return "cuda" if leaf == "gpus" else f"cuda:{switch}"
+
+    # Single tokens have their embeddings anyway: ngram_range=(1, 3) is [2, 3].
+    numbers = re.findall(r"[0-9]{1,2}", written)
+    if key == "model.ngrams" and leaf in ALIASES and numbers:
+        return json.dumps(list(range(2, max(map(int, numbers)) + 1)))
 
     if text is None:
         is_switch = isinstance(flatten(Config()).get(key), bool)

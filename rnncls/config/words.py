@@ -112,5 +112,7 @@ def _bounds_of(schema: Schema, guard: float) -> str:
     if guard == math.inf and "maxLength" in schema:
         bounds.append(f"at most {schema['maxLength']:,} characters")
     if guard == math.inf and "maxItems" in schema and "items" in schema:
-        bounds.append(f"1 to {schema['maxItems']:,} of them")
+        fewest = schema.get("minItems", 0)
+        most = f"{schema['maxItems']:,} of them"
+        bounds.append(f"{fewest:,} to {most}" if fewest else f"at most {most}")
     return ", ".join(bounds)

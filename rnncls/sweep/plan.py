@@ -312,6 +312,7 @@ def _expand(content: SweepFile, folder: Path, source: str) -> Sweep:
     if lengths:
         for member in members:
             require_generated_data(member.config)
+            _require_positions(member.config, lengths, source)
 
     _check_members(members, source)
     return Sweep(
@@ -386,6 +387,23 @@ def _with_files(config: Config, values: dict[str, str], files: dict[str, list[st
     if not found:
         return config
     return config.model_copy(update={"data": config.data.model_copy(update=found)})
+
+
+def _require_positions(config: Config, lengths: list[int], source: str) -> None:
+    """Raise ConfigError for lengths that a member would have no positions for."""
+    most = config.data.max_length
+    if config.model.positions == "none" or most is None or max(lengths) <= most:
+        return
+    raise ConfigError(
+        Problem(
+            "lengths beyond the last position that is trained (model.positions: learned)",
+            source,
+            expected=f"--lengths of at most data.max_length = {most:,}",
+            found=f"{max(lengths):,}",
+            remedy="shorter ones, or model.positions=none",
+            id="C17",
+        )
+    )
 
 
 def _check_members(members: list[Member], source: str) -> None:

@@ -40,6 +40,8 @@ def rolled_layout(graph: Graph) -> Layout:
         for node in nodes:
             # Two directions lead past what is pooled, and not through its middle.
             closer = 1.0 if num_directions == 1 else 0.65
+            if node.name == SKIP and num_directions == 2:
+                closer = 2.0
             x = width / 2 + closer * beside_logits(node, graph.architecture)
             if node.kind == "cell":
                 x += (node.direction - (num_directions - 1) / 2) * (CELL_WIDTH + BESIDE)
