@@ -89,7 +89,7 @@ def parts_seen(network: RNNClassifier, summary: Tensor) -> dict[str, Tensor]:
         return {MEAN_OF_INPUTS: summary}
 
     width = network.num_directions * network.rnn.hidden_size
-    found: dict[str, Tensor] = dict(zip(names, summary.split(width), strict=False))
+    found: dict[str, Tensor] = dict(zip(names, torch.split(summary, width), strict=False))
     if network.skip:
         found[MEAN_OF_INPUTS] = summary[width * len(names) :]
     return found
