@@ -251,7 +251,7 @@ def test_logits_and_gradients_are_those_of_numpy(
         model.zero_grad()
         logits = model(tokens) if pieces is None else model(tokens, pieces=pieces)
         np.testing.assert_allclose(logits.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
-        nn.functional.cross_entropy(logits, torch.tensor(LABELS), reduction="sum").backward()
+        nn.functional.cross_entropy(logits, torch.tensor(LABELS), reduction="sum").backward()  # type: ignore[no-untyped-call]
         tables = (model.embedding, model.ngram_embedding, model.position_embedding)
         for table, gradient in zip(tables, of_tables, strict=True):
             if table is not None:
@@ -269,7 +269,7 @@ def test_logits_and_gradients_are_those_of_numpy(
 
 
 def test_positions_and_ngrams_begin_at_nothing() -> None:
-    plain = {"embedding_dim": 4, "hidden_size": 5}
+    plain: dict[str, Any] = {"embedding_dim": 4, "hidden_size": 5}
     torch.manual_seed(0)
     model = RNNClassifier(NUM_TOKENS, NUM_CLASSES, **plain)
     torch.manual_seed(0)
@@ -323,7 +323,7 @@ def test_dropout_is_a_function_of_key_row_time_and_column(cell: Any) -> None:
     assert torch.equal(model(packed(), keys=KEYS), whole)
     other = KEYS._replace(of_inputs=input_keys(seed=3, step=13))
     assert not torch.allclose(model(packed(), keys=other), whole)
-    close = {"rtol": 1e-12, "atol": 1e-12}
+    close: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 
     # However it is laid out, and whatever comes behind.
     torch.testing.assert_close(model(padded(), keys=KEYS), whole, **close)
@@ -389,7 +389,7 @@ def generated(**model: Any) -> Config:
 
 def of_files(folder: Path, **model: Any) -> Config:
     path = write_jsonl(folder / "rows.jsonl", some_rows(60))
-    keys = {"max_length": 8, "token_dropout": 0.2}
+    keys: dict[str, Any] = {"max_length": 8, "token_dropout": 0.2}
     config = files_config(path, **keys)
     raw = config.model_dump(mode="json")
     raw["model"] |= {**PARTS, "cell": "lstm", "pooling": "mean", **model}

@@ -216,11 +216,12 @@ def test_prefixes_are_refused_where_a_mean_is_read(
 def test_sequences_beyond_the_last_position_are_refused_by_name(tmp_path: Path) -> None:
     run = tmp_path / "run"
     fit(config_with({**PARTS, "cell": "gru"}, max_length=4), run)
-    for words, text in (
+    commands: list[tuple[list[str | Path], str]] = [
         (["eval", run, "--lengths", "2,5"], ""),
         (["predict", run], "1 2 0 1 2\n"),
         (["explain", run, "1 2 0 1 2"], ""),
-    ):
+    ]
+    for words, text in commands:
         shown = run_rnncls(*words, input=text)
         assert shown.returncode == 3
         assert "model.positions" in shown.stderr
@@ -232,7 +233,8 @@ def test_sequences_beyond_the_last_position_are_refused_by_name(tmp_path: Path) 
 
     config = tmp_path / "config.yaml"
     config.write_text("data: {modulus: 3, max_length: 4}\nmodel: {positions: learned}\n")
-    words = ["sweep", config, "--seeds", "0,1", "--lengths", "9", "--sweep-dir", tmp_path / "sweep"]
+    folder = tmp_path / "sweep"
+    words = ["sweep", config, "--seeds", "0,1", "--lengths", "9", "--sweep-dir", folder]
     shown = run_rnncls(*words)
     assert shown.returncode == 2
     assert "model.positions" in shown.stderr
@@ -346,7 +348,7 @@ def test_a_run_with_all_parts_that_is_killed_ends_like_one_that_is_not(tmp_path:
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(config.model_dump(mode="json")))
     run = tmp_path / "killed"
-    command = [PYTHON, "-m", "rnncls", "train", path, "--run-dir", run]
+    command: list[str | Path] = [PYTHON, "-m", "rnncls", "train", path, "--run-dir", run]
     with started(command) as process:
         wait_for(lambda: list((run / "checkpoints").glob("*0.safetensors")) or process.poll())
         os.kill(process.pid, signal.SIGKILL)

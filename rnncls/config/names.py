@@ -112,8 +112,8 @@ _OTHER_NAMES = {
     "gradient_checkpointing recompute recomputation remat",
     "train.truncate_after": "backprop_steps bptt bptt_len bptt_steps tbptt tbptt_len tbptt_steps "
     "truncate_bptt truncated_bptt truncated_bptt_steps",
-    "train.average_weights": "averaging ema ema_decay moving_average moving_average_decay polyak swa "
-    "use_ema weight_averaging",
+    "train.average_weights": "averaging ema ema_decay moving_average moving_average_decay polyak "
+    "swa use_ema weight_averaging",
     "train.class_weights": "balanced class_weight weighted",
     "train.precision": "amp bf16 fp16 mixed_precision",
     "train.engine": "compile",
@@ -134,7 +134,8 @@ _INSTEAD = {
     "train.batch_size; gradients are not accumulated": "accumulate_grad_batches "
     "gradient_accumulation_steps",
     "model.dropout, which acts between layers": "recurrent_dropout",
-    "leave it out: the data says how many tokens there are; of subwords, data.vocabulary_size": "max_features num_embeddings num_tokens num_words vocab_size",
+    "leave it out: the data says how many tokens there are; of subwords, data.vocabulary_size": "max_features "
+    "num_embeddings num_tokens num_words vocab_size",
     "leave it out: the loss is that of the labels as they are": "label_smoothing",
     "--init-from CHECKPOINT, to begin with the weights of a run": "init_from pretrained warm_start",
     "data.bad=skip, which leaves out what cannot be decoded": "encoding_errors",

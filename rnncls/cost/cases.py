@@ -69,8 +69,8 @@ def plan_cases(
 
     `with_stock`: each is followed by the same with torch's own module.
 
-    Raises: ConfigError for too many cases, for one that is too large for any machine, and for torch's
-    own module where there is none.
+    Raises: ConfigError for too many cases, for one that is too large for any machine, and for
+    torch's own module where there is none.
     """
     if with_stock and config.model.cell == "none":
         what = "this model has no recurrent layers, and torch.nn no module for it"

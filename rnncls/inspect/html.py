@@ -24,8 +24,8 @@ _OF_LEFT_OUT = (
     "What log p of the whole sequence has over log p of the sequence without this token, in nats."
 )
 _OF_GRADIENT = (
-    "The gradient of log p with respect to what is read of the token, its embedding and the n-grams "
-    "that end there, times that, in nats. "
+    "The gradient of log p with respect to what is read of the token, times that, in nats: of its "
+    "embedding and, where the model has some, of the n-grams that end there. "
     "Of a prediction that is nearly certain it is small for every token."
 )
 

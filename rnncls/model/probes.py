@@ -61,9 +61,9 @@ def states_of(network: RNNClassifier, tokens: PackedSequence) -> list[LayerState
 def inputs_and_outputs(
     network: RNNClassifier, tokens: PackedSequence
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return what the first layer reads, (S, embedding_dim), and what each direction of the last says.
+    """Return what the first layer reads, (S, embedding_dim), and the last layer's states.
 
-    Without recurrent layers, both are the same.
+    The states are (S, H) for each direction. Without recurrent layers, both are the same.
     """
     if not network.is_recurrent:
         data = network.embedded(tokens)
