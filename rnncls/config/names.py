@@ -92,7 +92,6 @@ _OTHER_NAMES = {
     "schedule.name": "lr_schedule lr_scheduler lr_scheduler_type schedule scheduler",
     "schedule.warmup_steps": "num_warmup_steps warm_up warmup",
     "schedule.min_lr": "eta_min final_lr lr_min",
-    "train.average_weights": "averaging ema ema_decay polyak swa weight_averaging",
     "train.max_steps": "iterations iters max_iter max_iters n_steps num_iterations num_steps steps "
     "train_steps",
     "train.max_epochs": "epoch epochs n_epoch n_epochs num_epochs num_train_epochs",
@@ -134,8 +133,8 @@ _INSTEAD = {
     "train.batch_size; gradients are not accumulated": "accumulate_grad_batches "
     "gradient_accumulation_steps",
     "model.dropout, which acts between layers": "recurrent_dropout",
-    "leave it out: the data says how many tokens there are; of subwords, data.vocabulary_size": "max_features "
-    "num_embeddings num_tokens num_words vocab_size",
+    "leave it out: the data says how many tokens there are; of subwords, "
+    "data.vocabulary_size": "max_features num_embeddings num_tokens num_words vocab_size",
     "leave it out: the loss is that of the labels as they are": "label_smoothing",
     "--init-from CHECKPOINT, to begin with the weights of a run": "init_from pretrained warm_start",
     "data.bad=skip, which leaves out what cannot be decoded": "encoding_errors",

@@ -339,6 +339,9 @@ class ModelConfig(Section):
     init_gain: Positive | None = None
     """Factor on the initial embedding, W_ih and W_hh; 1 leaves them unscaled. null: the default of
     the data source."""
+    embedding_gain: Positive = 1.0
+    """Another factor on the initial embedding alone, which is drawn from a normal distribution:
+    0.1 lets rare tokens of a text say little until they are learned."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":

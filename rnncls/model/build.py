@@ -15,6 +15,7 @@ from rnncls.seeds import mix
 _OTHER_KEYS = {
     "recurrent_init",
     "init_gain",
+    "embedding_gain",
     "positions",
     "embeddings",
     "freeze_embeddings",
@@ -38,6 +39,8 @@ def build_model(config: Config, sizes: tuple[int, int] | None = None) -> RNNClas
         torch.manual_seed(mix(config.seed, "init"))
         model = _model_of(config, sizes)
         init_recurrence(model, config.model.recurrent_init, number(config.model.init_gain))
+        with torch.no_grad():
+            model.embedding.weight.mul_(config.model.embedding_gain)
     return model
 
 

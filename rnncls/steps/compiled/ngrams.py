@@ -32,30 +32,34 @@ def find_ngrams(extras, ngrams, bits, key, first, batch, size):
     for t in range(size.time_steps):
         for rank in range(batch.running[t]):
             found = ngrams[batch.first_row[t] + rank]
-            number = 0
-            hashes = np.uint64(0)
-            is_ngram = True
-            for length in range(1, extras.longest_ngram + 1):
-                # From the last token of the n-gram backwards, to the mark before the first one,
-                # whose id is -1.
-                if length == t + 2:
-                    hashes *= _FACTOR
-                elif length > t + 2:
-                    is_ngram = False
-                elif is_ngram:
-                    token = batch.tokens[batch.first_row[t + 1 - length] + rank]
-                    is_ngram = not (extras.has_unknown and token == UNKNOWN_ID)
-                    hashes = (hashes + np.uint64(token) + np.uint64(1)) * _FACTOR
-                if (extras.ngrams >> length) & 1:
-                    row = (finalize(hashes) >> np.uint64(1)) % np.uint64(extras.table)
-                    found[number] = np.int32(row) if is_ngram else _NO_NGRAM
-                    number += 1
-
+            _find(extras, found, batch, t, rank)
             if extras.ngram_dropout > 0:
                 draw(bits, key, batch.order[rank] - first, t)
                 for number in range(extras.num_ngrams):
                     if np.int64(halves[number]) < threshold:
                         found[number] = _NO_NGRAM
+
+
+@jit
+def _find(extras, found, batch, t, rank):
+    """Find the rows of the n-grams that end at token t of a sequence, `found` (Q,)."""
+    number = 0
+    hashes = np.uint64(0)
+    is_ngram = True
+    # From the last token of the n-gram backwards, to the mark before the first one.
+    for length in range(1, extras.longest_ngram + 1):
+        if length == t + 2:
+            hashes *= _FACTOR  # the mark's id is -1, to which 1 is added
+        elif length > t + 2:
+            is_ngram = False
+        elif is_ngram:
+            token = batch.tokens[batch.first_row[t + 1 - length] + rank]
+            is_ngram = not (extras.has_unknown and token == UNKNOWN_ID)
+            hashes = (hashes + np.uint64(token) + np.uint64(1)) * _FACTOR
+        if (extras.ngrams >> length) & 1:
+            row = (finalize(hashes) >> np.uint64(1)) % np.uint64(extras.table)
+            found[number] = np.int32(row) if is_ngram else _NO_NGRAM
+            number += 1
 
 
 @jit
