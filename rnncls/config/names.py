@@ -132,8 +132,8 @@ _INSTEAD = {
     "train.batch_size; gradients are not accumulated": "accumulate_grad_batches "
     "gradient_accumulation_steps",
     "model.dropout, which acts between layers": "recurrent_dropout",
-    "leave it out: the data says how many tokens there are; of subwords, data.vocabulary_size": "max_features "
-    "num_embeddings num_tokens num_words vocab_size",
+    "leave it out: the data says how many tokens there are; for subwords "
+    "data.vocabulary_size": "max_features num_embeddings num_tokens num_words vocab_size",
     "leave it out: the loss is that of the labels as they are": "label_smoothing",
     "--init-from CHECKPOINT, to begin with the weights of a run": "init_from pretrained warm_start",
     "data.bad=skip, which leaves out what cannot be decoded": "encoding_errors",
