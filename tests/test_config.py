@@ -24,6 +24,7 @@ from rnncls.config import (
 )
 from rnncls.config.defaults import BY_SOURCE, default_warmup, number
 from rnncls.config.keys import Key, all_keys, find_keys, keys_as_table, keys_in_full
+from rnncls.config.names import ALIASES
 from rnncls.config.strict_yaml import parse
 from rnncls.errors import ConfigError
 from rnncls.model.build import build_model
@@ -231,8 +232,8 @@ def test_a_misspelt_key_gets_the_right_suggestion(tmp_path: Path, key: str) -> N
         typo = name[:index] + name[index + 1 :]
         if len(typo) < 2 or f"{section}.{typo}".strip(".") in KEYS:
             continue  # `l` for `lr` could be anything
-        if typo == "embedding":
-            continue  # what others call model.embedding_dim
+        if typo in ALIASES:
+            continue  # `embedding` is what others call embedding_dim
         text = f"{section}:\n  {typo}: 1\n" if section else f"{typo}: 1\n"
         assert f"did you mean {key}?" in problems_of(tmp_path, text)
 

@@ -133,7 +133,7 @@ _INSTEAD = {
     "train.batch_size; gradients are not accumulated": "accumulate_grad_batches "
     "gradient_accumulation_steps",
     "model.dropout, which acts between layers": "recurrent_dropout",
-    "leave it out: the data says how many tokens there are; of subwords, "
+    "leave it out: the data says how many tokens there are; for subwords "
     "data.vocabulary_size": "max_features num_embeddings num_tokens num_words vocab_size",
     "leave it out: the loss is that of the labels as they are": "label_smoothing",
     "--init-from CHECKPOINT, to begin with the weights of a run": "init_from pretrained warm_start",
