@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from itertools import product
 from pathlib import Path
-from typing import Any
 from statistics import mean
+from typing import Any
 
 import pytest
 import typer

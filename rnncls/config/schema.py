@@ -320,7 +320,7 @@ class ModelConfig(Section):
     embedding_dropout: BelowOne = 0.0
     """Dropout probability of each number of the first layer's inputs."""
     ngram_dropout: BelowOne = 0.0
-    """Dropout probability of each n-gram at each token; needs ngrams."""
+    """Dropout probability of each n-gram at each token; ignored without ngrams."""
     head_dropout: BelowOne = 0.0
     """Dropout probability of each number that the head sees."""
     bidirectional: bool = False
@@ -351,11 +351,6 @@ class ModelConfig(Section):
             expected = "dropout: 0, or num_layers of at least 2"
             found = f"dropout: {self.dropout}, num_layers: 1"
             raise _clash("dropout", what, expected, found, "model.dropout=0 or model.num_layers=2")
-        if self.ngram_dropout > 0 and not self.ngrams:
-            what = "ngram_dropout acts on n-grams, and model.ngrams has none"
-            expected = "ngram_dropout: 0, or lengths of n-grams"
-            found = f"{self.ngram_dropout}"
-            raise _clash("ngram_dropout", what, expected, found, "model.ngrams=[2,3]")
         if self.freeze_embeddings and self.embeddings is None:
             what = "embeddings that nobody has trained would stay as they are drawn"
             expected = "freeze_embeddings: false, or a file in model.embeddings"

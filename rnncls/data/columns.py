@@ -67,6 +67,10 @@ _NUMBER_OR_DATE = re.compile(r"[-+]?[0-9][-+0-9.,:/TZeE]*")
 _DATE = re.compile(r"(\d+[-/.]\d+[-/.]\d+|\d+:\d\d)([ T:].*)?")
 
 
+# A word of letters with marks behind it. So many of all words have some where texts are prose.
+_MARKED = re.compile(r"[^\W\d_]{2,}[.,;:!?)\"'’”。，]+")
+SHARE_OF_MARKED_WORDS = 0.02
+
 _IDS = TokenRule("ids")
 
 
@@ -81,6 +85,7 @@ class Layout(NamedTuple):
     why_sequence: str
     why_label: str
     why_tokens: str
+    has_marks: bool = False  # whether many words end in a mark, as those of sentences do
 
     @property
     def format(self) -> str:
@@ -270,6 +275,7 @@ def _layout_of(
         why_sequence,
         why_label,
         why_tokens,
+        _ends_in_marks(sequence.examples),
     )
 
 
@@ -534,6 +540,13 @@ def _kind_of_tokens(column: Column) -> tuple[str, str]:
         joint = _joint_of(column.examples)
         return "characters", why + (f'; spaces in place of "{joint}" make words' if joint else "")
     return "words", "texts with white space" if per_text > 1 else "words that occur often"
+
+
+def _ends_in_marks(texts: list[str]) -> bool:
+    """Return whether many words of texts end in a mark, as those of sentences and of code do."""
+    words = [word for text in texts for word in text.split()]
+    marked = [word for word in words if _MARKED.fullmatch(word)]
+    return len(marked) > SHARE_OF_MARKED_WORDS * len(words)
 
 
 def _joint_of(texts: list[str]) -> str:

@@ -28,13 +28,19 @@ from rnncls.data.table import hash_of
 from rnncls.errors import DataError, Problem, on_one_line
 from rnncls.system.file_kinds import format_by_name
 
-# The model and the length of a run, chosen on three real sets: docs/data.md has the table, and
-# scripts/file_defaults.py measures it. A word is seen less often than a character or an id, and
-# needs a larger embedding. Small files get small batches, and epochs follow from the rows.
+# The model and the length of a run, chosen on real sets: docs/data.md has the table, and
+# scripts/file_defaults.py measures it. Small files get small batches, and epochs follow from the
+# rows.
+EMBEDDING_DIM = 64
+EMBEDDING_GAIN = 0.1
 HIDDEN_SIZE = 128
-EMBEDDING_DIM = {"ids": 32, "words": 128, "characters": 32, "subwords": 128}
-LEARNING_RATE = 5e-3
-BATCH_SIZES = {2_000: 16, 20_000: 32, 100_000: 64}  # up to so many rows
+LEARNING_RATE = 1e-2
+WEIGHT_DECAY = 0.01
+TOKEN_DROPOUT = 0.1
+NGRAM_DROPOUT = 0.3
+HEAD_DROPOUT = 0.2
+NGRAMS = {"ids": [2, 3], "words": [2], "characters": [2, 3, 4, 5], "subwords": [2, 3]}
+BATCH_SIZES = {2_000: 16, 5_000: 32, 100_000: 64}  # up to so many rows
 LARGEST_BATCH_SIZE = 128
 SEQUENCES = 64_000  # trained on in all epochs together
 MOST_EPOCHS = 60
@@ -60,6 +66,11 @@ LEAST_ROWS_OF_CLASS = 10
 
 # About the tokens of a text, and nothing that a file could tell.
 KEYS_OF_TEXT = ("lowercase", "word_boundaries", "vocabulary_size", "end_token")
+_WHY_OF_TEXT = {
+    "lowercase": "The and the are one word",
+    "word_boundaries": "marks are words of their own, as in sentences",
+    "end_token": "n-grams tell how a sequence ends",
+}
 SUBWORDS_OF_WORD = 2  # at most, of nearly all texts
 
 _TOKENS = "--tokens ids|words|characters|subwords"
@@ -213,14 +224,24 @@ def _data_of(path: str | Path, layout: Layout, reading: FilesConfig) -> FilesCon
         "tokens": layout.tokens,
         "empty": "drop",
     }
-    raw |= {key: getattr(reading, key) for key in _keys_of_text(reading)}
+    raw |= _keys_of_text(layout, reading)
     data = parse_config({"data": raw}, f"the config made from {path}").data
     return cast(FilesConfig, data)
 
 
-def _keys_of_text(reading: FilesConfig) -> list[str]:
-    """Return the keys that were given about how texts become tokens."""
-    return [key for key in KEYS_OF_TEXT if key in reading.model_fields_set]
+def _keys_of_text(layout: Layout, reading: FilesConfig) -> dict[str, Any]:
+    """Return the keys about how texts become tokens: those that were given, and what suits."""
+    found: dict[str, Any] = {}
+    if layout.tokens == "words" and layout.has_marks:
+        found["lowercase"] = True
+    if layout.tokens in ("words", "subwords") and layout.has_marks:
+        found["word_boundaries"] = "punctuation"
+    # A label for each prefix stands for a token of the text.
+    if layout.tokens == "characters" and reading.prefix_labels_field is None:
+        found["end_token"] = True
+
+    given = {key: getattr(reading, key) for key in KEYS_OF_TEXT if key in reading.model_fields_set}
+    return found | given
 
 
 def _count(seen: _Seen, record: Record) -> None:
@@ -264,15 +285,19 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
         yield _Entry("data", "prefix_labels_field", field, "as given; for train.objective: prefix")
     kinds = "ids | words | characters | subwords"
     yield _Entry("data", "tokens", layout.tokens, f"{layout.why_tokens}; {kinds}")
-    for key in _keys_of_text(seen.reading):
-        yield _Entry("data", key, getattr(seen.reading, key), "as given")
+    for key, value in _keys_of_text(layout, seen.reading).items():
+        is_given = key in seen.reading.model_fields_set
+        yield _Entry("data", key, value, "as given" if is_given else _WHY_OF_TEXT[key])
+    yield _Entry("data", "token_dropout", TOKEN_DROPOUT, "share of tokens that a step does not see")
 
     if seen.num_empty:
         have = "1 row has" if seen.num_empty == 1 else f"{seen.num_empty:,} rows have"
         why = f"{have} an empty sequence"
         yield _Entry("data", "empty", "drop", why)
     limit = _length_limit(seen)
-    if limit is not None:
+    if _has_positions(seen):
+        yield _Entry("data", "max_length", seen.longest, "the length of all of them")
+    elif limit is not None:
         longer = sum(length > limit for length in seen.lengths)
         why = f"cuts {longer:,} sequences, which would take long; the longest has {seen.longest:,}"
         yield _Entry("data", "max_length", limit, why)
@@ -322,15 +347,29 @@ def _shares(seen: _Seen) -> tuple[float, float]:
     return shares_of(seen.small, seen.reading)
 
 
+def _has_positions(seen: _Seen) -> bool:
+    """Return whether all sequences are of one length, so that a place may have its own meaning."""
+    return seen.is_all and seen.num_rows > 1 and seen.lengths[0] == seen.longest > 1
+
+
 def _model_entries(seen: _Seen) -> Iterator[_Entry]:
-    yield _Entry("model", "cell", "gru", "rnn | lstm | gru")
-    dim = EMBEDDING_DIM[seen.layout.tokens]
-    yield _Entry("model", "embedding_dim", dim, f"of each of the {seen.layout.tokens}")
+    kind = seen.layout.tokens
+    yield _Entry("model", "cell", "gru", "rnn | lstm | gru; none: the n-gram control alone")
+    yield _Entry("model", "embedding_dim", EMBEDDING_DIM, f"of each of the {kind}")
+    yield _Entry("model", "embedding_gain", EMBEDDING_GAIN, "rare tokens begin with little to say")
+    yield _Entry("model", "ngrams", NGRAMS[kind], "n-grams of tokens with embeddings; []: none")
+    yield _Entry("model", "ngram_dropout", NGRAM_DROPOUT, "")
+    if _has_positions(seen):
+        yield _Entry("model", "positions", "learned", "each place may have a meaning of its own")
     yield _Entry("model", "hidden_size", HIDDEN_SIZE, "")
+    yield _Entry("model", "pooling", "last_mean_max", "what the head sees of the states")
+    yield _Entry("model", "skip", True, "the head also sees the mean of the embeddings")
+    yield _Entry("model", "head_dropout", HEAD_DROPOUT, "")
 
 
 def _train_entries(seen: _Seen) -> Iterator[_Entry]:
-    yield _Entry("optimizer", "lr", LEARNING_RATE, "at most; 1e-2 and 2e-3 are worth a try")
+    yield _Entry("optimizer", "lr", LEARNING_RATE, "at most; 5e-3 and 2e-2 are worth a try")
+    yield _Entry("optimizer", "weight_decay", WEIGHT_DECAY, "")
 
     fitting = [size for rows, size in BATCH_SIZES.items() if seen.total <= rows]
     batch_size = fitting[0] if fitting else LARGEST_BATCH_SIZE
@@ -353,6 +392,7 @@ def _train_entries(seen: _Seen) -> Iterator[_Entry]:
     yield _Entry("train", "eval_every", every, "steps")
     yield _Entry("train", "log_every", min(100, every), "steps")
     yield _Entry("train", "patience", PATIENCE, "evaluations without a better one end the run")
+    yield _Entry("train", "baseline", "control", "the n-gram control is trained, too; none: not")
 
     if _is_uneven(seen):
         why = "the most frequent class would else be chosen too often"

@@ -80,7 +80,7 @@ def input_dropout_of(config: Config) -> InputDropout:
     model = config.model
     return InputDropout(
         tokens=data.token_dropout if isinstance(data, FilesConfig) else 0.0,
-        ngrams=model.ngram_dropout,
+        ngrams=model.ngram_dropout if model.ngrams else 0.0,
         embedding=model.embedding_dropout,
         head=model.head_dropout,
     )
