@@ -256,7 +256,8 @@ def compiled_shares(run: CompiledRun, inputs: StepInputs, step: int, of: int) ->
             buffers=run.buffers[0],
         )
         total += run.arrays.gradients
-    return list(torch.from_numpy(total).split([p.numel() for p in run.state.model.parameters()]))
+    sizes = [parameter.numel() for parameter in run.state.model.parameters()]
+    return list(torch.split(torch.from_numpy(total), sizes))
 
 
 @pytest.mark.slow  # the program in two halves is another one
