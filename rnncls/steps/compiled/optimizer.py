@@ -76,17 +76,17 @@ def _sgd(flat, scale, rate, momentum, decay, has_momentum):
 
 
 class _AdamFactors(NamedTuple):
-    """The numbers of an update, float32: computed in float64 and rounded once."""
+    """The numbers of an update: computed in float64 and rounded once."""
 
-    scale: float  # of the gradients
-    corrected_rate: float
-    corrected_root: float
-    keep: float
-    decay: float
-    new_first: float
-    new_second: float
-    old_second: float
-    eps: float
+    scale: np.float32  # of the gradients
+    corrected_rate: np.float32
+    corrected_root: np.float32
+    keep: np.float32
+    decay: np.float32
+    new_first: np.float32
+    new_second: np.float32
+    old_second: np.float32
+    eps: np.float32
 
 
 @jit
