@@ -66,9 +66,8 @@ _NUMBER_OR_DATE = re.compile(r"[-+]?[0-9][-+0-9.,:/TZeE]*")
 # 2024-01-31, 31.1.2024, 1/31/24, each with or without a time behind it; or a time alone.
 _DATE = re.compile(r"(\d+[-/.]\d+[-/.]\d+|\d+:\d\d)([ T:].*)?")
 
-
 # A word of letters with marks behind it. So many of all words have some where texts are prose.
-_MARKED = re.compile(r"[^\W\d_]{2,}[.,;:!?)\"'’”。，]+")
+_MARKED = re.compile(r"[^\W\d_]{2,}[^\w\s]+")
 SHARE_OF_MARKED_WORDS = 0.02
 
 _IDS = TokenRule("ids")

@@ -289,18 +289,7 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
         is_given = key in seen.reading.model_fields_set
         yield _Entry("data", key, value, "as given" if is_given else _WHY_OF_TEXT[key])
     yield _Entry("data", "token_dropout", TOKEN_DROPOUT, "share of tokens that a step does not see")
-
-    if seen.num_empty:
-        have = "1 row has" if seen.num_empty == 1 else f"{seen.num_empty:,} rows have"
-        why = f"{have} an empty sequence"
-        yield _Entry("data", "empty", "drop", why)
-    limit = _length_limit(seen)
-    if _has_positions(seen):
-        yield _Entry("data", "max_length", seen.longest, "the length of all of them")
-    elif limit is not None:
-        longer = sum(length > limit for length in seen.lengths)
-        why = f"cuts {longer:,} sequences, which would take long; the longest has {seen.longest:,}"
-        yield _Entry("data", "max_length", limit, why)
+    yield from _length_entries(seen)
 
     if seen.total > BUCKETED:
         yield _Entry("data", "batching", "bucket", "batches of similar lengths")
@@ -313,6 +302,21 @@ def _data_entries(seen: _Seen) -> Iterator[_Entry]:
             why = "too few rows to hold some out"
         yield _Entry("data", "val_fraction", val, why)
         yield _Entry("data", "test_fraction", test, "")
+
+
+def _length_entries(seen: _Seen) -> Iterator[_Entry]:
+    """Yield what becomes of empty and of long sequences."""
+    if seen.num_empty:
+        have = "1 row has" if seen.num_empty == 1 else f"{seen.num_empty:,} rows have"
+        why = f"{have} an empty sequence"
+        yield _Entry("data", "empty", "drop", why)
+    limit = _length_limit(seen)
+    if _has_positions(seen):
+        yield _Entry("data", "max_length", seen.longest, "the length of all of them")
+    elif limit is not None:
+        longer = sum(length > limit for length in seen.lengths)
+        why = f"cuts {longer:,} sequences, which would take long; the longest has {seen.longest:,}"
+        yield _Entry("data", "max_length", limit, why)
 
 
 def _reading_entries(dialect: Dialect) -> Iterator[_Entry]:
