@@ -531,6 +531,9 @@ def _kind_of_tokens(column: Column) -> tuple[str, str]:
     if sum(map(_is_list_of_texts, column.examples)) > len(column.examples) / 2:
         return "words", "lists in texts, whose brackets and quotes become parts of the words"
 
+    if sum(map(_is_indented, column.examples)) > len(column.examples) / 2:
+        return "characters", "texts with indented lines, such as code"
+
     words = [word for text in column.examples for word in text.split()]
     per_text = len(words) / max(1, len(column.examples))
     are_different = len(set(words)) > SHARE_OF_DIFFERENT_WORDS * len(words)
@@ -539,6 +542,11 @@ def _kind_of_tokens(column: Column) -> tuple[str, str]:
         joint = _joint_of(column.examples)
         return "characters", why + (f'; spaces in place of "{joint}" make words' if joint else "")
     return "words", "texts with white space" if per_text > 1 else "words that occur often"
+
+
+def _is_indented(text: str) -> bool:
+    """Return whether a text has a line that begins with white space behind another line."""
+    return "\n " in text or "\n\t" in text
 
 
 def _ends_in_marks(texts: list[str]) -> bool:

@@ -34,12 +34,17 @@ from rnncls.system.file_kinds import format_by_name
 EMBEDDING_DIM = 64
 EMBEDDING_GAIN = 0.1
 HIDDEN_SIZE = 128
-LEARNING_RATE = 1e-2
+LEARNING_RATE = {"ids": 5e-3, "words": 1e-2, "characters": 1e-2, "subwords": 1e-2}
 WEIGHT_DECAY = 0.01
 TOKEN_DROPOUT = 0.1
 NGRAM_DROPOUT = 0.3
 HEAD_DROPOUT = 0.2
-NGRAMS = {"ids": [2, 3], "words": [2], "characters": [2, 3, 4, 5], "subwords": [2, 3]}
+NGRAMS: dict[str, list[int]] = {
+    "ids": [],
+    "words": [2],
+    "characters": [2, 3, 4, 5],
+    "subwords": [2, 3],
+}
 BATCH_SIZES = {2_000: 16, 5_000: 32, 100_000: 64}  # up to so many rows
 LARGEST_BATCH_SIZE = 128
 SEQUENCES = 64_000  # trained on in all epochs together
@@ -362,7 +367,8 @@ def _model_entries(seen: _Seen) -> Iterator[_Entry]:
     yield _Entry("model", "embedding_dim", EMBEDDING_DIM, f"of each of the {kind}")
     yield _Entry("model", "embedding_gain", EMBEDDING_GAIN, "rare tokens begin with little to say")
     yield _Entry("model", "ngrams", NGRAMS[kind], "n-grams of tokens with embeddings; []: none")
-    yield _Entry("model", "ngram_dropout", NGRAM_DROPOUT, "")
+    if NGRAMS[kind]:
+        yield _Entry("model", "ngram_dropout", NGRAM_DROPOUT, "")
     if _has_positions(seen):
         yield _Entry("model", "positions", "learned", "each place may have a meaning of its own")
     yield _Entry("model", "hidden_size", HIDDEN_SIZE, "")
@@ -372,7 +378,8 @@ def _model_entries(seen: _Seen) -> Iterator[_Entry]:
 
 
 def _train_entries(seen: _Seen) -> Iterator[_Entry]:
-    yield _Entry("optimizer", "lr", LEARNING_RATE, "at most; 5e-3 and 2e-2 are worth a try")
+    lr = LEARNING_RATE[seen.layout.tokens]
+    yield _Entry("optimizer", "lr", lr, f"at most; {lr / 2:g} and {2 * lr:g} are worth a try")
     yield _Entry("optimizer", "weight_decay", WEIGHT_DECAY, "")
 
     fitting = [size for rows, size in BATCH_SIZES.items() if seen.total <= rows]
