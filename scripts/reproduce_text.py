@@ -28,9 +28,10 @@ from typing import Annotated
 
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
-from scipy.stats import binomtest, t
+from scipy.stats import t
 
 from rnncls.config.ranges import parse_seeds
+from rnncls.evaluation.mcnemar import mcnemar
 from rnncls.system.files import write_atomically
 from rnncls.system.streams import say
 from scripts import text_sets, tfidf
@@ -114,7 +115,7 @@ class Result(Kept):
 
 def measure_set(name: str, folder: Path, out: Path) -> Result:
     """Describe a set and measure the baseline, without any run."""
-    found = tfidf.measure(folder, TOKENS[name])
+    found = tfidf.measure(folder)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "tfidf.json", json.dumps(found._asdict()).encode())
 
@@ -302,19 +303,12 @@ def verdicts(runs: list[KeptRun]) -> str:
         if run.better is None or run.worse is None:
             continue
 
-        p = mcnemar_p(run.better, run.worse)
+        p = mcnemar(run.better, run.worse)
         if p >= MARKED_P:
             counts[1] += 1
         else:
             counts[0 if run.better > run.worse else 2] += 1
     return " / ".join(map(str, counts))
-
-
-def mcnemar_p(better: int, worse: int) -> float:
-    """Return the two-sided p of McNemar's exact test; 1 where both always agree."""
-    if better + worse == 0:
-        return 1.0
-    return float(binomtest(better, better + worse).pvalue)
 
 
 # --- the command

@@ -6,7 +6,7 @@
 - `texts`, words: 30 to 100 words of a docstring. Which package is it from?
 - `words`, characters: a name that some language or program has built in, as Pygments lists them.
   Which language is it?
-- `code`, subwords or characters: 50 to 300 characters of lines of code without comments. Which
+- `code`, characters: 50 to 300 characters of lines of code without comments. Which
   package is it from, or, if it is not Python, which language is it?
 - `functions`, ids: the opcodes of a function of Python's library; scripts/stdlib_sets.py has them.
 - `pixels`, ids: the 64 pixels of a written digit, 0 to 16 each, row by row. Which digit is it?
@@ -75,7 +75,7 @@ WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDe
 TOKENS = {
     "texts": "words",
     "words": "characters",
-    "code": "subwords",
+    "code": "characters",
     "functions": "ids",
     "pixels": "ids",
 }

@@ -56,7 +56,13 @@ CODE_WAYS: dict[str, dict[str, Any] | None] = {
 ID_WAYS: dict[str, dict[str, Any] | None] = {
     f"ids, 1-{last}": {"token_pattern": r"\S+", "ngram_range": (1, last)} for last in (1, 2, 3)
 }
-WAYS = {"words": WORD_WAYS, "characters": NAME_WAYS, "subwords": CODE_WAYS, "ids": ID_WAYS}
+WAYS = {  # by set
+    "texts": WORD_WAYS,
+    "words": NAME_WAYS,
+    "code": CODE_WAYS,
+    "functions": ID_WAYS,
+    "pixels": ID_WAYS,
+}
 NUMBERS = "the numbers themselves"  # for ids, where all sequences are of one length
 
 STRENGTHS = (2.0, 8.0, 32.0, 128.0)  # C of the regression: the smaller, the smaller its weights
@@ -98,13 +104,14 @@ def read_table(path: Path) -> Table:
     return [row["text"] for row in rows], [row["label"] for row in rows]
 
 
-def measure(folder: Path, tokens: str) -> Found:
+def measure(folder: Path) -> Found:
     """Choose on validation, and answer the test split of the set in a folder."""
     from sklearn.metrics import f1_score
 
     tables = {split: read_table(folder / f"{split}.csv") for split in SPLITS}
-    ways = dict(WAYS[tokens])
-    if tokens == "ids" and len({len(text.split()) for text in tables["train"][0]}) == 1:
+    ways = dict(WAYS[folder.name])
+    is_of_ids = TOKENS[folder.name] == "ids"
+    if is_of_ids and len({len(text.split()) for text in tables["train"][0]}) == 1:
         ways[NUMBERS] = None
 
     tried = []
@@ -183,7 +190,7 @@ def main(
     """Measure each set that the folder has, and print a line of each."""
     output.mkdir(parents=True, exist_ok=True)
     for name in only.split(",") if only else TOKENS:
-        found = measure(sets / name, TOKENS[name])
+        found = measure(sets / name)
         write_atomically(output / f"{name}.json", json.dumps(found._asdict()).encode())
         print(line_of(name, found), flush=True)
 

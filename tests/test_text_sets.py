@@ -99,7 +99,7 @@ def test_the_baseline_finds_what_bigrams_tell_and_words_do_not(tmp_path: Path) -
         for number, (first, second) in enumerate([("ay", "bee"), ("bee", "ay")] * 30)
     ]
     write_set(tmp_path / "texts", dict.fromkeys(SPLITS, pairs))
-    found = tfidf.measure(tmp_path / "texts", "words")
+    found = tfidf.measure(tmp_path / "texts")
     assert found.way.endswith("1-2")
     assert found.accuracy == found.macro_f1 == 1.0
     assert found.low < 1.0 == found.high
@@ -111,7 +111,7 @@ def test_ids_of_one_length_are_tried_as_numbers(tmp_path: Path) -> None:
     rows = [(f"{number} 8", "low" if number < 8 else "high") for number in range(2, 15)]
     unseen = [("0 8", "low"), ("16 8", "high")]
     write_set(tmp_path / "pixels", {"train": rows, "val": unseen, "test": unseen})
-    found = tfidf.measure(tmp_path / "pixels", "ids")
+    found = tfidf.measure(tmp_path / "pixels")
     assert found.way == tfidf.NUMBERS
     assert found.accuracy == 1.0
 
