@@ -1,18 +1,18 @@
-"""Measure what the defaults for data from files are worth, on three real sets.
+"""Measure what the defaults for data from files are worth, on five real sets.
 
     python -m scripts.file_defaults --output runs/defaults
     python -m scripts.file_defaults --output runs/defaults --set functions --seeds 0-2
 
-The sets are of characters, of words and of ids, and are made from Python's standard library. On
-each, the defaults are trained, four other weight decays and ten other settings. They are compared
-on validation; the test set is for the defaults alone. docs/data.md shows the result.
+The sets are those of scripts/text_sets.py: texts, names, code and ids. On each, the defaults are
+trained, and twenty other settings. They are compared on validation; the test set is for the
+defaults alone. docs/data.md shows the result.
 
 Each run is a line of results.tsv, written when the run ends. A run that is there already is not
 repeated, so the command can be stopped and given again.
 """
 
 import csv
-import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -29,13 +29,11 @@ from rnncls.evaluation.evaluate import evaluate
 from rnncls.rundir.checkpoint_files import load_checkpoint
 from rnncls.rundir.tables import read_metrics
 from rnncls.training.fit import fit
-from scripts import source_lines, stdlib_sets
+from scripts import text_sets
+from scripts.text_sets import TOKENS
+from scripts.tfidf import read_table
 
-# What a token of each set is. `rnncls train` would read the lines as words.
-TOKENS = {"lines": "characters", "paragraphs": "words", "functions": "ids"}
-
-# So many source files give the lines: with all of them, a run would take five times as long.
-FILES_OF_LINES = 300
+FILES_OF_A_TRY = 30  # of each package
 
 
 class Setting(NamedTuple):
@@ -47,22 +45,31 @@ class Setting(NamedTuple):
 
 THE_DEFAULTS = "the defaults"
 
-DECAYS = {
-    f"weight decay {decay:g}": Setting({"optimizer.weight_decay": decay}, {})
-    for decay in (0.0, 0.01, 0.1, 1.0)
-}
-
 OTHERS = {
-    "learning rate 2e-3": Setting({"optimizer.lr": 2e-3}, {}),
-    "learning rate 1e-2": Setting({"optimizer.lr": 1e-2}, {}),
+    "half the rate": Setting({}, {"optimizer.lr": 0.5}),
+    "twice the rate": Setting({}, {"optimizer.lr": 2}),
+    "weight decay 0": Setting({"optimizer.weight_decay": 0.0}, {}),
+    "weight decay 0.1": Setting({"optimizer.weight_decay": 0.1}, {}),
     "hidden size 64": Setting({"model.hidden_size": 64}, {}),
     "hidden size 256": Setting({"model.hidden_size": 256}, {}),
     "half the embedding": Setting({}, {"model.embedding_dim": 0.5}),
     "twice the embedding": Setting({}, {"model.embedding_dim": 2}),
-    "LSTM": Setting({"model.cell": "lstm"}, {}),
+    "embedding gain 1": Setting({"model.embedding_gain": 1.0}, {}),
     "half the batch": Setting({}, {"train.batch_size": 0.5}),
     "twice the batch": Setting({}, {"train.batch_size": 2}),
     "twice the epochs": Setting({}, {"train.max_epochs": 2}),
+    "LSTM": Setting({"model.cell": "lstm"}, {}),
+    "two directions": Setting({"model.bidirectional": True, "data.layout": "auto"}, {}),
+    "pooling max": Setting({"model.pooling": "max"}, {}),
+    "no skip": Setting({"model.skip": False}, {}),
+    "no n-grams": Setting({"model.ngrams": []}, {}),
+    "n-grams 2 and 3": Setting({"model.ngrams": [2, 3], "model.ngram_dropout": 0.3}, {}),
+    "no dropout": Setting(
+        {"model.ngram_dropout": 0.0, "model.head_dropout": 0.0, "data.token_dropout": 0.0}, {}
+    ),
+    "more dropout": Setting(
+        {"model.ngram_dropout": 0.5, "model.head_dropout": 0.5, "data.token_dropout": 0.2}, {}
+    ),
 }
 
 COLUMNS = ["set", "setting", "seed", "accuracy", "macro_f1", "step", "steps", "test", "seconds"]
@@ -70,22 +77,24 @@ Result = dict[str, str]
 
 
 def make_sets(folder: Path, quick: bool) -> None:
-    """Write the three sets into folders of their names, unless they are there."""
-    if not (folder / "lines").exists():
-        source_lines.main(folder / "lines", 60 if quick else FILES_OF_LINES)
-    if not (folder / "functions").exists():
-        stdlib_sets.main(folder, 60 if quick else 10**6)
+    """Write the sets into folders of their names, unless they are there."""
+    if not folder.exists():
+        making = folder.with_name(f"{folder.name}.{os.getpid()}")
+        text_sets.main(making, FILES_OF_A_TRY if quick else text_sets.MOST_FILES)
+        making.rename(folder)
 
 
 def config_of(name: str, folder: Path, setting: Setting, seed: int, quick: bool) -> Config:
     """Return the config of a run: what `rnncls train FILE` makes of the file, and the setting."""
-    raw = guess_config(str(folder / "train.jsonl"), tokens=TOKENS[name]).raw
-    raw["data"] |= {split: str(folder / f"{split}.jsonl") for split in ("val", "test")}
+    raw = guess_config(str(folder / "train.csv"), tokens=TOKENS[name]).raw
+    raw["data"] |= {split: str(folder / f"{split}.csv") for split in ("val", "test")}
+    raw["train"]["baseline"] = "none"
     raw["seed"] = seed
     values = dict(setting.values)
     for key, factor in setting.factors.items():
         section, _, leaf = key.partition(".")
-        values[key] = max(1, int(factor * raw[section][leaf]))
+        value = factor * raw[section][leaf]
+        values[key] = value if key == "optimizer.lr" else max(1, int(value))
 
     if quick:
         values |= {"train.max_steps": 10, "train.max_epochs": None, "train.eval_every": 5}
@@ -97,9 +106,9 @@ def measure(config: Config, run_dir: Path, with_test: bool) -> Result:
     # What an interrupted run has left.
     shutil.rmtree(run_dir, ignore_errors=True)
 
-    started_at = time.perf_counter()
+    started_at = time.process_time()
     fit(config, run_dir)
-    seconds = time.perf_counter() - started_at
+    seconds = time.process_time() - started_at
 
     rows = [row for row in read_metrics(run_dir) if "val/accuracy" in row]
     best = max(rows, key=lambda row: row["val/accuracy"])
@@ -128,7 +137,7 @@ def read_results(path: Path) -> list[Result]:
 
 def table(data: Path, results: list[Result]) -> str:
     """Return the table of docs/data.md. Accuracies are means over the seeds of a setting."""
-    lines = ["| set | rows | classes | mean length | majority | defaults | best of ten | test |"]
+    lines = ["| set | rows | classes | mean length | majority | defaults | best of twenty | test |"]
     lines.append("|---" * 8 + "|")
     for name in TOKENS:
         means = accuracies(name, results)
@@ -157,7 +166,7 @@ def of_setting(name: str, setting: str, results: list[Result]) -> list[Result]:
 def accuracies(name: str, results: list[Result]) -> dict[str, float]:
     """Return the mean validation accuracy of each setting that was measured on a set."""
     found = {}
-    for setting in (THE_DEFAULTS, *DECAYS, *OTHERS):
+    for setting in (THE_DEFAULTS, *OTHERS):
         values = [float(each["accuracy"]) for each in of_setting(name, setting, results)]
         if values:
             found[setting] = mean(values)
@@ -166,21 +175,17 @@ def accuracies(name: str, results: list[Result]) -> dict[str, float]:
 
 def described(name: str, folder: Path) -> str:
     """Return what a set is, as cells of the table; the majority class is that of validation."""
-    lengths = []
-    with (folder / "train.jsonl").open() as file:
-        for line in file:
-            sequence = json.loads(line)["sequence"]
-            lengths.append(len(sequence.split() if name == "paragraphs" else sequence))
-
-    with (folder / "val.jsonl").open() as file:
-        classes = Counter(json.loads(line)["label"] for line in file)
+    texts, labels = read_table(folder / "train.csv")
+    by_letter = TOKENS[name] == "characters"
+    lengths = [len(text if by_letter else text.split()) for text in texts]
+    classes = Counter(read_table(folder / "val.csv")[1])
     majority = max(classes.values()) / classes.total()
-    return f"{name} | {len(lengths):,} | {len(classes)} | {mean(lengths):.0f} | {majority:.2%}"
+    return f"{name} | {len(lengths):,} | {len(set(labels))} | {mean(lengths):.0f} | {majority:.2%}"
 
 
 def main(
     output: Annotated[Path, typer.Option()] = Path("runs/defaults"),
-    only: Annotated[str, typer.Option("--set", help="One set instead of all three.")] = "",
+    only: Annotated[str, typer.Option("--set", help="One set instead of all.")] = "",
     seeds: Annotated[str, typer.Option()] = "0",
     quick: Annotated[bool, typer.Option(help="Small sets, 10 steps a run, two settings.")] = False,
 ) -> None:
@@ -194,7 +199,7 @@ def main(
     path = output / "results.tsv"
     results = read_results(path)
 
-    settings = {THE_DEFAULTS: Setting({}, {}), **OTHERS, **DECAYS}
+    settings = {THE_DEFAULTS: Setting({}, {}), **OTHERS}
     if quick:
         settings = {name: settings[name] for name in (THE_DEFAULTS, "hidden size 64")}
 

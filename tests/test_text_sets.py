@@ -4,7 +4,6 @@ import csv
 import json
 import math
 from collections import Counter
-from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -180,14 +179,6 @@ def test_runs_of_another_set_are_dropped(result: Result) -> None:
     other = measured.model_copy(update={"rows": {**result.rows, "test": 201}})
     assert reproduce_text.renewed(result, other).runs == {}
     assert reproduce_text.renewed(None, measured) == measured
-
-
-def test_mcnemar_is_twice_the_smaller_tail_of_fair_coins() -> None:
-    for better, worse in product(range(9), repeat=2):
-        coins = better + worse
-        tail = sum(math.comb(coins, few) for few in range(min(better, worse) + 1)) / 2**coins
-        expected = min(1.0, 2 * tail)
-        assert reproduce_text.mcnemar_p(better, worse) == pytest.approx(expected, abs=1e-12)
 
 
 def test_sequences_that_only_one_has_right(tmp_path: Path) -> None:
