@@ -45,6 +45,11 @@ NGRAMS: dict[str, list[int]] = {
     "characters": [2, 3, 4, 5],
     "subwords": [2, 3],
 }
+# Rows of the table of n-grams: a small file needs few, which are quick to train and to save. Only
+# powers of two, one row for so many n-grams of the file.
+NGRAMS_OF_ROW = 16
+LEAST_TABLE = 4096
+LARGEST_TABLE = 65536
 BATCH_SIZES = {2_000: 16, 5_000: 32, 100_000: 64}  # up to so many rows
 LARGEST_BATCH_SIZE = 128
 SEQUENCES = 64_000  # trained on in all epochs together
@@ -361,6 +366,14 @@ def _has_positions(seen: _Seen) -> bool:
     return seen.is_all and seen.num_rows > 1 and seen.lengths[0] == seen.longest > 1
 
 
+def _rows_of_table(seen: _Seen) -> int:
+    """Return how many rows the table of n-grams has: the nearest power of two, within bounds."""
+    num_tokens = sum(seen.lengths) / seen.num_rows * seen.total
+    wanted = num_tokens * len(NGRAMS[seen.layout.tokens]) / NGRAMS_OF_ROW
+    nearest = 2 ** round(math.log2(max(1, wanted)))
+    return max(LEAST_TABLE, min(LARGEST_TABLE, nearest))
+
+
 def _model_entries(seen: _Seen) -> Iterator[_Entry]:
     kind = seen.layout.tokens
     yield _Entry("model", "cell", "gru", "rnn | lstm | gru; none: the n-gram control alone")
@@ -368,6 +381,8 @@ def _model_entries(seen: _Seen) -> Iterator[_Entry]:
     yield _Entry("model", "embedding_gain", EMBEDDING_GAIN, "rare tokens begin with little to say")
     yield _Entry("model", "ngrams", NGRAMS[kind], "n-grams of tokens with embeddings; []: none")
     if NGRAMS[kind]:
+        rows = "rows of embeddings, which a hash gives to n-grams"
+        yield _Entry("model", "ngram_table", _rows_of_table(seen), rows)
         yield _Entry("model", "ngram_dropout", NGRAM_DROPOUT, "")
     if _has_positions(seen):
         yield _Entry("model", "positions", "learned", "each place may have a meaning of its own")
