@@ -45,6 +45,10 @@ PYTHON = sys.executable
 # A process that has not ended by then never will. No test measures time.
 SAFETY_S = 600
 
+# Overrides of a config that is made from a file, where a test is about something else: no control
+# is trained after the model, and no large table is written with every checkpoint.
+LEAN = ("train.baseline=none", "model.ngram_table=64")
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 Completed = subprocess.CompletedProcess[str]

@@ -25,7 +25,7 @@ import pytest
 import rnncls
 from rnncls.data import FilesTask, load_task
 from rnncls.data.table import hash_of
-from tests.helpers import PYTHON, ROOT, Completed, at_step, run_command, run_rnncls
+from tests.helpers import LEAN, PYTHON, ROOT, Completed, at_step, run_command, run_rnncls
 
 FEWEST_STEPS: dict[str, dict[str, Any]] = {
     "model": {"cell": "gru", "hidden_size": 16, "init_gain": 1.0},
@@ -710,7 +710,7 @@ def test_a_file_without_a_header_is_guessed_with_the_key(tmp_path: Path) -> None
     assert "data.header=false" in done.stderr
     assert "first line" in one_line(done.stderr)  # the other remedy
 
-    words = ["data.header=false", "train.max_steps=3"]
+    words = ["data.header=false", "train.max_steps=3", *LEAN]
     done = run_rnncls("train", file, *words, "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert len(predicted(tmp_path / "run", "--input", file)) == 40
@@ -1084,7 +1084,7 @@ def test_a_file_alone_is_enough(name: str, tmp_path: Path) -> None:
     assert case.said in done.stderr
 
     run_dir = tmp_path / "run"
-    done = run_rnncls("train", file, "--run-dir", run_dir, "train.max_steps=3")
+    done = run_rnncls("train", file, "--run-dir", run_dir, "train.max_steps=3", *LEAN)
     assert done.returncode == 0, done.stderr
     assert len(predicted(run_dir, *input_of(file))) == len(case.rows)
 

@@ -26,9 +26,10 @@ from rnncls.data import FilesTask, load_task
 from rnncls.data.guess import guess_config
 from rnncls.errors import DataError
 from rnncls.system.file_kinds import format_by_name, other_kind_by_name
-from tests.helpers import Completed, run_rnncls
+from tests.helpers import LEAN, Completed, run_rnncls
 
-TINY = ["train.max_steps=10", "model.hidden_size=4", "model.embedding_dim=2", "train.engine=eager"]
+SMALL = ["train.max_steps=10", "model.hidden_size=4", "model.embedding_dim=2", "train.engine=eager"]
+TINY = [*SMALL, *LEAN]
 
 WORDS = "home shop cart pay search help back login list sale".split()  # noqa: SIM905
 
@@ -101,15 +102,15 @@ TRAINS = {
     ),
     "lists.csv": Made(
         table(["tokens", "label"], [json.dumps(ids) for ids in IDS], labels(ROWS)),
-        {"sequence_field": "tokens", "tokens": "ids"},
+        {"sequence_field": "tokens", "tokens": "ids", "max_length": 3},
     ),
     "spaces.csv": Made(
         table(["events", "label"], [" ".join(map(str, ids)) for ids in IDS], labels(ROWS)),
-        {"sequence_field": "events", "tokens": "ids"},
+        {"sequence_field": "events", "tokens": "ids", "max_length": 3},
     ),
     "commas.csv": Made(
         table(["events", "label"], [",".join(map(str, ids)) for ids in IDS], labels(ROWS)),
-        {"tokens": "ids"},
+        {"tokens": "ids", "max_length": 3},
     ),
     "smiles.csv": Made(
         table(["smiles", "toxic"], SMILES, labels(ROWS, ["0", "1"])),
@@ -117,7 +118,12 @@ TRAINS = {
     ),
     "names.csv": Made(
         table(["name", "language"], NAMES, labels(len(NAMES), ["it", "nl", "pl"])),
-        {"sequence_field": "name", "label_field": "language", "tokens": "characters"},
+        {
+            "sequence_field": "name",
+            "label_field": "language",
+            "tokens": "characters",
+            "max_length": 3,
+        },
     ),
     "chinese.csv": Made(
         table(
@@ -125,7 +131,7 @@ TRAINS = {
             [chr(0x4E00 + n) * 3 + "好" for n in range(ROWS)],
             labels(ROWS, ["是", "否"]),
         ),
-        {"sequence_field": "文本", "label_field": "类别", "tokens": "characters"},
+        {"sequence_field": "文本", "label_field": "类别", "tokens": "characters", "max_length": 4},
     ),
     "numbers.csv": Made(
         table(["text", "rating"], texts(ROWS), labels(ROWS, ["1", "2", "3", "4", "5"])),
@@ -173,7 +179,7 @@ TRAINS = {
     ),
     "ids.jsonl": Made(
         json_lines([{"a": ids, "b": sum(ids) % 3} for ids in IDS]),
-        {"sequence_field": "a", "label_field": "b", "tokens": "ids"},
+        {"sequence_field": "a", "label_field": "b", "tokens": "ids", "max_length": 3},
     ),
     "words.jsonl": Made(
         json_lines([{"path": text.split(), "label": "x"} for text in texts(ROWS)]),
@@ -352,6 +358,90 @@ def test_a_made_file_is_understood_and_trains(name: str, tmp_path: Path) -> None
         assert (key in raw["data"]) == (key in made.data), key
     assert ("class_weights" in raw["train"]) == bool(made.train)
     assert f"made from {name}" in (tmp_path / "run" / "config.yaml").read_text().splitlines()[0]
+
+
+BITS = [[number % 2, *map(int, f"{number:b}")] for number in range(ROWS)]
+PARITY = json_lines(
+    [
+        {
+            "sequence": bits,
+            "label": sum(bits) % 2,
+            "after": [sum(bits[:end]) % 2 for end in range(1, len(bits) + 1)],
+        }
+        for bits in BITS
+    ]
+)
+
+# What a user asks for, and the keys that the guess must not have then: beside them, it is no
+# config. Each in a file of 2,500 rows, in which the guess says the most.
+ASKED = {
+    "model.bidirectional=true": ("data.layout",),
+    "data.unknown=error": ("data.token_dropout",),
+    "data.max_length=null": ("data.max_length", "model.positions"),
+    "train.objective=prefix": ("model.pooling", "model.skip", "train.baseline"),
+    "model.cell=none": (),
+    "model.ngrams=[]": (),
+    "model.bidirectional=false": (),
+    "data.unknown=unk": (),
+    "train.objective=sequence": (),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_the_guess_is_not_in_the_way_of_what_is_asked_for(asked: str, tmp_path: Path) -> None:
+    rows = PARITY.splitlines(keepends=True)
+    of_one_length = [row for row in rows if len(json.loads(row)["sequence"]) == 6]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(of_one_length * (2_500 // len(of_one_length) + 1)))
+
+    options = dict.fromkeys(FILE_OPTIONS)
+    made = config_of_file(path, options, [asked, "data.prefix_labels_field=after"])
+    config = made.model_dump(mode="json")
+    key, _, value = asked.partition("=")
+    section, key = key.split(".")
+    assert config[section][key] == yaml.safe_load(value)
+
+    guessed = guess_config(path).raw
+    for name in ("data.layout", "data.token_dropout", "model.positions", "model.pooling"):
+        section, key = name.split(".")
+        kept = config[section][key] == guessed[section][key]
+        assert kept == (name not in ASKED[asked]), name
+
+
+# A file for each kind of tokens, and one of sequences of one length.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("plain.csv", []),
+        ("names.csv", []),
+        ("semicolons.csv", ["--tokens", "subwords"]),
+        ("ids.jsonl", ["data.tokens=ids"]),
+        ("plain.csv", ["model.cell=none"]),
+        ("plain.csv", ["model.ngrams=[]"]),
+        ("plain.csv", ["model.bidirectional=true"]),
+        ("plain.csv", ["data.unknown=error"]),
+        ("parity.jsonl", ["train.objective=prefix", "data.prefix_labels_field=after"]),
+    ],
+)
+def test_a_file_trains_with_its_control_whatever_is_asked_for(
+    name: str, words: list[str], tmp_path: Path
+) -> None:
+    content = PARITY if name == "parity.jsonl" else TRAINS[name].content
+    (tmp_path / name).write_bytes(content)
+    command = ["train", name, *SMALL, *words, "--run-dir", "run"]
+    done = run_rnncls(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "steps: 10; best val/" in done.stdout
+
+    has_control = not {"model.cell=none", "train.objective=prefix"} & {*words}
+    assert done.stdout.count("n-gram control: steps: 10;") == has_control
+    assert done.stderr.count("eager steps") == 1 + has_control
+    assert "compiling" not in done.stderr
+
+    done = run_rnncls("eval", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ("n-gram control" in done.stdout) == has_control
 
 
 @pytest.mark.parametrize("name", REFUSED)

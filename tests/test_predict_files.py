@@ -18,7 +18,7 @@ from rnncls.predict.data_files import has_own_columns, rows_of_file
 from rnncls.predict.predictor import load
 from rnncls.system.rows import table_writer
 from rnncls.training.fit import fit
-from tests.helpers import files_config, run_rnncls, write_jsonl
+from tests.helpers import LEAN, files_config, run_rnncls, write_jsonl
 
 row = pytest.mark.row
 
@@ -317,7 +317,7 @@ def test_a_header_is_no_row_of_a_run_whose_files_had_none(
         "data.label_field=1",
         "data.val_fraction=0",
     ]
-    keys += ["data.test_fraction=0", "train.max_steps=2", "schedule.warmup_steps=1"]
+    keys += ["data.test_fraction=0", "train.max_steps=2", "schedule.warmup_steps=1", *LEAN]
     run = tmp_path / "run"
     done = run_rnncls("train", tmp_path / "t.tsv", "--run-dir", run, *keys)
     assert done.returncode == 0, done.stderr

@@ -37,8 +37,8 @@ SMALL = "train.max_steps=6 train.engine=eager schedule.warmup_steps=2 model.hidd
 # which rnncls takes one only.
 SHORTER = {
     "rnncls train configs": f"{SMALL} train.eval_every=3",
-    "rnncls train clicks": SMALL,
-    "rnncls train parity": SMALL,
+    "rnncls train clicks": f"{SMALL} {' '.join(helpers.LEAN)}",
+    "rnncls train parity": f"{SMALL} {' '.join(helpers.LEAN)}",
     "rnncls train --resume": "train.max_steps=9",
     "rnncls eval runs/mine": "--samples 50",
     "rnncls eval runs/vanishing": "--samples 50",
@@ -315,7 +315,9 @@ def test_a_data_file_that_a_page_shows_is_one_that_trains(
     header = "sequence,label\n" if text.startswith("sequence") else ""
     name = "shown.csv" if header else "shown.jsonl"
     (home / name).write_text(header + 20 * text.removeprefix(header))
-    printed = run_command(f"rnncls train {name} {SMALL} --run-dir runs/shown")
+    printed = run_command(
+        f"rnncls train {name} {SMALL} {' '.join(helpers.LEAN)} --run-dir runs/shown"
+    )
     assert "steps: 6;" in printed
 
 

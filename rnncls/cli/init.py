@@ -245,20 +245,23 @@ def config_of_file(path: Path, file_options: FileOptions, changes: list[str]) ->
     # Who asks for a number of steps need not hear in which of the guessed epochs they end.
     if "train.max_steps" in asked:
         del made.raw["train"]["max_epochs"]
-    _without_clashes(made.raw, asked)
+    _without_clashes(made.raw, changes)
     return parse_config(made.raw, f"the config made from {path}", changes)
 
 
-def _without_clashes(raw: dict[str, Any], asked: set[str]) -> None:
-    """Take out what was guessed and does not go with the keys that are asked for."""
+def _without_clashes(raw: dict[str, Any], changes: list[str]) -> None:
+    """Take out what was guessed and does not go with the overrides."""
     # The guessed layout is not for two directions.
-    if "model.bidirectional" in asked:
+    if "model.bidirectional=true" in changes:
         raw["data"].pop("layout", None)
     # Nothing becomes <unk> then.
-    if "data.unknown" in asked:
+    if "data.unknown=error" in changes:
         raw["data"].pop("token_dropout", None)
+    # Positions need a largest length.
+    if "data.max_length=null" in changes:
+        raw["model"].pop("positions", None)
     # A prefix has neither a mean nor a largest state, and no control.
-    if "train.objective" in asked:
+    if "train.objective=prefix" in changes:
         raw["model"].pop("pooling", None)
         raw["model"].pop("skip", None)
         raw["train"].pop("baseline", None)

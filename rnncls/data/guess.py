@@ -456,7 +456,10 @@ def _assumptions(seen: _Seen, raw: dict[str, Any], asked: Set[str]) -> list[str]
         lines.append(f"{rows} with an empty sequence {are} left out (data.empty)")
     if "max_length" in raw["data"] and "data.max_length" not in asked:
         limit = raw["data"]["max_length"]
-        lines.append(f"longer sequences are cut after {limit:,} tokens (data.max_length)")
+        cut = f"longer sequences are cut after {limit:,} tokens (data.max_length)"
+        if _has_positions(seen):
+            cut = f"all have one length: {cut}, and each place is learned (model.positions)"
+        lines.append(cut)
     held_out = []
     for name, purpose in (("val", "validation"), ("test", "the test")):
         key = f"{name}_fraction"

@@ -45,7 +45,7 @@ def control_config(config: Config) -> Config:
 
     It keeps data, seed, optimizer, schedule, what the embeddings are and how they are dropped, and
     when training ends. It has no recurrence, and nothing that is about one. Its engine is chosen
-    anew, and nothing is drawn of it.
+    anew, unless no step is to be compiled, and nothing is drawn of it.
     """
     before = config.model
     model = ModelConfig(
@@ -65,7 +65,7 @@ def control_config(config: Config) -> Config:
             "baseline": "none",
             "recompute_every": None,
             "truncate_after": None,
-            "engine": "auto",
+            "engine": "eager" if config.train.engine == "eager" else "auto",
             "plots": False,
             "diagnostics_every": None,
             "histogram_every": None,
