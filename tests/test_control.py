@@ -127,6 +127,12 @@ def test_without_ngrams_it_has_those_of_two_and_three() -> None:
     assert control_config(config_of()).model.ngrams == (2, 3)
 
 
+def test_its_engine_is_chosen_anew_unless_no_step_is_to_be_compiled() -> None:
+    assert control_config(small(engine="eager")).train.engine == "eager"
+    for engine in ("auto", "compiled", "captured"):
+        assert control_config(small(engine=engine)).train.engine == "auto"
+
+
 def test_a_model_without_recurrence_has_no_control(tmp_path: Path) -> None:
     config = small(max_steps=2).model_copy(update={"model": control_config(small()).model})
     assert config.train.baseline == "control"
