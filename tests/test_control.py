@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from rnncls.config import Config, flatten
+from rnncls.config import Config, ModelConfig, flatten
 from rnncls.config.load import parse_config
 from rnncls.errors import Interrupted, NonFiniteError, Problem
 from rnncls.evaluation.control import compare_with_control, verdict
@@ -22,7 +22,7 @@ from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.rundir.status import read_status
 from rnncls.sweep.listing import find_rows
 from rnncls.sweep.plan import plan_sweep
-from rnncls.training.control import control_config, has_control
+from rnncls.training.control import OF_RECURRENCE, control_config, has_control
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from tests.helpers import (
@@ -92,6 +92,7 @@ def test_the_control_differs_in_the_recurrence_alone() -> None:
             "embedding_dropout": 0.2,
             "head_dropout": 0.4,
             "init_gain": 0.5,
+            "embedding_gain": 0.1,
         },
         "optimizer": {"lr": 0.01},
         "train": {"baseline": "control", "recompute_every": 2, "truncate_after": 3, "patience": 2},
@@ -103,7 +104,7 @@ def test_the_control_differs_in_the_recurrence_alone() -> None:
     after = flatten(control)
 
     kept = ("embedding_dim", "ngrams", "ngram_table", "ngram_dropout", "embedding_dropout")
-    for key in (*kept, "head_dropout", "init_gain"):
+    for key in (*kept, "head_dropout", "init_gain", "embedding_gain"):
         assert after[f"model.{key}"] == before[f"model.{key}"]
     neutral = flatten(Config())
     for key in ("num_layers", "dropout", "bidirectional", "pooling", "skip", "initial_state"):
@@ -117,6 +118,12 @@ def test_the_control_differs_in_the_recurrence_alone() -> None:
         "train.truncate_after",
         "train.plots",
     }
+
+    # Whatever key the model has is kept, or is one of the recurrence.
+    others = {"cell", *OF_RECURRENCE}
+    assert {
+        key: after[f"model.{key}"] for key in ModelConfig.model_fields if key not in others
+    } == {key: before[f"model.{key}"] for key in ModelConfig.model_fields if key not in others}
 
     # It is a config that somebody could have written.
     assert parse_config(control.model_dump(mode="json"), "test") == control

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from rnncls.config import Config
 from rnncls.config.load import parse_config
 from rnncls.data import Padded
-from rnncls.errors import Interrupted
+from rnncls.errors import CheckpointError, Interrupted
 from rnncls.model.build import build_model
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.dropout import NO_KEYS, Keys, input_keys
@@ -412,6 +412,17 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(
             fit(config, tmp_path / "stopped")
     resume(tmp_path / "stopped")
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.row("K9")
+def test_a_table_of_other_ngrams_is_no_beginning(tmp_path: Path) -> None:
+    """The tables have the same shape, and each row another meaning."""
+    fit(generated(), tmp_path / "run")
+    with pytest.raises(CheckpointError) as error:
+        fit(generated(ngrams=[2, 4]), tmp_path / "other", init_from=tmp_path / "run")
+    (problem,) = error.value.problems
+    assert (problem.id, problem.remedy) == ("K9", "model.ngrams=[2,3]")
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_model_of_a_config_has_its_parts() -> None:

@@ -552,6 +552,8 @@ def test_weights_of_other_tokens_are_refused(run_of_subwords: Path, tmp_path: Pa
     for keys, key in (
         ({"tokens": "words"}, "data.tokens"),
         ({"tokens": "subwords", "end_token": True}, "data.end_token"),
+        # A vocabulary without <unk> would have another token in its place.
+        ({"tokens": "subwords", "unknown": "error"}, "data.unknown"),
     ):
         config = files_config(path, **WHOLE, **keys)
         with pytest.raises(CheckpointError) as error:

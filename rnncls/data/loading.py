@@ -78,6 +78,9 @@ def _require_tokens_of(vocabulary: Vocabulary | None, data: FilesConfig) -> None
         raise _other_tokens("tokens", data.tokens, found)
     if data.end_token and END not in vocabulary.index:
         raise _other_tokens("end_token", "true", "no token <end>")
+    if vocabulary.has_unknown != (data.unknown == "unk"):
+        found = "a token <unk>" if vocabulary.has_unknown else "no token <unk>"
+        raise _other_tokens("unknown", data.unknown, found)
 
 
 def _other_tokens(key: str, wanted: str, found: str) -> CheckpointError:

@@ -4,10 +4,12 @@ Each line is a word and its numbers, with single spaces between them. word2vec's
 of two whole numbers: how many words there are, and how many numbers each has.
 """
 
+import io
 import math
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -141,6 +143,18 @@ class _Wanted:
             self.kinds[number] = 2
 
 
+@contextmanager
+def _opened(path: str) -> Iterator[io.BufferedReader]:
+    """Open the file. Raises: DataError, which names the key of the config."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(opened(path))
+        except DataError as error:
+            problems = [replace(each, remedy="model.embeddings=FILE") for each in error.problems]
+            raise DataError(*problems) from None
+        yield file
+
+
 def _lines_of_words(path: str, width: int, progress: bool) -> Iterator[tuple[int, str, str]]:
     """Yield (number of the line, word, the line) for each line with a word and its vector.
 
@@ -149,7 +163,7 @@ def _lines_of_words(path: str, width: int, progress: bool) -> Iterator[tuple[int
     """
     num_words = 0  # that line 1 says there are
     count = 0
-    with progress_bar((path,), progress) as bar, opened(path) as file:
+    with progress_bar((path,), progress) as bar, _opened(path) as file:
         for line, text in lines_of(path, file, _Refusing(path), bar.update):
             # word2vec's own program writes a space behind the last number.
             text = text.replace("\t", " ").rstrip(" ")

@@ -213,9 +213,8 @@ class ReadTokens(NamedTuple):
     """A sequence as the model sees it, T tokens."""
 
     ids: list[int]
-    names: list[
-        str
-    ]  # as they were given but for data.lowercase, also those that the model does not know
+    # As they were given but for data.lowercase, also those that the model does not know.
+    names: list[str]
     num_left_out: int  # how many tokens more there were, before the sequence was truncated
 
 

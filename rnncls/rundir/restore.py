@@ -45,6 +45,7 @@ def fitting_weights(
     Raises: CheckpointError unless all names, shapes and dtypes are those of the model.
     """
     shapes = tensor_shapes(config, sizes)
+    _require_ngrams(checkpoint, config)
     _require_fit(checkpoint, config, shapes, checkpoint.model)
     if checkpoint.config.train.average_weights is None:
         # Nobody knows what it would be an average of.
@@ -52,6 +53,24 @@ def fitting_weights(
         return checkpoint.model
     _require_fit(checkpoint, config, shapes, checkpoint.average, "average/")
     return checkpoint.average
+
+
+def _require_ngrams(checkpoint: Checkpoint, config: Config) -> None:
+    """Raise CheckpointError where the rows of the table are those of other n-grams."""
+    saved = checkpoint.config.model.ngrams
+    wanted = config.model.ngrams
+    # A table on one side alone is a tensor that does not fit.
+    if saved and wanted and saved != wanted:
+        raise CheckpointError(
+            Problem(
+                "the n-grams do not fit the model",
+                str(checkpoint.path),
+                expected=f"model.ngrams: {list(wanted)}",
+                found=f"{list(saved)}",
+                remedy=f"model.ngrams={json.dumps(saved)}".replace(" ", ""),
+                id="K9",
+            )
+        )
 
 
 def _require_fit(

@@ -205,9 +205,6 @@ def _why_not_compiled(config: Config, step_rules: StepRules) -> str:
     model = config.model
     if step_rules == 1 and not _was_compiled(model):
         return "the run began before such steps were compiled"
-    # Their optimizer is one pass over all parameters.
-    if model.freeze_embeddings:
-        return "model.freeze_embeddings is true"
     if config.train.precision == "bfloat16":
         return f"train.precision is {config.train.precision}"
 

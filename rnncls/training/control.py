@@ -31,6 +31,21 @@ from rnncls.training.states import new_state
 # Of a model that has none.
 NGRAMS = (2, 3)
 
+# The keys of the model that the control does not keep. A position is in a mean what a bias is.
+OF_RECURRENCE = (
+    "hidden_size",
+    "num_layers",
+    "nonlinearity",
+    "bias",
+    "dropout",
+    "bidirectional",
+    "pooling",
+    "skip",
+    "initial_state",
+    "recurrent_init",
+    "positions",
+)
+
 
 def has_control(config: Config) -> bool:
     """Return whether a control is to be trained after a run of this config.
@@ -47,19 +62,11 @@ def control_config(config: Config) -> Config:
     when training ends. It has no recurrence, and nothing that is about one. Its engine is chosen
     anew, unless no step is to be compiled, and nothing is drawn of it.
     """
-    before = config.model
-    model = ModelConfig(
-        cell="none",
-        embedding_dim=before.embedding_dim,
-        ngrams=before.ngrams or NGRAMS,
-        ngram_table=before.ngram_table,
-        embeddings=before.embeddings,
-        freeze_embeddings=before.freeze_embeddings,
-        embedding_dropout=before.embedding_dropout,
-        ngram_dropout=before.ngram_dropout,
-        head_dropout=before.head_dropout,
-        init_gain=before.init_gain,
-    )
+    # By name, so that a key that comes later is kept.
+    defaults = ModelConfig()
+    changed = {key: getattr(defaults, key) for key in OF_RECURRENCE}
+    changed |= {"cell": "none", "ngrams": config.model.ngrams or NGRAMS}
+    model = config.model.model_copy(update=changed)
     train = config.train.model_copy(
         update={
             "baseline": "none",
