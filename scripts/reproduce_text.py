@@ -34,6 +34,7 @@ from rnncls.config.ranges import parse_seeds
 from rnncls.evaluation.mcnemar import mcnemar
 from rnncls.system.files import write_atomically
 from rnncls.system.streams import say
+from rnncls.training.control import NGRAMS
 from scripts import text_sets, tfidf
 from scripts.reproduce.running import machine
 from scripts.source_lines import SPLITS
@@ -141,6 +142,9 @@ def train(name: str, folder: Path, way: str, seed: int, out: Path, short: bool) 
     command = ["train", str(folder / "train.csv"), "--tokens", TOKENS[name]]
     command += [f"data.{split}={(folder / f'{split}.csv').resolve()}" for split in ("val", "test")]
     command += [WAYS[way], f"seed={seed}", "train.baseline=none", "--run-dir", str(run_dir)]
+    if way == "n-gram control" and TOKENS[name] == "ids":
+        # The model has none; its control does.
+        command += [f"model.ngrams={list(NGRAMS)}"]
     if short:
         command += SHORT
 

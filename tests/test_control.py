@@ -225,11 +225,11 @@ def test_a_signal_in_the_last_step_of_the_model_ends_the_run(
 ) -> None:
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        at_step(patch, STEPS - 1, lambda _: signal.raise_signal(signal.SIGINT))
+        at_step(patch, STEPS - 1, lambda _: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(Interrupted):
             fit(small(), run_dir)
     assert not (run_dir / "control").exists()
-    assert read_status(run_dir)["exit_code"] == 130
+    assert read_status(run_dir)["exit_code"] == 143
     resume(run_dir)
     assert both(run_dir) == both(whole)
 

@@ -28,6 +28,7 @@ from rnncls.system.launch import launch_of, meeting_place
 from rnncls.training.fit import fit
 from rnncls.training.resume import resume
 from tests.helpers import (
+    LEAN,
     PYTHON,
     ROOT,
     SAFETY_S,
@@ -391,7 +392,13 @@ def test_other_configs_and_other_data_are_refused_and_the_rank_is_named(
         path = tmp_path / f"{rank}.csv"
         rows = "".join(f"a b {'c ' * (i % 5)},{i % 2}\n" for i in range(50 + rank))
         path.write_text(f"text,label\n{rows}")
-        options = ["train.plots=false", "device=cpu", "--dist-timeout=5"]
+        options = [
+            *LEAN,
+            "train.plots=false",
+            "train.engine=eager",
+            "device=cpu",
+            "--dist-timeout=5",
+        ]
         commands.append(["train", path, *options, "--run-dir", tmp_path / "run"])
     ranks = by_hand(forks, tmp_path, *commands)
     assert [rank.wait() for rank in ranks] == [3, 3], ranks[0].stderr

@@ -27,6 +27,7 @@ class Oracle(nn.Module):
     def __init__(self, modulus: int, blind: int = -1) -> None:
         super().__init__()
         self.modulus, self.blind = modulus, blind
+        self.num_positions = None
         self.device = torch.device("cpu")
 
     def forward(self, tokens: PackedSequence) -> Tensor:
@@ -138,6 +139,7 @@ class FirstToken(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.device = torch.device("cpu")
+        self.num_positions = None
         self.seen: list[list[int]] = []
 
     def forward(self, tokens: PackedSequence) -> Tensor:

@@ -478,6 +478,9 @@ LOOKED_AT = {
     "dump_config(resolved).rstrip()",
     "made.text",
     "report.to_text(task)",
+    # Numbers, and a metric of the config.
+    "_result(state.step, state.best_metric, state.best_value, state.best_step)",
+    "f'n-gram control: {result}'",
     "report.to_text()",
     "report.to_text(resolved, rows)",
     "text_of(trace(question))",
