@@ -384,3 +384,9 @@ def test_a_saved_config_of_before_has_no_average() -> None:
     raw = config_of().model_dump(mode="json")
     del raw["train"]["average_weights"]
     assert parse_config(raw, "test").train.average_weights is None
+
+
+def test_the_share_that_is_kept_grows_to_that_of_the_config() -> None:
+    """The values of TensorFlow's min(decay, (1 + num_updates) / (10 + num_updates))."""
+    shares = [kept_share(0.999, updates) for updates in (1, 2, 90, 8_980, 8_990, 10**6)]
+    assert shares == [2 / 11, 3 / 12, 91 / 100, 8_981 / 8_990, 0.999, 0.999]

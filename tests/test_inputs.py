@@ -316,6 +316,17 @@ def training_model(**options: Any) -> RNNClassifier:
     return model_of(**{**shape, **options}).train()
 
 
+def test_each_dropout_has_a_key_of_its_own() -> None:
+    keys = input_keys(seed=3, step=12)
+    for name in InputDropout._fields:
+        model = training_model(input_dropout=InputDropout(**{name: 0.5}))
+        logits = model(packed(), keys=Keys(of_inputs=keys))
+        for changed in keys._fields:
+            other = keys._replace(**{changed: getattr(keys, changed) + 1})
+            is_same = torch.equal(model(packed(), keys=Keys(of_inputs=other)), logits)
+            assert is_same == (changed != name)
+
+
 @pytest.mark.parametrize("cell", ["gru", "none"])
 def test_dropout_is_a_function_of_key_row_time_and_column(cell: Any) -> None:
     model = training_model(cell=cell, num_positions=7, pooling="mean")

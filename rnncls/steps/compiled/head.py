@@ -70,8 +70,10 @@ def _drop_summary(sizes, more, final, skip, keys, first, batch, size):
 @jit_inlined
 def _summarize(sizes, work, batch, size):
     """Compute work.final from the outputs of the last layer."""
+    # The parts stand in the order of `sizes`, and of each those of all directions.
     top = (sizes.layers - 1) * sizes.directions
     part = 0
+
     if sizes.last:
         for direction in range(sizes.directions):
             states = work.hidden[top + direction]
