@@ -260,11 +260,11 @@ def test_every_view_of_what_is_pooled_from_a_trained_state(words_run: Path, tmp_
         ["--gradients"],
         ["--states", "s.png"],
     ):
-        done = run_rnncls("explain", tmp_path / "run", *view, cwd=tmp_path)
+        done = run_rnncls("explain", "run", *view, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
-        assert lines[2] == "head sees   last state, mean and largest (model.pooling: last_mean_max)"
-        assert lines[3].startswith("h_0, c_0    trained, not zeros")
+        assert "head sees   last state, mean and largest (model.pooling: last_mean_max)" in lines
+        assert any(line.startswith("h_0, c_0    trained, not zeros") for line in lines)
         assert max(map(len, lines)) <= 80
 
     done = run_rnncls("model", "show", tmp_path / "run", "--json")
