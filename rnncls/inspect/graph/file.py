@@ -1,5 +1,6 @@
 """Writes a graph to a file, and says how large it is."""
 
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from rnncls.inspect.graph.graph import Graph, title_of
 from rnncls.inspect.graph.plot import svg_of
 from rnncls.inspect.graph.text import dot_of, mermaid_of
 from rnncls.system.refusals import write_whole
-from rnncls.system.shown import aligned
+from rnncls.system.shown import WIDTH, aligned
 
 
 class WrittenGraph(NamedTuple):
@@ -33,7 +34,7 @@ class WrittenGraph(NamedTuple):
         rows.append(["file", on_one_line(self.path)])
 
         lines = [f"  {line}" for line in aligned(rows, texts=2)]
-        return "\n".join([title_of(graph), *lines])
+        return "\n".join([*textwrap.wrap(title_of(graph), WIDTH), *lines])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as an object."""
