@@ -272,9 +272,9 @@ def test_every_view_of_what_is_pooled_from_a_trained_state(words_run: Path, tmp_
     shown = json.loads(done.stdout)
     (state,) = [one for one in shown["tensors"] if one["name"] == "initial_state"]
     assert (state["shape"], state["parameters"]) == ([2, 2, 8], 32)
-    assert shown["layers"][-1]["input"] == "(B, 48)"
-    assert "mean, largest" in shown["layers"][-2]["kind"]
-    assert "trained h_0 and c_0" in shown["layers"][1]["kind"]
+    assert shown["layers"][-1]["input"] == "(B, 112)"  # 48 of the states, 64 of the inputs
+    assert "mean, largest" in shown["layers"][-3]["kind"]
+    assert "trained h_0 and c_0" in shown["layers"][-4]["kind"]
 
 
 def test_words_are_coloured_by_how_much_they_matter(words_run: Path, tmp_path: Path) -> None:
