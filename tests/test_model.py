@@ -21,7 +21,7 @@ VOCABULARY = 5
 rows_strategy = st.lists(
     st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=8), min_size=1, max_size=6
 )
-NO_SHAPE = {"recurrent_init", "init_gain", "embedding_gain"}
+NO_SHAPE = {"recurrent_init", "init_gain", "embedding_gain", "state_noise"}
 ARCHITECTURES = list(product((1, 2, 3), (False, True), (False, True), ("tanh", "relu")))
 
 

@@ -79,6 +79,9 @@ class SumModConfig(Section):
     """Shortest length in digits; lengths are drawn uniformly from min_length..max_length."""
     max_length: Count = 5
     """Longest length in digits, in training and validation."""
+    repeat_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the training sequences that repeat digits: each next digit is, with probability 3/4,
+    0 or the last one, one of both for the whole sequence. What is evaluated is uniform."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """Layout of a batch: packed (no padding) or padded (not for bidirectional models; faster on
     CUDA). auto: padded on CUDA where the model allows it, and on the CPU where steps are eager and
@@ -323,6 +326,9 @@ class ModelConfig(Section):
     """Dropout probability of each n-gram at each token; ignored without ngrams."""
     head_dropout: BelowOne = 0.0
     """Dropout probability of each number that the head sees."""
+    state_noise: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Noise in training on each state that W_hh multiplies: normal numbers of this size, relative
+    to the root mean square of that state. 0: none."""
     bidirectional: bool = False
     """Also read each sequence from its last token to its first, and use both directions."""
     pooling: Literal["last", "mean", "max", "last_mean_max"] = "last"
@@ -453,6 +459,9 @@ class TrainConfig(Section):
     baseline: Literal["none", "control"] = "none"
     """What is trained after the run and shown beside it: nothing, or the n-gram control, the same
     model without its recurrence (control)."""
+    label_smoothing: BelowOne = 0.0
+    """Share of each training label that is spread evenly over all classes, as in
+    torch.nn.functional.cross_entropy. What is evaluated is not smoothed."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of the classes in the loss: all 1 (none), or inverse to their frequency in training
     (balanced; for `source: files`)."""

@@ -31,24 +31,41 @@ LEAST_ROWS = 64
 MOST_DRAWN = 2**23
 LEAST_DRAWN = 8
 
+# With this probability a sequence that repeats digits does so at each of its places.
+REPLACED = 0.75
+
 ALL = slice(None)
 
 DigitRows = tuple[Tensor, Tensor, Tensor]  # padded digits (R, T), lengths (R,), labels (R,)
 
 
 def draw(
-    data: SumModConfig, rows: int, generator: torch.Generator, wanted: slice = ALL
+    data: SumModConfig,
+    rows: int,
+    generator: torch.Generator,
+    wanted: slice = ALL,
+    repeat_share: float = 0.0,
 ) -> DigitRows:
     """Draw `rows` sequences with uniform digits and lengths, and return the R ones that are wanted.
 
-    Digits are uniform on 0..max_value, lengths on min_length..max_length.
+    Digits are uniform on 0..max_value, lengths on min_length..max_length. A share of the sequences
+    repeats digits; see `repeated`.
 
     Returns: digits (R, max_length) with zeros behind each length, lengths (R,), labels (R,).
     """
     first, last, _ = wanted.indices(rows)
     lengths = torch.randint(data.min_length, data.max_length + 1, (rows,), generator=generator)
+    kinds = None
+    if repeat_share > 0:
+        # Digits are drawn up to the last row that is wanted, so what is drawn beside them has a
+        # generator of its own.
+        kinds = torch.rand(rows, generator=generator)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        again = torch.Generator().manual_seed(seed)
     # Row after row: those behind the last one that is wanted need not be drawn.
     digits = torch.randint(data.num_embeddings, (last, data.max_length), generator=generator)
+    if kinds is not None:
+        digits = repeated(digits, kinds[:last], repeat_share, again)
     if last - first < rows:
         lengths = lengths[first:last].clone()
         digits = digits[first:].clone()
@@ -56,6 +73,25 @@ def draw(
     # Zeros behind each length, so that the sum over a whole row is that of its digits.
     digits *= torch.arange(data.max_length) < lengths.unsqueeze(1)
     return digits, lengths, digits.sum(1) % data.modulus
+
+
+def repeated(digits: Tensor, kinds: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Return digits (R, T) of which some sequences repeat theirs.
+
+    Where the number in [0, 1) of a sequence, `kinds` (R,), is below `share`, each of its digits but
+    the first is replaced with probability 3/4: by 0 if that number is below share / 2, or else by
+    the digit before it.
+    """
+    is_replaced = torch.rand(digits.shape, generator=generator) < REPLACED
+    is_replaced &= (kinds < share).unsqueeze(1)
+    is_replaced[:, 0] = False
+    zeros = kinds < share / 2
+    digits = digits.masked_fill(is_replaced & zeros.unsqueeze(1), 0)
+
+    # The place of the last digit that is not a repetition, at each place.
+    is_repeated = is_replaced & ~zeros.unsqueeze(1)
+    places = torch.arange(digits.shape[1]).masked_fill(is_repeated, 0)
+    return digits.gather(1, places.cummax(1).values)
 
 
 def draw_sequences(data: SumModConfig, count: int, generator: torch.Generator) -> Sequences:
@@ -126,7 +162,8 @@ def _draws(
 
         # A block is the largest thing in memory: no name here may keep it while others use it.
         generator = torch.Generator().manual_seed(mix(seed, split, block))
-        yield draw(data, block_steps * batch_size, generator, wanted)
+        repeat_share = data.repeat_share if split == "train" else 0.0
+        yield draw(data, block_steps * batch_size, generator, wanted, repeat_share)
         step += last - first
 
 

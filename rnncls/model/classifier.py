@@ -74,6 +74,7 @@ class RNNClassifier(InputLayer):
         skip: bool = False,
         input_dropout: InputDropout = NO_DROPOUT,
         has_unknown: bool = False,
+        state_noise: float = 0.0,
     ) -> None:
         super().__init__(
             num_embeddings,
@@ -109,6 +110,8 @@ class RNNClassifier(InputLayer):
 
         # Between layers; see outputs_of_layers.
         self.dropout = dropout
+        # On what W_hh multiplies; see noise.py.
+        self.state_noise = state_noise
         # With dropout layers run one at a time, and in pieces directions, too.
         if dropout > 0 or bidirectional:
             ignore_compaction()

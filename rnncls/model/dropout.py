@@ -37,6 +37,7 @@ class Keys(NamedTuple):
 
     `of_layers`: one number for each layer but the first; none means that torch's generator draws.
     `of_inputs`: those outside the recurrence; None: torch's generator draws the keys.
+    `of_states`: those of the noise on states, one for each layer and direction; none: no noise.
     A batch may be every n-th row of a larger one, whose rows then count: first_row, first_row +
     row_step and so on.
     """
@@ -45,6 +46,7 @@ class Keys(NamedTuple):
     first_row: int = 0
     row_step: int = 1
     of_inputs: InputKeys | None = None
+    of_states: tuple[int, ...] = ()
 
 
 NO_KEYS = Keys()

@@ -12,6 +12,7 @@ from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.errors import NonFiniteError, Problem
 from rnncls.model.dropout import NO_KEYS, Keys, dropout_keys, input_keys
 from rnncls.model.losses import sequence_losses
+from rnncls.model.noise import noise_keys
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.seeds import mix
 from rnncls.steps.average import move_average
@@ -197,6 +198,9 @@ def draw_dropout(state: TrainState, config: Config) -> Keys:
         keys = Keys(dropout_keys(config.seed, state.step, config.model.num_layers))
     if max(state.model.input_dropout) > 0:
         keys = keys._replace(of_inputs=input_keys(config.seed, state.step))
+    if config.model.state_noise > 0:
+        num_units = config.model.num_layers * state.model.num_directions
+        keys = keys._replace(of_states=noise_keys(config.seed, state.step, num_units))
     return keys
 
 
