@@ -1,6 +1,6 @@
 """Measure the cost of committing checkpoints: serialise, SHA-256, write, fsync, rename, fsync.
 
-    python scripts/bench_checkpoint.py --config configs/sum_mod_10.yaml
+    python scripts/bench_checkpoint.py --config configs/sum_mod_10_plain.yaml
 
 Trains the config as it is and prints the share of the run's time that went into saving, retention
 and status included: the median of some rounds. Then prints what one save takes by the size of the
@@ -55,7 +55,7 @@ def timed_run(config: Config) -> tuple[float, list[float]]:
 
 
 def main(
-    config: Annotated[Path, typer.Option("--config", "-c")] = Path("configs/sum_mod_10.yaml"),
+    config: Annotated[Path, typer.Option("--config", "-c")] = Path("configs/sum_mod_10_plain.yaml"),
     rounds: Annotated[int, typer.Option()] = 3,
 ) -> None:
     """Print the share of saving in a run, then milliseconds per save by model size."""

@@ -103,7 +103,7 @@ def interval_of(values: list[float]) -> tuple[float, float]:
 
 def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="Keys of both runs.")] = None,
-    config: Annotated[Path, typer.Option("--config", "-c")] = Path("configs/sum_mod_10.yaml"),
+    config: Annotated[Path, typer.Option("--config", "-c")] = Path("configs/sum_mod_10_plain.yaml"),
     pairs: Annotated[int, typer.Option()] = 10,
     processes: Annotated[int, typer.Option(help="Runs in processes of their own.")] = 5,
     case: Annotated[list[str] | None, typer.Option(help="One of CASES; all by default.")] = None,

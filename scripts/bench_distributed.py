@@ -40,7 +40,7 @@ from rnncls.system.meeting import joined
 from rnncls.training.states import new_state
 from scripts.bench_dashboard import interval_of
 
-BASE = Path("configs/sum_mod_10.yaml")
+BASE = Path("configs/sum_mod_10_plain.yaml")
 
 # The keys of each regime.
 REGIMES: dict[str, list[str]] = {

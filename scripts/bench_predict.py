@@ -14,7 +14,7 @@ Memory: the peak of the process for a tenth of the rows and for all of them, of 
 input and output. Nothing is to be kept of a row.
 
 With --other, the path of another checkout of the project, both take turns, and the ratio of their
-medians is printed. The model is that of configs/sum_mod_10.yaml, with its initial weights.
+medians is printed. The model is that of configs/sum_mod_10_plain.yaml, with its initial weights.
 """
 
 import json
@@ -49,7 +49,7 @@ def rnncls(*words: str | Path) -> list[str]:
 
 def make_run(checkout: Path, run_dir: Path) -> None:
     """Save a model that has not learnt anything: it takes as long as another one."""
-    config = checkout / "configs" / "sum_mod_10.yaml"
+    config = checkout / "configs" / "sum_mod_10_plain.yaml"
     words: list[str | Path] = ["train", "--config", config, "device=cpu"]
     words += ["train.max_steps=0", "train.engine=eager", "--run-dir", run_dir]
     quiet = subprocess.DEVNULL

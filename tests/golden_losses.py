@@ -26,7 +26,7 @@ DROPOUT = [
 
 # Name of the case: config file, overrides.
 GOLDEN_CASES = {
-    "sum_mod_10": ("configs/sum_mod_10.yaml", ["schedule.warmup_steps=5"]),
+    "sum_mod_10_plain": ("configs/sum_mod_10_plain.yaml", ["schedule.warmup_steps=5"]),
     "tutorial_combined": ("configs/tutorial/combined.yaml", []),
     "deep_bidirectional": (
         "configs/parity.yaml",

@@ -411,7 +411,7 @@ def test_every_shipped_config_loads_and_its_header_says_command_result_and_time(
 
 
 def test_the_default_config_is_the_schema_default() -> None:
-    assert load_config(ROOT / "configs" / "sum_mod_10.yaml") == Config()
+    assert load_config(ROOT / "configs" / "sum_mod_10_plain.yaml") == Config()
 
 
 def test_the_json_schema_describes_every_key_of_both_sources() -> None:

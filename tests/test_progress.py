@@ -216,8 +216,8 @@ def test_a_warm_up_longer_than_the_run_is_named_as_the_cause(
 
 
 def test_accuracy_above_that_of_guessing_does_not_hide_a_loss_that_is_no_better() -> None:
-    """As after 2,000 steps of configs/sum_mod_10.yaml with a warm-up of a million steps."""
-    task = load_task(load_config(ROOT / "configs/sum_mod_10.yaml"))
+    """As after 2,000 steps of configs/sum_mod_10_plain.yaml with a warm-up of a million steps."""
+    task = load_task(load_config(ROOT / "configs/sum_mod_10_plain.yaml"))
     scalars = {"train/loss": 2.3007, "val/loss": 2.3001, "val/accuracy": 0.144}
     assert advice.is_guessing(task, scalars)
     assert not advice.is_guessing(task, scalars | {"val/loss": 2.25})
@@ -256,7 +256,7 @@ def test_what_the_warning_says_about_missing_short_sequences_helps(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def train(name: str, *overrides: str, init_from: Path | None = None) -> str:
-        config = load_config(ROOT / "configs/sum_mod_10.yaml", [*overrides, "device=cpu"])
+        config = load_config(ROOT / "configs/sum_mod_10_plain.yaml", [*overrides, "device=cpu"])
         state = fit(config, tmp_path / name, init_from)
         return f"{state.best_accuracy:.2f} {warned(capfd.readouterr().err)}"
 

@@ -591,7 +591,7 @@ def test_a_model_of_files_is_shown_with_its_labels(tmp_path: Path) -> None:
 
 
 def test_a_config_is_shown_without_a_run(tmp_path: Path, fails: Callable[..., str]) -> None:
-    words = ("model", "show", ROOT / "configs" / "sum_mod_10.yaml")
+    words = ("model", "show", ROOT / "configs" / "sum_mod_10_plain.yaml")
     done = run_rnncls(*words, "model.hidden_size=7", "--json", cwd=tmp_path)
     shown = json.loads(done.stdout)
     assert shown["layers"][-1]["input"] == "(B, 7)"

@@ -240,7 +240,7 @@ def test_a_model_without_an_answer_in_its_states(run_dir: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_the_ring_of_ten(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = run_rnncls("train", "--config", "configs/sum_mod_10.yaml", "--run-dir", run)
+    done = run_rnncls("train", "--config", "configs/sum_mod_10_plain.yaml", "--run-dir", run)
     assert done.returncode == 0, done.stderr
     _, found = explain(run, tmp_path / "states.png")
     best, *_, principal = found["planes"]
