@@ -25,7 +25,12 @@ from rnncls.compiled.batches import pack
 from rnncls.compiled.compiler import jit, jit_inlined
 from rnncls.compiled.kernels import add_row, clear
 from rnncls.steps.compiled.dropout import drop, drop_outputs
-from rnncls.steps.compiled.head import cross_entropy, head_backward, head_forward
+from rnncls.steps.compiled.head import (
+    cross_entropy,
+    head_backward,
+    head_forward,
+    smoothed_cross_entropy,
+)
 from rnncls.steps.compiled.inputs import (
     begin_gradients,
     embed,
@@ -163,14 +168,8 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
         keys = step_inputs.keys[step]
         input_keys = step_inputs.input_keys[step]
         forward(sizes, more, weights, buffers.weights, work, batch, step_inputs, step, size)
-        loss, correct = cross_entropy(
-            sizes=sizes,
-            logits=work.logits,
-            order=batch.order,
-            labels=step_inputs.labels,
-            class_weights=class_weights,
-            total_weight=total_weight,
-            sequences=size.sequences,
+        loss, correct = _loss_of(
+            sizes, work.logits, step_inputs, class_weights, total_weight, batch.order, size
         )
         backward(
             sizes,
@@ -270,6 +269,18 @@ def finish_step(
         sequences=sequences,
         sums=sums,
     )
+
+
+@jit_inlined
+def _loss_of(sizes, logits, step_inputs, class_weights, total_weight, order, size):
+    """Return the loss and how many predictions are correct; `logits` become their gradients."""
+    labels = step_inputs.labels
+    sequences = size.sequences
+    if sizes.smoothing > 0:
+        return smoothed_cross_entropy(
+            sizes, logits, order, labels, class_weights, total_weight, sequences
+        )
+    return cross_entropy(sizes, logits, order, labels, class_weights, total_weight, sequences)
 
 
 @jit
