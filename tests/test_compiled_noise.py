@@ -363,5 +363,7 @@ def test_noise_and_smoothing_change_what_a_run_learns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_auto_chooses_compiled_steps(cell: str) -> None:
-    config = config_for(cell, {"engine": "auto"})
+    config = config_for(cell)
+    train = config.train.model_copy(update={"engine": "auto"})
+    config = config.model_copy(update={"train": train})
     assert choose(config, torch.device("cpu"))[1] == "compiled steps"
