@@ -145,7 +145,7 @@ def expected_gradients(state: TrainState, task: Task, step: int) -> tuple[float,
     loss = F.cross_entropy(
         torch.stack(logits), batch.labels, class_weights, label_smoothing=smoothing
     )
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach()), [cast("Tensor", weight.grad) for weight in weights.values()]
 
 
