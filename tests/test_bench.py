@@ -11,6 +11,7 @@ import torch
 from scripts.bench import measuring, regimes, torch_ways
 from scripts.bench.__main__ import overview, table
 from scripts.bench.inference import inference_table, measure_inference
+from scripts.bench.ingredients import WAYS, ingredients_table, measure_ingredients
 from scripts.bench.regimes import CELLS, FOLDER, Regime, write_file
 
 SMALL = Regime(4, 5, 2, 2, 5)
@@ -79,3 +80,11 @@ def test_evaluation_and_prediction_are_measured_against_a_plain_loop(tmp_path: P
     for one, other in zip(map(json.loads, own), map(json.loads, plain), strict=True):
         assert str(one["label"]) == str(other["label"])
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_ingredients_of_length_generalisation_are_measured() -> None:
+    taken_us = measure_ingredients("rnn", 5, rounds=2, steps=3)
+    assert list(taken_us) == list(WAYS)
+    assert all(len(own) == 2 and min(own) > 0 for own in taken_us.values())
+    assert len(ingredients_table({"rnn, 1-5": taken_us}).splitlines()) == 4 + len(taken_us)

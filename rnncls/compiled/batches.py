@@ -44,13 +44,15 @@ class TimeStep(NamedTuple):
     """Where the rows of one time step are, and those from which they go on.
 
     Rows first to first + rows are its own. The first `known` of them go on from the states of as
-    many rows from `before` on; the others begin at the initial state.
+    many rows from `before` on; the others begin at the initial state. `time` counts the tokens
+    before it in the order of the sequences.
     """
 
     first: int
     rows: int
     before: int
     known: int
+    time: int
 
 
 @jit
@@ -63,10 +65,10 @@ def time_step(first_row, running, time_steps, number, reverse):
     """
     t = time_steps - 1 - number if reverse else number
     if number == 0:
-        return TimeStep(first_row[t], running[t], 0, 0)
+        return TimeStep(first_row[t], running[t], 0, 0, t)
     earlier = t + 1 if reverse else t - 1
     known = min(running[t], running[earlier])
-    return TimeStep(first_row[t], running[t], first_row[earlier], known)
+    return TimeStep(first_row[t], running[t], first_row[earlier], known, t)
 
 
 def make_layout(capacity: BatchSize) -> BatchLayout:

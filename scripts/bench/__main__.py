@@ -4,6 +4,7 @@
     python -m scripts.bench --regimes tutorial,tiny --cells rnn --rounds 5 --output bench.json
     python -m scripts.bench --regimes text --directions 2           both directions
     python -m scripts.bench --regimes "" --sequences 100000         eval and predict alone
+    python -m scripts.bench --regimes "" --ingredients 5,10         noise, smoothing, repeats alone
 
 A step is everything: making the batch, forward, backward, clipping, Adam. First each way that can
 be fed our batches must give the losses of five steps in float64. Then the ways take turns in random
@@ -32,6 +33,7 @@ import typer
 
 from rnncls.system.device import set_precision
 from scripts.bench.inference import inference_table, measure_inference
+from scripts.bench.ingredients import ingredients_table, measure_ingredients
 from scripts.bench.measuring import (
     Results,
     gate,
@@ -44,6 +46,8 @@ from scripts.bench.measuring import (
 )
 from scripts.bench.regimes import CELLS, FOLDER, REGIMES, Regime, regime_of, write_file
 
+STEPS_OF_INGREDIENTS = 200  # of each way in each round
+
 
 def main(
     regimes: Annotated[str, typer.Option(help="Names, or all of this machine.")] = "all",
@@ -52,6 +56,9 @@ def main(
     rounds: Annotated[int, typer.Option()] = 10,
     seconds: Annotated[float, typer.Option(help="Of each way in each round.")] = 2.0,
     sequences: Annotated[int, typer.Option(help="That eval and predict get; 0 for neither.")] = 0,
+    ingredients: Annotated[
+        str, typer.Option(help="Longest lengths for the cost of state noise and its like.")
+    ] = "",
     output: Annotated[Path | None, typer.Option(help="JSON file.")] = None,
     only: Annotated[str, typer.Option(help="Names of ways, beside the textbook's.")] = "",
 ) -> None:
@@ -86,10 +93,24 @@ def main(
             print("\n" + inference_table(of_cells, sequences), flush=True)
             report["inference"] = of_cells
 
+    if ingredients:
+        lengths = [int(longest) for longest in ingredients.split(",")]
+        report["ingredients"] = costs_of_ingredients(cells.split(","), lengths, rounds)
+
     if len(report["regimes"]) > 1:
         print("\n" + overview(report["regimes"]))
     if output:
         output.write_text(json.dumps(report, indent=1))
+
+
+def costs_of_ingredients(cells: list[str], lengths: list[int], rounds: int) -> dict[str, Any]:
+    """Measure what the ingredients of length generalisation cost, and print a table."""
+    costs = {}
+    for cell, longest in product(cells, lengths):
+        taken = measure_ingredients(cell, longest, rounds, STEPS_OF_INGREDIENTS)
+        costs[f"{cell}, 1-{longest}"] = taken
+    print("\n" + ingredients_table(costs), flush=True)
+    return costs
 
 
 def one(

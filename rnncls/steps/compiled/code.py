@@ -16,6 +16,7 @@ from rnncls.steps.compiled import (
     inputs,
     memory,
     ngrams,
+    noise,
     optimizer,
     parameters,
     program,
@@ -62,7 +63,7 @@ def load_program(cell: str = "rnn", in_shares: bool = False, has_extras: bool = 
             # All sources, because a function is compiled together with those that it calls. So a
             # change of one cell leaves the code of the others as it is.
             shared = (kernels, gates, batches, memory, parameters, inputs, ngrams, dropout)
-            modules = (*shared, head, optimizer, program, CELLS[cell])
+            modules = (*shared, noise, head, optimizer, program, CELLS[cell])
             _loaded[key] = load(
                 modules,
                 make=lambda compiled: _functions(cell, compiled),
@@ -104,6 +105,8 @@ def _warm_up(cell: str, functions: Functions, in_shares: bool, has_extras: bool)
         bias=True,
         relu=False,
         dropout=0.0,
+        noise=0.0,
+        smoothing=0.0,
         optimizer=ADAM,
         last=True,
         mean=False,
@@ -153,6 +156,7 @@ def _warm_up(cell: str, functions: Functions, in_shares: bool, has_extras: bool)
         rates=np.zeros(0),
         keys=np.zeros((0, 0), np.uint64),
         input_keys=np.zeros((0, 0), np.uint64),
+        noise_keys=np.zeros((0, 0), np.uint64),
     )
     sums = np.zeros(NUM_SUMS)
     if not in_shares:
@@ -170,7 +174,7 @@ def _warm_up(cell: str, functions: Functions, in_shares: bool, has_extras: bool)
         # A step without sequences, and then a gradient that is not finite, so that nothing is done.
         no_keys = np.zeros((1, 0), np.uint64)
         step_inputs = step_inputs._replace(
-            edges=np.zeros(2, np.int64), keys=no_keys, input_keys=no_keys
+            edges=np.zeros(2, np.int64), keys=no_keys, input_keys=no_keys, noise_keys=no_keys
         )
         functions.share_of_step(
             sizes=sizes,

@@ -36,6 +36,7 @@ def sizes_of(task: Task, step_rules: StepRules = LATEST) -> Sizes:
     layers = model.num_layers
     directions = 2 if model.bidirectional else 1
     dropout = float(model.dropout)
+    noise = float(model.state_noise)
     has_skip = model.skip
 
     # Without recurrent layers the head sees the mean of what they would read, and no states.
@@ -45,6 +46,7 @@ def sizes_of(task: Task, step_rules: StepRules = LATEST) -> Sizes:
         layers = 0
         directions = 1
         dropout = 0.0
+        noise = 0.0
         has_skip = True
 
     extras = extras_of(config)
@@ -62,6 +64,8 @@ def sizes_of(task: Task, step_rules: StepRules = LATEST) -> Sizes:
         bias=model.bias,
         relu=model.nonlinearity == "relu",
         dropout=dropout,
+        noise=noise,
+        smoothing=float(config.train.label_smoothing),
         optimizer=_OPTIMIZERS[config.optimizer.name],
         last="last" in parts,
         mean="mean" in parts,

@@ -17,7 +17,7 @@ from rnncls.compiled.compiler import jit, jit_inlined
 from rnncls.compiled.kernels import copy
 from rnncls.data.vocabulary import UNKNOWN_ID
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 
@@ -38,9 +38,9 @@ def finalize(z):
 def draw(bits, key, row, time):
     """Fill `bits` (uint64) with the random numbers of one token."""
     place = np.uint64((row << 32) + time + 1)
-    state = finalize(key + place * _GOLDEN)
+    state = finalize(key + place * GOLDEN)
     for index in range(len(bits)):
-        bits[index] = finalize(state + np.uint64(index + 1) * _GOLDEN)
+        bits[index] = finalize(state + np.uint64(index + 1) * GOLDEN)
 
 
 @jit

@@ -9,6 +9,7 @@ import torch
 from rnncls.compiled.batches import Array, BatchSize
 from rnncls.data import Block, Task
 from rnncls.model.dropout import dropout_keys, input_keys
+from rnncls.model.noise import noise_keys
 from rnncls.steps.chunks import Rates, in_chunks
 from rnncls.steps.compiled.code import load_program
 from rnncls.steps.compiled.description import (
@@ -103,6 +104,7 @@ class CompiledRun:
             rates=rates[first:last],
             keys=self._dropout_keys(last - first),
             input_keys=self._input_keys(last - first),
+            noise_keys=self._noise_keys(last - first),
         )
         sums = np.array(self.state.totals.sums())
         if self.threads == 1 and self.world is None:
@@ -123,7 +125,7 @@ class CompiledRun:
         self._make_room(block)
         tokens, starts, lengths, labels, edges = (part.numpy() for part in block)
         keys = np.empty((0, 0), np.uint64)  # each chunk gets its own
-        self.inputs = StepInputs(tokens, starts, lengths, labels, edges, rates, keys, keys)
+        self.inputs = StepInputs(tokens, starts, lengths, labels, edges, rates, keys, keys, keys)
         self.block = block
 
     def _dropout_keys(self, num_steps: int) -> Array:
@@ -143,6 +145,16 @@ class CompiledRun:
 
         first = self.state.step
         keys = [input_keys(self.seed, step) for step in range(first, first + num_steps)]
+        return np.array(keys, np.uint64)
+
+    def _noise_keys(self, num_steps: int) -> Array:
+        """Return the keys of the noise on states in the next steps, as StepInputs wants them."""
+        if self.sizes.noise == 0:
+            return np.empty((num_steps, 0), np.uint64)
+
+        first = self.state.step
+        units = self.sizes.layers * self.sizes.directions
+        keys = [noise_keys(self.seed, step, units) for step in range(first, first + num_steps)]
         return np.array(keys, np.uint64)
 
     def _make_room(self, block: Block) -> None:

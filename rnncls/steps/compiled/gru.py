@@ -18,6 +18,7 @@ from rnncls.steps.compiled.inputs import (
     project,
     project_backward,
 )
+from rnncls.steps.compiled.noise import add_noise
 from rnncls.steps.compiled.parameters import apart_bias_gradient, bias_gradients
 
 GATES = 3
@@ -29,10 +30,15 @@ _RESET, _UPDATE, _NEW, _RECURRENT = range(4)
 
 
 @jit_inlined
-def forward(sizes, weights, work, batch, layer, direction, size):
-    """Compute the outputs of one direction of a layer, work.hidden[unit] (S, H')."""
+def forward(sizes, weights, work, batch, layer, direction, noise_keys, first, size):
+    """Compute the outputs of one direction of a layer, work.hidden[unit] (S, H').
+
+    `noise_keys` (L * D,) are those of the noise of this step, whose first sequence is `first`.
+    """
     unit = layer * sizes.directions + direction
     hidden = work.hidden[unit]
+    # What W_hh multiplies: the states before, where they are or with noise.
+    source = work.noised[unit] if sizes.noise > 0 else hidden
     inputs = inputs_of(sizes, weights, work, batch, layer, direction)
     recurrent_t = weights.recurrent_t[unit]
     kept = work.kept[unit]
@@ -40,14 +46,17 @@ def forward(sizes, weights, work, batch, layer, direction, size):
 
     for number in range(size.time_steps):
         step = time_step(batch.first_row, batch.running, size.time_steps, number, direction == 1)
+        if sizes.noise > 0:
+            add_noise(sizes, work, batch, unit, noise_keys[unit], first, step)
+        source_row = step.first if sizes.noise > 0 else step.before
         for gate in range(GATES):
             project(inputs, gate, kept[gate], step.first, step.rows)
         for gate in range(_NEW):
             add_product(  # r and z += h before @ W_hh^T
                 out=kept[gate],
                 out_row=step.first,
-                left=hidden,
-                left_row=step.before,
+                left=source,
+                left_row=source_row,
                 right=recurrent_t[gate],
                 rows=step.known,
             )
@@ -57,8 +66,8 @@ def forward(sizes, weights, work, batch, layer, direction, size):
             out=kept[_RECURRENT],
             out_row=step.first,
             start=recurrent_bias,
-            left=hidden,
-            left_row=step.before,
+            left=source,
+            left_row=source_row,
             right=recurrent_t[_NEW],
             rows=step.known,
         )
@@ -96,6 +105,7 @@ def backward(
     """
     unit = layer * sizes.directions + direction
     hidden = work.hidden[unit]
+    source = work.noised[unit] if sizes.noise > 0 else hidden
     inputs = inputs_of(sizes, weights, work, batch, layer, direction)
     d_inputs = input_gradients_of(sizes, weights, work, layer, direction, d_below)
     recurrent = weights.recurrent[unit]
@@ -105,6 +115,7 @@ def backward(
 
     for number in range(size.time_steps - 1, -1, -1):
         step = time_step(batch.first_row, batch.running, size.time_steps, number, direction == 1)
+        source_row = step.first if sizes.noise > 0 else step.before
         begin = step.first + step.known
         _d_gates(d_hidden, kept, step.first, step.known, hidden, d_hidden, step.before)
         # Nobody asks for the gradient of the state 0 in which a sequence begins.
@@ -121,12 +132,12 @@ def backward(
                 right=recurrent[gate],
                 rows=step.known,
             )
-            add_transposed(  # dW_hh += dz^T @ h before
+            add_transposed(  # dW_hh += dz^T @ what it multiplied
                 out=d_weight[gate],
                 left=d_recurrent,
                 left_row=step.first,
-                right=hidden,
-                right_row=step.before,
+                right=source,
+                right_row=source_row,
                 rows=step.known,
             )
 

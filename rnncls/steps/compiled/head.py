@@ -201,18 +201,9 @@ def cross_entropy(sizes, logits, order, labels, class_weights, total_weight, seq
     loss = 0.0
     correct = 0
 
-    # The largest logit of each row is subtracted, so that exp cannot overflow.
     for rank in range(sequences):
         label = labels[order[rank]]
-        best = 0
-        for number in range(1, classes):
-            if logits[rank, number] > logits[rank, best]:
-                best = number
-        correct += best == label
-
-        highest = logits[rank, best]
-        for number in range(classes):
-            logits[rank, number] -= highest
+        correct += _subtract_highest(logits[rank, :classes]) == label
         loss -= class_weights[label] * logits[rank, label]
 
     # All rows in one loop, with their padding, so that it consists of whole vectors.
@@ -235,6 +226,70 @@ def cross_entropy(sizes, logits, order, labels, class_weights, total_weight, seq
             logits[rank, number] = 0
         logits[rank, label] -= scale
     return loss / total_weight, correct
+
+
+@jit
+def smoothed_cross_entropy(sizes, logits, order, labels, class_weights, total_weight, sequences):
+    """Do what `cross_entropy` does, where e = sizes.smoothing of a label goes to all classes alike.
+
+    As in torch.nn.functional.cross_entropy, with n_ic = log sum_k exp(logits_ik) - logits_ic:
+
+        loss = sum_i ((1 - e) w_i n_i,label + e / C sum_c w_c n_ic) / total_weight
+
+    The gradient of logits_ic is (W_i softmax(logits_i)_c - W_ic) / total_weight, where W_ic is the
+    weight of n_ic in this sum, and W_i the sum of them over c.
+    """
+    classes = sizes.classes
+    kept = 1.0 - sizes.smoothing
+    spread = sizes.smoothing / classes
+    weight_of_spread = 0.0
+    for number in range(classes):
+        weight_of_spread += spread * class_weights[number]
+
+    loss = 0.0
+    correct = 0
+    for rank in range(sequences):
+        label = labels[order[rank]]
+        correct += _subtract_highest(logits[rank, :classes]) == label
+        loss -= kept * class_weights[label] * logits[rank, label]
+        for number in range(classes):
+            loss -= spread * class_weights[number] * logits[rank, number]
+
+    exp(logits[:sequences].reshape(-1))
+
+    for rank in range(sequences):
+        label = labels[order[rank]]
+        total = 0.0
+        for number in range(classes):
+            total += logits[rank, number]
+        of_label = kept * class_weights[label]
+        loss += (of_label + weight_of_spread) * np.log(total)
+
+        scale = np.float32((of_label + weight_of_spread) / total_weight / total)
+        part = np.float32(spread / total_weight)
+        for number in range(classes):
+            probability = logits[rank, number] * scale
+            logits[rank, number] = probability - part * class_weights[number]
+        clear(logits[rank, classes:])
+        logits[rank, label] -= np.float32(of_label / total_weight)
+    return loss / total_weight, correct
+
+
+@jit_inlined
+def _subtract_highest(logits):
+    """Subtract the highest of a sequence's logits (C,) from all, so that exp cannot overflow.
+
+    Returns the number of the first that was the highest.
+    """
+    best = 0
+    for number in range(1, len(logits)):
+        if logits[number] > logits[best]:
+            best = number
+
+    highest = logits[best]
+    for number in range(len(logits)):
+        logits[number] -= highest
+    return best
 
 
 @jit_inlined

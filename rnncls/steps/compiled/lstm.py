@@ -18,6 +18,7 @@ from rnncls.steps.compiled.inputs import (
     project,
     project_backward,
 )
+from rnncls.steps.compiled.noise import add_noise
 from rnncls.steps.compiled.parameters import bias_gradients
 
 GATES = 4
@@ -29,10 +30,15 @@ _INPUT, _FORGET, _CANDIDATE, _OUTPUT, _CELL, _TANH_CELL = range(6)
 
 
 @jit_inlined
-def forward(sizes, weights, work, batch, layer, direction, size):
-    """Compute the outputs of one direction of a layer, work.hidden[unit] (S, H')."""
+def forward(sizes, weights, work, batch, layer, direction, noise_keys, first, size):
+    """Compute the outputs of one direction of a layer, work.hidden[unit] (S, H').
+
+    `noise_keys` (L * D,) are those of the noise of this step, whose first sequence is `first`.
+    """
     unit = layer * sizes.directions + direction
     hidden = work.hidden[unit]
+    # What W_hh multiplies: the states before, where they are or with noise.
+    source = work.noised[unit] if sizes.noise > 0 else hidden
     inputs = inputs_of(sizes, weights, work, batch, layer, direction)
     recurrent_t = weights.recurrent_t[unit]
     kept = work.kept[unit]
@@ -40,13 +46,16 @@ def forward(sizes, weights, work, batch, layer, direction, size):
 
     for number in range(size.time_steps):
         step = time_step(batch.first_row, batch.running, size.time_steps, number, direction == 1)
+        if sizes.noise > 0:
+            add_noise(sizes, work, batch, unit, noise_keys[unit], first, step)
+        source_row = step.first if sizes.noise > 0 else step.before
         for gate in range(GATES):
             project(inputs, gate, kept[gate], step.first, step.rows)
             add_product(  # += h before @ W_hh^T
                 out=kept[gate],
                 out_row=step.first,
-                left=hidden,
-                left_row=step.before,
+                left=source,
+                left_row=source_row,
                 right=recurrent_t[gate],
                 rows=step.known,
             )
@@ -84,6 +93,7 @@ def backward(
     """
     unit = layer * sizes.directions + direction
     hidden = work.hidden[unit]
+    source = work.noised[unit] if sizes.noise > 0 else hidden
     inputs = inputs_of(sizes, weights, work, batch, layer, direction)
     d_inputs = input_gradients_of(sizes, weights, work, layer, direction, d_below)
     recurrent = weights.recurrent[unit]
@@ -96,6 +106,7 @@ def backward(
 
     for number in range(size.time_steps - 1, -1, -1):
         step = time_step(batch.first_row, batch.running, size.time_steps, number, direction == 1)
+        source_row = step.first if sizes.noise > 0 else step.before
         begin = step.first + step.known
         _d_gates(d_hidden, kept, step.first, step.known, cells, step.before, d_cell, ZERO)
         _d_gates(
@@ -111,12 +122,12 @@ def backward(
                 right=recurrent[gate],
                 rows=step.known,
             )
-            add_transposed(  # dW_hh += dz^T @ h before
+            add_transposed(  # dW_hh += dz^T @ what it multiplied
                 out=d_weight[gate],
                 left=kept[gate],
                 left_row=step.first,
-                right=hidden,
-                right_row=step.before,
+                right=source,
+                right_row=source_row,
                 rows=step.known,
             )
             project_backward(inputs, d_inputs, gate, kept[gate], step.first, step.rows)

@@ -58,6 +58,8 @@ class Sizes(NamedTuple):
     bias: bool
     relu: bool  # else tanh, of nn.RNN
     dropout: float  # of the inputs of every layer but the first
+    noise: float  # on the states that W_hh multiplies, relative to their root mean square
+    smoothing: float  # the share of a label that is spread over all classes
     optimizer: int  # ADAM, ADAMW or SGD
 
     # What the head sees of each direction of the last layer: its last state, the mean of its
@@ -132,6 +134,7 @@ class StepInputs(NamedTuple):
     rates: Array  # (K,) float64: the learning rate of each step
     keys: Array  # (K, L - 1) uint64: of the dropout of each layer but the first; else (K, 0)
     input_keys: Array  # (K, 4) uint64: of `model.dropout.InputKeys`, in this order; else (K, 0)
+    noise_keys: Array  # (K, L * D) uint64: of the noise on states; else (K, 0)
 
 
 class PaddedWeights(NamedTuple):
@@ -165,7 +168,10 @@ class Workspace(NamedTuple):
     hidden: Array  # (L * D, S, H')
     kept: Array  # (L * D, N, S, H')
     dropped: Array  # (L, D, S, H')  hidden of the layer below with dropout; no rows without
-    beside: Array  # (S, H')  of nn.RNN: for each row, that of the time step before
+    beside: Array  # (S, H')  of nn.RNN: for each row, that of the time step before; or no rows
+
+    # For each row the state before with noise, which W_hh multiplies; no rows without noise.
+    noised: Array  # (L * D, S, H')
     d_hidden: Array  # (2, D, S, H')  of a layer and of the layer below
     no_rows: Array  # (B, H')  zeros
     d_carried: Array  # (B, H')  dc of the LSTM; of the GRU, what reaches the initial state
@@ -174,6 +180,8 @@ class Workspace(NamedTuple):
     winners: Array  # (D, B, H') int32  the row of each largest state; no rows without
     logits: Array  # (B, C')  first logits, then probabilities, then gradients of the logits
     bits: Array  # (D * H / 2,) uint64  the random numbers of a row's dropout
+    pairs: Array  # (2, H / 2) int32  the random numbers of a row's noise
+    normals: Array  # (H,), or one more if H is odd: a row's noise
 
     # Gradients with padded rows. What belongs to a parameter is copied to the flat array.
     d_recurrent: Array  # (G, H, H')  of W_hh
@@ -265,7 +273,9 @@ def _make_workspace(sizes: Sizes, capacity: BatchSize) -> Workspace:
     # Not every cell and every run needs these.
     dropped_rows = rows if sizes.dropout > 0 else 0
     winner_rows = sequences if sizes.largest else 0
-    beside_rows = rows if sizes.gates == 1 else 0
+    noised_rows = rows if sizes.noise > 0 else 0
+    beside_rows = rows - noised_rows if sizes.gates == 1 else 0
+    pairs = (hidden + 1) // 2
 
     return Workspace(
         table=_zeros(directions, gates, table_rows, padded_hidden),
@@ -274,6 +284,7 @@ def _make_workspace(sizes: Sizes, capacity: BatchSize) -> Workspace:
         kept=_zeros(units, sizes.kept, rows, padded_hidden),
         dropped=_zeros(sizes.layers, directions, dropped_rows, padded_hidden),
         beside=_zeros(beside_rows, padded_hidden),
+        noised=_zeros(units, noised_rows, padded_hidden),
         d_hidden=_zeros(2, directions, rows, padded_hidden),
         no_rows=_zeros(sequences, padded_hidden),
         d_carried=_zeros(sequences, padded_hidden),
@@ -282,6 +293,8 @@ def _make_workspace(sizes: Sizes, capacity: BatchSize) -> Workspace:
         winners=np.zeros((directions, winner_rows, padded_hidden), np.int32),
         logits=_zeros(sequences, padded_classes),
         bits=np.empty((directions * hidden + 1) // 2, np.uint64),
+        pairs=np.empty((2, pairs), np.int32),
+        normals=_zeros(2 * pairs),
         d_recurrent=_zeros(gates, hidden, padded_hidden),
         d_between=_zeros(directions, gates, hidden, padded_hidden),
         d_input=_zeros(gates, hidden, padded_width),

@@ -11,7 +11,7 @@ BIAS_APART = False
 
 
 @jit_inlined
-def forward(sizes, weights, work, batch, layer, direction, size):
+def forward(sizes, weights, work, batch, layer, direction, noise_keys, first, size):
     """Compute nothing."""
 
 

@@ -25,7 +25,12 @@ from rnncls.compiled.batches import pack
 from rnncls.compiled.compiler import jit, jit_inlined
 from rnncls.compiled.kernels import add_row, clear
 from rnncls.steps.compiled.dropout import drop, drop_outputs
-from rnncls.steps.compiled.head import cross_entropy, head_backward, head_forward
+from rnncls.steps.compiled.head import (
+    cross_entropy,
+    head_backward,
+    head_forward,
+    smoothed_cross_entropy,
+)
 from rnncls.steps.compiled.inputs import (
     begin_gradients,
     embed,
@@ -47,19 +52,24 @@ def layers_of(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., Any]]
     backward_direction = cell.backward
 
     @jit_inlined
-    def forward(sizes, more, flat, weights, work, batch, keys, input_keys, first, size):
+    def forward(sizes, more, flat, weights, work, batch, step_inputs, step, size):
         """Compute the outputs of all layers and the logits of all sequences, longest first.
 
-        `weights` are copies of some parameters in `flat` (P,). `more` may be None. `keys` (L - 1,)
-        are those of the dropout of this step between layers, `input_keys` the others, and its first
-        sequence is `first`.
+        `weights` are copies of some parameters in `flat` (P,). `more` may be None. `step_inputs`
+        has the keys of the dropout and the noise of this step.
         """
+        keys = step_inputs.keys[step]
+        input_keys = step_inputs.input_keys[step]
+        noise_keys = step_inputs.noise_keys[step]
+        first = step_inputs.edges[step]
         embed(sizes, more, flat, weights, work, batch, input_keys, first, size)
         for layer in range(sizes.layers):
             if layer > 0 and sizes.dropout > 0:
                 drop_outputs(sizes, work, layer, keys[layer - 1], first, batch, size)
             for direction in range(sizes.directions):
-                forward_direction(sizes, weights, work, batch, layer, direction, size)
+                forward_direction(
+                    sizes, weights, work, batch, layer, direction, noise_keys, first, size
+                )
         head_forward(sizes, more, weights, work, batch, input_keys, first, size)
 
     @jit_inlined
@@ -157,15 +167,9 @@ def entry_points(cell: ModuleType) -> tuple[Callable[..., Any], Callable[..., An
         work = buffers.work
         keys = step_inputs.keys[step]
         input_keys = step_inputs.input_keys[step]
-        forward(sizes, more, weights, buffers.weights, work, batch, keys, input_keys, first, size)
-        loss, correct = cross_entropy(
-            sizes=sizes,
-            logits=work.logits,
-            order=batch.order,
-            labels=step_inputs.labels,
-            class_weights=class_weights,
-            total_weight=total_weight,
-            sequences=size.sequences,
+        forward(sizes, more, weights, buffers.weights, work, batch, step_inputs, step, size)
+        loss, correct = _loss_of(
+            sizes, work.logits, step_inputs, class_weights, total_weight, batch.order, size
         )
         backward(
             sizes,
@@ -265,6 +269,18 @@ def finish_step(
         sequences=sequences,
         sums=sums,
     )
+
+
+@jit_inlined
+def _loss_of(sizes, logits, step_inputs, class_weights, total_weight, order, size):
+    """Return the loss and how many predictions are correct; `logits` become their gradients."""
+    labels = step_inputs.labels
+    sequences = size.sequences
+    if sizes.smoothing > 0:
+        return smoothed_cross_entropy(
+            sizes, logits, order, labels, class_weights, total_weight, sequences
+        )
+    return cross_entropy(sizes, logits, order, labels, class_weights, total_weight, sequences)
 
 
 @jit

@@ -23,6 +23,7 @@ from rnncls.steps.compiled.inputs import (
     project,
     project_backward,
 )
+from rnncls.steps.compiled.noise import add_noise
 from rnncls.steps.compiled.parameters import bias_gradients
 
 GATES = 1
@@ -31,22 +32,30 @@ BIAS_APART = False
 
 
 @jit_inlined
-def forward(sizes, weights, work, batch, layer, direction, size):
-    """Compute the outputs of one direction of a layer, work.hidden[unit] (S, H')."""
+def forward(sizes, weights, work, batch, layer, direction, noise_keys, first, size):
+    """Compute the outputs of one direction of a layer, work.hidden[unit] (S, H').
+
+    `noise_keys` (L * D,) are those of the noise of this step, whose first sequence is `first`.
+    """
     unit = layer * sizes.directions + direction
     hidden = work.hidden[unit]
+    # What W_hh multiplies: the states before, where they are or with noise.
+    source = work.noised[unit] if sizes.noise > 0 else hidden
     inputs = inputs_of(sizes, weights, work, batch, layer, direction)
     recurrent_t = weights.recurrent_t[unit, 0]
     project(inputs, 0, hidden, ZERO, size.rows)
 
     for number in range(size.time_steps):
         step = time_step(batch.first_row, batch.running, size.time_steps, number, direction == 1)
+        if sizes.noise > 0:
+            add_noise(sizes, work, batch, unit, noise_keys[unit], first, step)
+        source_row = step.first if sizes.noise > 0 else step.before
         if step.known > 0:
             add_product(  # z += h before @ W_hh^T
                 out=hidden,
                 out_row=step.first,
-                left=hidden,
-                left_row=step.before,
+                left=source,
+                left_row=source_row,
                 right=recurrent_t,
                 rows=step.known,
             )
@@ -94,16 +103,24 @@ def backward(
                 right=recurrent,
                 rows=step.known,
             )
-            _lay_beside(work.beside, hidden, d_hidden, step, reverse)
+            if sizes.noise == 0:
+                _lay_beside(work.beside, hidden, d_hidden, step, reverse)
 
-    # dW_hh = sum_t dz_t^T h_(t-1). The first B rows have nothing beside them.
+    # dW_hh = sum_t dz_t^T h_(t-1), with the noise that there was.
+    left = work.beside if reverse and sizes.noise == 0 else d_hidden
+    right = hidden if reverse else work.beside
+    if sizes.noise > 0:
+        right = work.noised[unit]
+    # The first B rows have nothing beside them. With noise, those where sequences begin have zeros,
+    # which in reverse may be any.
+    skipped = ZERO if reverse and sizes.noise > 0 else size.sequences
     add_transposed(
         out=work.d_recurrent[0],
-        left=work.beside if reverse else d_hidden,
-        left_row=size.sequences,
-        right=hidden if reverse else work.beside,
-        right_row=size.sequences,
-        rows=size.rows - size.sequences,
+        left=left,
+        left_row=skipped,
+        right=right,
+        right_row=skipped,
+        rows=size.rows - skipped,
     )
     bias_gradients(sizes, offset, layer, 0, gradients, d_hidden, size.rows)
     project_backward(inputs, d_inputs, 0, d_hidden, ZERO, size.rows)
