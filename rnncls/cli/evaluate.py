@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -303,8 +303,8 @@ def _evaluate_checkpoint(
     # Which file a run directory stood for is part of the result.
     step = loaded.state.step
     if as_json:
-        content = {"checkpoint": str(loaded.path), "step": step, **report.to_json()}
-        print(json_text(content | on_long.to_json()))
+        said: dict[str, Any] = {"step": step, **report.to_json(), **on_long.to_json()}
+        print(json_text({"checkpoint": str(loaded.path), **said}))
     else:
         print(f"checkpoint: {on_one_line(loaded.path)}, step {step:,}")
         print("\n".join([report.to_text(), *long_lines(on_long)]))

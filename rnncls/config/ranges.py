@@ -50,6 +50,9 @@ class Long(NamedTuple):
         return [option for option, longest in options.items() if longest is not None]
 
 
+NOTHING_LONG = Long()
+
+
 def parse_lengths(text: str, source: str = "--lengths") -> list[int]:
     """Return positive numbers and ranges in order, each once: "1-3,10" -> [1, 2, 3, 10].
 

@@ -102,7 +102,9 @@ def require_stream(config: Config, option: str) -> SumModConfig:
             what = "an answer after each digit, of a model that needs the whole sequence"
             expected = f"a run with {wanted}"
             remedy = "--lengths, which evaluates whole sequences"
-            raise ConfigError(Problem(what, option, expected, found, remedy, id="C17"))
+            raise ConfigError(
+                Problem(what, option, expected=expected, found=found, remedy=remedy, id="C17")
+            )
     return config.data
 
 
