@@ -104,7 +104,7 @@ def sweep(
     Examples:
         rnncls sweep configs/smoke.yaml --seeds 0-2
         rnncls sweep configs/smoke.yaml --seeds 0,1 optimizer.lr=1e-3,2e-3
-        rnncls sweep configs/smoke.yaml --seeds 0,1 --structured --until-wrong 1000 --samples 100
+        rnncls sweep configs/smoke.yaml --seeds 0,1 --structured --until-wrong 100
     """
     shared = sweep_dir is not None or resume is not None
     chosen_shard = shard_of(shard, shared)
