@@ -237,6 +237,7 @@ def test_eval_prints_both(trained: Path) -> None:
     assert "structured" not in json.loads(run_rnncls("eval", str(trained), "--json").stdout)
 
 
+@pytest.mark.slow
 def test_a_sweep_has_columns_of_both(tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(dump_config(config_of(train={"max_steps": 6})))
