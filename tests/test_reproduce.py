@@ -14,7 +14,14 @@ from rnncls.config import dump_config
 from rnncls.sweep.plan import load_sweep
 from scripts.reproduce import __main__ as command
 from scripts.reproduce.page import page
-from scripts.reproduce.results import KeptHorizon, KeptLength, KeptSetting, Result, read_results
+from scripts.reproduce.results import (
+    KeptHorizon,
+    KeptLength,
+    KeptNoErrors,
+    KeptSetting,
+    Result,
+    read_results,
+)
 from scripts.reproduce.running import TIMING, note_time, read_timing
 from scripts.reproduce.sweeps import SWEEPS, Sweep, command_of, named
 from tests.helpers import PYTHON, ROOT, config_of, run_command, run_rnncls
@@ -198,6 +205,24 @@ def test_settings_beside_the_first_one() -> None:
         "- b=high: better at length 5",
         "- b=like: no difference",
     ]
+
+
+def test_columns_of_sequences_that_are_read_a_few_digits_at_a_time() -> None:
+    asked = replace(SWEEPS["T5"], all_structured=1000, until_wrong=10_000)
+    words = command_of("T5", asked, Path("out"))
+    assert words[-7:-2] == ["--structured", "--structured-length", "1000", "--until-wrong", "10000"]
+
+    result = read_results(RESULTS, list(SWEEPS))["T5"]
+    (setting,) = result.settings
+    found = setting.model_copy(
+        update={
+            "structured": KeptNoErrors(longest=1000, count=60),
+            "until_wrong": KeptNoErrors(longest=10_000, count=61),
+        }
+    )
+    lines = page({"T5": asked}, {"T5": result.model_copy(update={"settings": [found]})})
+    assert "| horizon | all structured to 1,000 | never wrong to 10,000 |" in lines
+    assert "| 60 (0.85 to 0.98) | 61 (0.87 to 0.98) |" in lines
 
 
 @pytest.mark.slow

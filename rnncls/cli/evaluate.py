@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,11 +18,21 @@ from rnncls.cli.options import (
     NewLabelField,
     Read,
     SequenceFields,
+    Structured,
+    StructuredLength,
+    UntilWrong,
+    length_of_structured,
     refuse_to_replace,
     require_bad,
     require_table,
 )
-from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, parse_lengths
+from rnncls.config.ranges import (
+    DEFAULT_READ,
+    DEFAULT_SAMPLES,
+    MAX_SAMPLES,
+    Long,
+    parse_lengths,
+)
 from rnncls.errors import (
     CheckpointError,
     ConfigError,
@@ -68,9 +78,13 @@ def evaluate(
         typer.Option(
             min=1,
             max=MAX_SAMPLES,
-            help=f"Sequences generated per length (default {DEFAULT_SAMPLES:,}).",
+            help=f"Sequences generated per length (default {DEFAULT_SAMPLES:,}), and those of "
+            f"--until-wrong (default {DEFAULT_READ:,}).",
         ),
     ] = None,
+    structured: Structured = False,
+    structured_length: StructuredLength = None,
+    until_wrong: UntilWrong = None,
     confusion: Annotated[
         bool, typer.Option("--confusion", help="Also print the confusion matrix.")
     ] = False,
@@ -121,6 +135,7 @@ def evaluate(
     Examples:
         rnncls eval runs/first
         rnncls eval runs/first --lengths 1-5,10,100 --confusion
+        rnncls eval runs/first --structured --until-wrong 1000 --samples 100
     """
     launch = launch_of()
     # What is said of a file before the processes meet, the first one says.
@@ -128,6 +143,7 @@ def evaluate(
         fall_silent()
     # Before torch is imported, so that a wrong list is reported at once.
     chosen = None if lengths is None else parse_lengths(lengths)
+    long = Long(length_of_structured(structured, structured_length), until_wrong)
     require_bad(bad)
     require_table(csv_safe, "--predictions", predictions)
     if not data and (sequence_field or label_field or read or bad == "skip"):
@@ -148,12 +164,13 @@ def evaluate(
                 Problem(
                     "option not available for sweeps",
                     str(checkpoint),
-                    expected="--lengths, --samples, --data-dir and --json",
+                    expected="--lengths, --samples, --structured, --until-wrong, --data-dir "
+                    "and --json",
                     remedy="a run of the sweep, which has a folder of its own in it",
                     id="C17",
                 )
             )
-        _evaluate_sweep(checkpoint, chosen, samples, data_dir, as_json)
+        _evaluate_sweep(checkpoint, chosen, samples, long, data_dir, as_json)
         return
 
     if data and data_dir:
@@ -161,10 +178,16 @@ def evaluate(
         raise ConfigError(
             Problem(what, found=f"--data-dir {data_dir}", remedy="one of them", id="C17")
         )
+    if long.any and launch.size > 1:
+        what = "--structured and --until-wrong are for one process"
+        remedy = "rnncls eval RUN, without torchrun"
+        raise ConfigError(Problem(what, "WORLD_SIZE", remedy=remedy, id="C17"))
     if predictions is not None:
         _require_writable(predictions, checkpoint, *(data or []))
     overrides = overrides_of(sequence_field, label_field, read, bad)
-    wanted = _Wanted(chosen, samples, confusion, errors, plot, predictions, csv_safe, overrides)
+    wanted = _Wanted(
+        chosen, samples, confusion, errors, plot, predictions, csv_safe, overrides, long
+    )
     from rnncls.system.meeting import joined
 
     with joined(launch, dist_timeout) as world:
@@ -183,6 +206,7 @@ class _Wanted:
     predictions: Path | None
     csv_safe: bool
     overrides: list[str]  # in what a file of --data differs from those of training
+    long: Long  # sequences that are read a few digits at a time
 
 
 def _require_writable(predictions: Path, *read: Path | str | None) -> None:
@@ -209,12 +233,17 @@ def _evaluate_checkpoint(
     with lasting():
         from rnncls.config import flatten
         from rnncls.evaluation.evaluate import evaluate
+        from rnncls.evaluation.long_sequences import evaluate_long, long_lines
+        from rnncls.evaluation.streaming import require_stream
         from rnncls.rundir.checkpoint_files import load_checkpoint
         from rnncls.rundir.restore import held_out_data, is_finite
         from rnncls.system.device import set_precision
 
         loaded, model = load_checkpoint(checkpoint, device)
     set_precision(loaded.config.train.precision)
+    # Before anything is run, which may take long.
+    for option in wanted.long.options:
+        require_stream(loaded.config, option)
 
     # Only a warning: if these weights matter, the loss is not finite either, an error below.
     if not is_finite(loaded):
@@ -268,13 +297,17 @@ def _evaluate_checkpoint(
             Problem("the loss is not finite", str(loaded.path), remedy=remedy, id="K13")
         )
 
+    sequences = wanted.samples or DEFAULT_READ
+    on_long = evaluate_long(model, loaded.config, wanted.long, sequences, progress=True)
+
     # Which file a run directory stood for is part of the result.
     step = loaded.state.step
     if as_json:
-        print(json_text({"checkpoint": str(loaded.path), "step": step, **report.to_json()}))
+        said: dict[str, Any] = {"step": step, **report.to_json(), **on_long.to_json()}
+        print(json_text({"checkpoint": str(loaded.path), **said}))
     else:
         print(f"checkpoint: {on_one_line(loaded.path)}, step {step:,}")
-        print(report.to_text())
+        print("\n".join([report.to_text(), *long_lines(on_long)]))
 
     # Last, so that a picture that cannot be written costs no report.
     is_first = world is None or world.is_first
@@ -335,6 +368,7 @@ def _evaluate_sweep(
     folder: Path,
     lengths: list[int] | None,
     samples: int | None,
+    long: Long,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -342,7 +376,7 @@ def _evaluate_sweep(
     from rnncls.sweep.evaluate import evaluate_all
     from rnncls.sweep.text import accuracy_table
 
-    accuracies = evaluate_all(folder, lengths, samples, data_dir)
+    accuracies = evaluate_all(folder, lengths, samples, data_dir, long)
     if as_json:
         print(json_text(accuracies.to_json()))
     else:

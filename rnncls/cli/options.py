@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rnncls.cli.completion import complete_word
+from rnncls.config.ranges import DEFAULT_STRUCTURED, MAX_READ
 from rnncls.errors import ConfigError, Problem
 from rnncls.system.rows import TABLES, format_of_name
 
@@ -94,6 +95,35 @@ NewLabelField = Annotated[
         show_default=False,
     ),
 ]
+Structured = Annotated[
+    bool,
+    typer.Option(
+        "--structured",
+        help="Also read zeros, a digit and then zeros, a digit repeated and two digits in turns.",
+    ),
+]
+StructuredLength = Annotated[
+    int | None,
+    typer.Option(
+        "--structured-length",
+        metavar="LENGTH",
+        min=1,
+        max=MAX_READ,
+        help=f"Up to which length --structured reads (default {DEFAULT_STRUCTURED:,}).",
+        show_default=False,
+    ),
+]
+UntilWrong = Annotated[
+    int | None,
+    typer.Option(
+        "--until-wrong",
+        metavar="LENGTH",
+        min=1,
+        max=MAX_READ,
+        help="Also read random sequences, each until it is wrong or has this length.",
+        show_default=False,
+    ),
+]
 Read = Annotated[
     list[str] | None,
     typer.Option(
@@ -165,3 +195,16 @@ def require_bad(bad: str) -> None:
         raise ConfigError(
             Problem("bad value for --bad", expected="error or skip", found=bad, id="C17")
         )
+
+
+def length_of_structured(wanted: bool, length: int | None) -> int | None:
+    """Return up to which length sequences with a structure are read; None: they are not read.
+
+    Raises: ConfigError for a length without --structured.
+    """
+    if wanted:
+        return length or DEFAULT_STRUCTURED
+    if length is not None:
+        what = "--structured-length says how far --structured reads"
+        raise ConfigError(Problem(what, remedy="--structured beside it", id="C17"))
+    return None

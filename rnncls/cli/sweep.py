@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnncls.cli.completion import complete_override, complete_word
-from rnncls.cli.options import DataDir, Json, OptionalConfig, require_resuming
+from rnncls.cli.options import (
+    DataDir,
+    Json,
+    OptionalConfig,
+    Structured,
+    StructuredLength,
+    UntilWrong,
+    length_of_structured,
+    require_resuming,
+)
 from rnncls.cli.words import config_of, load
-from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES
+from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, Long
 from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem, RnnclsError
 from rnncls.sweep.shards import shard_of
 from rnncls.system.rows import json_text
@@ -57,6 +66,9 @@ def sweep(
             min=1, max=MAX_SAMPLES, help=f"Test sequences per length (default {DEFAULT_SAMPLES:,})."
         ),
     ] = None,
+    structured: Structured = False,
+    structured_length: StructuredLength = None,
+    until_wrong: UntilWrong = None,
     sweep_dir: Annotated[
         Path | None,
         typer.Option(
@@ -92,6 +104,7 @@ def sweep(
     Examples:
         rnncls sweep configs/smoke.yaml --seeds 0-2
         rnncls sweep configs/smoke.yaml --seeds 0,1 optimizer.lr=1e-3,2e-3
+        rnncls sweep configs/smoke.yaml --seeds 0,1 --structured --until-wrong 100
     """
     shared = sweep_dir is not None or resume is not None
     chosen_shard = shard_of(shard, shared)
@@ -105,17 +118,21 @@ def sweep(
         "--grid": grid,
         "--lengths": lengths,
         "--samples": samples,
+        "--structured": structured or None,
+        "--structured-length": structured_length,
+        "--until-wrong": until_wrong,
         "--sweep-dir": sweep_dir,
     }
     given = [name for name, value in settings.items() if value is not None]
 
+    long = Long(length_of_structured(structured, structured_length), until_wrong)
     if resume is None:
         require_resuming(data_dir)
     if resume is not None:
         planned = _resume(resume, given)
     elif config is not None or words:
         path, overrides = config_of(config, words)
-        planned = _plan(path, overrides, seeds, grid or [], lengths, samples, sweep_dir)
+        planned = _plan(path, overrides, seeds, grid or [], lengths, samples, long, sweep_dir)
     else:
         what = "nothing to run: pass a config or --resume SWEEP"
         raise ConfigError(Problem(what, remedy="rnncls sweep configs/smoke.yaml", id="C17"))
@@ -130,6 +147,7 @@ def _plan(
     grid: list[str],
     lengths: str | None,
     samples: int | None,
+    long: Long,
     sweep_dir: Path | None,
 ) -> "Sweep":
     """Plan a new sweep from the command line. Raises: ConfigError. DataError."""
@@ -160,6 +178,7 @@ def _plan(
         sweep_dir or default_run_dir(config, "sweep"),
         origin=f"from {config}",
         numbered=sweep_dir is None,
+        long=long,
     )
 
 

@@ -174,7 +174,7 @@ def logits(network, weights, layout, first, stride, kept, work, out):
     sequences = layout.running[0]
     for begin in range(first * BLOCK, sequences, stride * BLOCK):
         count = min(BLOCK, sequences - begin)
-        _begin(network, weights, work)
+        begin_block(network, weights, work)
         _read(network, weights, layout, begin, kept, work)
         _summarize(network, layout, begin, count, work)
         for row in range(count):
@@ -184,11 +184,12 @@ def logits(network, weights, layout, first, stride, kept, work, out):
 
 # --- a block of sequences
 #
-# These parts have one caller each, into which they are copied.
+# These parts are copied into their callers: `logits` has one of each, `streaming.classes` another
+# one of those that advance by a time step.
 
 
 @jit_inlined
-def _begin(network, weights, work):
+def begin_block(network, weights, work):
     """Put every sequence of the block before its first token."""
     size = work.hidden.shape[2]
     for number in range(len(work.hidden)):
@@ -227,8 +228,8 @@ def _read(network, weights, layout, begin, kept, work):
             rows = min(layout.running[t] - begin, BLOCK)
             place = layout.first_row[t] + begin
             for number in range(lowest, lowest + together):
-                _put_input(network, weights, layout, number, place, rows, kept, work)
-                _advance(network, weights, number, rows, work)
+                put_input(network, weights, layout, number, place, rows, kept, work)
+                advance(network, weights, number, rows, work)
                 if number >= numbers - network.directions:
                     _pool(network, number, direction, rows, work)
                 elif network.directions == 2:
@@ -240,7 +241,7 @@ def _read(network, weights, layout, begin, kept, work):
 
 
 @jit_inlined
-def _put_input(network, weights, layout, number, place, rows, kept, work):
+def put_input(network, weights, layout, number, place, rows, kept, work):
     """Put W_ih x + b into the gates; what x is of stands in the layout's rows from `place` on."""
     products = weights.bias.shape[1]
     if number < network.directions and network.by_table:
@@ -283,7 +284,7 @@ def _embed(network, weights, layout, place, rows, counts, work):
 
 
 @jit_inlined
-def _advance(network, weights, number, rows, work):
+def advance(network, weights, number, rows, work):
     """Let one layer and direction read one more token, whose part is in the gates already."""
     gates = work.gates
     hidden = work.hidden[number]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from rnncls.config.schema import Config, SumModConfig
 from rnncls.errors import ConfigError, Problem
@@ -16,11 +17,40 @@ MAX_SEED = 2**32 - 1
 DEFAULT_SAMPLES = 10_000
 MAX_SAMPLES = 10**8
 
+# Random sequences that are read until they are wrong.
+DEFAULT_READ = 1000
+
+# The length up to which sequences with a structure are read, and the greatest of all that are read
+# a few digits at a time.
+DEFAULT_STRUCTURED = 1000
+MAX_READ = 10**9
+
 # Of one list, which is held in memory.
 MOST_NUMBERS = 2**20
 
 # At most ten digits, which int() reads at once; Python refuses thousands of them with ValueError.
 _NUMBER_OR_RANGE = re.compile(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*")
+
+
+class Long(NamedTuple):
+    """Up to which length sequences are read a few digits at a time; None: they are not read."""
+
+    structured: int | None = None  # zeros, digits repeated and the like
+    until_wrong: int | None = None  # random sequences, each until it is wrong
+
+    @property
+    def any(self) -> bool:
+        """Whether some are read."""
+        return bool(self.options)
+
+    @property
+    def options(self) -> list[str]:
+        """The options that ask for them."""
+        options = {"--structured": self.structured, "--until-wrong": self.until_wrong}
+        return [option for option, longest in options.items() if longest is not None]
+
+
+NOTHING_LONG = Long()
 
 
 def parse_lengths(text: str, source: str = "--lengths") -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from rnncls.compiled import batches, gates, inference, kernels
+from rnncls.compiled import batches, gates, inference, kernels, streaming
 from rnncls.compiled.batches import Array, BatchLayout, BatchSize, make_layout
 from rnncls.compiled.inference import (
     BLOCK,
@@ -131,6 +131,47 @@ class CompiledModel:
         return self.weights._replace(embedding=embedded), layout._replace(tokens=rows)
 
 
+class CompiledStream:
+    """A model on the CPU that reads up to BLOCK sequences a few tokens at a time.
+
+    It has one direction and pooling last, and no skip, n-grams or positions. What it says
+    has the same bits whatever sequences are beside it, and however their tokens are cut.
+    """
+
+    def __init__(self, model: RNNClassifier) -> None:
+        self.functions = load_stream_program()
+        self.network = network_of(model)
+        self.weights = weights_of(model, self.network)
+        self.work = make_work(self.network)
+        self.logits = np.empty((BLOCK, len(self.weights.head_bias)), np.float32)
+        self.kept = np.empty((2, 0, 2 * self.network.hidden), np.float32)
+
+    def begin(self, count: int) -> None:
+        """Put `count` sequences before their first token, at most BLOCK."""
+        if count > BLOCK:
+            raise ValueError(f"at most {BLOCK} sequences are read together, not {count}")
+        self.functions.begin(self.network, self.weights, self.work)
+
+    def classes(self, tokens: Tensor) -> Tensor:
+        """Read tokens (T, R); return the class after each, (T, R), or NO_CLASS."""
+        nothing = np.zeros(0, np.int64)
+        given = np.ascontiguousarray(tokens.numpy(), np.int32).reshape(-1)
+        layout = BatchLayout(nothing, nothing, nothing, nothing, given, nothing)
+        out = np.empty(tuple(tokens.shape), np.int64)
+        rest = (layout, self.kept, self.work, self.logits, out)
+        self.functions.classes(self.network, self.weights, *rest)
+        return torch.from_numpy(out)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the sequences that have these numbers, in this order."""
+        count = len(rows)
+        chosen = rows.numpy()
+        hidden = self.work.hidden
+        cell = self.work.cell.reshape(hidden.shape)
+        for states in (hidden, cell):
+            states[:, :count] = states[:, chosen]
+
+
 def network_of(model: RNNClassifier) -> Network:
     """Return the sizes and functions of a model."""
     rnn = model.rnn
@@ -227,8 +268,16 @@ class Functions(NamedTuple):
     logits: Callable[..., Any]
 
 
+class StreamFunctions(NamedTuple):
+    """The entry points of the program that reads a few tokens at a time, as machine code."""
+
+    begin: Callable[..., Any]
+    classes: Callable[..., Any]
+
+
 # The members of a sweep are threads of one process: the first of them compiles, the others wait.
 _loaded: list[Functions] = []
+_loaded_stream: list[StreamFunctions] = []
 _loading = threading.Lock()
 
 
@@ -243,6 +292,20 @@ def load_program() -> Functions:
         return _loaded[0]
 
 
+def load_stream_program() -> StreamFunctions:
+    """Return the compiled functions that read a few tokens at a time, as `load_program` does.
+
+    They are a program of their own, because most evaluations have no need of them.
+    """
+    with _loading:
+        if not _loaded_stream:
+            modules = (kernels, gates, batches, inference, streaming)
+            what = "reading of long sequences"
+            functions = load(modules, _stream_functions, _warm_up_stream, what, seconds=5)
+            _loaded_stream.append(functions)
+        return _loaded_stream[0]
+
+
 def _functions(compiled: Callable[..., Any]) -> Functions:
     """Return the functions, which Numba compiles, or reads, when first called."""
     return Functions(
@@ -251,8 +314,42 @@ def _functions(compiled: Callable[..., Any]) -> Functions:
     )
 
 
+def _stream_functions(compiled: Callable[..., Any]) -> StreamFunctions:
+    return StreamFunctions(
+        begin=compiled(streaming.begin),
+        classes=compiled(streaming.classes),
+    )
+
+
 def _warm_up(functions: Functions) -> None:
     """Call all functions, so that they are compiled now: Numba compiles for types."""
+    network, weights = _smallest()
+
+    # One sequence of one token.
+    one = np.ones(1, np.int64)
+    given = Given(np.zeros(1, np.int32), np.zeros(1, np.int64), one, np.array([0, 1]))
+    layout = make_layout(BatchSize(1, 1, 1))
+    functions.pack(given, 0, 0, 1, layout)
+
+    kept = np.zeros((2, 0, 2), np.float32)
+    out = np.zeros((1, len(weights.head_bias)), np.float32)
+    functions.logits(network, weights, layout, 0, 1, kept, make_work(network), out)
+
+
+def _warm_up_stream(functions: StreamFunctions) -> None:
+    """As `_warm_up`."""
+    network, weights = _smallest()
+    work = make_work(network)
+    nothing = np.zeros(0, np.int64)
+    layout = BatchLayout(nothing, nothing, nothing, nothing, np.zeros(1, np.int32), nothing)
+    kept = np.zeros((2, 0, 2), np.float32)
+    logits = np.zeros((1, len(weights.head_bias)), np.float32)
+    functions.begin(network, weights, work)
+    functions.classes(network, weights, layout, kept, work, logits, np.zeros((1, 1), np.int64))
+
+
+def _smallest() -> tuple[Network, Weights]:
+    """Return a network of one unit, which has the types of every other."""
     network = Network(
         cell=TANH,
         width=1,
@@ -267,13 +364,4 @@ def _warm_up(functions: Functions) -> None:
         by_table=True,
     )
     weights = make_weights(network, np.zeros((1, 1), np.float32))
-
-    # One sequence of one token.
-    one = np.ones(1, np.int64)
-    given = Given(np.zeros(1, np.int32), np.zeros(1, np.int64), one, np.array([0, 1]))
-    layout = make_layout(BatchSize(1, 1, 1))
-    functions.pack(given, 0, 0, 1, layout)
-
-    kept = np.zeros((2, 0, 2), np.float32)
-    out = np.zeros((1, len(weights.head_bias)), np.float32)
-    functions.logits(network, weights, layout, 0, 1, kept, make_work(network), out)
+    return network, weights

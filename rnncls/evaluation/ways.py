@@ -6,8 +6,9 @@ Those of the two ways differ by rounding.
 """
 
 import threading
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -16,7 +17,7 @@ from rnncls.model.classifier import RNNClassifier
 from rnncls.system.streams import say
 
 if TYPE_CHECKING:
-    from rnncls.evaluation.compiled import CompiledModel
+    from rnncls.evaluation.compiled import CompiledModel, CompiledStream
 
 # A hidden_size. Beyond it torch's own products are as fast.
 WIDEST_EVALUATION = 1024
@@ -36,6 +37,13 @@ PICOSECONDS_OF_TOKEN = 150_000
 PICOSECONDS_OF_WEIGHT = 20
 PICOSECONDS_OF_START = 500_000_000_000
 
+# Of sequences that are read a few tokens at a time: from so many tokens in all on, the program for
+# them is loaded. torch takes nearly twice as long for them.
+LEAST_STREAMED = 20_000
+
+# What a function makes of a model.
+Made = TypeVar("Made")
+
 # Why the program does not work here, once that was found out; said once in a process.
 _failures: list[str] = []
 _failing = threading.Lock()
@@ -46,17 +54,40 @@ def compiled_model(model: RNNClassifier, num_tokens: int) -> "CompiledModel | No
 
     It is taken where it is faster. A line on stderr says if it would be and does not work here.
     """
-    if not is_worth_compiling(model, num_tokens):
+    return _compiled(_compiled_model, model) if is_worth_compiling(model, num_tokens) else None
+
+
+def compiled_stream(model: RNNClassifier, num_tokens: int) -> "CompiledStream | None":
+    """Return the compiled way of reading so many tokens, a few at a time; None: the model itself.
+
+    The model is one whose states after some tokens are all that is needed for those behind them.
+    """
+    if num_tokens < LEAST_STREAMED or not can_be_compiled(model):
         return None
+    return _compiled(_compiled_stream, model)
+
+
+def _compiled_model(model: RNNClassifier) -> "CompiledModel":
+    # Imported only where it is chosen: Numba is optional, and slow to import.
+    from rnncls.evaluation.compiled import CompiledModel
+
+    return CompiledModel(model)
+
+
+def _compiled_stream(model: RNNClassifier) -> "CompiledStream":
+    from rnncls.evaluation.compiled import CompiledStream
+
+    return CompiledStream(model)
+
+
+def _compiled(make: Callable[[RNNClassifier], Made], model: RNNClassifier) -> Made | None:
+    """Return what is made of a model by Numba, or None, with a line on stderr that says why."""
     if find_spec("numba") is None:
         _say_once("numba is not installed: pip install 'rnncls[fast]'")
         return None
 
     try:
-        # Imported only where it is chosen: Numba is optional, and slow to import.
-        from rnncls.evaluation.compiled import CompiledModel
-
-        return CompiledModel(model)
+        return make(model)
     # Numba or LLVM may not fit the machine or the other packages, and then raises anything.
     except Exception as error:
         _say_once(f"numba fails: {error!s:.200}")
@@ -65,6 +96,15 @@ def compiled_model(model: RNNClassifier, num_tokens: int) -> "CompiledModel | No
 
 def is_worth_compiling(model: RNNClassifier, num_tokens: int) -> bool:
     """Return whether the compiled program can run a model, and runs so many tokens faster."""
+    if not can_be_compiled(model):
+        return False
+    num_weights = sum(parameter.numel() for parameter in model.rnn.parameters())
+    saved = PICOSECONDS_OF_TOKEN + PICOSECONDS_OF_WEIGHT * num_weights
+    return num_tokens * saved >= PICOSECONDS_OF_START
+
+
+def can_be_compiled(model: RNNClassifier) -> bool:
+    """Return whether the compiled programs can run a model."""
     # The program would not notice what a subclass, or somebody's hook, changes.
     if type(model) is not RNNClassifier or _has_hooks(model):
         return False
@@ -73,12 +113,8 @@ def is_worth_compiling(model: RNNClassifier, num_tokens: int) -> bool:
     weight = model.head.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
-    if model.rnn.hidden_size > WIDEST_EVALUATION or model.head.out_features > MOST_CLASSES:
-        return False
-
-    num_weights = sum(parameter.numel() for parameter in model.rnn.parameters())
-    saved = PICOSECONDS_OF_TOKEN + PICOSECONDS_OF_WEIGHT * num_weights
-    return num_tokens * saved >= PICOSECONDS_OF_START
+    is_wide = model.rnn.hidden_size > WIDEST_EVALUATION
+    return not is_wide and model.head.out_features <= MOST_CLASSES
 
 
 def _has_hooks(model: RNNClassifier) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rnncls.config.ranges import NOTHING_LONG, Long
 from rnncls.errors import ConfigError, NonFiniteError
 from rnncls.rundir.status import read_status
 from rnncls.rundir.tables import TrainingTime, read_metrics
@@ -27,6 +28,7 @@ class Outcome:
     tested: tuple[int, ...]  # the lengths that are evaluated; none for data files
     steps_to_solved: int | None  # None if validation accuracy never reached SOLVED
     train_s: float | None
+    long: Long = NOTHING_LONG  # sequences that are read a few digits at a time
 
     @property
     def diverged(self) -> bool:
@@ -125,4 +127,5 @@ def _outcome(sweep: Sweep, member: Member) -> Outcome:
         tested=tuple(tested_lengths(sweep, member.config)),
         steps_to_solved=steps_to_solved,
         train_s=training_time.seconds,
+        long=sweep.long,
     )

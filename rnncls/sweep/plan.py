@@ -19,11 +19,20 @@ from rnncls.config import (
     read_yaml,
     write_yaml,
 )
-from rnncls.config.ranges import MAX_SAMPLES, parse_lengths, parse_seeds, require_generated_data
+from rnncls.config.ranges import (
+    MAX_READ,
+    MAX_SAMPLES,
+    NOTHING_LONG,
+    Long,
+    parse_lengths,
+    parse_seeds,
+    require_generated_data,
+)
 from rnncls.data import spread_lengths
 from rnncls.data.files.opening import fingerprint
 from rnncls.data.read_tables import DATA_KEYS, data_files, with_files_found
 from rnncls.errors import ConfigError, Problem
+from rnncls.evaluation.streaming import require_stream
 from rnncls.model.rules import LATEST, StepRules
 from rnncls.rundir.lock import holding
 from rnncls.rundir.paths import LOCK
@@ -74,6 +83,7 @@ class Sweep:
     samples: int  # sequences per length, where a length has more
     fingerprints: dict[str, str]  # SHA-256 of the data files, by path
     step_rules: StepRules  # the same for all members, whenever they begin
+    long: Long = NOTHING_LONG  # sequences that are read a few digits at a time
 
     def run_dir(self, member: Member) -> Path:
         return self.folder / MEMBERS / member.name
@@ -98,6 +108,10 @@ class SweepFile(BaseModel):
     # What values of the grid stood for that name data files: a folder or a pattern may stand for
     # others later, and a path is relative to where the command was given.
     files: dict[str, Annotated[list[FilePath], Field(strict=False)]] = {}
+
+    # Up to which length sequences are read a few digits at a time; older sweeps read none.
+    structured: Annotated[int, Field(ge=1, le=MAX_READ)] | None = None
+    until_wrong: Annotated[int, Field(ge=1, le=MAX_READ)] | None = None
 
     # The members of a sweep that began before there were others all go by the first rules.
     step_rules: StepRules = 1
@@ -125,13 +139,14 @@ def plan_sweep(
     folder: Path,
     origin: str = "",
     numbered: bool = False,
+    long: Long = NOTHING_LONG,
 ) -> Sweep:
     """Plan a sweep and write it to `folder`, or return the same sweep if it is there already.
 
     `lengths` are tested in addition to the training lengths (at most 20 of those); `samples` is
     the number of sequences per length, where a length has more. `origin`: where the config comes
     from, for a comment in sweep.yaml. `numbered`: the sweep is always a new one, and the name of
-    its folder gets a number if it is taken.
+    its folder gets a number if it is taken. `long`: sequences that are read a few digits at a time.
 
     Raises: ConfigError if the plan is invalid or the folder holds something else. DataError if a
     data file cannot be read. CheckpointError if a folder in `folder` is a link. WriteError.
@@ -153,6 +168,8 @@ def plan_sweep(
         samples=samples,
         fingerprints={},
         files=_files_of_grid(base, grid, str(folder)),
+        structured=long.structured,
+        until_wrong=long.until_wrong,
         step_rules=LATEST,
     )
     sweep = _expand(content, folder, source=str(folder))
@@ -314,9 +331,14 @@ def _expand(content: SweepFile, folder: Path, source: str) -> Sweep:
             require_generated_data(member.config)
             _require_positions(member.config, lengths, source)
 
+    long = Long(content.structured, content.until_wrong)
+    for option in long.options:
+        for member in members:
+            require_stream(member.config, option)
+
     _check_members(members, source)
     return Sweep(
-        folder, members, lengths, content.samples, content.fingerprints, content.step_rules
+        folder, members, lengths, content.samples, content.fingerprints, content.step_rules, long
     )
 
 

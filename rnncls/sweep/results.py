@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +11,12 @@ import torch
 from pydantic import BaseModel, Field
 
 from rnncls.config import COUNTED, Config, FilesConfig, SumModConfig, flatten, with_numbers
+from rnncls.config.ranges import DEFAULT_READ, Long
 from rnncls.data.files.search import Search
 from rnncls.data.read_tables import DATA_KEYS, data_files
 from rnncls.errors import ConfigError, Problem
 from rnncls.evaluation.evaluate import evaluate
+from rnncls.evaluation.long_sequences import LongReport, evaluate_long
 from rnncls.evaluation.report import Report
 from rnncls.rundir.checkpoint import Checkpoint, read_checkpoint
 from rnncls.rundir.checkpoint_files import find_newest, model_on_device
@@ -35,10 +37,11 @@ class MemberReport:
 
     step: int  # of the checkpoint that was evaluated
     report: Report
+    long: LongReport = field(default_factory=LongReport)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of evaluation.json."""
-        return {"step": self.step, **self.report.to_json()}
+        return {"step": self.step, **self.report.to_json(), **self.long.to_json()}
 
 
 class LengthResult(BaseModel):
@@ -50,6 +53,31 @@ class LengthResult(BaseModel):
     trained: bool | None
 
 
+class KindResult(BaseModel):
+    """The part of a `KindReport` that the statistics read."""
+
+    kind: str
+    longest_right: Annotated[int, Field(ge=0)]
+
+
+class StructuredResult(BaseModel):
+    """The part of a `StructuredReport` that the statistics read."""
+
+    longest: int
+    all_right: bool
+    kinds: list[KindResult]
+
+
+class UntilWrongResult(BaseModel):
+    """The part of an `UntilWrongReport` that the statistics read."""
+
+    longest: int
+    sequences: Annotated[int, Field(ge=1)]
+    never: Annotated[int, Field(ge=0)]
+    lowest: int | None
+    median: int | None
+
+
 class Evaluation(BaseModel):
     """The part of evaluation.json that the statistics read."""
 
@@ -57,6 +85,8 @@ class Evaluation(BaseModel):
     accuracy: Annotated[float, Field(ge=0, le=1)]
     chance: Annotated[float, Field(gt=0, le=1)]
     by_length: Annotated[list[LengthResult], Field(min_length=1)]
+    structured: StructuredResult | None = None
+    until_wrong: UntilWrongResult | None = None
 
 
 def evaluate_member(
@@ -66,12 +96,13 @@ def evaluate_member(
     sweep: Sweep,
     check: Callable[[], object] | None = None,
     search: Search | None = None,
+    long: Long | None = None,
 ) -> MemberReport:
     """Return the report on the member's last checkpoint, and that checkpoint's step.
 
-    The last checkpoint, not the best one: nothing is selected by test accuracy. `lengths`: None
-    for those of the sweep; data files are evaluated as a whole. `check` is called before each
-    batch. `search`: where data files are looked for that were moved.
+    The last checkpoint, not the best one: nothing is selected by test accuracy. `lengths` and
+    `long`: None for those of the sweep; data files are evaluated as a whole. `check` is called
+    before each batch. `search`: where data files are looked for that were moved.
 
     Raises: ConfigError if the run has another config than the member. CheckpointError if the
     checkpoint or the data files are damaged. What `check` raises.
@@ -93,12 +124,15 @@ def evaluate_member(
     # setting belongs to the thread, which trains another member afterwards.
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    long = sweep.long if long is None else long
+    num_read = min(sweep.samples, DEFAULT_READ)
     try:
         report = evaluate(model, config, lengths, sweep.samples, dataset=dataset, check=check)
+        on_long = evaluate_long(model, config, long, num_read, check=check)
     finally:
         torch.set_num_threads(num_threads)
 
-    return MemberReport(checkpoint.state.step, report)
+    return MemberReport(checkpoint.state.step, report, on_long)
 
 
 def _require_planned(member: Member, checkpoint: Checkpoint, fingerprints: dict[str, str]) -> None:

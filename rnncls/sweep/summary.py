@@ -8,12 +8,13 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 from rnncls.evaluation.metrics import wilson_interval
+from rnncls.evaluation.structured import KINDS
 from rnncls.sweep.outcomes import SOLVED, Outcome, accuracies_at, by_setting, outcomes
 from rnncls.sweep.paths import SUMMARY_CSV, SUMMARY_JSON
 from rnncls.sweep.plan import Sweep
@@ -78,6 +79,17 @@ class SolvedStatistics:
 
 
 @dataclass(frozen=True)
+class NoErrors:
+    """How many members have no error on sequences that are read a few digits at a time."""
+
+    longest: int  # the length up to which they were read
+    count: int
+    of: int
+    rate: float
+    ci95: tuple[float, float]  # Wilson interval
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Statistics of those members of a setting that have ended."""
 
@@ -88,6 +100,8 @@ class Statistics:
     by_length: dict[int, LengthAccuracy]
     horizon: HorizonStatistics
     to_solved: SolvedStatistics
+    structured: NoErrors | None  # None where the sweep does not ask for them
+    until_wrong: NoErrors | None
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,9 @@ class Setting:
         # Without results these keys are absent: numbers that nobody counted have no place.
         if self.statistics is not None:
             content |= asdict(self.statistics)
+            for key in ("structured", "until_wrong"):
+                if content[key] is None:
+                    del content[key]
         if self.p_against_first is not None:
             content["p_against_first"] = self.p_against_first
         return content
@@ -188,7 +205,34 @@ def _statistics(ended: Sequence[Outcome]) -> Statistics:
         by_length=by_length,
         horizon=HorizonStatistics(median(horizons), min(horizons), max(lengths, default=0)),
         to_solved=_solved_statistics(ended),
+        structured=_no_errors(ended, ended[0].long.structured, _structured_right),
+        until_wrong=_no_errors(ended, ended[0].long.until_wrong, _never_wrong),
     )
+
+
+def _no_errors(
+    ended: Sequence[Outcome], longest: int | None, is_right: Callable[[Outcome], bool]
+) -> NoErrors | None:
+    if longest is None:
+        return None
+    rate = success([float(is_right(outcome)) for outcome in ended], 1.0)
+    return NoErrors(longest, rate.count, rate.of, rate.rate, rate.ci95)
+
+
+def _structured_right(outcome: Outcome) -> bool:
+    """Return whether a member is right on every sequence with a structure; not if it diverged."""
+    found = outcome.evaluation
+    if outcome.diverged or found is None or found.structured is None:
+        return False
+    return found.structured.all_right
+
+
+def _never_wrong(outcome: Outcome) -> bool:
+    """Return whether a member is never wrong on a random sequence; not if it diverged."""
+    found = outcome.evaluation
+    if outcome.diverged or found is None or found.until_wrong is None:
+        return False
+    return found.until_wrong.never == found.until_wrong.sequences
 
 
 def _length_accuracy(accuracies: Sequence[float]) -> LengthAccuracy:
@@ -300,7 +344,35 @@ def member_row(outcome: Outcome) -> dict[str, Any]:
     }
     for length, accuracy in outcome.accuracies.items():
         row[f"accuracy_at_{length}"] = accuracy
-    return row
+    return row | _long_columns(outcome)
+
+
+def _long_columns(outcome: Outcome) -> dict[str, Any]:
+    """Return what a member's line says of sequences that are read a few digits at a time.
+
+    Those with a structure: for each kind the length up to which all are right. The random ones: the
+    share that is never wrong, and the lengths at which others first are. A member that diverged is
+    wrong everywhere.
+    """
+    columns: dict[str, Any] = {}
+    found = None if outcome.diverged else outcome.evaluation
+    if outcome.long.structured is not None:
+        structured = None if found is None else found.structured
+        lengths = dict.fromkeys(KINDS, 0 if outcome.diverged else None)
+        if structured is not None:
+            lengths |= {kind.kind: kind.longest_right for kind in structured.kinds}
+        columns |= {f"right_on_{kind}": length for kind, length in lengths.items()}
+
+    if outcome.long.until_wrong is not None:
+        until_wrong = None if found is None else found.until_wrong
+        columns["never_wrong"] = 0.0 if outcome.diverged else None
+        columns["first_wrong_lowest"] = None
+        columns["first_wrong_median"] = None
+        if until_wrong is not None:
+            columns["never_wrong"] = until_wrong.never / until_wrong.sequences
+            columns["first_wrong_lowest"] = until_wrong.lowest
+            columns["first_wrong_median"] = until_wrong.median
+    return columns
 
 
 def write_summary(sweep: Sweep, summary: Summary) -> None:

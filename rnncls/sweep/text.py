@@ -56,7 +56,27 @@ def accuracy_table(accuracies: Accuracies) -> str:
             lines.append(on_one_line(setting))
         lines += _statistics_lines(members, lengths, width)
 
-    return "\n".join(lines + left_out)
+    return "\n".join([*lines, *_long_table(accuracies, width), *left_out])
+
+
+def _long_table(accuracies: Accuracies, width: int) -> list[str]:
+    """Return a line per member on the sequences that are read a few digits at a time, if any are.
+
+    Of those with a structure, the length up to which all are right.
+    """
+    lines = []
+    for name, report in accuracies.long.items():
+        parts = []
+        if report.structured is not None:
+            for kind in report.structured.kinds:
+                parts.append(f"{kind.kind} {kind.longest_right:,}")
+        if report.until_wrong is not None:
+            until_wrong = report.until_wrong
+            never = f"{until_wrong.never:,} of {until_wrong.sequences:,} never wrong"
+            parts.append(f"{never} up to {until_wrong.longest:,}")
+        if parts:
+            lines.append(f"{on_one_line(name):<{width}}  {', '.join(parts)}")
+    return ["", *lines] if lines else []
 
 
 def _cell(accuracy: float | None) -> str:
@@ -125,7 +145,12 @@ def setting_rows(summary: Summary, most: int) -> list[list[str]]:
 
     names = short_names(summary)
     levels = [f">= {100 * level:g} %" if level < 1 else "100 %" for level in LEVELS]
-    rows = [["setting", "ended", *levels, title]]
+    # Only where some members were asked for them.
+    asks_structured = any(statistics.structured is not None for statistics in found)
+    asks_until_wrong = any(statistics.until_wrong is not None for statistics in found)
+    more = ["structured"] if asks_structured else []
+    more += ["never wrong"] if asks_until_wrong else []
+    rows = [["setting", "ended", *levels, title, *more]]
     for setting in summary.settings:
         name = on_short_line(names[setting.name], most) or "all"
         row = [name, f"{setting.ended} of {setting.members}"]
@@ -139,7 +164,12 @@ def setting_rows(summary: Summary, most: int) -> list[list[str]]:
         middle = statistics.accuracy.median
         if is_generated:
             middle = statistics.by_length[statistics.horizon.tested].median
-        rows.append([*row, f"{middle:.4f}"])
+        row.append(f"{middle:.4f}")
+        if asks_structured:
+            row.append("" if statistics.structured is None else str(statistics.structured.count))
+        if asks_until_wrong:
+            row.append("" if statistics.until_wrong is None else str(statistics.until_wrong.count))
+        rows.append(row)
     return rows
 
 
@@ -165,6 +195,7 @@ def _setting_text(setting: Setting) -> str:
             f"lowest {accuracy.min:.4f}"
         )
         lines += _success_lines(setting, statistics)
+        lines += _long_lines(statistics)
         lines += _solved_lines(statistics)
         lines += _length_lines(statistics)
     return "\n".join(lines)
@@ -195,6 +226,20 @@ def _success_lines(setting: Setting, statistics: Statistics) -> list[str]:
         if p_value is not None:
             line += f"   p {p_value:.2g}"
         lines.append(line)
+    return lines
+
+
+def _long_lines(statistics: Statistics) -> list[str]:
+    """Return how many members have no error on sequences that are read a few digits at a time."""
+    lines = []
+    for title, success in (
+        ("all sequences with a structure right", statistics.structured),
+        ("no random sequence wrong", statistics.until_wrong),
+    ):
+        if success is not None:
+            low, high = success.ci95
+            line = f"{title}, up to {success.longest:,}: {success.count} of {success.of} runs"
+            lines.append(f"{line}   (95 %: {low:.3f} to {high:.3f})")
     return lines
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rnncls.evaluation.metrics import wilson_interval
-from scripts.reproduce.results import KeptHorizon, KeptSetting, Result
+from scripts.reproduce.results import KeptHorizon, KeptNoErrors, KeptSetting, Result
 from scripts.reproduce.sweeps import Sweep
 
 HEAD = """# Results
@@ -50,21 +50,34 @@ def _section(sweep: Sweep, result: Result) -> list[str]:
 
 def _success_table(settings: list[KeptSetting]) -> list[str]:
     """Return a row per setting: how many members succeed, how soon, and up to what length."""
-    lines = [
-        "| | members | not finite | at least 99 % | at least 99.9 % | 100 % | steps to 99.9 % "
-        "| horizon |",
-        "|---" * 8 + "|",
-    ]
+    titles = ["", "members", "not finite", "at least 99 %", "at least 99.9 %", "100 %"]
+    titles += ["steps to 99.9 %", "horizon", *_titles_of_long(settings[0])]
+    # The first title is empty, and has one space.
+    lines = ["|" + _row(titles)[2:], "|---" * len(titles) + "|"]
     for setting in settings:
-        rates = []
-        for count in setting.success.values():
-            low, high = wilson_interval(count, setting.members)
-            rates.append(f"{count} ({low:.2f} to {high:.2f})")
+        rates = [_rate(count, setting) for count in setting.success.values()]
 
         counts = [str(setting.members), str(setting.diverged)]
         cells = [setting.name or "all", *counts, *rates, _steps(setting)]
-        lines.append(_row([*cells, _horizon(setting.horizon)]))
+        on_long = [_rate(part.count, setting) for part in _of_long(setting).values()]
+        lines.append(_row([*cells, _horizon(setting.horizon), *on_long]))
     return lines
+
+
+def _of_long(setting: KeptSetting) -> dict[str, KeptNoErrors]:
+    """Return by title what there is on sequences that are read a few digits at a time."""
+    parts = {"all structured": setting.structured, "never wrong": setting.until_wrong}
+    return {title: part for title, part in parts.items() if part is not None}
+
+
+def _titles_of_long(setting: KeptSetting) -> list[str]:
+    return [f"{title} to {part.longest:,}" for title, part in _of_long(setting).items()]
+
+
+def _rate(count: int, setting: KeptSetting) -> str:
+    """Return how many members of a setting succeed, with the interval of their share."""
+    low, high = wilson_interval(count, setting.members)
+    return f"{count} ({low:.2f} to {high:.2f})"
 
 
 def _length_table(settings: list[KeptSetting], lengths: Sequence[int]) -> list[str]:

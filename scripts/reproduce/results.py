@@ -20,7 +20,14 @@ from rnncls.rundir.checkpoint_files import find_newest
 from rnncls.rundir.restore import restore_model
 from rnncls.sweep.outcomes import Outcome, accuracies_at, by_setting
 from rnncls.sweep.plan import Sweep, load_sweep
-from rnncls.sweep.summary import LengthAccuracy, Setting, Statistics, SuccessRate, summarize
+from rnncls.sweep.summary import (
+    LengthAccuracy,
+    NoErrors,
+    Setting,
+    Statistics,
+    SuccessRate,
+    summarize,
+)
 from rnncls.system.files import write_atomically
 from scripts.reproduce.running import read_timing
 
@@ -52,6 +59,13 @@ class KeptHorizon(Kept):
     tested: int
 
 
+class KeptNoErrors(Kept):
+    """Members without an error on sequences that are read a few digits at a time."""
+
+    longest: int
+    count: int
+
+
 class KeptSetting(Kept):
     """The members that differ in their seed alone."""
 
@@ -68,6 +82,10 @@ class KeptSetting(Kept):
     # Against the first setting; None for itself.
     p_success: dict[float, float | None] | None  # by level, Fisher's exact test
     p_length: dict[int, float] | None  # by length, the test of Mann and Whitney
+
+    # None where the sweep does not ask for them.
+    structured: KeptNoErrors | None = None
+    until_wrong: KeptNoErrors | None = None
 
 
 class Result(Kept):
@@ -129,7 +147,13 @@ def _kept(setting: Setting, members: list[Outcome], first: list[Outcome]) -> Kep
         train_s=_train_s(members),
         p_success=p_success,
         p_length=None if p_success is None else _p_by_length(statistics, members, first),
+        structured=_kept_no_errors(statistics.structured),
+        until_wrong=_kept_no_errors(statistics.until_wrong),
     )
+
+
+def _kept_no_errors(found: NoErrors | None) -> KeptNoErrors | None:
+    return None if found is None else KeptNoErrors(longest=found.longest, count=found.count)
 
 
 def _kept_length(length: LengthAccuracy) -> KeptLength:

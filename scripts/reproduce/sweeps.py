@@ -18,6 +18,10 @@ class Sweep:
     shown: tuple[int, ...] = ()  # lengths of the table
     structured: tuple[int, ...] = ()  # lengths of sequences with a structure
 
+    # Up to which length members read sequences with a structure, and random ones until wrong.
+    all_structured: int | None = None
+    until_wrong: int | None = None
+
     # One row per setting, beside the first one. Most of the members have eager steps: a process
     # per core trains them.
     compared: bool = False
@@ -157,6 +161,8 @@ def shortened(sweep: Sweep) -> Sweep:
         words=(*sweep.words, *SHORT),
         shown=(1, 2, 3, 10),
         structured=(10,) if sweep.structured else (),
+        all_structured=sweep.all_structured and 10,
+        until_wrong=sweep.until_wrong and 10,
     )
 
 
@@ -165,6 +171,10 @@ def command_of(name: str, sweep: Sweep, out: Path) -> list[str]:
     command = ["rnncls", "sweep", "--config", sweep.config, *sweep.words]
     command += ["--seeds", sweep.seeds, "--lengths", sweep.lengths]
     command += ["--samples", str(sweep.samples)]
+    if sweep.all_structured is not None:
+        command += ["--structured", "--structured-length", str(sweep.all_structured)]
+    if sweep.until_wrong is not None:
+        command += ["--until-wrong", str(sweep.until_wrong)]
     return [*command, "--sweep-dir", str(out / name)]
 
 
