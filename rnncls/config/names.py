@@ -113,6 +113,7 @@ _OTHER_NAMES = {
     "truncate_bptt truncated_bptt truncated_bptt_steps",
     "train.average_weights": "averaging ema ema_decay moving_average moving_average_decay polyak "
     "swa use_ema weight_averaging",
+    "train.label_smoothing": "label_smoothing_factor smoothing",
     "train.class_weights": "balanced class_weight weighted",
     "train.precision": "amp bf16 fp16 mixed_precision",
     "train.engine": "compile",
@@ -135,7 +136,6 @@ _INSTEAD = {
     "model.dropout, which acts between layers": "recurrent_dropout",
     "leave it out: the data says how many tokens there are; for subwords "
     "data.vocabulary_size": "max_features num_embeddings num_tokens num_words vocab_size",
-    "leave it out: the loss is that of the labels as they are": "label_smoothing",
     "--init-from CHECKPOINT, to begin with the weights of a run": "init_from pretrained warm_start",
     "data.bad=skip, which leaves out what cannot be decoded": "encoding_errors",
     "data.header=false: without a header, columns are called 1, 2, 3": "col_names colnames "
