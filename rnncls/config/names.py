@@ -74,6 +74,7 @@ _OTHER_NAMES = {
     "model.dropout": "drop dropout_p dropout_prob dropout_rate hidden_dropout_prob",
     "model.embedding_dropout": "emb_dropout embed_dropout input_dropout spatial_dropout",
     "model.head_dropout": "classifier_dropout fc_dropout final_dropout output_dropout",
+    "model.state_noise": "hidden_noise noise noise_std recurrent_noise",
     "model.bidirectional": "bi bidir",
     "model.pooling": "aggregation global_pool global_pooling pool pool_type pooling_mode "
     "pooling_strategy pooling_type readout",
