@@ -345,7 +345,12 @@ def test_steps_in_bfloat16_are_close_to_those_in_float32(
     model = {"cell": cell, "state_noise": 0.1, "num_layers": 2}
     found = []
     for precision in ("float32", "bfloat16"):
-        train = {"precision": precision, "objective": objective, "max_steps": 6, "log_every": 1}
+        train: dict[str, Any] = {
+            "precision": precision,
+            "objective": objective,
+            "max_steps": 6,
+            "log_every": 1,
+        }
         train |= {"label_smoothing": 0.1}
         found.append(losses(config_of(model=model, train=train), tmp_path / precision))
     assert found[0] != found[1]
