@@ -74,6 +74,7 @@ _OTHER_NAMES = {
     "model.dropout": "drop dropout_p dropout_prob dropout_rate hidden_dropout_prob",
     "model.embedding_dropout": "emb_dropout embed_dropout input_dropout spatial_dropout",
     "model.head_dropout": "classifier_dropout fc_dropout final_dropout output_dropout",
+    "model.state_noise": "hidden_noise noise noise_std recurrent_noise",
     "model.bidirectional": "bi bidir",
     "model.pooling": "aggregation global_pool global_pooling pool pool_type pooling_mode "
     "pooling_strategy pooling_type readout",
@@ -113,6 +114,7 @@ _OTHER_NAMES = {
     "truncate_bptt truncated_bptt truncated_bptt_steps",
     "train.average_weights": "averaging ema ema_decay moving_average moving_average_decay polyak "
     "swa use_ema weight_averaging",
+    "train.label_smoothing": "label_smoothing_factor smoothing",
     "train.class_weights": "balanced class_weight weighted",
     "train.precision": "amp bf16 fp16 mixed_precision",
     "train.engine": "compile",
@@ -135,7 +137,6 @@ _INSTEAD = {
     "model.dropout, which acts between layers": "recurrent_dropout",
     "leave it out: the data says how many tokens there are; for subwords "
     "data.vocabulary_size": "max_features num_embeddings num_tokens num_words vocab_size",
-    "leave it out: the loss is that of the labels as they are": "label_smoothing",
     "--init-from CHECKPOINT, to begin with the weights of a run": "init_from pretrained warm_start",
     "data.bad=skip, which leaves out what cannot be decoded": "encoding_errors",
     "data.header=false: without a header, columns are called 1, 2, 3": "col_names colnames "

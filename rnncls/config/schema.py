@@ -525,6 +525,15 @@ class Config(Section):
             found = "padded, model.bidirectional: true"
             raise _clash("data.layout", what, expected, found, "data.layout=auto")
 
+        # torch's own functions, and cuDNN's, run padded batches and let nobody at their states. A
+        # model without recurrence ignores the noise.
+        has_noise = self.model.state_noise > 0 and self.model.cell != "none"
+        if self.data.layout == "padded" and has_noise:
+            what = "noise on states needs packed batches"
+            expected = "data.layout: auto or packed"
+            found = f"padded, model.state_noise: {self.model.state_noise}"
+            raise _clash("data.layout", what, expected, found, "data.layout=auto")
+
         self._check_objective()
         self._check_inputs()
         self._check_pieces()

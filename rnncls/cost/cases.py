@@ -166,6 +166,7 @@ def _without_extras(config: Config) -> Config:
             "embedding_dropout": 0.0,
             "ngram_dropout": 0.0,
             "head_dropout": 0.0,
+            "state_noise": 0.0,
         }
     )
     train = config.train.model_copy(

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnncls.model.cells import State
 from rnncls.model.dropout import NO_KEYS, Keys, by_position, places_of_packed
 from rnncls.model.layers import outputs_forward
+from rnncls.model.noise import by_keys, noise_rows
 from rnncls.model.pieces import Collected, Pieces, Reached, Rows, in_order, read, reversed_rows
 from rnncls.model.pooling import Pooled
 
@@ -28,13 +29,15 @@ def read_both(
     pieces: Pieces,
     dropout: float,
     keys: Keys = NO_KEYS,
+    state_noise: float = 0.0,
 ) -> Reached:
     """Read all tokens of a batch in both directions; as `read` does it in one.
 
     `inputs_of` makes of the `rows` of tokens, all or some, what the first layer reads, (S, E).
     `start.state` is (num_layers * 2, B, H) each, not None. Truncated, each direction of each layer
     has a gradient for the last K tokens that it reads: in reverse those are the first ones. `keys`
-    are those of `dropout_keys`; without them torch's generator draws.
+    are those of `dropout_keys`; without them torch's generator draws. `state_noise`: sigma, which
+    needs keys.
     """
     sizes = tokens.batch_sizes
     backwards = reversed_rows(sizes).to(tokens.data.device)
@@ -42,6 +45,7 @@ def read_both(
 
     data = rows[0]  # of layers above the first: what the layer below has put out
     places = (places_of_packed(tokens, keys),) if keys.of_layers and dropout > 0 else ()
+    of_noise = noise_rows(tokens, keys, num_directions=2) if state_noise > 0 else ()
     finals: list[State] = []
     for layer in range(rnn.num_layers):
         is_last = layer == rnn.num_layers - 1
@@ -59,8 +63,10 @@ def read_both(
                 tuple(part[number : number + 1] for part in start.state),
                 _of_direction(start.pooled, direction, rnn.hidden_size) if is_last else Pooled(),
             )
-            run = partial(_run_direction, inputs_of, rnn, layer, direction, dropout, keys)
-            ordered = tuple(each[order] for each in rows)
+            run = partial(
+                _run_direction, inputs_of, rnn, layer, direction, dropout, keys, state_noise
+            )
+            ordered = tuple(each[order] for each in (*of_noise, *rows))
             collected: list[Collected] | None = None if is_last else []
             reached = read(run, ordered, sizes, before, pieces, collected, reverse=direction == 1)
 
@@ -82,20 +88,26 @@ def _run_direction(
     direction: int,
     dropout: float,
     keys: Keys,
+    state_noise: float,
     rows: Rows,
     batch_sizes: Tensor,
     state: State | None,
 ) -> tuple[Tensor, State]:
     """Run one direction of one layer over rows of tokens or, above the first layer, inputs (S, W).
 
-    Beside the inputs stand their places, where dropout by position acts on them.
+    Beside the inputs stand their places, where dropout by position acts on them. Before them stands
+    what the noise on states needs, if there is some.
     """
+    noise = None
+    if state_noise > 0:
+        noise = by_keys(keys.of_states, state_noise, *rows[:2])(layer, direction)
+        rows = rows[2:]
     data, *places = rows
     if layer == 0:
         data = inputs_of(rows)
     elif places:
         data = by_position(keys, places[0], dropout)(layer, data)
-    return outputs_forward(rnn, layer, direction, data, batch_sizes, state)
+    return outputs_forward(rnn, layer, direction, data, batch_sizes, state, noise)
 
 
 def _of_direction(pooled: Pooled, direction: int, size: int) -> Pooled:

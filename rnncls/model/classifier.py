@@ -25,6 +25,7 @@ from rnncls.model.dropout import (
 from rnncls.model.gated import PackedGRU, PackedLSTM
 from rnncls.model.inputs import NO_DROPOUT, InputDropout, InputLayer
 from rnncls.model.layers import ignore_compaction, outputs_of_layers
+from rnncls.model.noise import NoiseOf, by_keys, noise_rows
 from rnncls.model.none import NoRecurrence
 from rnncls.model.pieces import WHOLE, Pieces, Reached, Rows, is_streamed, read
 from rnncls.model.pooling import (
@@ -92,6 +93,7 @@ class RNNClassifier(InputLayer):
             bidirectional = False
             initial_state = "zeros"
             dropout = 0.0
+            state_noise = 0.0
 
         # The names of modules and parameters are those of the tensors in a checkpoint.
         options: dict[str, Any] = {
@@ -171,11 +173,13 @@ class RNNClassifier(InputLayer):
         `state`: what `final_state` returned for the tokens before these, if there were some.
         `pieces`: how packed sequences are run for gradients that need little memory. `keys`: those
         of `dropout_keys`, for dropout as a function of them and of positions; without them dropout
-        is that of torch's generator.
+        is that of torch's generator. Noise on states needs those of `noise_keys`; without them
+        there is none.
 
         Raises: TypeError for anything that is neither packed ids nor `Padded`. ValueError if the
-        model is bidirectional and the sequences are padded, for a state of a model that needs the
-        whole sequence, for one of other sequences, or for a sequence beyond the last position.
+        model is bidirectional or has noise and the sequences are padded, for a state of a model
+        that needs the whole sequence, for one of other sequences, or for a sequence beyond the last
+        position.
         """
         if state is not None:
             self._require_pieces("a state")
@@ -287,6 +291,8 @@ class RNNClassifier(InputLayer):
         """Return what the head sees of padded sequences, (B, summary_size)."""
         if self.num_directions == 2:
             raise ValueError("padded sequences cannot be run in reverse: padding would come first")
+        if self._sigma(keys) > 0:
+            raise ValueError("noise on states needs packed sequences")
 
         embedded = self.embed_padded(padded.tokens, keys)  # (T, B, embedding_dim)
         if state is None:
@@ -330,7 +336,9 @@ class RNNClassifier(InputLayer):
             dropout = self.dropout if self.training else 0.0
             inputs = partial(self._inputs_of, keys=keys)
             before = Reached(start, nothing)
-            reached = read_both(inputs, self.rnn, tokens, rows, before, pieces, dropout, keys)
+            reached = read_both(
+                inputs, self.rnn, tokens, rows, before, pieces, dropout, keys, self._sigma(keys)
+            )
         else:
             # The reverse direction begins at the end, so that no state can go before it is done.
             of_layers = self._rows_of_layers(tokens, is_cut, keys)
@@ -367,14 +375,23 @@ class RNNClassifier(InputLayer):
         return summary_of_pooled("mean", reached.pooled, None, sizes)
 
     def rows_of(self, tokens: PackedSequence, is_cut: bool, keys: Keys) -> Rows:
-        """Return what `run` reads: rows of tokens, and what says which inputs of layers stay.
+        """Return what `run` reads: rows of tokens, and what noise and dropout need of them.
 
         `is_cut`: whether they are read in pieces, whose dropout is to be that of the whole.
         """
         return *self.token_rows(tokens, keys), *self._rows_of_layers(tokens, is_cut, keys)
 
     def _rows_of_layers(self, tokens: PackedSequence, is_cut: bool, keys: Keys) -> Rows:
-        """Return what says which inputs of the layers above the first stay: of S rows each."""
+        """Return what noise needs and what says which inputs of the layers above the first stay.
+
+        These are tensors of S rows each.
+        """
+        of_noise: Rows = ()
+        if self._sigma(keys) > 0:
+            of_noise = noise_rows(tokens, keys, self.num_directions)
+        return *of_noise, *self._rows_of_dropout(tokens, is_cut, keys)
+
+    def _rows_of_dropout(self, tokens: PackedSequence, is_cut: bool, keys: Keys) -> Rows:
         if not self._drops_layers:
             return ()
         if keys.of_layers:
@@ -393,19 +410,29 @@ class RNNClassifier(InputLayer):
         In the place of the rows of tokens may stand what the first layer reads of them.
         """
         count = 1 if rows[0].is_floating_point() else self.num_token_rows(keys)
-        drop = self._drop(rows[count:], keys)
-        return self._outputs(self._inputs_of(rows[:count], keys), batch_sizes, state, drop)
+        inputs = self._inputs_of(rows[:count], keys)
+        more = rows[count:]
+        noise = None
+        sigma = self._sigma(keys)
+        if sigma > 0:
+            noise = by_keys(keys.of_states, sigma, *more[:2])
+            more = more[2:]
+        return self._outputs(inputs, batch_sizes, state, self._drop(more, keys), noise)
 
     def _inputs_of(self, rows: Rows, keys: Keys) -> Tensor:
         """Return what the first layer reads of rows of tokens, (S, embedding_dim)."""
         return rows[0] if rows[0].is_floating_point() else self.embed(rows, keys)
+
+    def _sigma(self, keys: Keys) -> float:
+        """Return how large the noise on states is: 0 where there is none."""
+        return self.state_noise if self.training and keys.of_states else 0.0
 
     @property
     def _drops_layers(self) -> bool:
         return self.training and self.dropout > 0
 
     def _drop(self, more: Sequence[Tensor], keys: Keys) -> Drop | None:
-        """Return how dropout acts, or None; `more` is what `rows_of` returns beside the ids."""
+        """Return how dropout acts, or None; `more` is what `_rows_of_dropout` returns."""
         if not self._drops_layers:
             return None
         if keys.of_layers:
@@ -413,13 +440,18 @@ class RNNClassifier(InputLayer):
         return by_masks(more, self.dropout) if more else by_generator(self.dropout)
 
     def _outputs(
-        self, data: Tensor, batch_sizes: Tensor | None, state: State | None, drop: Drop | None
+        self,
+        data: Tensor,
+        batch_sizes: Tensor | None,
+        state: State | None,
+        drop: Drop | None,
+        noise: NoiseOf | None = None,
     ) -> tuple[Tensor, State]:
         """Run all layers over what the first one reads; all as in `outputs_of_layers`."""
         if not self.is_recurrent:
             return data, ()
-        if drop is not None:
-            return outputs_of_layers(self.rnn, data, batch_sizes, state, drop)
+        if drop is not None or noise is not None:
+            return outputs_of_layers(self.rnn, data, batch_sizes, state, drop, noise)
 
         # torch.nn wants h_0 alone, but of the LSTM (h_0, c_0).
         start: Any = state

@@ -6,6 +6,8 @@ factors are computed for all tokens at once, in the place where the gradients of
 stand, and a time step of the backward pass is a few operations: the factors times the gradient, and
 one product that passes it on. The gradient of each weight is one product over all tokens.
 
+With noise, what W_h multiplies is the state before with noise, and nothing else changes.
+
 Letters as in recurrence.py. Gates stand as torch has them: GRU r, z, n; LSTM i, f, g, o.
 """
 
@@ -14,14 +16,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rnncls.model.cells import State
+from rnncls.model.noise import Noise
 from rnncls.model.recurrence import (
     PackedLayers,
     Weights,
     first_rows,
     in_precision,
+    noise_of_steps,
     source_of,
     states_before,
     time_order,
+    with_noise,
 )
 
 
@@ -41,7 +46,13 @@ class PackedGRU(_PackedGated, nn.GRU):
     """An nn.GRU with a function of ours over packed sequences on the CPU; see `PackedLayers`."""
 
     def direction(
-        self, data: Tensor, sizes: list[int], start: State | None, weights: Weights, reverse: bool
+        self,
+        data: Tensor,
+        sizes: list[int],
+        start: State | None,
+        weights: Weights,
+        reverse: bool,
+        noise: Noise | None = None,
     ) -> State:
         """Run one direction of one layer; see `PackedLayers`."""
         data, state, weights = in_precision(data, start or (), weights)
@@ -49,7 +60,7 @@ class PackedGRU(_PackedGated, nn.GRU):
         w_ih, w_hh, *biases = weights
         b_ih, b_hh = biases or (None, None)
         output: Tensor = _GRULayer.apply(  # type: ignore[no-untyped-call]
-            data, hidden, w_ih, w_hh, b_ih, b_hh, sizes, reverse
+            data, hidden, w_ih, w_hh, b_ih, b_hh, sizes, reverse, noise
         )
         return (output,)
 
@@ -58,7 +69,13 @@ class PackedLSTM(_PackedGated, nn.LSTM):
     """An nn.LSTM with a function of ours over packed sequences on the CPU; see `PackedLayers`."""
 
     def direction(
-        self, data: Tensor, sizes: list[int], start: State | None, weights: Weights, reverse: bool
+        self,
+        data: Tensor,
+        sizes: list[int],
+        start: State | None,
+        weights: Weights,
+        reverse: bool,
+        noise: Noise | None = None,
     ) -> State:
         """Run one direction of one layer; see `PackedLayers`."""
         data, state, weights = in_precision(data, start or (), weights)
@@ -68,7 +85,7 @@ class PackedLSTM(_PackedGated, nn.LSTM):
         w_ih, w_hh, *biases = weights
         bias = biases[0] + biases[1] if biases else None
         states: State = _LSTMLayer.apply(  # type: ignore[no-untyped-call]
-            data, hidden, cell, w_ih, w_hh, bias, sizes, reverse
+            data, hidden, cell, w_ih, w_hh, bias, sizes, reverse, noise
         )
         return states
 
@@ -86,7 +103,7 @@ class _GRULayer(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, data, start, w_ih, w_hh, b_ih, b_hh, sizes, reverse
+        ctx, data, start, w_ih, w_hh, b_ih, b_hh, sizes, reverse, noise
     ):
         rows = len(data)
         size = w_hh.shape[1]
@@ -111,10 +128,11 @@ class _GRULayer(torch.autograd.Function):
         news = torch.split(new, sizes)
 
         recurrent = w_hh.t()
+        noisy, noisy_steps = noise_of_steps(noise, output, sizes)
         for t in time_order(sizes, reverse):
             before = _state_before(steps, sizes, start, t, reverse)
             if before is not None:
-                sums[t].addmm_(before, recurrent)
+                sums[t].addmm_(with_noise(before, noisy_steps, t, noise), recurrent)
             sums_of_both[t].sigmoid_()
             news[t].addcmul_(r[t], m[t]).tanh_()
             if before is not None:
@@ -122,7 +140,7 @@ class _GRULayer(torch.autograd.Function):
             else:
                 torch.addcmul(news[t], news[t], z[t], value=-1, out=steps[t])
 
-        ctx.save_for_backward(data, start, w_ih, w_hh, gates, new, output)
+        ctx.save_for_backward(data, start, w_ih, w_hh, gates, new, output, noisy)
         ctx.sizes = sizes
         ctx.reverse = reverse
         return output
@@ -130,7 +148,7 @@ class _GRULayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_output):  # type: ignore[no-untyped-def]
-        data, start, w_ih, w_hh, gates, new, output = ctx.saved_tensors
+        data, start, w_ih, w_hh, gates, new, output, noisy = ctx.saved_tensors
         sizes = ctx.sizes
         reverse = ctx.reverse
         rows, size = new.shape
@@ -168,7 +186,7 @@ class _GRULayer(torch.autograd.Function):
                 target.addcmul_(own[known:], own_z[known:])
                 target.addmm_(own_flat[known:], w_hh)
 
-        d_w_hh = flat.t().mm(before)
+        d_w_hh = flat.t().mm(before if noisy is None else noisy)
         d_b_hh = flat.sum(0) if ctx.needs_input_grad[5] else None
 
         # The side of x: what tanh is taken of instead of m.
@@ -176,7 +194,7 @@ class _GRULayer(torch.autograd.Function):
         d_data = flat.mm(w_ih) if ctx.needs_input_grad[0] else None
         d_w_ih = flat.t().mm(data)
         d_b_ih = flat.sum(0) if ctx.needs_input_grad[4] else None
-        return d_data, d_start, d_w_ih, d_w_hh, d_b_ih, d_b_hh, None, None
+        return d_data, d_start, d_w_ih, d_w_hh, d_b_ih, d_b_hh, None, None, None
 
 
 class _LSTMLayer(torch.autograd.Function):
@@ -192,7 +210,7 @@ class _LSTMLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, data, start, start_cell, w_ih, w_hh, bias, sizes, reverse
+        ctx, data, start, start_cell, w_ih, w_hh, bias, sizes, reverse, noise
     ):
         rows = len(data)
         size = w_hh.shape[1]
@@ -205,10 +223,11 @@ class _LSTMLayer(torch.autograd.Function):
         )
         i, f, g, o = (torch.split(part, sizes) for part in gates.view(rows, 4, size).unbind(1))
         of_both = torch.split(gates[:, : 2 * size], sizes)  # i and f
+        noisy, noisy_steps = noise_of_steps(noise, output, sizes)
         for t in time_order(sizes, reverse):
             before = _state_before(steps, sizes, start, t, reverse)
             if before is not None:
-                sums[t].addmm_(before, recurrent)
+                sums[t].addmm_(with_noise(before, noisy_steps, t, noise), recurrent)
             of_both[t].sigmoid_()
             g[t].tanh_()
             o[t].sigmoid_()
@@ -220,7 +239,9 @@ class _LSTMLayer(torch.autograd.Function):
             torch.tanh(cells[t], out=tanh_cells[t])
             torch.mul(o[t], tanh_cells[t], out=steps[t])
 
-        ctx.save_for_backward(data, start, start_cell, w_ih, w_hh, gates, cell, tanh_cell, output)
+        ctx.save_for_backward(
+            data, start, start_cell, w_ih, w_hh, gates, cell, tanh_cell, output, noisy
+        )
         ctx.sizes = sizes
         ctx.reverse = reverse
         # The gradient of cells that nobody looks at is None, and not a tensor of zeros.
@@ -230,11 +251,15 @@ class _LSTMLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_output, d_cell):  # type: ignore[no-untyped-def]
-        data, start, start_cell, w_ih, w_hh, gates, cell, tanh_cell, output = ctx.saved_tensors
+        data, start, start_cell, w_ih, w_hh, gates, cell, tanh_cell, output, noisy = (
+            ctx.saved_tensors
+        )
         sizes = ctx.sizes
         reverse = ctx.reverse
         rows, size = cell.shape
-        before = states_before(output, sizes, start, reverse)  # (S, H)
+        before = noisy  # (S, H)
+        if before is None:
+            before = states_before(output, sizes, start, reverse)
         cell_before = states_before(cell, sizes, start_cell, reverse)  # (S, H)
         i, f, g, o = gates.view(rows, 4, size).unbind(1)
 
@@ -285,7 +310,7 @@ class _LSTMLayer(torch.autograd.Function):
         d_bias = flat.sum(0) if ctx.needs_input_grad[5] else None
         d_w_ih = flat.t().mm(data)
         d_w_hh = flat.t().mm(before)
-        return d_data, d_start, d_start_cell, d_w_ih, d_w_hh, d_bias, None, None
+        return d_data, d_start, d_start_cell, d_w_ih, d_w_hh, d_bias, None, None, None
 
 
 def _state_before(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rnncls.model.cells import State, state_of_layer, weights_of, zero_state
 from rnncls.model.dropout import Drop
+from rnncls.model.noise import Noise, NoiseOf
 from rnncls.model.recurrence import PackedLayers
 
 # The functions that nn.RNN, nn.LSTM and nn.GRU call, by the name in their `mode`.
@@ -24,9 +25,10 @@ def outputs_of_layers(
     data: Tensor,
     batch_sizes: Tensor | None,
     start: State | None,
-    drop: Drop,
+    drop: Drop | None,
+    noise: NoiseOf | None = None,
 ) -> tuple[Tensor, State]:
-    """Run all layers, with dropout between them, and return the last one's outputs.
+    """Run all layers, with dropout between them if any, and return the last one's outputs.
 
     `data` is packed, (S, width), with its batch sizes, or padded, (T, B, width), with None. `start`
     and the final states are (num_layers * D, B, H) each, for D directions. Sequences stand longest
@@ -35,11 +37,11 @@ def outputs_of_layers(
     """
     finals = []
     for layer in range(rnn.num_layers):
-        if layer > 0:
+        if layer > 0 and drop is not None:
             data = drop(layer, data)
 
         before = None if start is None else state_of_layer(rnn, layer, start)
-        data, final = outputs_of_layer(rnn, layer, data, batch_sizes, before)
+        data, final = outputs_of_layer(rnn, layer, data, batch_sizes, before, noise)
         finals.append(final)
 
     return data, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
@@ -51,18 +53,24 @@ def outputs_of_layer(
     data: Tensor,
     batch_sizes: Tensor | None,
     start: State | None = None,
+    noise: NoiseOf | None = None,
 ) -> tuple[Tensor, State]:
     """Run all directions of one layer, without dropout.
 
     `data` is packed, (S, width), with its batch sizes, or padded, (T, B, width), with None. `start`
     is the state before the first step, (num_directions, B, hidden_size) each; None for zeros.
+    `noise`: that on what W_hh multiplies, of packed rows alone.
 
     Returns the outputs, (S, D * H) or (T, B, D * H) for D directions, and the final states in the
     form of `start`. Sequences stand longest first.
     """
     num_directions = 2 if rnn.bidirectional else 1
-    if batch_sizes is not None and isinstance(rnn, PackedLayers) and rnn.is_ours(data):
-        return rnn.outputs_of_layer(layer, data, batch_sizes, start)
+    if (
+        batch_sizes is not None
+        and isinstance(rnn, PackedLayers)
+        and (noise is not None or rnn.is_ours(data))
+    ):
+        return rnn.outputs_of_layer(layer, data, batch_sizes, start, noise)
 
     # torch.nn keeps one list of weights for each layer and direction, in this order.
     first = layer * num_directions
@@ -79,6 +87,7 @@ def outputs_forward(
     data: Tensor,
     batch_sizes: Tensor,
     start: State | None,
+    noise: Noise | None = None,
 ) -> tuple[Tensor, State]:
     """Run one direction of one layer over packed rows (S, width) in the order in which it reads.
 
@@ -86,8 +95,8 @@ def outputs_forward(
     (1, B, H) each. Returns the outputs (S, H), and the final state. Longest sequence first.
     """
     weights = weights_of(rnn, layer, direction)
-    if isinstance(rnn, PackedLayers) and rnn.is_ours(data):
-        return rnn.outputs_of_direction(data, batch_sizes, start, weights)
+    if isinstance(rnn, PackedLayers) and (noise is not None or rnn.is_ours(data)):
+        return rnn.outputs_of_direction(data, batch_sizes, start, weights, noise=noise)
     return _run(rnn, list(weights), data, batch_sizes, start, bidirectional=False)
 
 

@@ -1,6 +1,6 @@
 """The loss over all prefixes of sequences: a label after every token, and not at the end alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ def prefix_losses(
     weights: Tensor,
     pieces: Pieces = WHOLE,
     keys: Keys = NO_KEYS,
+    losses_of: Callable[[Tensor, Tensor], Tensor] = sequence_losses,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield parts of the sum over all prefixes of weight * cross-entropy, in nats, as scalars.
 
@@ -39,7 +40,8 @@ def prefix_losses(
     for so many time steps, through whose beginning no gradient flows; the gradient of a part is to
     be computed before the next one is asked for. Beside each loss come the logits (B, N) after the
     last token that was read of each sequence, without gradient, in the order of the sequences.
-    `keys`: as of the network's `forward`.
+    `keys`: as of the network's `forward`. `losses_of`: what stands in the place of the
+    cross-entropy, (S,), as a function of logits (S, N) and labels.
     """
     sizes = tokens.batch_sizes
     longest = len(sizes)
@@ -51,7 +53,7 @@ def prefix_losses(
         ids, labels, weights, *more = rows
         outputs, final = network.run((ids, *more), batch_sizes, state, keys)
         logits = network.head(outputs).float()
-        losses = sequence_losses(logits, labels) * weights
+        losses = losses_of(logits, labels) * weights
         return losses.unsqueeze(1), final
 
     state = network.start_state(tokens) or ()

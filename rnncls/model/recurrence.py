@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rnncls.model.cells import State, state_of_layer
+from rnncls.model.noise import Noise, NoiseOf, add_to, drawn
 
 # w_ih, w_hh and, unless the layer has no bias, b_ih and b_hh.
 Weights = Sequence[Tensor]
@@ -37,7 +38,7 @@ class PackedLayers(nn.RNNBase):
 
     They have the same arguments, parameters, initialisation and, up to rounding, results as torch's
     modules. Input that is not packed, or not on the CPU, is left to PyTorch, which on CUDA calls
-    cuDNN.
+    cuDNN; but noise on states is ours on every device.
     """
 
     # Whether torch itself runs what had no function of ours when the run of this model began: a run
@@ -49,12 +50,18 @@ class PackedLayers(nn.RNNBase):
         return data.device.type == "cpu"
 
     def direction(
-        self, data: Tensor, sizes: list[int], start: State | None, weights: Weights, reverse: bool
+        self,
+        data: Tensor,
+        sizes: list[int],
+        start: State | None,
+        weights: Weights,
+        reverse: bool,
+        noise: Noise | None = None,
     ) -> State:
-        """Run one direction of one layer over packed rows on the CPU.
+        """Run one direction of one layer over packed rows.
 
         `data`: (S, input_size), longest sequence first. `start`: (B, H) each, or None for zeros.
-        Returns the state after every token, (S, H) each.
+        `noise`: that on what W_hh multiplies. Returns the state after every token, (S, H) each.
         """
         raise NotImplementedError
 
@@ -96,9 +103,14 @@ class PackedLayers(nn.RNNBase):
         return output, hidden
 
     def outputs_of_layer(
-        self, layer: int, data: Tensor, batch_sizes: Tensor, start: State | None
+        self,
+        layer: int,
+        data: Tensor,
+        batch_sizes: Tensor,
+        start: State | None,
+        noise: NoiseOf | None = None,
     ) -> tuple[Tensor, State]:
-        """Run all directions of one layer over packed rows on the CPU, without dropout.
+        """Run all directions of one layer over packed rows, without dropout.
 
         `data`: (S, input_size), longest sequence first. `start`: (D, B, H) each, or None for zeros.
         Returns the outputs, (S, D * H), and the final states in the form of `start`.
@@ -112,7 +124,12 @@ class PackedLayers(nn.RNNBase):
             if start is not None:
                 of_direction = tuple(part[direction : direction + 1] for part in start)
             states, final = self.outputs_of_direction(
-                data, batch_sizes, of_direction, weights, direction == 1
+                data,
+                batch_sizes,
+                of_direction,
+                weights,
+                direction == 1,
+                None if noise is None else noise(layer, direction),
             )
             outputs.append(states)
             finals.append(final)
@@ -129,18 +146,19 @@ class PackedLayers(nn.RNNBase):
         start: State | None,
         weights: Weights,
         reverse: bool = False,
+        noise: Noise | None = None,
     ) -> tuple[Tensor, State]:
         """Run one direction of one layer; `start` and the final state are (1, B, H) each."""
         sizes = batch_sizes.tolist()
         of_sequences = None if start is None else tuple(part[0] for part in start)
-        states = self.direction(data, sizes, of_sequences, weights, reverse)
+        states = self.direction(data, sizes, of_sequences, weights, reverse, noise)
 
         # Forwards, a sequence ends at its last token. In reverse it ends at its first one; the
         # first tokens are the first rows.
         if reverse:
             final = tuple(part[: sizes[0]] for part in states)
         else:
-            last_tokens = torch.tensor(last_rows(sizes))
+            last_tokens = torch.tensor(last_rows(sizes), device=data.device)
             final = tuple(part.index_select(0, last_tokens) for part in states)
         return states[0], tuple(part.unsqueeze(0) for part in final)
 
@@ -149,11 +167,17 @@ class PackedRNN(PackedLayers, nn.RNN):
     """An nn.RNN with a function of ours over packed sequences on the CPU; see `PackedLayers`."""
 
     def direction(
-        self, data: Tensor, sizes: list[int], start: State | None, weights: Weights, reverse: bool
+        self,
+        data: Tensor,
+        sizes: list[int],
+        start: State | None,
+        weights: Weights,
+        reverse: bool,
+        noise: Noise | None = None,
     ) -> State:
         """Run one direction of one layer; see `PackedLayers`."""
         hidden = None if start is None else start[0]
-        return (run_layer(data, sizes, hidden, weights, self.nonlinearity, reverse),)
+        return (run_layer(data, sizes, hidden, weights, self.nonlinearity, reverse, noise),)
 
 
 def last_rows(sizes: list[int]) -> list[int]:
@@ -181,12 +205,13 @@ def run_layer(
     weights: Weights,
     nonlinearity: str,
     reverse: bool = False,
+    noise: Noise | None = None,
 ) -> Tensor:
     """Run one direction of one layer and return the states after every token, (S, H).
 
     `data`: (S, input_size), time step by time step, sizes[t] rows for step t, longest sequence
     first. `start`: h_0 (B, H), or None for zeros. `weights`: w_ih (H, input_size), w_hh (H, H) and,
-    unless the layer has no bias, b_ih (H,) and b_hh (H,).
+    unless the layer has no bias, b_ih (H,) and b_hh (H,). `noise`: that on what w_hh multiplies.
     """
     data, state, weights = in_precision(data, () if start is None else (start,), weights)
     hidden = state[0] if state else None
@@ -195,19 +220,43 @@ def run_layer(
     w_ih, w_hh, *biases = weights
     bias = biases[0] + biases[1] if biases else None
     output: Tensor = _Layer.apply(  # type: ignore[no-untyped-call]
-        data, hidden, w_ih, w_hh, bias, sizes, nonlinearity, reverse
+        data, hidden, w_ih, w_hh, bias, sizes, nonlinearity, reverse, noise
     )
     return output
 
 
+def noise_of_steps(
+    noise: Noise | None, output: Tensor, sizes: list[int]
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Return what will be the state with noise that W_hh multiplies at each row, (S, H).
+
+    Beside it stand its time steps; `with_noise` fills them. Without noise there are neither.
+    `output`: (S, H), of the same type.
+    """
+    if noise is None:
+        return None, ()
+    noisy = drawn(noise, output)
+    return noisy, torch.split(noisy, sizes)
+
+
+def with_noise(
+    before: Tensor, noisy_steps: tuple[Tensor, ...], t: int, noise: Noise | None
+) -> Tensor:
+    """Return what W_hh multiplies at step t: the state before it, (R, H), or that with noise."""
+    if noise is None:
+        return before
+    return add_to(first_rows(noisy_steps[t], len(before)), before, noise.sigma)
+
+
 def in_precision(data: Tensor, start: State, weights: Weights) -> tuple[Tensor, State, Weights]:
-    """Return the same in the type in which autocast, if it is on, wants products on the CPU.
+    """Return the same in the type in which autocast, if it is on, wants products.
 
     Autocast itself leaves products in place alone.
     """
-    if not torch.is_autocast_enabled("cpu"):
+    kind = data.device.type
+    if not torch.is_autocast_enabled(kind):
         return data, start, weights
-    dtype = torch.get_autocast_dtype("cpu")
+    dtype = torch.get_autocast_dtype(kind)
     cast_start = tuple(part.to(dtype) for part in start)
     return data.to(dtype), cast_start, [weight.to(dtype) for weight in weights]
 
@@ -217,26 +266,29 @@ class _Layer(torch.autograd.Function):
 
     With g_t the gradient of step t's pre-activations: g_t = f'(h_t) (dL/dh_t + g_(t+1) W_hh),
     dL/dx = g W_ih, dL/dW_ih = g' x, dL/dW_hh = sum over t of g_t' h_(t-1), dL/db = sum of g. Run in
-    reverse, t + 1 comes before t.
+    reverse, t + 1 comes before t. With noise, what W_hh multiplies stands for h_(t-1) in both
+    products with it.
     """
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, data, start, w_ih, w_hh, bias, sizes, nonlinearity, reverse
+        ctx, data, start, w_ih, w_hh, bias, sizes, nonlinearity, reverse, noise
     ):
         # (S, H): x_t W_ih' + b of all steps. It becomes the states, in place.
         output = torch.mm(data, w_ih.t()) if bias is None else torch.addmm(bias, data, w_ih.t())
         steps = torch.split(output, sizes)
         activate = torch.tanh_ if nonlinearity == "tanh" else torch.relu_
         recurrent = w_hh.t()
+        noisy, noisy_steps = noise_of_steps(noise, output, sizes)
 
         for t in time_order(sizes, reverse):
             previous = _previous_states(steps, sizes, start, t, reverse)
             if previous is not None:
-                first_rows(steps[t], len(previous)).addmm_(previous, recurrent)
+                read = with_noise(previous, noisy_steps, t, noise)
+                first_rows(steps[t], len(read)).addmm_(read, recurrent)
             activate(steps[t])
 
-        ctx.save_for_backward(data, start, w_ih, w_hh, output)
+        ctx.save_for_backward(data, start, w_ih, w_hh, output, noisy)
         ctx.sizes = sizes
         ctx.nonlinearity = nonlinearity
         ctx.reverse = reverse
@@ -245,7 +297,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_output):  # type: ignore[no-untyped-def]
-        data, start, w_ih, w_hh, output = ctx.saved_tensors
+        data, start, w_ih, w_hh, output, noisy = ctx.saved_tensors
         sizes = ctx.sizes
         reverse = ctx.reverse
 
@@ -271,10 +323,14 @@ class _Layer(torch.autograd.Function):
         # One product for each gradient, over all steps at once.
         d_data = gradient.mm(w_ih) if ctx.needs_input_grad[0] else None
         d_w_ih = gradient.t().mm(data)
-        own, previous = _joined(gradient, output, sizes, start, reverse)
+        if noisy is None:
+            own, previous = _joined(gradient, output, sizes, start, reverse)
+        else:
+            # Its rows without a state before them are zeros.
+            own, previous = gradient, noisy
         d_w_hh = own.t().mm(previous)
         d_bias = gradient.sum(0) if ctx.needs_input_grad[4] else None
-        return d_data, d_start, d_w_ih, d_w_hh, d_bias, None, None, None
+        return d_data, d_start, d_w_ih, d_w_hh, d_bias, None, None, None, None
 
 
 def _joined(

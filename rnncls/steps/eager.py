@@ -68,6 +68,9 @@ def layout_of(task: Task, device: torch.device, step_rules: StepRules = LATEST) 
     train = config.train
     if train.objective == "prefix" or train.recompute_every or train.truncate_after:
         return "packed"
+    # Only our packed functions know noise on states.
+    if config.model.state_noise > 0 and config.model.cell != "none":
+        return "packed"
     if config.data.layout != "auto":
         return config.data.layout
 

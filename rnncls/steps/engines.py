@@ -136,10 +136,10 @@ def why_not(
 ) -> str:
     """Return the reason why "captured" or "compiled" steps cannot train this run; "" if they can.
 
-    `step_rules`: those of the run. Whether Numba works is only found out when the compiled steps
-    are loaded.
+    "stacked" ones are captured steps of several runs in one. `step_rules`: those of the run.
+    Whether Numba works is only found out when the compiled steps are loaded.
     """
-    required = "cuda" if engine == "captured" else "cpu"
+    required = "cpu" if engine == "compiled" else "cuda"
     if device.type != required:
         return f"the device is {device.type}"
 
@@ -159,9 +159,12 @@ def why_not(
     if config.train.truncate_after is not None:
         return f"train.truncate_after is {config.train.truncate_after:,}"
 
-    if engine == "captured":
-        return _why_not_captured(config)
-    return _why_not_compiled(config, step_rules)
+    if engine == "compiled":
+        return _why_not_compiled(config, step_rules)
+    # Of padded states cuDNN lets nobody see; a stack has steps of its own.
+    if engine == "captured" and config.model.state_noise > 0:
+        return f"model.state_noise is {config.model.state_noise}"
+    return _why_not_captured(config)
 
 
 def _why_not_inputs(config: Config) -> str:

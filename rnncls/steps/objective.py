@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from rnncls.config import Config
 from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.dropout import NO_KEYS, Keys
+from rnncls.model.losses import sequence_losses
 from rnncls.model.pieces import Pieces
 from rnncls.model.prefixes import prefix_losses, prefix_weights
 
@@ -29,6 +31,10 @@ def gradients_of_batch(
     `train.objective: prefix` of the mean over the prefixes of each sequence. Class weights are
     those of a weighted mean, as in torch.nn.CrossEntropyLoss. `keys`: as of the model's `forward`.
     `total`: what the sums are divided by, if the batch is a share of a larger one; see `weight_of`.
+
+    With `train.label_smoothing` a of N classes, the loss of a sequence with label c is
+    (1 - a) w_c l_c + a / N (w_1 l_1 + ... + w_N l_N), with l_k = -log softmax(logits)_k and the
+    class weights w; for all of them 1 without any. What it is divided by stays as it is.
     """
     losses: list[Tensor] = []
     logits = model.head.weight.new_empty(0)
@@ -63,10 +69,12 @@ def losses_of_batch(
             logits = model(batch.tokens, keys=keys).float()  # (B, num_classes)
         else:
             logits = model(batch.tokens, pieces=pieces_of(config), keys=keys).float()
-    if total is None:
-        yield F.cross_entropy(logits, batch.labels, weights), logits
-    else:
-        yield F.cross_entropy(logits, batch.labels, weights, reduction="sum") / total, logits
+    reduction = "mean" if total is None else "sum"
+    smoothing = config.train.label_smoothing
+    loss = F.cross_entropy(
+        logits, batch.labels, weights, reduction=reduction, label_smoothing=smoothing
+    )
+    yield loss if total is None else loss / total, logits
 
 
 def _losses_of_prefixes(
@@ -76,9 +84,23 @@ def _losses_of_prefixes(
     config = task.config
     device = batch.labels.device
     labels, weights = _weighted_prefixes(batch, task)
-    weights = weights / (weight_of(batch, task) if total is None else total)
+    if total is None:
+        total = weight_of(batch, task)
+    losses_of = sequence_losses
 
-    parts = prefix_losses(model, batch.tokens, labels, weights, pieces_of(config), keys)
+    # Smoothed, a loss has a share of every class, each with the weight of its own.
+    smoothing = config.train.label_smoothing
+    if smoothing > 0:
+        weights = prefix_weights(batch.tokens.batch_sizes).to(device)
+        losses_of = partial(
+            F.cross_entropy,
+            weight=_class_weights(batch, task),
+            reduction="none",
+            label_smoothing=smoothing,
+        )
+    weights = weights / total
+
+    parts = prefix_losses(model, batch.tokens, labels, weights, pieces_of(config), keys, losses_of)
     while True:
         with precision(config, device):
             part = next(parts, None)

@@ -56,7 +56,7 @@ def plan_groups(
             continue
 
         shape = None
-        if _can_run(member, "captured", device, step_rules):
+        if _can_run(member, "stacked", device, step_rules):
             shape = shape_of(member.config)
         if shape is not None:
             # A config is not hashable; its JSON says the same.
@@ -91,8 +91,12 @@ def _stacks(members: list[Member], most: int) -> list[Group]:
 
 
 def _can_run(member: Member, engine: str, device: torch.device, step_rules: StepRules) -> bool:
-    """Return whether the member's config and device allow this engine, and ask for no other."""
+    """Return whether the member's config and device allow this engine, and ask for no other.
+
+    "stacked" are captured steps of several members in one.
+    """
     config = member.config
-    if config.train.engine not in ("auto", engine):
+    wanted = "captured" if engine == "stacked" else engine
+    if config.train.engine not in ("auto", wanted):
         return False
     return not why_not(engine, config, device, step_rules)

@@ -43,6 +43,7 @@ OF_RECURRENCE = (
     "skip",
     "initial_state",
     "recurrent_init",
+    "state_noise",
     "positions",
 )
 

@@ -163,7 +163,12 @@ class CapturedRun:
 
         with precision(self.task.config, self.device):
             logits = self.state.model(Padded(inputs.tokens[0], inputs.lengths[0])).float()
-        loss = F.cross_entropy(logits, inputs.labels[0], self.weights)
+        loss = F.cross_entropy(
+            logits,
+            inputs.labels[0],
+            self.weights,
+            label_smoothing=self.task.config.train.label_smoothing,
+        )
         loss.backward()  # type: ignore[no-untyped-call]
 
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients)))

@@ -32,6 +32,7 @@ class Inputs(NamedTuple):
     lengths: Tensor  # (M, B) int64
     labels: Tensor  # (M, B) int64
     lr: Tensor  # (M,)
+    keys: Tensor  # (M, num_layers) int64 of the noise on states; (M, 0) without noise
 
     # (M,): if it is not 0, the member is left as it is. An update sets it where loss or gradient is
     # not finite.
@@ -60,6 +61,7 @@ class PaddedBlock(NamedTuple):
     lengths: Tensor  # (K, B)
     labels: Tensor  # (K, B)
     rates: Tensor  # (K,)
+    keys: Tensor  # (K, num_layers) int64 of the noise on states; (K, 0) without noise
 
 
 class StepRequest(NamedTuple):
@@ -70,8 +72,16 @@ class StepRequest(NamedTuple):
     totals: Totals  # to which the steps are added
 
 
-def pad_block(block: Block, rates: Rates, batch_size: int, device: torch.device) -> PaddedBlock:
+def pad_block(
+    block: Block,
+    rates: Rates,
+    batch_size: int,
+    device: torch.device,
+    keys: Tensor | None = None,
+) -> PaddedBlock:
     """Pad the batches of a block. For CUDA they are in pinned memory, to be copied without waiting.
+
+    `keys`: (K, num_layers) int64, those of the noise on states; None without noise.
 
     A batch of another size than `batch_size` becomes meaningless rows. See `whole_batches`, which
     makes sure that it is never used.
@@ -90,6 +100,7 @@ def pad_block(block: Block, rates: Rates, batch_size: int, device: torch.device)
         lengths=lengths,
         labels=block.labels[index],
         rates=torch.from_numpy(rates).float(),
+        keys=torch.zeros(len(rates), 0, dtype=torch.int64) if keys is None else keys,
     )
     if device.type == "cuda":
         return PaddedBlock(*(part.pin_memory() for part in padded))
@@ -243,6 +254,7 @@ class Graphs:
             "lengths": (steps, self.batch_size),
             "labels": (steps, self.batch_size),
             "rates": (steps,),
+            "keys": (steps, parts["keys"].shape[1]),
         }
         enlarged = {}
         for name, part in parts.items():
@@ -328,7 +340,7 @@ class Graphs:
         # The batch of a member without a request may be any memory; its lengths must be possible.
         lengths = batch["lengths"].clamp(1, width)
         loss, correct, norm = self.update(
-            Inputs(tokens, lengths, batch["labels"], batch["rates"], self.stop)
+            Inputs(tokens, lengths, batch["labels"], batch["rates"], batch["keys"], self.stop)
         )
 
         # By now the update has stopped the members whose step is not finite: it does not count.

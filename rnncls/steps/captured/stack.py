@@ -25,7 +25,9 @@ from torch.nn import functional as F
 
 from rnncls.config import Config, SumModConfig, number
 from rnncls.data import Block, Task
+from rnncls.model.dropout import places_of_padded
 from rnncls.model.layers import ignore_compaction
+from rnncls.model.noise import noise_keys, normals, with_numbers
 from rnncls.steps.captured.engine import warn_of_eager_steps
 from rnncls.steps.captured.graphs import (
     Graphs,
@@ -68,6 +70,18 @@ def shape_of(config: Config) -> Config | None:
         "train": config.train.model_copy(update={"max_grad_norm": None}),
     }
     return config.model_copy(update=common)
+
+
+def keys_of_block(config: Config, step: int, count: int) -> Tensor | None:
+    """Return the keys of the noise in the `count` steps from `step` on, (count, num_layers) int64.
+
+    Returns None without noise.
+    """
+    if config.model.state_noise == 0:
+        return None
+    num_layers = config.model.num_layers
+    steps = range(step, step + count)
+    return torch.tensor([noise_keys(config.seed, each, num_layers) for each in steps])
 
 
 class Stack:
@@ -218,7 +232,8 @@ class StackMember:
         batch_size = self.task.config.train.batch_size
         if block is not self.block:
             # Blocks are padded here, in parallel, and not where all members wait for it.
-            self.padded = pad_block(block, rates, batch_size, self.state.device)
+            keys = keys_of_block(self.task.config, self.state.step - first, len(rates))
+            self.padded = pad_block(block, rates, batch_size, self.state.device, keys)
             self.block = block
 
         # The stack takes as many steps as the smallest request wants, so this may be several calls.
@@ -302,12 +317,17 @@ class StackedRuns:
         """Train all members on one batch each, without a look at any number on the device."""
         weights = self.flat[:, WEIGHTS].detach().requires_grad_()  # (M, P)
         with precision(self.config, self.device):
-            logits = self._logits(weights, inputs.tokens, inputs.lengths)
+            logits = self._logits(weights, inputs)
             logits = logits.float()  # (M, B, num_classes)
 
         # A member's loss depends on its own weights alone, so the gradient of the sum of all losses
         # is the gradient of each.
-        loss = F.cross_entropy(logits.flatten(0, 1), inputs.labels.flatten(), reduction="none")
+        loss = F.cross_entropy(
+            logits.flatten(0, 1),
+            inputs.labels.flatten(),
+            reduction="none",
+            label_smoothing=self.config.train.label_smoothing,
+        )
         loss = loss.view(inputs.labels.shape).mean(1)  # (M,)
         (gradient,) = torch.autograd.grad(loss.sum(), weights)  # (M, P)
 
@@ -325,21 +345,22 @@ class StackedRuns:
         correct = (logits.argmax(2) == inputs.labels).sum(1)  # (M,)
         return Measured(loss.detach(), correct, norm)
 
-    def _logits(self, weights: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def _logits(self, weights: Tensor, inputs: Inputs) -> Tensor:
         """Return what `RNNClassifier.forward` returns for padded sequences: (M, B, num_classes).
 
-        `weights`: (M, P); `tokens`: (M, B, T); `lengths`: (M, B).
+        `weights`: (M, P).
         """
         named = self._parameters(weights)
-        members, rows, _ = tokens.shape
+        members, rows, _ = inputs.tokens.shape
 
         table = named["embedding.weight"].flatten(0, 1)
-        ids = tokens.transpose(1, 2) + self.offsets
+        ids = inputs.tokens.transpose(1, 2) + self.offsets
         data = F.embedding(ids, table)  # (M, T, B, embedding_dim)
         for layer in range(self.config.model.num_layers):
-            data = self._layer(named, layer, data)  # (M, T, B, hidden_size)
+            numbers = self._numbers(layer, inputs)
+            data = self._layer(named, layer, data, numbers)  # (M, T, B, hidden_size)
 
-        last = (lengths - 1).view(members, 1, rows, 1).expand(-1, -1, -1, data.shape[3])
+        last = (inputs.lengths - 1).view(members, 1, rows, 1).expand(-1, -1, -1, data.shape[3])
         summary = data.gather(1, last)[:, 0]  # (M, B, hidden_size)
         return torch.baddbmm(named["head.bias"][:, None], summary, named["head.weight"].mT)
 
@@ -352,8 +373,22 @@ class StackedRuns:
             named[name] = part.view(-1, *shape)
         return named
 
-    def _layer(self, named: dict[str, Tensor], layer: int, data: Tensor) -> Tensor:
-        """Return the states (M, T, B, hidden_size) of one layer for its input (M, T, B, D)."""
+    def _numbers(self, layer: int, inputs: Inputs) -> Tensor | None:
+        """Return the normal numbers of a layer's noise, (M, T, B, hidden_size); None without it."""
+        model = self.config.model
+        if model.state_noise == 0:
+            return None
+        # Members differ in their keys, and their batches have the same places.
+        places = places_of_padded(inputs.tokens[0]) + inputs.keys[:, layer, None, None]
+        return normals(0, places, model.hidden_size)
+
+    def _layer(
+        self, named: dict[str, Tensor], layer: int, data: Tensor, numbers: Tensor | None
+    ) -> Tensor:
+        """Return the states (M, T, B, hidden_size) of one layer for its input (M, T, B, D).
+
+        `numbers`: of the noise on them, in the same shape.
+        """
         members, width, rows, _ = data.shape
         model = self.config.model
         activate = torch.tanh if model.nonlinearity == "tanh" else torch.relu
@@ -372,8 +407,10 @@ class StackedRuns:
 
         # h_t = f(z_t + h_(t-1) W_hh^T), from h_0 = 0
         state = None
-        states = []
+        states: list[Tensor] = []
         for step in inputs.view(members, width, rows, -1).unbind(1):
+            if state is not None and numbers is not None:
+                state = with_numbers(state, numbers[:, len(states)], model.state_noise)
             state = activate(step if state is None else torch.baddbmm(step, state, w_hh))
             states.append(state)
         return torch.stack(states, 1)
