@@ -132,7 +132,7 @@ def exponents_picture(results: Results) -> "Figure":
     kinds = (
         ("random", "random digits", "o", DARK, -0.2),
         ("first_zeros", "the first 20 zeros", "^", GREEN, 0.0),
-        ("zeros", "zeros after that", "s", LIGHT, 0.2),
+        ("zeros", "zeros later on", "s", LIGHT, 0.2),
     )
     for place, members in enumerate(groups.values()):
         for key, label, marker, colour, shift in kinds:
