@@ -62,6 +62,7 @@ SHORTER = {
     "python -m scripts.stdlib_sets": "--files 150",
     "python -m scripts.file_defaults": "--quick",
     "python -m scripts.bench_sweep": "--rounds 1 --steps 20",
+    "python -m scripts.length_failures": "--sequences 4 --length 20 --drift-length 12",
     "python -m scripts.reproduce": "--short --only T5",
 }
 
