@@ -138,12 +138,12 @@ def _structured_table(result: Result) -> list[str]:
 
 def _compared(settings: list[KeptSetting], lengths: Sequence[int]) -> list[str]:
     """Return tables with a row per setting, and what is worse or better than the first one."""
-    lines = [
-        "| | not finite | at least 99 % | p | 100 % | steps to 99.9 % | horizon | s of steps |",
-        "|---" * 8 + "|",
-    ]
+    titles = ["", "not finite", "at least 99 %", "p", "100 %", "steps to 99.9 %", "horizon"]
+    titles += [*_titles_of_long(settings[0]), "s of steps"]
+    lines = ["|" + _row(titles)[2:], "|---" * len(titles) + "|"]
     for setting in settings:
         p = setting.p_success[0.99] if setting.p_success else None
+        on_long = [f"{part.count}/{setting.members}" for part in _of_long(setting).values()]
         lines.append(
             _row(
                 [
@@ -154,6 +154,7 @@ def _compared(settings: list[KeptSetting], lengths: Sequence[int]) -> list[str]:
                     f"{setting.success[1.0]}/{setting.members}",
                     _steps(setting),
                     _horizon(setting.horizon),
+                    *on_long,
                     "" if setting.train_s is None else f"{setting.train_s:.1f}",
                 ]
             )
