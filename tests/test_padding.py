@@ -314,7 +314,12 @@ def test_weights_that_are_not_finite_are_warned_of_and_shown_as_such(tmp_path: P
 @pytest.mark.slow
 def test_on_the_default_run_naive_padding_is_wrong_unless_it_adds_nothing(tmp_path: Path) -> None:
     done = run_rnncls(
-        "train", "--config", "configs/sum_mod_10_plain.yaml", "--run-dir", tmp_path / "run", "device=cpu"
+        "train",
+        "--config",
+        "configs/sum_mod_10_plain.yaml",
+        "--run-dir",
+        tmp_path / "run",
+        "device=cpu",
     )
     assert done.returncode == 0, done.stderr
     view = view_of(tmp_path / "run")
