@@ -136,6 +136,11 @@ BOTH = {**TWO_LAYERS, "bidirectional": True}
 PIECES = {"recompute_every": 2, "truncate_after": 3, "max_steps": 50, "eval_every": 25}
 SGD = {"name": "sgd", "lr": 0.02, "momentum": 0.9}
 
+# Noise on states, smoothed labels and repeated digits.
+NOISY = {**BOTH, "state_noise": 0.3}
+SMOOTHED = {"label_smoothing": 0.2, "batch_size": 10, "max_steps": 20, "eval_every": 10}
+REPEATED = {"repeat_share": 0.5}
+
 # What is trained, and by how many processes besides one.
 CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "rnn": ((2, 3, 4), {}),
@@ -186,6 +191,15 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
         {
             "model": {"cell": "lstm", "bidirectional": True},
             "train": {"engine": "compiled", "batch_size": 1},
+        },
+    ),
+    "noisy_rnn": ((2,), {"data": REPEATED, "model": NOISY, "train": SMOOTHED}),
+    "noisy_compiled": (
+        (2,),
+        {
+            "data": REPEATED,
+            "model": {**NOISY, "cell": "gru"},
+            "train": {**SMOOTHED, "engine": "compiled"},
         },
     ),
 }

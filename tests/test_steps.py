@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from rnncls.compiled import kernels
 from rnncls.compiled.compiler import entry_point
 from rnncls.compiled.kept import CodeFolder, code_folder
-from rnncls.data import load_task
+from rnncls.data import Block, load_task
 from rnncls.errors import Interrupted, MachineError, NonFiniteError
 from rnncls.model.build import build_model
 from rnncls.rundir.log import RunLog
@@ -29,8 +30,9 @@ from rnncls.steps.beside import copy_of
 from rnncls.steps.captured import engine as captured_engine
 from rnncls.steps.captured.engine import CapturedRun, captured_steps
 from rnncls.steps.captured.graphs import Graphs
-from rnncls.steps.chunks import ahead, in_chunks
+from rnncls.steps.chunks import Rates, ahead, in_chunks
 from rnncls.steps.compiled.code import load_program
+from rnncls.steps.compiled.engine import CompiledRun
 from rnncls.steps.eager import batches_of, train_step
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState, next_due
@@ -60,14 +62,28 @@ from tests.helpers import (
 
 row = pytest.mark.row
 
+# Noise on states and smoothed labels, with dropout between layers that read in two directions.
+NOISY: dict[str, Any] = {"state_noise": 0.3, "num_layers": 2, "dropout": 0.3, "bidirectional": True}
+SMOOTHED = {"label_smoothing": 0.2}
+
 # What graphs on a GPU cannot do.
 COMPILED_CASES: dict[str, dict[str, Any]] = {
     **CASES,
     "mean": {"model": {"pooling": "mean", "num_layers": 2}, "data": {"max_length": 12}},
+    "noise_relu": {"model": {"state_noise": 0.5}, "train": SMOOTHED, "data": {"max_length": 12}},
+    "noisy_relu": {"model": NOISY, "train": SMOOTHED},
+    "noisy_gru": {"model": {**NOISY, "cell": "gru"}, "train": SMOOTHED},
+    "noisy_lstm": {"model": {**NOISY, "cell": "lstm"}, "train": SMOOTHED},
 }
 
 
-@pytest.mark.parametrize("name", COMPILED_CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("noisy") else name
+        for name in COMPILED_CASES
+    ],
+)
 def test_compiled_losses_are_the_eager_ones(name: str, tmp_path: Path) -> None:
     case = COMPILED_CASES[name]
     expected = losses(config_with("eager", case), tmp_path / "eager")
@@ -193,6 +209,43 @@ def test_a_compiled_step_that_is_not_finite_is_left_to_the_eager_one(tmp_path: P
         torch.equal(a, b)
         for a, b in zip(before[1:], list(state.model.parameters())[1:], strict=True)
     )
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_steps_left_to_the_eager_one_have_the_noise_of_compiled_ones(
+    cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_SECONDS", 0.0)  # one step at a time, on any machine
+    case = {"model": {**NOISY, "cell": cell}, "data": {"max_length": 9}}
+    task = load_task(config_with("compiled", case, max_steps=20, max_skipped_steps=2, **SMOOTHED))
+    states = [new_state(task) for _ in range(2)]
+    with ThreadPoolExecutor(1) as pool:
+        run = CompiledRun(states[1], task, pool)
+
+        # It takes every other step, and none of the numbers 5 and 6, which are not finite.
+        def take(block: Block, rates: Rates, first: int, last: int) -> int:
+            return run.take(block, rates, first, last) if first % 2 == 0 else 0
+
+        for state, steps in (
+            (states[0], eager_steps(states[0], task)),
+            (states[1], in_chunks(states[1], task, take)),
+        ):
+            bias = state.model.head.bias.data
+            kept = bias.clone()
+            for _ in steps:
+                if state.step == 5:
+                    kept = bias.clone()
+                    bias[0] = float("nan")
+                elif state.step == 7:
+                    assert state.skipped == 2
+                    bias.copy_(kept)
+
+    first, second = (state.totals for state in states)
+    assert first.steps == second.steps == 18
+    assert second.loss == pytest.approx(first.loss, rel=1e-6)
+    assert second.grad_norm == pytest.approx(first.grad_norm, rel=1e-5)
+    for own, other in zip(states[1].model.parameters(), states[0].model.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_and_histograms_are_there_after_compiled_steps(tmp_path: Path) -> None:
@@ -450,7 +503,7 @@ def test_a_numba_without_the_private_parts_compiles_all_the_same(tmp_path: Path)
 # in the program.
 TRAINED = """
 import torch
-from rnncls.data import load_task
+from rnncls.data import Block, load_task
 from rnncls.steps.compiled.engine import compiled_steps
 from rnncls.training.states import new_state
 from tests.helpers import config_with
