@@ -141,10 +141,16 @@ def test_repeated_digits_are_those_of_the_rule() -> None:
     numbers = torch.rand(200, 9, generator=torch.Generator().manual_seed(3)).tolist()
     expected = []
     for row, kind, chances in zip(digits.tolist(), kinds.tolist(), numbers, strict=True):
-        new = row[:1]
-        for digit, chance in zip(row[1:], chances[1:], strict=True):
-            is_replaced = kind < 0.6 and chance < 0.75
-            new.append((0 if kind < 0.3 else new[-1]) if is_replaced else digit)
+        new: list[int] = []
+        for digit, chance in zip(row, chances, strict=True):
+            repeated = digit
+            if kind < 0.2:
+                repeated = 0
+            elif kind < 0.4:
+                repeated = new[-1] if new else digit
+            elif kind < 0.6:
+                repeated = new[-2] if len(new) > 1 else digit
+            new.append(repeated if new and chance < 0.75 else digit)
         expected.append(new)
     assert found.tolist() == expected
 
@@ -158,16 +164,23 @@ def test_a_share_of_long_sequences_repeats_digits(share: float) -> None:
     rows = torch.tensor(drawn)
     is_zero = rows[:, 1:] == 0
     is_last = rows[:, 1:] == rows[:, :-1]
+    is_last_but_one = rows[:, 2:] == rows[:, :-2]
 
     # Zeros stand in .775 of the places of one kind, and in .1 of those of the others; a digit is
-    # the one before it in .775 of the places of the other kind, and in .1 of uniform ones.
+    # the one before it, or the last but one, in .775 of the places of their kinds.
     zeros = is_zero.double().mean(1) > 0.5
-    last = (is_last.double().mean(1) > 0.4) & ~zeros
-    near(int(zeros.sum()), len(rows), share / 2)
-    near(int(last.sum()), len(rows), share / 2)
+    last = (is_last.double().mean(1) > 0.5) & ~zeros
+    last_but_one = (is_last_but_one.double().mean(1) > 0.5) & ~zeros & ~last
+    near(int(zeros.sum()), len(rows), share / 3)
+    near(int(last.sum()), len(rows), share / 3)
+    near(int(last_but_one.sum()), len(rows), share / 3)
     near(int(is_zero[zeros].sum()), is_zero[zeros].numel(), 0.775)
     near(int(is_last[last].sum()), is_last[last].numel(), 0.775)
-    near(int(is_last[~zeros & ~last].sum()), is_last[~zeros & ~last].numel(), 0.1)
+    turns = is_last_but_one[last_but_one]
+    near(int(turns.sum()), turns.numel(), 0.775)
+    uniform = ~zeros & ~last & ~last_but_one
+    near(int(is_last[uniform].sum()), is_last[uniform].numel(), 0.1)
+    near(int(is_last_but_one[uniform].sum()), is_last_but_one[uniform].numel(), 0.1)
 
     # What is not a repetition is any digit: the first one, and those unlike 0 or the last.
     others = rows[zeros][:, 1:][~is_zero[zeros]]

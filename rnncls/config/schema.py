@@ -81,7 +81,8 @@ class SumModConfig(Section):
     """Longest length in digits, in training and validation."""
     repeat_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the training sequences that repeat digits: each next digit is, with probability 3/4,
-    0 or the last one, one of both for the whole sequence. What is evaluated is uniform."""
+    0, the last one, or the last but one, the same for the whole sequence. What is evaluated is
+    uniform."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """Layout of a batch: packed (no padding) or padded (not for bidirectional models; faster on
     CUDA). auto: padded on CUDA where the model allows it, and on the CPU where steps are eager and

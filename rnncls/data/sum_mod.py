@@ -78,20 +78,32 @@ def draw(
 def repeated(digits: Tensor, kinds: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Return digits (R, T) of which some sequences repeat theirs.
 
-    Where the number in [0, 1) of a sequence, `kinds` (R,), is below `share`, each of its digits but
-    the first is replaced with probability 3/4: by 0 if that number is below share / 2, or else by
-    the digit before it.
+    Where the number in [0, 1) of a sequence, `kinds` (R,), is below `share`, each of its digits is
+    replaced with probability 3/4. What by depends on the third of `share` that the number is in: by
+    0, by the digit before it, or by the last digit but one, if there is one.
     """
+    kind = (kinds * 3 / share).long().unsqueeze(1)  # (R, 1): 0, 1 or 2; more repeats nothing
     is_replaced = torch.rand(digits.shape, generator=generator) < REPLACED
-    is_replaced &= (kinds < share).unsqueeze(1)
     is_replaced[:, 0] = False
-    zeros = kinds < share / 2
-    digits = digits.masked_fill(is_replaced & zeros.unsqueeze(1), 0)
+    digits = digits.masked_fill(is_replaced & (kind == 0), 0)
 
-    # The place of the last digit that is not a repetition, at each place.
-    is_repeated = is_replaced & ~zeros.unsqueeze(1)
-    places = torch.arange(digits.shape[1]).masked_fill(is_repeated, 0)
-    return digits.gather(1, places.cummax(1).values)
+    places = torch.arange(digits.shape[1])
+    before = _last_own(places.masked_fill(is_replaced & (kind == 1), 0), 1)
+    # The second digit has none two places before it.
+    is_replaced[:, 1:2] = False
+    both = _last_own(before.masked_fill(is_replaced & (kind == 2), 0), 2)
+    return digits.gather(1, torch.where(kind == 2, both, before))
+
+
+def _last_own(places: Tensor, period: int) -> Tensor:
+    """Return places (R, T) with that of the last digit of its own for those that are 0.
+
+    It is the last one at a distance that is a multiple of `period`.
+    """
+    found = places.clone()
+    for first in range(period):
+        found[:, first::period] = places[:, first::period].cummax(1).values
+    return found
 
 
 def draw_sequences(data: SumModConfig, count: int, generator: torch.Generator) -> Sequences:
