@@ -152,7 +152,7 @@ SWEEPS = {
         "configs/sum_mod_10.yaml",
         "0-19",
         "50,500",
-        samples=500,
+        samples=200,
         words=(
             "train.label_smoothing=0.3,0.0",
             "model.state_noise=0.2,0.0",
@@ -161,7 +161,7 @@ SWEEPS = {
         ),
         shown=(5, 50, 500),
         all_structured=1000,
-        until_wrong=2000,
+        until_wrong=1000,
         compared=True,
     ),
     "nonlinearity": Sweep(
