@@ -150,7 +150,7 @@ SWEEPS = {
         "The default config with and without each: label smoothing, noise on states, repeats, and a"
         " small first W_hh.",
         "configs/sum_mod_10.yaml",
-        "0-19",
+        "0-9",
         "50,500",
         samples=200,
         words=(
