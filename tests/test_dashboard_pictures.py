@@ -6,26 +6,32 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from torch.nn import functional as F
 
 from rnncls.dashboard.axis_marks import log_ticks, round_ticks, spaced, spaced_inside
+from rnncls.dashboard.board import levels_of
 from rnncls.dashboard.draw_curves import confidence_histogram
 from rnncls.dashboard.draw_grids import count_text, lengths_and_steps, percent
 from rnncls.dashboard.layout import custom_scalars
 from rnncls.dashboard.pictures import accuracy_by_length, calibration, confusion, results
 from rnncls.dashboard.record import Bin, Confusion, Evaluation, Levels
+from rnncls.data import load_task
 from rnncls.rundir.tables import Row
 from rnncls.system.outlines import outline
 from rnncls.system.pictures import rendered
-from tests.helpers import pixels_of
+from tests.helpers import config_of, files_config, pixels_of, some_rows, write_jsonl
 
 ROWS: list[Row] = [
     {"step": 1, "train/loss": 2.5, "train/accuracy": 0.1, "train/grad_norm": 3.0, "train/lr": 0.1},
@@ -145,6 +151,70 @@ def test_only_lines_that_there_are_are_drawn(levels: Levels, labels: set[str]) -
     figure = results(ROWS, EVALUATION, levels)
     assert set(lines_of(figure.axes[0])) == {"train", "val", "not finite"} | labels
     assert set(lines_of(figure.axes[2])) == {"train", "not finite"}
+
+
+@pytest.mark.parametrize("least", [0.4, None])
+def test_smoothed_losses_are_called_so_and_have_a_least(least: float | None) -> None:
+    levels = replace(LEVELS, is_smoothed=True, least_loss=least)
+    figure = results(ROWS, EVALUATION, levels)
+    loss, accuracy = figure.axes[:2]
+    lines = lines_of(loss)
+    plain = lines_of(results(ROWS, EVALUATION, LEVELS).axes[0])
+    np.testing.assert_array_equal(lines["train, smoothed"], plain["train"])
+    assert lines["val"] == plain["val"]
+    assert ("least: 0.4" in lines) == (least is not None)
+    if least is not None:
+        assert lines["least: 0.4"][1] == [least] * 2
+
+    # Every line is named, beside the title and the legend of the next panel.
+    legend = loss.get_legend()
+    assert legend is not None
+    assert {text.get_text() for text in legend.get_texts()} == set(lines)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    (title,) = figure.texts
+    boxes = [
+        text.get_window_extent(renderer) for text in legend.get_texts() if text.get_text().strip()
+    ]
+    others = [title.get_window_extent(renderer), accuracy.get_legend().get_window_extent(renderer)]
+    assert not any(box.overlaps(other) for box in boxes for other in others)
+
+    # The accuracy of training is that of the labels as they are.
+    assert {"train", "val"} < set(lines_of(accuracy))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_the_least_loss_is_that_of_the_best_logits(smoothing: float) -> None:
+    task = load_task(config_of(train={"label_smoothing": smoothing}))
+    levels = levels_of(task)
+    assert levels.is_smoothed == (smoothing > 0)
+    if not smoothing:
+        assert levels.least_loss is None
+        return
+
+    # By descent, from logits that have nothing to do with the label.
+    logits = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-12)
+
+    def loss() -> torch.Tensor:
+        return F.cross_entropy(logits, torch.tensor([1]), label_smoothing=smoothing)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        found = loss()
+        found.backward()  # type: ignore[no-untyped-call]
+        return found.item()
+
+    optimizer.step(closure)
+    assert levels.least_loss == pytest.approx(loss().item(), rel=1e-9)
+
+
+def test_with_class_weights_there_is_no_least_loss(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", some_rows(40))
+    train = {"label_smoothing": 0.1, "class_weights": "balanced"}
+    levels = levels_of(load_task(files_config(path, train=train)))
+    assert (levels.is_smoothed, levels.least_loss) == (True, None)
 
 
 def test_accuracy_by_length_has_lengths_in_order_and_evaluations_up_to_its_own() -> None:

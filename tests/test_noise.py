@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnncls.data import Batch, Padded, collate, load_task
-from rnncls.errors import ConfigError, Interrupted
+from rnncls.errors import ConfigError, Interrupted, MachineError
 from rnncls.model.classifier import RNNClassifier
 from rnncls.model.dropout import Keys, dropout_keys
 from rnncls.model.noise import noise_keys, noised, normals
 from rnncls.model.pieces import WHOLE, Pieces
 from rnncls.model.prefixes import prefix_losses, prefix_weights
 from rnncls.steps.eager import draw_dropout, layout_of
-from rnncls.steps.engines import why_not
+from rnncls.steps.engines import choose, why_not
 from rnncls.steps.objective import gradients_of_batch, weight_of
 from rnncls.sweep import groups as sweep_groups
 from rnncls.sweep.groups import plan_groups
@@ -426,6 +426,9 @@ def test_noise_needs_packed_batches_and_no_captured_step(
 
     assert why_not("captured", noisy, cuda) == f"model.state_noise is {SIGMA}"
     assert why_not("stacked", noisy, cuda) == ""
+    by_name = config_of(model={"state_noise": SIGMA}, train={"engine": "captured"})
+    with pytest.raises(MachineError, match=r"train\.engine=auto, which takes eager steps here"):
+        choose(by_name, cuda)
     members = plan_sweep(noisy, "0-2", {}, None, 10, tmp_path / "sweep").members
     monkeypatch.setattr(sweep_groups, "resolve_device", lambda _: cuda)
     (group,) = plan_groups(members, None)

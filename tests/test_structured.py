@@ -1,6 +1,7 @@
 """Sequences that are read a few digits at a time, against models that read every prefix."""
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from rnncls.config import Config, SumModConfig, dump_config
 from rnncls.config.ranges import Long
-from rnncls.errors import ConfigError
+from rnncls.errors import ConfigError, NonFiniteError
 from rnncls.evaluation.compiled import CompiledStream
 from rnncls.evaluation.streaming import (
     BLOCK_STEPS,
@@ -33,14 +34,16 @@ from rnncls.evaluation.structured import (
     digits_of_kind,
     ends_of_kind,
     evaluate_structured,
+    kinds_of,
 )
 from rnncls.evaluation.until_wrong import evaluate_until_wrong, random_digits, report_of
 from rnncls.model.build import build_model
 from rnncls.model.classifier import RNNClassifier
 from rnncls.rundir.checkpoint_files import load_checkpoint
 from rnncls.sweep.evaluate import evaluate_all
+from rnncls.sweep.outcomes import outcomes
 from rnncls.sweep.plan import load_sweep, plan_sweep
-from rnncls.sweep.summary import summarize
+from rnncls.sweep.summary import member_row, summarize
 from rnncls.training.fit import fit
 from tests.helpers import config_of, data_of, files_config, run_rnncls, some_rows, write_jsonl
 
@@ -202,7 +205,7 @@ def test_what_is_never_wrong_counts_as_later_than_all() -> None:
 )
 def test_models_that_need_the_whole_sequence_are_refused_by_name(model: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
-        require_stream(config_of(model=model), "--structured")
+        require_stream(config_of(model=model), "--structured", 9)
     (problem,) = caught.value.problems
     assert problem.id == "C17"
     assert f"model.{next(iter(model))}: " in problem.found
@@ -212,10 +215,69 @@ def test_models_that_need_the_whole_sequence_are_refused_by_name(model: dict[str
 def test_files_are_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", some_rows(20))
     with pytest.raises(ConfigError, match="sum_mod only"):
-        require_stream(files_config(path), "--until-wrong")
+        require_stream(files_config(path), "--until-wrong", 9)
     config = files_config(path)
     with pytest.raises(ConfigError, match="sum_mod only"):
         plan_sweep(config, "0", {}, None, 10, tmp_path / "s", long=Long(structured=5))
+
+
+@pytest.mark.row("C17")
+@pytest.mark.parametrize("option", ["--structured", "--until-wrong"])
+def test_lengths_that_are_all_too_short_are_refused(option: str, tmp_path: Path) -> None:
+    config = config_of(data={"min_length": 4, "max_length": 5}, train={"max_steps": 2})
+    assert require_stream(config, option, 4) == config.data
+    with pytest.raises(ConfigError) as caught:
+        require_stream(config, option, 3)
+    (problem,) = caught.value.problems
+    assert (problem.id, problem.where, problem.found) == ("C17", option, "3")
+    assert problem.expected == "at least data.min_length = 4"
+    assert problem.remedy
+
+    short = Long(3, None) if option == "--structured" else Long(None, 3)
+    with pytest.raises(ConfigError, match=f"no length to look at.*{option}"):
+        plan_sweep(config, "0", {}, None, 10, tmp_path / "s", long=short)
+    assert not (tmp_path / "s").exists()
+    plan_sweep(config, "0", {}, None, 10, tmp_path / "s")
+    with pytest.raises(ConfigError, match=f"no length to look at.*{option}"):
+        evaluate_all(tmp_path / "s", None, None, long=short)
+
+    # The command as well, which reads nothing and says so.
+    fit(config, tmp_path / "run")
+    words = [option, "--structured-length", "3"] if option == "--structured" else [option, "3"]
+    done = run_rnncls("eval", str(tmp_path / "run"), *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "expected: at least data.min_length = 4" in done.stderr
+
+
+@pytest.mark.row("C17")
+@pytest.mark.parametrize("order", ["last,mean", "mean,last"])
+def test_a_sweep_names_the_setting_that_cannot_be_read(order: str, tmp_path: Path) -> None:
+    grid = {"model.pooling": order.split(",")}
+    config = config_of(train={"max_steps": 2})
+    with pytest.raises(ConfigError, match=r"--until-wrong, model\.pooling=mean"):
+        plan_sweep(config, "0,1", grid, None, 10, tmp_path / "s", long=Long(until_wrong=9))
+
+    # Of a sweep that is there already, no member is evaluated.
+    plan_sweep(config, "0,1", grid, None, 10, tmp_path / "s")
+    with pytest.raises(ConfigError, match=r"--structured, model\.pooling=mean"):
+        evaluate_all(tmp_path / "s", None, None, long=Long(structured=9))
+
+
+def test_kinds_without_sequences_are_left_out(tmp_path: Path) -> None:
+    config = config_of(data={"max_value": 0}, train={"max_steps": 2})
+    (kind,) = evaluate_structured(model_of(config), config, 9).kinds
+    assert (kind.kind, kind.sequences, kind.of) == (ZEROS, 1, 1)
+
+    # A sweep has no numbers for them, neither of members that have ended nor of those that
+    # diverged.
+    sweep = plan_sweep(config, "0", {}, None, 10, tmp_path / "s", long=Long(structured=9))
+    fit(sweep.members[0].config, sweep.run_dir(sweep.members[0]))
+    member = outcomes(sweep)[0]
+    for exit_code, zeros in ((None, None), (NonFiniteError.exit_code, 0)):
+        row = member_row(replace(member, exit_code=exit_code))
+        found = {kind: row[f"right_on_{kind}"] for kind in KINDS}
+        assert found == dict.fromkeys(KINDS) | {ZEROS: zeros}
+    assert kinds_of(2) == [*KINDS]
 
 
 def test_eval_prints_both(trained: Path) -> None:
@@ -281,4 +343,4 @@ def test_a_sweep_has_columns_of_both(tmp_path: Path) -> None:
 
 
 def test_data_of_a_config_is_its_own() -> None:
-    assert require_stream(config_of(), "--structured") == data_of(config_of())
+    assert require_stream(config_of(), "--structured", 1) == data_of(config_of())

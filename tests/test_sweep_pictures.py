@@ -224,6 +224,26 @@ def test_legends_hide_nothing_and_everything_is_inside(
         assert around.y1 <= height + 1
 
 
+def test_losses_say_whether_labels_are_smoothed(tmp_path: Path) -> None:
+    for number, (values, said) in enumerate(
+        [
+            (["0"], "training loss (nats)"),
+            (["0.3"], "training loss (nats), of smoothed labels"),
+            (["0.3", "0"], "training loss (nats), not of the same labels"),
+        ]
+    ):
+        ended = []
+        for outcome in outcomes_of(two_modes, {"train.label_smoothing": values}):
+            member = outcome.member
+            train = {"label_smoothing": float(member.values["train.label_smoothing"])}
+            config = member.config.model_copy(
+                update={"train": member.config.train.model_copy(update=train)}
+            )
+            ended.append(replace(outcome, member=replace(member, config=config)))
+        figure = losses(sweep_of(tmp_path / str(number), ended), ended)
+        assert figure.axes[0].get_ylabel() == said
+
+
 def test_a_sweep_without_a_finite_loss_says_so(tmp_path: Path) -> None:
     ended = outcomes_of(two_modes)
     figure = losses(sweep_of(tmp_path, ended, loss=None), ended)

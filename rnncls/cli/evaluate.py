@@ -79,7 +79,7 @@ def evaluate(
             min=1,
             max=MAX_SAMPLES,
             help=f"Sequences generated per length (default {DEFAULT_SAMPLES:,}), and those of "
-            f"--until-wrong (default {DEFAULT_READ:,}).",
+            f"--until-wrong (default {DEFAULT_READ:,}; in a sweep at most that many).",
         ),
     ] = None,
     structured: Structured = False,
@@ -242,8 +242,8 @@ def _evaluate_checkpoint(
         loaded, model = load_checkpoint(checkpoint, device)
     set_precision(loaded.config.train.precision)
     # Before anything is run, which may take long.
-    for option in wanted.long.options:
-        require_stream(loaded.config, option)
+    for option, longest in wanted.long.options.items():
+        require_stream(loaded.config, option, longest)
 
     # Only a warning: if these weights matter, the loss is not finite either, an error below.
     if not is_finite(loaded):

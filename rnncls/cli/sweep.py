@@ -19,7 +19,7 @@ from rnncls.cli.options import (
     require_resuming,
 )
 from rnncls.cli.words import config_of, load
-from rnncls.config.ranges import DEFAULT_SAMPLES, MAX_SAMPLES, Long
+from rnncls.config.ranges import DEFAULT_READ, DEFAULT_SAMPLES, MAX_SAMPLES, Long
 from rnncls.errors import ConfigError, Interrupted, NonFiniteError, Problem, RnnclsError
 from rnncls.sweep.shards import shard_of
 from rnncls.system.rows import json_text
@@ -63,7 +63,10 @@ def sweep(
     samples: Annotated[
         int | None,
         typer.Option(
-            min=1, max=MAX_SAMPLES, help=f"Test sequences per length (default {DEFAULT_SAMPLES:,})."
+            min=1,
+            max=MAX_SAMPLES,
+            help=f"Test sequences per length (default {DEFAULT_SAMPLES:,}); --until-wrong reads as "
+            f"many, but at most {DEFAULT_READ:,}.",
         ),
     ] = None,
     structured: Structured = False,

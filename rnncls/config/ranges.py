@@ -44,10 +44,10 @@ class Long(NamedTuple):
         return bool(self.options)
 
     @property
-    def options(self) -> list[str]:
-        """The options that ask for them."""
+    def options(self) -> dict[str, int]:
+        """The options that ask for them, and the greatest length of each."""
         options = {"--structured": self.structured, "--until-wrong": self.until_wrong}
-        return [option for option, longest in options.items() if longest is not None]
+        return {option: longest for option, longest in options.items() if longest is not None}
 
 
 NOTHING_LONG = Long()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
@@ -221,11 +222,21 @@ class Board:
 
 
 def levels_of(task: Task) -> Levels:
-    """Return the lines that a run is held against."""
+    """Return the lines that a run is held against.
+
+    Smoothed labels have an entropy, which is the least that their loss can be. With class weights
+    the least depends on the batch, and there is no line.
+    """
     shares = task.class_shares
+    smoothing = task.config.train.label_smoothing
+    label = torch.full((len(shares),), smoothing / len(shares), dtype=torch.float64)
+    label[0] += 1 - smoothing
+    has_least = smoothing > 0 and task.class_weights is None
     return Levels(
         guessing_loss=entropy(shares),
         num_classes=len(shares),
         majority=float(shares.max()),
         max_grad_norm=task.config.train.max_grad_norm,
+        is_smoothed=smoothing > 0,
+        least_loss=entropy(label) if has_least else None,
     )

@@ -33,6 +33,7 @@ VAL: dict[str, Any] = {
     "ms": 4,
 }
 LEVEL: dict[str, Any] = {"color": "0.3", "linestyle": ":", "linewidth": 1.6}
+LEAST_LEVEL: dict[str, Any] = {"color": "#1f77b4", "linestyle": (0, (1, 3)), "linewidth": 1.6}
 
 MOST_MARKERS = 15  # on a curve
 MOST_IN_LEGEND = 4
@@ -60,18 +61,27 @@ def series(rows: Sequence[Row], tag: str) -> tuple[list[int], list[float]]:
 
 
 def draw_loss(axes: "Axes", rows: Sequence[Row], levels: Levels, size: float) -> None:
-    """Draw the losses of training and validation on a logarithmic axis, beside that of guessing."""
-    shown = _draw_both(axes, rows, "loss")
+    """Draw the losses of training and validation on a logarithmic axis, beside that of guessing.
+
+    Where the labels of training are smoothed, the two are not of the same kind: the legend says so,
+    and a line shows what that of training cannot be below.
+    """
+    of_training = "train, smoothed" if levels.is_smoothed else "train"
+    shown = _draw_both(axes, rows, "loss", of_training)
     guess = levels.guessing_loss
     if guess is not None and LEAST <= guess <= MOST:
         is_even = math.isclose(guess, math.log(levels.num_classes), rel_tol=1e-9)
         name = f"guessing: ln {levels.num_classes:,}" if is_even else "guessing"
         axes.axhline(guess, label=name, **LEVEL)
         shown.append(guess)
+    least = levels.least_loss
+    if least is not None and LEAST <= least <= MOST:
+        axes.axhline(least, label=f"least: {least:.3g}", **LEAST_LEVEL)
+        shown.append(least)
 
     _mark_not_finite(axes, rows, ("train/loss", "val/loss"))
     set_log_range(axes, shown, "loss (nats)", size)
-    _finish(axes, rows, size)
+    _finish(axes, rows, size, legend_rows=2 if levels.is_smoothed else 1)
 
 
 def draw_accuracy(axes: "Axes", rows: Sequence[Row], levels: Levels, size: float) -> None:
@@ -111,12 +121,17 @@ def draw_rate(axes: "Axes", rows: Sequence[Row], size: float) -> None:
     set_steps(axes, _last_step(rows), size)
 
 
-def _draw_both(axes: "Axes", rows: Sequence[Row], name: str) -> list[float]:
-    """Draw a value of training and of validation, and return all that is drawn."""
+def _draw_both(
+    axes: "Axes", rows: Sequence[Row], name: str, of_training: str = "train"
+) -> list[float]:
+    """Draw a value of training and of validation, and return all that is drawn.
+
+    `of_training`: what the legend calls the former.
+    """
     shown = []
-    for part, look in (("train", TRAIN), ("val", VAL)):
+    for part, label, look in (("train", of_training, TRAIN), ("val", "val", VAL)):
         steps, values = series(rows, f"{part}/{name}")
-        _draw(axes, steps, values, part, look)
+        _draw(axes, steps, values, label, look)
         shown += values
     return shown
 
@@ -137,6 +152,9 @@ def _mark_not_finite(axes: "Axes", rows: Sequence[Row], tags: Sequence[str]) -> 
         steps, values = series(rows, tag)
         bad += [step for step, value in zip(steps, values, strict=True) if math.isnan(value)]
     if bad:
+        # As the fifth in two rows it stands in the lower one: beside the upper one is the title.
+        if len(axes.get_legend_handles_labels()[1]) == MOST_IN_LEGEND:
+            axes.plot([], [], alpha=0, label=" ")
         places = sorted(set(bad))
         # The height is a share of the axes, whatever the values are.
         axes.plot(
@@ -148,15 +166,21 @@ def _mark_not_finite(axes: "Axes", rows: Sequence[Row], tags: Sequence[str]) -> 
         )
 
 
-def _finish(axes: "Axes", rows: Sequence[Row], size: float) -> None:
-    """Add steps, and the legend above the axes, where it covers nothing."""
+def _finish(axes: "Axes", rows: Sequence[Row], size: float, legend_rows: int = 1) -> None:
+    """Add steps, and the legend above the axes, where it covers nothing.
+
+    In a single row it names at most MOST_IN_LEGEND lines; in two there is room for two more.
+    """
     set_steps(axes, _last_step(rows), size)
+    most = MOST_IN_LEGEND if legend_rows == 1 else MOST_IN_LEGEND + 2
+    num_labels = min(most, len(axes.get_legend_handles_labels()[1]))
     add_legend(
         axes,
-        MOST_IN_LEGEND,
+        most,
         loc="lower left",
         bbox_to_anchor=(-0.02, 0.98),
-        ncols=MOST_IN_LEGEND,
+        ncols=most if legend_rows == 1 else -(-num_labels // legend_rows),
+        labelspacing=0.15,
         fontsize=size,
         frameon=False,
         handlelength=1.8,

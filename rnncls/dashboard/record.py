@@ -56,3 +56,5 @@ class Levels:
     num_classes: int
     majority: float  # the accuracy of always predicting the most frequent class
     max_grad_norm: float | None
+    is_smoothed: bool = False  # whether the training loss is that of smoothed labels
+    least_loss: float | None = None  # in nats: below it the training loss cannot be

@@ -42,7 +42,7 @@ def evaluate_long(
 
     `progress` and `check`: as for `evaluate_until_wrong`.
 
-    Raises: ConfigError for data that is not generated and models that need the whole sequence.
+    Raises: ConfigError, as `require_stream` does.
     """
     structured = None
     if long.structured is not None:

@@ -25,6 +25,12 @@ BLOCK_STEPS = 64
 # Logits that are in memory together: 64 MiB.
 MOST_LOGITS = 2**24
 
+# How each option is told to read on.
+_LONGER = {
+    "--structured": "a greater --structured-length",
+    "--until-wrong": "a greater length",
+}
+
 NO_CLASS = -1  # in place of a class, where logits are not finite
 
 # Gives the digits (BLOCK_STEPS, R) of the block with this number, from 0 on, of R sequences.
@@ -77,16 +83,18 @@ class TorchStream:
             self.state = tuple(part.index_select(1, chosen) for part in self.state)
 
 
-def require_stream(config: Config, option: str) -> SumModConfig:
+def require_stream(config: Config, option: str, longest: int, setting: str = "") -> SumModConfig:
     """Return the data section of a config whose sequences can be read a few digits at a time.
 
-    Raises: ConfigError, which names `option`, for data that is not generated and for a model whose
-    answer needs the whole sequence.
+    Raises: ConfigError, which names `option` and the `setting` of a sweep, for data that is not
+    generated, for a model whose answer needs the whole sequence, and where `longest` is below the
+    lengths that are looked at.
     """
+    where = f"{option}, {setting}" if setting else option
     if not isinstance(config.data, SumModConfig):
         what = "sequences of digits are generated for data.source: sum_mod only"
         remedy = "leave it out: a file is evaluated as a whole"
-        raise ConfigError(Problem(what, option, remedy=remedy, id="C17"))
+        raise ConfigError(Problem(what, where, remedy=remedy, id="C17"))
 
     model = config.model
     needed = {
@@ -103,8 +111,21 @@ def require_stream(config: Config, option: str) -> SumModConfig:
             expected = f"a run with {wanted}"
             remedy = "--lengths, which evaluates whole sequences"
             raise ConfigError(
-                Problem(what, option, expected=expected, found=found, remedy=remedy, id="C17")
+                Problem(what, where, expected=expected, found=found, remedy=remedy, id="C17")
             )
+
+    shortest = config.data.min_length
+    if longest < shortest:
+        raise ConfigError(
+            Problem(
+                "no length to look at: the shortest is that of training",
+                where,
+                expected=f"at least data.min_length = {shortest:,}",
+                found=f"{longest:,}",
+                remedy=_LONGER[option],
+                id="C17",
+            )
+        )
     return config.data
 
 

@@ -58,7 +58,7 @@ class StructuredReport:
     """How a model answers sequences with a structure."""
 
     longest: int  # the length up to which they were read
-    kinds: list[KindReport]
+    kinds: list[KindReport]  # those that have sequences
 
     @property
     def all_right(self) -> bool:
@@ -96,10 +96,12 @@ def evaluate_structured(
     Every length from the shortest training length on is looked at. `progress` shows a bar on stderr
     if that is a terminal. `check` is called after each block of digits.
 
-    Raises: ConfigError for data that is not generated and models that need the whole sequence.
+    Raises: ConfigError, as `require_stream` does.
     """
-    data = require_stream(config, "--structured")
-    kinds = {kind: ends_of_kind(kind, data.num_embeddings) for kind in KINDS}
+    data = require_stream(config, "--structured", longest)
+    kinds = {
+        kind: ends_of_kind(kind, data.num_embeddings) for kind in kinds_of(data.num_embeddings)
+    }
     total = longest * sum(len(pairs) for pairs in kinds.values())
     stream = stream_of(model, total)
 
@@ -135,6 +137,11 @@ def evaluate_structured(
     finally:
         model.train(was_training)
     return StructuredReport(longest, reports)
+
+
+def kinds_of(num_digits: int) -> list[str]:
+    """Return the kinds that have sequences: where 0 is the only digit, these are zeros alone."""
+    return [kind for kind in KINDS if size_of_kind(kind, num_digits)]
 
 
 def size_of_kind(kind: str, num_digits: int) -> int:

@@ -86,9 +86,9 @@ def evaluate_until_wrong(
     length change them. `progress` shows a bar on stderr if that is a terminal. `check` is called
     after each block of digits.
 
-    Raises: ConfigError for data that is not generated and models that need the whole sequence.
+    Raises: ConfigError, as `require_stream` does.
     """
-    data = require_stream(config, "--until-wrong")
+    data = require_stream(config, "--until-wrong", longest)
     total = longest * num_sequences
     stream = stream_of(model, total)
 

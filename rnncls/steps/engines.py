@@ -90,6 +90,8 @@ def choose(
     if not reason and name == "captured" and world is not None:
         reason = "several processes train together"
     remedy = "train.engine=auto, which takes the fastest engine that works here"
+    if name == "captured" and config.model.state_noise > 0:
+        remedy = "train.engine=auto, which takes eager steps here, and stacks in a sweep"
     if not reason:
         engine, reason = _load(name, config, world)
         remedy = "train.engine=auto, or another version of numba"

@@ -10,9 +10,8 @@ from rnncls.config.ranges import NOTHING_LONG, Long, require_generated_data
 from rnncls.data.files.search import Search
 from rnncls.errors import CheckpointError, ConfigError, RnnclsError
 from rnncls.evaluation.long_sequences import LongReport
-from rnncls.evaluation.streaming import require_stream
 from rnncls.sweep.outcomes import outcomes
-from rnncls.sweep.plan import load_sweep
+from rnncls.sweep.plan import load_sweep, require_streams
 from rnncls.sweep.results import evaluate_member
 
 
@@ -53,14 +52,16 @@ def evaluate_all(
     for that were moved, besides the places beside the sweep. `long`: sequences that are read a few
     digits at a time.
 
-    Raises: ConfigError if there is no sweep in the folder, or for lengths where the data is not
-    generated. The first CheckpointError or ConfigError if no member can be evaluated.
+    Raises: ConfigError if there is no sweep in the folder, for lengths where the data is not
+    generated, and for a member that `long` cannot be asked of. The first CheckpointError or
+    ConfigError if no member can be evaluated.
     """
     sweep = load_sweep(folder)
     if lengths is not None:
         require_generated_data(sweep.members[0].config)
-    for option in long.options:
-        require_stream(sweep.members[0].config, option)
+    # All of them, before any is evaluated: values of the grid can replace data and model.
+    require_streams(sweep.members, long)
+
     # Changed in memory only: sweep.yaml keeps the number of samples that evaluation.json is from.
     if samples is not None:
         sweep = replace(sweep, samples=samples)

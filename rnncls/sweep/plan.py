@@ -332,14 +332,18 @@ def _expand(content: SweepFile, folder: Path, source: str) -> Sweep:
             _require_positions(member.config, lengths, source)
 
     long = Long(content.structured, content.until_wrong)
-    for option in long.options:
-        for member in members:
-            require_stream(member.config, option)
-
+    require_streams(members, long)
     _check_members(members, source)
     return Sweep(
         folder, members, lengths, content.samples, content.fingerprints, content.step_rules, long
     )
+
+
+def require_streams(members: list[Member], long: Long) -> None:
+    """Raise ConfigError, by its setting, for a member whose sequences cannot be read as asked."""
+    for option, longest in long.options.items():
+        for member in members:
+            require_stream(member.config, option, longest, member.setting)
 
 
 def _check_grid(grid: Grid, num_seeds: int, source: str) -> None:

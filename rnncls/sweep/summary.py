@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
+from rnncls.config import SumModConfig
 from rnncls.evaluation.metrics import wilson_interval
-from rnncls.evaluation.structured import KINDS
+from rnncls.evaluation.structured import KINDS, kinds_of
 from rnncls.sweep.outcomes import SOLVED, Outcome, accuracies_at, by_setting, outcomes
 from rnncls.sweep.paths import SUMMARY_CSV, SUMMARY_JSON
 from rnncls.sweep.plan import Sweep
@@ -352,13 +353,16 @@ def _long_columns(outcome: Outcome) -> dict[str, Any]:
 
     Those with a structure: for each kind the length up to which all are right. The random ones: the
     share that is never wrong, and the lengths at which others first are. A member that diverged is
-    wrong everywhere.
+    wrong everywhere. A kind without sequences has no length.
     """
     columns: dict[str, Any] = {}
     found = None if outcome.diverged else outcome.evaluation
     if outcome.long.structured is not None:
         structured = None if found is None else found.structured
-        lengths = dict.fromkeys(KINDS, 0 if outcome.diverged else None)
+        lengths: dict[str, int | None] = dict.fromkeys(KINDS)
+        data = outcome.member.config.data
+        if outcome.diverged and isinstance(data, SumModConfig):
+            lengths |= dict.fromkeys(kinds_of(data.num_embeddings), 0)
         if structured is not None:
             lengths |= {kind.kind: kind.longest_right for kind in structured.kinds}
         columns |= {f"right_on_{kind}": length for kind, length in lengths.items()}

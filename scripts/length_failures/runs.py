@@ -66,7 +66,10 @@ def require_plain(path: Path, config: Config) -> SumModConfig:
     is_plain &= model.pooling == "last" and model.initial_state == "zeros" and not model.skip
     is_plain &= not model.ngrams and model.positions == "none"
     if not is_plain or not isinstance(config.data, SumModConfig):
-        message = f"{path}: only one nn.RNN layer on sum_mod, in one direction, is measured here"
+        message = (
+            f"{path}: what is measured here is one nn.RNN layer on sum_mod, in one direction, with "
+            "model.pooling last, model.initial_state zeros and no skip, n-grams or positions"
+        )
         raise typer.BadParameter(message)
     return config.data
 

@@ -63,7 +63,14 @@ def losses(sweep: Sweep, ended: Sequence[Outcome]) -> "Figure":
             label = f"guessing: ln {1 / chance:.0f}"
             axes.axhline(-math.log(chance), color="0.4", linestyle=":", linewidth=1.2, label=label)
 
-    axes.set(yscale="log", xlabel="training step", ylabel="training loss (nats)")
+    # The loss of smoothed labels is larger, and has a least one above 0.
+    smoothings = {outcome.member.config.train.label_smoothing for outcome in ended}
+    name = "training loss (nats)"
+    if smoothings != {0}:
+        name = "training loss (nats), of smoothed labels"
+    if len(smoothings) > 1:
+        name = "training loss (nats), not of the same labels"
+    axes.set(yscale="log", xlabel="training step", ylabel=name)
     low, high = axes.get_ylim()
     if high < NARROW * low:
         # Within a power of ten, its multiples would be long labels: 1.04 x 10^0.
