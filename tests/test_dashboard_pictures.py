@@ -168,7 +168,9 @@ def test_smoothed_losses_are_called_so_and_have_a_least(least: float | None) -> 
 
     # Every line is named, beside the title and the legend of the next panel.
     legend = loss.get_legend()
+    beside = accuracy.get_legend()
     assert legend is not None
+    assert beside is not None
     assert {text.get_text() for text in legend.get_texts()} == set(lines)
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
@@ -177,7 +179,7 @@ def test_smoothed_losses_are_called_so_and_have_a_least(least: float | None) -> 
     boxes = [
         text.get_window_extent(renderer) for text in legend.get_texts() if text.get_text().strip()
     ]
-    others = [title.get_window_extent(renderer), accuracy.get_legend().get_window_extent(renderer)]
+    others = [title.get_window_extent(renderer), beside.get_window_extent(renderer)]
     assert not any(box.overlaps(other) for box in boxes for other in others)
 
     # The accuracy of training is that of the labels as they are.
