@@ -208,7 +208,7 @@ def test_the_least_loss_is_that_of_the_best_logits(smoothing: float) -> None:
         found.backward()  # type: ignore[no-untyped-call]
         return found.item()
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     assert levels.least_loss == pytest.approx(loss().item(), rel=1e-9)
 
 

@@ -6,6 +6,7 @@ The batch of a step is a pure function of (seed, split, step).
 from collections import Counter
 from collections.abc import Iterable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -130,7 +131,8 @@ def test_all_sequences_are_each_sequence_once(
 
 def repeating(share: float, **keys: int) -> SumModConfig:
     """Return a task of 10 digits of whose training sequences a share repeats digits."""
-    return SumModConfig(**{"modulus": 10, "max_length": 5, "repeat_share": share, **keys})
+    values: dict[str, Any] = {"modulus": 10, "max_length": 5, "repeat_share": share, **keys}
+    return SumModConfig(**values)
 
 
 def test_repeated_digits_are_those_of_the_rule() -> None:
