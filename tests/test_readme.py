@@ -219,7 +219,7 @@ def test_the_smallest_network_is_shown_as_the_program_shows_it(run_command: Run)
 def test_the_graph_in_a_page_is_the_one_that_the_program_writes(
     home: Path, run_command: Run
 ) -> None:
-    run_command(f"rnncls train configs/sum_mod_10.yaml --run-dir runs/mine {SMALL}")
+    run_command(f"rnncls train configs/sum_mod_10_plain.yaml --run-dir runs/mine {SMALL}")
     run_command("rnncls explain runs/mine --graph rolled.mmd --rolled")
 
     # A smaller network has the same graph with other sizes.
