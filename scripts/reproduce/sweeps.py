@@ -124,25 +124,6 @@ SWEEPS = {
         )
         for modulus in (2, 3, 5, 10)
     },
-    "ablation": Sweep(
-        "The three ingredients and the gain",
-        "The default config with and without each: label smoothing, noise on states, repeats, and a"
-        " small first W_hh. Five seeds each.",
-        "configs/sum_mod_10.yaml",
-        "0-4",
-        "50,500",
-        samples=200,
-        words=(
-            "train.label_smoothing=0.3,0.0",
-            "model.state_noise=0.2,0.0",
-            "data.repeat_share=0.5,0.0",
-            "model.init_gain=0.3,1.0",
-        ),
-        shown=(5, 50, 500),
-        all_structured=1000,
-        until_wrong=1000,
-        compared=True,
-    ),
     "nonlinearity": Sweep(
         "ReLU against tanh",
         "The default recipe with either.",
