@@ -128,7 +128,7 @@ SWEEPS = {
         "ReLU against tanh",
         "The default recipe with either.",
         "configs/sum_mod_10_plain.yaml",
-        "0-4",
+        "0-19",
         "50,100",
         words=("model.nonlinearity=relu,tanh",),
         shown=(3, 4, 5, 50, 100),
