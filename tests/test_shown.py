@@ -482,6 +482,8 @@ LOOKED_AT = {
     "_result(state.step, state.best_metric, state.best_value, state.best_step)",
     "f'n-gram control: {result}'",
     "report.to_text()",
+    # Numbers, and the names of kinds of sequences.
+    "'\\n'.join([report.to_text(), *long_lines(on_long)])",
     "report.to_text(resolved, rows)",
     "text_of(trace(question))",
     "json_text(shown.to_json()) if as_json else shown.to_text()",
