@@ -228,4 +228,4 @@ def test_the_command_writes_numbers_and_pictures_of_runs_that_it_can_measure(
 
     done = run_command([*command, str(tmp_path / "gru"), *options])
     assert done.returncode != 0
-    assert "only one nn.RNN layer" in done.stderr
+    assert "model.initial_state" in done.stderr
