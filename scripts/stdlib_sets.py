@@ -186,7 +186,7 @@ def split_of(file: SourceFile, line: int) -> str:
     return {0: "val", 1: "val", 2: "test", 3: "test"}.get(digit, "train")
 
 
-def library_files(most: int) -> Iterator[SourceFile]:
+def source_files(most: int) -> Iterator[SourceFile]:
     """Yield at most `most` files of the standard library, without those that cannot be parsed."""
     library = Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.rglob("*.py"))[:most]:
@@ -234,7 +234,7 @@ def main(
     warnings.simplefilter("ignore", DeprecationWarning)
 
     rows: dict[str, list[tuple[str, Row]]] = {name: [] for name in SETS}
-    for file in library_files(files):
+    for file in source_files(files):
         for name, labelled in SETS.items():
             rows[name] += [(split_of(file, row.line), row) for row in labelled(file)]
 

@@ -262,7 +262,7 @@ def strings_in(value: object) -> Iterator[str]:
 
 def opcode_rows(most: int) -> Iterator[Row]:
     """Yield the functions of scripts/stdlib_sets.py, from at most `most` source files."""
-    for file in stdlib_sets.library_files(most):
+    for file in stdlib_sets.source_files(most):
         for row in stdlib_sets.labelled_functions(file):
             split = stdlib_sets.split_of(file, row.line)
             yield Row(split, " ".join(map(str, row.sequence)), row.label)

@@ -24,7 +24,7 @@ from rnncls.errors import Interrupted
 from rnncls.steps import chunks
 from rnncls.steps.compiled.engine import CompiledRun
 from rnncls.steps.compiled.memory import StepInputs
-from rnncls.steps.eager import draw_dropout, train_step
+from rnncls.steps.eager import draw_keys, train_step
 from rnncls.steps.engines import choose, why_not
 from rnncls.steps.optim import learning_rate
 from rnncls.steps.state import TrainState
@@ -109,7 +109,7 @@ def expected_gradients(state: TrainState, config: Config, step: int) -> tuple[fl
     block = next(load_task(config).blocks(0, step + 1))
     batch = block.batch(step)
     model = copy.deepcopy(state.model).double().train()
-    loss = F.cross_entropy(model(batch.tokens, keys=draw_dropout(state, config)), batch.labels)
+    loss = F.cross_entropy(model(batch.tokens, keys=draw_keys(state, config)), batch.labels)
     loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach()), [cast("Tensor", weight.grad) for weight in model.parameters()]
 

@@ -98,11 +98,13 @@ def read_by_layer(
     directions = 2 if model.bidirectional else 1
     outputs = []
     finals = []
+
     for direction in range(directions):
         suffix = f"_l{layer}" + ("_reverse" if direction else "")
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         own = {n: weights[f"rnn.{n}{suffix}"] for n in names if f"rnn.{n}{suffix}" in weights}
         key = mix(config.seed, "state_noise", step, layer * directions + direction)
+
         state = torch.zeros(2, model.hidden_size, dtype=torch.float64)
         states = {}
         times = range(len(xs))
@@ -112,6 +114,7 @@ def read_by_layer(
             read = state[0] + model.state_noise * size * torch.from_numpy(drawn)
             state = next_state(model.cell, model.nonlinearity == "relu", state, read, xs[time], own)
             states[time] = state[0]
+
         outputs.append(torch.stack([states[time] for time in times]))
         finals.append(state[0])
     return torch.cat(outputs, 1), finals

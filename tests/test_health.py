@@ -24,7 +24,7 @@ from rnncls.model.probes import (
     states_of,
 )
 from rnncls.steps.beside import copy_of, same_random_state
-from rnncls.steps.eager import draw_dropout, train_step
+from rnncls.steps.eager import draw_keys, train_step
 from rnncls.steps.engines import choose
 from rnncls.steps.state import TrainState, due_after, next_due
 from rnncls.training.fit import fit
@@ -273,7 +273,7 @@ def gradients_written_out(state: TrainState, task: Task) -> list[Tensor]:
     """Return the gradient of the next step, before clipping, by torch's own modules."""
     model = copy.deepcopy(state.model)
     batch = next(task.batches(state.step, state.step + 1))
-    keys = draw_dropout(state, task.config)
+    keys = draw_keys(state, task.config)
     loss = nn.functional.cross_entropy(model(batch.tokens, keys=keys), batch.labels)
     return list(torch.autograd.grad(loss, list(model.parameters())))
 

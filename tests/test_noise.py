@@ -21,7 +21,7 @@ from rnncls.model.dropout import Keys, dropout_keys
 from rnncls.model.noise import noise_keys, noised, normals
 from rnncls.model.pieces import WHOLE, Pieces
 from rnncls.model.prefixes import prefix_losses, prefix_weights
-from rnncls.steps.eager import draw_dropout, layout_of
+from rnncls.steps.eager import draw_keys, layout_of
 from rnncls.steps.engines import choose, why_not
 from rnncls.steps.objective import gradients_of_batch, weight_of
 from rnncls.sweep import groups as sweep_groups
@@ -104,9 +104,9 @@ def test_each_layer_and_direction_of_each_step_has_a_key_of_its_own() -> None:
     assert len({key for each in keys for key in each}) == 24
     config = config_of(model={"state_noise": SIGMA, "num_layers": 2, "bidirectional": True})
     state = new_state(load_task(config))
-    assert draw_dropout(state, config).of_states == noise_keys(config.seed, 0, 4)
+    assert draw_keys(state, config).of_states == noise_keys(config.seed, 0, 4)
     without = config_of(model={"num_layers": 2})
-    assert draw_dropout(new_state(load_task(without)), without).of_states == ()
+    assert draw_keys(new_state(load_task(without)), without).of_states == ()
 
 
 # --- against a reference, one token after the other
@@ -139,6 +139,7 @@ def reference(model: RNNClassifier, rows: list[Tensor], keys: Keys, terms: Terms
     for row, ids in enumerate(rows):
         data = list(model.embedding(ids))
         last: list[Tensor] = []
+
         for layer in range(model.rnn.num_layers):
             of_directions = []
             last = []
@@ -147,9 +148,11 @@ def reference(model: RNNClassifier, rows: list[Tensor], keys: Keys, terms: Terms
                 parts = model.initial_state
                 h = torch.zeros(size, dtype=torch.float64) if parts is None else parts[0, unit]
                 c = torch.zeros_like(h) if parts is None or len(parts) == 1 else parts[1, unit]
+
                 states = {}
                 times = list(range(len(ids)))
                 for number, time in enumerate(reversed(times) if direction else times):
+                    # There is none on an initial state.
                     read = h
                     if number > 0:
                         name = (row, unit, time)

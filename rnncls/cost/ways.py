@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnncls.config import Config, ScheduleConfig, SumModConfig
 from rnncls.cost.cases import Case
 from rnncls.data import Batch, PaddedBatch, SumModTask
-from rnncls.steps.eager import draw_dropout, layout_of, train_step
+from rnncls.steps.eager import draw_keys, layout_of, train_step
 from rnncls.steps.objective import gradients_of_batch, precision
 from rnncls.steps.optim import build_optimizer
 from rnncls.system.device import prepare_device
@@ -63,7 +63,7 @@ class _Own:
         self.batch = batch_of(self.case, length, self.device)
 
     def compute_gradients(self) -> None:
-        keys = draw_dropout(self.state, self.task.config)
+        keys = draw_keys(self.state, self.task.config)
         gradients_of_batch(self.state.model, self.batch, self.task, keys)
 
     def step(self) -> None:

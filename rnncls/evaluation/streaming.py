@@ -4,12 +4,14 @@ States are carried from block to block, so memory does not depend on the length.
 wrong once is not read any further.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from tqdm import tqdm
 
 from rnncls.config import Config, SumModConfig
 from rnncls.errors import ConfigError, Problem
@@ -129,9 +131,30 @@ def require_stream(config: Config, option: str, longest: int, setting: str = "")
     return config.data
 
 
-def stream_of(model: RNNClassifier, num_tokens: int) -> Stream:
-    """Return a model as a stream of so many tokens in all: compiled where that is faster."""
-    return compiled_stream(model, num_tokens) or TorchStream(model)
+@contextmanager
+def reading(
+    model: RNNClassifier, num_tokens: int, progress: bool, check: Callable[[], object] | None
+) -> Iterator[tuple[Stream, Told]]:
+    """Give a model as a stream of so many tokens in all, and what is to be told of those read.
+
+    The stream is compiled where that is faster. `progress` shows a bar on stderr if that is a
+    terminal, `check` is called after each block. Afterwards the model is in the mode of before.
+    """
+    stream = compiled_stream(model, num_tokens) or TorchStream(model)
+    is_hidden = None if progress else True
+    was_training = model.training
+    model.eval()
+    try:
+        with tqdm(total=num_tokens, unit="digit", unit_scale=True, disable=is_hidden) as bar:
+
+            def told(digits: int) -> None:
+                bar.update(digits)
+                if check is not None:
+                    check()
+
+            yield stream, told
+    finally:
+        model.train(was_training)
 
 
 @torch.inference_mode()

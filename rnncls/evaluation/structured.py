@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rnncls.config import Config
 from rnncls.config.ranges import DEFAULT_STRUCTURED
@@ -18,8 +17,8 @@ from rnncls.evaluation.streaming import (
     BLOCK_STEPS,
     TOGETHER,
     first_errors,
+    reading,
     require_stream,
-    stream_of,
 )
 from rnncls.model.classifier import RNNClassifier
 from rnncls.seeds import mix
@@ -103,39 +102,25 @@ def evaluate_structured(
         kind: ends_of_kind(kind, data.num_embeddings) for kind in kinds_of(data.num_embeddings)
     }
     total = longest * sum(len(pairs) for pairs in kinds.values())
-    stream = stream_of(model, total)
 
     reports = []
-    was_training = model.training
-    model.eval()
-    try:
-        with tqdm(
-            total=total, unit="digit", unit_scale=True, disable=None if progress else True
-        ) as bar:
+    with reading(model, total, progress, check) as (stream, told):
+        for kind, pairs in kinds.items():
+            firsts: list[int | None] = []
+            for part in torch.split(pairs, TOGETHER):
+                digits_of = digits_of_kind(kind, part)
+                firsts += first_errors(stream, data, digits_of, len(part), longest, told)
 
-            def told(digits: int) -> None:
-                bar.update(digits)
-                if check is not None:
-                    check()
-
-            for kind, pairs in kinds.items():
-                firsts: list[int | None] = []
-                for part in torch.split(pairs, TOGETHER):
-                    block = digits_of_kind(kind, part)
-                    count = len(part)
-                    firsts += first_errors(stream, data, block, count, longest, told)
-                wrong = [first for first in firsts if first is not None]
-                reports.append(
-                    KindReport(
-                        kind=kind,
-                        sequences=len(firsts),
-                        of=size_of_kind(kind, data.num_embeddings),
-                        right=len(firsts) - len(wrong),
-                        longest_right=min(wrong, default=longest + 1) - 1,
-                    )
+            wrong = [first for first in firsts if first is not None]
+            reports.append(
+                KindReport(
+                    kind=kind,
+                    sequences=len(firsts),
+                    of=size_of_kind(kind, data.num_embeddings),
+                    right=len(firsts) - len(wrong),
+                    longest_right=min(wrong, default=longest + 1) - 1,
                 )
-    finally:
-        model.train(was_training)
+            )
     return StructuredReport(longest, reports)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rnncls.config import Config, SumModConfig
 from rnncls.config.ranges import DEFAULT_READ
@@ -16,8 +15,8 @@ from rnncls.evaluation.streaming import (
     BLOCK_STEPS,
     TOGETHER,
     first_errors,
+    reading,
     require_stream,
-    stream_of,
 )
 from rnncls.model.classifier import RNNClassifier
 from rnncls.seeds import mix
@@ -89,28 +88,13 @@ def evaluate_until_wrong(
     Raises: ConfigError, as `require_stream` does.
     """
     data = require_stream(config, "--until-wrong", longest)
-    total = longest * num_sequences
-    stream = stream_of(model, total)
 
     firsts: list[int | None] = []
-    was_training = model.training
-    model.eval()
-    try:
-        with tqdm(
-            total=total, unit="digit", unit_scale=True, disable=None if progress else True
-        ) as bar:
-
-            def told(digits: int) -> None:
-                bar.update(digits)
-                if check is not None:
-                    check()
-
-            for begin in range(0, num_sequences, TOGETHER):
-                count = min(TOGETHER, num_sequences - begin)
-                block = random_digits(data, config.seed, begin // TOGETHER)
-                firsts += first_errors(stream, data, block, count, longest, told)
-    finally:
-        model.train(was_training)
+    with reading(model, longest * num_sequences, progress, check) as (stream, told):
+        for begin in range(0, num_sequences, TOGETHER):
+            count = min(TOGETHER, num_sequences - begin)
+            digits_of = random_digits(data, config.seed, begin // TOGETHER)
+            firsts += first_errors(stream, data, digits_of, count, longest, told)
     return report_of(firsts, longest)
 
 

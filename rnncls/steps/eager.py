@@ -123,7 +123,7 @@ def train_step(
     for parameter in group["params"]:
         parameter.grad = None
 
-    keys = draw_dropout(state, config)
+    keys = draw_keys(state, config)
     if world is None:
         batch = batch.to(state.device)
         labels = batch.labels
@@ -191,9 +191,11 @@ def _gradients_of_share(
     return loss, logits, share.labels
 
 
-def draw_dropout(state: TrainState, config: Config) -> Keys:
-    """Return the keys of the next step's dropout, or seed torch's generator for it."""
-    # Either way dropout is a function of seed and step, so that a resumed run has the same.
+def draw_keys(state: TrainState, config: Config) -> Keys:
+    """Return the keys of the next step's dropout and noise, or seed torch's generator for dropout.
+
+    Either way both are functions of seed and step, so that a resumed run has the same.
+    """
     keys = NO_KEYS
     if config.model.dropout > 0 and state.step_rules == 1:
         torch.manual_seed(mix(config.seed, "dropout", state.step))

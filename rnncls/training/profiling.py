@@ -16,7 +16,7 @@ from rnncls.data import Batch, PaddedBatch, Task
 from rnncls.rundir.log import RunLog
 from rnncls.rundir.paths import PROFILE_TEXT, TRACE
 from rnncls.steps.beside import copy_of, same_random_state
-from rnncls.steps.eager import batches_of, draw_dropout
+from rnncls.steps.eager import batches_of, draw_keys
 from rnncls.steps.objective import losses_of_batch
 from rnncls.steps.optim import clip_grad_norm, learning_rate
 from rnncls.steps.state import TrainState
@@ -134,7 +134,7 @@ def _take_step(
     for parameter in group["params"]:
         parameter.grad = None
 
-    losses = losses_of_batch(state.model, batch, task, draw_dropout(state, config))
+    losses = losses_of_batch(state.model, batch, task, draw_keys(state, config))
     measured = []
     while True:
         with _part("forward", seconds, device):

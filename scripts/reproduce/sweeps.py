@@ -85,9 +85,9 @@ SWEEPS = {
     "T5": Sweep(
         "T5: ten digits, trained on lengths 1-5, tested to 10,000",
         "Lengths 1-5 are evaluated on all 111,110 sequences, the others on 1,000 each. The recipe"
-        " was chosen with seeds from 1,000 on, here and below, but for one thing: repeats take turns"
-        " since 3 of the first 43 of these seeds were wrong on two digits in turns. None of the 43"
-        " was wrong on random sequences.",
+        " was chosen with seeds from 1,000 on, here and below, but for one thing: repeats take"
+        " turns since 3 of the first 43 of these seeds were wrong on two digits in turns. None of"
+        " the 43 was wrong on random sequences.",
         "configs/length_generalisation.yaml",
         "0-63",
         "10,50,100,500,1000",
