@@ -64,6 +64,7 @@ SHORTER = {
     "python -m scripts.bench_sweep": "--rounds 1 --steps 20",
     "python -m scripts.length_failures": "--sequences 4 --length 20 --drift-length 12",
     "python -m scripts.reproduce": "--short --only T5",
+    "python -m scripts.time_to_perfect": "--seeds 0-1",
 }
 
 # Make targets are checked by a test below; `rnncls board`, which serves until it is ended, by

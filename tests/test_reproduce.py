@@ -54,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     config.write_text(dump_config(config_of(train={"max_steps": 6, "engine": "eager"})))
     one = Sweep("One", "Text.", str(config), "0-1", "9", samples=20, shown=(1, 9))
     grid = ("data.modulus=10", "model.nonlinearity=relu,tanh")
-    two = replace(one, title="Two", words=grid, structured=(9,), compared=True)
+    two = replace(one, title="Two", words=grid, compared=True)
 
     def run_here(words: list[str], folder: Path, shards: int) -> int:
         assert shards >= 1
@@ -192,9 +192,7 @@ def test_settings_beside_the_first_one() -> None:
 
     settings = [setting("a.b=first", 0.5, None), setting("a.b=low", 0.4, 0.009)]
     settings += [setting("a.b=high", 0.6, 0.009), setting("a.b=like", 0.4, 0.011)]
-    result = Result(
-        command="rnncls", settings=settings, right={}, train_s=1.0, seconds=1.0, machine="one"
-    )
+    result = Result(command="rnncls", settings=settings, train_s=1.0, seconds=1.0, machine="one")
     sweep = Sweep("Title", "Text.", "", "", "", shown=(5, 50), compared=True)
     lines = page({"name": sweep}, {"name": result}).splitlines()
     assert "| b=first | 0 | 20/20 |  | 19/20 | 4 reach it | 5, lowest 1 | 1.2 |" in lines
@@ -233,7 +231,7 @@ def test_results_are_written_by_one_command(tmp_path: Path) -> None:
     text = (tmp_path / "RESULTS.md").read_text()
     assert text.count("\n## ") == 3
     assert "Fisher's exact test, model.nonlinearity=relu against model.nonlinearity=tanh" in text
-    assert "| all nines |" in text
+    assert "| all structured to 10 | never wrong to 10 |" in text
     assert "- objective=prefix initial_state=zeros: " in text
 
     # One has gone, and another is not trained again.

@@ -120,7 +120,7 @@ def test_both_ways_read_the_same_and_go_on_with_what_is_kept(name: str) -> None:
     tokens = torch.randint(3, (12, TOGETHER))
     keep = torch.randperm(TOGETHER)[:40]
     whole = model.prefix_logits(pack_sequence([*tokens[:, keep].T])).argmax(1).view(12, 40)
-    assert len(whole.unique()) > 1
+    assert whole.min() < whole.max()
     streams: list[Stream] = [TorchStream(model), CompiledStream(model)]
     with torch.inference_mode():
         for stream in streams:

@@ -74,7 +74,7 @@ def reproduce(name: str, sweep: Sweep, out: Path, results: Path) -> int:
     if exit_code:
         return exit_code
 
-    result = result_of(out / name, shlex.join(command), sweep.structured)
+    result = result_of(out / name, shlex.join(command))
     if result is None:
         say(f"{name}: members have failed")
         return 1

@@ -43,8 +43,6 @@ def _section(sweep: Sweep, result: Result) -> list[str]:
     lines += ["", *_length_table(result.settings, sweep.shown)]
     lines += _significance(result.settings)
     lines += ["", _cost(result), ""]
-    if result.right:
-        lines += [*_structured_table(result), ""]
     return lines
 
 
@@ -120,17 +118,6 @@ def _cost(result: Result) -> str:
 
 def _seconds(result: Result) -> str:
     return f"{result.seconds:,.0f} s in all on {result.machine}"
-
-
-def _structured_table(result: Result) -> list[str]:
-    """Return a row per kind of structure: how many members answer such sequences rightly."""
-    members = sum(setting.members for setting in result.settings)
-    lengths = list(next(iter(result.right.values())))
-
-    lines = ["Sequences with a structure; members that are right:", "", *_header(lengths)]
-    for kind, right in result.right.items():
-        lines.append(_row([kind, *(f"{right[n]}/{members}" for n in lengths)]))
-    return lines
 
 
 # --- settings beside the first one

@@ -3,23 +3,15 @@
 A result is made of whole sweeps only, so that it and RESULTS.md never show a part of one.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.stats import mannwhitneyu
 
-from rnncls.data import collate
-from rnncls.rundir.checkpoint import read_checkpoint
-from rnncls.rundir.checkpoint_files import find_newest
-from rnncls.rundir.restore import restore_model
 from rnncls.sweep.outcomes import Outcome, accuracies_at, by_setting
-from rnncls.sweep.plan import Sweep, load_sweep
+from rnncls.sweep.plan import load_sweep
 from rnncls.sweep.summary import (
     LengthAccuracy,
     NoErrors,
@@ -93,7 +85,6 @@ class Result(Kept):
 
     command: str
     settings: list[KeptSetting]
-    right: dict[str, dict[int, int]]  # members that answer a structured sequence rightly, by length
     train_s: float | None  # seconds of steps per member, median over all
     seconds: float  # of the whole sweep
     machine: str
@@ -102,11 +93,8 @@ class Result(Kept):
 # --- from a sweep's folder
 
 
-def result_of(folder: Path, command: str, structured: Sequence[int]) -> Result | None:
-    """Return the result of a sweep; None while its members have not all ended.
-
-    `structured`: lengths of sequences with a structure.
-    """
+def result_of(folder: Path, command: str) -> Result | None:
+    """Return the result of a sweep; None while its members have not all ended."""
     sweep = load_sweep(folder)
     summary = summarize(sweep)
     if any(setting.ended < setting.members for setting in summary.settings):
@@ -118,7 +106,6 @@ def result_of(folder: Path, command: str, structured: Sequence[int]) -> Result |
     return Result(
         command=command,
         settings=[_kept(each, members[each.name], first) for each in summary.settings],
-        right=_answered_rightly(sweep, structured) if structured else {},
         train_s=_train_s(summary.outcomes),
         seconds=round(timing.seconds, 1),
         machine=timing.machine,
@@ -204,32 +191,6 @@ def _train_s(members: Sequence[Outcome]) -> float | None:
     """Return the median of the seconds of steps; None if no member has a time."""
     seconds = [outcome.train_s for outcome in members if outcome.train_s]
     return round(median(seconds), 2) if seconds else None
-
-
-def _answered_rightly(sweep: Sweep, lengths: Sequence[int]) -> dict[str, dict[int, int]]:
-    """Return how many members answer sequences with a structure rightly, by kind and length.
-
-    Random sequences, on which the members were trained, are never like these.
-    """
-    top = 9
-    modulus = 10
-    kinds: dict[str, Any] = {
-        "all zeros": lambda n: torch.zeros(n, dtype=torch.int64),
-        "all nines": lambda n: torch.full((n,), top),
-        "one 7, then zeros": lambda n: torch.tensor([7] + [0] * (n - 1)),
-        "0 and 9 in turns": lambda n: torch.arange(n) % 2 * top,
-        "counting": lambda n: torch.arange(n) % modulus,
-    }
-
-    right = Counter[tuple[str, int]]()
-    for member in sweep.members:
-        model = restore_model(read_checkpoint(find_newest(sweep.run_dir(member))))
-        for kind, n in product(kinds, lengths):
-            tokens = kinds[kind](n)
-            with torch.no_grad():
-                answer = int(model(collate([tokens], torch.zeros(1)).tokens).argmax())
-            right[kind, n] += answer == int(tokens.sum()) % modulus
-    return {kind: {n: right[kind, n] for n in lengths} for kind in kinds}
 
 
 # --- the files

@@ -16,7 +16,6 @@ class Sweep:
     samples: int = 1000
     words: tuple[str, ...] = ()  # overrides, and lists of values
     shown: tuple[int, ...] = ()  # lengths of the table
-    structured: tuple[int, ...] = ()  # lengths of sequences with a structure
 
     # Up to which length members read sequences with a structure, and random ones until wrong.
     all_structured: int | None = None
@@ -190,7 +189,6 @@ def shortened(sweep: Sweep) -> Sweep:
         samples=20,
         words=(*sweep.words, *SHORT),
         shown=(1, 2, 3, 10),
-        structured=(10,) if sweep.structured else (),
         all_structured=sweep.all_structured and 10,
         until_wrong=sweep.until_wrong and 10,
     )
