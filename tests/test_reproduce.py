@@ -190,16 +190,16 @@ def test_settings_beside_the_first_one() -> None:
             p_length=None if p is None else {5: p, 50: 1.0},
         )
 
-    settings = [setting("a.b=first", 0.5, None), setting("a.b=low", 0.4, 0.009)]
+    settings = [setting("a.b=first", 0.5, None), setting("a.b=0.1", 0.4, 0.009)]
     settings += [setting("a.b=high", 0.6, 0.009), setting("a.b=like", 0.4, 0.011)]
     result = Result(command="rnncls", settings=settings, train_s=1.0, seconds=1.0, machine="one")
     sweep = Sweep("Title", "Text.", "", "", "", shown=(5, 50), compared=True)
     lines = page({"name": sweep}, {"name": result}).splitlines()
     assert "| b=first | 0 | 20/20 |  | 19/20 | 4 reach it | 5, lowest 1 | 1.2 |" in lines
-    assert "| b=low | 0.4000, 0.1000, 3/20 | 0.4000, 0.1000, 3/20 |" in lines
+    assert "| b=0.1 | 0.4000, 0.1000, 3/20 | 0.4000, 0.1000, 3/20 |" in lines
     own = [line for line in lines if line.startswith("- ")]
     assert own == [
-        "- b=low: worse at length 5",
+        "- b=0.1: worse at length 5",
         "- b=high: better at length 5",
         "- b=like: no difference",
     ]

@@ -196,10 +196,14 @@ def _of_lengths(lengths: Sequence[str]) -> str:
 def _short(name: str) -> str:
     """Return the name of a setting without the sections of its keys.
 
-    >>> _short("model.pooling=last model.initial_state=zeros")
-    'pooling=last initial_state=zeros'
+    >>> _short("model.init_gain=0.3 data.repeat_share=0.5 seed=1")
+    'init_gain=0.3 repeat_share=0.5 seed=1'
     """
-    return " ".join(word.rpartition(".")[2] for word in name.split(" "))
+    words = []
+    for word in name.split(" "):
+        key, _, value = word.partition("=")
+        words.append(f"{key.rpartition('.')[2]}={value}")
+    return " ".join(words)
 
 
 # --- cells

@@ -79,6 +79,7 @@ SWEEPS = {
         "100,2000",
         10_000,
         shown=(1, 5, 10, 100, 2000),
+        until_wrong=100_000,
     ),
     **LADDER,
     "T5": Sweep(
@@ -125,6 +126,45 @@ SWEEPS = {
         )
         for modulus in (2, 3, 5, 10)
     },
+    "C40": Sweep(
+        "Ten digits, trained on lengths 1-40",
+        "A gain of 1 and less smoothing, noise and decay than for lengths 1-5; hidden size 128.",
+        "configs/length_generalisation.yaml",
+        "0-9",
+        "50,100,500",
+        words=(
+            "data.max_length=40",
+            "model.hidden_size=128",
+            "model.init_gain=1.0",
+            "model.state_noise=0.1",
+            "optimizer.weight_decay=0.1",
+            "schedule.warmup_steps=500",
+            "train.label_smoothing=0.1",
+            "train.max_steps=8000",
+        ),
+        shown=(1, 5, 20, 40, 50, 100, 500),
+        all_structured=1000,
+        until_wrong=1000,
+    ),
+    "ablation": Sweep(
+        "What each ingredient does",
+        "The default config with and without label smoothing, noise on states and repeats, and with"
+        " two sizes of the first weights.",
+        "configs/sum_mod_10.yaml",
+        "0-19",
+        "50,500",
+        200,
+        words=(
+            "train.label_smoothing=0.3,0.0",
+            "model.state_noise=0.2,0.0",
+            "data.repeat_share=0.5,0.0",
+            "model.init_gain=0.3,1.0",
+        ),
+        shown=(5, 50, 500),
+        all_structured=1000,
+        until_wrong=1000,
+        compared=True,
+    ),
     "nonlinearity": Sweep(
         "ReLU against tanh",
         "The default recipe with either.",
