@@ -146,6 +146,23 @@ SWEEPS = {
         all_structured=1000,
         until_wrong=1000,
     ),
+    "two-digits": Sweep(
+        "Two digits: ones counted modulo 10, trained on lengths 1-20",
+        "Sequences of 0 and 1; a gain of 1, half the noise, hidden size 128.",
+        "configs/length_generalisation.yaml",
+        "0-9",
+        "50,100,500",
+        words=(
+            "data.max_value=1",
+            "data.max_length=20",
+            "model.hidden_size=128",
+            "model.init_gain=1.0",
+            "model.state_noise=0.1",
+        ),
+        shown=(1, 5, 10, 20, 50, 100, 500),
+        all_structured=1000,
+        until_wrong=1000,
+    ),
     "ablation": Sweep(
         "What each ingredient does",
         "The default config with and without label smoothing, noise on states and repeats, and with"
