@@ -205,6 +205,17 @@ def test_settings_beside_the_first_one() -> None:
     ]
 
 
+def test_each_row_of_a_table_has_a_cell_for_each_title() -> None:
+    """Also where a length is shown that was not evaluated."""
+    shown = (1, 4, 7, 100)
+    sweeps = {name: replace(sweep, shown=shown) for name, sweep in SWEEPS.items()}
+    text = page(sweeps, read_results(RESULTS, list(SWEEPS)))
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    assert len(tables) > len(SWEEPS)
+    for titles, *rows in tables:
+        assert {row.count("|") for row in rows} == {titles.count("|")}
+
+
 def test_columns_of_sequences_that_are_read_a_few_digits_at_a_time() -> None:
     asked = replace(SWEEPS["T5"], all_structured=1000, until_wrong=10_000)
     words = command_of("T5", asked, Path("out"))

@@ -83,14 +83,19 @@ def _length_table(settings: list[KeptSetting], lengths: Sequence[int]) -> list[s
     lines = _header(lengths)
     for setting in settings:
         label = f"{setting.name} " if setting.name else ""
-        by_length = setting.by_length
-        at = [by_length[n] for n in lengths if n in by_length]  # none where all members diverged
+        # Not every length is evaluated, and none is where all members diverged.
+        at = [setting.by_length.get(n) for n in lengths]
 
-        lines.append(_row([f"{label}median", *(f"{length.median:.4f}" for length in at)]))
-        lines.append(_row([f"{label}inter-quartile mean", *(f"{length.iqm:.4f}" for length in at)]))
-        lines.append(_row([f"{label}lowest", *(f"{length.lowest:.4f}" for length in at)]))
+        medians = [f"{length.median:.4f}" if length else "" for length in at]
+        means = [f"{length.iqm:.4f}" if length else "" for length in at]
+        lowest = [f"{length.lowest:.4f}" if length else "" for length in at]
+        lines.append(_row([f"{label}median", *medians]))
+        lines.append(_row([f"{label}inter-quartile mean", *means]))
+        lines.append(_row([f"{label}lowest", *lowest]))
         for level, title in ((0.99, ">= 99 %"), (1.0, "100 %")):
-            counts = [f"{length.success[level]}/{setting.members}" for length in at]
+            counts = [
+                f"{length.success[level]}/{setting.members}" if length else "" for length in at
+            ]
             lines.append(_row([f"{label}{title}", *counts]))
     return lines
 
@@ -150,7 +155,7 @@ def _compared(settings: list[KeptSetting], lengths: Sequence[int]) -> list[str]:
     lines += ["", "Median accuracy, the lowest, and members with at least 99 %:", ""]
     lines += _header(lengths)
     for setting in settings:
-        cells = [_length_cell(setting, n) for n in lengths if n in setting.by_length]
+        cells = [_length_cell(setting, n) if n in setting.by_length else "" for n in lengths]
         lines.append(_row([_short(setting.name), *cells]))
 
     lines += ["", f"p is of Fisher's exact test against {_short(settings[0].name)}."]

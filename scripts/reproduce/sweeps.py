@@ -142,7 +142,7 @@ SWEEPS = {
             "train.label_smoothing=0.1",
             "train.max_steps=8000",
         ),
-        shown=(1, 5, 20, 40, 50, 100, 500),
+        shown=(1, 5, 19, 40, 50, 100, 500),
         all_structured=1000,
         until_wrong=1000,
     ),
