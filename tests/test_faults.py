@@ -896,7 +896,7 @@ def test_few_open_files_and_odd_paths(tmp_path: Path) -> None:
 def test_chaos() -> None:
     """Run `make chaos` in its short form.
 
-    That is ten kills, and samples of the rest.
+    That is a few kills, one call of each kind that is killed or fails, and samples of the rest.
     """
     parts = ["failpoints", "signals", "stops", "limits", "crowds", "disk_errors", "kills"]
     parts += ["damage", "mutations", "rights", "clocks", "compiling", "several"]
