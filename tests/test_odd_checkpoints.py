@@ -268,6 +268,7 @@ def replace_all(
             raise
         finally:
             torch.set_num_threads(threads)
+    tensorfile.write(newest, text, tensors)
 
     assert len(refusals) > len(cases) // 2
     assert all(error.exit_code > 1 and len(error.render()) < 10_000 for error in refusals)
