@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from rnncls.config import FilesConfig
@@ -258,7 +259,11 @@ def replace_all(
     refusals = []
     threads = torch.get_num_threads()
     for place, odd in cases:
-        tensorfile.write(newest, json.dumps(replaced(whole, place, odd)), tensors)
+        # As `tensorfile.write` does, which waits for the disk.
+        state = json.dumps(replaced(whole, place, odd))
+        metadata = {"format": tensorfile.FORMAT, "state": state}
+        metadata["sha256"] = tensorfile._digest(state, tensors)
+        newest.write_bytes(safetensors.torch.save(tensors, metadata))
         try:
             use(newest)
         except RnnclsError as error:
