@@ -1,7 +1,7 @@
 """Read thousands of damaged data files of every format, and look for rows that got lost.
 
-    python -m scripts.mutate_files                      20,000 files (make chaos)
-    python -m scripts.mutate_files --files 1000         what the tests run
+    python -m scripts.mutate_files                      8,000 files (make chaos)
+    python -m scripts.mutate_files --files 600          what the tests run
     python -m scripts.mutate_files --only csv.gz --first 4711 --files 1
 
 Each file has rows of quotes, separators, ids, other scripts and cells of several lines. It is
@@ -647,10 +647,10 @@ def report(
 
 
 def main(
-    files: Annotated[int, typer.Option(help="Damaged files, of all formats together.")] = 20_000,
+    files: Annotated[int, typer.Option(help="Damaged files, of all formats together.")] = 8_000,
     only: Annotated[str | None, typer.Option(help="One format, such as csv.gz.")] = None,
     first: Annotated[int, typer.Option(help="Number of the first file of each format.")] = 0,
-    large: Annotated[int, typer.Option(help="Large files, besides the others.")] = 10,
+    large: Annotated[int, typer.Option(help="Large files, besides the others.")] = 6,
 ) -> None:
     """Make and read the files; exit code 1 if anything went wrong."""
     raise typer.Exit(1 if run_all(files, only, first, large) else 0)

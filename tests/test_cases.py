@@ -1185,5 +1185,5 @@ def test_the_table_has_a_line_for_each_case() -> None:
 
 @pytest.mark.slow
 def test_damaged_files_lose_no_row() -> None:
-    done = run_command([PYTHON, "-m", "scripts.mutate_files", "--files", "1500", "--large", "5"])
+    done = run_command([PYTHON, "-m", "scripts.mutate_files", "--files", "600", "--large", "2"])
     assert done.returncode == 0, done.stdout + done.stderr

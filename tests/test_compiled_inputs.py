@@ -166,10 +166,12 @@ def test_gradients_are_those_of_the_model(path: Path, cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_of_all_kinds_are_those_of_the_model(path: Path, cell: str) -> None:
     poolings = ("last", "mean", "max", "last_mean_max")
-    choices = product((1, 3), (False, True), (0.0, 0.3), poolings, [*ONE_BY_ONE, ALL], (0.0, 0.2))
-    for layers, bidirectional, dropout, pooling, model, token_dropout in choices:
+    choices = product((1, 3), (False, True), (0.0, 0.3), poolings, [*ONE_BY_ONE, ALL])
+    for number, (layers, bidirectional, dropout, pooling, model) in enumerate(choices):
         if layers == 1 and dropout:
             continue
+        # In turns, beside each model and each pooling.
+        token_dropout = (0.0, 0.2)[(number + number // 8) % 2]
         options = {
             **model,
             "cell": cell,

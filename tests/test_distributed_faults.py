@@ -80,7 +80,7 @@ def test_when_a_process_is_killed_the_other_ends_and_names_it(
 
 @row("R21")
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("victim", [0, 2])
 def test_when_a_process_hangs_the_others_end_within_the_timeout(
     victim: int, tmp_path: Path, forks: subprocess.Popen[str]
 ) -> None:
@@ -220,9 +220,7 @@ def test_a_run_that_is_held_or_damaged_is_refused_by_all(
     ("rank", "number"),
     [
         (1, signal.SIGTERM),
-        pytest.param(0, signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(0, signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(1, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(1, signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )
@@ -459,13 +457,13 @@ def test_under_torchrun_a_stop_is_not_undone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_under_torchrun_a_killed_process_is_started_again(tmp_path: Path) -> None:
     words = [*torchrun("--max-restarts=3"), *SMOKE, "train.checkpoint_every=20"]
-    words += ["--run-dir", str(tmp_path / "run"), "train.max_steps=3000"]
+    words += ["--run-dir", str(tmp_path / "run"), "train.max_steps=1200"]
     with started(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         wait_for_step(tmp_path / "run", 100)
         os.kill(read_status(tmp_path / "run")["pid"], signal.SIGKILL)
         assert process.wait(timeout=SAFETY_S) == 0
     status = read_status(tmp_path / "run")
-    assert (status["state"], status["step"]) == ("finished", 3000)
+    assert (status["state"], status["step"]) == ("finished", 1200)
 
 
 @row("R25")

@@ -80,10 +80,7 @@ def drawn_counts(graph: Graph) -> Counts:
         (2, 3, 2),
         (12, 1, 2),
         (100, 1, 1),
-        *(
-            pytest.param(*sizes, marks=slow)
-            for sizes in product((1, 2, 12, 100), (1, 3, 8), (1, 2))
-        ),
+        *(pytest.param(*sizes, marks=slow) for sizes in product((1, 2, 12), (1, 3, 8), (1, 2))),
     ],
 )
 def test_the_counts_of_a_plain_rnn_are_those_of_the_formula(

@@ -25,7 +25,14 @@ from tests.helpers import (
 
 CELLS = ("rnn", "lstm", "gru")
 POOLINGS = ("last", "mean", "max", "last_mean_max")
-ALL = list(product(CELLS, (False, True), POOLINGS, ("zeros", "learned")))
+# Of all four, every three values are in one case, and every second case is left out.
+ALL = [
+    (cell, is_both, pooling, initial)
+    for cell, is_both, pooling, initial in product(
+        CELLS, (False, True), POOLINGS, ("zeros", "learned")
+    )
+    if (CELLS.index(cell) + is_both + POOLINGS.index(pooling) + (initial == "zeros")) % 2 == 0
+]
 # Each value beside some others; the rest is slow.
 SOME = [
     ("rnn", False, "last", "learned"),

@@ -245,12 +245,8 @@ def test_results_are_written_by_one_command(tmp_path: Path) -> None:
     assert "| all structured to 10 | never wrong to 10 |" in text
     assert "- objective=prefix initial_state=zeros: " in text
 
-    # One has gone, and another is not trained again.
-    shutil.rmtree(tmp_path / "sweeps" / "T5")
-    assert run_command([*script, "--only", "nonlinearity"]).returncode == 0
-    assert (tmp_path / "RESULTS.md").read_text() == text
-
     # A sweep that cannot be run.
+    shutil.rmtree(tmp_path / "sweeps" / "T5")
     (tmp_path / "sweeps" / "T5").touch()
     done = run_command([*script, "--only", "T5"])
     assert done.returncode != 0

@@ -428,14 +428,15 @@ def test_one_flipped_bit_in_compiled_code_is_noticed_before_it_is_loaded(tmp_pat
 def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(
     tmp_path: Path,
 ) -> None:
-    words = [
-        "train",
-        "-c",
-        "configs/smoke.yaml",
-        "train.engine=compiled",
-        "train.max_steps=20",
-        "--run-dir",
-    ]
+    """The process that compiles has the bits of those that read what is kept.
+
+    With these sizes, functions that LLVM has optimized on their own round otherwise than their
+    copies in the program.
+    """
+    words = ["train", "-c", "configs/smoke.yaml", "train.engine=compiled", "train.max_steps=60"]
+    words += ["model.num_layers=2", "model.hidden_size=40", "model.nonlinearity=tanh"]
+    words += ["data.max_length=60", "data.modulus=40", "data.max_value=200", "train.batch_size=33"]
+    words.append("--run-dir")
     own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     load_program()
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnncls"
@@ -464,16 +465,20 @@ def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(
     assert "compiling" not in third.stderr
 
 
-# What a version of Numba whose private parts have other names would do to rnncls.
-OTHER_NUMBA = """
-import numba.core.caching
-del numba.core.serialize.loads
-from rnncls.steps.compiled.code import load_program
+# The smallest of the programs: all are compiled, kept and read by the same functions.
+LOADED = """
+from rnncls.evaluation.compiled import load_program
 load_program()
 """
 
+# What a version of Numba whose private parts have other names would do to rnncls.
+OTHER_NUMBA = f"""
+import numba.core.caching
+del numba.core.serialize.loads
+{LOADED}"""
 
-@pytest.mark.slow  # the whole program is compiled once more
+
+@pytest.mark.slow  # a program is compiled
 @row("R31")
 def test_another_numba_only_costs_time(tmp_path: Path) -> None:
     own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -481,54 +486,22 @@ def test_another_numba_only_costs_time(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     warning, compiling = done.stderr.splitlines()
     assert warning.startswith("rnncls: warning[R31]: compiled code cannot be kept in")
-    assert compiling == "compiling the training step (about 20 s)"
+    assert compiling == "compiling evaluation and prediction (about 6 s)"
 
 
-@pytest.mark.slow  # the whole program is compiled as any other
+@pytest.mark.slow  # a program is compiled as any other
 def test_a_numba_without_the_private_parts_compiles_all_the_same(tmp_path: Path) -> None:
     own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    script = f"import sys\nsys.modules['rnncls.compiled.numba_internals'] = None\n{TRAINED}"
+    script = f"import sys\nsys.modules['rnncls.compiled.numba_internals'] = None\n{LOADED}"
     without = run_python(script, env=own)
     assert without.returncode == 0, without.stderr
     assert "R31" not in without.stderr
-    assert "compiling the training step" in without.stderr
+    assert "compiling evaluation and prediction" in without.stderr
 
     # What it kept is read by the next process.
     again = run_python(script, env=own)
     assert again.returncode == 0, again.stderr
     assert "compiling" not in again.stderr
-
-
-# With these sizes, functions that LLVM has optimized on their own round otherwise than their copies
-# in the program.
-TRAINED = """
-import torch
-from rnncls.data import Block, load_task
-from rnncls.steps.compiled.engine import compiled_steps
-from rnncls.training.states import new_state
-from tests.helpers import config_with
-
-torch.set_num_threads(1)
-case = {
-    "model": {"num_layers": 2, "hidden_size": 40, "nonlinearity": "tanh"},
-    "data": {"max_length": 60, "modulus": 40, "max_value": 200},
-    "train": {"batch_size": 33},
-}
-task = load_task(config_with("compiled", case, max_steps=60))
-state = new_state(task)
-for _ in compiled_steps(state, task):
-    pass
-print(*(parameter.double().sum().item() for parameter in state.model.parameters()))
-"""
-
-
-@pytest.mark.slow
-def test_the_process_that_compiles_has_the_bits_of_those_that_read(tmp_path: Path) -> None:
-    own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    compiling, reading = (run_python(TRAINED, env=own) for _ in range(2))
-    assert "compiling the training step" in compiling.stderr
-    assert reading.stderr == ""
-    assert reading.stdout == compiling.stdout != ""
 
 
 # --- padded batches and captured steps

@@ -196,8 +196,8 @@ def test_a_killed_sweep_resumes_and_ends_the_same(config: Path, tmp_path: Path) 
         "sweep",
         "-c",
         config,
-        "train.max_steps=4000",
-        "train.checkpoint_every=200",
+        "train.max_steps=2000",
+        "train.checkpoint_every=100",
     ]
     words += ["--seeds", "0-3", "--lengths", "1-4", "--sweep-dir"]
     whole = run_rnncls(*words, tmp_path / "whole")

@@ -18,10 +18,10 @@ def damage(folder: Path, short: bool) -> Result:
     path = find_newest(part.whole)
     content = path.read_bytes()
     changed = folder / path.name
-    flips = [rng.randrange(8 * len(content)) for _ in range(500 if short else 3_000)]
+    flips = [rng.randrange(8 * len(content)) for _ in range(200 if short else 2_000)]
     # All lengths are in tests/test_checkpoint.py.
-    edges = 64 if short else 512
-    middle = range(edges, len(content) - edges, 97 if short else 7)
+    edges = 32 if short else 256
+    middle = range(edges, len(content) - edges, 197 if short else 11)
     lengths = [*range(edges), *middle, *range(len(content) - edges, len(content))]
 
     part.check(not is_refused(changed, content), "the undamaged checkpoint is refused")

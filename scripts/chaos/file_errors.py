@@ -3,11 +3,15 @@
 import errno
 import json
 import os
+import re
 import signal
+from collections import Counter
 from pathlib import Path
 
 from scripts.chaos.part import PREFIX, SHORTER, TOGETHER, Part, Result
-from scripts.file_calls import committed, failing, killing, listing
+from scripts.file_calls import committed, failing, killing, listing, without_random_part
+
+DIGITS = re.compile(r"\d+")
 
 
 def list_calls(part: Part) -> list[tuple[str, str]]:
@@ -33,7 +37,9 @@ def failpoints(folder: Path, short: bool) -> Result:
         if name == "write":
             points.append((index, True))
 
-    points = points[:: 4 if short else 1]
+    # In short, the last of each kind: the last checkpoints are those that remove others.
+    if short:
+        points = [*{(calls[index][0], torn): (index, torn) for index, torn in points}.values()]
     for index, torn in points:
         run_dir = part.next_run_dir()
         what = f"kill {'half-way through' if torn else 'before'} call {index}, {calls[index]}"
@@ -50,7 +56,7 @@ def failpoints(folder: Path, short: bool) -> Result:
 
 
 def disk_errors(folder: Path, short: bool) -> Result:
-    """ENOSPC and EIO at every call of every save.
+    """ENOSPC or EIO at every call of every save, in turns for the calls of one kind.
 
     The exit code must be 6, what was committed must stay byte-equal, and the run must be resumable.
     """
@@ -62,17 +68,24 @@ def disk_errors(folder: Path, short: bool) -> Result:
         if path.startswith("checkpoints") and name != "mkdir"
     ]
 
-    chosen = points[:: 4 if short else 1]
-    for index in chosen:
-        for error in (errno.ENOSPC, errno.EIO):
-            what = f"{os.strerror(error)} at call {index}, {calls[index]}"
-            fail_once(part, index, error, what)
+    # A save has each kind of call, such as an fsync of a folder, and a run has many saves.
+    chosen = []
+    times: Counter[str] = Counter()
+    for index in points:
+        kind = DIGITS.sub("", without_random_part(" ".join(calls[index])))
+        chosen.append((index, (errno.ENOSPC, errno.EIO)[times[kind] % 2]))
+        times[kind] += 1
+
+    if short:
+        chosen = [*{calls[index][0]: (index, error) for index, error in chosen}.values()]
+    for index, error in chosen:
+        fail_once(part, index, error, f"{os.strerror(error)} at call {index}, {calls[index]}")
 
     figure = (
-        f"ENOSPC and EIO at {'some' if short else 'each'} of {len(points)} calls of a run's saves: "
+        f"ENOSPC or EIO at {'some' if short else 'each'} of {len(points)} calls of a run's saves: "
         "exit 6, nothing committed changed"
     )
-    return Result(figure, 2 * len(chosen), part.failures)
+    return Result(figure, len(chosen), part.failures)
 
 
 def fail_once(part: Part, index: int, error: int, what: str) -> None:

@@ -252,7 +252,7 @@ def clocks(folder: Path, short: bool) -> Result:
     """
     part = Part(folder, "train.log_every=1", turns=IN_TURNS)
     rng = random.Random(4)
-    num_runs = 3 if short else 12
+    num_runs = 1 if short else 8
     jumps = 0
     expected = event_steps(part.whole)
 

@@ -30,7 +30,7 @@ def kills(folder: Path, short: bool) -> Result:
     part = Part(folder, turns=(*IN_TURNS, COMPILED_GRU))
     rng = random.Random(0)
     run_s = part.seconds()
-    wanted = 10 if short else 80
+    wanted = 3 if short else 40
     tries = 0
     hits = 0
 
@@ -69,7 +69,7 @@ def signals(folder: Path, short: bool) -> Result:
     part = Part(folder, turns=IN_TURNS)
     rng = random.Random(1)
     run_s = part.seconds()
-    wanted = 5 if short else 25
+    wanted = 2 if short else 15
     hits = 0
     early = 0
     late = 0
@@ -113,8 +113,8 @@ def stops(folder: Path, short: bool) -> Result:
     part = Part(folder, turns=IN_TURNS)
     rng = random.Random(2)
     last = part.num_steps - 1  # a signal in the last step finds the run over
-    singles = [[step] for step in range(0, last, 8 if short else 1)]
-    pairs = [sorted(rng.sample(range(last), 2)) for _ in range(5 if short else 25)]
+    singles = [[step] for step in range(0, last, 12 if short else 1)]
+    pairs = [sorted(rng.sample(range(last), 2)) for _ in range(2 if short else 10)]
 
     stops_hit = 0
     for chosen in singles + pairs:

@@ -1,7 +1,7 @@
 """Make thousands of broken inputs of every kind, and look at what comes of them.
 
-    python -m scripts.fuzz                       16,530 cases (a part of make chaos)
-    python -m scripts.fuzz --short               what the tests run
+    python -m scripts.fuzz                       8,616 cases (a part of make chaos)
+    python -m scripts.fuzz --short               a few of each kind
     python -m scripts.fuzz --only link --first 4711 --cases 1
 
     config, checkpoint, dataset, command line    mutated; read in this process

@@ -46,14 +46,14 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "config": Kind(one_config, 4000, 200),
-    "checkpoint": Kind(one_checkpoint, 5000, 200),
-    "dataset": Kind(one_dataset, 5000, 200),
-    "command line": Kind(one_command_line, 1000, 40),
-    "link": Kind(one_link, 500, 20),
-    "terminal": Kind(one_terminal, 600, 20),
-    "read": Kind(one_read, 400, 20),
-    "memory": Kind(one_memory, 30, 6),
+    "config": Kind(one_config, 1500, 50),
+    "checkpoint": Kind(one_checkpoint, 3000, 100),
+    "dataset": Kind(one_dataset, 3000, 100),
+    "command line": Kind(one_command_line, 500, 30),
+    "link": Kind(one_link, 200, 10),
+    "terminal": Kind(one_terminal, 240, 10),
+    "read": Kind(one_read, 160, 8),
+    "memory": Kind(one_memory, 16, 3),
 }
 
 # What one process does before it reports: of the kinds that fork, a case takes 0.2 s and more.
