@@ -8,7 +8,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+import typer
 
+from rnncls.cli import entry
+from rnncls.cli.app import app
 from tests.helpers import Completed, run_rnncls
 
 
@@ -21,6 +24,8 @@ def pytest_configure() -> None:
     They would end this process at once and leave behind what a test has started. nohup wants a
     session to live on after SIGHUP.
 
+    typer builds the command line anew for each call, which takes longer than most commands do.
+
     Hypothesis limits the time of an example unless told otherwise; no test measures time.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -28,6 +33,7 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
+    entry.app = typer.main.get_command(app)
     hypothesis.settings.register_profile(
         "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )

@@ -25,11 +25,9 @@ from typing import IO, Any
 import numpy as np
 import pytest
 import torch
-import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from rnncls.cli import entry
-from rnncls.cli.app import app
 from rnncls.config import Config, SumModConfig
 from rnncls.config.load import parse_config
 from rnncls.data.sequences import Sequences, offsets_of
@@ -310,19 +308,12 @@ def run_rnncls(*words: str | Path, cwd: Path | None = None, input: str = "") -> 
         patch.setattr(sys, "stdin", stdin)
         patch.setattr(sys, "stdout", stdout)
         patch.setattr(sys, "stderr", stderr)
-        patch.setattr(entry, "app", command_line())
         patch.chdir(cwd or ROOT)
         exit_code = entry.run()
 
     # A command keeps the collector of cycles away from what lasts as long as its own process.
     gc.unfreeze()
     return Completed(["rnncls", *words], exit_code, _written(stdout), _written(stderr))
-
-
-@cache
-def command_line() -> Any:
-    """Return the command line as typer builds it, once: that takes longer than most commands do."""
-    return typer.main.get_command(app)
 
 
 def _written(stream: io.TextIOWrapper) -> str:
