@@ -12,7 +12,7 @@ import typer
 
 from rnncls.cli import entry
 from rnncls.cli.app import app
-from tests.helpers import Completed, run_rnncls
+from tests.helpers import Completed, ignoring_no_signals, run_rnncls
 
 
 def pytest_configure() -> None:
@@ -58,20 +58,9 @@ def run_dir(trained: tuple[Path, Completed]) -> Path:
 
 @pytest.fixture
 def signals_not_ignored() -> Iterator[None]:
-    """Let SIGINT and SIGHUP reach the processes that a test starts.
-
-    A process ignores what its parent ignores. A shell starts background jobs with SIGINT ignored,
-    and nohup its command with SIGHUP ignored; pytest may be either.
-    """
-    before = {}
-    for number in (signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_IGN:
-            before[number] = signal.signal(number, signal.SIG_DFL)
-    try:
+    """Let SIGINT and SIGHUP reach the processes that a test starts."""
+    with ignoring_no_signals():
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @pytest.fixture
