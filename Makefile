@@ -30,6 +30,9 @@ train: install ## the main job: train configs/sum_mod_10.yaml and evaluate it
 # Two threads that wait for each other would keep both cores busy, and the other tests waiting.
 test test-slow: export OMP_WAIT_POLICY := passive
 
+# Where this is set, each worker would read every module's source and rewrite its assertions anew.
+test test-slow chaos: export PYTHONDONTWRITEBYTECODE :=
+
 test: install ## the quick tests
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 

@@ -8,8 +8,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+import typer
 
-from tests.helpers import Completed, run_rnncls
+from rnncls.cli import entry
+from rnncls.cli.app import app
+from tests.helpers import Completed, ignoring_no_signals, run_rnncls
 
 
 def pytest_configure() -> None:
@@ -21,6 +24,8 @@ def pytest_configure() -> None:
     They would end this process at once and leave behind what a test has started. nohup wants a
     session to live on after SIGHUP.
 
+    typer builds the command line anew for each call, which takes longer than most commands do.
+
     Hypothesis limits the time of an example unless told otherwise; no test measures time.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -28,6 +33,7 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
+    vars(entry)["app"] = typer.main.get_command(app)
     hypothesis.settings.register_profile(
         "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
@@ -52,20 +58,9 @@ def run_dir(trained: tuple[Path, Completed]) -> Path:
 
 @pytest.fixture
 def signals_not_ignored() -> Iterator[None]:
-    """Let SIGINT and SIGHUP reach the processes that a test starts.
-
-    A process ignores what its parent ignores. A shell starts background jobs with SIGINT ignored,
-    and nohup its command with SIGHUP ignored; pytest may be either.
-    """
-    before = {}
-    for number in (signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_IGN:
-            before[number] = signal.signal(number, signal.SIG_DFL)
-    try:
+    """Let SIGINT and SIGHUP reach the processes that a test starts."""
+    with ignoring_no_signals():
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @pytest.fixture

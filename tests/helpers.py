@@ -367,6 +367,24 @@ def watched(group: int) -> Iterator[None]:
 
 
 @contextmanager
+def ignoring_no_signals() -> Iterator[None]:
+    """Let SIGINT and SIGHUP reach the processes that are started in the block.
+
+    A process ignores what its parent ignores. A shell starts background jobs with SIGINT ignored,
+    and nohup its command with SIGHUP ignored; pytest may be either.
+    """
+    before = {}
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            before[number] = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def started(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[str]]:
     """Start a process in a group of its own, and kill the whole group at the end of the block.
 

@@ -11,11 +11,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import PYTHON, ROOT, started, wait_for
+from tests.helpers import PYTHON, ROOT, ignoring_no_signals, started, wait_for
 
 # Reads what to do as lines of JSON: fork a process, or say how one has ended (null: not yet).
 NURSERY = """
@@ -104,10 +104,14 @@ def _ask(nursery: subprocess.Popen[str], order: dict[str, Any]) -> Any:
 
 @contextmanager
 def nursery() -> Iterator[subprocess.Popen[str]]:
-    """Start the process that forks others. All of them end with the block."""
+    """Start the process that forks others. All of them end with the block, and hear signals."""
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     variables = os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR"}
-    with started([PYTHON, "-c", NURSERY], **streams, env=variables) as process:
+    with ExitStack() as stack:
+        with ignoring_no_signals():
+            process = stack.enter_context(
+                started([PYTHON, "-c", NURSERY], **streams, env=variables)
+            )
         yield process
 
 

@@ -132,7 +132,8 @@ def test_the_first_weights_are_soon_forgotten() -> None:
     assert kept_share(0.1, 1) == 0.1
 
 
-@pytest.mark.parametrize("name", ["mean", "learned", "recomputed", "truncated", "prefix"])
+# An average does not see how gradients come about: one run for each shape of what it has a copy of.
+@pytest.mark.parametrize("name", ["learned", "prefix"])
 def test_training_itself_is_as_without(tmp_path: Path, name: str) -> None:
     without = fit(variant_of(name), tmp_path / "without")
     average = {"average_weights": 0.5, "diagnostics_every": 6, "histogram_every": 6}

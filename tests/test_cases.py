@@ -284,32 +284,24 @@ readable = pytest.mark.parametrize("case", READABLE.values(), ids=READABLE)
 
 
 @readable
-def test_training_and_eval_read_every_row(case: Readable, tmp_path: Path) -> None:
+def test_every_door_reads_every_row(case: Readable, tmp_path: Path) -> None:
     file = write(tmp_path / case.file, case.content)
-    done = train(config_of(file, tmp_path, **case.data))
-    assert done.returncode == 0, done.stderr
-    assert case.said in done.stderr
-    # Once, however many files and splits are read so.
-    assert done.stderr.count("read as:") <= 1
-
-    report = run_rnncls("eval", tmp_path / "run", "--data", file, "--json")
-    assert report.returncode == 0, report.stderr
-    assert json.loads(report.stdout)["examples"] == len(case.rows)
-
-
-@readable
-def test_a_check_reads_every_row(case: Readable, tmp_path: Path) -> None:
-    file = write(tmp_path / case.file, case.content)
-    done = run_rnncls("data", "check", config_of(file, tmp_path, **case.data))
+    config = config_of(file, tmp_path, **case.data)
+    done = run_rnncls("data", "check", config)
     assert done.returncode == 0, done.stderr
     assert f"train: {len(case.rows):,} sequences" in done.stdout
     assert case.said in done.stderr
 
+    done = train(config)
+    assert done.returncode == 0, done.stderr
+    assert case.said in done.stderr
+    # Once, however many files and splits are read so.
+    assert done.stderr.count("read as:") <= 1
+    run_dir = tmp_path / "run"
 
-@readable
-def test_prediction_reads_every_row(case: Readable, tmp_path: Path) -> None:
-    file = write(tmp_path / case.file, case.content)
-    run_dir = trained_on(file, tmp_path, **case.data)
+    done = run_rnncls("eval", run_dir, "--data", file, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["examples"] == len(case.rows)
 
     answers = predicted(run_dir, *input_of(file))
     assert [str(answer["true"]) for answer in answers] == [label for _, label in case.rows]
@@ -317,18 +309,9 @@ def test_prediction_reads_every_row(case: Readable, tmp_path: Path) -> None:
     if case.data.get("tokens") != "ids":
         assert [answer["sequence"] for answer in answers] == [text for text, _ in case.rows]
 
-
-@readable
-def test_python_reads_every_row(case: Readable, tmp_path: Path) -> None:
-    file = write(tmp_path / case.file, case.content)
-    config = config_of(file, tmp_path, **case.data)
+    # And Python reads the same; a sequence from Python is the one of the file.
     assert rows_of(config) == [(" ".join(text.split()), label) for text, label in case.rows]
-
-    # And a sequence from Python is the one of the file.
-    rnncls.fit(rnncls.load_config(config), tmp_path / "run")
-    predictor = rnncls.load(tmp_path / "run")
-    from_python = predictor.predict([text for text, _ in case.rows])
-    answers = predicted(tmp_path / "run", *input_of(file))
+    from_python = rnncls.load(run_dir).predict([text for text, _ in case.rows])
     for prediction, answer in zip(from_python, answers, strict=True):
         assert prediction.label == answer["label"]
         assert prediction.probability == pytest.approx(answer["probability"], rel=1e-4)
@@ -456,11 +439,11 @@ def test_python_refuses_as_the_command_line_does(case: Refused, tmp_path: Path) 
         assert text in one_line(str(caught.value))
 
 
-@pytest.fixture
-def films(tmp_path: Path) -> Path:
-    """A run that knows films."""
-    (tmp_path / "films").mkdir()
-    return trained_on(write(tmp_path / "films" / "films.csv", FILMS), tmp_path / "films")
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that knows films, not to be changed."""
+    folder = tmp_path_factory.mktemp("films")
+    return trained_on(write(folder / "films.csv", FILMS), folder)
 
 
 # What a run cannot change is no advice to who predicts with it.
@@ -1109,9 +1092,10 @@ def numbered(rows: Rows) -> str:
     return "sequence,label\n" + "".join(f"{text},{label}\n" for text, label in cells)
 
 
-@pytest.fixture
-def people(tmp_path: Path) -> Path:
-    """A folder with every file that the table names."""
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every file that the table names. Commands may add files, and change none."""
+    folder = tmp_path_factory.mktemp("people")
     plain = numbered(FILM_ROWS)
     body = plain.partition("\n")[2]
     news = {
@@ -1151,25 +1135,31 @@ def people(tmp_path: Path) -> Path:
     }
 
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        write(tmp_path / name, content)
+        (folder / name).parent.mkdir(exist_ok=True)
+        write(folder / name, content)
 
     # A run beside its data, and a copy of it that was moved away from them.
-    trained_on(tmp_path / "films" / "films.csv", tmp_path / "films", test_fraction=0.1)
-    shutil.copytree(tmp_path / "films" / "run", tmp_path / "run")
-    (tmp_path / "moved").mkdir()
-    (tmp_path / "films").rename(tmp_path / "elsewhere")
-    shutil.move(tmp_path / "elsewhere" / "run", tmp_path / "moved" / "run")
-    return tmp_path
+    trained_on(folder / "films" / "films.csv", folder / "films", test_fraction=0.1)
+    shutil.copytree(folder / "films" / "run", folder / "run")
+    (folder / "moved").mkdir()
+    (folder / "films").rename(folder / "elsewhere")
+    shutil.move(folder / "elsewhere" / "run", folder / "moved" / "run")
+    return folder
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_the_table_says_is_so(command: str, people: Path) -> None:
+def test_what_the_table_says_is_so(command: str, people: Path, tmp_path: Path) -> None:
     if "parquet" in command:
         parquet(people / "table.parquet")
     words = shlex.split(command)[1:]
     if words[0] == "train":
-        words += ["train.max_steps=3", "train.engine=eager", "--run-dir", "new run"]
+        words += [
+            "train.max_steps=3",
+            "train.engine=eager",
+            *LEAN,
+            "--run-dir",
+            str(tmp_path / "run"),
+        ]
     done = run_rnncls(*words, cwd=people)
     assert done.returncode == 0, done.stderr
 

@@ -566,7 +566,9 @@ def measuring() -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 @needs_proc
 @pytest.mark.usefixtures("signals_not_ignored")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_no_process_is_left_after_a_signal(
     measuring: tuple[subprocess.Popen[str], int], number: signal.Signals
 ) -> None:

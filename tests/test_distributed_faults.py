@@ -58,9 +58,9 @@ def forks() -> Iterator[subprocess.Popen[str]]:
 def test_when_a_process_is_killed_the_other_ends_and_names_it(
     victim: int, tmp_path: Path, forks: subprocess.Popen[str]
 ) -> None:
-    words = [*ENDLESS, "--run-dir", tmp_path / "run"]
+    words = [*ENDLESS, "train.log_every=10", "--run-dir", tmp_path / "run"]
     ranks = by_hand(forks, tmp_path, words, words)
-    wait_for_step(tmp_path / "run", 100, ranks)
+    wait_for_step(tmp_path / "run", 20, ranks)
     ranks[victim].send(signal.SIGKILL)
     other = ranks[1 - victim]
     assert [ranks[victim].wait(), other.wait()] == [-signal.SIGKILL, 9]
@@ -224,16 +224,14 @@ def test_a_run_that_is_held_or_damaged_is_refused_by_all(
         pytest.param(1, signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.usefixtures("signals_not_ignored")
 def test_a_signal_to_one_process_saves_and_stops_all(
-    rank: int, number: signal.Signals, tmp_path: Path
+    rank: int, number: signal.Signals, tmp_path: Path, forks: subprocess.Popen[str]
 ) -> None:
-    words = [*ENDLESS, "--run-dir", tmp_path / "run"]
-    with nursery() as forks:
-        ranks = by_hand(forks, tmp_path, words, words)
-        wait_for_step(tmp_path / "run", 100, ranks)
-        ranks[rank].send(number)
-        assert [each.wait() for each in ranks] == [128 + number] * 2
+    words = [*ENDLESS, "train.log_every=10", "--run-dir", tmp_path / "run"]
+    ranks = by_hand(forks, tmp_path, words, words)
+    wait_for_step(tmp_path / "run", 20, ranks)
+    ranks[rank].send(number)
+    assert [each.wait() for each in ranks] == [128 + number] * 2
     status = read_status(tmp_path / "run")
     assert (status["state"], status["exit_code"]) == ("interrupted", 128 + number)
     assert ranks[0].stderr.count("interrupted at step") == 1

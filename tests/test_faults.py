@@ -35,7 +35,6 @@ from tests.helpers import (
     PYTHON,
     ROOT,
     SAFETY_S,
-    VARIANTS,
     Completed,
     at_step,
     change_checkpoint,
@@ -181,12 +180,12 @@ for text in {bad!r}:
         print(error.render())
 """
     outputs = []
-    for options in ([], ["-O"], ["-OO"]):
+    for options in ([], ["-OO"]):
         done = run_command([PYTHON, *options, "-c", code], cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
     assert outputs[0].count("rnncls: error") >= len(bad)
-    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs[0] == outputs[1]
 
 
 @row("C12")
@@ -465,6 +464,7 @@ def test_a_second_ctrl_c_ends_at_once_without_saving(tmp_path: Path) -> None:
 @row("R6")
 def test_sigusr1_saves_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = [
+        "train.max_steps=30",
         "train.checkpoint_every=1000000",
         "train.eval_every=1000000",
         "train.log_every=1000000",
@@ -473,7 +473,7 @@ def test_sigusr1_saves_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyP
     done = run_rnncls(*SMOKE, *every, "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in step_files(tmp_path / "run" / "checkpoints")] == [
-        "step-00000400.safetensors",
+        "step-00000030.safetensors",
         "step-00000008.safetensors",
     ]
 
@@ -657,7 +657,8 @@ def test_steps_that_are_not_finite_may_be_skipped(
 
 
 @row("R12", by="unit")
-@pytest.mark.parametrize("variant", VARIANTS)
+# Each kind of parameter, and each way of computing gradients.
+@pytest.mark.parametrize("variant", ["learned", "together", "prefix_in_pieces"])
 def test_steps_that_are_not_finite_are_left_out_with_each_key(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -763,7 +764,7 @@ def test_an_unexpected_error_leaves_a_crash_log_and_no_checkpoint(
 ) -> None:
     with monkeypatch.context() as patch:
         failing(patch, 3, RuntimeError("device-side assert triggered"))
-        done = run_rnncls(*SMOKE, "--run-dir", tmp_path / "run")
+        done = run_rnncls(*SMOKE, "train.max_steps=20", "--run-dir", tmp_path / "run")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert f"the traceback is in {tmp_path}/run/crash.log" in done.stderr
@@ -771,7 +772,7 @@ def test_an_unexpected_error_leaves_a_crash_log_and_no_checkpoint(
     assert [path.name for path in step_files(tmp_path / "run" / "checkpoints")] == [
         "step-00000000.safetensors"
     ]
-    assert resume(tmp_path / "run").step == 400
+    assert resume(tmp_path / "run").step == 20
 
 
 # --- the rest of the world

@@ -9,26 +9,6 @@ from torch import nn
 
 from rnncls.config import OptimizerConfig, ScheduleConfig
 from rnncls.steps.optim import build_optimizer, clip_grad_norm, learning_rate
-from tests.helpers import run_python
-
-
-def test_an_optimizer_is_made_and_steps_without_torch_dynamo() -> None:
-    """It takes a second of CPU to import, and the update is torch's own."""
-    code = """
-import sys, torch
-from rnncls.config import OptimizerConfig
-from rnncls.steps.optim import build_optimizer
-for name in ("sgd", "adam", "adamw"):
-    config = OptimizerConfig(name=name, weight_decay=0.0)
-    ours = torch.nn.Parameter(torch.ones(2))
-    optimizer = build_optimizer([ours], config)
-    ours.grad = torch.full((2,), 0.3)
-    optimizer.step()
-    assert torch.is_grad_enabled() and ours.requires_grad
-    assert ours.detach().tolist() != [1, 1]
-    print(type(optimizer).__mro__[1].__name__, "torch._dynamo" in sys.modules)"""
-    done = run_python(code)
-    assert done.stdout.splitlines() == ["SGD False", "Adam False", "AdamW False"], done.stderr
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])

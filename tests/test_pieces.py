@@ -127,7 +127,8 @@ def test_what_is_computed_again_gives_the_gradient_of_the_whole(
     for pooling in POOLINGS:
         model = trained_start(cell, bidirectional, pooling, dtype=dtype, dropout=0.3)
         logits, expected = gradients(model, batch, WHOLE)
-        for every in (1, 4):
+        # Pooled in all ways, the gradient has a part of each.
+        for every in (1, 4) if pooling == "last_mean_max" else (4,):
             again, found = gradients(model, batch, Pieces(recompute_every=every))
             torch.testing.assert_close(again, logits, rtol=1e-5, atol=1e-6)
             assert_close(found, expected, (pooling, every))
@@ -318,7 +319,8 @@ def test_truncated_gradients_are_those_of_each_sequences_last_tokens(
         }
         model = model_of(cell, **options)
         whole, _ = gradients(model, batch, WHOLE)
-        for after in (1, 3, 10):
+        # Pooled in all ways, the gradient has a part of each.
+        for after in (1, 3, 10) if pooling == "last_mean_max" else (3,):
             model.zero_grad()
             logits = torch.cat([truncated_logits(model, cell, row, after) for row in rows])
             F.cross_entropy(logits, batch.labels).backward()  # type: ignore[no-untyped-call]

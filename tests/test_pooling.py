@@ -174,7 +174,15 @@ def test_logits_are_those_of_numpy(architecture: Architecture) -> None:
         require_close(logits_of(model, ROWS), expected)
 
 
-@pytest.mark.parametrize("architecture", [each for each in ARCHITECTURES if each[1] == 2], ids=str)
+# What a learned initial state has beside zeros is a parameter more, whatever is pooled.
+SLOPES = [
+    each
+    for each in ARCHITECTURES
+    if each[1] == 2 and (each[4] == "learned" or each[3] == "last_mean_max")
+]
+
+
+@pytest.mark.parametrize("architecture", SLOPES, ids=str)
 def test_gradients_are_the_slopes_of_numpy(architecture: Architecture) -> None:
     model = model_of(architecture)
     weighting = torch.linspace(-1, 1, 3 * len(ROWS), dtype=torch.float64).view(-1, 3)

@@ -571,12 +571,12 @@ def test_a_run_directory_has_one_owner(tmp_path: Path, fails: Callable[..., str]
 @pytest.mark.parametrize(
     ("number", "exit_code"),
     [
-        # Ctrl-C of `rnncls train` has a quick test in test_cli.py.
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGINT, 130),
         (signal.SIGTERM, 143),
-        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+        (signal.SIGHUP, 129),
     ],
 )
+@pytest.mark.slow  # a process each; Ctrl-C of `rnncls train` has a quick test in test_cli.py
 @pytest.mark.row("R4", "R5", "R6")
 @pytest.mark.usefixtures("signals_not_ignored")
 def test_a_signal_saves_and_ends_with_its_code(

@@ -100,7 +100,7 @@ def _running_of(path: Path) -> Running | None:
 def how_to_look(folder: Path, sweep: bool = False) -> list[str]:
     """Return the lines that end a run: the link, and the command for it where it does not work yet.
 
-    `folder`: the run directory, or that of a sweep.
+    `folder`: the run directory, or that of a sweep. `sweep`: pin the success rates of a sweep.
     """
     running = find_running(folder)
     if running is None:
