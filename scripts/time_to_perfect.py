@@ -35,6 +35,8 @@ def main(
     seeds: Annotated[str, typer.Option(help="For example 0-63.")] = "0-63",
 ) -> None:
     """Train each seed and print the steps and seconds to the first evaluation without an error."""
+    if not isinstance(load_config(config).data, SumModConfig):
+        raise typer.BadParameter(f"{config}: only of generated data are there all sequences")
     torch.set_num_threads(1)
     steps: list[float] = []
     seconds: list[float] = []

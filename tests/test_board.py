@@ -284,15 +284,14 @@ def test_a_disk_that_is_full_while_drawing_harms_no_run(tmp_path: Path) -> None:
 
 def test_members_of_a_sweep_draw_none_of_their_own(tmp_path: Path) -> None:
     words = ["configs/smoke.yaml", "train.eval_every=50", "train.engine=eager", "device=cpu"]
-    # A run alone of 50 steps has pictures, and so has the sweep.
-    for plots, steps, own, of_sweep in (("null", 50, 0, 5), ("null", 49, 0, 0), ("true", 2, 5, 5)):
-        sweep = tmp_path / f"{plots}_{steps}"
+    # A run alone of 50 steps has pictures.
+    for plots, steps, count in (("null", 50, 0), ("true", 2, 5)):
+        sweep = tmp_path / plots
         keys = [f"train.plots={plots}", f"train.max_steps={steps}"]
         done = run_rnncls("sweep", *words, *keys, "--seeds", "0", "--sweep-dir", sweep)
         assert done.returncode == 0, done.stderr
-        assert len(list((sweep / "members").rglob("*.png"))) == own
-        assert len(list((sweep / "plots").glob("*.png"))) == of_sweep
-        assert ("success_rate" in done.stderr) == bool(of_sweep)  # what the link pins
+        assert len(list((sweep / "members").rglob("*.png"))) == count
+        assert len(list((sweep / "plots").glob("*.png"))) == 5
 
 
 # --- HParams
@@ -310,8 +309,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_rnncls("train", folder / "rows.csv", *words, "--run-dir", folder / "file")
     assert done.returncode == 0, done.stderr
     grid: list[str | Path] = ["optimizer.weight_decay=0.1,0.2", "--seeds", "0,1"]
-    # Fewer steps would be a trial, and the sweep without a summary in TensorBoard.
-    grid += ["--sweep-dir", folder / "sweep", "train.max_steps=50"]
+    grid += ["--sweep-dir", folder / "sweep"]
     done = run_rnncls("sweep", "configs/smoke.yaml", *words, *grid)
     assert done.returncode == 0, done.stderr
     return folder

@@ -898,10 +898,9 @@ def test_chaos() -> None:
     """Run `make chaos` in its short form.
 
     That is a few kills, one call of each kind that is killed or fails, and samples of the rest.
-    Left out are generated inputs, and many members and rows, of which a few say little.
     """
-    parts = ["failpoints", "signals", "stops", "limits", "disk_errors", "kills"]
-    parts += ["damage", "rights", "clocks", "compiling", "several"]
+    parts = ["failpoints", "signals", "stops", "limits", "crowds", "disk_errors", "kills"]
+    parts += ["damage", "mutations", "rights", "clocks", "compiling", "several"]
     done = run_command([PYTHON, "-m", "scripts.chaos", "--short", "--jobs", "2", *parts])
 
     assert done.returncode == 0, done.stdout + done.stderr

@@ -239,6 +239,13 @@ def use(path: Path) -> None:
         with_files_of_run(checkpoint, task.config.data, OF_RESUMING)
 
 
+def write_at_once(path: Path, state: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Write what `tensorfile.write` does, which waits for the disk."""
+    metadata = {"format": tensorfile.FORMAT, "state": state}
+    metadata["sha256"] = tensorfile._digest(state, tensors)
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
+
+
 def replace_all(
     newest: Path, odd_values: Sequence[Any], most: int | None = None, below: Sequence[str] = ()
 ) -> None:
@@ -250,6 +257,7 @@ def replace_all(
     """
     text, tensors = tensorfile.read(newest)
     whole = json.loads(text)
+    write_at_once(newest, text, tensors)
     use(newest)
     places = [place for place in places_of(whole) if place[: len(below)] == tuple(below)]
     cases = [(place, odd) for place in places for odd in odd_values]
@@ -259,11 +267,7 @@ def replace_all(
     refusals = []
     threads = torch.get_num_threads()
     for place, odd in cases:
-        # As `tensorfile.write` does, which waits for the disk.
-        state = json.dumps(replaced(whole, place, odd))
-        metadata = {"format": tensorfile.FORMAT, "state": state}
-        metadata["sha256"] = tensorfile._digest(state, tensors)
-        newest.write_bytes(safetensors.torch.save(tensors, metadata))
+        write_at_once(newest, json.dumps(replaced(whole, place, odd)), tensors)
         try:
             use(newest)
         except RnnclsError as error:

@@ -22,7 +22,7 @@ from scripts.reproduce.results import (
     Result,
     read_results,
 )
-from scripts.reproduce.running import TIMING, note_time, read_timing
+from scripts.reproduce.running import BUSY, TIMING, machine, note_time, read_timing
 from scripts.reproduce.sweeps import SWEEPS, Sweep, command_of, named
 from tests.helpers import PYTHON, ROOT, config_of, run_command, run_rnncls
 
@@ -56,8 +56,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     grid = ("data.modulus=10", "model.nonlinearity=relu,tanh")
     two = replace(one, title="Two", words=grid, compared=True)
 
-    def run_here(words: list[str], folder: Path, shards: int) -> int:
+    def run_here(words: list[str], folder: Path, shards: int, is_busy: bool) -> int:
         assert shards >= 1
+        assert not is_busy
         done = run_rnncls(*words[1:])
         assert done.returncode == 0, done.stderr
         note_time(folder, 1.0, finished=True)
@@ -79,7 +80,7 @@ def reproduce(folder: Path, only: str = "", page_only: bool = False) -> None:
     """Do what the command does with everything below a folder."""
     out = folder / "out"
     results = folder / "json"
-    command.main(only, page_only, False, out, results, folder / "RESULTS.md")
+    command.main(only, page_only, False, out, results, folder / "RESULTS.md", False)
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -171,6 +172,14 @@ def test_the_seconds_of_all_calls_until_a_sweep_is_finished_count(tmp_path: Path
     note_time(tmp_path, 5.0, finished=True)
     assert read_timing(tmp_path).seconds == 7.0
     assert [path.name for path in tmp_path.iterdir()] == [TIMING]
+    assert not read_timing(tmp_path).machine.endswith(BUSY)
+
+
+def test_a_machine_that_was_busy_for_a_part_of_the_time_is_said_to_be(tmp_path: Path) -> None:
+    note_time(tmp_path, 3.0, finished=False)
+    note_time(tmp_path, 4.0, finished=False, is_busy=True)
+    note_time(tmp_path, 5.0, finished=True, is_busy=True)
+    assert read_timing(tmp_path).machine == machine() + BUSY
 
 
 def test_settings_beside_the_first_one() -> None:

@@ -463,6 +463,7 @@ def test_compiled_code_is_kept_and_a_damaged_or_missing_place_only_costs_time(
     assert third.returncode == 0, third.stderr
     assert "R31" not in third.stderr
     assert "compiling" not in third.stderr
+    assert outcome(tmp_path / "3") == outcome(tmp_path / "2")
 
 
 # The smallest of the programs: all are compiled, kept and read by the same functions.

@@ -211,7 +211,7 @@ def _run(
     """
     from rnncls.dashboard.link import how_to_look
     from rnncls.sweep.members import run_sweep
-    from rnncls.sweep.report import is_trial, updated_summary
+    from rnncls.sweep.report import updated_summary
 
     # On stderr, because stdout is for the summary, which may be JSON.
     say(f"sweep directory: {sweep.folder}")
@@ -227,7 +227,7 @@ def _run(
     with updated_summary(sweep, plots=True) as summary:
         _warn_without_scipy(summary)
         _print_summary(summary, as_json)
-    for line in how_to_look(sweep.folder, sweep=not is_trial(summary)):
+    for line in how_to_look(sweep.folder, sweep=True):
         say(line)
 
     # After all else, so that one broken member does not keep the summary from being written.

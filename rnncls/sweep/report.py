@@ -8,7 +8,6 @@ from rnncls.sweep.paths import FOLDERS
 from rnncls.sweep.plan import Sweep
 from rnncls.sweep.plots.draw import draw
 from rnncls.sweep.summary import Summary, summarize, write_summary
-from rnncls.training.advice import LEAST_STEPS
 
 
 @contextmanager
@@ -16,7 +15,7 @@ def updated_summary(sweep: Sweep, *, plots: bool) -> Iterator[Summary]:
     """Summarise the sweep for the body, and write summary.json, summary.csv, plots/ and summary/
     after it, also when the body raises.
 
-    `plots`: whether to draw, which takes seconds. A trial has no pictures. Raises: WriteError.
+    `plots`: whether to draw, which takes seconds. Raises: WriteError.
     """
     # The folder is held from reading to writing, so that of two shards that end at the same time
     # the later summary is the one that stays. The body comes before the writing, so that a full
@@ -28,13 +27,5 @@ def updated_summary(sweep: Sweep, *, plots: bool) -> Iterator[Summary]:
             yield summary
         finally:
             write_summary(sweep, summary)
-            if plots and not is_trial(summary):
+            if plots:
                 draw(sweep, summary)
-
-
-def is_trial(summary: Summary) -> bool:
-    """Return whether no member has come so far that, as a run alone, it would have pictures."""
-    return not any(
-        outcome.member.config.train.plots or outcome.diverged or outcome.step >= LEAST_STEPS
-        for outcome in summary.outcomes
-    )

@@ -140,7 +140,7 @@ def why_no_strace() -> str:
         return "strace is not installed"
 
     probe = subprocess.run(
-        ["strace", "-o", os.devnull, "true"],
+        ["strace", "-f", "--seccomp-bpf", "-o", os.devnull, "true"],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

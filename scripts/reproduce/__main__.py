@@ -3,6 +3,7 @@
     python -m scripts.reproduce                    everything: two to three hours on two cores
     python -m scripts.reproduce --only ladder,T5   some of it: names, or beginnings of names
     python -m scripts.reproduce --page             runs nothing
+    python -m scripts.reproduce --busy             RESULTS.md says that other work ran beside it
     python -m scripts.reproduce --short            the same with two seeds and few steps, as a test;
                                                    all of it is below runs/short
 
@@ -37,6 +38,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the sweeps are kept.")] = None,
     results: Annotated[Path | None, typer.Option(help="Where the JSON files are kept.")] = None,
     output: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
+    is_busy: Annotated[bool, typer.Option("--busy", help="Say that other work runs, too.")] = False,
 ) -> None:
     """Run the sweeps, keep their results and write RESULTS.md."""
     # SIGTERM raises KeyboardInterrupt as Ctrl-C does; `run_all` then kills what it started.
@@ -56,7 +58,7 @@ def main(
 
     sweeps = {name: shortened(sweep) for name, sweep in SWEEPS.items()} if short else SWEEPS
     for name in names:
-        if exit_code := reproduce(name, sweeps[name], out, results):
+        if exit_code := reproduce(name, sweeps[name], out, results, is_busy):
             say(f"{name}: exit code {exit_code}; its results and {output} are unchanged")
             raise typer.Exit(exit_code)
         write_page(sweeps, results, output)
@@ -67,10 +69,10 @@ def main(
     print(f"wrote {output}")
 
 
-def reproduce(name: str, sweep: Sweep, out: Path, results: Path) -> int:
+def reproduce(name: str, sweep: Sweep, out: Path, results: Path, is_busy: bool) -> int:
     """Run a sweep and keep its result, if it is whole. Return the exit code."""
     command = command_of(name, sweep, out)
-    exit_code = run(command, out / name, usable_cores() if sweep.compared else 1)
+    exit_code = run(command, out / name, usable_cores() if sweep.compared else 1, is_busy)
     if exit_code:
         return exit_code
 

@@ -15,6 +15,9 @@ from rnncls.system.machine import usable_cores
 
 TIMING = "timing.json"
 
+# Behind the name of a machine whose times are those of one that had other work as well.
+BUSY = ", with other work beside it"
+
 
 class Timing(BaseModel):
     """What timing.json in a sweep's folder says."""
@@ -24,10 +27,11 @@ class Timing(BaseModel):
     finished: bool = True
 
 
-def run(command: list[str], folder: Path, shards: int = 1) -> int:
+def run(command: list[str], folder: Path, shards: int = 1, is_busy: bool = False) -> int:
     """Run or resume a sweep, note how long that took, and return its exit code.
 
     With several `shards`, as many processes train a part of the members each, one at a time.
+    `is_busy`: note that other work runs on the machine, too.
     """
     commands = [[sys.executable, "-m", *command]]
     if shards > 1:
@@ -40,7 +44,8 @@ def run(command: list[str], folder: Path, shards: int = 1) -> int:
         exit_code = run_all(commands)
     finally:
         if folder.is_dir():
-            note_time(folder, time.perf_counter() - started_at, finished=exit_code == 0)
+            seconds = time.perf_counter() - started_at
+            note_time(folder, seconds, finished=exit_code == 0, is_busy=is_busy)
     return exit_code
 
 
@@ -59,7 +64,7 @@ def run_all(commands: Sequence[Sequence[str]]) -> int:
     return next((code for code in exit_codes if code), 0)
 
 
-def note_time(folder: Path, seconds: float, finished: bool) -> None:
+def note_time(folder: Path, seconds: float, finished: bool, is_busy: bool = False) -> None:
     """Add the seconds of a call to those of the calls before it.
 
     Nothing is added to the time of a finished sweep: later calls train nothing.
@@ -70,6 +75,8 @@ def note_time(folder: Path, seconds: float, finished: bool) -> None:
 
     if not timing.finished:
         timing.seconds += seconds
+        if is_busy and not timing.machine.endswith(BUSY):
+            timing.machine += BUSY
         timing.finished = finished
         write_atomically(folder / TIMING, timing.model_dump_json().encode())
 
