@@ -1,6 +1,7 @@
 """What a run says while it trains and at its end: lines, bars, warnings, and `train --check`."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -75,9 +76,19 @@ def test_the_metric_that_chose_is_named_with_its_value(metric: str, tmp_path: Pa
     status = read_status(tmp_path / "run")
     assert (status["best_metric"], status["best_value"]) == (metric, best)
     assert status["best_step"] == step
+
+    # The lines say which step is the best so far; one that is as good takes the place of another.
+    sign = -1 if metric == "loss" else 1
+    before = -math.inf
     for line in step_lines(done.stderr):
-        assert f"val/{metric} {values[int(line.split()[1])]:.4f}" in line
-    assert step_lines(done.stderr)[0].endswith("   best")
+        value = values[int(line.split()[1])]
+        assert f"val/{metric} {value:.4f}" in line
+        marks = re.findall(r"   (best(?: again)?)$", line)
+        if sign * value > before:
+            assert marks == ["best"]
+        else:
+            assert marks == (["best again"] if sign * value == before else [])
+        before = max(before, sign * value)
 
 
 def test_before_the_first_evaluation_there_is_no_best_value(tmp_path: Path) -> None:

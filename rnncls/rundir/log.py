@@ -175,10 +175,11 @@ class RunLog:
         events = self._events
         return events is not None and self.write(EVENTS, lambda: events.add_graph(graph))
 
-    def show(self, step: int, scalars: dict[str, float], is_better: bool) -> None:
+    def show(self, step: int, scalars: dict[str, float], mark: str) -> None:
         """Show people the values of a step: in the bar, and at an evaluation in a line of its own.
 
-        `scalars`, by TensorBoard tag, may have averages that are not logged at this step.
+        `scalars`, by TensorBoard tag, may have averages that are not logged at this step. `mark`:
+        what ends the line, such as "best".
         """
         self._latest |= scalars
         self._bar.set_postfix_str(self._postfix(step), refresh=False)
@@ -195,8 +196,8 @@ class RunLog:
         used, available = self._task.validation_sizes
         if available is not None and used < available:
             line += f"   (of {used:,} sequences)"
-        if is_better:
-            line += "   best"
+        if mark:
+            line += f"   {mark}"
         self.say(line)
 
     def _postfix(self, step: int) -> str:

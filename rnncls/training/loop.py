@@ -89,7 +89,7 @@ def after_step(
     due = due_after(train, step)
     is_over = step >= task.max_steps
     is_best = False
-    is_better = False
+    mark = ""
     notes = []
     scalars: dict[str, float] = {}
 
@@ -106,7 +106,8 @@ def after_step(
             scalars = world.first(lambda: found.scalars)
         is_best = note_score(state, scalars, train.best_metric)
         # People read "best" as better than before. Of equal evaluations the latest counts.
-        is_better = is_best and state.stale_evaluations == 0
+        if is_best:
+            mark = "best" if state.stale_evaluations == 0 else "best again"
         # NaN before there is one: HParams leaves runs out that lack a metric.
         scalars["val/best_value"] = math.nan if state.best_value is None else state.best_value
 
@@ -127,7 +128,7 @@ def after_step(
         state.totals = Totals()
     if scalars:
         log.log(step, scalars)
-        log.show(step, averages | scalars, is_better)
+        log.show(step, averages | scalars, mark)
     for note in filter(None, notes):
         log.say(*note.splitlines())
     _log_network(state, task, log, due, is_over)

@@ -5,7 +5,7 @@
 RUN is a run directory, or a folder with some below it, such as a sweep's. Each has one nn.RNN layer
 and the task sum_mod; its newest checkpoint is measured. DIR gets length_failures.json with every
 number, and three pictures: margins, drift on zeros, and Lyapunov exponents. measuring.py has the
-formulas. A run takes about 10 s of one core.
+formulas. A run takes 10 to 30 s of one core.
 """
 
 from pathlib import Path
