@@ -52,23 +52,36 @@ def start_together(size: int, variables: dict[str, str]) -> TCPStore:
 
 def train_all(folder: Path, cases: list[Case], size: int) -> bool:
     """Train cases by so many forks of this process; return whether all of them ended well."""
-    store = start_together(size, environment := dict[str, str]())
+    # Forked before there is a store, whose threads may hold a lock that a fork would wait for.
     pids = []
+    pipes = []
     for rank in range(size):
+        reading, writing = os.pipe()
         pid = os.fork()
         if not pid:
-            _train_as(rank, environment, folder, cases)
+            _train_as(rank, reading, folder, cases)
+        os.close(reading)
         pids.append(pid)
+        pipes.append(writing)
 
+    store = start_together(size, environment := dict[str, str]())
+    for writing in pipes:
+        with os.fdopen(writing, "w") as pipe:
+            pipe.write(json.dumps(environment) + "\n")
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     del store
     return not any(codes)
 
 
-def _train_as(rank: int, environment: dict[str, str], folder: Path, cases: list[Case]) -> None:
-    """Train cases as one of the processes, and end this one."""
+def _train_as(rank: int, reading: int, folder: Path, cases: list[Case]) -> None:
+    """Train cases as one of the processes, and end this one.
+
+    `reading`: the end of a pipe from which a line with the variables of the launcher comes.
+    """
     code = 1
     try:
+        with os.fdopen(reading) as pipe:
+            environment = json.loads(pipe.readline())
         os.environ.update(environment, RANK=str(rank))
         # After a fork PyTorch makes its autograd engine anew when it is next used.
         torch.zeros(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
