@@ -46,14 +46,14 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "config": Kind(one_config, 1500, 20),
-    "checkpoint": Kind(one_checkpoint, 3000, 20),
-    "dataset": Kind(one_dataset, 3000, 20),
-    "command line": Kind(one_command_line, 500, 8),
-    "link": Kind(one_link, 200, 4),
-    "terminal": Kind(one_terminal, 240, 4),
-    "read": Kind(one_read, 160, 4),
-    "memory": Kind(one_memory, 16, 1),
+    "config": Kind(one_config, 1500, 50),
+    "checkpoint": Kind(one_checkpoint, 3000, 100),
+    "dataset": Kind(one_dataset, 3000, 100),
+    "command line": Kind(one_command_line, 500, 30),
+    "link": Kind(one_link, 200, 10),
+    "terminal": Kind(one_terminal, 240, 10),
+    "read": Kind(one_read, 160, 8),
+    "memory": Kind(one_memory, 16, 3),
 }
 
 # What one process does before it reports: of the kinds that fork, a case takes 0.2 s and more.
