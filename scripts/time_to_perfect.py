@@ -36,7 +36,7 @@ def main(
 ) -> None:
     """Train each seed and print the steps and seconds to the first evaluation without an error."""
     if not isinstance(load_config(config).data, SumModConfig):
-        raise typer.BadParameter(f"{config}: only of generated data are there all sequences")
+        raise typer.BadParameter(f"{config}: it needs generated data, to know all sequences")
     torch.set_num_threads(1)
     steps: list[float] = []
     seconds: list[float] = []

@@ -499,7 +499,7 @@ def test_a_sweep_of_an_earlier_version_is_completed_as_it_was_then(
 # --- a run from before several processes could train it
 
 
-@pytest.mark.slow  # as many seconds as processes
+@pytest.mark.slow  # two processes, which take seconds to start
 def test_a_run_from_before_processes_is_resumed_by_two_as_it_was_by_one(
     before: Path, tmp_path: Path
 ) -> None:

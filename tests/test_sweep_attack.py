@@ -91,8 +91,7 @@ def test_a_full_stdout_does_not_keep_the_summary_from_being_stored(
         pytest.skip("needs /dev/full")
     sweep = tmp_path / "sweep"
     with open("/dev/full", "w") as full:
-        # Fewer steps would be a trial, which has no pictures.
-        done = run_process(*words_of(config, sweep), "train.max_steps=50", stdout=full)
+        done = run_process(*words_of(config, sweep), stdout=full)
     assert done.returncode == 6, done.stderr
     assert "error[R9]" in done.stderr
     assert json.loads((sweep / "summary.json").read_text())["groups"][0]["ended"] == 1
